@@ -1,0 +1,205 @@
+"""Benchmarks: one YAML file each, which says where the data is and how a sample becomes a question.
+
+The YAML's fields are described in docs/benchmark.md. Templates are Jinja2 in a sandbox: a benchmark is data, not code.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.meta
+import yaml
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from teacherlm import ROOT
+from teacherlm.errors import UserError
+from teacherlm.prompts import LETTERS, Question, prompt_fields, remove_duplicated_block
+from teacherlm.records import Record
+
+FOLDER = ROOT / "benchmarks"
+RESERVED = ("text", "cot_text", "error_text", "fundamental_text", "cot", "error", "fundamental", "all")
+"""Fields that the pipeline adds to a sample; a dataset that brings them already would lose its own."""
+
+
+def full_stop(text: str) -> str:
+    """A full stop where the closing punctuation is missing (the reference's list for MMLU: . , ? ! and the quote)."""
+    return text if text.endswith((".", ",", "?", "!", '"')) else text + "."
+
+
+def one_line(text: str) -> str:
+    return text.replace("\n", " ")
+
+
+SANDBOX = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
+SANDBOX.filters |= {"full_stop": full_stop, "one_line": one_line, "single_blanks": remove_duplicated_block}
+SANDBOX.globals.clear()
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark as its YAML describes it. Fields: see docs/benchmark.md."""
+
+    path: Path
+    title: str
+    question: str
+    choices: tuple[str, ...]
+    answer: str
+    splits: Mapping[str, str]
+    hub: str | None = None
+    hub_config: str | None = None
+    local: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    columns: tuple[str, ...] | None = None
+    file_field: str | None = None
+    labels: Mapping[str, str] | None = None
+    answer_is: str = "letter"
+    preamble: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @cached_property
+    def templates(self) -> dict[str, jinja2.Template]:
+        sources = {"question": self.question, "answer": self.answer, "preamble": self.preamble}
+        sources |= {f"choice {letter}": source for letter, source in zip(LETTERS, self.choices)}
+        compiled = {}
+        for name, source in sources.items():
+            try:
+                compiled[name] = SANDBOX.from_string(source)
+            except jinja2.TemplateSyntaxError as error:
+                raise UserError(f"{self.path}: the template {name} is no valid Jinja2: {error.message}") from error
+        return compiled
+
+    @cached_property
+    def fields(self) -> tuple[str, ...]:
+        """The sample's fields that the templates read, in the order of the templates."""
+        sources = [self.question, *self.choices, self.answer, self.preamble]
+        return tuple(dict.fromkeys(f for s in sources for f in sorted(jinja2.meta.find_undeclared_variables(SANDBOX.parse(s)))))
+
+    def ask(self, sample: Record, where: str) -> Question:
+        """The question that a sample asks.
+
+        Args:
+            sample: the dataset's own fields.
+            where: the sample's place, for messages: "train.json, line 7".
+
+        Raises:
+            UserError: a field is missing or null, a template fails, or the answer is none of the choices.
+        """
+        for name in self.fields:
+            if sample.get(name) is None:
+                state = "is null" if name in sample else "is missing"
+                raise UserError(f"{where}: the field {name!r} {state}; {self.title} needs {', '.join(self.fields)}")
+        rendered = {}
+        for name, template in self.templates.items():
+            try:
+                rendered[name] = template.render(sample)
+            except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
+                raise UserError(f"{where}: the template {name} of {self.path.name} fails: {error}") from error
+        if not rendered["question"].strip():
+            raise UserError(f"{where}: the question is empty (field {self.fields[0]!r})")
+        choices = tuple(rendered[f"choice {letter}"] for letter in LETTERS[: len(self.choices)])
+        gold = self.gold(rendered["answer"], choices, where)
+        return Question(rendered["question"], choices, gold, rendered["preamble"])
+
+    def gold(self, answer: str, choices: tuple[str, ...], where: str) -> int:
+        """Index of the choice that an answer names: by the YAML's `labels`, by its letter, index or text."""
+        letters = LETTERS[: len(choices)]
+        if self.labels is not None:
+            accepted = {label: letters.index(letter) for label, letter in self.labels.items()}
+        elif self.answer_is == "text":
+            accepted = {text: index for index, text in enumerate(choices)}  # of equal texts the last, as the reference
+        elif self.answer_is == "index":
+            accepted = {str(index): index for index in range(len(choices))}
+        else:
+            accepted = {letter: index for index, letter in enumerate(letters)}
+        if answer not in accepted:
+            names = jinja2.meta.find_undeclared_variables(SANDBOX.parse(self.answer))
+            fields = ", ".join(map(repr, sorted(names)))
+            raise UserError(f"{where}: the field {fields} is {answer!r}; expected one of {', '.join(map(repr, accepted))}")
+        return accepted[answer]
+
+    def prepare(self, sample: Record, where: str) -> Record:
+        """A training sample with its four prompt fields: what the teacher reads."""
+        self.refuse_reserved(sample, where)
+        return {**sample, **prompt_fields(self.ask(sample, where))}
+
+    def test_sample(self, sample: Record, where: str) -> Record:
+        """A test sample as the tasks read it: own fields, `task_name`, `question`, `answer`, and `preamble` if any.
+
+        A source field of one of these names is kept as `origin_question` and so on.
+        """
+        asked = self.ask(sample, where)
+        added = {"task_name": self.title, "question": asked.with_choices, "answer": asked.answer}
+        if asked.preamble:
+            added["preamble"] = asked.preamble
+        own = {f"origin_{name}" if name in added else name: value for name, value in sample.items()}
+        return {**own, **added}
+
+    def refuse_reserved(self, sample: Record, where: str) -> None:
+        taken = [name for name in RESERVED if name in sample]
+        if taken:
+            raise UserError(f"{where}: the field {taken[0]!r} is already there, and the pipeline writes it; rename it first")
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_benchmark(name: str) -> Benchmark:
+    """Read `benchmarks/NAME.yaml`, or the YAML file that `name` is a path of.
+
+    Raises:
+        UserError: there is none (near names are listed), or a field of the YAML is missing, unknown or malformed.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        near = difflib.get_close_matches(name, names(), cutoff=0.4) or names()
+        raise UserError(f"no benchmark {name!r}; there are: {', '.join(near)} (or give the path of a YAML file)")
+    content = read_yaml(path, Benchmark, computed={"path"})
+    for key in ("choices", "columns"):
+        if key in content:
+            content[key] = tuple(content[key])
+    benchmark = Benchmark(path=path, **content)
+    if not all(isinstance(choice, str) for choice in benchmark.choices):
+        raise UserError(f"{path}: choices: texts in quotes were expected, found {list(benchmark.choices)!r}")
+    if not 2 <= len(benchmark.choices) <= len(LETTERS):
+        raise UserError(f"{path}: choices: 2 to {len(LETTERS)} templates were expected, found {len(benchmark.choices)}")
+    if benchmark.answer_is not in ("letter", "index", "text"):
+        raise UserError(f"{path}: answer_is: letter, index or text was expected, found {benchmark.answer_is!r}")
+    for label, letter in (benchmark.labels or {}).items():
+        if not isinstance(label, str) or letter not in LETTERS[: len(benchmark.choices)]:
+            raise UserError(f"{path}: labels: {label!r}: {letter!r} is no pair of a quoted label and a choice's letter")
+    if missing := {"train", "test"} - set(benchmark.splits):
+        raise UserError(f"{path}: splits: {' and '.join(sorted(missing))} missing; it names the source's split for each")
+    benchmark.templates  # compiled now, so that a broken template is found before any data is read
+    return benchmark
+
+
+def read_yaml(path: Path, kind: type, computed: set[str]) -> dict[str, Any]:
+    """The mapping in a YAML file, checked against a dataclass: no unknown key, no missing one.
+
+    Args:
+        computed: fields of the dataclass that do not come from the file.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: no valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a mapping of names to values was expected")
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.name not in computed}
+    for key in content:
+        if key not in fields:
+            raise UserError(f"{path}: unknown field {key!r}; known: {', '.join(fields)}")
+    for key, described in fields.items():
+        required = described.default is dataclasses.MISSING and described.default_factory is dataclasses.MISSING
+        if required and content.get(key) is None:
+            raise UserError(f"{path}: the field {key!r} is missing")
+    return {key: value for key, value in content.items() if value is not None}

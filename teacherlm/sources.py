@@ -1,0 +1,142 @@
+"""Where a benchmark's samples come from: the hub, a folder of files as the authors publish them, or a saved dataset."""
+
+import csv
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from teacherlm.benchmarks import Benchmark
+from teacherlm.errors import UserError
+from teacherlm.records import Record, read_records
+
+Sample = tuple[str, Record]
+"""(where it stands, its fields)"""
+
+
+def read_split(benchmark: Benchmark, split: str, data: Path | None = None, limit: int | None = None) -> Iterator[Sample]:
+    """Yield the samples of a split, in the source's order.
+
+    Args:
+        benchmark: whose data.
+        split: "train", "test" or another key of the benchmark's `splits`.
+        data: a folder with the benchmark's `files`, or a `datasets` folder; None: the benchmark's own `local` folder,
+            or else the hub.
+        limit: the first so many samples only.
+
+    Raises:
+        UserError: the data is missing, or a file cannot be read as what it should be.
+    """
+    if split not in benchmark.splits:
+        raise UserError(f"{benchmark.path}: no split {split!r}; there are: {', '.join(benchmark.splits)}")
+    if data is None and benchmark.local is not None:
+        data = benchmark.path.parent / benchmark.local
+    if data is None:
+        samples = read_hub(benchmark, split)
+    elif (data / "dataset_dict.json").is_file():
+        samples = read_saved(data, benchmark.splits[split])
+    else:
+        samples = read_files(benchmark, split, data)
+    return itertools.islice(samples, limit)
+
+
+def source_files(benchmark: Benchmark, data: Path | None) -> list[Path]:
+    """The local files that the benchmark's splits are read from; none when the hub is the source."""
+    if data is None:
+        if benchmark.local is None:
+            return []
+        data = benchmark.path.parent / benchmark.local
+    if (data / "dataset_dict.json").is_file():
+        return sorted(file for file in data.rglob("*") if file.is_file())
+    return sorted({file for split in benchmark.splits for file in split_files(benchmark, split, data)})
+
+
+def split_files(benchmark: Benchmark, split: str, data: Path) -> list[Path]:
+    if not data.is_dir():
+        raise UserError(f"{data}: no such folder; the data of {benchmark.title} was expected there")
+    pattern = benchmark.files.get(split)
+    if pattern is None:
+        raise UserError(f"{benchmark.path}: files: no file is named for the split {split!r}")
+    found = sorted(data.glob(pattern))
+    if not found:
+        raise UserError(f"{data / pattern}: no such file; {benchmark.title}'s {split} samples were expected there")
+    return found
+
+
+def read_files(benchmark: Benchmark, split: str, data: Path) -> Iterator[Sample]:
+    for file in split_files(benchmark, split, data):
+        extra = {}
+        if benchmark.file_field:
+            head, tail = Path(benchmark.files[split]).name.split("*")
+            extra = {benchmark.file_field: file.name.removeprefix(head).removesuffix(tail)}
+        rows = read_csv(file, benchmark.columns) if file.suffix == ".csv" else read_json(file)
+        for where, sample in rows:
+            yield where, {**sample, **extra}
+
+
+def read_json(file: Path) -> Iterator[Sample]:
+    """JSON lines, or one JSON list of objects (as StrategyQA is published)."""
+    with open(file, "rb") as handle:
+        start = handle.read(1024).lstrip()[:1]
+    if start != b"[":
+        for number, record in read_records(file):
+            yield f"{file}, line {number}", record
+        return
+    try:
+        records = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: no valid JSON: {error}") from error
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record, dict):
+            raise UserError(f"{file}, sample {number}: a JSON object was expected, found {str(record)[:60]!r}")
+        yield f"{file}, sample {number}", record
+
+
+def read_csv(file: Path, columns: tuple[str, ...] | None) -> Iterator[Sample]:
+    """CSV with a header row, or with the `columns` of the benchmark; columns of the same name make a list."""
+    with open(file, encoding="utf-8-sig", newline="") as handle:
+        reader = csv.reader(handle, strict=True)
+        try:
+            names = columns or tuple(next(reader, ()))
+            for row in reader:
+                where = f"{file}, line {reader.line_num}"
+                if not row:
+                    continue
+                if len(row) != len(names):
+                    raise UserError(f"{where}: {len(names)} columns were expected, found {len(row)}")
+                sample: Record = {}
+                for name, value in zip(names, row):
+                    if names.count(name) == 1:
+                        sample[name] = value
+                    else:
+                        sample.setdefault(name, []).append(value)
+                yield where, sample
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise UserError(f"{file}, line {reader.line_num}: no valid CSV in UTF-8: {error}") from error
+
+
+def read_saved(data: Path, split: str) -> Iterator[Sample]:
+    import datasets
+
+    saved = datasets.load_from_disk(str(data))
+    if split not in saved:
+        raise UserError(f"{data}: no split {split!r}; there are: {', '.join(saved)}")
+    for number, sample in enumerate(saved[split], start=1):
+        yield f"{data}, {split} sample {number}", sample
+
+
+def read_hub(benchmark: Benchmark, split: str) -> Iterator[Sample]:
+    import datasets
+
+    source = benchmark.splits[split]
+    try:
+        loaded = datasets.load_dataset(benchmark.hub, benchmark.hub_config, split=source)
+    except Exception as error:  # the hub's client raises a dozen kinds, and none of them is a fault of this code
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{benchmark.title} could not be loaded from the hub ({benchmark.hub}, {source}: {reason}); check the network "
+            "and HF_ENDPOINT, or give a local folder with the authors' files (make: "
+            f"{benchmark.name.upper()}_DATA=DIR, data_prepare.py: --data DIR)"
+        ) from error
+    for number, sample in enumerate(loaded, start=1):
+        yield f"{benchmark.hub}, {source} sample {number}", sample
