@@ -7,6 +7,7 @@ A stage is done when stage, arguments and input digests are those of its manifes
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import socket
 import subprocess
@@ -29,12 +30,19 @@ def manifest_of(output: Path) -> Path:
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
-    """A manifest, or None where there is none or it cannot be read as one."""
+    """A manifest, or None where there is none or it cannot be read as one.
+
+    Outputs are written relative to the manifest, so that a run's folder can be moved; here they are made whole again.
+    """
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return manifest if isinstance(manifest, dict) and "stage" in manifest else None
+    if not isinstance(manifest, dict) or "stage" not in manifest:
+        return None
+    for output in manifest["outputs"].values():
+        output["path"] = str(path.parent / output["path"])
+    return manifest
 
 
 def describe(path: Path, known: Mapping[str, Any] | None = None, files: list[Path] | None = None) -> dict[str, Any]:
@@ -58,10 +66,12 @@ def describe(path: Path, known: Mapping[str, Any] | None = None, files: list[Pat
             described[name] = old
         else:
             described[name] = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sha256(file)}
-    total = hashlib.sha256()
-    for name in sorted(described):
-        total.update(f"{described[name]['sha256']}  {name}\n".encode() if path.is_dir() else described[name]["sha256"].encode())
-    return {"path": str(path), "sha256": total.hexdigest(), "files": described}
+    if path.is_file():
+        digest = described[path.name]["sha256"]
+    else:  # as of the output of sha256sum in that folder
+        lines = "".join(f"{described[name]['sha256']}  {name}\n" for name in sorted(described))
+        digest = hashlib.sha256(lines.encode()).hexdigest()
+    return {"path": str(path), "sha256": digest, "files": described}
 
 
 def sha256(file: Path) -> str:
@@ -118,11 +128,14 @@ def write_manifest(
         counts: numbers for people (records, tokens, seconds).
         started: time.time() at the start.
     """
+    written = {name: describe(output) for name, output in outputs.items()}
+    for output in written.values():
+        output["path"] = os.path.relpath(output["path"], path.parent)
     manifest = {
         "stage": stage,
         "arguments": dict(arguments),
         "inputs": dict(inputs),
-        "outputs": {name: describe(output) for name, output in outputs.items()},
+        "outputs": written,
         "counts": dict(counts),
         "versions": versions(),
         "host": socket.gethostname(),

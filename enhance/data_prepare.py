@@ -1,0 +1,246 @@
+"""Prepare a benchmark for the teacher, and post-process what the teacher wrote.
+
+Without arguments, from this folder, it does what is to be done for CREAK, as the reference's command does:
+
+1. prepare: CREAK.jsonl (each training sample with its four prompt fields), the test set for evaluate/, and CREAK/, a
+   DatasetDict with the same fields;
+2. post-process, once CREAK_cot.jsonl (or _error, _fundamental) is there: CREAK/ becomes the train Dataset with `cot`,
+   `all`, `cot_tail` (`error_tail`, `fundamental_tail`, and `full_tail` when all three kinds are there).
+
+What is done and unchanged is skipped.
+"""
+
+import argparse
+import itertools
+import shutil
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dataset_folder import Stream, make_dataset
+
+from teacherlm import ROOT, manifests
+from teacherlm.benchmarks import Benchmark, load_benchmark
+from teacherlm.errors import UserError, run
+from teacherlm.files import require_writable, set_aside, whole_folder
+from teacherlm.prompts import KINDS, full_tail, remove_duplicated_block
+from teacherlm.records import Record, read_records, write_records
+from teacherlm.sources import read_split, source_files
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--benchmark", default="creak", help="name of a YAML in benchmarks/, or its path (default: creak)")
+    parser.add_argument("--data", type=Path, help="local folder with the benchmark's files (default: the hub)")
+    parser.add_argument("--output_dir", type=Path, default=Path(), help="where the files go (default: this folder)")
+    parser.add_argument(
+        "--test_dir",
+        type=Path,
+        default=ROOT / "evaluate" / "lm_eval" / "datasets",
+        help="where the folder with the test set goes (default: evaluate/lm_eval/datasets)",
+    )
+    parser.add_argument("--limit", type=int, help="the first so many training samples only")
+    parser.add_argument("--post_process", action="store_true", help="post-process what is in --output_dir, and only that")
+    args = parser.parse_args()
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit: a positive number was expected, found {args.limit}")
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    benchmark = load_benchmark(args.benchmark)
+    require_writable(args.output_dir)
+    enhanced = enhanced_files(benchmark, args.output_dir)
+    if args.post_process and not enhanced:
+        expected = args.output_dir / f"{benchmark.title}_cot.jsonl"
+        raise UserError(f"{expected}: no such file, and no _error or _fundamental; run enhance.sh first")
+    if not args.post_process:
+        require_writable(args.test_dir)
+        prepare(benchmark, args.data, args.output_dir, args.test_dir, args.limit)
+    if enhanced:
+        post_process(benchmark, enhanced, args.output_dir)
+
+
+def enhanced_files(benchmark: Benchmark, folder: Path) -> dict[str, Path]:
+    """Prompt field -> the file that holds the teacher's texts for it, for those that are there."""
+    files = {field: folder / f"{benchmark.title}_{kind}.jsonl" for field, kind in KINDS.items()}
+    return {field: file for field, file in files.items() if file.exists()}
+
+
+# ---------------------------------------------------------------------------------------------------------- prepare
+
+
+def prepare(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Path, limit: int | None) -> None:
+    """Write TITLE.jsonl, the test set and the DatasetDict TITLE/, unless they are there and match their source."""
+    started = time.time()
+    jsonl, saved, test = folder / f"{benchmark.title}.jsonl", folder / benchmark.title, test_dir / benchmark.name
+    manifest_path = manifests.manifest_of(jsonl)
+    manifest = manifests.read_manifest(manifest_path)
+    if manifest is None and jsonl.exists():
+        print(f"prepare: {jsonl} is there and has no manifest: taken as it is; remove it to have it made again")
+        return
+    inputs = describe_source(benchmark, data, manifest)
+    arguments = {"benchmark": benchmark.name, "limit": limit}
+    changes = manifests.changes(manifest, "prepare", arguments, inputs)
+    if not changes:
+        print(f"prepare: done already, nothing to do ({manifest_path} matches {benchmark.title}'s source)")
+    else:
+        if manifest is not None:
+            print(f"prepare: again, because {'; '.join(changes)}")
+        train = write_records(jsonl, (record for _, record in prepared(benchmark, "train", data, limit)))
+        tested = save(partial(test_samples, benchmark, data), test)
+        print(f"prepare: {jsonl} has {train} training samples, {test} has {tested} test samples")
+        manifests.write_manifest(
+            manifest_path,
+            stage="prepare",
+            arguments=arguments,
+            inputs=inputs,
+            outputs={"records": jsonl, "test set": test},
+            counts={"train": train, "test": tested},
+            started=started,
+        )
+    if not enhanced_files(benchmark, folder):
+        save_prompts(benchmark, data, saved, jsonl, limit)
+
+
+def describe_source(benchmark: Benchmark, data: Path | None, manifest: dict[str, Any] | None) -> dict[str, Any]:
+    """Digests of what the prepared files depend on: the YAML and the source's files, or the hub's name."""
+    known = (manifest or {}).get("inputs", {})
+    files = source_files(benchmark, data)
+    if files:
+        root = Path(benchmark.path.parent / benchmark.local) if data is None else data
+        source = manifests.describe(root, known.get("source"), files)
+    else:
+        source = {"path": f"hub: {benchmark.hub}", "sha256": f"{benchmark.hub} {benchmark.hub_config or ''}".strip()}
+    return {"benchmark": manifests.describe(benchmark.path, known.get("benchmark")), "source": source}
+
+
+def prepared(benchmark: Benchmark, split: str, data: Path | None, limit: int | None) -> Iterator[tuple[str, Record]]:
+    for where, sample in read_split(benchmark, split, data, limit):
+        yield where, benchmark.prepare(sample, where)
+
+
+def test_samples(benchmark: Benchmark, data: Path | None) -> Iterator[tuple[str, Record]]:
+    for where, sample in read_split(benchmark, "test", data):
+        yield where, benchmark.test_sample(sample, where)
+
+
+def save_prompts(benchmark: Benchmark, data: Path | None, saved: Path, jsonl: Path, limit: int | None) -> None:
+    """Save the DatasetDict of the prepared training samples and the test split's samples, both with prompts."""
+    import datasets
+
+    started = time.time()
+    manifest = manifests.read_manifest(manifests.manifest_of(saved))
+    known = (manifest or {}).get("inputs", {})
+    inputs = {"records": manifests.describe(jsonl, known.get("records"))}
+    changes = manifests.changes(manifest, "prepare", {}, inputs)
+    if not changes:
+        return
+    if manifest is None:
+        keep_foreign(saved)
+    test_name = benchmark.splits["test"]
+    streams = {"train": partial(stream_file, jsonl), test_name: partial(prepared, benchmark, "test", data, None)}
+    made = {name: make_dataset(stream, saved) for name, stream in streams.items()}
+    try:
+        with whole_folder(saved) as whole:
+            dataset = datasets.DatasetDict({name: part for name, (part, _) in made.items()})
+            dataset.save_to_disk(str(whole))
+    finally:
+        for _, cache in made.values():
+            shutil.rmtree(cache, ignore_errors=True)
+    counts = {name: len(part) for name, part in dataset.items()}
+    finish(saved, "prepare", inputs, counts, started)
+    print(f"prepare: {saved} is a DatasetDict of {', '.join(f'{name} {count}' for name, count in counts.items())}")
+
+
+# ------------------------------------------------------------------------------------------------------ post-process
+
+
+def post_process(benchmark: Benchmark, enhanced: dict[str, Path], folder: Path) -> None:
+    """Save the train Dataset with the teacher's texts and what a student is finetuned on: the `*_tail` fields."""
+    started = time.time()
+    saved = folder / benchmark.title
+    manifest = manifests.read_manifest(manifests.manifest_of(saved))
+    known = (manifest or {}).get("inputs", {})
+    inputs = {KINDS[field]: manifests.describe(file, known.get(KINDS[field])) for field, file in enhanced.items()}
+    changes = manifests.changes(manifest, "post_process", {}, inputs)
+    if not changes:
+        print(f"post-process: done already, nothing to do ({manifests.manifest_of(saved)} matches its inputs)")
+        return
+    if manifest is None:
+        keep_foreign(saved)
+    count = save(partial(with_tails, enhanced), saved)
+    finish(saved, "post_process", inputs, {"train": count}, started)
+    print(f"post-process: {saved} has {count} samples with {', '.join(KINDS[field] for field in enhanced)}")
+
+
+def with_tails(enhanced: dict[str, Path]) -> Iterator[tuple[str, Record]]:
+    """The records of the enhanced files, which hold the same samples in the same order, joined into one each.
+
+    `all` is the first kind's (cot, where it is there).
+    """
+    readers = {field: read_records(file) for field, file in enhanced.items()}
+    for row in itertools.zip_longest(*readers.values()):
+        parts = dict(zip(readers, row))
+        for field, part in parts.items():
+            if part is None:
+                raise UserError(f"{enhanced[field]}: ends before the other enhanced files; enhance all of its samples first")
+        (first, (number, record)), *_ = parts.items()
+        where = f"{enhanced[first]}, line {number}"
+        joined = dict(record)
+        texts = {}
+        for field, (other_number, other) in parts.items():
+            kind = KINDS[field]
+            there = f"{enhanced[field]}, line {other_number}"
+            for needed in (kind, "all", "text"):
+                if not isinstance(other.get(needed), str):
+                    raise UserError(f"{there}: the field {needed!r} is missing or no text; this is no file of enhance.py")
+            if other["text"] != record["text"]:
+                raise UserError(f"{there}: another sample than in {where}; the enhanced files must hold the same samples")
+            texts[field] = joined[kind] = other[kind]
+            joined["all"] = record["all"]
+        for field, part in parts.items():
+            joined[f"{KINDS[field]}_tail"] = remove_duplicated_block(part[1]["all"])
+        if len(texts) == len(KINDS):
+            joined["full_tail"] = full_tail(joined["text"], texts)
+        yield where, joined
+
+
+# ------------------------------------------------------------------------------------------------------------ common
+
+
+def stream_file(jsonl: Path) -> Iterator[tuple[str, Record]]:
+    for number, record in read_records(jsonl):
+        yield f"{jsonl}, line {number}", record
+
+
+def save(stream: Stream, folder: Path) -> int:
+    """Save a stream of records as a `datasets` folder, whole or not at all; returns how many there were."""
+    dataset, cache = make_dataset(stream, folder)
+    try:
+        with whole_folder(folder) as whole:
+            dataset.save_to_disk(str(whole))
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+    return len(dataset)
+
+
+def keep_foreign(folder: Path) -> None:
+    """Set aside a folder that this script did not write (no manifest): the user's own data is never overwritten."""
+    old = set_aside(folder)
+    if old is not None:
+        print(f"{folder} was there without a manifest: kept as {old}")
+
+
+def finish(saved: Path, stage: str, inputs: dict[str, Any], counts: dict[str, int], started: float) -> None:
+    path = manifests.manifest_of(saved)
+    manifests.write_manifest(
+        path, stage=stage, arguments={}, inputs=inputs, outputs={"dataset": saved}, counts=counts, started=started
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,68 @@
+"""Records become a `datasets` folder: streamed, with features that are the same however many samples there are."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from teacherlm.errors import UserError
+from teacherlm.files import beside
+from teacherlm.records import Record
+
+Stream = Callable[[], Iterator[tuple[str, Record]]]
+"""Opens the records anew at each call: (where a record stands, the record)."""
+
+
+def make_dataset(stream: Stream, scratch: Path):
+    """A `datasets.Dataset` of the records, in their order; memory does not grow with their number.
+
+    Args:
+        stream: called twice: for the features, then for the values.
+        scratch: a path beside which the Arrow file is built; the dataset reads from there until it is saved.
+
+    Raises:
+        UserError: a field has values of types that do not go together (both places are named).
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    features = datasets.Features.from_arrow_schema(infer_schema(stream))
+    names = list(features)
+
+    def rows() -> Iterator[Record]:
+        for _, record in stream():
+            yield {name: record.get(name) for name in names}
+
+    cache = tempfile.mkdtemp(prefix=beside(scratch, "cache-").name, dir=scratch.parent)
+    return datasets.Dataset.from_generator(rows, features=features, cache_dir=cache), Path(cache)
+
+
+def infer_schema(stream: Stream) -> pa.Schema:
+    """The Arrow schema that holds every record: all of them are looked at, none is kept."""
+    types: dict[str, pa.DataType] = {}
+    first: dict[str, str] = {}
+    for where, record in stream():
+        for name, value in record.items():
+            known = types.get(name)
+            if isinstance(value, str) and known == pa.string():
+                continue
+            try:
+                found = pa.infer_type([value])
+                types[name] = found if known is None else unify(known, found)
+            except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+                raise UserError(
+                    f"{where}: the field {name!r} is {str(value)[:40]!r}, which does not go with the {known} that it is "
+                    f"elsewhere ({first.get(name, where)}); make it one type"
+                ) from error
+            if known is None or pa.types.is_null(known):
+                first[name] = where
+    return pa.schema(list(types.items()))
+
+
+def unify(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """The type that holds both: whole numbers become floats, nulls become anything; a text and a number do not mix."""
+    if one == other:
+        return one
+    schemas = [pa.schema([("field", kind)]) for kind in (one, other)]
+    return pa.unify_schemas(schemas, promote_options="permissive").field("field").type
