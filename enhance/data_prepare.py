@@ -32,7 +32,9 @@ from teacherlm.sources import read_split, source_files
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--benchmark", default="creak", help="name of a YAML in benchmarks/, or its path (default: creak)")
+    parser.add_argument(
+        "--benchmark", default="creak", help="name of a YAML in benchmarks/, or its path (default: creak)"
+    )
     parser.add_argument("--data", type=Path, help="local folder with the benchmark's files (default: the hub)")
     parser.add_argument("--output_dir", type=Path, default=Path(), help="where the files go (default: this folder)")
     parser.add_argument(
@@ -42,7 +44,9 @@ def parse_arguments() -> argparse.Namespace:
         help="where the folder with the test set goes (default: evaluate/lm_eval/datasets)",
     )
     parser.add_argument("--limit", type=int, help="the first so many training samples only")
-    parser.add_argument("--post_process", action="store_true", help="post-process what is in --output_dir, and only that")
+    parser.add_argument(
+        "--post_process", action="store_true", help="post-process what is in --output_dir, and only that"
+    )
     args = parser.parse_args()
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit: a positive number was expected, found {args.limit}")
@@ -98,7 +102,7 @@ def prepare(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Pat
             stage="prepare",
             arguments=arguments,
             inputs=inputs,
-            outputs={"records": jsonl, "test set": test},
+            outputs={"records": manifests.describe(jsonl), "test set": manifests.describe(test)},
             counts={"train": train, "test": tested},
             started=started,
         )
@@ -187,7 +191,9 @@ def with_tails(enhanced: dict[str, Path]) -> Iterator[tuple[str, Record]]:
         parts = dict(zip(readers, row))
         for field, part in parts.items():
             if part is None:
-                raise UserError(f"{enhanced[field]}: ends before the other enhanced files; enhance all of its samples first")
+                raise UserError(
+                    f"{enhanced[field]}: ends before the other enhanced files; enhance all of its samples first"
+                )
         (first, (number, record)), *_ = parts.items()
         where = f"{enhanced[first]}, line {number}"
         joined = dict(record)
@@ -197,9 +203,13 @@ def with_tails(enhanced: dict[str, Path]) -> Iterator[tuple[str, Record]]:
             there = f"{enhanced[field]}, line {other_number}"
             for needed in (kind, "all", "text"):
                 if not isinstance(other.get(needed), str):
-                    raise UserError(f"{there}: the field {needed!r} is missing or no text; this is no file of enhance.py")
+                    raise UserError(
+                        f"{there}: the field {needed!r} is missing or no text; this is no file of enhance.py"
+                    )
             if other["text"] != record["text"]:
-                raise UserError(f"{there}: another sample than in {where}; the enhanced files must hold the same samples")
+                raise UserError(
+                    f"{there}: another sample than in {where}; the enhanced files must hold the same samples"
+                )
             texts[field] = joined[kind] = other[kind]
             joined["all"] = record["all"]
         for field, part in parts.items():
@@ -236,9 +246,14 @@ def keep_foreign(folder: Path) -> None:
 
 
 def finish(saved: Path, stage: str, inputs: dict[str, Any], counts: dict[str, int], started: float) -> None:
-    path = manifests.manifest_of(saved)
     manifests.write_manifest(
-        path, stage=stage, arguments={}, inputs=inputs, outputs={"dataset": saved}, counts=counts, started=started
+        manifests.manifest_of(saved),
+        stage=stage,
+        arguments={},
+        inputs=inputs,
+        outputs={"dataset": manifests.describe(saved)},
+        counts=counts,
+        started=started,
     )
 
 

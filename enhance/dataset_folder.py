@@ -52,8 +52,8 @@ def infer_schema(stream: Stream) -> pa.Schema:
                 types[name] = found if known is None else unify(known, found)
             except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
                 raise UserError(
-                    f"{where}: the field {name!r} is {str(value)[:40]!r}, which does not go with the {known} that it is "
-                    f"elsewhere ({first.get(name, where)}); make it one type"
+                    f"{where}: the field {name!r} is {str(value)[:40]!r}, which does not go with the {known} "
+                    f"that it is elsewhere ({first.get(name, where)}); make it one type"
                 ) from error
             if known is None or pa.types.is_null(known):
                 first[name] = where

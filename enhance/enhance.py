@@ -42,15 +42,21 @@ def parse_arguments() -> argparse.Namespace:
         help="auto: bfloat16 where the device computes in it, else float32",
     )
     parser.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest token (default: 1, sampling)")
-    parser.add_argument("--top_p", type=float, default=1.0, help="sample from the likeliest tokens up to this probability")
+    parser.add_argument(
+        "--top_p", type=float, default=1.0, help="sample from the likeliest tokens up to this probability"
+    )
     parser.add_argument("--seed", type=int, default=0, help="a record's draws depend on it and the prompt (default: 0)")
-    parser.add_argument("--restart", action="store_true", help="keep what was made with other settings beside, begin anew")
+    parser.add_argument(
+        "--restart", action="store_true", help="keep what was made with other settings beside, begin anew"
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # torchrun of the reference passes it
     args = parser.parse_args()
     for name, low in (("batch_size", 1), ("num_tokens", 1), ("temperature", 0), ("top_p", 1e-9), ("seed", 0)):
         value = getattr(args, name)
         if value is not None and value < low:
-            raise UserError(f"--{name}: {'a positive number' if low else 'no negative number'} was expected, found {value}")
+            raise UserError(
+                f"--{name}: {'a positive number' if low else 'no negative number'} was expected, found {value}"
+            )
     if args.output.resolve() == args.input.resolve():
         raise UserError(f"--output: {args.output} is the input; give another file")
     return args
@@ -77,9 +83,9 @@ def main() -> None:
         print(f"enhance: done already, nothing to do ({manifest_path} matches its inputs)")
         return
     if args.output.exists() and not args.restart:
+        why = "; ".join(changes) if manifest else "without a manifest"
         raise UserError(
-            f"{args.output} is there already ({'; '.join(changes) if manifest else 'without a manifest'}); move it away, "
-            "or pass --restart, which keeps it beside"
+            f"{args.output} is there already ({why}); move it away, or pass --restart, which keeps it beside"
         )
 
     work = {**arguments, **{name: described["sha256"] for name, described in inputs.items()}}
@@ -96,7 +102,7 @@ def main() -> None:
         stage="enhance",
         arguments=arguments,
         inputs=inputs,
-        outputs={"enhanced": args.output},
+        outputs={"enhanced": manifests.describe(args.output)},
         counts={"records": total, "new_tokens": tokens, "seconds": round(time.time() - started, 1), "dtype": dtype},
         started=started,
     )
@@ -127,7 +133,9 @@ def check_records(path: Path, task_type: str) -> int:
             )
         for added in (KINDS[task_type], "all"):
             if added in record:
-                raise UserError(f"{path}, line {number}: the field {added!r} is already there; rename or remove it first")
+                raise UserError(
+                    f"{path}, line {number}: the field {added!r} is already there; rename or remove it first"
+                )
     return count
 
 

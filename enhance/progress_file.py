@@ -12,7 +12,7 @@ from typing import Any
 
 from teacherlm.errors import UserError
 from teacherlm.files import set_aside
-from teacherlm.records import dump_line, drop_torn_line
+from teacherlm.records import drop_torn_line, dump_line
 
 
 class ProgressFile:

@@ -96,8 +96,8 @@ class TransformersEngine:
         for prompt, length in zip(prompts, lengths):
             if self.window is not None and length >= self.window:
                 raise UserError(
-                    f"record {prompt.index + 1}: the prompt has {length} tokens and the teacher's window is {self.window}; "
-                    "shorten or remove this record"
+                    f"record {prompt.index + 1}: the prompt has {length} tokens and the teacher's window is "
+                    f"{self.window}; shorten or remove this record"
                 )
         inputs = {name: inputs[name].to(self.device) for name in ("input_ids", "attention_mask")}
         processors = LogitsProcessorList()
@@ -129,7 +129,9 @@ def load(folder: Path, dtype: str, device: torch.device) -> torch.nn.Module:
             quantized = BitsAndBytesConfig(load_in_8bit=True)
             return AutoModelForCausalLM.from_pretrained(folder, quantization_config=quantized, device_map={"": 0})
         except ImportError as error:
-            raise UserError("--dtype int8 needs the package bitsandbytes; install the extra: pip install -e .[gpu]") from error
+            raise UserError(
+                "--dtype int8 needs the package bitsandbytes; install the extra: pip install -e .[gpu]"
+            ) from error
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"the model in {folder} cannot be loaded: {error}") from error
 

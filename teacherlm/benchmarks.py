@@ -1,8 +1,12 @@
 """Benchmarks: one YAML file each, which says where the data is and how a sample becomes a question.
 
 The YAML's fields are described in docs/benchmark.md. Templates are Jinja2 in a sandbox: a benchmark is data, not code.
+
+Run as a script it answers a shell's question: `python -m teacherlm.benchmarks title NAME` prints what the benchmark's
+files are called by.
 """
 
+import argparse
 import dataclasses
 import difflib
 from collections.abc import Mapping
@@ -17,7 +21,7 @@ import yaml
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from teacherlm import ROOT
-from teacherlm.errors import UserError
+from teacherlm.errors import UserError, run
 from teacherlm.prompts import LETTERS, Question, prompt_fields, remove_duplicated_block
 from teacherlm.records import Record
 
@@ -66,6 +70,14 @@ class Benchmark:
 
     @cached_property
     def templates(self) -> dict[str, jinja2.Template]:
+        return self.compile()
+
+    def compile(self) -> dict[str, jinja2.Template]:
+        """The templates by name: question, answer, preamble, and each choice.
+
+        Raises:
+            UserError: one is no valid Jinja2.
+        """
         sources = {"question": self.question, "answer": self.answer, "preamble": self.preamble}
         sources |= {f"choice {letter}": source for letter, source in zip(LETTERS, self.choices)}
         compiled = {}
@@ -80,7 +92,9 @@ class Benchmark:
     def fields(self) -> tuple[str, ...]:
         """The sample's fields that the templates read, in the order of the templates."""
         sources = [self.question, *self.choices, self.answer, self.preamble]
-        return tuple(dict.fromkeys(f for s in sources for f in sorted(jinja2.meta.find_undeclared_variables(SANDBOX.parse(s)))))
+        return tuple(
+            dict.fromkeys(f for s in sources for f in sorted(jinja2.meta.find_undeclared_variables(SANDBOX.parse(s))))
+        )
 
     def ask(self, sample: Record, where: str) -> Question:
         """The question that a sample asks.
@@ -122,7 +136,9 @@ class Benchmark:
         if answer not in accepted:
             names = jinja2.meta.find_undeclared_variables(SANDBOX.parse(self.answer))
             fields = ", ".join(map(repr, sorted(names)))
-            raise UserError(f"{where}: the field {fields} is {answer!r}; expected one of {', '.join(map(repr, accepted))}")
+            raise UserError(
+                f"{where}: the field {fields} is {answer!r}; expected one of {', '.join(map(repr, accepted))}"
+            )
         return accepted[answer]
 
     def prepare(self, sample: Record, where: str) -> Record:
@@ -145,7 +161,9 @@ class Benchmark:
     def refuse_reserved(self, sample: Record, where: str) -> None:
         taken = [name for name in RESERVED if name in sample]
         if taken:
-            raise UserError(f"{where}: the field {taken[0]!r} is already there, and the pipeline writes it; rename it first")
+            raise UserError(
+                f"{where}: the field {taken[0]!r} is already there, and the pipeline writes it; rename it first"
+            )
 
 
 def names() -> list[str]:
@@ -177,8 +195,10 @@ def load_benchmark(name: str) -> Benchmark:
         if not isinstance(label, str) or letter not in LETTERS[: len(benchmark.choices)]:
             raise UserError(f"{path}: labels: {label!r}: {letter!r} is no pair of a quoted label and a choice's letter")
     if missing := {"train", "test"} - set(benchmark.splits):
-        raise UserError(f"{path}: splits: {' and '.join(sorted(missing))} missing; it names the source's split for each")
-    benchmark.templates  # compiled now, so that a broken template is found before any data is read
+        raise UserError(
+            f"{path}: splits: {' and '.join(sorted(missing))} missing; it names the source's split for each"
+        )
+    benchmark.compile()  # now, so that a broken template is found before any data is read
     return benchmark
 
 
@@ -203,3 +223,14 @@ def read_yaml(path: Path, kind: type, computed: set[str]) -> dict[str, Any]:
         if required and content.get(key) is None:
             raise UserError(f"{path}: the field {key!r} is missing")
     return {key: value for key, value in content.items() if value is not None}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="teacherlm.benchmarks", description="Answer a shell's question.")
+    parser.add_argument("command", choices=["title"])
+    parser.add_argument("name")
+    print(load_benchmark(parser.parse_args().name).title)
+
+
+if __name__ == "__main__":
+    run(main)

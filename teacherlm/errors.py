@@ -55,6 +55,11 @@ def run(main: Callable[[], int | None]) -> None:
     sys.exit(status)
 
 
+def reason(error: BaseException) -> str:
+    """The first line of an error's text, or its kind where it has none: for errors of libraries with long stories."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def one_line(error: BaseException) -> str:
     """The error's text without line breaks, so that a log keeps one line for one mistake."""
     return " ".join(str(error).split())

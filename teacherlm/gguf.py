@@ -29,7 +29,9 @@ def packaged_model(name: str, package: Mapping[str, str]) -> Path:
     if not folder.is_dir():  # it appears whole, so being there is being done
         found = [file for file in distribution.files or [] if file.name == package["file"]]
         if not found:
-            raise UserError(f"model {name}: {package['distribution']} {distribution.version} has no file {package['file']}")
+            raise UserError(
+                f"model {name}: {package['distribution']} {distribution.version} has no file {package['file']}"
+            )
         print(f"making {folder} from {package['file']} (once)", flush=True)
         with whole_folder(folder) as partial:
             dequantize(Path(distribution.locate_file(found[0])), partial)

@@ -103,10 +103,16 @@ def changes(
         if old_inputs.get(key, {}).get("sha256") != inputs.get(key, {}).get("sha256"):
             found.append(f"the {key} changed")
     for name, output in manifest.get("outputs", {}).items():
-        path = Path(output["path"])
-        if not path.exists() or describe(path, output)["sha256"] != output["sha256"]:
+        if not still_there(output):
             found.append(f"the output {name} is gone or was changed")
     return found
+
+
+def still_there(output: Mapping[str, Any]) -> bool:
+    """Whether every file that an output was described with is there and the same."""
+    path = Path(output["path"])
+    files = [path if path.is_file() else path / name for name in output["files"]]
+    return all(file.is_file() for file in files) and describe(path, output, files)["sha256"] == output["sha256"]
 
 
 def write_manifest(
@@ -115,7 +121,7 @@ def write_manifest(
     stage: str,
     arguments: Mapping[str, Any],
     inputs: Mapping[str, dict[str, Any]],
-    outputs: Mapping[str, Path],
+    outputs: Mapping[str, dict[str, Any]],
     counts: Mapping[str, Any],
     started: float,
 ) -> None:
@@ -124,13 +130,13 @@ def write_manifest(
     Args:
         arguments: what the outputs depend on, JSON values; nothing secret and nothing that only says where or how fast.
         inputs: descriptions (see `describe`) taken before the work began.
-        outputs: the files and folders written, by name.
+        outputs: descriptions of the files and folders written, by name.
         counts: numbers for people (records, tokens, seconds).
         started: time.time() at the start.
     """
-    written = {name: describe(output) for name, output in outputs.items()}
-    for output in written.values():
-        output["path"] = os.path.relpath(output["path"], path.parent)
+    written = {
+        name: {**output, "path": os.path.relpath(output["path"], path.parent)} for name, output in outputs.items()
+    }
     manifest = {
         "stage": stage,
         "arguments": dict(arguments),

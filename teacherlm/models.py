@@ -16,7 +16,7 @@ from typing import Any
 
 from teacherlm import ROOT
 from teacherlm.benchmarks import read_yaml
-from teacherlm.errors import UserError, run
+from teacherlm.errors import UserError, reason, run
 from teacherlm.manifests import describe
 
 FOLDER = ROOT / "models"
@@ -29,7 +29,13 @@ NO_WEIGHTS = ("trainer_state.json", "manifest.json", "*.log")
 
 DEFAULTS: dict[str, Any] = {
     "enhance": {"batch": 8, "num_tokens": 2048},
-    "finetune": {"batch": 8, "accumulation": 1, "learning_rate": 6e-6, "deepspeed": None, "gradient_checkpointing": True},
+    "finetune": {
+        "batch": 8,
+        "accumulation": 1,
+        "learning_rate": 6e-6,
+        "deepspeed": None,
+        "gradient_checkpointing": True,
+    },
     "evaluate": {"batch": 8},
 }
 """What a model without a YAML is run with; a YAML overrides field by field. 6e-6 is the reference's example."""
@@ -85,7 +91,9 @@ def find_model(name: str) -> Model:
     if "/" in name:
         raise UserError(f"no model at {name}: no such folder; give a folder with config.json, tokenizer and weights")
     near = difflib.get_close_matches(name, names(), n=6, cutoff=0.5) or names()
-    raise UserError(f"no model {name!r}; the nearest in models/: {', '.join(near)} (or give a folder, or a hub id owner/name)")
+    raise UserError(
+        f"no model {name!r}; the nearest in models/: {', '.join(near)} (or give a folder, or a hub id owner/name)"
+    )
 
 
 def local_folder(model: Model) -> Path:
@@ -115,8 +123,12 @@ def check_folder(folder: Path) -> Path:
         raise UserError(f"no model at {folder}: config.json is missing there; give a folder that save_pretrained wrote")
     if not any(any(folder.glob(pattern)) for pattern in (*WEIGHTS, *PICKLED_WEIGHTS, "adapter_config.json")):
         raise UserError(f"no model at {folder}: no weights (*.safetensors) there")
-    if not any(any(folder.glob(pattern)) for pattern in ("tokenizer.json", "tokenizer_config.json", "vocab.*", "*.model")):
-        raise UserError(f"no model at {folder}: no tokenizer (tokenizer.json) there; save one with tokenizer.save_pretrained")
+    if not any(
+        any(folder.glob(pattern)) for pattern in ("tokenizer.json", "tokenizer_config.json", "vocab.*", "*.model")
+    ):
+        raise UserError(
+            f"no model at {folder}: no tokenizer (tokenizer.json) there; save one with tokenizer.save_pretrained"
+        )
     return folder
 
 
@@ -137,12 +149,13 @@ def download(hub: str, revision: str) -> Path:
         files = huggingface_hub.list_repo_files(hub, revision=revision)
         safe = any(file.endswith(".safetensors") for file in files)
         patterns = [*SMALL_FILES, *(WEIGHTS if safe else PICKLED_WEIGHTS)]
-        return Path(huggingface_hub.snapshot_download(hub, revision=revision, allow_patterns=patterns, ignore_patterns="*/*"))
+        return Path(
+            huggingface_hub.snapshot_download(hub, revision=revision, allow_patterns=patterns, ignore_patterns="*/*")
+        )
     except Exception as error:  # the client raises its own, the network's and the file system's errors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"the model {hub} could not be fetched from the hub ({reason}); check its name, the network and HF_ENDPOINT, "
-            "or give the folder of a copy"
+            f"the model {hub} could not be fetched from the hub ({reason(error)}); check its name, the network and "
+            "HF_ENDPOINT, or give the folder of a copy"
         ) from error
 
 
@@ -170,8 +183,13 @@ def main() -> None:
         return
     for dotted in args.fields:
         value = model.name if dotted == "name" else model.recommended(dotted)
-        print({None: "", True: "true", False: "false"}.get(value, value) if not isinstance(value, (int, float)) or
-              isinstance(value, bool) else value)
+        print(for_shell(value))
+
+
+def for_shell(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else str(value)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ def read_records(path: Path) -> Iterator[tuple[int, Record]]:
     def lines() -> Iterator[bytes]:
         nonlocal number
         with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
+            for line in file:
+                number += 1
                 yield line
 
     reader = jsonlines.Reader(lines())

@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from teacherlm.benchmarks import Benchmark
-from teacherlm.errors import UserError
+from teacherlm.errors import UserError, reason
 from teacherlm.records import Record, read_records
 
 Sample = tuple[str, Record]
 """(where it stands, its fields)"""
 
 
-def read_split(benchmark: Benchmark, split: str, data: Path | None = None, limit: int | None = None) -> Iterator[Sample]:
+def read_split(
+    benchmark: Benchmark, split: str, data: Path | None = None, limit: int | None = None
+) -> Iterator[Sample]:
     """Yield the samples of a split, in the source's order.
 
     Args:
@@ -132,10 +134,9 @@ def read_hub(benchmark: Benchmark, split: str) -> Iterator[Sample]:
     try:
         loaded = datasets.load_dataset(benchmark.hub, benchmark.hub_config, split=source)
     except Exception as error:  # the hub's client raises a dozen kinds, and none of them is a fault of this code
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{benchmark.title} could not be loaded from the hub ({benchmark.hub}, {source}: {reason}); check the network "
-            "and HF_ENDPOINT, or give a local folder with the authors' files (make: "
+            f"{benchmark.title} could not be loaded from the hub ({benchmark.hub}, {source}: {reason(error)}); check the "
+            "network and HF_ENDPOINT, or give a local folder with the authors' files (make: "
             f"{benchmark.name.upper()}_DATA=DIR, data_prepare.py: --data DIR)"
         ) from error
     for number, sample in enumerate(loaded, start=1):

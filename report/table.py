@@ -1,0 +1,72 @@
+"""One table of a run: the untrained student and every checkpoint, with accuracy, 95 % interval and training loss."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from teacherlm.errors import UserError, run
+from teacherlm.records import Record, read_records
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", required=True, help="the name of the task that was scored")
+    parser.add_argument("--untrained", required=True, type=Path, help="folder with the untrained student's result")
+    parser.add_argument("--checkpoints", required=True, type=Path, help="folder with a folder of results a checkpoint")
+    parser.add_argument("--log", required=True, type=Path, help="log.jsonl of the finetuning")
+    args = parser.parse_args()
+    log = [record for _, record in read_records(args.log)]
+    print(table(read_results(args.untrained, args.checkpoints, args.task), log))
+
+
+def read_results(untrained: Path, checkpoints: Path, task: str) -> list[tuple[int, dict[str, Any]]]:
+    """(step, result) of the untrained student (step 0) and of each checkpoint, in the order of steps."""
+    found = sorted(
+        (int(path.parent.name.split("-")[1]), path) for path in checkpoints.glob(f"checkpoint-*/{task}.json")
+    )
+    results = []
+    for step, path in [(0, untrained / f"{task}.json"), *found]:
+        if not path.is_file():
+            raise UserError(f"{path}: no such result; evaluate/main.py writes it")
+        results.append((step, json.loads(path.read_text(encoding="utf-8"))))
+    return results
+
+
+def table(results: list[tuple[int, dict[str, Any]]], log: list[Record]) -> str:
+    rows = [("checkpoint", "epoch", "accuracy", "95 % interval", "loss")]
+    before = 0
+    for step, result in results:
+        low, high = result["interval_95"]
+        loss, epoch = mean_loss(log, before, step), epoch_of(log, step)
+        name = f"checkpoint-{step}" if step else f"{result['model']} (untrained)"
+        rows.append(
+            (
+                name,
+                "-" if epoch is None else f"{epoch:g}",
+                f"{result['value']:.4f}",
+                f"{low:.4f} - {high:.4f}",
+                "-" if loss is None else f"{loss:.4f}",
+            )
+        )
+        before = step
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    note = f"accuracy on {results[0][1]['n']} test questions of {results[0][1]['task']}; loss: mean since the row above"
+    return "\n".join([lines[0], rule, *lines[1:], "", note])
+
+
+def mean_loss(log: list[Record], after: int, until: int) -> float | None:
+    """Mean training loss over the steps (after, until]; None when there are none."""
+    records = [record for record in log if after < record["step"] <= until]
+    steps = sum(record["steps"] for record in records)
+    return sum(record["loss"] * record["steps"] for record in records) / steps if steps else None
+
+
+def epoch_of(log: list[Record], step: int) -> float | None:
+    return next((record["epoch"] for record in log if record["step"] == step), 0 if step == 0 else None)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# The chain: prepare, enhance, post-process, finetune, evaluate, table. Each stage skips what is done and unchanged.
+set -euo pipefail
+
+usage() {
+    cat <<'EOF'
+usage: [VARIABLE=value ...] bash slurm/chain.sh BENCHMARK      (or: make BENCHMARK VARIABLE=value ...)
+
+  STUDENT        the model that is finetuned: a name in models/, a folder, a hub id    smollm2-135m
+  TEACHER        the model that explains                                               the student
+  TASK           what is trained on: text, cot_tail, error_tail, fundamental_tail, full_tail, all    cot_tail
+  LIMIT          the first so many training samples only                               all
+  EPOCHS         of finetuning                                                         10
+  SEED           of the teacher's draws and of finetuning                              0
+  NUM_TOKENS     the teacher's, at most                                                the teacher's YAML
+  TEMPERATURE    the teacher's; 0 takes the likeliest token                            1
+  BATCH, ACCUMULATION, LEARNING_RATE    of finetuning                                  the student's YAML
+  RUNS           the folder under which everything goes                                runs
+  BENCHMARK_DATA (CREAK_DATA, ...)      a folder with the benchmark's files            the hub
+EOF
+}
+
+[[ ${1:-} == -h || ${1:-} == --help ]] && { usage; exit 0; }
+(($# == 1)) || { usage >&2; exit 2; }
+benchmark=$1
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+export PYTHON=${PYTHON:-$root/.venv/bin/python}
+[[ -x $PYTHON ]] || PYTHON=python3
+export PYTHONUNBUFFERED=1
+
+student=${STUDENT:-smollm2-135m} teacher=${TEACHER:-${STUDENT:-smollm2-135m}} task=${TASK:-cot_tail}
+seed=${SEED:-0} epochs=${EPOCHS:-10} temperature=${TEMPERATURE:-1}
+data_variable=${benchmark//[^[:alnum:]]/_}
+data_variable=${data_variable^^}_DATA
+data=${!data_variable:-}
+
+declare -A kinds_of=(
+    [text]="" [cot_tail]="cot" [cot]="cot" [all]="cot" [error_tail]="error" [fundamental_tail]="fundamental"
+    [full_tail]="cot error fundamental"
+)
+if [[ ! -v kinds_of[$task] ]]; then
+    echo "chain.sh: error: no task type '$task'; there are: text, cot_tail, error_tail, fundamental_tail, full_tail, all" >&2
+    exit 2
+fi
+
+title=$("$PYTHON" -m teacherlm.benchmarks title "$benchmark")
+values=$("$PYTHON" -m teacherlm.models get "$student" \
+    name finetune.batch finetune.accumulation finetune.learning_rate finetune.gradient_checkpointing)
+mapfile -t recommended <<<"$values"
+student_name=${recommended[0]}
+values=$("$PYTHON" -m teacherlm.models get "$teacher" name enhance.num_tokens)
+mapfile -t teacher_values <<<"$values"
+teacher_name=${teacher_values[0]}
+
+# Where things go. A name tells what a folder depends on, so that another student, task or seed is another folder.
+run_folder=${RUNS:-runs}/$benchmark/${LIMIT:+limit-}${LIMIT:-all}
+prepared=$run_folder/prepare
+enhanced=$run_folder/enhance/${teacher_name}_seed$seed
+store=$run_folder/finetune
+run_name=${student_name}_$task
+[[ $task == text ]] || run_name+=_$teacher_name
+run_name+=${BATCH:+_batch$BATCH}${ACCUMULATION:+_accumulation$ACCUMULATION}${LEARNING_RATE:+_lr$LEARNING_RATE}_seed$seed
+evaluated=$run_folder/evaluate
+
+prepare() {
+    "$PYTHON" "$root/enhance/data_prepare.py" --benchmark "$benchmark" --output_dir "$prepared" \
+        --test_dir "$prepared/test" ${data:+--data "$data"} ${LIMIT:+--limit "$LIMIT"}
+}
+
+enhance() { # KIND
+    bash "$root/enhance/enhance.sh" "$teacher" "$prepared/$title.jsonl" "$enhanced/${title}_$1.jsonl" "$1_text" \
+        --num_tokens "${NUM_TOKENS:-${teacher_values[1]}}" --temperature "$temperature" --seed "$seed" --restart
+}
+
+post_process() {
+    "$PYTHON" "$root/enhance/data_prepare.py" --benchmark "$benchmark" --output_dir "$enhanced" --post_process
+}
+
+finetune() { # DATASET
+    bash "$root/finetune/finetune.sh" "$student" "$1" "${BATCH:-${recommended[1]}}" \
+        "${ACCUMULATION:-${recommended[2]}}" "${LEARNING_RATE:-${recommended[3]}}" "$epochs" "$task" "$run_name" \
+        "$store" "${WANDB_PROJECT:-teacherlm}" --gradient_checkpointing "${recommended[4]}" --seed "$seed" \
+        --report_to "${REPORT_TO:-none}" --restart
+}
+
+evaluate() {
+    "$PYTHON" "$root/evaluate/main.py" --model_args "pretrained=$student" --tasks "$benchmark" \
+        --datasets "$prepared/test" --checkpoints "$store/$run_name" --output_path "$evaluated"
+}
+
+table() {
+    "$PYTHON" "$root/report/table.py" --task "$benchmark" --untrained "$evaluated/$student_name" \
+        --checkpoints "$evaluated/$run_name" --log "$store/$run_name/log.jsonl"
+}
+
+stage() { # NAME COMMAND ...
+    printf '\n== %s\n' "$1"
+    "${@:2}"
+}
+
+echo "$benchmark: student $student_name, teacher $teacher_name, task $task, seed $seed; everything goes to $run_folder"
+stage prepare prepare
+dataset=$prepared/$title
+for kind in ${kinds_of[$task]}; do
+    stage "enhance ($kind)" enhance "$kind"
+    dataset=$enhanced/$title
+done
+[[ $dataset == "$prepared/$title" ]] || stage post-process post_process
+stage finetune finetune "$dataset"
+stage evaluate evaluate
+stage table table
