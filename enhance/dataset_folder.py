@@ -1,8 +1,8 @@
 """Records become a `datasets` folder: streamed, with features that are the same however many samples there are."""
 
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -14,12 +14,14 @@ Stream = Callable[[], Iterator[tuple[str, Record]]]
 """Opens the records anew at each call: (where a record stands, the record)."""
 
 
-def make_dataset(stream: Stream, scratch: Path):
-    """A `datasets.Dataset` of the records, in their order; memory does not grow with their number.
+def make_dataset(stream: Stream, scratch: Path) -> tuple[Any, Path]:
+    """A `datasets.Dataset` of the records, in their order, and the folder of its Arrow file, to be removed once saved.
+
+    Memory does not grow with the number of records.
 
     Args:
         stream: called twice: for the features, then for the values.
-        scratch: a path beside which the Arrow file is built; the dataset reads from there until it is saved.
+        scratch: the path that the dataset is for; the Arrow file is built beside it.
 
     Raises:
         UserError: a field has values of types that do not go together (both places are named).
@@ -34,8 +36,8 @@ def make_dataset(stream: Stream, scratch: Path):
         for _, record in stream():
             yield {name: record.get(name) for name in names}
 
-    cache = tempfile.mkdtemp(prefix=beside(scratch, "cache-").name, dir=scratch.parent)
-    return datasets.Dataset.from_generator(rows, features=features, cache_dir=cache), Path(cache)
+    cache = beside(scratch, "cache")
+    return datasets.Dataset.from_generator(rows, features=features, cache_dir=str(cache)), cache
 
 
 def infer_schema(stream: Stream) -> pa.Schema:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from teacherlm import manifests
 from teacherlm.errors import UserError, run
-from teacherlm.files import beside, require_writable, set_aside
+from teacherlm.files import require_writable, set_aside
 from teacherlm.models import describe_model, find_model, local_folder
 from teacherlm.prompts import KINDS
 from teacherlm.records import Record, read_records, write_records
@@ -89,7 +89,7 @@ def main() -> None:
         )
 
     work = {**arguments, **{name: described["sha256"] for name, described in inputs.items()}}
-    progress = ProgressFile(beside(args.output, "progress"), work, args.restart)
+    progress = ProgressFile(args.output.with_name(f".{args.output.name}.progress"), work, args.restart)
     batch_size = args.batch_size or teacher.recommended("enhance.batch")
     tokens, dtype = generate(progress, args, folder, batch_size, total)
 

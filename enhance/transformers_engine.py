@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import BitsAndBytesConfig, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from teacherlm.errors import UserError
+from teacherlm.loading import load_model, load_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -67,10 +68,8 @@ class TransformersEngine:
     def __init__(self, folder: Path, dtype: str, sampling: Sampling):
         self.sampling = sampling
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.model = load(folder, dtype, self.device).eval()
+        self.tokenizer = load_tokenizer(folder, padding_side="left")
+        self.model = load_teacher(folder, dtype, self.device).eval()
         own = self.model.generation_config
         self.config = GenerationConfig(
             max_new_tokens=sampling.num_tokens,
@@ -117,23 +116,12 @@ class TransformersEngine:
         return set(end) if isinstance(end, (list, tuple)) else {end}
 
 
-def load(folder: Path, dtype: str, device: torch.device) -> torch.nn.Module:
-    try:
-        if dtype != "int8":
-            return AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype]).to(device)
-        if device.type != "cuda":
-            raise UserError("--dtype int8 needs a GPU (bitsandbytes); use --dtype auto here")
-        try:
-            from transformers import BitsAndBytesConfig
-
-            quantized = BitsAndBytesConfig(load_in_8bit=True)
-            return AutoModelForCausalLM.from_pretrained(folder, quantization_config=quantized, device_map={"": 0})
-        except ImportError as error:
-            raise UserError(
-                "--dtype int8 needs the package bitsandbytes; install the extra: pip install -e .[gpu]"
-            ) from error
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"the model in {folder} cannot be loaded: {error}") from error
+def load_teacher(folder: Path, dtype: str, device: torch.device) -> torch.nn.Module:
+    if dtype != "int8":
+        return load_model(folder, dtype=DTYPES[dtype]).to(device)
+    if device.type != "cuda":
+        raise UserError("--dtype int8 needs a GPU (bitsandbytes); use --dtype auto here")
+    return load_model(folder, quantization_config=BitsAndBytesConfig(load_in_8bit=True), device_map={"": 0})
 
 
 class RecordSampler(LogitsProcessor):

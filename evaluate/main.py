@@ -7,8 +7,10 @@ Source: the evaluation of TeacherLM (He et al. 2023, arXiv 2310.19019) on Eleuth
 """
 
 import argparse
+import functools
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +55,17 @@ def main() -> None:
     require_writable(args.output_path)
     base = find_model(args.pretrained)
     args.batch_size = args.batch_size or base.recommended("evaluate.batch")
-    models = [(base.name, local_folder(base)), *checkpoints(args.checkpoints)]
-    results = [evaluate(args, label, folder, task) for label, folder in models for task in args.tasks]
+    results = []
+    for label, folder in [(base.name, local_folder(base)), *checkpoints(args.checkpoints)]:
+        loaded = functools.cache(functools.partial(load, folder, args))  # once, and only if a task needs it
+        results += [evaluate(args, label, folder, task, loaded) for task in args.tasks]
     print(table(results))
+
+
+def load(folder: Path, args: argparse.Namespace) -> Any:
+    from scoring import load_model
+
+    return load_model(folder, args.device, args.dtype, args.batch_size)
 
 
 def checkpoints(folder: Path | None) -> list[tuple[str, Path]]:
@@ -72,7 +82,9 @@ def step(path: Path) -> int:
     return int(path.name.split("-")[1])
 
 
-def evaluate(args: argparse.Namespace, label: str, folder: Path, task: str) -> dict[str, Any]:
+def evaluate(
+    args: argparse.Namespace, label: str, folder: Path, task: str, loaded: Callable[[], Any]
+) -> dict[str, Any]:
     """The result of one model on one task: read when it is there and still holds, scored otherwise."""
     started = time.time()
     path = args.output_path / label / f"{task}.json"
@@ -85,11 +97,11 @@ def evaluate(args: argparse.Namespace, label: str, folder: Path, task: str) -> d
         return json.loads(path.read_text(encoding="utf-8"))
 
     from find_tasks import DATASETS, make_task
-    from scoring import load_model, score
+    from scoring import score
 
     print(f"evaluate: {label} on {task}", flush=True)
     made = make_task(task, args.datasets or DATASETS, args.num_fewshot, args.seed)
-    result, samples = score(load_model(folder, args.device, args.dtype, args.batch_size), made, task, args.limit)
+    result, samples = score(loaded(), made, task, args.limit)
     result = {"model": label, "path": str(folder), **result, **arguments, "tokenization": "context and choice apart"}
     samples_path = path.with_name(f"{task}_samples.jsonl")
     write_records(samples_path, samples)

@@ -10,7 +10,7 @@ from lm_eval.models.huggingface import HFLM
 from scipy.stats import binomtest
 from task_api import Task
 
-from teacherlm.errors import UserError
+from teacherlm import loading
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about settings that are not used here
 
@@ -33,10 +33,8 @@ def load_model(folder: Path, device: str | None, dtype: str, batch_size: int) ->
         device = f"cuda:{device}"
     if device is None or (device.startswith("cuda") and not torch.cuda.is_available()):
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return SeparateTokens(pretrained=str(folder), device=device, dtype=dtype, batch_size=batch_size)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"the model in {folder} cannot be loaded: {error}") from error
+    model = loading.load_model(folder, dtype=getattr(torch, dtype)).to(device)
+    return SeparateTokens(pretrained=model, tokenizer=loading.load_tokenizer(folder), batch_size=batch_size)
 
 
 def score(model: HFLM, task: Task, name: str, limit: int | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:

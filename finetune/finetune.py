@@ -92,16 +92,13 @@ def train(own: Any, training: Any, dataset: Any, model_folder: Path, last: Path 
     import torch
     from checkpoints import LOG, LossLog, WholeCheckpointTrainer
     from samples import Collator, tokenize
-    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+    from transformers import set_seed
+
+    from teacherlm.loading import load_model, load_tokenizer
 
     set_seed(training.seed)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model_folder)
-        model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"the model in {model_folder} cannot be loaded: {error}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = load_tokenizer(model_folder)
+    model = load_model(model_folder, dtype=torch.float32)
     tokens, cut = tokenize(dataset, tokenizer, own.task_type, own.max_source_length)
     if cut:
         print(

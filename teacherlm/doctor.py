@@ -74,7 +74,11 @@ def torch() -> Finding:
     except ImportError:
         return LACKS, "torch", "not installed; run: make install"
     if not library.cuda.is_available():
-        return NOTE, "torch", f"{library.__version__}, no GPU: stages run on the CPU ({os.cpu_count()} cores), small models only"
+        return (
+            NOTE,
+            "torch",
+            f"{library.__version__}, no GPU: stages run on the CPU ({os.cpu_count()} cores), small models only",
+        )
     devices = []
     for index in range(library.cuda.device_count()):
         described = library.cuda.get_device_properties(index)
@@ -88,14 +92,22 @@ def disk(name: str, folder: Path, wanted_gib: int) -> Finding:
     free = shutil.disk_usage(folder).free / GIB
     text = f"{free:.0f} GiB free at {folder}"
     if free < wanted_gib:
-        return LACKS, name, f"{text}; the demo needs {wanted_gib}: free some, or set RUNS, HF_HOME, TEACHERLM_CACHE elsewhere"
+        return (
+            LACKS,
+            name,
+            f"{text}; the demo needs {wanted_gib}: free some, or set RUNS, HF_HOME, TEACHERLM_CACHE elsewhere",
+        )
     return OK, name, text
 
 
 def memory() -> Finding:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     if total < 6:
-        return LACKS, "memory", f"{total:.0f} GiB; finetuning smollm2-135m on the CPU needs about 5: use another machine"
+        return (
+            LACKS,
+            "memory",
+            f"{total:.0f} GiB; finetuning smollm2-135m on the CPU needs about 5: use another machine",
+        )
     return OK, "memory", f"{total:.0f} GiB"
 
 
@@ -121,7 +133,9 @@ def hub() -> Finding:
         return NOTE, "network to the hub", f"switched off by HF_HUB_OFFLINE; {without}"
     parts = urllib.parse.urlsplit(endpoint)
     try:
-        with socket.create_connection((parts.hostname, parts.port or (80 if parts.scheme == "http" else 443)), timeout=3):
+        with socket.create_connection(
+            (parts.hostname, parts.port or (80 if parts.scheme == "http" else 443)), timeout=3
+        ):
             return OK, "network to the hub", f"{endpoint} answers"
     except OSError as error:
         return NOTE, "network to the hub", f"{endpoint} cannot be reached ({error}); {without}"

@@ -1,9 +1,11 @@
 """Files and folders that appear whole or not at all."""
 
 import contextlib
+import glob
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -17,16 +19,27 @@ def cache_folder() -> Path:
     return Path(os.environ.get("TEACHERLM_CACHE") or default)
 
 
+LEFTOVER_AGE = 24 * 3600
+"""Seconds after which what a killed process left beside a file is removed; nothing that is in use is that old."""
+
+
 def beside(path: Path, kind: str) -> Path:
-    """A hidden neighbour of `path` on the same file system, where a rename is atomic."""
-    return path.with_name(f".{path.name}.{kind}")
+    """A new hidden neighbour of `path`, on the same file system, where a rename is atomic; no one else's.
+
+    Neighbours of `path` that killed processes left behind are removed on the way.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
+        with contextlib.suppress(OSError):  # gone in between, or not ours
+            if time.time() - leftover.stat().st_mtime > LEFTOVER_AGE:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    return path.with_name(f".{path.name}.tmp-{kind}-{uuid.uuid4().hex[:8]}")
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[IO[str]]:
     """Open `path` for writing text; it appears under its name only when the block ends well (write, fsync, rename)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = beside(path, f"partial-{os.getpid()}")
+    partial = beside(path, "partial")
     try:
         with open(partial, "w", encoding="utf-8", newline="\n") as file:
             yield file
@@ -45,8 +58,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     What stood at `path` is deleted after the new folder is complete. Two renames are needed for that, so for an
     instant neither is there: a reader then finds no folder, never half a one.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial, old = beside(path, f"partial-{os.getpid()}"), beside(path, f"old-{os.getpid()}")
+    partial, old = beside(path, "partial"), beside(path, "old")
     partial.mkdir()
     try:
         yield partial

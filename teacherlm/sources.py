@@ -135,8 +135,8 @@ def read_hub(benchmark: Benchmark, split: str) -> Iterator[Sample]:
         loaded = datasets.load_dataset(benchmark.hub, benchmark.hub_config, split=source)
     except Exception as error:  # the hub's client raises a dozen kinds, and none of them is a fault of this code
         raise UserError(
-            f"{benchmark.title} could not be loaded from the hub ({benchmark.hub}, {source}: {reason(error)}); check the "
-            "network and HF_ENDPOINT, or give a local folder with the authors' files (make: "
+            f"{benchmark.title} could not be loaded from the hub ({benchmark.hub}, {source}: {reason(error)}); "
+            "check the network and HF_ENDPOINT, or give a local folder with the authors' files (make: "
             f"{benchmark.name.upper()}_DATA=DIR, data_prepare.py: --data DIR)"
         ) from error
     for number, sample in enumerate(loaded, start=1):

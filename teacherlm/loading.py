@@ -1,0 +1,42 @@
+"""Load a model or tokenizer from a folder, the same way in every stage."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from teacherlm.errors import UserError, reason
+
+if not sys.stderr.isatty():
+    transformers.utils.logging.disable_progress_bar()  # a log file keeps every step of a bar
+
+
+def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
+    """A folder's tokenizer; one without a padding token pads with its end of text, which masks hide anyway.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    except Exception as error:  # a broken file raises whatever its parser does
+        raise UserError(f"the tokenizer in {folder} cannot be loaded: {reason(error)}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(folder: Path, **options: Any) -> PreTrainedModel:
+    """A folder's causal model. Weights are safetensors; pickled ones are read with torch's weights_only=True.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, **options)
+    except ImportError as error:  # of an optional package, which the message names
+        raise UserError(f"the model in {folder} cannot be loaded: {reason(error)}") from error
+    except Exception as error:
+        raise UserError(f"the model in {folder} cannot be loaded: {reason(error)}; is the copy whole?") from error
