@@ -6,7 +6,7 @@ usage() {
     cat <<'EOF'
 usage: [VARIABLE=value ...] bash slurm/chain.sh BENCHMARK      (or: make BENCHMARK VARIABLE=value ...)
 
-  STUDENT        the model that is finetuned: a name in models/, a folder, a hub id    smollm2-135m
+  STUDENT        the model that is finetuned: a name in models/, a folder, a hub id    MODEL, or smollm2-135m
   TEACHER        the model that explains                                               the student
   TASK           what is trained on: text, cot_tail, error_tail, fundamental_tail, full_tail, all    cot_tail
   LIMIT          the first so many training samples only                               all
@@ -29,20 +29,23 @@ export PYTHON=${PYTHON:-$root/.venv/bin/python}
 [[ -x $PYTHON ]] || PYTHON=python3
 export PYTHONUNBUFFERED=1
 
-student=${STUDENT:-smollm2-135m} teacher=${TEACHER:-${STUDENT:-smollm2-135m}} task=${TASK:-cot_tail}
-seed=${SEED:-0} epochs=${EPOCHS:-10} temperature=${TEMPERATURE:-1}
+student=${STUDENT:-${MODEL:-smollm2-135m}} task=${TASK:-cot_tail}
+teacher=${TEACHER:-$student} seed=${SEED:-0} epochs=${EPOCHS:-10} temperature=${TEMPERATURE:-1}
 data_variable=${benchmark//[^[:alnum:]]/_}
 data_variable=${data_variable^^}_DATA
 data=${!data_variable:-}
 
-declare -A kinds_of=(
-    [text]="" [cot_tail]="cot" [cot]="cot" [all]="cot" [error_tail]="error" [fundamental_tail]="fundamental"
-    [full_tail]="cot error fundamental"
-)
-if [[ ! -v kinds_of[$task] ]]; then
-    echo "chain.sh: error: no task type '$task'; there are: text, cot_tail, error_tail, fundamental_tail, full_tail, all" >&2
-    exit 2
-fi
+case $task in # the kinds of explanation that it is made of
+    text) kinds=() ;;
+    cot_tail | cot | all) kinds=(cot) ;;
+    error_tail | error) kinds=(error) ;;
+    fundamental_tail | fundamental) kinds=(fundamental) ;;
+    full_tail) kinds=(cot error fundamental) ;;
+    *)
+        echo "chain.sh: error: no task type '$task'; there are: text, cot_tail, error_tail, fundamental_tail, full_tail, all" >&2
+        exit 2
+        ;;
+esac
 
 title=$("$PYTHON" -m teacherlm.benchmarks title "$benchmark")
 values=$("$PYTHON" -m teacherlm.models get "$student" \
@@ -102,11 +105,13 @@ stage() { # NAME COMMAND ...
 echo "$benchmark: student $student_name, teacher $teacher_name, task $task, seed $seed; everything goes to $run_folder"
 stage prepare prepare
 dataset=$prepared/$title
-for kind in ${kinds_of[$task]}; do
-    stage "enhance ($kind)" enhance "$kind"
+if ((${#kinds[@]})); then
+    for kind in "${kinds[@]}"; do
+        stage "enhance ($kind)" enhance "$kind"
+    done
+    stage post-process post_process
     dataset=$enhanced/$title
-done
-[[ $dataset == "$prepared/$title" ]] || stage post-process post_process
+fi
 stage finetune finetune "$dataset"
 stage evaluate evaluate
 stage table table

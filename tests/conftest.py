@@ -1,0 +1,117 @@
+"""What the tests share: tiny models made on the spot, the small real one, the real data, and how a script is run."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+STAGES = {
+    "data_prepare": ROOT / "enhance" / "data_prepare.py",
+    "enhance": ROOT / "enhance" / "enhance.py",
+    "finetune": ROOT / "finetune" / "finetune.py",
+    "evaluate": ROOT / "evaluate" / "main.py",
+    "table": ROOT / "report" / "table.py",
+}
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with real CREAK, StrategyQA, MMLU and the reference's test sets, which lies beside the checkout."""
+    if not SHARED.is_dir():
+        message = f"{SHARED} is missing: real data is read there"
+        pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
+    return SHARED
+
+
+@pytest.fixture
+def stage() -> Callable[..., subprocess.CompletedProcess]:
+    """Run a stage's script to its end: stage("enhance", "--name", folder, ...); stdout and stderr are kept as text."""
+
+    def run(name: str, *words: object, **options: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(STAGES[name]), *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Real weights: SmolLM2-135M-Instruct in the user's cache, made from the package that ships them."""
+    from teacherlm.models import find_model, local_folder
+
+    return local_folder(find_model("smollm2-135m"))
+
+
+@pytest.fixture(scope="session", params=["bloom", "opt", "llama"])
+def tiny_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of each class with its tokenizer, some 100 kB."""
+    return make_tiny_model(request.param, tmp_path_factory.mktemp("models") / f"tiny-{request.param}")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One tiny model, where its class does not matter."""
+    return make_tiny_model("llama", tmp_path_factory.mktemp("models") / "tiny")
+
+
+def make_tiny_model(family: str, folder: Path) -> Path:
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, OPTConfig, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=["<pad>", "</s>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator((sample["sentence"] for sample in sample_claims()), trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
+
+    size = tokenizer.get_vocab_size()
+    common = {"vocab_size": size, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+    configs = {
+        "bloom": lambda: BloomConfig(hidden_size=32, n_layer=2, n_head=2, **common),
+        "opt": lambda: OPTConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            ffn_dim=64,
+            num_attention_heads=2,
+            word_embed_proj_dim=32,
+            max_position_embeddings=512,
+            **common,
+        ),
+        "llama": lambda: LlamaConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=512,
+            **common,
+        ),
+    }
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(configs[family]()).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def sample_claims(split: str = "train") -> Iterator[dict]:
+    for line in (ROOT / "benchmarks" / "sample" / f"{split}.json").read_text(encoding="utf-8").splitlines():
+        yield json.loads(line)
+
+
+@pytest.fixture
+def claims(tmp_path: Path) -> Path:
+    """A folder like CREAK's own: train.json with 12 claims, dev.json with 8."""
+    folder = tmp_path / "claims"
+    folder.mkdir()
+    for name, count in (("train", 12), ("dev", 8)):
+        lines = [json.dumps(claim) for claim in sample_claims(name)][:count]
+        (folder / f"{name}.json").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
