@@ -20,51 +20,7 @@ usage: [VARIABLE=value ...] bash slurm/chain.sh BENCHMARK      (or: make BENCHMA
 EOF
 }
 
-[[ ${1:-} == -h || ${1:-} == --help ]] && { usage; exit 0; }
-(($# == 1)) || { usage >&2; exit 2; }
-benchmark=$1
-
-root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-export PYTHON=${PYTHON:-$root/.venv/bin/python}
-[[ -x $PYTHON ]] || PYTHON=python3
-export PYTHONUNBUFFERED=1
-
-student=${STUDENT:-${MODEL:-smollm2-135m}} task=${TASK:-cot_tail}
-teacher=${TEACHER:-$student} seed=${SEED:-0} epochs=${EPOCHS:-10} temperature=${TEMPERATURE:-1}
-data_variable=${benchmark//[^[:alnum:]]/_}
-data_variable=${data_variable^^}_DATA
-data=${!data_variable:-}
-
-case $task in # the kinds of explanation that it is made of
-    text) kinds=() ;;
-    cot_tail | cot | all) kinds=(cot) ;;
-    error_tail | error) kinds=(error) ;;
-    fundamental_tail | fundamental) kinds=(fundamental) ;;
-    full_tail) kinds=(cot error fundamental) ;;
-    *)
-        echo "chain.sh: error: no task type '$task'; there are: text, cot_tail, error_tail, fundamental_tail, full_tail, all" >&2
-        exit 2
-        ;;
-esac
-
-title=$("$PYTHON" -m teacherlm.benchmarks title "$benchmark")
-values=$("$PYTHON" -m teacherlm.models get "$student" \
-    name finetune.batch finetune.accumulation finetune.learning_rate finetune.gradient_checkpointing)
-mapfile -t recommended <<<"$values"
-student_name=${recommended[0]}
-values=$("$PYTHON" -m teacherlm.models get "$teacher" name enhance.num_tokens)
-mapfile -t teacher_values <<<"$values"
-teacher_name=${teacher_values[0]}
-
-# Where things go. A name tells what a folder depends on, so that another student, task or seed is another folder.
-run_folder=${RUNS:-runs}/$benchmark/${LIMIT:+limit-}${LIMIT:-all}
-prepared=$run_folder/prepare
-enhanced=$run_folder/enhance/${teacher_name}_seed$seed
-store=$run_folder/finetune
-run_name=${student_name}_$task
-[[ $task == text ]] || run_name+=_$teacher_name
-run_name+=${BATCH:+_batch$BATCH}${ACCUMULATION:+_accumulation$ACCUMULATION}${LEARNING_RATE:+_lr$LEARNING_RATE}_seed$seed
-evaluated=$run_folder/evaluate
+# The stages. Their variables are set in main.
 
 prepare() {
     "$PYTHON" "$root/enhance/data_prepare.py" --benchmark "$benchmark" --output_dir "$prepared" \
@@ -97,21 +53,78 @@ table() {
         --checkpoints "$evaluated/$run_name" --log "$store/$run_name/log.jsonl"
 }
 
-stage() { # NAME COMMAND ...
+heading() {
     printf '\n== %s\n' "$1"
-    "${@:2}"
 }
 
-echo "$benchmark: student $student_name, teacher $teacher_name, task $task, seed $seed; everything goes to $run_folder"
-stage prepare prepare
-dataset=$prepared/$title
-if ((${#kinds[@]})); then
-    for kind in "${kinds[@]}"; do
-        stage "enhance ($kind)" enhance "$kind"
-    done
-    stage post-process post_process
-    dataset=$enhanced/$title
-fi
-stage finetune finetune "$dataset"
-stage evaluate evaluate
-stage table table
+# One function, so that bash has read all of this before a long stage begins: editing the file then harms nothing.
+main() {
+    [[ ${1:-} == -h || ${1:-} == --help ]] && { usage; exit 0; }
+    (($# == 1)) || { usage >&2; exit 2; }
+    benchmark=$1
+
+    root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+    export PYTHON=${PYTHON:-$root/.venv/bin/python}
+    [[ -x $PYTHON ]] || PYTHON=python3
+    export PYTHONUNBUFFERED=1
+
+    student=${STUDENT:-${MODEL:-smollm2-135m}} task=${TASK:-cot_tail}
+    teacher=${TEACHER:-$student} seed=${SEED:-0} epochs=${EPOCHS:-10} temperature=${TEMPERATURE:-1}
+    data_variable=${benchmark//[^[:alnum:]]/_}
+    data_variable=${data_variable^^}_DATA
+    data=${!data_variable:-}
+
+    case $task in # the kinds of explanation that it is made of
+        text) kinds=() ;;
+        cot_tail | cot | all) kinds=(cot) ;;
+        error_tail | error) kinds=(error) ;;
+        fundamental_tail | fundamental) kinds=(fundamental) ;;
+        full_tail) kinds=(cot error fundamental) ;;
+        *)
+            echo "chain.sh: error: no task type '$task'; there are: text, cot_tail, error_tail, fundamental_tail, full_tail, all" >&2
+            exit 2
+            ;;
+    esac
+
+    title=$("$PYTHON" -m teacherlm.benchmarks title "$benchmark")
+    values=$("$PYTHON" -m teacherlm.models get "$student" \
+        name finetune.batch finetune.accumulation finetune.learning_rate finetune.gradient_checkpointing)
+    mapfile -t recommended <<<"$values"
+    student_name=${recommended[0]}
+    values=$("$PYTHON" -m teacherlm.models get "$teacher" name enhance.num_tokens)
+    mapfile -t teacher_values <<<"$values"
+    teacher_name=${teacher_values[0]}
+
+    # Where things go. A name tells what a folder depends on, so that another student, task or seed is another folder.
+    run_folder=${RUNS:-runs}/$benchmark/${LIMIT:+limit-}${LIMIT:-all}
+    prepared=$run_folder/prepare
+    enhanced=$run_folder/enhance/${teacher_name}_seed$seed
+    store=$run_folder/finetune
+    run_name=${student_name}_$task
+    [[ $task == text ]] || run_name+=_$teacher_name
+    run_name+=${BATCH:+_batch$BATCH}${ACCUMULATION:+_accumulation$ACCUMULATION}${LEARNING_RATE:+_lr$LEARNING_RATE}_seed$seed
+    evaluated=$run_folder/evaluate
+
+    echo "$benchmark: student $student_name, teacher $teacher_name, task $task, seed $seed; all goes to $run_folder"
+    heading prepare
+    prepare
+    dataset=$prepared/$title
+    if ((${#kinds[@]})); then
+        for kind in "${kinds[@]}"; do
+            heading "enhance ($kind)"
+            enhance "$kind"
+        done
+        heading post-process
+        post_process
+        dataset=$enhanced/$title
+    fi
+    heading finetune
+    finetune "$dataset"
+    heading evaluate
+    evaluate
+    heading table
+    table
+}
+
+main "$@"
+exit

@@ -9,6 +9,8 @@ files are called by.
 import argparse
 import dataclasses
 import difflib
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -42,6 +44,9 @@ def one_line(text: str) -> str:
 SANDBOX = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
 SANDBOX.filters |= {"full_stop": full_stop, "one_line": one_line, "single_blanks": remove_duplicated_block}
 SANDBOX.globals.clear()
+
+TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+"""What a template raises over values that it was not made for: `{{ 5 | full_stop }}` has no endswith."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ class Benchmark:
         for name, template in self.templates.items():
             try:
                 rendered[name] = template.render(sample)
-            except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
+            except TEMPLATE_ERRORS as error:
                 raise UserError(f"{where}: the template {name} of {self.path.name} fails: {error}") from error
         if not rendered["question"].strip():
             raise UserError(f"{where}: the question is empty (field {self.fields[0]!r})")
@@ -192,12 +197,14 @@ def load_benchmark(name: str) -> Benchmark:
     if benchmark.answer_is not in ("letter", "index", "text"):
         raise UserError(f"{path}: answer_is: letter, index or text was expected, found {benchmark.answer_is!r}")
     for label, letter in (benchmark.labels or {}).items():
-        if not isinstance(label, str) or letter not in LETTERS[: len(benchmark.choices)]:
+        if not isinstance(label, str) or letter not in tuple(LETTERS[: len(benchmark.choices)]):
             raise UserError(f"{path}: labels: {label!r}: {letter!r} is no pair of a quoted label and a choice's letter")
     if missing := {"train", "test"} - set(benchmark.splits):
         raise UserError(
             f"{path}: splits: {' and '.join(sorted(missing))} missing; it names the source's split for each"
         )
+    if benchmark.file_field and any(Path(files).name.count("*") != 1 for files in benchmark.files.values()):
+        raise UserError(f"{path}: file_field: each of the files must have one * in its name, which the field becomes")
     benchmark.compile()  # now, so that a broken template is found before any data is read
     return benchmark
 
@@ -222,7 +229,23 @@ def read_yaml(path: Path, kind: type, computed: set[str]) -> dict[str, Any]:
         required = described.default is dataclasses.MISSING and described.default_factory is dataclasses.MISSING
         if required and content.get(key) is None:
             raise UserError(f"{path}: the field {key!r} is missing")
-    return {key: value for key, value in content.items() if value is not None}
+    found = {key: value for key, value in content.items() if value is not None}
+    for key, value in found.items():
+        python, words = yaml_type(fields[key].type)
+        if not isinstance(value, python):
+            raise UserError(f"{path}: {key}: {words} was expected, found {value!r}")
+    return found
+
+
+def yaml_type(annotation: Any) -> tuple[Any, str]:
+    """What YAML must give for a field of a dataclass, and in words; of `str | None` the first counts."""
+    kind = typing.get_args(annotation)[0] if isinstance(annotation, types.UnionType) else annotation
+    return {
+        str: (str, "a text (in quotes)"),
+        float: ((int, float), "a number"),
+        tuple: (list, "a list"),
+        Mapping: (dict, "a mapping"),
+    }[typing.get_origin(kind) or kind]
 
 
 def main() -> None:

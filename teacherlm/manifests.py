@@ -25,8 +25,8 @@ VERSIONS = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "lm
 
 
 def manifest_of(output: Path) -> Path:
-    """Where the manifest of an output lies: in a folder (no suffix), or beside a file."""
-    return output.with_suffix("." + NAME) if output.suffix else output / NAME
+    """Where the manifest of an output lies: beside a file (.json, .jsonl), or in a folder (opt-1.3b_seed0 is one)."""
+    return output.with_suffix("." + NAME) if output.suffix in (".json", ".jsonl") else output / NAME
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
@@ -38,7 +38,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if not isinstance(manifest, dict) or "stage" not in manifest:
+    if not isinstance(manifest, dict) or not {"stage", "outputs"} <= manifest.keys():
         return None
     for output in manifest["outputs"].values():
         output["path"] = str(path.parent / output["path"])

@@ -88,6 +88,8 @@ def read_json(file: Path) -> Iterator[Sample]:
         records = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file}: no valid JSON: {error}") from error
+    if not records:
+        raise UserError(f"{file}: empty; at least one sample was expected")
     for number, record in enumerate(records, start=1):
         if not isinstance(record, dict):
             raise UserError(f"{file}, sample {number}: a JSON object was expected, found {str(record)[:60]!r}")
@@ -100,6 +102,7 @@ def read_csv(file: Path, columns: tuple[str, ...] | None) -> Iterator[Sample]:
         reader = csv.reader(handle, strict=True)
         try:
             names = columns or tuple(next(reader, ()))
+            found = False
             for row in reader:
                 where = f"{file}, line {reader.line_num}"
                 if not row:
@@ -112,7 +115,10 @@ def read_csv(file: Path, columns: tuple[str, ...] | None) -> Iterator[Sample]:
                         sample[name] = value
                     else:
                         sample.setdefault(name, []).append(value)
+                found = True
                 yield where, sample
+            if not found:
+                raise UserError(f"{file}: empty; at least one row was expected")
         except (csv.Error, UnicodeDecodeError) as error:
             raise UserError(f"{file}, line {reader.line_num}: no valid CSV in UTF-8: {error}") from error
 
