@@ -11,6 +11,7 @@ What is done and unchanged is skipped.
 """
 
 import argparse
+import contextlib
 import itertools
 import shutil
 import time
@@ -94,8 +95,9 @@ def prepare(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Pat
     else:
         if manifest is not None:
             print(f"prepare: again, because {'; '.join(changes)}")
-        train = write_records(jsonl, (record for _, record in prepared(benchmark, "train", data, limit)))
-        tested = save(partial(test_samples, benchmark, data), test)
+        # A mistake in either split leaves both results as they were.
+        with saving(partial(test_samples, benchmark, data), test) as tested:
+            train = write_records(jsonl, (record for _, record in prepared(benchmark, "train", data, limit)))
         print(f"prepare: {jsonl} has {train} training samples, {test} has {tested} test samples")
         manifests.write_manifest(
             manifest_path,
@@ -229,13 +231,20 @@ def stream_file(jsonl: Path) -> Iterator[tuple[str, Record]]:
 
 def save(stream: Stream, folder: Path) -> int:
     """Save a stream of records as a `datasets` folder, whole or not at all; returns how many there were."""
+    with saving(stream, folder) as count:
+        return count
+
+
+@contextlib.contextmanager
+def saving(stream: Stream, folder: Path) -> Iterator[int]:
+    """Like `save`, but the folder takes its place only when the block ends well."""
     dataset, cache = make_dataset(stream, folder)
     try:
         with whole_folder(folder) as whole:
             dataset.save_to_disk(str(whole))
+            yield len(dataset)
     finally:
         shutil.rmtree(cache, ignore_errors=True)
-    return len(dataset)
 
 
 def keep_foreign(folder: Path) -> None:

@@ -107,8 +107,9 @@ class TransformersEngine:
         new_BT = outputs[:, inputs["input_ids"].shape[1] :]
         for prompt, new_T in zip(prompts, new_BT.tolist()):
             ended = [position for position, token in enumerate(new_T) if token in self.end_tokens]
-            tokens = ended[0] + 1 if ended else len(new_T)
-            yield Completion(prompt.index, self.tokenizer.decode(new_T[:tokens], skip_special_tokens=True), tokens)
+            length = ended[0] if ended else len(new_T)
+            text = self.tokenizer.decode(new_T[:length], skip_special_tokens=True)
+            yield Completion(prompt.index, text, length + bool(ended))
 
     @property
     def end_tokens(self) -> set[int]:

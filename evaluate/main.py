@@ -47,6 +47,8 @@ def parse_arguments() -> argparse.Namespace:
     if key != "pretrained" or not args.pretrained:
         raise UserError(f"--model_args: pretrained=MODEL was expected, found {args.model_args!r}")
     args.tasks = [name for name in args.tasks.split(",") if name]
+    if not args.tasks:
+        raise UserError("--tasks: at least one name was expected")
     return args
 
 

@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 from task_api import Task
 
 from teacherlm import loading
+from teacherlm.errors import UserError
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about settings that are not used here
 
@@ -41,7 +42,12 @@ def score(model: HFLM, task: Task, name: str, limit: int | None) -> tuple[dict[s
     """Score one task; returns the result (accuracy, errors, counts) and one record a sample.
 
     The 95 % interval is Wilson's (1927), which holds for few samples and for accuracies near 0 and 1 too.
+
+    Raises:
+        UserError: the task has no accuracy.
     """
+    if "acc" not in task.aggregation():
+        raise UserError(f"the task {name} aggregates {', '.join(task.aggregation())}; acc was expected among them")
     scored = evaluator.evaluate(model, {"tasks": {name: task}, "groups": {}}, limit=limit)
     metrics = scored["results"][name]
     samples = [sample_record(sample) for sample in scored["samples"][name]]

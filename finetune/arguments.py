@@ -5,11 +5,12 @@ import importlib.util
 import os
 import sys
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
 
-from teacherlm.errors import UserError
+from teacherlm.errors import UserError, reason
 
 
 @dataclass
@@ -40,7 +41,16 @@ def parse_arguments(argv: list[str]) -> tuple[FinetuneArguments, TrainingArgumen
     )
     parser.error = refuse  # HfArgumentParser's own answer is the usage of 130 flags
     argv = ["--lr_scheduler_type" if word == "--lr" else word for word in argv]
-    own, training = parser.parse_args_into_dataclasses(without_the_impossible(argv))
+    try:
+        own, training, unknown = parser.parse_args_into_dataclasses(
+            without_the_impossible(argv), return_remaining_strings=True, look_for_args_file=False
+        )
+    except ValueError as error:  # of TrainingArguments: values that do not go together
+        refuse(reason(error))
+    if unknown:
+        refuse(f"unknown: {' '.join(unknown)}")
+    if training.eval_strategy != "no":
+        raise UserError("--eval_strategy: 'no' was expected; the scripts in evaluate/ score the checkpoints")
     for name, low in (("max_source_length", 2), ("max_train_samples", 1)):
         value = getattr(own, name)
         if value is not None and value < low:
@@ -52,7 +62,7 @@ def parse_arguments(argv: list[str]) -> tuple[FinetuneArguments, TrainingArgumen
     return own, training
 
 
-def refuse(message: str) -> None:
+def refuse(message: str) -> NoReturn:
     raise UserError(f"{message}; finetune.py --help lists the flags")
 
 

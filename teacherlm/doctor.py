@@ -131,21 +131,23 @@ def hub() -> Finding:
     without = "give folders: STUDENT=/folder TEACHER=/folder CREAK_DATA=/folder; make demo needs none"
     if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
         return NOTE, "network to the hub", f"switched off by HF_HUB_OFFLINE; {without}"
-    parts = urllib.parse.urlsplit(endpoint)
     try:
-        with socket.create_connection(
-            (parts.hostname, parts.port or (80 if parts.scheme == "http" else 443)), timeout=3
-        ):
+        parts = urllib.parse.urlsplit(endpoint)
+        port = parts.port or (80 if parts.scheme == "http" else 443)
+        with socket.create_connection((parts.hostname or "", port), timeout=3):
             return OK, "network to the hub", f"{endpoint} answers"
-    except OSError as error:
+    except (OSError, ValueError) as error:
         return NOTE, "network to the hub", f"{endpoint} cannot be reached ({error}); {without}"
 
 
 def command(name: str, words: list[str], without: str) -> Finding:
     if shutil.which(words[0]) is None:
         return NOTE, name, f"no {words[0]} here: {without}"
-    shown = subprocess.run(words, capture_output=True, text=True, timeout=10)
-    return OK, name, (shown.stdout or shown.stderr).strip().splitlines()[0]
+    try:
+        shown = subprocess.run(words, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return NOTE, name, f"{words[0]} is here but fails ({error}): {without}"
+    return OK, name, next(iter((shown.stdout or shown.stderr).splitlines()), words[0])
 
 
 if __name__ == "__main__":

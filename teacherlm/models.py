@@ -7,6 +7,7 @@ value a line, `python -m teacherlm.models folder NAME` makes the folder and prin
 """
 
 import argparse
+import contextlib
 import difflib
 import os
 from collections.abc import Mapping
@@ -84,7 +85,7 @@ def find_model(name: str) -> Model:
             raise UserError(f"{described}: exactly one of hub, path and package says where the weights are")
         return model
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         return Model(name=folder.resolve().name, path=str(folder))
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return Model(name=name.split("/")[1], hub=name)
@@ -108,8 +109,10 @@ def local_folder(model: Model) -> Path:
         return packaged_model(model.name, model.package)
     if model.hub is not None:
         return check_folder(download(model.hub, model.revision))
-    folder = Path(os.path.expandvars(model.path)).expanduser()
-    if "$" in str(folder):
+    folder = Path(model.path)
+    if not folder.is_dir():
+        folder = Path(os.path.expandvars(model.path)).expanduser()
+    if "$" in str(folder) and not folder.is_dir():
         variable = model.path.split("$")[1].split("/")[0].strip("{}")
         raise UserError(f"model {model.name}: set {variable} to the folder that holds its weights ({model.path})")
     return check_folder(folder)
@@ -139,19 +142,23 @@ def download(hub: str, revision: str) -> Path:
     """
     import huggingface_hub
 
-    try:
-        cached = Path(huggingface_hub.snapshot_download(hub, revision=revision, local_files_only=True))
-        if any(any(cached.glob(pattern)) for pattern in (*WEIGHTS, *PICKLED_WEIGHTS)):
-            return cached
-    except Exception:  # not there, or not whole: ask the hub
-        pass
-    try:
-        files = huggingface_hub.list_repo_files(hub, revision=revision)
-        safe = any(file.endswith(".safetensors") for file in files)
-        patterns = [*SMALL_FILES, *(WEIGHTS if safe else PICKLED_WEIGHTS)]
+    def fetch(weights: tuple[str, ...], **options: Any) -> Path:
+        patterns = [*SMALL_FILES, *weights]
         return Path(
-            huggingface_hub.snapshot_download(hub, revision=revision, allow_patterns=patterns, ignore_patterns="*/*")
+            huggingface_hub.snapshot_download(
+                hub, revision=revision, allow_patterns=patterns, ignore_patterns="*/*", **options
+            )
         )
+
+    for weights in (WEIGHTS, PICKLED_WEIGHTS):
+        with contextlib.suppress(Exception):  # not there, or not whole: ask the hub
+            cached = fetch(weights, local_files_only=True)
+            if any(any(cached.glob(pattern)) for pattern in weights):
+                return cached
+    try:
+        files = huggingface_hub.model_info(hub, revision=revision).siblings
+        safe = any(file.rfilename.endswith(".safetensors") and "/" not in file.rfilename for file in files)
+        return fetch(WEIGHTS if safe else PICKLED_WEIGHTS)
     except Exception as error:  # the client raises its own, the network's and the file system's errors
         raise UserError(
             f"the model {hub} could not be fetched from the hub ({reason(error)}); check its name, the network and "

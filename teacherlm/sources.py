@@ -1,10 +1,12 @@
 """Where a benchmark's samples come from: the hub, a folder of files as the authors publish them, or a saved dataset."""
 
 import csv
+import functools
 import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from teacherlm.benchmarks import Benchmark
 from teacherlm.errors import UserError, reason
@@ -134,11 +136,11 @@ def read_saved(data: Path, split: str) -> Iterator[Sample]:
 
 
 def read_hub(benchmark: Benchmark, split: str) -> Iterator[Sample]:
-    import datasets
-
+    if benchmark.hub is None:
+        raise UserError(f"{benchmark.path}: it names no hub dataset; give a local folder (data_prepare.py: --data DIR)")
     source = benchmark.splits[split]
     try:
-        loaded = datasets.load_dataset(benchmark.hub, benchmark.hub_config, split=source)
+        loaded = load_hub(benchmark.hub, benchmark.hub_config, source)
     except Exception as error:  # the hub's client raises a dozen kinds, and none of them is a fault of this code
         raise UserError(
             f"{benchmark.title} could not be loaded from the hub ({benchmark.hub}, {source}: {reason(error)}); "
@@ -147,3 +149,26 @@ def read_hub(benchmark: Benchmark, split: str) -> Iterator[Sample]:
         ) from error
     for number, sample in enumerate(loaded, start=1):
         yield f"{benchmark.hub}, {source} sample {number}", sample
+
+
+@functools.cache
+def load_hub(hub: str, config: str | None, split: str) -> Any:
+    """A split of a dataset on the hub, or of its copy in the cache where the hub cannot be reached.
+
+    One request shows whether it can: left alone, `load_dataset` waits half a minute, with a warning at each retry.
+    """
+    import datasets
+    import huggingface_hub
+
+    unreachable = None
+    try:
+        huggingface_hub.dataset_info(hub, timeout=10)
+    except huggingface_hub.errors.HfHubHTTPError:  # it answers; load_dataset says what is amiss
+        pass
+    except Exception as error:
+        unreachable = error
+        datasets.config.HF_HUB_OFFLINE = True
+    try:
+        return datasets.load_dataset(hub, config, split=split)
+    except Exception as error:
+        raise unreachable or error from error

@@ -2,12 +2,19 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+# One thread: sums have one order in every process, and threads of tiny models only wait for one another, for a hundred
+# times the work's own time when other work runs beside.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # several processes on few cores must not spin for one another
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -38,6 +45,43 @@ def stage() -> Callable[..., subprocess.CompletedProcess]:
         return subprocess.run(command, capture_output=True, text=True, **options)
 
     return run
+
+
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Callable[..., subprocess.CompletedProcess]:
+    """Run a stage's script to its end like `stage`, but in this process, which has torch loaded already."""
+
+    def run(name: str, *words: object) -> subprocess.CompletedProcess:
+        monkeypatch.setattr(sys, "argv", [str(STAGES[name]), *map(str, words)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(STAGES[name]), run_name="__main__")
+        captured = capfd.readouterr()
+        return subprocess.CompletedProcess(sys.argv, ended.value.code, captured.out, captured.err)
+
+    return run
+
+
+def only_error(result: subprocess.CompletedProcess) -> str:
+    """The one line on stderr of a stage that a user's mistake ended."""
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+    return result.stderr.strip()
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Every file below a folder: its bytes and when it was written."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    return {str(file.relative_to(folder)): (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What data_prepare.py makes of `sample`: SAMPLE.jsonl, SAMPLE/ (24 training samples) and tests/sample (80)."""
+    folder = tmp_path_factory.mktemp("prepared")
+    command = [sys.executable, STAGES["data_prepare"], "--benchmark", "sample", "--limit", "24"]
+    subprocess.run([*command, "--output_dir", folder, "--test_dir", folder / "tests"], check=True, capture_output=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,138 @@
+"""The chain: from the claims to the table, skipping what is done, and answering mistakes in one line."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, contents, only_error
+
+ODD = """it's "runs" $(touch pwned) `touch pwned` *"""
+CHAIN = ["bash", str(ROOT / "slurm" / "chain.sh")]
+Chain = Callable[..., subprocess.CompletedProcess]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("chain")
+
+
+@pytest.fixture(scope="module")
+def chain(tiny_llama: Path, place: Path) -> Chain:
+    """Run the chain as `make BENCHMARK VARIABLE=value ...` does, small, into a folder whose name could do harm."""
+    small = {"STUDENT": tiny_llama, "TEACHER": tiny_llama, "LIMIT": 8, "EPOCHS": 2, "NUM_TOKENS": 8, "BATCH": 4}
+
+    def run(benchmark: str = "sample", **variables: object) -> subprocess.CompletedProcess:
+        chosen = {name: str(value) for name, value in {**small, "RUNS": place / ODD, **variables}.items()}
+        environment = {**os.environ, "PYTHON": sys.executable, **chosen}
+        return subprocess.run([*CHAIN, benchmark], cwd=place, env=environment, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def done(chain: Chain, place: Path) -> subprocess.CompletedProcess:
+    result = chain()
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def test_it_ends_with_the_table_of_the_student_and_its_checkpoints(done: subprocess.CompletedProcess) -> None:
+    lines = done.stdout.partition("== table\n")[2].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert rows[0] == ["checkpoint", "epoch", "accuracy", "95 % interval", "loss"]
+    assert [row[:2] for row in rows[2:]] == [["tiny (untrained)", "0"], ["checkpoint-2", "1"], ["checkpoint-4", "2"]]
+    for _, _, accuracy, interval, _ in rows[2:]:
+        low, high = map(float, interval.split(" - "))
+        assert low < float(accuracy) < high
+    assert rows[2][4] == "-"
+    assert float(rows[4][4]) < float(rows[3][4])
+
+
+def test_everything_goes_to_the_runs_folder_and_no_name_is_executed(
+    done: subprocess.CompletedProcess, place: Path
+) -> None:
+    assert [path.name for path in place.iterdir()] == [ODD]
+    manifests = {str(path.parent.relative_to(place / ODD)) for path in place.rglob("*manifest.json")}
+    run = "sample/limit-8"
+    assert manifests == {
+        f"{run}/prepare",
+        f"{run}/prepare/SAMPLE",
+        f"{run}/enhance/tiny_seed0",
+        f"{run}/enhance/tiny_seed0/SAMPLE",
+        f"{run}/finetune/tiny_cot_tail_tiny_batch4_seed0",
+        f"{run}/evaluate/tiny",
+        f"{run}/evaluate/tiny_cot_tail_tiny_batch4_seed0/checkpoint-2",
+        f"{run}/evaluate/tiny_cot_tail_tiny_batch4_seed0/checkpoint-4",
+    }
+
+
+def test_the_same_call_again_does_nothing_and_says_so(
+    done: subprocess.CompletedProcess, chain: Chain, place: Path
+) -> None:
+    before = contents(place)
+    again = chain()
+    assert again.returncode == 0, again.stderr
+    assert contents(place) == before
+    said = [line for line in again.stdout.splitlines() if "done already, nothing to do" in line]
+    assert [line.split(":")[0] for line in said] == [
+        "prepare",
+        "enhance",
+        "post-process",
+        "finetune",
+        *["evaluate"] * 3,
+    ]
+    assert again.stdout.partition("== table\n")[2] == done.stdout.partition("== table\n")[2]
+
+
+def test_another_seed_reruns_what_depends_on_it_and_no_more(
+    done: subprocess.CompletedProcess, chain: Chain, place: Path
+) -> None:
+    before = contents(place / ODD / "sample" / "limit-8")
+    again = chain(SEED=1)
+    assert again.returncode == 0, again.stderr
+    said = [line for line in again.stdout.splitlines() if "done already, nothing to do" in line]
+    assert [line.split(" (")[0] for line in said] == [
+        "prepare: done already, nothing to do",
+        "evaluate: tiny on sample: done already, nothing to do",
+    ]
+    after = contents(place / ODD / "sample" / "limit-8")
+    assert {name: after[name] for name in before} == before
+    run = "tiny_cot_tail_tiny_batch4_seed1"
+    assert {"/".join(Path(name).parts[:2]) for name in after if name not in before} == {
+        "enhance/tiny_seed1",
+        f"finetune/{run}",
+        f"evaluate/{run}",
+    }
+    enhanced, trained = "enhance/tiny_seed{}/SAMPLE_cot.jsonl", "finetune/{}/checkpoint-4/model.safetensors"
+    assert after[enhanced.format(1)][0] != after[enhanced.format(0)][0]
+    assert after[trained.format(run)][0] != after[trained.format(run.replace("seed1", "seed0"))][0]
+
+
+def test_local_data_and_text_alone_need_no_teacher(chain: Chain, claims: Path, tmp_path: Path) -> None:
+    data = claims.rename(tmp_path / "my claims")
+    result = chain("creak", TASK="text", TEACHER="", CREAK_DATA=data, RUNS=tmp_path / "runs", EPOCHS=1)
+    assert result.returncode == 0, result.stderr
+    stages = [line.removeprefix("== ") for line in result.stdout.splitlines() if line.startswith("== ")]
+    assert stages == ["prepare", "finetune", "evaluate", "table"]
+    assert "accuracy on 8 test questions of creak" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("variables", "benchmark", "named"),
+    [
+        ({"STUDENT": "bloomz-7b"}, "sample", "bloomz-7b1"),
+        ({"TEACHER": "teacherlm-7b1-cat"}, "sample", "teacherlm-7b1-cot"),
+        ({"TASK": "cot_tial"}, "sample", "cot_tail"),
+        ({}, "sampel", "sample"),
+        ({"CREAK_DATA": "/no where"}, "creak", "/no where: no such folder"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    chain: Chain, tmp_path: Path, variables: dict[str, str], benchmark: str, named: str
+) -> None:
+    result = chain(benchmark, **variables, RUNS=tmp_path / "runs")
+    assert named in only_error(result)
+    assert not list(tmp_path.rglob("*.json*"))

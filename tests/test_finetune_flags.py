@@ -1,0 +1,68 @@
+"""finetune.py's flags: all of the documented ones are taken, and a wrong one is answered in a line."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import STAGES, only_error
+from test_finetune import STEPS, flags
+
+
+@pytest.fixture(scope="module")
+def dataset(prepared: Path) -> Path:
+    return prepared / "SAMPLE"
+
+
+@pytest.mark.parametrize("output", ["below a file", "read-only"])
+def test_a_folder_that_cannot_be_written_is_named(
+    output: str, tiny_llama: Path, dataset: Path, prepared: Path, inside: Callable
+) -> None:
+    folder = prepared / "SAMPLE.jsonl" / "below" if output == "below a file" else Path("/proc/sys/kernel/teacherlm")
+    result = inside("finetune", *flags(tiny_llama, dataset, folder / "run"))
+    assert f"{folder}: cannot be written" in only_error(result)
+
+
+def test_a_missing_student_or_dataset_is_named(
+    tiny_llama: Path, dataset: Path, tmp_path: Path, inside: Callable
+) -> None:
+    output = tmp_path / "run"
+    assert "bloomz-7b1" in only_error(inside("finetune", *flags(Path("bloomz-7b"), dataset, output)))
+    assert "no such dataset" in only_error(inside("finetune", *flags(tiny_llama, tmp_path / "gone", output)))
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--learning_rat", 1),
+        ("word",),
+        ("--learning_rate", "fast"),
+        ("--lr", "bogus"),
+        ("--save_strategy", "never"),
+        ("--max_source_length", 1),
+        ("--per_device_train_batch_size", 0),
+        ("--eval_strategy", "epoch"),
+    ],
+    ids=lambda wrong: " ".join(map(str, wrong)),
+)
+def test_a_wrong_flag_is_one_line(
+    wrong: tuple[object, ...], tiny_llama: Path, dataset: Path, tmp_path: Path, inside: Callable
+) -> None:
+    error = only_error(inside("finetune", *flags(tiny_llama, dataset, tmp_path / "run"), *wrong))
+    assert str(wrong[0]).removeprefix("--") in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_documented_flag_is_taken_on_a_cpu(tiny_llama: Path, dataset: Path, tmp_path: Path) -> None:
+    words = [
+        *flags(tiny_llama, dataset, tmp_path / "run"),
+        *("--do_train", "--max_source_length", 40, "--report_to", "wandb", "--run_name", "a run", "--fp16"),
+        *("--deepspeed", "deepspeed/zero2.json", "--num_train_epochs", 1),
+    ]
+    command = list(map(str, [sys.executable, STAGES["finetune"], *words]))
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "--fp16 and --deepspeed left out" in result.stdout
+    assert (tmp_path / "run" / f"checkpoint-{STEPS}").is_dir()

@@ -1,0 +1,164 @@
+"""A model is a name of models/, a folder or a hub id, and in the end a folder that loads."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from teacherlm.errors import UserError
+from teacherlm.loading import load_model, load_tokenizer
+from teacherlm.models import find_model, local_folder, names
+
+STUDENTS = {f"{family}-{size}" for family in ("bloom", "bloomz") for size in ("560m", "1b1", "1b7", "3b", "7b1")}
+STUDENTS |= {f"opt-{size}" for size in ("125m", "350m", "1.3b", "2.7b", "6.7b", "13b")} | {"smollm2-135m"}
+TEACHERS = {f"teacherlm-7b1-{kind}" for kind in ("cot", "commonmistake", "fundamental")}
+
+
+def mistake(work: Callable[[], object]) -> str:
+    with pytest.raises(UserError) as caught:
+        work()
+    return str(caught.value)
+
+
+def shell(*words: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "teacherlm.models", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | environment)
+
+
+def test_every_student_and_teacher_of_the_papers_is_there() -> None:
+    assert set(names()) >= STUDENTS | TEACHERS
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_model_says_where_it_is_and_how_it_is_run(name: str) -> None:
+    model = find_model(name)
+    assert [bool(source) for source in (model.hub, model.path, model.package)].count(True) == 1
+    assert model.parameters > 1e8
+    for stage, field in (("enhance", "batch"), ("enhance", "num_tokens"), ("evaluate", "batch"), ("finetune", "batch")):
+        assert model.recommended(f"{stage}.{field}") >= 1
+    for stage in ("enhance", "finetune", "evaluate") if name in STUDENTS else ("enhance",):
+        assert {"gpus", "cpus", "memory", "time"} <= set(model.recommended(f"slurm.{stage}"))
+
+
+def test_the_id_on_the_hub_is_the_publishers() -> None:
+    assert [find_model(name).hub for name in ("bloom-7b1", "bloomz-560m", "opt-1.3b")] == [
+        "bigscience/bloom-7b1",
+        "bigscience/bloomz-560m",
+        "facebook/opt-1.3b",
+    ]
+
+
+def test_an_unknown_name_lists_the_nearest() -> None:
+    assert "the nearest in models/: bloomz-7b1, " in mistake(lambda: find_model("bloomz-7b"))
+
+
+@pytest.mark.parametrize("name", ["zzz", ""])
+def test_a_name_that_is_near_to_none_lists_all(name: str) -> None:
+    message = mistake(lambda: find_model(name))
+    assert message.startswith(f"no model {name!r}; ")
+    assert [known for known in names() if known not in message] == []
+
+
+def test_an_owner_and_a_name_are_an_id_on_the_hub() -> None:
+    model = find_model("EleutherAI/pythia-70m")
+    assert (model.name, model.hub, model.recommended("finetune.batch")) == ("pythia-70m", "EleutherAI/pythia-70m", 8)
+
+
+@pytest.mark.parametrize("name", ["/nowhere/model", "./model", "~/no-such-model", "a/b/c"])
+def test_a_missing_folder_is_named(name: str) -> None:
+    assert mistake(lambda: find_model(name)).startswith(f"no model at {name}: no such folder; ")
+
+
+@pytest.mark.parametrize("name", ["plain", "two words", 'it\'s "quoted"', "$HOME", "a$b", "mod*l [1]"])
+def test_a_folder_is_a_model_whatever_its_name(tmp_path: Path, tiny_llama: Path, name: str) -> None:
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / name))
+    model = find_model(str(folder))
+    assert (model.name, local_folder(model)) == (name, folder)
+
+
+def test_a_folder_may_be_relative(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(tiny_llama, tmp_path / "checkpoint-6")
+    monkeypatch.chdir(tmp_path)
+    assert local_folder(find_model("checkpoint-6")).samefile(tmp_path / "checkpoint-6")
+
+
+@pytest.mark.parametrize(
+    ("lost", "words"),
+    [
+        ("config.json", "config.json is missing there"),
+        ("*.safetensors", "no weights (*.safetensors) there"),
+        ("tokenizer*", "no tokenizer (tokenizer.json) there"),
+    ],
+)
+def test_a_folder_that_is_no_whole_model_is_named(tmp_path: Path, tiny_llama: Path, lost: str, words: str) -> None:
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    for file in folder.glob(lost):
+        file.unlink()
+    assert mistake(lambda: local_folder(find_model(str(folder)))).startswith(f"no model at {folder}: {words}")
+
+
+def test_weights_that_are_cut_off_are_named(tmp_path: Path, tiny_llama: Path) -> None:
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    os.truncate(folder / "model.safetensors", 1000)
+    assert mistake(lambda: load_model(folder)).startswith(f"the model in {folder} cannot be loaded: ")
+
+
+def test_pickled_weights_run_no_code(tmp_path: Path, tiny_llama: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[Callable, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": Payload()}, folder / "pytorch_model.bin")
+    assert mistake(lambda: load_model(folder)).startswith(f"the model in {folder} cannot be loaded: ")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_variable_that_a_teacher_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TEACHERLM_WEIGHTS", raising=False)
+    message = mistake(lambda: local_folder(find_model("teacherlm-7b1-cot")))
+    assert message.startswith("model teacherlm-7b1-cot: set TEACHERLM_WEIGHTS to the folder that holds its weights")
+
+
+def test_a_teacher_is_found_below_its_variable(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "TeacherLM-7.1B-COT"))
+    monkeypatch.setenv("TEACHERLM_WEIGHTS", str(tmp_path))
+    assert local_folder(find_model("teacherlm-7b1-cot")) == folder
+
+
+def test_a_shell_reads_recommended_values_a_line_each() -> None:
+    fields = ("name", "finetune.batch", "finetune.gradient_checkpointing", "finetune.deepspeed", "slurm.enhance.time")
+    asked = shell("get", "smollm2-135m", *fields)
+    assert (asked.returncode, asked.stdout.split("\n")) == (0, ["smollm2-135m", "8", "false", "", "02:00:00", ""])
+
+
+def test_a_value_that_is_not_there_is_named_in_a_line() -> None:
+    asked = shell("get", "smollm2-135m", "finetune.speed")
+    assert (asked.returncode, asked.stdout) == (2, "")
+    assert asked.stderr == "models.py: error: model smollm2-135m: no value 'finetune.speed'\n"
+
+
+def test_a_shell_reads_the_folder_of_a_model(tiny_llama: Path) -> None:
+    assert shell("folder", str(tiny_llama)).stdout == f"{tiny_llama}\n"
+
+
+def test_the_model_of_the_demo_loads_with_all_its_parameters(smollm2: Path) -> None:
+    assert load_model(smollm2).num_parameters() == 134_515_008
+    assert load_tokenizer(smollm2).decode(load_tokenizer(smollm2)("Bees fly.")["input_ids"]) == "Bees fly."
+
+
+def test_a_tokenizer_without_a_pad_token_pads_with_its_end(tmp_path: Path, tiny_llama: Path) -> None:
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    config = folder / "tokenizer_config.json"
+    config.write_text(config.read_text().replace('"pad_token": "<pad>"', '"pad_token": null'))
+    tokenizer = load_tokenizer(folder)
+    assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("</s>", tokenizer.eos_token_id)

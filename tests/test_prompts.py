@@ -1,0 +1,108 @@
+"""The prompts, byte for byte: a model is taught and tested with these strings, and results depend on each of them."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from teacherlm.prompts import Question, full_tail, prompt_fields, remove_duplicated_block
+from teacherlm.prompts import test_context as context_at_test  # or pytest would take it for a test
+
+SENTENCE = "Marlboro used iconic imagery to promote its brand."
+CLAIM = Question(f"Determine the correctness of the following sentence. {SENTENCE}", ("True", "False"), gold=0)
+TEXT = (
+    "Q: Determine the correctness of the following sentence. Marlboro used iconic imagery to promote its brand. "
+    "(A) True (B) False A: The answer is (A)."
+)
+
+# Blanks are what the rule is about; tabs, line breaks and no-break spaces are not blanks.
+texts = st.text(alphabet=" ab.\t\n\u00a0\u3000", max_size=24)
+
+
+def test_the_four_prompts_are_those_of_the_paper() -> None:
+    assert prompt_fields(CLAIM) == {
+        "text": TEXT,
+        "cot_text": TEXT + " Let's think step by step.",
+        "error_text": TEXT + " The common mistakes are:",
+        "fundamental_text": TEXT + " The fundamental of this question is:",
+    }
+
+
+def test_the_context_at_test_time_ends_before_the_letter() -> None:
+    assert context_at_test(CLAIM.with_choices) + "A)." == TEXT
+
+
+def test_a_preamble_stands_before_the_question() -> None:
+    preamble = "The following are multiple choice questions (with answers) about college physics. "
+    asked = Question("What falls?", ("An apple", "A star", "Rain", "Night"), gold=2, preamble=preamble)
+    expected = preamble + "Q: What falls? (A) An apple (B) A star (C) Rain (D) Night A: The answer is ("
+    assert context_at_test(asked.with_choices, asked.preamble) == expected
+    assert prompt_fields(asked)["text"] == expected + "C)."
+
+
+def test_the_fields_of_a_test_set_are_the_references() -> None:
+    assert CLAIM.with_choices.endswith(" promote its brand. (A) True (B) False")
+    assert CLAIM.answer == "(A)"
+
+
+def test_only_what_the_teacher_reads_is_cleaned_of_double_blanks() -> None:
+    fields = prompt_fields(Question("Two  blanks", ("True", "False"), gold=1))
+    assert fields["text"] == "Q: Two  blanks (A) True (B) False A: The answer is (B)."
+    assert fields["cot_text"] == "Q: Two blanks (A) True (B) False A: The answer is (B). Let's think step by step."
+
+
+def test_the_corner_cases_of_remove_duplicated_block() -> None:
+    cases = {
+        "": "",
+        " ": "",
+        "   ": "",
+        "a b": "a b",
+        "a  b": "a b",
+        "a   b": "a  b",
+        "a    b": "a  b",
+        " a": " a",
+        "  a": " a",
+        " a ": "a",
+        "a \n": "a \n",
+        "a\n ": "a\n",
+        "a \t": "a \t",
+        "a\u00a0\u00a0b": "a\u00a0\u00a0b",
+    }
+    assert {text: remove_duplicated_block(text) for text in cases} == cases
+
+
+def halved_runs(text: str) -> str:
+    """The rule in other words: a run of n blanks becomes (n + 1) // 2; with one at the end, both ends lose theirs."""
+    found, run = "", 0
+    for character in text + "\0":
+        if character == " ":
+            run += 1
+            continue
+        found += " " * ((run + 1) // 2) + character
+        run = 0
+    found = found[:-1]
+    if found[-1:] == " ":
+        while found[-1:] == " ":
+            found = found[:-1]
+        while found[:1] == " ":
+            found = found[1:]
+    return found
+
+
+@given(texts)
+def test_runs_of_blanks_are_halved_and_a_trailing_one_costs_both_ends(text: str) -> None:
+    assert remove_duplicated_block(text) == halved_runs(text)
+
+
+def test_full_tail_has_all_three_explanations_in_the_order_of_the_papers_figure() -> None:
+    explanations = {"cot_text": " Step one.", "error_text": " Mixing up.", "fundamental_text": " Brands."}
+    assert full_tail(TEXT, explanations) == (
+        TEXT
+        + " The fundamental of this question is: Brands."
+        + " Let's think step by step. Step one."
+        + " The common mistakes are: Mixing up."
+    )
+
+
+def test_full_tail_is_cleaned_once_at_the_end() -> None:
+    explanations = {"cot_text": " ", "error_text": "  x   ", "fundamental_text": ""}
+    expected = "Q The fundamental of this question is: Let's think step by step. The common mistakes are: x"
+    assert full_tail("Q", explanations) == expected
