@@ -84,7 +84,7 @@ def prepare(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Pat
     jsonl, saved, test = folder / f"{benchmark.title}.jsonl", folder / benchmark.title, test_dir / benchmark.name
     manifest_path = manifests.manifest_of(jsonl)
     manifest = manifests.read_manifest(manifest_path)
-    if manifest is None and jsonl.exists():
+    if manifest is None and jsonl.exists() and not mark_of(jsonl).exists():
         print(f"prepare: {jsonl} is there and has no manifest: taken as it is; remove it to have it made again")
         return
     inputs = describe_source(benchmark, data, manifest)
@@ -96,7 +96,7 @@ def prepare(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Pat
         if manifest is not None:
             print(f"prepare: again, because {'; '.join(changes)}")
         # A mistake in either split leaves both results as they were.
-        with saving(partial(test_samples, benchmark, data), test) as tested:
+        with own_work(jsonl), saving(partial(test_samples, benchmark, data), test) as tested:
             train = write_records(jsonl, (record for _, record in prepared(benchmark, "train", data, limit)))
         print(f"prepare: {jsonl} has {train} training samples, {test} has {tested} test samples")
         manifests.write_manifest(
@@ -108,8 +108,27 @@ def prepare(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Pat
             counts={"train": train, "test": tested},
             started=started,
         )
+        mark_of(jsonl).unlink()
     if not enhanced_files(benchmark, folder):
         save_prompts(benchmark, data, saved, jsonl, limit)
+
+
+def mark_of(jsonl: Path) -> Path:
+    """A mark that lies beside a file without a manifest when the file is this script's own, not the user's."""
+    return jsonl.with_name(f".{jsonl.name}.begun")
+
+
+@contextlib.contextmanager
+def own_work(jsonl: Path) -> Iterator[None]:
+    """Mark the file while it is made; a kill leaves the mark, a mistake that leaves no new file does not."""
+    there = jsonl.exists()
+    mark_of(jsonl).touch()
+    try:
+        yield
+    except Exception:
+        if there or not jsonl.exists():
+            mark_of(jsonl).unlink()
+        raise
 
 
 def describe_source(benchmark: Benchmark, data: Path | None, manifest: dict[str, Any] | None) -> dict[str, Any]:

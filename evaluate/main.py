@@ -135,7 +135,8 @@ def table(results: list[dict[str, Any]]) -> str:
     for r in results:
         low, high = r["interval_95"]
         interval = f"{low:.4f} - {high:.4f}"
-        rows.append((r["model"], r["task"], str(r["n"]), f"{r['value']:.4f}", f"± {r['stderr']:.4f}", interval))
+        error = "-" if r["stderr"] is None else f"± {r['stderr']:.4f}"  # one sample has none
+        rows.append((r["model"], r["task"], str(r["n"]), f"{r['value']:.4f}", error, interval))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])

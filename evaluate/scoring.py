@@ -57,7 +57,7 @@ def score(model: HFLM, task: Task, name: str, limit: int | None) -> tuple[dict[s
         "task": name,
         "metric": "acc",
         "value": metrics["acc,none"],
-        "stderr": metrics["acc_stderr,none"],
+        "stderr": metrics["acc_stderr,none"] if len(samples) > 1 else None,
         "interval_95": [interval.low, interval.high],
         "n": len(samples),
         "correct": correct,

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.parse
 from pathlib import Path
 
@@ -119,8 +120,11 @@ def writable(name: str, folder: Path) -> Finding:
     existing = folder
     while not existing.exists():
         existing = existing.parent
-    if os.access(existing, os.W_OK | os.X_OK) and existing.is_dir():
-        return OK, name, f"{folder} can be written"
+    try:
+        with tempfile.TemporaryFile(dir=existing):  # os.access says yes to root everywhere
+            return OK, name, f"{folder} can be written"
+    except OSError:
+        pass
     variable = "HF_HOME" if name == "HF_HOME" else "TEACHERLM_CACHE"
     return LACKS, name, f"{folder} cannot be written; set {variable} to a folder of yours"
 

@@ -67,11 +67,16 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 sync_file(file)
         if path.exists():
             os.rename(path, old)
-        os.rename(partial, path)
+        try:
+            os.rename(partial, path)
+        except OSError:
+            if old.exists():
+                os.rename(old, path)
+            raise
         sync_folder(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def set_aside(path: Path) -> Path | None:

@@ -93,6 +93,12 @@ def test_accuracy_error_and_interval_are_those_computed_by_hand(
     assert f"| {p:.4f} | ± {written['stderr']:.4f} |" in result.stdout
 
 
+def test_one_sample_has_no_standard_error(tiny_llama: Path, prepared: Path, tmp_path: Path, inside: Callable) -> None:
+    result = inside("evaluate", *words(tiny_llama, "sample", prepared / "tests", tmp_path, "--limit", 1))
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "tiny" / "sample.json").read_text())["stderr"] is None
+
+
 def test_every_task_loads_with_its_number_of_choices(
     tiny_llama: Path, shared_data: Path, prepared: Path, tmp_path: Path, inside: Callable
 ) -> None:

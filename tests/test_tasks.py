@@ -84,6 +84,20 @@ def test_a_task_in_the_reference_s_api_runs_unchanged_and_is_tokenized_apart(tin
         assert sample["acc"] == (max(likelihoods, key=likelihoods.get) == answer)
 
 
+def test_a_request_has_two_parts_the_sum_and_whether_it_is_greedy(
+    tiny_llama: Path, tmp_path: Path, inside: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = OLD_TASK.replace("ll_for, _ =", "_, greedy =").replace("ll_from, ll_for", "ll_from, greedy")
+    source = source.replace(
+        "        return {", '        return {"acc": float(results[0] < 0 and results[1] is False)}\n        {', 1
+    )
+    (tmp_path / "weather.py").write_text(source)
+    Dataset.from_dict({"question": ["The rain is f"], "answer": ["or today"]}).save_to_disk(str(tmp_path / "weather"))
+    monkeypatch.setattr(find_tasks, "TASKS", tmp_path)
+    assert inside("evaluate", *words(tiny_llama, "weather", tmp_path, tmp_path / "results")).returncode == 0
+    assert read_lines(tmp_path / "results" / "tiny" / "weather_samples.jsonl")[0]["acc"] == 1
+
+
 def broken_method(source: str) -> str:
     return source.replace("def process_results(self", "def results(self")
 
