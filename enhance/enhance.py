@@ -8,187 +8,93 @@ Source: TeacherLM (He et al. 2023, arXiv 2310.19019), section 3.
 """
 
 import argparse
-import hashlib
-import itertools
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from progress_file import ProgressFile
-from tqdm import tqdm
+from job import Job, make_jobs
+from work import do_work
 
-from teacherlm import manifests
 from teacherlm.errors import UserError, run
-from teacherlm.files import require_writable, set_aside
-from teacherlm.models import describe_model, find_model, local_folder
+from teacherlm.files import require_writable
+from teacherlm.models import find_model
 from teacherlm.prompts import KINDS
-from teacherlm.records import Record, read_records, write_records
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", required=True, help="the teacher: a name in models/, a folder, or a hub id")
-    parser.add_argument("--input", required=True, type=Path, help="JSON lines, as data_prepare.py writes them")
-    parser.add_argument("--output", required=True, type=Path, help="JSON lines with the teacher's texts")
-    parser.add_argument("--task_type", required=True, choices=list(KINDS), help="the field that the teacher completes")
-    parser.add_argument("--batch_size", type=int, help="records at a time (default: the teacher's YAML, else 8)")
-    parser.add_argument("--num_tokens", type=int, default=2048, help="at most so many new tokens (default: 2048)")
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        choices=["auto", "float32", "bfloat16", "float16", "int8"],
-        help="auto: bfloat16 where the device computes in it, else float32",
+    what = parser.add_argument_group("what")
+    what.add_argument(
+        "--name", required=True, help="the teacher: in models/, a folder, a hub id, http://host:port/model"
     )
-    parser.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest token (default: 1, sampling)")
-    parser.add_argument(
-        "--top_p", type=float, default=1.0, help="sample from the likeliest tokens up to this probability"
+    what.add_argument("--input", required=True, type=Path, help="JSON lines, as data_prepare.py writes them")
+    what.add_argument("--output", required=True, help="JSON lines with the texts; {kind} in it becomes cot, ...")
+    what.add_argument("--task_type", required=True, help="the field that the teacher completes; several with commas")
+    what.add_argument("--num_completions", type=int, default=1, help="so many a record: a list, the first is the field")
+    what.add_argument("--shard", default="0/1", help="I/N: every Nth record from the Ith, 0 the first; see merge.py")
+    what.add_argument("--restart", action="store_true", help="keep what other settings made beside, begin anew")
+    what.add_argument("--max_failures", type=int, default=0, help="so many records may stay without a text (0)")
+    how = parser.add_argument_group("what the texts depend on")
+    how.add_argument("--num_tokens", type=int, default=2048, help="at most so many new tokens (default: 2048)")
+    how.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest token (default: 1, sampling)")
+    how.add_argument("--top_p", type=float, default=1.0, help="sample from the likeliest tokens up to this probability")
+    how.add_argument("--stop", action="append", default=[], help="a text that ends a completion; several times")
+    how.add_argument("--seed", type=int, default=0, help="a record's draws depend on it and the prompt (default: 0)")
+    dtypes = ["auto", "float32", "bfloat16", "float16", "int8"]
+    how.add_argument("--dtype", default="auto", choices=dtypes, help="auto: bfloat16 where the device computes in it")
+    fast = parser.add_argument_group("how fast")
+    fast.add_argument(
+        "--engine", choices=["transformers", "vllm", "openai"], help="default: transformers; openai for http://"
     )
-    parser.add_argument("--seed", type=int, default=0, help="a record's draws depend on it and the prompt (default: 0)")
-    parser.add_argument(
-        "--restart", action="store_true", help="keep what was made with other settings beside, begin anew"
-    )
+    fast.add_argument("--batch_size", type=int, help="records at a time (default: the teacher's YAML, or what fits)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # torchrun of the reference passes it
-    args = parser.parse_args()
-    for name, low in (("batch_size", 1), ("num_tokens", 1), ("temperature", 0), ("top_p", 1e-9), ("seed", 0)):
+    return check(parser.parse_args())
+
+
+def check(args: argparse.Namespace) -> argparse.Namespace:
+    """Check the flags together, and put what they stand for in their place.
+
+    Raises:
+        UserError: a value out of its range, or flags that contradict one another.
+    """
+    least = {"num_completions": 1, "max_failures": 0, "num_tokens": 1, "temperature": 0, "seed": 0, "batch_size": 1}
+    for name, low in least.items():
         value = getattr(args, name)
         if value is not None and value < low:
-            raise UserError(
-                f"--{name}: {'a positive number' if low else 'no negative number'} was expected, found {value}"
-            )
-    if args.output.resolve() == args.input.resolve():
-        raise UserError(f"--output: {args.output} is the input; give another file")
+            raise UserError(f"--{name}: at least {low} was expected, found {value}")
+    if not 0 < args.top_p <= 1:
+        raise UserError(f"--top_p: above 0 and at most 1 was expected, found {args.top_p}")
+    if args.num_completions > 1 and args.temperature == 0:
+        raise UserError("--num_completions: with --temperature 0 all of them would be the same")
+    args.task_type = args.task_type.split(",")
+    for field in args.task_type:
+        if field not in KINDS:
+            raise UserError(f"--task_type: one of {', '.join(KINDS)} was expected, found {field!r}")
+    if len(args.task_type) > 1 and "{kind}" not in args.output:
+        raise UserError("--output: with several task types it needs {kind}, for example CREAK_{kind}.jsonl")
+    try:
+        index, count = map(int, args.shard.split("/"))
+        if not 0 <= index < count:
+            raise ValueError
+        args.shard = (index, count)
+    except ValueError:
+        raise UserError(f"--shard: I/N with 0 <= I < N was expected, found {args.shard!r}") from None
+    remote = args.name.startswith(("http://", "https://"))
+    args.engine = args.engine or ("openai" if remote else "transformers")
+    if remote != (args.engine == "openai"):
+        raise UserError(
+            f"--engine {args.engine} does not go with --name {args.name}: openai takes http://host:port/model"
+        )
     return args
 
 
 def main() -> None:
     args = parse_arguments()
-    started = time.time()
-    total = check_records(args.input, args.task_type)
-    require_writable(args.output.parent)
     teacher = find_model(args.name)
-    folder = local_folder(teacher)
-
-    manifest_path = manifests.manifest_of(args.output)
-    manifest = manifests.read_manifest(manifest_path)
-    known = (manifest or {}).get("inputs", {})
-    inputs = {
-        "records": manifests.describe(args.input, known.get("records")),
-        "teacher": describe_model(folder, known.get("teacher")),
-    }
-    arguments = settings(args)
-    changes = manifests.changes(manifest, "enhance", arguments, inputs)
-    if not changes:
-        print(f"enhance: done already, nothing to do ({manifest_path} matches its inputs)")
-        return
-    if args.output.exists() and not args.restart:
-        why = "; ".join(changes) if manifest else "without a manifest"
-        raise UserError(
-            f"{args.output} is there already ({why}); move it away, or pass --restart, which keeps it beside"
-        )
-
-    work = {**arguments, **{name: described["sha256"] for name, described in inputs.items()}}
-    progress = ProgressFile(args.output.with_name(f".{args.output.name}.progress"), work, args.restart)
-    batch_size = args.batch_size or teacher.recommended("enhance.batch")
-    tokens, dtype = generate(progress, args, folder, batch_size, total)
-
-    old = set_aside(args.output)
-    if old:
-        print(f"enhance: the former {args.output} is kept as {old}")
-    write_records(args.output, enhanced(args.input, progress, args.task_type))
-    manifests.write_manifest(
-        manifest_path,
-        stage="enhance",
-        arguments=arguments,
-        inputs=inputs,
-        outputs={"enhanced": manifests.describe(args.output)},
-        counts={"records": total, "new_tokens": tokens, "seconds": round(time.time() - started, 1), "dtype": dtype},
-        started=started,
-    )
-    progress.remove()
-    print(f"enhance: {args.output} has {total} records")
-
-
-def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What the texts depend on, beside the records and the teacher. The batch size is not among it."""
-    names = ("task_type", "num_tokens", "dtype", "temperature", "top_p", "seed")
-    return {name: getattr(args, name) for name in names}
-
-
-def check_records(path: Path, task_type: str) -> int:
-    """Count the records; every one must have the prompt field, and none what will be added.
-
-    Raises:
-        UserError: file, line and field of the first that does not.
-    """
-    count = 0
-    for number, record in read_records(path):
-        count += 1
-        if not isinstance(record.get(task_type), str) or not record[task_type]:
-            texts = [name for name in KINDS if isinstance(record.get(name), str)]
-            raise UserError(
-                f"{path}, line {number}: the field {task_type!r} is missing, empty or no text; "
-                f"this record has {', '.join(texts) or 'none of ' + ', '.join(KINDS)}"
-            )
-        for added in (KINDS[task_type], "all"):
-            if added in record:
-                raise UserError(
-                    f"{path}, line {number}: the field {added!r} is already there; rename or remove it first"
-                )
-    return count
-
-
-def generate(
-    progress: ProgressFile, args: argparse.Namespace, folder: Path, batch_size: int, total: int
-) -> tuple[int, str | None]:
-    """Complete what is missing, batch by batch, each on disk before the next; returns (new tokens, dtype)."""
-    if len(progress) == total:
-        return 0, None
-    from transformers_engine import Prompt, Sampling, TransformersEngine, best_dtype
-
-    dtype = best_dtype() if args.dtype == "auto" else args.dtype
-    sampling = Sampling(args.num_tokens, args.temperature, args.top_p, args.seed)
-    if len(progress):
-        print(f"enhance: {len(progress)} of {total} records were done before, going on")
-    engine = TransformersEngine(folder, dtype, sampling)
-    print(f"enhance: {total} records, {args.task_type}, on {engine.device.type} in {dtype}, batches of {batch_size}")
-
-    def waiting() -> Iterator[Prompt]:
-        for index, (_, record) in enumerate(read_records(args.input)):
-            if index not in progress:
-                text = record[args.task_type]
-                yield Prompt(index, text, record_seed(args.seed, index, text))
-
-    tokens, began = 0, time.time()
-    prompts = waiting()
-    bar = tqdm(total=total, initial=len(progress), unit="record", desc="enhance", mininterval=progress_interval())
-    with bar:
-        while batch := list(itertools.islice(prompts, batch_size)):
-            completions = list(engine.complete(batch))
-            progress.append({"index": c.index, "text": c.text, "tokens": c.tokens} for c in completions)
-            tokens += sum(completion.tokens for completion in completions)
-            bar.set_postfix_str(f"{tokens / (time.time() - began):.0f} tokens/s", refresh=False)
-            bar.update(len(batch))
-    return tokens, dtype
-
-
-def record_seed(seed: int, index: int, prompt: str) -> int:
-    """A record's own seed: of the run's seed, the record's number and its prompt; 63 bits."""
-    digest = hashlib.sha256(f"{seed} {index} {prompt}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def progress_interval() -> float:
-    """Seconds between two lines of progress: often on a terminal, once a minute in a log file."""
-    return 0.5 if sys.stderr.isatty() else 60.0
-
-
-def enhanced(path: Path, progress: ProgressFile, task_type: str) -> Iterator[Record]:
-    """The input's records with the teacher's texts, in input order."""
-    completions = progress.read(iter(range(len(progress))))
-    for (_, record), completion in zip(read_records(path), completions, strict=True):
-        yield {**record, KINDS[task_type]: completion["text"], "all": record[task_type] + completion["text"]}
+    jobs: list[Job] = make_jobs(args, teacher)
+    for job in jobs:
+        require_writable(job.output.parent)
+    pending = [job for job in jobs if not job.is_done()]
+    if pending:
+        do_work(args, teacher, pending)
 
 
 if __name__ == "__main__":

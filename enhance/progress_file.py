@@ -6,7 +6,9 @@ tore, and does what is missing. At the end the completions are joined with the i
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import time
+from array import array
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,14 @@ from teacherlm.errors import UserError
 from teacherlm.files import set_aside
 from teacherlm.records import drop_torn_line, dump_line
 
+FLUSH_SECONDS = 1.0
+"""A crash of the machine costs the completions of so many seconds; one of the program costs none of them."""
+
 
 class ProgressFile:
-    """An append-only file of completions.
+    """An append-only file of completions, found by their key: a number from 0.
+
+    Memory: eight bytes a completion.
 
     Args:
         path: of the file; it is made when missing.
@@ -29,7 +36,8 @@ class ProgressFile:
 
     def __init__(self, path: Path, work: Mapping[str, Any], restart: bool):
         self.path = path
-        self.offsets: dict[int, int] = {}
+        self.offsets = array("q")
+        self.count = 0
         if path.exists() and path.stat().st_size:
             dropped = drop_torn_line(path)
             if dropped:
@@ -46,6 +54,7 @@ class ProgressFile:
             path.write_text(dump_line({"work": dict(work)}) + "\n", encoding="utf-8")
         self.index()
         self.file = open(path, "ab")
+        self.synced = time.monotonic()
 
     def differences(self, work: Mapping[str, Any]) -> list[str]:
         with open(self.path, "rb") as file:
@@ -60,38 +69,55 @@ class ProgressFile:
         return [f"{key} was {old.get(key)!r}, is {work.get(key)!r}" for key in keys if old.get(key) != work.get(key)]
 
     def index(self) -> None:
-        """Remember where each completion lies: some bytes a record, not the texts."""
-        with open(self.path, "rb") as file:
+        """Remember where each completion lies. A line that is none (a disk's fault) ends what is trusted."""
+        with open(self.path, "rb+") as file:
             file.readline()
-            offset = file.tell()
+            self.end = file.tell()
             for line in file:
-                self.offsets[json.loads(line)["index"]] = offset
-                offset += len(line)
-        self.end = offset
+                try:
+                    key = json.loads(line)["key"]
+                except (ValueError, KeyError, TypeError):
+                    print(f"{self.path}: from byte {self.end} on it cannot be read, dropped")
+                    file.truncate(self.end)
+                    break
+                self.remember(key, self.end)
+                self.end += len(line)
 
-    def __contains__(self, index: int) -> bool:
-        return index in self.offsets
+    def remember(self, key: int, offset: int) -> None:
+        if key >= len(self.offsets):
+            self.offsets.extend([-1] * (key + 1 - len(self.offsets)))
+        self.count += self.offsets[key] < 0
+        self.offsets[key] = offset
+
+    def __contains__(self, key: int) -> bool:
+        return key < len(self.offsets) and self.offsets[key] >= 0
 
     def __len__(self) -> int:
-        return len(self.offsets)
+        return self.count
 
-    def append(self, completions: Iterator[dict[str, Any]]) -> None:
-        """Append completions, each {"index": number of the record, ...}, and make them durable."""
-        for completion in completions:
-            line = (dump_line(completion) + "\n").encode()
-            self.file.write(line)
-            self.offsets[completion["index"]] = self.end
-            self.end += len(line)
+    def append(self, key: int, completion: Mapping[str, Any]) -> None:
+        """Append one completion; it is the kernel's at once and on the disk within FLUSH_SECONDS."""
+        line = (dump_line({"key": key, **completion}) + "\n").encode()
+        self.file.write(line)
+        self.file.flush()
+        self.remember(key, self.end)
+        self.end += len(line)
+        if time.monotonic() - self.synced > FLUSH_SECONDS:
+            os.fsync(self.file.fileno())
+            self.synced = time.monotonic()
+
+    def read(self, key: int) -> dict[str, Any]:
+        """The completion of that key, as it was appended."""
+        self.reader.seek(self.offsets[key])
+        return json.loads(self.reader.readline())
+
+    def close(self) -> None:
+        """End writing; `read` is possible from now on."""
         self.file.flush()
         os.fsync(self.file.fileno())
-
-    def read(self, indices: Iterator[int]) -> Iterator[dict[str, Any]]:
-        """The completions of the records asked for, in that order."""
-        with open(self.path, "rb") as file:
-            for index in indices:
-                file.seek(self.offsets[index])
-                yield json.loads(file.readline())
+        self.file.close()
+        self.reader = open(self.path, "rb")
 
     def remove(self) -> None:
-        self.file.close()
+        self.reader.close()
         self.path.unlink()

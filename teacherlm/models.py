@@ -53,6 +53,7 @@ class Model:
     revision: str = "main"
     path: str | None = None
     package: Mapping[str, str] | None = None
+    server: str | None = None
     enhance: Mapping[str, Any] = field(default_factory=dict)
     finetune: Mapping[str, Any] = field(default_factory=dict)
     evaluate: Mapping[str, Any] = field(default_factory=dict)
@@ -80,10 +81,12 @@ def find_model(name: str) -> Model:
     """
     described = FOLDER / f"{name}.yaml"
     if "/" not in name and described.is_file():
-        model = Model(name=name, **read_yaml(described, Model, computed={"name"}))
+        model = Model(name=name, **read_yaml(described, Model, computed={"name", "server"}))
         if sum(source is not None for source in (model.hub, model.path, model.package)) != 1:
             raise UserError(f"{described}: exactly one of hub, path and package says where the weights are")
         return model
+    if name.startswith(("http://", "https://")):
+        return Model(name=name.rstrip("/").rsplit("/", 1)[1], server=name)
     folder = Path(name).expanduser()
     if name and folder.is_dir():
         return Model(name=folder.resolve().name, path=str(folder))
@@ -103,6 +106,10 @@ def local_folder(model: Model) -> Path:
     Raises:
         UserError: it cannot be had, or is not a model's folder.
     """
+    if model.server is not None:
+        raise UserError(
+            f"{model.server}: a server can be a teacher only (TEACHER, --name); give a folder or a name here"
+        )
     if model.package is not None:
         from teacherlm.gguf import packaged_model
 

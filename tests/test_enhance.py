@@ -131,7 +131,7 @@ def test_progress_of_other_settings_is_not_continued(
     output.unlink()
     output.with_suffix(".manifest.json").unlink()
     progress = progress_of(output)
-    progress.write_text('{"work": {"seed": 4}}\n{"index": 0, "text": "theirs", "tokens": 1}\n')
+    progress.write_text('{"work": {"seed": 4}}\n{"key": 0, "text": "theirs", "tokens": 1}\n')
     before = progress.read_bytes()
     assert "begun with other settings" in only_error(inside("enhance", *words(tiny_llama, *again)))
     assert progress.read_bytes() == before

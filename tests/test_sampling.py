@@ -7,22 +7,28 @@ import pytest
 import scipy.stats
 import torch
 from conftest import sample_claims
+from engines import Completion, Prompt, Sampling
+from engines.key_values import bytes_per_column
+from engines.sampling import choose_tokens, keep_nucleus
+from engines.transformers_engine import TransformersEngine
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers_engine import Prompt, RecordSampler, Sampling, TransformersEngine, keep_nucleus
-
-from enhance import record_seed
+from work import draw_seed
 
 LOGITS_V = torch.tensor([2.0, 1.5, 1.0, 0.0, -0.5, -1.0, 0.7, -4.0])
 
 
-def completions(engine: TransformersEngine, seed: int, batch_size: int) -> list[str]:
-    texts = [claim["sentence"] for claim in sample_claims()][:10]
-    prompts = [Prompt(index, text, record_seed(seed, index, text)) for index, text in enumerate(texts)]
-    batches = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
-    return [completion.text for batch in batches for completion in engine.complete(batch)]
+def asked(seed: int, count: int = 10) -> list[Prompt]:
+    texts = [claim["sentence"] for claim in sample_claims()][:count]
+    return [Prompt("cot_text", i, 0, text, draw_seed(seed, i, 0, text)) for i, text in enumerate(texts)]
 
 
-@pytest.mark.parametrize("sampling", [Sampling(12, 1.0, 1.0, 0), Sampling(12, 0.8, 0.9, 0), Sampling(12, 0, 1.0, 0)])
+def completions(engine: TransformersEngine, seed: int, rows: int) -> list[str]:
+    engine.max_rows = rows
+    done = {completion.prompt.index: completion for completion in engine.complete(iter(asked(seed)))}
+    return [done[index].text for index in range(10)]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(12, 1.0, 1.0), Sampling(12, 0.8, 0.9), Sampling(12, 0, 1.0)])
 def test_texts_do_not_depend_on_the_batch(tiny_model: Path, sampling: Sampling) -> None:
     engine = TransformersEngine(tiny_model, "float32", sampling)
     alone = completions(engine, 0, 1)
@@ -30,8 +36,27 @@ def test_texts_do_not_depend_on_the_batch(tiny_model: Path, sampling: Sampling) 
     assert completions(engine, 0, 10) == alone
 
 
+def test_texts_are_those_of_generate(tiny_model: Path) -> None:
+    """The batch that rows leave and enter, against the library's own loop for each prompt alone."""
+    engine = TransformersEngine(tiny_model, "float32", Sampling(20, 0, 1.0), batch_size=3)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    for completion in engine.complete(iter(asked(0))):
+        ids = tokenizer(completion.prompt.text, return_tensors="pt").input_ids
+        expected = model.generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :]
+        assert completion.text == tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_rows_that_outgrow_the_memory_wait_and_come_out_the_same(tiny_model: Path) -> None:
+    engine = TransformersEngine(tiny_model, "float32", Sampling(30, 1.0, 1.0))
+    expected = completions(engine, 0, 10)
+    roomy = engine.steps
+    engine.memory = 2 * 3 * 50 * bytes_per_column(engine.model.config, torch.float32)
+    assert completions(engine, 0, 10) == expected
+    assert engine.steps - roomy > roomy  # it did have to make them wait
+
+
 def test_texts_depend_on_the_seed(tiny_llama: Path) -> None:
-    engine = TransformersEngine(tiny_llama, "float32", Sampling(12, 1.0, 1.0, 0))
+    engine = TransformersEngine(tiny_llama, "float32", Sampling(12, 1.0, 1.0))
     assert all(one != other for one, other in zip(completions(engine, 0, 10), completions(engine, 1, 10)))
 
 
@@ -46,29 +71,28 @@ def greedy_tokens(folder: Path, text: str, count: int) -> list[int]:
 
 
 def test_temperature_0_takes_the_likeliest_token_each_time(tiny_llama: Path) -> None:
-    engine = TransformersEngine(tiny_llama, "float32", Sampling(12, 0, 1.0, 0))
-    (completion,) = engine.complete([Prompt(0, "The moon is", 0)])
+    engine = TransformersEngine(tiny_llama, "float32", Sampling(12, 0, 1.0))
+    (completion,) = engine.complete(iter([Prompt("cot_text", 0, 0, "The moon is", 0)]))
     assert completion.text == engine.tokenizer.decode(greedy_tokens(tiny_llama, "The moon is", 12))
 
 
-def draws(logits_V: torch.Tensor, sampling: Sampling, count: int) -> torch.Tensor:
+def draws(temperature: float, top_p: float, count: int) -> torch.Tensor:
     """How often each token is drawn, over rows that each have their own record's generator."""
-    prompts = [Prompt(index, "", record_seed(0, index, "")) for index in range(2000)]
-    sampler = RecordSampler(prompts, sampling, torch.device("cpu"))
-    scores_BV = logits_V.expand(len(prompts), -1)
-    chosen = [sampler(None, scores_BV).argmax(-1) for _ in range(count // len(prompts))]
-    return torch.bincount(torch.cat(chosen), minlength=len(logits_V))
+    generators = [torch.Generator().manual_seed(draw_seed(0, index, 0, "")) for index in range(2000)]
+    logits_BV = LOGITS_V.expand(len(generators), -1)
+    chosen = [choose_tokens(logits_BV, generators, temperature, top_p) for _ in range(count // len(generators))]
+    return torch.bincount(torch.cat(chosen), minlength=len(LOGITS_V))
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
 def test_tokens_are_drawn_with_the_softmax_s_probabilities(temperature: float) -> None:
-    counts_V = draws(LOGITS_V, Sampling(1, temperature, 1.0, 0), 40_000)
+    counts_V = draws(temperature, 1.0, 40_000)
     expected_V = (LOGITS_V.double() / temperature).softmax(-1) * 40_000
     assert scipy.stats.chisquare(counts_V, expected_V).pvalue > 1e-3
 
 
 def test_tokens_outside_the_nucleus_are_never_drawn() -> None:
-    counts_V = draws(LOGITS_V, Sampling(1, 1.0, 0.6, 0), 40_000)
+    counts_V = draws(1.0, 0.6, 40_000)
     inside_V = torch.tensor(nucleus(LOGITS_V.tolist(), 0.6))
     assert not counts_V[~inside_V].any()
     expected_V = LOGITS_V[inside_V].double().softmax(-1) * 40_000
@@ -107,7 +131,24 @@ def test_the_end_of_text_ends_a_completion_and_is_not_in_it(tiny_llama: Path, tm
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path)
 
-    engine = TransformersEngine(tmp_path, "float32", Sampling(12, 0, 1.0, 0))
-    completion, other = engine.complete([Prompt(0, "The moon is", 0), Prompt(1, "Snow", 0)])
-    assert (completion.text, completion.tokens) == (expected, tokens.index(end) + 1)
-    assert other.tokens == 12  # the batch went on
+    engine = TransformersEngine(tmp_path, "float32", Sampling(12, 0, 1.0))
+    prompts = [Prompt("cot_text", 0, 0, "The moon is", 0), Prompt("cot_text", 1, 0, "Snow", 0)]
+    completion, other = engine.complete(iter(prompts))
+    assert (completion.text, completion.new_tokens) == (expected, tokens.index(end) + 1)
+    assert other.new_tokens == 12  # the batch went on
+
+
+def test_a_stop_text_ends_a_completion_and_is_not_in_it(tiny_llama: Path) -> None:
+    (whole,) = TransformersEngine(tiny_llama, "float32", Sampling(20, 0, 1.0)).complete(iter(asked(0, 1)))
+    stop = whole.text[5:8]
+    (cut,) = TransformersEngine(tiny_llama, "float32", Sampling(20, 0, 1.0, (stop,))).complete(iter(asked(0, 1)))
+    assert cut.text == whole.text[: whole.text.index(stop)]
+    assert cut.new_tokens < whole.new_tokens
+
+
+def test_a_prompt_that_leaves_the_window_no_room_fails_alone(tiny_llama: Path) -> None:
+    engine = TransformersEngine(tiny_llama, "float32", Sampling(4, 0, 1.0))
+    long = Prompt("cot_text", 0, 0, "moon " * 600, 0)
+    failure, done = engine.complete(iter([long, *asked(0, 1)]))
+    assert "the teacher's window is 512" in failure.reason
+    assert isinstance(done, Completion)

@@ -1,0 +1,136 @@
+"""Records a second of the teacher: the reference's loop, `generate` in batches, this project's engine, and vLLM.
+
+All write chains of thought for the same prompts, sampled at temperature 1 with natural ends of text. The time is that
+of the generation; loading the model is not in it. `make perf STAGE=enhance` runs it; docs/enhance.md has the figures.
+"""
+
+import argparse
+import importlib.util
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[0] = str(HERE.parent / "enhance")  # the engines; and no module of this folder is meant by `enhance`
+sys.path.append(str(HERE))
+
+from measure import Contender, run_alternately, summarize, table, write_results  # noqa: E402
+
+from teacherlm.benchmarks import load_benchmark  # noqa: E402
+from teacherlm.models import find_model, local_folder  # noqa: E402
+from teacherlm.sources import read_split  # noqa: E402
+
+CONTENDERS = [
+    Contender("reference", "the reference's loop: generate, batch 1", "float32"),
+    Contender("reference-bf16", "the same", "bfloat16"),
+    Contender("generate", "generate, batches of 32", "float32", peer=True),
+    Contender("generate-bf16", "the same", "bfloat16", peer=True),
+    Contender("ours", "this engine", "float32"),
+    Contender("ours-bf16", "the same", "bfloat16"),
+]
+VLLM = Contender("vllm-bf16", "vLLM", "bfloat16", peer=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with CREAK's files (default: the hub)")
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--records", type=int, default=64)
+    parser.add_argument("--num_tokens", type=int, default=128)
+    parser.add_argument("--batch_size", type=int, default=64, help="rows of this engine")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--contenders", help="only these, with commas; the first is what the others are held against")
+    parser.add_argument("--contender", help=argparse.SUPPRESS)  # the process of one contender
+    args = parser.parse_args()
+    contenders = [*CONTENDERS, *([VLLM] if importlib.util.find_spec("vllm") else [])]
+    if args.contender:
+        print(json.dumps(measure(next(c for c in contenders if c.name == args.contender), args)))
+        return
+    if args.contenders:
+        contenders = [c for name in args.contenders.split(",") for c in contenders if c.name == name]
+    words = [f"--{name}={getattr(args, name)}" for name in ("model", "records", "num_tokens", "batch_size")]
+    words += [f"--data={args.data}"] if args.data else []
+    measured = run_alternately(Path(__file__).resolve(), contenders, words, args.repetitions)
+    rows = summarize(contenders, measured, "records/s", contenders[0].name)
+    write_results(HERE / "results" / "enhance.json", rows)
+    print(table(rows))
+
+
+def measure(contender: Contender, args: argparse.Namespace) -> dict[str, float]:
+    """Generate once; records and new tokens a second."""
+    benchmark = load_benchmark("creak")
+    samples = read_split(benchmark, "train", args.data, args.records)
+    prompts = [benchmark.prepare(sample, where)["cot_text"] for where, sample in samples]
+    ways = {"reference": with_generate, "generate": with_generate, "ours": with_engine, "vllm": with_vllm}
+    generate = ways[contender.name.split("-")[0]](contender, args)
+    started = time.perf_counter()
+    tokens = generate(prompts)
+    seconds = time.perf_counter() - started
+    return {"value": len(prompts) / seconds, "seconds": seconds, "tokens_per_second": tokens / seconds}
+
+
+def with_generate(contender: Contender, args: argparse.Namespace) -> Callable[[list[str]], int]:
+    """transformers' `generate` in batches, of 1 for the reference."""
+    import torch
+
+    from teacherlm.loading import load_model, load_tokenizer
+
+    folder = local_folder(find_model(args.model))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = load_tokenizer(folder, padding_side="left")
+    model = load_model(folder, dtype=getattr(torch, contender.dtype)).to(device).eval()
+    size = 1 if contender.name.startswith("reference") else 32
+    torch.manual_seed(0)
+
+    def generate(prompts: list[str]) -> int:
+        waiting, tokens = iter(prompts), 0
+        while batch := list(itertools.islice(waiting, size)):
+            inputs = tokenizer(batch, return_tensors="pt", padding=True).to(device)
+            length = inputs.input_ids.shape[1]
+            outputs = model.generate(
+                input_ids=inputs.input_ids,
+                attention_mask=inputs.attention_mask,
+                max_new_tokens=args.num_tokens,
+                do_sample=True,
+                top_k=0,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            ends = outputs[:, length:] == model.generation_config.eos_token_id
+            tokens += int((ends.int().cumsum(1) - ends.int() == 0).sum())
+        return tokens
+
+    return generate
+
+
+def with_engine(contender: Contender, args: argparse.Namespace) -> Callable[[list[str]], int]:
+    from engines import Prompt, Sampling
+    from engines.transformers_engine import TransformersEngine
+
+    sampling = Sampling(args.num_tokens, 1.0, 1.0)
+    engine = TransformersEngine(local_folder(find_model(args.model)), contender.dtype, sampling, args.batch_size)
+
+    def generate(prompts: list[str]) -> int:
+        asked = (Prompt("cot_text", index, 0, text, index) for index, text in enumerate(prompts))
+        return sum(completion.new_tokens for completion in engine.complete(asked))
+
+    return generate
+
+
+def with_vllm(contender: Contender, args: argparse.Namespace) -> Callable[[list[str]], int]:
+    from engines import Prompt, Sampling
+    from engines.vllm_engine import VLLMEngine
+
+    engine = VLLMEngine(local_folder(find_model(args.model)), contender.dtype, Sampling(args.num_tokens, 1.0, 1.0))
+
+    def generate(prompts: list[str]) -> int:
+        asked = (Prompt("cot_text", index, 0, text, index) for index, text in enumerate(prompts))
+        return sum(completion.new_tokens for completion in engine.complete(asked))
+
+    return generate
+
+
+if __name__ == "__main__":
+    main()

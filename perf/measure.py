@@ -1,0 +1,108 @@
+"""Measure contenders side by side: each in a process of its own, in alternation, medians and spread of the repetitions.
+
+A contender's process prints one line of JSON: {"value": ..., "seconds": ..., ...}; its peak memory is asked of the
+system after it has ended.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to do the job.
+
+    Attributes:
+        name: short, for the table and the command line.
+        what: what it is, for people.
+        dtype: of its arithmetic.
+        peer: whether users would pick it instead (so that the best of them is what we are held against).
+    """
+
+    name: str
+    what: str
+    dtype: str
+    peer: bool = False
+
+
+def run_alternately(
+    script: Path, contenders: Sequence[Contender], words: Sequence[str], repetitions: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Run `script --contender NAME words...` for each contender in turn, `repetitions` times over."""
+    measured: dict[str, list[dict[str, Any]]] = {contender.name: [] for contender in contenders}
+    for repetition in range(repetitions):
+        for contender in contenders:
+            command = [sys.executable, str(script), "--contender", contender.name, *words]
+            result, peak = run_once(command)
+            measured[contender.name].append({**result, "peak_memory_bytes": peak})
+            shown = ", ".join(f"{key} {value:.4g}" for key, value in result.items() if isinstance(value, float))
+            print(f"{repetition + 1}/{repetitions} {contender.name}: {shown}, peak {peak / 2**30:.2f} GiB", flush=True)
+    return measured
+
+
+def run_once(command: list[str]) -> tuple[dict[str, Any], int]:
+    """The JSON that a process printed last, and the most memory that it held, in bytes."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=HERE.parent)
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if os.waitstatus_to_exitcode(status):
+        raise SystemExit(f"{' '.join(command)} failed")
+    return json.loads(output.strip().splitlines()[-1]), usage.ru_maxrss * 1024
+
+
+def summarize(
+    contenders: Sequence[Contender], measured: dict[str, list[dict[str, Any]]], unit: str, reference: str
+) -> list[dict[str, Any]]:
+    """One object a contender: median value, spread, peak memory, and ratios to the reference and to the best peer."""
+    values = {name: statistics.median(run["value"] for run in runs) for name, runs in measured.items()}
+    peers = [values[contender.name] for contender in contenders if contender.peer]
+    rows = []
+    for contender in contenders:
+        runs = measured[contender.name]
+        rows.append(
+            {
+                **asdict(contender),
+                "value": values[contender.name],
+                "unit": unit,
+                "values": [run["value"] for run in runs],
+                "peak_memory_bytes": max(run["peak_memory_bytes"] for run in runs),
+                "ratio_to_reference": values[contender.name] / values[reference],
+                "ratio_to_best_peer": values[contender.name] / max(peers) if peers else None,
+                "runs": runs,
+            }
+        )
+    return rows
+
+
+def write_results(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        f"| | dtype | {rows[0]['unit']} | spread | to the reference | to the best peer | peak memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        peer = "-" if row["ratio_to_best_peer"] is None else f"{row['ratio_to_best_peer']:.2f}"
+        cells = (
+            row["what"],
+            row["dtype"],
+            f"{row['value']:.2f}",
+            f"{min(row['values']):.2f} - {max(row['values']):.2f}",
+            f"{row['ratio_to_reference']:.1f}",
+            peer,
+            f"{row['peak_memory_bytes'] / 2**30:.2f} GiB",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
