@@ -10,7 +10,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed.txt
 
-.PHONY: help install demo creak ecqa strategy_qa mmlu sample test lint doctor clean
+.PHONY: help install demo creak ecqa strategy_qa mmlu sample test lint perf doctor clean
 
 help: ## list the targets
 	@grep -E '^[a-z_ -]+:.*## ' $(MAKEFILE_LIST) | while IFS= read -r line; do \
@@ -44,6 +44,9 @@ lint: $(INSTALLED) ## check format, code and shell scripts
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/shellcheck $$(git ls-files '*.sh' .ci/run)
+
+perf: $(INSTALLED) ## measure a stage side by side with what one would use instead: make perf STAGE=enhance
+	@$(PYTHON) "perf/$${STAGE:?which one? make perf STAGE=enhance}.py" $${CREAK_DATA:+--data "$$CREAK_DATA"}
 
 doctor: ## say what this machine has and lacks for each stage, and how to mend it
 	@if [[ -x $(PYTHON) ]]; then $(PYTHON) teacherlm/doctor.py; else $(BASE_PYTHON) teacherlm/doctor.py; fi

@@ -13,18 +13,17 @@ What is done and unchanged is skipped.
 import argparse
 import contextlib
 import itertools
-import shutil
 import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dataset_folder import Stream, make_dataset
+from dataset_folder import Stream, gather_types, write_dataset, write_dataset_dict
 
 from teacherlm import ROOT, manifests
 from teacherlm.benchmarks import Benchmark, load_benchmark
-from teacherlm.errors import UserError, run
+from teacherlm.errors import Parser, UserError, run
 from teacherlm.files import require_writable, set_aside, whole_folder
 from teacherlm.prompts import KINDS, full_tail, remove_duplicated_block
 from teacherlm.records import Record, read_records, write_records
@@ -32,7 +31,7 @@ from teacherlm.sources import read_split, source_files
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--benchmark", default="creak", help="name of a YAML in benchmarks/, or its path (default: creak)"
     )
@@ -97,7 +96,8 @@ def prepare(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Pat
             print(f"prepare: again, because {'; '.join(changes)}")
         # A mistake in either split leaves both results as they were.
         with own_work(jsonl), saving(partial(test_samples, benchmark, data), test) as tested:
-            train = write_records(jsonl, (record for _, record in prepared(benchmark, "train", data, limit)))
+            # The types are gathered although only the dataset below needs them: so they fail here, or not at all.
+            train = write_records(jsonl, gather_types(prepared(benchmark, "train", data, limit), {}))
         print(f"prepare: {jsonl} has {train} training samples, {test} has {tested} test samples")
         manifests.write_manifest(
             manifest_path,
@@ -150,13 +150,12 @@ def prepared(benchmark: Benchmark, split: str, data: Path | None, limit: int | N
 
 def test_samples(benchmark: Benchmark, data: Path | None) -> Iterator[tuple[str, Record]]:
     for where, sample in read_split(benchmark, "test", data):
+        benchmark.refuse_reserved(sample, where)  # it gets prompts in the DatasetDict
         yield where, benchmark.test_sample(sample, where)
 
 
 def save_prompts(benchmark: Benchmark, data: Path | None, saved: Path, jsonl: Path, limit: int | None) -> None:
     """Save the DatasetDict of the prepared training samples and the test split's samples, both with prompts."""
-    import datasets
-
     started = time.time()
     manifest = manifests.read_manifest(manifests.manifest_of(saved))
     known = (manifest or {}).get("inputs", {})
@@ -168,15 +167,8 @@ def save_prompts(benchmark: Benchmark, data: Path | None, saved: Path, jsonl: Pa
         keep_foreign(saved)
     test_name = benchmark.splits["test"]
     streams = {"train": partial(stream_file, jsonl), test_name: partial(prepared, benchmark, "test", data, None)}
-    made = {name: make_dataset(stream, saved) for name, stream in streams.items()}
-    try:
-        with whole_folder(saved) as whole:
-            dataset = datasets.DatasetDict({name: part for name, (part, _) in made.items()})
-            dataset.save_to_disk(str(whole))
-    finally:
-        for _, cache in made.values():
-            shutil.rmtree(cache, ignore_errors=True)
-    counts = {name: len(part) for name, part in dataset.items()}
+    with whole_folder(saved) as whole:
+        counts = write_dataset_dict(streams, whole)
     finish(saved, "prepare", inputs, counts, started)
     print(f"prepare: {saved} is a DatasetDict of {', '.join(f'{name} {count}' for name, count in counts.items())}")
 
@@ -257,13 +249,8 @@ def save(stream: Stream, folder: Path) -> int:
 @contextlib.contextmanager
 def saving(stream: Stream, folder: Path) -> Iterator[int]:
     """Like `save`, but the folder takes its place only when the block ends well."""
-    dataset, cache = make_dataset(stream, folder)
-    try:
-        with whole_folder(folder) as whole:
-            dataset.save_to_disk(str(whole))
-            yield len(dataset)
-    finally:
-        shutil.rmtree(cache, ignore_errors=True)
+    with whole_folder(folder) as whole:
+        yield write_dataset(stream, whole)
 
 
 def keep_foreign(folder: Path) -> None:

@@ -13,14 +13,14 @@ from pathlib import Path
 from job import Job, make_jobs
 from work import do_work
 
-from teacherlm.errors import UserError, run
+from teacherlm.errors import Parser, UserError, run
 from teacherlm.files import require_writable
 from teacherlm.models import find_model
 from teacherlm.prompts import KINDS
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_argument_group("what")
     what.add_argument(
         "--name", required=True, help="the teacher: in models/, a folder, a hub id, http://host:port/model"
@@ -64,7 +64,7 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
         raise UserError(f"--top_p: above 0 and at most 1 was expected, found {args.top_p}")
     if args.num_completions > 1 and args.temperature == 0:
         raise UserError("--num_completions: with --temperature 0 all of them would be the same")
-    args.task_type = args.task_type.split(",")
+    args.task_type = list(dict.fromkeys(args.task_type.split(",")))  # one named twice is made once
     for field in args.task_type:
         if field not in KINDS:
             raise UserError(f"--task_type: one of {', '.join(KINDS)} was expected, found {field!r}")

@@ -1,6 +1,7 @@
 """One kind of explanation to be made: its files, when it is done, and how its output is put together."""
 
 import argparse
+import filecmp
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ def make_jobs(args: argparse.Namespace, teacher: Model) -> list["Job"]:
     jobs = []
     for field in args.task_type:
         output = shard_path(Path(args.output.replace("{kind}", KINDS[field])), args.shard)
+        if output.suffix not in (".jsonl", ".json"):
+            raise UserError(f"--output: a name that ends with .jsonl was expected, found {output}")
         if output.resolve() == args.input.resolve():
             raise UserError(f"--output: {output} is the input; give another file")
         jobs.append(Job(field, output, args.input, args.shard, settings(args, field), teacher, args.restart))
@@ -86,6 +89,10 @@ class Job:
     def failures_path(self) -> Path:
         return self.output.with_suffix(".failures.jsonl")
 
+    @property
+    def progress_path(self) -> Path:
+        return self.output.with_name(f".{self.output.name}.progress")
+
     @cached_property
     def inputs(self) -> dict[str, Any]:
         known = (manifests.read_manifest(self.manifest_path) or {}).get("inputs", {})
@@ -112,7 +119,8 @@ class Job:
                 return False
             print(f"enhance: done already, nothing to do ({self.manifest_path} matches its inputs)")
             return True
-        if self.output.exists() and not self.restart:
+        own = manifest is None and self.progress_path.exists()  # a kill between writing the output and the manifest
+        if self.output.exists() and not self.restart and not own:
             why = "; ".join(changes) if manifest else "without a manifest"
             raise UserError(
                 f"{self.output} is there already ({why}); move it away, or pass --restart, which keeps it beside"
@@ -122,7 +130,7 @@ class Job:
     @cached_property
     def progress(self) -> ProgressFile:
         work = {**self.arguments, **{name: described["sha256"] for name, described in self.inputs.items()}}
-        return ProgressFile(self.output.with_name(f".{self.output.name}.progress"), work, self.restart)
+        return ProgressFile(self.progress_path, work, self.restart)
 
     def missing(self, index: int) -> Iterator[int]:
         """Numbers of the completions that a record still needs."""
@@ -133,10 +141,12 @@ class Job:
         manifest = manifests.read_manifest(self.manifest_path)
         same = not manifests.changes(manifest, "enhance", self.arguments, self.inputs)
         old = None if same else set_aside(self.output)
-        if old:
-            print(f"enhance: the former {self.output} is kept as {old}")
         self.progress.close()
         written = write_records(self.output, self.enhanced(failures))
+        if old and filecmp.cmp(old, self.output, shallow=False):  # this very work, killed before its manifest
+            old.unlink()
+        elif old:
+            print(f"enhance: the former {self.output} is kept as {old}")
         manifests.write_manifest(
             self.manifest_path,
             stage="enhance",

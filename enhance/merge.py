@@ -15,13 +15,13 @@ from job import shard_path
 from more_itertools import peekable
 
 from teacherlm import manifests
-from teacherlm.errors import UserError, run
+from teacherlm.errors import Parser, UserError, run
 from teacherlm.files import require_writable, set_aside
 from teacherlm.records import Record, read_records, write_records
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", required=True, type=Path, help="the records that were enhanced")
     parser.add_argument("--output", required=True, type=Path, help="the enhanced file, as given to enhance.py")
     parser.add_argument("--shards", required=True, type=int, help="how many there are: the N of --shard I/N")
@@ -34,14 +34,16 @@ def main() -> None:
     parts = [read_part(path) for path in paths]
     arguments, inputs = agreed(paths, parts, args)
 
+    failures = {path: part["counts"]["failures"] for path, part in zip(paths, parts)}
     manifest_path = manifests.manifest_of(args.output)
-    if not manifests.changes(manifests.read_manifest(manifest_path), "enhance", arguments, inputs):
+    manifest = manifests.read_manifest(manifest_path)
+    changes = manifests.changes(manifest, "enhance", arguments, inputs)
+    if not changes and manifest["counts"]["failures"] == sum(failures.values()):  # fewer now: a shard tried again
         print(f"merge: done already, nothing to do ({manifest_path} matches its inputs)")
         return
     old = set_aside(args.output)
     if old:
         print(f"merge: the former {args.output} is kept as {old}")
-    failures = {path: part["counts"]["failures"] for path, part in zip(paths, parts)}
     written = write_records(args.output, merged(args.input, paths, failures))
     manifests.write_manifest(
         manifest_path,

@@ -71,22 +71,26 @@ def conclude(
     counts: dict[str, Any],
     started: float,
 ) -> None:
-    """List the failures beside the outputs, refuse too many of them, and finish the jobs.
+    """List the failures beside the outputs, finish the jobs that have few enough, and refuse the others.
 
     Args:
         failed: prompt field -> number of the record -> why it has no text.
     """
     lines = {index: line for index, line, _ in shard_records(args.input, args.shard)} if any(failed.values()) else {}
+    too_many = []
     for job in jobs:
         failures = [(index, lines[index], why) for index, why in sorted(failed[job.field].items())]
         job.write_failures(failures)
         if len(failures) > args.max_failures:
             _, line, why = failures[0]
-            raise UserError(
+            too_many.append(
                 f"{len(failures)} records got no {job.kind} (--max_failures {args.max_failures}), the first in "
-                f"{args.input}, line {line}: {why}; all are in {job.failures_path}; the same command tries them again"
+                f"{args.input}, line {line}: {why}; all are in {job.failures_path}"
             )
-        job.finish({index for index, *_ in failures}, counts, started)
+        else:
+            job.finish({index for index, *_ in failures}, counts, started)
+    if too_many:
+        raise UserError(f"{'; '.join(too_many)}; the same command tries them again")
 
 
 def check_records(args: argparse.Namespace, jobs: list[Job]) -> int:

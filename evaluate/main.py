@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from teacherlm import manifests
-from teacherlm.errors import UserError, run
+from teacherlm.errors import Parser, UserError, run
 from teacherlm.files import require_writable, whole_file
 from teacherlm.models import describe_model, find_model, local_folder
 from teacherlm.records import write_records
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=["hf", "bloom", "opt"], default="hf", help="the family; all load alike")
     parser.add_argument(
         "--model_args", required=True, help="pretrained=MODEL: a name in models/, a folder, or a hub id"

@@ -1,16 +1,15 @@
 """One table of a run: the untrained student and every checkpoint, with accuracy, 95 % interval and training loss."""
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-from teacherlm.errors import UserError, run
+from teacherlm.errors import Parser, UserError, run
 from teacherlm.records import Record, read_records
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--task", required=True, help="the name of the task that was scored")
     parser.add_argument("--untrained", required=True, type=Path, help="folder with the untrained student's result")
     parser.add_argument("--checkpoints", required=True, type=Path, help="folder with a folder of results a checkpoint")

@@ -14,6 +14,7 @@ usage: [VARIABLE=value ...] bash slurm/chain.sh BENCHMARK      (or: make BENCHMA
   SEED           of the teacher's draws and of finetuning                              0
   NUM_TOKENS     the teacher's, at most                                                the teacher's YAML
   TEMPERATURE    the teacher's; 0 takes the likeliest token                            1
+  MAX_FAILURES   so many samples may stay without an explanation                       0
   BATCH, ACCUMULATION, LEARNING_RATE    of finetuning                                  the student's YAML
   RUNS           the folder under which everything goes                                runs
   BENCHMARK_DATA (CREAK_DATA, ...)      a folder with the benchmark's files            the hub
@@ -27,9 +28,12 @@ prepare() {
         --test_dir "$prepared/test" ${data:+--data "$data"} ${LIMIT:+--limit "$LIMIT"}
 }
 
-enhance() { # KIND
-    bash "$root/enhance/enhance.sh" "$teacher" "$prepared/$title.jsonl" "$enhanced/${title}_$1.jsonl" "$1_text" \
-        --num_tokens "${NUM_TOKENS:-${teacher_values[1]}}" --temperature "$temperature" --seed "$seed" --restart
+enhance() { # all kinds in one pass, with one loaded teacher
+    local task_types
+    task_types=$(IFS=, && echo "${kinds[*]/%/_text}")
+    bash "$root/enhance/enhance.sh" "$teacher" "$prepared/$title.jsonl" "$enhanced/${title}_{kind}.jsonl" "$task_types" \
+        --num_tokens "${NUM_TOKENS:-${teacher_values[1]}}" --temperature "$temperature" --seed "$seed" \
+        --max_failures "${MAX_FAILURES:-0}" --restart
 }
 
 post_process() {
@@ -67,6 +71,7 @@ main() {
     export PYTHON=${PYTHON:-$root/.venv/bin/python}
     [[ -x $PYTHON ]] || PYTHON=python3
     export PYTHONUNBUFFERED=1
+    export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # threads that spin for one another stand still on a shared node
 
     student=${STUDENT:-${MODEL:-smollm2-135m}} task=${TASK:-cot_tail}
     teacher=${TEACHER:-$student} seed=${SEED:-0} epochs=${EPOCHS:-10} temperature=${TEMPERATURE:-1}
@@ -110,10 +115,8 @@ main() {
     prepare
     dataset=$prepared/$title
     if ((${#kinds[@]})); then
-        for kind in "${kinds[@]}"; do
-            heading "enhance ($kind)"
-            enhance "$kind"
-        done
+        heading "enhance (${kinds[*]})"
+        enhance
         heading post-process
         post_process
         dataset=$enhanced/$title

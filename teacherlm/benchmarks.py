@@ -6,7 +6,6 @@ Run as a script it answers a shell's question: `python -m teacherlm.benchmarks t
 files are called by.
 """
 
-import argparse
 import dataclasses
 import difflib
 import types
@@ -23,12 +22,13 @@ import yaml
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from teacherlm import ROOT
-from teacherlm.errors import UserError, run
-from teacherlm.prompts import LETTERS, Question, prompt_fields, remove_duplicated_block
+from teacherlm.errors import Parser, UserError, run, shown
+from teacherlm.prompts import KINDS, LETTERS, PROMPTS, TAILS, Question, prompt_fields, remove_duplicated_block
 from teacherlm.records import Record
 
 FOLDER = ROOT / "benchmarks"
-RESERVED = ("text", "cot_text", "error_text", "fundamental_text", "cot", "error", "fundamental", "all")
+RESERVED = ("text", *PROMPTS, *KINDS.values(), *(f"{kind}_completions" for kind in KINDS.values()), "all", *TAILS)
+RESERVED += ("full_tail",)
 """Fields that the pipeline adds to a sample; a dataset that brings them already would lose its own."""
 
 
@@ -142,7 +142,7 @@ class Benchmark:
             names = jinja2.meta.find_undeclared_variables(SANDBOX.parse(self.answer))
             fields = ", ".join(map(repr, sorted(names)))
             raise UserError(
-                f"{where}: the field {fields} is {answer!r}; expected one of {', '.join(map(repr, accepted))}"
+                f"{where}: the field {fields} is {shown(answer)}; expected one of {', '.join(map(repr, accepted))}"
             )
         return accepted[answer]
 
@@ -249,7 +249,7 @@ def yaml_type(annotation: Any) -> tuple[Any, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="teacherlm.benchmarks", description="Answer a shell's question.")
+    parser = Parser(prog="teacherlm.benchmarks", description="Answer a shell's question.")
     parser.add_argument("command", choices=["title"])
     parser.add_argument("name")
     print(load_benchmark(parser.parse_args().name).title)

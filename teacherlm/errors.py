@@ -1,9 +1,11 @@
 """A user's mistake is one line on stderr and exit status 2; only our own mistakes show a traceback."""
 
+import argparse
 import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -37,6 +39,13 @@ def disk_error(error: BaseException) -> UserError | None:
     return None
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake in the flags is a UserError: one line, without the usage of thirty flags."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the flags")
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and exit: 0, or what it returns; 2 after a UserError; 130 after Ctrl-C."""
     try:
@@ -63,3 +72,8 @@ def reason(error: BaseException) -> str:
 def one_line(error: BaseException) -> str:
     """The error's text without line breaks, so that a log keeps one line for one mistake."""
     return " ".join(str(error).split())
+
+
+def shown(value: object) -> str:
+    """A value of the user's data as a message quotes it: its beginning."""
+    return repr(str(value)[:60])

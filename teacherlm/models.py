@@ -6,7 +6,6 @@ Run as a script it answers a shell's questions: `python -m teacherlm.models get 
 value a line, `python -m teacherlm.models folder NAME` makes the folder and prints its path.
 """
 
-import argparse
 import contextlib
 import difflib
 import os
@@ -17,7 +16,7 @@ from typing import Any
 
 from teacherlm import ROOT
 from teacherlm.benchmarks import read_yaml
-from teacherlm.errors import UserError, reason, run
+from teacherlm.errors import Parser, UserError, reason, run
 from teacherlm.manifests import describe
 
 FOLDER = ROOT / "models"
@@ -183,7 +182,7 @@ def describe_model(folder: Path, known: Mapping[str, Any] | None = None) -> dict
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="teacherlm.models", description="Answer a shell's questions about a model.")
+    parser = Parser(prog="teacherlm.models", description="Answer a shell's questions about a model.")
     commands = parser.add_subparsers(dest="command", required=True)
     get = commands.add_parser("get", help="print recommended values, one a line")
     get.add_argument("name")

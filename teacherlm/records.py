@@ -1,24 +1,125 @@
-"""Records: JSON lines on disk, one object a line. Every mistake is named by file and line."""
+"""Records: JSON lines on disk, one object a line. Every mistake is named by file, line and field."""
 
+import contextlib
+import gzip
+import itertools
 import json
+import math
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jsonlines
+from backports import zstd
 
-from teacherlm.errors import UserError
+from teacherlm.errors import UserError, shown
 from teacherlm.files import whole_file
 
 Record = dict[str, Any]
+
+COMPRESSED = {".gz": gzip.open, ".zst": zstd.open}
+"""Ending of a compressed file -> what opens it."""
+
+DEEPEST = 32
+"""Lists and objects in one another; Arrow's files end at 64."""
+
+
+class Flaw(Exception):
+    """What is wrong with a record, as the end of a sentence whose beginning is where it stands."""
+
+
+@contextlib.contextmanager
+def open_bytes(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for reading, unpacked as it is read if its name ends with .gz or .zst.
+
+    Raises:
+        UserError: the archive is cut off or damaged; found when reading gets there.
+    """
+    try:
+        with COMPRESSED.get(path.suffix, open)(path, "rb") as file:
+            yield file
+    except (EOFError, gzip.BadGzipFile, zlib.error, zstd.ZstdError) as error:
+        raise UserError(f"{path}: this archive is cut off or damaged ({error}); pack or copy it again") from error
+
+
+def parse_json(text: str) -> Any:
+    """JSON with each name once in an object (Python's reader would keep the last value and drop the others).
+
+    Raises:
+        ValueError: it is no JSON.
+        Flaw: it is, but not of records.
+    """
+    try:
+        return DECODER.decode(text)
+    except RecursionError:
+        raise Flaw(f"nested more than {DEEPEST} levels deep; make it flat") from None
+
+
+def unique(pairs: list[tuple[str, Any]]) -> Record:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise Flaw(f"the field {shown(twice)} is there twice in one object; remove or rename one")
+    return record
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=unique, parse_int=lambda digits: int(digits[:99]))
+"""Of a whole number 99 digits are enough to see that 64 bits do not hold it; Python refuses thousands of them."""
+
+
+def check_record(record: Record) -> None:
+    """Refuse what JSON in UTF-8 or Arrow cannot hold, before it is met in the middle of the work.
+
+    Raises:
+        Flaw: with the name of the field.
+    """
+    for name, value in record.items():
+        if type(value) is str and value.isascii() and name.isidentifier() and name.isascii():
+            continue
+        flaw = flaw_of_name(name) or flaw_of(value)
+        if flaw:
+            raise Flaw(f"the field {shown(name)} {flaw}")
+
+
+def flaw_of(value: Any, depth: int = 1) -> str | None:
+    kind = type(value)
+    if kind is str:
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                half = f"\\u{ord(value[error.start]):04x}"
+                return f"has {half}, half of a surrogate pair, which is no character; remove it"
+    elif kind is int:
+        if not -(2**63) <= value < 2**63:
+            return "is a whole number beyond 64 bits; put it in quotes"
+    elif kind is float:
+        if not math.isfinite(value):
+            return f"is {value}, which JSON has no number for; make it null or a text"
+    elif kind is list or kind is dict:
+        if depth > DEEPEST:
+            return f"is nested more than {DEEPEST} levels deep; make it flat"
+        flaws = map(flaw_of_name, value) if kind is dict else iter(())
+        parts = value if kind is list else value.values()
+        return next(filter(None, itertools.chain(flaws, (flaw_of(part, depth + 1) for part in parts))), None)
+    elif value is not None and kind is not bool:
+        return f"is of the type {kind.__name__}, which JSON does not have; make it a text"
+    return None
+
+
+def flaw_of_name(name: str) -> str | None:
+    return "has \\u0000 in a name, where Arrow ends it; rename it" if "\0" in name else flaw_of(name)
 
 
 def read_records(path: Path) -> Iterator[tuple[int, Record]]:
     """Yield (line number from 1, record) of a JSON lines file, one at a time. Blank lines are passed over.
 
     Raises:
-        UserError: the file is missing or empty, or a line is no JSON object (with its number and what was found).
+        UserError: the file is missing, empty or a damaged archive, or a line is no JSON object that can be a record
+            (with its number and what was found).
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; a JSON lines file was expected")
@@ -26,15 +127,16 @@ def read_records(path: Path) -> Iterator[tuple[int, Record]]:
 
     def lines() -> Iterator[bytes]:
         nonlocal number
-        with open(path, "rb") as file:
+        with open_bytes(path) as file:
             for line in file:
                 number += 1
                 yield line
 
-    reader = jsonlines.Reader(lines())
+    reader = jsonlines.Reader(lines(), loads=parse_json)
     try:
         while True:
             record = reader.read(type=dict, skip_empty=True)
+            check_record(record)
             found += 1
             yield number, record
     except EOFError:
@@ -43,9 +145,11 @@ def read_records(path: Path) -> Iterator[tuple[int, Record]]:
     except jsonlines.InvalidLineError as error:
         line = error.line if isinstance(error.line, str) else error.line.decode("utf-8", "backslashreplace")
         raise UserError(
-            f"{path}, line {number}: one JSON object in UTF-8 was expected, found {line.strip()[:60]!r}; "
+            f"{path}, line {number}: one JSON object in UTF-8 was expected, found {shown(line.strip())}; "
             "mend or remove this line"
         ) from error
+    except Flaw as flaw:
+        raise UserError(f"{path}, line {number}: {flaw}") from None
 
 
 def write_records(path: Path, records: Iterable[Record]) -> int:

@@ -1,16 +1,18 @@
 """Where a benchmark's samples come from: the hub, a folder of files as the authors publish them, or a saved dataset."""
 
+import codecs
 import csv
 import functools
+import io
 import itertools
-import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from teacherlm.benchmarks import Benchmark
-from teacherlm.errors import UserError, reason
-from teacherlm.records import Record, read_records
+from teacherlm.errors import UserError, reason, shown
+from teacherlm.records import COMPRESSED, Flaw, Record, check_record, open_bytes, parse_json, read_records
 
 Sample = tuple[str, Record]
 """(where it stands, its fields)"""
@@ -61,46 +63,69 @@ def split_files(benchmark: Benchmark, split: str, data: Path) -> list[Path]:
     pattern = benchmark.files.get(split)
     if pattern is None:
         raise UserError(f"{benchmark.path}: files: no file is named for the split {split!r}")
-    found = sorted(data.glob(pattern))
+    found = sorted({file for ending in ("", *COMPRESSED) for file in data.glob(pattern + ending)})
     if not found:
         raise UserError(f"{data / pattern}: no such file; {benchmark.title}'s {split} samples were expected there")
+    by_name: dict[Path, Path] = {}
+    for file in found:
+        other = by_name.setdefault(unpacked(file), file)
+        if other != file:
+            raise UserError(f"{other}: {file.name} is there as well; remove one of them")
     return found
+
+
+def unpacked(file: Path) -> Path:
+    """Its name without .gz or .zst."""
+    return file.with_suffix("") if file.suffix in COMPRESSED else file
 
 
 def read_files(benchmark: Benchmark, split: str, data: Path) -> Iterator[Sample]:
     for file in split_files(benchmark, split, data):
         extra = {}
         if benchmark.file_field:
-            head, tail = Path(benchmark.files[split]).name.split("*")
-            extra = {benchmark.file_field: file.name.removeprefix(head).removesuffix(tail)}
-        rows = read_csv(file, benchmark.columns) if file.suffix == ".csv" else read_json(file)
+            head, tail = unpacked(Path(benchmark.files[split])).name.split("*")
+            extra = {benchmark.file_field: unpacked(file).name.removeprefix(head).removesuffix(tail)}
+        rows = read_csv(file, benchmark.columns) if unpacked(file).suffix == ".csv" else read_json(file)
         for where, sample in rows:
             yield where, {**sample, **extra}
 
 
 def read_json(file: Path) -> Iterator[Sample]:
     """JSON lines, or one JSON list of objects (as StrategyQA is published)."""
-    with open(file, "rb") as handle:
-        start = handle.read(1024).lstrip()[:1]
+    with open_bytes(file) as handle:
+        start = handle.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
     if start != b"[":
         for number, record in read_records(file):
             yield f"{file}, line {number}", record
         return
     try:
-        records = json.loads(file.read_text(encoding="utf-8"))
+        with open_bytes(file) as handle:
+            records = parse_json(handle.read().decode("utf-8-sig"))
     except ValueError as error:
         raise UserError(f"{file}: no valid JSON: {error}") from error
+    except Flaw as flaw:
+        raise UserError(f"{file}: {flaw}") from None
     if not records:
         raise UserError(f"{file}: empty; at least one sample was expected")
     for number, record in enumerate(records, start=1):
+        where = f"{file}, sample {number}"
         if not isinstance(record, dict):
-            raise UserError(f"{file}, sample {number}: a JSON object was expected, found {str(record)[:60]!r}")
-        yield f"{file}, sample {number}", record
+            raise UserError(f"{where}: a JSON object was expected, found {shown(record)}")
+        yield where, checked(record, where)
+
+
+def checked(record: Record, where: str) -> Record:
+    try:
+        check_record(record)
+    except Flaw as flaw:
+        raise UserError(f"{where}: {flaw}") from None
+    return record
 
 
 def read_csv(file: Path, columns: tuple[str, ...] | None) -> Iterator[Sample]:
     """CSV with a header row, or with the `columns` of the benchmark; columns of the same name make a list."""
-    with open(file, encoding="utf-8-sig", newline="") as handle:
+    csv.field_size_limit(sys.maxsize)
+    with open_bytes(file) as packed, io.TextIOWrapper(packed, encoding="utf-8-sig", newline="") as handle:
         reader = csv.reader(handle, strict=True)
         try:
             names = columns or tuple(next(reader, ()))
@@ -132,7 +157,8 @@ def read_saved(data: Path, split: str) -> Iterator[Sample]:
     if split not in saved:
         raise UserError(f"{data}: no split {split!r}; there are: {', '.join(saved)}")
     for number, sample in enumerate(saved[split], start=1):
-        yield f"{data}, {split} sample {number}", sample
+        where = f"{data}, {split} sample {number}"
+        yield where, checked(sample, where)
 
 
 def read_hub(benchmark: Benchmark, split: str) -> Iterator[Sample]:
@@ -148,7 +174,8 @@ def read_hub(benchmark: Benchmark, split: str) -> Iterator[Sample]:
             f"{benchmark.name.upper()}_DATA=DIR, data_prepare.py: --data DIR)"
         ) from error
     for number, sample in enumerate(loaded, start=1):
-        yield f"{benchmark.hub}, {source} sample {number}", sample
+        where = f"{benchmark.hub}, {source} sample {number}"
+        yield where, checked(sample, where)
 
 
 @functools.cache

@@ -21,6 +21,7 @@ SHARED = ROOT.parent / "shared" / "data"
 STAGES = {
     "data_prepare": ROOT / "enhance" / "data_prepare.py",
     "enhance": ROOT / "enhance" / "enhance.py",
+    "merge": ROOT / "enhance" / "merge.py",
     "finetune": ROOT / "finetune" / "finetune.py",
     "evaluate": ROOT / "evaluate" / "main.py",
     "table": ROOT / "report" / "table.py",

@@ -53,7 +53,7 @@ class OpenAIEngine:
             requests.get(f"{self.address}/v1/models", headers=self.session.headers, timeout=TIMEOUT).close()
         except requests.RequestException as error:
             raise UserError(
-                f"no server at {self.address}: {one_line(error)[:200]}; start it, or mend TEACHER"
+                f"no server at {self.address}: {one_line(origin(error))[:200]}; start it, or mend TEACHER"
             ) from error
 
     def complete(self, prompts: Iterator[Prompt]) -> Iterator[Completion | Failure]:
@@ -91,20 +91,35 @@ class OpenAIEngine:
                 return Failure(prompt, f"the server answered {answer.status_code}: {one_line(answer.text)[:200]}")
             content = answer.json()
             text = content["choices"][0]["text"]
+            if not isinstance(text, str):
+                raise TypeError(f"of a text that is {text!r}")
         except requests.RequestException as error:
-            return Failure(prompt, f"the server did not answer: {one_line(error)[:200]}")
+            return Failure(prompt, f"the server did not answer: {one_line(origin(error))[:200]}")
         except (ValueError, LookupError, TypeError) as error:
             return Failure(
                 prompt, f"the server's answer is no completion: {type(error).__name__} {one_line(error)[:200]}"
             )
+        for stop in self.sampling.stop:  # some servers, transformers' for one, leave it and what follows in the text
+            text = text.partition(stop)[0]
         usage = content.get("usage") or {}
         return Completion(prompt, text, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
+
+
+def origin(error: BaseException) -> BaseException:
+    """What began it (connection refused, name not known): the libraries above wrap it three times."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def split_url(url: str) -> tuple[str, str]:
     """(http://host:port, model) of http://host:port/model or http://host:port/v1/model."""
     parts = urllib.parse.urlsplit(url)
     model = urllib.parse.unquote(parts.path).strip("/").removeprefix("v1/")
+    if "@" in parts.netloc:
+        raise UserError(
+            "a server's address is written to manifests: leave name and key out, set OPENAI_API_KEY instead"
+        )
     if not parts.netloc or not model or model == "v1":
         raise UserError(f"{url!r}: http://host:port/model was expected, with the model's name as the server knows it")
     return f"{parts.scheme}://{parts.netloc}", model
