@@ -1,6 +1,7 @@
 """Score a model on tasks: lm-eval's evaluator and its Hugging Face model, with the reference's tokenization."""
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ class SeparateTokens(HFLM):
             self.tok_encode(context, add_special_tokens=False),
             self.tok_encode(continuation, add_special_tokens=False),
         )
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
 
 
 def load_model(folder: Path, device: str | None, dtype: str, batch_size: int) -> HFLM:

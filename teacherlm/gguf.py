@@ -41,15 +41,15 @@ def packaged_model(name: str, package: Mapping[str, str]) -> Path:
 def dequantize(gguf: Path, folder: Path) -> None:
     """Write the model and tokenizer of a GGUF file into `folder`, weights as float32 safetensors."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, GgufConfig
 
-    source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    tokenizer = AutoTokenizer.from_pretrained(**source)
-    quantized = AutoModelForCausalLM.from_pretrained(
-        **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-    )
+    from teacherlm.loading import load_model, load_tokenizer
+
+    tokenizer = load_tokenizer(gguf.parent, gguf_file=gguf.name)
+    floats = GgufConfig(dequantize=True)
+    quantized = load_model(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=floats)
     # The loaded model still calls itself quantized and refuses to be saved: its weights go into one that does not.
-    config = AutoConfig.from_pretrained(**source)
+    config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(quantized.state_dict())
     model.generation_config = GenerationConfig.from_model_config(config)

@@ -46,6 +46,10 @@ def progress_of(output: Path) -> Path:
     return output.with_name(f".{output.name}.progress")
 
 
+def new_tokens(output: Path) -> int:
+    return json.loads(output.with_suffix(".manifest.json").read_text())["counts"]["new_tokens"]
+
+
 @pytest.fixture(scope="module")
 def done(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(records, what an uninterrupted run made of them)"""
@@ -122,6 +126,7 @@ def test_killed_at_any_moment_it_ends_with_the_bytes_of_an_uninterrupted_run(
     assert "the last line was torn by an interruption" in finished.stdout
     assert output.read_bytes() == expected.read_bytes()
     assert not progress.exists()
+    assert 0 < new_tokens(output) < new_tokens(expected)  # what was done was not done again
 
 
 def test_progress_of_other_settings_is_not_continued(

@@ -102,21 +102,22 @@ def test_killed_it_resumes_and_ends_as_if_it_had_not_been(
     tiny_llama: Path, dataset: Path, done: Path, tmp_path: Path, inside: Callable, moment: str
 ) -> None:
     folder = tmp_path / "run"
-    second, partial = folder / f"checkpoint-{2 * STEPS}", folder / ".partial"
+    log, partial = folder / "log.jsonl", folder / ".partial" / f"checkpoint-{3 * STEPS}"
     killed = start([sys.executable, STAGES["finetune"], *flags(tiny_llama, dataset, folder)], stdout=subprocess.PIPE)
     while killed.poll() is None:
-        time.sleep(0.0005)
-        if second.exists() and partial.exists() == (moment == "while a checkpoint is written"):
+        time.sleep(0.001)
+        if partial.exists() if moment.startswith("while") else log.exists() and '"step": 16' in log.read_text():
             break
     killed.kill()
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
     assert not (folder / "manifest.json").exists()
     last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    assert read_log(folder)[-1]["step"] > int(last.name.split("-")[1])  # steps that are done again
     finished = inside("finetune", *flags(tiny_llama, dataset, folder))
     assert finished.returncode == 0, finished.stderr
     assert f"going on from {last}" in finished.stdout
-    assert not partial.exists()
+    assert not partial.parent.exists()
     assert read_log(folder) == read_log(done)
     assert weights(folder) == weights(done)
 
