@@ -136,6 +136,7 @@ def make_tiny_model(family: str, folder: Path) -> Path:
             intermediate_size=64,
             num_hidden_layers=2,
             num_attention_heads=2,
+            num_key_value_heads=1,
             max_position_embeddings=512,
             **common,
         ),

@@ -18,6 +18,7 @@ import torch
 from transformers import BitsAndBytesConfig
 
 from engines import Completion, Failure, Prompt, Sampling
+from engines.grouped_attention import use_grouped_attention
 from engines.key_values import KeyValues, bytes_per_column
 from engines.sampling import choose_tokens
 from teacherlm.errors import UserError
@@ -69,6 +70,7 @@ class TransformersEngine:
         self.dtype = best_dtype() if dtype == "auto" else dtype
         self.tokenizer = load_tokenizer(folder)
         self.model = load_teacher(folder, self.dtype).eval()
+        use_grouped_attention(self.model)
         self.device = self.model.device
         self.max_rows = batch_size or MAX_ROWS
         self.memory = free_memory(self.device) * MEMORY_SHARE
