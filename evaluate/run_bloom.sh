@@ -1,23 +1,4 @@
 #!/usr/bin/env bash
-# Score a BLOOM or BLOOMZ model on one or more tasks.
+# Score a BLOOM or BLOOMZ model: run_hf.sh by the name that the reference gave it; all families load alike.
 set -euo pipefail
-
-usage() {
-    cat <<'EOF'
-usage: bash run_bloom.sh MODEL TASK[,TASK ...] [FLAG ...]
-
-  MODEL     a name in models/, a folder (a checkpoint-N too), or a hub id
-  TASK      creak, ecqa, strategy_qa, or another file in lm_eval/tasks/ or benchmarks/
-  FLAG ...  go to main.py: --batch_size, --output_path, --checkpoints, ... (main.py --help)
-EOF
-}
-
-[[ ${1:-} == -h || ${1:-} == --help ]] && { usage; exit 0; }
-(($# >= 2)) || { usage >&2; exit 2; }
-model=$1 tasks=$2
-
-here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-python=${PYTHON:-$here/../.venv/bin/python}
-[[ -x $python ]] || python=python3
-
-exec "$python" "$here/main.py" --model bloom --model_args "pretrained=$model" --tasks "$tasks" "${@:3}"
+exec bash "$(dirname -- "${BASH_SOURCE[0]}")/run_hf.sh" "$@"
