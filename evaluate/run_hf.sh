@@ -3,8 +3,8 @@
 set -euo pipefail
 
 usage() {
-    cat <<'EOF'
-usage: bash run_hf.sh MODEL TASK[,TASK ...] [FLAG ...]        (run_bloom.sh and run_opt.sh alike)
+    cat <<EOF
+usage: bash $(basename -- "$0") MODEL TASK[,TASK ...] [FLAG ...]
 
   MODEL     a name in models/, a folder (a checkpoint-N too), or a hub id
   TASK      creak, ecqa, strategy_qa, or another file in lm_eval/tasks/ or benchmarks/

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
 # Score an OPT model: run_hf.sh by the name that the reference gave it; all families load alike.
 set -euo pipefail
-exec bash "$(dirname -- "${BASH_SOURCE[0]}")/run_hf.sh" "$@"
+# shellcheck source=evaluate/run_hf.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/run_hf.sh"
