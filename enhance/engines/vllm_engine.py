@@ -1,5 +1,6 @@
 """The teacher with vLLM, the fastest way on GPUs: an extra, imported here only."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,8 @@ class VLLMEngine:
     """
 
     def __init__(self, folder: Path, dtype: str, sampling: Sampling):
+        # The steps are driven from here; with an engine in a second process, the CPU build once waited for ever.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         try:
             from vllm import LLM, SamplingParams
         except ImportError as error:
