@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from teacherlm import manifests
+from teacherlm import manifests, tables
 from teacherlm.errors import Parser, UserError, run
 from teacherlm.files import require_writable, whole_file
 from teacherlm.models import describe_model, find_model, local_folder
@@ -137,9 +137,7 @@ def table(results: list[dict[str, Any]]) -> str:
         interval = f"{low:.4f} - {high:.4f}"
         error = "-" if r["stderr"] is None else f"± {r['stderr']:.4f}"  # one sample has none
         rows.append((r["model"], r["task"], str(r["n"]), f"{r['value']:.4f}", error, interval))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+    return tables.table(rows)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from teacherlm import tables
 from teacherlm.errors import Parser, UserError, run
 from teacherlm.records import Record, read_records
 
@@ -49,11 +50,8 @@ def table(results: list[tuple[int, dict[str, Any]]], log: list[Record]) -> str:
             )
         )
         before = step
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     note = f"accuracy on {results[0][1]['n']} test questions of {results[0][1]['task']}; loss: mean since the row above"
-    return "\n".join([lines[0], rule, *lines[1:], "", note])
+    return f"{tables.table(rows)}\n\n{note}"
 
 
 def mean_loss(log: list[Record], after: int, until: int) -> float | None:
