@@ -23,15 +23,15 @@ from teacherlm.benchmarks import load_benchmark  # noqa: E402
 from teacherlm.models import find_model, local_folder  # noqa: E402
 from teacherlm.sources import read_split  # noqa: E402
 
+VLLM = Contender("vllm-bf16", "vLLM, through this project's engine", "bfloat16", peer=True)
 CONTENDERS = [
-    Contender("reference", "the reference's loop: generate, batch 1", "float32"),
-    Contender("reference-bf16", "the same", "bfloat16"),
+    Contender("reference", "the reference's loop: generate, batch 1", "float32", once=True),
+    Contender("reference-bf16", "the same", "bfloat16", once=True),
     Contender("generate", "generate, batches of 32", "float32", peer=True),
     Contender("generate-bf16", "the same", "bfloat16", peer=True),
     Contender("ours", "this engine", "float32"),
     Contender("ours-bf16", "the same", "bfloat16"),
 ]
-VLLM = Contender("vllm-bf16", "vLLM", "bfloat16", peer=True)
 
 
 def main() -> None:
@@ -42,10 +42,12 @@ def main() -> None:
     parser.add_argument("--num_tokens", type=int, default=128)
     parser.add_argument("--batch_size", type=int, default=64, help="rows of this engine")
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--vllm_python", help="interpreter that has vllm (default: this one, where it has it)")
     parser.add_argument("--contenders", help="only these, with commas; the first is what the others are held against")
     parser.add_argument("--contender", help=argparse.SUPPRESS)  # the process of one contender
     args = parser.parse_args()
-    contenders = [*CONTENDERS, *([VLLM] if importlib.util.find_spec("vllm") else [])]
+    has_vllm = args.vllm_python or args.contender == VLLM.name or importlib.util.find_spec("vllm")
+    contenders = [*CONTENDERS, *([VLLM] if has_vllm else [])]
     if args.contender:
         print(json.dumps(measure(next(c for c in contenders if c.name == args.contender), args)))
         return
@@ -53,7 +55,8 @@ def main() -> None:
         contenders = [c for name in args.contenders.split(",") for c in contenders if c.name == name]
     words = [f"--{name}={getattr(args, name)}" for name in ("model", "records", "num_tokens", "batch_size")]
     words += [f"--data={args.data}"] if args.data else []
-    measured = run_alternately(Path(__file__).resolve(), contenders, words, args.repetitions)
+    pythons = {VLLM.name: args.vllm_python} if args.vllm_python else {}
+    measured = run_alternately(Path(__file__).resolve(), contenders, words, args.repetitions, pythons)
     rows = summarize(contenders, measured, "records/s", contenders[0].name)
     write_results(HERE / "results" / "enhance.json", rows)
     print(table(rows))

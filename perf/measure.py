@@ -9,7 +9,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,22 +26,35 @@ class Contender:
         what: what it is, for people.
         dtype: of its arithmetic.
         peer: whether users would pick it instead (so that the best of them is what we are held against).
+        once: whether it is so slow that one repetition has to do.
     """
 
     name: str
     what: str
     dtype: str
     peer: bool = False
+    once: bool = False
 
 
 def run_alternately(
-    script: Path, contenders: Sequence[Contender], words: Sequence[str], repetitions: int
+    script: Path,
+    contenders: Sequence[Contender],
+    words: Sequence[str],
+    repetitions: int,
+    pythons: Mapping[str, str] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Run `script --contender NAME words...` for each contender in turn, `repetitions` times over."""
+    """Run `script --contender NAME words...` for each contender in turn, `repetitions` times over.
+
+    Args:
+        pythons: name -> interpreter, of contenders that are installed elsewhere.
+    """
     measured: dict[str, list[dict[str, Any]]] = {contender.name: [] for contender in contenders}
     for repetition in range(repetitions):
         for contender in contenders:
-            command = [sys.executable, str(script), "--contender", contender.name, *words]
+            if contender.once and repetition:
+                continue
+            python = (pythons or {}).get(contender.name, sys.executable)
+            command = [python, str(script), "--contender", contender.name, *words]
             result, peak = run_once(command)
             measured[contender.name].append({**result, "peak_memory_bytes": peak})
             shown = ", ".join(f"{key} {value:.4g}" for key, value in result.items() if isinstance(value, float))
@@ -51,7 +64,9 @@ def run_alternately(
 
 def run_once(command: list[str]) -> tuple[dict[str, Any], int]:
     """The JSON that a process printed last, and the most memory that it held, in bytes."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=HERE.parent)
+    root = HERE.parent
+    environment = {**os.environ, "PYTHONPATH": str(root)}  # for interpreters into which the project is not installed
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root, env=environment)
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status):

@@ -4,89 +4,98 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicLayer
 
-GROWTH = 128
+GROWTH = 32
 """Columns that a buffer grows by, so that most steps write in place instead of copying everything."""
 
 
 class BufferedLayer(DynamicLayer):
     """One layer's keys and values, [rows, heads, columns, head size], in buffers with room at the right.
 
-    The newest column is the last in every row; shorter rows begin later, and the attention mask hides what lies left of
-    them. So all rows are written at one column, and dropping columns at the left copies nothing.
+    The newest column is the same in every row; shorter rows begin later. What lies left of them and the room at the
+    right are zeros that the attention mask hides. A model is given the buffers as they are: matrix products copy what
+    is not contiguous, and that costs more than the few hidden columns.
     """
 
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        super().lazy_initialization(key_states, value_states)
-        self.buffers: list[torch.Tensor] = []
-        self.start = self.end = 0
+    end = 0
+    """The column after the newest."""
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        new = key_states.shape[-2]
-        if not self.buffers or self.end + new > self.buffers[0].shape[-2]:
-            self.rebuild(new, key_states, value_states)
-        for buffer, states in zip(self.buffers, (key_states, value_states)):
-            buffer[:, :, self.end : self.end + new] = states
-        self.end += new
-        self.set_views()
+            self.keys, self.values, self.end = key_states, value_states, key_states.shape[-2]
+        else:
+            self.keys[:, :, self.end : self.end + 1] = key_states
+            self.values[:, :, self.end : self.end + 1] = value_states
+            self.end += 1
         return self.keys, self.values
 
-    def rebuild(self, new: int, *likes: torch.Tensor) -> None:
-        width = self.end - self.start
-        grown = []
-        for position, like in enumerate(likes):
-            rows, heads, _, size = like.shape
-            buffer = like.new_empty(rows, heads, width + new + GROWTH, size)
-            if self.buffers:
-                buffer[:, :, :width] = self.buffers[position][:, :, self.start : self.end]
-            grown.append(buffer)
-        self.buffers, self.start, self.end = grown, 0, width
+    def get_seq_length(self) -> int:
+        return self.end
 
-    def set_views(self) -> None:
-        self.keys, self.values = (buffer[:, :, self.start : self.end] for buffer in self.buffers)
-
-    def keep(self, rows: torch.Tensor, width: int) -> None:
-        """Keep these rows, and of the columns the last `width`."""
-        first = self.end - width
-        self.buffers = [pad_right(buffer[rows, :, first : self.end], GROWTH) for buffer in self.buffers]
-        self.start, self.end = 0, width
-        self.set_views()
-
-    def join(self, other: "BufferedLayer") -> None:
-        """Put the rows of another layer below these; the narrower of the two gets zeros at its left."""
-        width = max(self.keys.shape[-2], other.keys.shape[-2])
-        joined = []
-        for mine, its in ((self.keys, other.keys), (self.values, other.values)):
-            rows, heads, _, size = mine.shape
-            buffer = mine.new_zeros(rows + its.shape[0], heads, width + GROWTH, size)
-            buffer[:rows, :, width - mine.shape[-2] : width] = mine
-            buffer[rows:, :, width - its.shape[-2] : width] = its
-            joined.append(buffer)
-        self.buffers, self.start, self.end = joined, 0, width
-        self.set_views()
-
-
-def pad_right(states: torch.Tensor, columns: int) -> torch.Tensor:
-    rows, heads, width, size = states.shape
-    buffer = states.new_empty(rows, heads, width + columns, size)
-    buffer[:, :, :width] = states
-    return buffer
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return (self.keys.shape[-2] if self.is_initialized else query_length), 0
 
 
 class KeyValues(Cache):
-    """All layers' keys and values of a batch."""
+    """All layers' keys and values of a batch.
+
+    The first forward pass puts prompts of one length in; each later one appends a column, for which there must be room
+    (see `join`). The layers are rebuilt one by one, so that never more than one of them is there twice.
+    """
 
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=BufferedLayer)
 
-    def keep(self, rows: torch.Tensor, width: int) -> None:
-        for layer in self.layers:
-            layer.keep(rows, width)
+    @property
+    def end(self) -> int:
+        return self.layers[0].end if self.layers else 0
 
-    def join(self, other: "KeyValues") -> None:
-        for mine, its in zip(self.layers, other.layers):
-            mine.join(its)
+    @property
+    def rows(self) -> int:
+        return self.layers[0].keys.shape[0] if self.layers else 0
+
+    @property
+    def width(self) -> int:
+        return self.layers[0].keys.shape[-2] if self.layers else 0
+
+    def drop(self, rows: list[int]) -> None:
+        """Drop these rows: the last ones take their places, in memory too."""
+        moves, left = moves_to_drop(rows, self.rows)
+        for layer in self.layers:
+            for states in (layer.keys, layer.values):
+                for source, target in moves:
+                    states[target] = states[source]
+            layer.keys, layer.values = layer.keys[:left], layer.values[:left]
+
+    def join(self, others: list["KeyValues"], columns: int) -> None:
+        """Put the rows of others below these and take them out of the others; all end at one column.
+
+        Args:
+            others: empty to make room at the right only.
+            columns: how many the longest row has; GROWTH more are free afterwards.
+        """
+        for position, layer in enumerate(self.layers):
+            parts = [layer, *(other.layers[position] for other in others)]
+            rows, heads, _, size = layer.keys.shape
+            rows = sum(part.keys.shape[0] for part in parts)
+            for name in ("keys", "values"):
+                joined = getattr(layer, name).new_zeros(rows, heads, columns + GROWTH, size)
+                below = 0
+                for part in parts:
+                    states = getattr(part, name)[:, :, max(0, part.end - columns) : part.end]
+                    joined[below : below + states.shape[0], :, columns - states.shape[2] : columns] = states
+                    below += states.shape[0]
+                    delattr(part, name)
+                setattr(layer, name, joined)
+            layer.end = columns
+
+
+def moves_to_drop(rows: list[int], count: int) -> tuple[list[tuple[int, int]], int]:
+    """The moves (from, to) after which those of `count` rows that stay are the first; and how many they are."""
+    left = count - len(rows)
+    leaving = set(rows)
+    staying = (row for row in range(left, count) if row not in leaving)
+    return list(zip(staying, (row for row in rows if row < left))), left
 
 
 def bytes_per_column(config: PreTrainedConfig, dtype: torch.dtype) -> int:

@@ -2,7 +2,7 @@
 
 Sequences that end leave the batch at once and waiting prompts take their places, so that a long text does not make the
 others' places idle. The keys and values of the batch are one buffer a layer in which all rows end at the same column
-(left-padded, hidden by the attention mask); so every causal model of the library works as it is, whatever its position
+(padding is hidden by the attention mask); so every causal model of the library works as it is, whatever its position
 encoding. Measurements against other ways: docs/enhance.md.
 """
 
@@ -18,8 +18,9 @@ import torch
 from transformers import BitsAndBytesConfig
 
 from engines import Completion, Failure, Prompt, Sampling
-from engines.grouped_attention import use_grouped_attention
-from engines.key_values import KeyValues, bytes_per_column
+from engines.decode_attention import use_decode_attention
+from engines.key_values import GROWTH, KeyValues, bytes_per_column, moves_to_drop
+from engines.packed_linear import pack_linears
 from engines.sampling import choose_tokens
 from teacherlm.errors import UserError
 from teacherlm.loading import load_model, load_tokenizer
@@ -27,8 +28,9 @@ from teacherlm.loading import load_model, load_tokenizer
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MEMORY_SHARE = 0.8
 """Of the memory that is free once the weights are loaded, so much may hold keys and values."""
-MAX_PREFILL_TOKENS = 16384
-"""So many tokens of prompts are computed at once, at most: what lies between the layers takes memory too."""
+PREFILL_TOKENS = {"cpu": 1024, "cuda": 16384}
+"""Tokens of prompts that are computed together: what lies between the layers takes memory too, and on a CPU should stay
+in its cache."""
 MAX_ROWS = 512
 """More rows at a time bring nothing: the processor is busy by then."""
 
@@ -41,6 +43,11 @@ class Row:
     tokens: list[int]
     generator: torch.Generator
     new: list[int] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """How many tokens' keys and values it has: not yet those of the newest."""
+        return len(self.tokens) + len(self.new) - 1
 
 
 def best_dtype() -> str:
@@ -70,8 +77,10 @@ class TransformersEngine:
         self.dtype = best_dtype() if dtype == "auto" else dtype
         self.tokenizer = load_tokenizer(folder)
         self.model = load_teacher(folder, self.dtype).eval()
-        use_grouped_attention(self.model)
         self.device = self.model.device
+        use_decode_attention(self.model)
+        if self.device.type == "cpu":
+            pack_linears(self.model)
         self.max_rows = batch_size or MAX_ROWS
         self.memory = free_memory(self.device) * MEMORY_SHARE
         self.window = getattr(self.model.config, "max_position_embeddings", None)  # ALiBi has none
@@ -160,77 +169,92 @@ class Batch:
     def clear(self) -> None:
         self.rows: list[Row] = []
         self.cache: KeyValues | None = None
-        self.mask_BT: torch.Tensor | None = None
 
     def places(self) -> int:
         return self.engine.max_rows - len(self.rows)
 
     def joining(self, waiting: deque[Row]) -> int:
-        """How many of the waiting rows may join now: as places, memory and the tokens computed at once allow.
+        """How many of the waiting rows may join now, as places and memory allow.
 
         None before an eighth of the places is free, since joining copies the whole batch; into an empty batch always
         one, which fails if it does not fit.
         """
         if not waiting or self.places() < max(1, self.engine.max_rows // 8):
             return 0
-        count = width = 0
+        count, width = 0, self.width()
         for row in itertools.islice(waiting, self.places()):
             width = max(width, len(row.tokens))
-            size = self.size(len(self.rows) + count + 1, max(width, self.width()) + 1)
-            if (self.rows or count) and size > self.engine.memory:
-                break
-            if count and (count + 1) * width > MAX_PREFILL_TOKENS:
+            if (self.rows or count) and self.size(len(self.rows) + count + 1, width + 1) > self.engine.memory:
                 break
             count += 1
         return count
 
     def width(self) -> int:
-        return self.mask_BT.shape[1] if self.mask_BT is not None else 0
+        return self.cache.end if self.cache else 0
 
     def size(self, rows: int, width: int) -> float:
-        """Bytes of so many rows; doubled, because joining and leaving build new buffers beside the old."""
-        return 2 * rows * width * bytes_per_column(self.engine.model.config, self.engine.model.dtype)
+        """Bytes of so many rows; with one layer more, because layers are rebuilt one by one."""
+        config = self.engine.model.config
+        share = 1 + 1 / config.num_hidden_layers
+        return share * rows * (width + GROWTH) * bytes_per_column(config, self.engine.model.dtype)
 
     @torch.inference_mode()
     def admit(self, waiting: deque[Row]) -> None:
-        """Let waiting rows in: compute their prompts together, choose their first tokens, join them to the batch."""
+        """Let waiting rows in: compute their prompts, choose their first tokens, join them to the batch."""
         new = [waiting.popleft() for _ in range(self.joining(waiting))]
-        for row in new:
-            row.new.clear()
-            row.generator.manual_seed(row.prompt.seed)
-        width = max(len(row.tokens) for row in new)
-        ids_BT = torch.tensor([[0] * (width - len(row.tokens)) + row.tokens for row in new])
-        mask_BT = torch.tensor([[0] * (width - len(row.tokens)) + [1] * len(row.tokens) for row in new])
-        mask_BT = mask_BT.to(self.engine.device)
-        cache = KeyValues()
+        new.sort(key=lambda row: len(row.tokens))  # rows that are computed together need little padding
         try:
-            self.forward(new, ids_BT.to(self.engine.device), mask_BT, (mask_BT.cumsum(1) - 1).clamp(min=0), cache)
-            if self.rows:
-                cache_width = max(width, self.width())
-                self.cache.join(cache)
-                mask_BT = torch.cat([pad_left(self.mask_BT, cache_width), pad_left(mask_BT, cache_width)])
-                cache = self.cache
+            caches = [self.prefill(rows) for rows in groups(new, PREFILL_TOKENS[self.engine.device.type])]
         except torch.cuda.OutOfMemoryError:
             waiting.extendleft(reversed(new))
             raise
-        self.rows, self.cache, self.mask_BT = self.rows + new, cache, mask_BT
+        if self.cache is None:
+            self.cache = caches.pop(0)
+        self.rows += new
+        self.make_room(caches)
+
+    def prefill(self, rows: list[Row]) -> KeyValues:
+        width = max(len(row.tokens) for row in rows)
+        ids_BT = torch.tensor([[0] * (width - len(row.tokens)) + row.tokens for row in rows])
+        mask_BT = torch.tensor([[0] * (width - len(row.tokens)) + [1] * len(row.tokens) for row in rows])
+        for row in rows:
+            row.new.clear()
+            row.generator.manual_seed(row.prompt.seed)
+        cache = KeyValues()
+        self.forward(rows, ids_BT, mask_BT.to(self.engine.device), (mask_BT.cumsum(1) - 1).clamp(min=0), cache)
+        return cache
+
+    def make_room(self, joining: list[KeyValues]) -> None:
+        """Rebuild the keys and values with the columns that the longest row needs, the joining rows, and room."""
+        self.cache.join(joining, max(row.length for row in self.rows))
+        self.set_mask()
+
+    def set_mask(self) -> None:
+        """Show each row its own columns: those of its prompt, and of its new tokens but the newest."""
+        self.lengths_B = torch.tensor([row.length for row in self.rows])
+        column_T = torch.arange(self.cache.width)
+        begins_B1 = (self.cache.end - self.lengths_B)[:, None]
+        self.mask_BT = ((column_T >= begins_B1) & (column_T < self.cache.end)).long().to(self.engine.device)
 
     @torch.inference_mode()
     def step(self) -> None:
         """One new token for every row."""
-        last_B1 = torch.tensor([[row.new[-1]] for row in self.rows], device=self.engine.device)
-        mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_ones(len(self.rows), 1)], dim=1)
-        self.forward(self.rows, last_B1, mask_BT, mask_BT.sum(1, keepdim=True) - 1, self.cache)
-        self.mask_BT = mask_BT
+        if self.cache.end == self.cache.width:
+            self.make_room([])
+        self.mask_BT[:, self.cache.end] = 1
+        last_B1 = torch.tensor([[row.new[-1]] for row in self.rows])
+        self.forward(self.rows, last_B1, self.mask_BT, self.lengths_B[:, None], self.cache)
+        self.lengths_B += 1
         self.engine.steps += 1
         self.engine.rows_filled += len(self.rows)
 
     def forward(
         self, rows: list[Row], ids_BT: torch.Tensor, mask_BT: torch.Tensor, positions_BT: torch.Tensor, cache: KeyValues
     ) -> None:
-        positions = {"position_ids": positions_BT} if self.engine.takes_positions else {}
+        device = self.engine.device
+        positions = {"position_ids": positions_BT.to(device)} if self.engine.takes_positions else {}
         logits_B1V = self.engine.model(
-            input_ids=ids_BT,
+            input_ids=ids_BT.to(device),
             attention_mask=mask_BT,
             past_key_values=cache,
             use_cache=True,
@@ -245,12 +269,9 @@ class Batch:
 
     def retire(self) -> Iterator[Completion]:
         """Yield the rows that have ended and drop them."""
-        ended = [self.engine.ended(row) for row in self.rows]
-        if any(ended):
-            finished = [row for row, end in zip(self.rows, ended) if end]
-            self.keep([position for position, end in enumerate(ended) if not end])
-            for row in finished:
-                yield self.engine.completion(row)
+        ended = [position for position, row in enumerate(self.rows) if self.engine.ended(row)]
+        for row in self.drop(ended):
+            yield self.engine.completion(row)
 
     def give_way(self, waiting: deque[Row]) -> None:
         """Before the keys and values outgrow their memory, the rows with the fewest new tokens wait again.
@@ -262,24 +283,33 @@ class Batch:
 
     def evict(self, count: int, waiting: deque[Row]) -> None:
         order = sorted(range(len(self.rows)), key=lambda position: len(self.rows[position].new))
-        leaving = sorted(order[:count])
-        waiting.extendleft(self.rows[position] for position in reversed(leaving))
-        self.keep(sorted(order[count:]))
+        waiting.extendleft(reversed(self.drop(sorted(order[:count]))))
 
-    def keep(self, positions: list[int]) -> None:
-        """Keep these rows, and the columns that the longest of them needs."""
-        if not positions:
+    @torch.inference_mode()
+    def drop(self, leaving: list[int]) -> list[Row]:
+        """Take the rows at these positions, in ascending order, out of the batch."""
+        dropped = [self.rows[position] for position in leaving]
+        if len(leaving) == len(self.rows):
             self.clear()
-            return
-        self.rows = [self.rows[position] for position in positions]
-        index_B = torch.tensor(positions, device=self.mask_BT.device)
-        width = int(self.mask_BT[index_B].sum(1).max())
-        self.mask_BT = self.mask_BT[index_B, -width:]
-        self.cache.keep(index_B, width)
+        elif leaving:
+            self.cache.drop(leaving)
+            moves, left = moves_to_drop(leaving, len(self.rows))
+            for source, target in moves:
+                self.rows[target] = self.rows[source]
+            del self.rows[left:]
+            self.set_mask()
+        return dropped
 
 
-def pad_left(mask_BT: torch.Tensor, width: int) -> torch.Tensor:
-    return torch.nn.functional.pad(mask_BT, (width - mask_BT.shape[1], 0))
+def groups(rows: list[Row], tokens: int) -> Iterator[list[Row]]:
+    """Rows, shortest first, in groups that have at most so many tokens with their padding, or one row."""
+    group: list[Row] = []
+    for row in rows:
+        if group and (len(group) + 1) * len(row.tokens) > tokens:
+            yield group
+            group = []
+        group.append(row)
+    yield group
 
 
 def load_teacher(folder: Path, dtype: str) -> torch.nn.Module:
