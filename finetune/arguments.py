@@ -1,16 +1,23 @@
-"""The flags of finetune.py: three of its own beside all of transformers' TrainingArguments."""
+"""The flags of finetune.py: some of its own beside all of transformers' TrainingArguments."""
 
 import argparse
 import importlib.util
+import netrc
 import os
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 import torch
+from processes import say
 from transformers import HfArgumentParser, TrainingArguments
 
 from teacherlm.errors import UserError, reason
+from teacherlm.models import find_model
+
+CONFIGS = Path(__file__).resolve().parent / "deepspeed"
 
 
 @dataclass
@@ -19,19 +26,50 @@ class FinetuneArguments:
 
     model_name_or_path: str = field(metadata={"help": "the student: a name in models/, a folder, or a hub id"})
     dataset_name: str = field(metadata={"help": "a datasets folder (save_to_disk); of a DatasetDict the split train"})
-    task_type: str = field(metadata={"help": "the field of the dataset that is trained on: text, cot_tail, ..."})
+    task_type: str = field(
+        metadata={
+            "help": "what is trained on: a field of the dataset (text, cot_tail, ...); text:1,cot_tail:2, both mixed, "
+            "with how often an epoch has each sample; or text,cot_tail, one after the other in each epoch"
+        }
+    )
     max_source_length: int = field(default=2048, metadata={"help": "longer samples lose tokens at their left"})
     max_train_samples: int | None = field(default=None, metadata={"help": "the first so many samples only"})
+    loss_on: str = field(
+        default="all", metadata={"help": "what is learnt: all of the text, or the completion after the question"}
+    )
+    loss_average: str = field(
+        default="token",
+        metadata={
+            "help": "what counts alike in a step's loss: every token, every sample, or every batch of a device (batch: "
+            "the reference's mean)"
+        },
+    )
+    packing: bool = field(default=True, metadata={"help": "compute no padding; false: pad, as the reference"})
+    attention: str = field(default="sdpa", metadata={"help": "of packed batches: sdpa, eager or flash_attention_2"})
+    peft: str = field(default="none", metadata={"help": "train adapters only: lora, or qlora (weights in 4 bits, GPU)"})
+    peft_rank: int = field(default=16, metadata={"help": "rank of the adapters"})
+    merge_adapters: bool = field(
+        default=False,
+        metadata={"help": "keep in each checkpoint a folder merged/, the student with its adapters added"},
+    )
     restart: bool = field(
         default=False, metadata={"help": "keep checkpoints that were made with other settings beside, begin anew"}
     )
+
+
+CHOICES = {
+    "loss_on": ("all", "completion"),
+    "loss_average": ("token", "sample", "batch"),
+    "attention": ("sdpa", "eager", "flash_attention_2"),
+    "peft": ("none", "lora", "qlora"),
+}
 
 
 def parse_arguments(argv: list[str]) -> tuple[FinetuneArguments, TrainingArguments]:
     """Parse and check the flags.
 
     `--lr constant` is the reference's short form of `--lr_scheduler_type constant`. What the machine cannot do is
-    switched off and said: fp16, bf16 and DeepSpeed without a GPU, wandb where it is not installed.
+    switched off and said: fp16 and bf16 without a GPU, DeepSpeed in a single process there, wandb where it is missing.
 
     Raises:
         UserError: an unknown flag or a value out of its range.
@@ -43,7 +81,7 @@ def parse_arguments(argv: list[str]) -> tuple[FinetuneArguments, TrainingArgumen
     argv = ["--lr_scheduler_type" if word == "--lr" else word for word in argv]
     try:
         own, training, unknown = parser.parse_args_into_dataclasses(
-            without_the_impossible(argv), return_remaining_strings=True, look_for_args_file=False
+            for_this_machine(argv), return_remaining_strings=True, look_for_args_file=False
         )
     except ValueError as error:  # of TrainingArguments: values that do not go together
         refuse(reason(error))
@@ -51,7 +89,10 @@ def parse_arguments(argv: list[str]) -> tuple[FinetuneArguments, TrainingArgumen
         refuse(f"unknown: {' '.join(unknown)}")
     if training.eval_strategy != "no":
         raise UserError("--eval_strategy: 'no' was expected; the scripts in evaluate/ score the checkpoints")
-    for name, low in (("max_source_length", 2), ("max_train_samples", 1)):
+    for name, choices in CHOICES.items():
+        if getattr(own, name) not in choices:
+            raise UserError(f"--{name}: {' or '.join(choices)} was expected, found {getattr(own, name)!r}")
+    for name, low in (("max_source_length", 2), ("max_train_samples", 1), ("peft_rank", 1)):
         value = getattr(own, name)
         if value is not None and value < low:
             raise UserError(f"--{name}: at least {low} was expected, found {value}")
@@ -59,6 +100,8 @@ def parse_arguments(argv: list[str]) -> tuple[FinetuneArguments, TrainingArgumen
         raise UserError(
             "--per_device_train_batch_size and --gradient_accumulation_steps: positive numbers were expected"
         )
+    training.remove_unused_columns = False  # the collators use columns that the model does not know
+    training._n_gpu = min(training.n_gpu, 1)  # finetune.sh starts a process a GPU; torch's DataParallel is slower
     return own, training
 
 
@@ -66,34 +109,75 @@ def refuse(message: str) -> NoReturn:
     raise UserError(f"{message}; finetune.py --help lists the flags")
 
 
-def without_the_impossible(argv: list[str]) -> list[str]:
-    """The flags without those that need what is not here, and what the machine needs instead."""
+def for_this_machine(argv: list[str]) -> list[str]:
+    """The flags without those that need what is not here, and with what the machine needs or can do."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--fp16", nargs="?", const="true", default="false")
-    early.add_argument("--bf16", nargs="?", const="true", default="false")
+    early.add_argument("--fp16", nargs="?", const="true")
+    early.add_argument("--bf16", nargs="?", const="true")
     early.add_argument("--deepspeed")
     early.add_argument("--report_to", default="none")
+    early.add_argument("--model_name_or_path")
     known, rest = early.parse_known_args(argv)
-    if not torch.cuda.is_available():
-        wanted = [flag for flag in ("fp16", "bf16") if getattr(known, flag).lower() in ("true", "1", "yes")]
-        wanted += ["deepspeed"] if known.deepspeed else []
-        what = f"; --{' and --'.join(wanted)} left out" if wanted else ""
-        print(f"finetune: no GPU here: training in one process on the CPU, in float32{what}")
-        rest += ["--use_cpu", "true"]
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    wanted = [name for name in ("fp16", "bf16") if (getattr(known, name) or "").lower() in ("true", "1", "yes")]
+    if torch.cuda.is_available():
+        if known.fp16 is None and known.bf16 is None:
+            wanted = ["bf16" if torch.cuda.is_bf16_supported() else "fp16"]
+        rest += [word for name in wanted for word in (f"--{name}", "true")]
     else:
-        rest += ["--fp16", known.fp16, "--bf16", known.bf16]
-        if known.deepspeed:
-            if importlib.util.find_spec("deepspeed") is None:
-                raise UserError(
-                    "--deepspeed: the package deepspeed is not installed; pip install deepspeed, or leave it out"
-                )
-            rest += ["--deepspeed", known.deepspeed]
+        left = [*wanted, *(["deepspeed"] if known.deepspeed and processes == 1 else [])]
+        what = f"; --{' and --'.join(left)} left out" if left else ""
+        where = "in one process" if processes == 1 else f"in {processes} processes"
+        say(f"finetune: no GPU here: training {where} on the CPU, in float32{what}")
+    config = None
+    if torch.cuda.is_available() or processes > 1:
+        config = deepspeed_config(known.deepspeed, known.model_name_or_path, processes)
+    if config is not None:
+        rest += ["--deepspeed", str(config)]
+    elif not torch.cuda.is_available():
+        rest += ["--use_cpu", "true"]  # with DeepSpeed, accelerate would take it for a reason to leave DeepSpeed out
     if known.report_to == "wandb" and importlib.util.find_spec("wandb") is None:
-        print(
-            "finetune: wandb is not installed: the losses go to log.jsonl only (pip install -e .[tracking] brings it)"
-        )
+        say("finetune: wandb is not installed: the losses go to log.jsonl only (pip install -e .[tracking] brings it)")
         known.report_to = "none"
-    if known.report_to == "wandb" and not os.environ.get("WANDB_API_KEY"):
+    if known.report_to == "wandb" and os.environ.get("WANDB_MODE") == "disabled":
+        known.report_to = "none"
+    if known.report_to == "wandb" and not has_wandb_key():
         os.environ.setdefault("WANDB_MODE", "offline")  # without a key it would stop and ask
+    if known.model_name_or_path is not None:
+        rest += ["--model_name_or_path", known.model_name_or_path]
     interactive = sys.stderr.isatty()
     return [*rest, "--report_to", known.report_to, "--disable_tqdm", str(not interactive)]
+
+
+def has_wandb_key() -> bool:
+    """Whether wandb finds a key, in the environment or where `wandb login` keeps it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def deepspeed_config(asked: str | None, model: str | None, processes: int) -> Path | None:
+    """The configuration to use: a path, a name in finetune/deepspeed, or, of several processes, what the student's YAML
+    names; None: without DeepSpeed.
+
+    Raises:
+        UserError: there is no such configuration, or no DeepSpeed.
+    """
+    if asked == "none":
+        return None
+    if asked is None and processes > 1 and model is not None:
+        asked = find_model(model).recommended("finetune.deepspeed")
+    if asked is None:
+        return None
+    places = (Path(asked), CONFIGS / asked, CONFIGS / f"{asked}.json", CONFIGS / Path(asked).name)
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.json")))
+        raise UserError(f"--deepspeed {asked}: no such file; there are: {names}")
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UserError("--deepspeed: the package deepspeed is not installed; make install brings it")
+    return found

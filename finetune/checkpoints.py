@@ -1,89 +1,19 @@
-"""Checkpoints that appear whole, a log that continues, and the check that a folder's checkpoints are of this run."""
+"""A folder of checkpoints: whose they are, and the last of them that is whole."""
 
 import contextlib
 import json
-import os
 import shutil
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import get_last_checkpoint
 
 from teacherlm import manifests
 from teacherlm.errors import UserError
-from teacherlm.files import set_aside, sync_file, sync_folder, whole_file
-from teacherlm.records import dump_line, read_records, write_records
+from teacherlm.files import set_aside, whole_file
 
 RUN = "run.json"
-LOG = "log.jsonl"
-
-
-class WholeCheckpointTrainer(Trainer):
-    """transformers' Trainer, but `checkpoint-N` is written under a hidden name and renamed when it is whole.
-
-    A checkpoint that a kill or a full disk interrupted is therefore never resumed from, evaluated or counted.
-    """
-
-    _saving_to: Path | None = None
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._saving_to) if self._saving_to else super()._get_output_dir(trial)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self.args.output_dir)
-        name = f"checkpoint-{self.state.global_step}"
-        self._saving_to = folder / ".partial"
-        try:
-            shutil.rmtree(self._saving_to, ignore_errors=True)
-            super()._save_checkpoint(model, trial)
-            whole = self._saving_to / name
-            for file in whole.iterdir():
-                sync_file(file)
-            shutil.rmtree(folder / name, ignore_errors=True)
-            os.rename(whole, folder / name)
-            sync_folder(folder)
-        finally:
-            shutil.rmtree(self._saving_to, ignore_errors=True)
-            self._saving_to = None
-        rotate_checkpoints(str(folder), self.args.save_total_limit, use_mtime=True)
-
-
-class LossLog(TrainerCallback):
-    """Appends what the Trainer logs to log.jsonl, one object a line; an epoch's end is always logged.
-
-    Args:
-        path: of the log. Lines after `resumed_step` are dropped: those steps are done again.
-    """
-
-    def __init__(self, path: Path, resumed_step: int):
-        self.path = path
-        self.step = resumed_step
-        kept = []
-        if path.exists() and path.stat().st_size:
-            kept = [record for _, record in read_records(path) if record["step"] <= resumed_step]
-        write_records(path, kept)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if not logs or "loss" not in logs or not state.is_world_process_zero:
-            return
-        steps, self.step = state.global_step - self.step, state.global_step
-        record = {
-            "step": state.global_step,
-            "steps": steps,  # that the loss is the mean of
-            "epoch": round(state.epoch, 6),
-            "loss": logs["loss"],
-            "learning_rate": logs.get("learning_rate"),
-            "grad_norm": logs.get("grad_norm"),
-            "time": round(time.time(), 3),
-        }
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(dump_line(record) + "\n")
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_log = True
 
 
 def claim_folder(folder: Path, arguments: Mapping[str, Any], inputs: Mapping[str, Any], restart: bool) -> Path | None:

@@ -11,66 +11,65 @@ import time
 from pathlib import Path
 from typing import Any
 
+from processes import agree, is_first, join_processes, say
+
 from teacherlm import manifests
 from teacherlm.errors import UserError, run
 from teacherlm.files import require_writable
 from teacherlm.models import describe_model, find_model, local_folder
 
+OUT_OF_MEMORY = 76
+"""Exit code when a smaller batch would help; finetune.sh tries one with AUTO_BATCH=1."""
 
-def main() -> None:
-    from arguments import parse_arguments
-    from checkpoints import claim_folder
 
+def main() -> int:
     started = time.time()
-    own, training = parse_arguments(sys.argv[1:])
-    output = Path(training.output_dir)
-    dataset_folder = Path(own.dataset_name)
-    model_folder = local_folder(find_model(own.model_name_or_path))
-    require_writable(output.parent)
+    try:
+        join_processes()
+        from arguments import parse_arguments
 
-    manifest_path = manifests.manifest_of(output)
-    manifest = manifests.read_manifest(manifest_path)
-    arguments, inputs = describe_run(own, training, dataset_folder, model_folder, manifest)
-    epochs = {"num_train_epochs": training.num_train_epochs, "max_steps": training.max_steps}
-    if not manifests.changes(manifest, "finetune", {**arguments, **epochs}, inputs):
-        print(f"finetune: done already, nothing to do ({manifest_path} matches its inputs)")
-        return
-
-    dataset = load(own, dataset_folder)
-    last = claim_folder(output, arguments, inputs, own.restart)
-    counts = train(own, training, dataset, model_folder, last)
-    checkpoints = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    manifests.write_manifest(
-        manifest_path,
-        stage="finetune",
-        arguments={**arguments, **epochs},
-        inputs=inputs,
-        outputs={path.name: describe_model(path) for path in checkpoints},
-        counts={**counts, "seconds": round(time.time() - started, 1)},
-        started=started,
-    )
-    print(f"finetune: {len(checkpoints)} checkpoints in {output}: {', '.join(path.name for path in checkpoints)}")
+        own, training = parse_arguments(sys.argv[1:])
+        output = Path(training.output_dir)
+        model_folder = local_folder(find_model(own.model_name_or_path))
+        require_writable(output.parent)
+        manifest_path = manifests.manifest_of(output)
+        manifest = manifests.read_manifest(manifest_path)
+        arguments, inputs = describe_run(own, training, model_folder, manifest)
+        lengths = {"num_train_epochs": training.num_train_epochs, "max_steps": training.max_steps}
+        if not manifests.changes(manifest, "finetune", {**arguments, **lengths}, inputs):
+            say(f"finetune: done already, nothing to do ({manifest_path} matches its inputs)")
+            return 0
+        tokens, phases, tokenizer = load_samples(own, training, model_folder)
+        last = agree(lambda: claim(output, arguments, inputs, own, tokens), training)
+    except UserError:
+        if is_first():
+            raise
+        return 2  # all processes see it, one says it
+    status, counts = train(own, training, tokens, phases, tokenizer, model_folder, last)
+    if status == 0 and is_first():
+        conclude(output, manifest_path, {**arguments, **lengths}, inputs, counts, started)
+    return status
 
 
 def describe_run(
-    own: Any, training: Any, dataset_folder: Path, model_folder: Path, manifest: dict[str, Any] | None
+    own: Any, training: Any, model_folder: Path, manifest: dict[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the checkpoints depend on: flags that shape the numbers, and digests of dataset and student."""
+    dataset_folder = Path(own.dataset_name)
     if not dataset_folder.is_dir():
         raise UserError(f"{dataset_folder}: no such dataset; data_prepare.py makes it")
     known = (manifest or {}).get("inputs", {})
-    names = (
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "learning_rate",
-        "warmup_steps",
-        "weight_decay",
-        "max_grad_norm",
-        "seed",
-    )
-    arguments = {name: getattr(own, name) for name in ("task_type", "max_source_length", "max_train_samples")}
+    names = ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "seed")
+    own_names = ("task_type", "max_source_length", "max_train_samples", "loss_on", "loss_average", "peft")
+    arguments = {name: getattr(own, name) for name in own_names}
     arguments |= {name: getattr(training, name) for name in names}
     arguments["lr_scheduler_type"] = str(training.lr_scheduler_type.value)
+    arguments["effective_batch"] = effective_batch(training)
+    if own.peft != "none":
+        arguments["peft_rank"] = own.peft_rank
+    if own.loss_average == "batch":
+        arguments["per_device_train_batch_size"] = training.per_device_train_batch_size
+    arguments["precision"] = "bf16" if training.bf16 else "fp16" if training.fp16 else "fp32"
     inputs = {
         "dataset": manifests.describe(dataset_folder, known.get("dataset")),
         "student": describe_model(model_folder, known.get("student")),
@@ -78,51 +77,131 @@ def describe_run(
     return arguments, inputs
 
 
-def load(own: Any, folder: Path) -> Any:
+def effective_batch(training: Any) -> int:
+    return training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+
+
+def load_samples(own: Any, training: Any, model_folder: Path) -> tuple[Any, list[int], Any]:
+    """An epoch's samples as tokens, how many are in each of its phases, and the tokenizer."""
     import datasets
-    from samples import load_train_split
+    from samples import load_train_split, tokenize
+    from tasks import parse_task
+
+    from teacherlm.loading import load_tokenizer
 
     datasets.disable_progress_bars()
-    dataset = load_train_split(folder, own.task_type)
-    return dataset.select(range(min(len(dataset), own.max_train_samples))) if own.max_train_samples else dataset
-
-
-def train(own: Any, training: Any, dataset: Any, model_folder: Path, last: Path | None) -> dict[str, Any]:
-    """Train to the full number of epochs, from `last` when there is one; returns counts for the manifest."""
-    import torch
-    from checkpoints import LOG, LossLog, WholeCheckpointTrainer
-    from samples import Collator, tokenize
-    from transformers import set_seed
-
-    from teacherlm.loading import load_model, load_tokenizer
-
-    set_seed(training.seed)
+    task = parse_task(own.task_type)
+    dataset = load_train_split(Path(own.dataset_name), task)
+    if own.max_train_samples:
+        dataset = dataset.select(range(min(len(dataset), own.max_train_samples)))
     tokenizer = load_tokenizer(model_folder)
-    model = load_model(model_folder, dtype=torch.float32)
-    tokens, cut = tokenize(dataset, tokenizer, own.task_type, own.max_source_length)
-    if cut:
+    completion_only = own.loss_on == "completion"
+    tokens, counts = tokenize(dataset, tokenizer, task, own.max_source_length, completion_only, training.seed)
+    return tokens, counts if task.in_order else [len(tokens)], tokenizer
+
+
+def claim(output: Path, arguments: dict[str, Any], inputs: dict[str, Any], own: Any, tokens: Any) -> Path | None:
+    """Make the output folder this run's own; list the samples that were cut; return the checkpoint to go on from."""
+    from checkpoints import claim_folder
+    from samples import cut_samples
+
+    from teacherlm.records import write_records
+
+    last = claim_folder(output, arguments, inputs, own.restart)
+    if cut := cut_samples(tokens, own.max_source_length):
+        write_records(output / "cut.jsonl", cut)
         print(
-            f"finetune: {cut} of {len(tokens)} samples had more than {own.max_source_length} tokens: cut at their left"
+            f"finetune: {len(cut)} of {len(tokens)} samples had more than {own.max_source_length} tokens: cut at their "
+            f"left, listed in {output / 'cut.jsonl'}"
         )
-    device, accumulated = training.train_batch_size, training.gradient_accumulation_steps
-    effective = device * accumulated * training.world_size
-    print(
-        f"finetune: {len(tokens)} samples of {own.task_type}, {effective} a step "
-        f"({device} x {accumulated} accumulated x {training.world_size} processes)"
-    )
     if last is not None:
         print(f"finetune: going on from {last}")
-    step = int(last.name.split("-")[1]) if last else 0
-    trainer = WholeCheckpointTrainer(
-        model=model,
-        args=training,
-        train_dataset=tokens,
-        processing_class=tokenizer,
-        data_collator=Collator(tokenizer.pad_token_id),
-        callbacks=[LossLog(Path(training.output_dir) / LOG, step)],
+    return last
+
+
+def train(
+    own: Any, training: Any, tokens: Any, phases: list[int], tokenizer: Any, model_folder: Path, last: Path | None
+) -> tuple[int, dict[str, Any]]:
+    """Train to the full number of epochs, from `last` when there is one; returns exit code and counts."""
+    import torch
+    from interrupts import REQUEUE, Interrupts
+    from student import load_student
+    from trainer import FinetuneTrainer
+    from transformers import set_seed
+    from watching import LOG, LossLog, start_wandb
+
+    device, accumulated = training.train_batch_size, training.gradient_accumulation_steps
+    effective = effective_batch(training)
+    say(
+        f"finetune: {len(tokens)} samples of {own.task_type} an epoch, {effective} a step "
+        f"({device} x {accumulated} accumulated x {training.world_size} processes)"
     )
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
-    return {"samples": len(tokens), "cut": cut, "steps": trainer.state.global_step, "effective_batch": effective}
+    set_seed(training.seed)
+    interrupts = Interrupts()
+    start_wandb(training)
+    try:
+        model, collate = load_student(own, model_folder, tokenizer)
+        trainer = FinetuneTrainer(
+            model=model,
+            args=training,
+            train_dataset=tokens,
+            processing_class=tokenizer,
+            data_collator=collate,
+            phases=phases,
+            resumed=last,
+            merge_adapters=own.merge_adapters,
+            callbacks=[LossLog(Path(training.output_dir) / LOG, last), interrupts],
+        )
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(
+            error
+        ):
+            raise
+        print(f"finetune.py: error: {out_of_memory(device, accumulated, effective)}", file=sys.stderr)
+        return OUT_OF_MEMORY, {}
+    finally:
+        interrupts.restore()
+    if interrupts.stopped:
+        say(f"finetune: interrupted after step {trainer.state.global_step}, saved; the same command goes on from there")
+        return REQUEUE, {}
+    counts = {"samples": len(tokens), "cut": sum(count > own.max_source_length for count in tokens["tokens"])}
+    counts |= {"steps": trainer.state.global_step, "effective_batch": effective, "processes": training.world_size}
+    return 0, {**counts, "device_batch": device, "accumulation": accumulated}
+
+
+def out_of_memory(device: int, accumulated: int, effective: int) -> str:
+    if device == 1:
+        return (
+            "out of memory with one sample at a time; try --gradient_checkpointing true, a smaller "
+            "--max_source_length, or --deepspeed zero3 over more GPUs"
+        )
+    smaller = next(size for size in range(device // 2, 0, -1) if device % size == 0)
+    return (
+        f"out of memory with {device} samples at a time; a batch of {smaller} with {accumulated * device // smaller} "
+        f"accumulated keeps {effective} a step, and AUTO_BATCH=1 does that by itself"
+    )
+
+
+def conclude(
+    output: Path,
+    manifest_path: Path,
+    arguments: dict[str, Any],
+    inputs: dict[str, Any],
+    counts: dict[str, Any],
+    started: float,
+) -> None:
+    checkpoints = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    manifests.write_manifest(
+        manifest_path,
+        stage="finetune",
+        arguments=arguments,
+        inputs=inputs,
+        outputs={path.name: describe_model(path) for path in checkpoints},
+        counts={**counts, "seconds": round(time.time() - started, 1)},
+        started=started,
+    )
+    print(f"finetune: {len(checkpoints)} checkpoints in {output}: {', '.join(path.name for path in checkpoints)}")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,20 @@
-"""Samples become token ids: the chosen text field, cut from its left when it is too long."""
+"""Samples become token ids: the chosen text fields, cut from their left when they are too long."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, DatasetDict, Value
+from datasets import Dataset, DatasetDict, Value, concatenate_datasets
+from tasks import Task, choose_samples
 
 from teacherlm.errors import UserError
+from teacherlm.prompts import completion_start
 
 
-def load_train_split(folder: Path, task_type: str) -> Dataset:
-    """The samples of a `datasets` folder, checked for the field that is trained on.
+def load_train_split(folder: Path, task: Task) -> Dataset:
+    """The samples of a `datasets` folder, checked for the fields that are trained on.
 
     Raises:
         UserError: no such folder, no train split, no such text field (those it has are listed), or no samples.
@@ -27,55 +30,88 @@ def load_train_split(folder: Path, task_type: str) -> Dataset:
             raise UserError(f"{folder}: no split train; there are: {', '.join(dataset)}")
         dataset = dataset["train"]
     texts = [name for name, kind in dataset.features.items() if kind in (Value("string"), Value("large_string"))]
-    if task_type not in texts:
-        raise UserError(f"{folder}: no text field {task_type!r}; there are: {', '.join(texts)}")
+    for field in task.weights:
+        if field not in texts:
+            raise UserError(f"{folder}: no text field {field!r}; there are: {', '.join(texts)}")
     if not len(dataset):
         raise UserError(f"{folder}: empty; at least one sample was expected")
     return dataset
 
 
-def tokenize(dataset: Dataset, tokenizer: Any, task_type: str, max_length: int) -> tuple[Dataset, int]:
-    """Token ids of every sample, in order, without a cache file; also how many samples were cut.
+def tokenize(
+    dataset: Dataset, tokenizer: Any, task: Task, max_length: int, completion_only: bool, seed: int
+) -> tuple[Dataset, list[int]]:
+    """Token ids of an epoch's samples, field after field, without a cache file; and how many samples each field has.
 
     A sample longer than `max_length` keeps its last tokens, as in the reference: the explanation is at the end.
 
+    Returns:
+        Columns `input_ids`; `skipped`, how many of them at the left have no loss (0, or those of the question);
+        `sample` and `field`, where they come from; `tokens`, how many there were before the cut.
+
     Raises:
-        UserError: a sample has no text.
+        UserError: a sample has no text, or no place where its completion begins; or all samples are too long.
     """
+    parts = []
+    for field, numbers in choose_samples(task, len(dataset), seed):
+        samples = dataset.select_columns([field]).select(numbers)
+        encode = partial(encode_batch, tokenizer, field, numbers, max_length, completion_only)
+        parts.append(samples.map(encode, batched=True, with_indices=True, remove_columns=[field], keep_in_memory=True))
+    tokens = concatenate_datasets(parts)
+    if all(count > max_length for count in tokens["tokens"]):
+        raise UserError(
+            f"all {len(tokens)} samples have more than {max_length} tokens, the shortest {min(tokens['tokens'])}: "
+            "raise --max_source_length"
+        )
+    return tokens, [len(part) for part in parts]
 
-    def encode(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
-        for index, text in zip(indices, batch[task_type]):
-            if not text:
-                raise UserError(f"sample {index + 1}: the field {task_type!r} is empty; remove this sample")
-        ids = tokenizer(batch[task_type])["input_ids"]
-        return {"input_ids": [row[-max_length:] for row in ids], "cut": [len(row) > max_length for row in ids]}
 
-    tokens = dataset.map(
-        encode, batched=True, with_indices=True, remove_columns=dataset.column_names, keep_in_memory=True
-    )
-    cut = sum(tokens["cut"])
-    return tokens.remove_columns("cut"), cut
-
-
-class Collator:
-    """Pads a batch at the right to its longest sample; padding is attended to by none and has no loss.
+def encode_batch(
+    tokenizer: Any,
+    field: str,
+    numbers: list[int],
+    max_length: int,
+    completion_only: bool,
+    batch: Mapping[str, list[str]],
+    places: list[int],
+) -> dict[str, list[Any]]:
+    """The columns of `tokenize` for samples of one field.
 
     Args:
-        pad_token_id: fills `input_ids`.
+        numbers: of all of the field's samples in the dataset, from 0.
+        places: of the batch's samples among them.
     """
+    texts = batch[field]
+    for place, text in zip(places, texts):
+        if not text:
+            raise UserError(f"sample {numbers[place] + 1}: the field {field!r} is empty; remove this sample")
+    encoded = tokenizer(texts, return_offsets_mapping=completion_only)
+    rows = encoded["input_ids"]
+    skipped = [0] * len(rows)
+    if completion_only:
+        starts = [find_completion(text, field, numbers[place] + 1) for place, text in zip(places, texts)]
+        skipped = [sum(end <= start for _, end in row) for row, start in zip(encoded["offset_mapping"], starts)]
+    return {
+        "input_ids": [row[-max_length:] for row in rows],
+        "skipped": [max(0, skip - max(0, len(row) - max_length)) for row, skip in zip(rows, skipped)],
+        "sample": [numbers[place] + 1 for place in places],
+        "field": [field] * len(rows),
+        "tokens": list(map(len, rows)),
+    }
 
-    def __init__(self, pad_token_id: int):
-        self.pad_token_id = pad_token_id
 
-    def __call__(self, samples: list[Mapping[str, list[int]]]) -> dict[str, Any]:
-        import torch
+def find_completion(text: str, field: str, sample: int) -> int:
+    start = completion_start(text)
+    if start is None:
+        raise UserError(
+            f"sample {sample}: the field {field!r} has no ` A: The answer is (`, after which the completion begins; "
+            "leave --loss_on completion out"
+        )
+    return start
 
-        rows = [torch.tensor(sample["input_ids"]) for sample in samples]
-        lengths_B = torch.tensor([len(row) for row in rows])
-        pad = torch.nn.utils.rnn.pad_sequence
-        mask_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
-        return {
-            "input_ids": pad(rows, batch_first=True, padding_value=self.pad_token_id),
-            "attention_mask": mask_BT.long(),
-            "labels": pad(rows, batch_first=True, padding_value=-100),
-        }
+
+def cut_samples(tokens: Dataset, max_length: int) -> list[dict[str, Any]]:
+    """Which samples were cut: number, field and tokens of each, once."""
+    columns = zip(tokens["sample"], tokens["field"], tokens["tokens"])
+    long = dict.fromkeys(row for row in columns if row[2] > max_length)
+    return [{"sample": sample, "field": field, "tokens": count} for sample, field, count in long]

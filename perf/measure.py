@@ -104,9 +104,11 @@ def write_results(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
+    added = "added_memory_bytes" in rows[0]["runs"][0]
     lines = [
-        f"| | dtype | {rows[0]['unit']} | spread | to the reference | to the best peer | peak memory |",
-        "|---|---|---|---|---|---|---|",
+        f"| | dtype | {rows[0]['unit']} | spread | to the reference | to the best peer | peak memory |"
+        + (" above weights, gradients, optimizer |" if added else ""),
+        "|---|---|---|---|---|---|---|" + "---|" * added,
     ]
     for row in rows:
         peer = "-" if row["ratio_to_best_peer"] is None else f"{row['ratio_to_best_peer']:.2f}"
@@ -119,5 +121,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             peer,
             f"{row['peak_memory_bytes'] / 2**30:.2f} GiB",
         )
+        if added:
+            cells += (f"{max(run['added_memory_bytes'] for run in row['runs']) / 2**30:.2f} GiB",)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -9,6 +9,7 @@ usage: [VARIABLE=value ...] bash slurm/chain.sh BENCHMARK      (or: make BENCHMA
   STUDENT        the model that is finetuned: a name in models/, a folder, a hub id    MODEL, or smollm2-135m
   TEACHER        the model that explains                                               the student
   TASK           what is trained on: text, cot_tail, error_tail, fundamental_tail, full_tail, all    cot_tail
+                 mixed, with how often an epoch has each sample: text:1,cot_tail:2; in this order: text,cot_tail
   LIMIT          the first so many training samples only                               all
   EPOCHS         of finetuning                                                         10
   SEED           of the teacher's draws and of finetuning                              0
@@ -61,6 +62,26 @@ heading() {
     printf '\n== %s\n' "$1"
 }
 
+# The kinds of explanation that the task is made of: `kinds`. A task is a field, or several: text:1,cot_tail:2
+find_kinds() {
+    local part
+    kinds=()
+    for part in ${task//,/ }; do
+        case ${part%%:*} in
+            text) ;;
+            cot_tail | cot | all) kinds+=(cot) ;;
+            error_tail | error) kinds+=(error) ;;
+            fundamental_tail | fundamental) kinds+=(fundamental) ;;
+            full_tail) kinds+=(cot error fundamental) ;;
+            *)
+                echo "chain.sh: error: no task type '$part'; there are: text, cot_tail, error_tail, fundamental_tail, full_tail, all" >&2
+                exit 2
+                ;;
+        esac
+    done
+    mapfile -t kinds < <(printf "%s\n" "${kinds[@]}" | sed "/^$/d" | sort -u)
+}
+
 # One function, so that bash has read all of this before a long stage begins: editing the file then harms nothing.
 main() {
     [[ ${1:-} == -h || ${1:-} == --help ]] && { usage; exit 0; }
@@ -79,17 +100,7 @@ main() {
     data_variable=${data_variable^^}_DATA
     data=${!data_variable:-}
 
-    case $task in # the kinds of explanation that it is made of
-        text) kinds=() ;;
-        cot_tail | cot | all) kinds=(cot) ;;
-        error_tail | error) kinds=(error) ;;
-        fundamental_tail | fundamental) kinds=(fundamental) ;;
-        full_tail) kinds=(cot error fundamental) ;;
-        *)
-            echo "chain.sh: error: no task type '$task'; there are: text, cot_tail, error_tail, fundamental_tail, full_tail, all" >&2
-            exit 2
-            ;;
-    esac
+    find_kinds
 
     title=$("$PYTHON" -m teacherlm.benchmarks title "$benchmark")
     values=$("$PYTHON" -m teacherlm.models get "$student" \
@@ -105,7 +116,7 @@ main() {
     prepared=$run_folder/prepare
     enhanced=$run_folder/enhance/${teacher_name}_seed$seed
     store=$run_folder/finetune
-    run_name=${student_name}_$task
+    run_name=${student_name}_${task//[:,]/-}
     [[ $task == text ]] || run_name+=_$teacher_name
     run_name+=${BATCH:+_batch$BATCH}${ACCUMULATION:+_accumulation$ACCUMULATION}${LEARNING_RATE:+_lr$LEARNING_RATE}_seed$seed
     evaluated=$run_folder/evaluate

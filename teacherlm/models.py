@@ -128,7 +128,7 @@ def check_folder(folder: Path) -> Path:
     """The same folder, once it is sure that a model can be loaded from it."""
     if not folder.is_dir():
         raise UserError(f"no model at {folder}: no such folder; give a folder with config.json, tokenizer and weights")
-    if not (folder / "config.json").is_file():
+    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise UserError(f"no model at {folder}: config.json is missing there; give a folder that save_pretrained wrote")
     if not any(any(folder.glob(pattern)) for pattern in (*WEIGHTS, *PICKLED_WEIGHTS, "adapter_config.json")):
         raise UserError(f"no model at {folder}: no weights (*.safetensors) there")

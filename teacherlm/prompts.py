@@ -51,9 +51,19 @@ class Question:
         return f"({LETTERS[self.gold]})"
 
 
+ANSWER_MARK = " A: The answer is ("
+"""After it comes the letter: where a test's context ends, and the text that a student should learn to write begins."""
+
+
 def test_context(question_with_choices: str, preamble: str = "") -> str:
     """What stands before the letter that is scored at test time."""
-    return f"{preamble}Q: {question_with_choices} A: The answer is ("
+    return f"{preamble}Q: {question_with_choices}{ANSWER_MARK}"
+
+
+def completion_start(text: str) -> int | None:
+    """Where in a sample's text (`text`, `cot_tail`, ...) the question ends and the letter stands; None: nowhere."""
+    position = text.find(ANSWER_MARK)
+    return None if position < 0 else position + len(ANSWER_MARK)
 
 
 def prompt_fields(question: Question) -> dict[str, str]:

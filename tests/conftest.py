@@ -16,6 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # several processes on few cores must not spin for one another
 
+os.environ["WANDB_MODE"] = "disabled"  # its own tests switch it on
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 STAGES = {

@@ -60,9 +60,11 @@ def again(done: Path, tmp_path: Path) -> Path:
 
 
 def read_log(folder: Path) -> list[dict]:
-    """log.jsonl without the times."""
+    """log.jsonl without times and memory."""
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in record.items() if name != "time"} for record in records]
+    measured = {"time", "tokens_per_second", "memory_gib"}
+    assert all(measured <= record.keys() for record in records)
+    return [{name: value for name, value in record.items() if name not in measured} for record in records]
 
 
 def weights(folder: Path) -> dict[str, bytes]:

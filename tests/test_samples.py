@@ -1,52 +1,113 @@
-"""Samples as token ids: what finetuning sees of a text, and what of a batch has a loss."""
+"""Samples as token ids: what finetuning sees of a text, and what of it has a loss."""
 
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import sample_claims
 from datasets import Dataset
-from samples import Collator, tokenize
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from samples import cut_samples, tokenize
+from tasks import PhaseSampler, Task, choose_samples, parse_task
+from transformers import AutoTokenizer
 
 from teacherlm.errors import UserError
 
 SENTENCES = [claim["sentence"] for claim in sample_claims()]
+TEXT = parse_task("text")
 
 
-def test_a_sample_that_is_too_long_keeps_its_last_tokens_and_is_counted(tiny_llama: Path) -> None:
+def test_a_sample_that_is_too_long_keeps_its_last_tokens_and_is_listed(tiny_llama: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     whole = [tokenizer(sentence)["input_ids"] for sentence in SENTENCES]
     limit = sorted(map(len, whole))[len(whole) // 2]  # half of them are longer, or as long
-    tokens, cut = tokenize(Dataset.from_dict({"text": SENTENCES}), tokenizer, "text", limit)
+    tokens, counts = tokenize(Dataset.from_dict({"text": SENTENCES}), tokenizer, TEXT, limit, False, 0)
+    assert counts == [len(SENTENCES)]
     assert tokens["input_ids"][:] == [ids[len(ids) - min(limit, len(ids)) :] for ids in whole]
-    assert 0 < cut == sum(len(ids) > limit for ids in whole)
+    long = [(number + 1, len(ids)) for number, ids in enumerate(whole) if len(ids) > limit]
+    assert 0 < len(long) < len(whole)
+    assert [(row["sample"], row["tokens"]) for row in cut_samples(tokens, limit)] == long
+
+
+def test_samples_that_are_all_too_long_are_refused(tiny_llama: Path) -> None:
+    with pytest.raises(UserError, match="all 2 samples have more than 2 tokens, the shortest"):
+        tokenize(
+            Dataset.from_dict({"text": SENTENCES[:2]}), AutoTokenizer.from_pretrained(tiny_llama), TEXT, 2, False, 0
+        )
 
 
 def test_a_sample_without_text_is_named(tiny_llama: Path) -> None:
     dataset = Dataset.from_dict({"text": ["one", "two", ""]})
     with pytest.raises(UserError, match="sample 3: the field 'text' is empty"):
-        tokenize(dataset, AutoTokenizer.from_pretrained(tiny_llama), "text", 10)
+        tokenize(dataset, AutoTokenizer.from_pretrained(tiny_llama), TEXT, 10, False, 0)
 
 
-def test_padding_is_at_the_right_unattended_and_without_loss() -> None:
-    batch = Collator(pad_token_id=9)([{"input_ids": [1, 2, 9]}, {"input_ids": [3]}])
-    assert batch["input_ids"].tolist() == [[1, 2, 9], [3, 9, 9]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch["labels"].tolist() == [[1, 2, 9], [3, -100, -100]]  # a real token with the padding's id keeps its loss
+def test_the_loss_on_the_completion_begins_at_the_letter(tiny_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    text = "Q: Is the moon a planet? (A) yes (B) no A: The answer is (B). It circles the earth."
+    tokens, _ = tokenize(Dataset.from_dict({"text": [text]}), tokenizer, TEXT, 500, True, 0)
+    row = tokens[0]
+    learnt = tokenizer.decode(row["input_ids"][row["skipped"] :])
+    assert "B). It circles the earth." in learnt
+    assert "answer" not in learnt
+    cut, _ = tokenize(Dataset.from_dict({"text": [text, "Q: a A: The answer is (A)."]}), tokenizer, TEXT, 40, True, 0)
+    removed = len(row["input_ids"]) - 40
+    assert removed > 0
+    assert cut[0]["skipped"] == max(0, row["skipped"] - removed)
 
 
-def test_the_loss_of_a_padded_batch_is_that_of_its_samples_alone(tiny_model: Path) -> None:
-    model, tokenizer = (
-        AutoModelForCausalLM.from_pretrained(tiny_model).eval(),
-        AutoTokenizer.from_pretrained(tiny_model),
-    )
-    samples = [{"input_ids": tokenizer(sentence)["input_ids"]} for sentence in SENTENCES[:4]]
-    collate = Collator(tokenizer.pad_token_id)
-    predicted = [len(sample["input_ids"]) - 1 for sample in samples]
-    with torch.inference_mode():
-        together = float(model(**collate(samples)).loss)
-        alone = [float(model(**collate([sample])).loss) for sample in samples]
-    assert len(set(predicted)) > 1
-    expected = sum(loss * count for loss, count in zip(alone, predicted)) / sum(predicted)
-    assert together == pytest.approx(expected, abs=1e-5)
+def test_a_text_without_an_answer_has_no_completion(tiny_llama: Path) -> None:
+    with pytest.raises(UserError, match="sample 2: the field 'text' has no ` A: The answer is"):
+        dataset = Dataset.from_dict({"text": ["Q: a A: The answer is (A).", "free text"]})
+        tokenize(dataset, AutoTokenizer.from_pretrained(tiny_llama), TEXT, 99, True, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "task"),
+    [
+        ("cot_tail", Task({"cot_tail": 1.0}, False)),
+        ("text:1,cot_tail:2.5", Task({"text": 1.0, "cot_tail": 2.5}, False)),
+        ("text:2", Task({"text": 2.0}, False)),
+        ("text,cot_tail", Task({"text": 1.0, "cot_tail": 1.0}, True)),
+    ],
+)
+def test_tasks(text: str, task: Task) -> None:
+    assert parse_task(text) == task
+
+
+@pytest.mark.parametrize(
+    "text", ["", "text,", "text,text", "text:1,cot_tail", "text:0", "text:x", "text:-1", "text:nan"]
+)
+def test_a_task_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--task_type"):
+        parse_task(text)
+
+
+def test_weights_say_how_often_an_epoch_has_each_sample() -> None:
+    chosen = dict(choose_samples(parse_task("text:0.5,cot_tail:2,error_tail:1.25"), 40, seed=3))
+    assert len(chosen["text"]) == len(set(chosen["text"])) == 20
+    assert sorted(chosen["cot_tail"]) == sorted([*range(40)] * 2)
+    assert len(chosen["error_tail"]) == 50
+    assert set(chosen["error_tail"]) == set(range(40))
+    assert chosen == dict(choose_samples(parse_task("text:0.5,cot_tail:2,error_tail:1.25"), 40, seed=3))
+    assert chosen["text"] != dict(choose_samples(parse_task("text:0.5"), 40, seed=4))["text"]
+
+
+def test_fields_are_tokenized_one_after_the_other(tiny_llama: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    dataset = Dataset.from_dict({"text": ["one moon", "two moons"], "cot_tail": ["three", "four"]})
+    tokens, counts = tokenize(dataset, tokenizer, parse_task("text,cot_tail"), 9, False, 0)
+    assert counts == [2, 2]
+    expected = [tokenizer(text)["input_ids"] for text in ("one moon", "two moons", "three", "four")]
+    assert tokens["input_ids"][:] == expected
+    assert tokens["sample"][:] == [1, 2, 1, 2]
+
+
+def test_an_epoch_has_phase_after_phase_shuffled_anew() -> None:
+    sampler = PhaseSampler([30, 20], seed=1)
+    first = list(sampler)
+    assert sorted(first[:30]) == list(range(30))
+    assert sorted(first[30:]) == list(range(30, 50))
+    assert first[:30] != list(range(30))
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert list(PhaseSampler([30, 20], seed=2)) != first

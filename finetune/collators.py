@@ -1,0 +1,88 @@
+"""Samples become a batch: one after the other in a row, or padded below each other."""
+
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+
+NO_LOSS = -100
+
+
+def next_tokens(sample: Mapping[str, Any]) -> list[int]:
+    """What each position shall predict: the token after it, or NO_LOSS.
+
+    Args:
+        sample: `input_ids`, and `skipped`: how many tokens at the left are not to be learnt.
+    """
+    ids = sample["input_ids"]
+    first = max(1, sample["skipped"])  # the first token follows none
+    return [NO_LOSS] * min(first - 1, len(ids)) + ids[first:] + [NO_LOSS] * (len(ids) >= first)
+
+
+def share_out(labels: list[list[int]], average: str) -> list[list[float]]:
+    """How much each position of each sample counts in the mean of a step.
+
+    Args:
+        average: "token": all that have a label alike; "sample": all samples alike; "batch": all batches alike, and the
+            tokens within each, which is the reference's mean (He et al. 2023, finetune.py).
+    """
+    counts = [sum(label != NO_LOSS for label in row) for row in labels]
+    whole = {"token": [1] * len(labels), "sample": counts, "batch": [sum(counts)] * len(labels)}[average]
+    return [[0.0 if label == NO_LOSS else 1 / count for label in row] for row, count in zip(labels, whole)]
+
+
+class PackingCollator:
+    """Puts the samples of a batch into one row, for a model that `use_packing` has prepared.
+
+    The result has `input_ids`, `position_ids` (they begin anew in each sample), `labels` (next_tokens) and `shares`
+    (share_out), [1, N]; `lengths` and `samples` (their numbers in the dataset), [B].
+
+    Args:
+        average: see share_out.
+    """
+
+    def __init__(self, average: str):
+        self.average = average
+
+    def __call__(self, samples: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        rows = [sample["input_ids"] for sample in samples]
+        labels = list(map(next_tokens, samples))
+        return {
+            "input_ids": torch.tensor([list(chain(*rows))]),
+            "position_ids": torch.tensor([list(chain(*(range(len(row)) for row in rows)))]),
+            "labels": torch.tensor([list(chain(*labels))]),
+            "shares": torch.tensor([list(chain(*share_out(labels, self.average)))]),
+            "lengths": torch.tensor(list(map(len, rows))),
+            "samples": torch.tensor([sample["sample"] for sample in samples]),
+        }
+
+
+class PaddingCollator:
+    """Pads a batch at the right to its longest sample; padding is attended to by none and has no loss.
+
+    The result has `input_ids`, `attention_mask`, `labels` (next_tokens) and `shares` (share_out), [B, T]; `samples`
+    (their numbers in the dataset), [B].
+
+    Args:
+        average: see share_out.
+        pad_token_id: fills `input_ids`.
+    """
+
+    def __init__(self, average: str, pad_token_id: int):
+        self.average, self.pad_token_id = average, pad_token_id
+
+    def __call__(self, samples: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        rows = [torch.tensor(sample["input_ids"]) for sample in samples]
+        labels = list(map(next_tokens, samples))
+        shares = share_out(labels, self.average)
+        lengths_B = torch.tensor([len(row) for row in rows])
+        pad = torch.nn.utils.rnn.pad_sequence
+        mask_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
+        return {
+            "input_ids": pad(rows, batch_first=True, padding_value=self.pad_token_id),
+            "attention_mask": mask_BT.long(),
+            "labels": pad(list(map(torch.tensor, labels)), batch_first=True, padding_value=NO_LOSS),
+            "shares": pad(list(map(torch.tensor, shares)), batch_first=True),
+            "samples": torch.tensor([sample["sample"] for sample in samples]),
+        }

@@ -1,0 +1,49 @@
+"""The processes of one training: found from the environment that finetune.sh or a launcher sets."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from teacherlm.errors import UserError
+
+
+def join_processes() -> None:
+    """On a machine without a GPU, let several processes work together over gloo.
+
+    accelerate 1.15 asks for the backend of the device and finds none for a CPU that DeepSpeed is to use.
+
+    Raises:
+        UserError: the launcher's variables are incomplete.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would warn that it found none
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise UserError(f"WORLD_SIZE is set but {', '.join(missing)} is not; finetune.sh starts the processes itself")
+    if not torch.cuda.is_available():
+        from accelerate import PartialState
+        from accelerate.utils import DistributedType
+
+        PartialState._prepare_backend = lambda *args, **options: ("gloo", DistributedType.MULTI_CPU)
+
+
+def agree(work: Callable[[], Any], training: Any) -> Any:
+    """Let one process do some work on files, and give all of them its result."""
+    result = [work() if is_first() else None]
+    if training.world_size > 1:
+        torch.distributed.broadcast_object_list(result, src=0)
+    return result[0]
+
+
+def is_first() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def say(text: str) -> None:
+    """Print in one of the processes."""
+    if is_first():
+        print(text, flush=True)

@@ -1,0 +1,46 @@
+"""Send the runs that wandb kept offline, from where the network is there: a login node, after the jobs.
+
+Runs that were sent are marked by wandb and skipped; one that cannot be sent is kept, and the exit status is 1.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from teacherlm.errors import Parser, UserError, run
+
+PATTERN = "**/wandb/offline-run-*"
+
+
+def main() -> int:
+    parser = Parser(description=__doc__)
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        default=Path(os.environ.get("WANDB_DIR", ".")),
+        help="runs below it are sent: STORE_DIR (default: $WANDB_DIR, or the current folder)",
+    )
+    folder = parser.parse_args().folder
+    if importlib.util.find_spec("wandb") is None:
+        raise UserError("wandb is not installed here; pip install -e .[tracking] brings it")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the STORE_DIR of the finetuning")
+    runs = sorted(path for path in folder.glob(PATTERN) if path.is_dir())
+    waiting = [path for path in runs if not any(path.glob("*.synced"))]
+    print(f"sync_wandb: {len(runs)} offline runs below {folder}, {len(waiting)} of them to be sent")
+    failed = [path for path in waiting if not send(path)]
+    for path in failed:
+        print(f"sync_wandb: not sent, kept: {path}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def send(path: Path) -> bool:
+    print(f"sync_wandb: {path}", flush=True)
+    return subprocess.run([sys.executable, "-m", "wandb", "sync", str(path)], check=False).returncode == 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,234 @@
+"""Real tokens a second and memory of finetuning: the reference's way, length-sorted padding, TRL, and this project.
+
+Real tokens are those of samples: padding does not count. The first step is not in the time. `make perf STAGE=finetune`
+runs it; docs/finetune.md has the figures. Scenarios: the shape of BLOOM-560m (random weights, its real vocabulary) and
+SmolLM2-135M at mixed lengths, and SmolLM2-135M on CREAK's texts, whose lengths are even.
+"""
+
+import argparse
+import importlib.util
+import json
+import random
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[0] = str(HERE.parent / "finetune")
+sys.path.append(str(HERE))
+
+from measure import Contender, run_alternately, summarize, table, write_results  # noqa: E402
+
+from teacherlm.benchmarks import load_benchmark  # noqa: E402
+from teacherlm.models import find_model, local_folder  # noqa: E402
+from teacherlm.sources import read_split  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is trained.
+
+    Attributes:
+        lengths: of the samples in tokens, least and most, evenly spread; None: CREAK's texts as they are.
+        batch: samples a step.
+        steps: that are timed.
+    """
+
+    model: str
+    lengths: tuple[int, int] | None
+    batch: int
+    steps: int
+
+
+SCENARIOS = {
+    "bloom": Scenario("bloom-560m", (40, 512), 4, 2),
+    "smollm2": Scenario("smollm2-135m", (40, 300), 8, 4),
+    "creak": Scenario("smollm2-135m", None, 8, 8),
+}
+CONTENDERS = [
+    Contender("reference", "padded, full logits, gradient checkpointing", "float32"),
+    Contender("padded", "padded, full logits", "float32"),
+    Contender("sorted", "padded, sorted by length, full logits", "float32", peer=True),
+    Contender("trl-padded", "TRL's SFTTrainer", "float32", peer=True),
+    Contender("trl-packed", "TRL's SFTTrainer, packing", "float32", peer=True),
+    Contender("ours", "this project", "float32"),
+    Contender("ours-checkpointed", "this project, gradient checkpointing", "float32"),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with CREAK's files (default: the hub)")
+    parser.add_argument("--scenarios", default=",".join(SCENARIOS))
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--contenders", help="only these, with commas; the first is what the others are held against")
+    parser.add_argument("--contender", help=argparse.SUPPRESS)  # the process of one contender
+    args = parser.parse_args()
+    if args.contender:
+        print(json.dumps(measure(args.contender, SCENARIOS[args.scenarios], args.data)))
+        return
+    contenders = [c for c in CONTENDERS if importlib.util.find_spec("trl") or not c.name.startswith("trl")]
+    if args.contenders:
+        contenders = [c for name in args.contenders.split(",") for c in contenders if c.name == name]
+    results = []
+    for name in args.scenarios.split(","):
+        print(f"\n{name}: {SCENARIOS[name]}", flush=True)
+        words = [f"--scenarios={name}", *([f"--data={args.data}"] if args.data else [])]
+        measured = run_alternately(Path(__file__).resolve(), contenders, words, args.repetitions)
+        rows = summarize(contenders, measured, "real tokens/s", contenders[0].name)
+        results += [{"scenario": name, **row} for row in rows]
+        print(table(rows))
+    write_results(HERE / "results" / "finetune.json", results)
+
+
+def measure(name: str, scenario: Scenario, data: Path | None) -> dict[str, float]:
+    """Train a few steps; real tokens a second, and memory above what weights, gradients and Adam's states take."""
+    from transformers import TrainerCallback
+
+    from teacherlm.loading import load_tokenizer
+
+    folder = local_folder(find_model("smollm2-135m"))
+    tokenizer = load_tokenizer(folder)
+    model = make_model(scenario, folder)
+    samples = make_samples(scenario, data, tokenizer, model.config.vocab_size)
+    before = peak_memory()  # what loading held beside the weights is not above what follows
+    ends: list[float] = []
+    counts: list[int] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *args: Any, **options: Any) -> None:
+            ends.append(time.perf_counter())
+
+    def counting(collate: Callable) -> Callable:
+        def collate_and_count(rows: list[dict[str, Any]]) -> dict[str, Any]:
+            batch = collate(rows)
+            counts.append(sum(len(row["input_ids"]) for row in rows))
+            return batch
+
+        return collate_and_count
+
+    with tempfile.TemporaryDirectory() as output:
+        trainer = make_trainer(name, scenario, model, tokenizer, samples, output)
+        trainer.data_collator = counting(trainer.data_collator)
+        trainer.add_callback(Clock())
+        trainer.train()
+    seconds = ends[-1] - ends[0]
+    tokens = sum(counts[1 : len(ends)])
+    states = 16 * sum(part.numel() for part in model.parameters())
+    return {
+        "value": tokens / seconds,
+        "seconds": seconds,
+        "tokens": tokens,
+        "added_memory_bytes": peak_memory() - states - BASE,
+        "before_training_bytes": before - BASE,
+    }
+
+
+def peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+BASE = 0
+"""Bytes of the process with its libraries, before there is a model."""
+
+
+def make_model(scenario: Scenario, folder: Path) -> Any:
+    global BASE
+    import torch
+    from transformers import BloomConfig, BloomForCausalLM, Trainer, TrainingArguments  # noqa: F401
+
+    from teacherlm.loading import load_model
+
+    BASE = peak_memory()
+    torch.manual_seed(0)
+    if scenario.model == "bloom-560m":
+        config = BloomConfig(vocab_size=250880, hidden_size=1024, n_layer=24, n_head=16)
+        return BloomForCausalLM(config)
+    return load_model(folder, dtype=torch.float32)
+
+
+def make_samples(scenario: Scenario, data: Path | None, tokenizer: Any, vocabulary: int) -> Any:
+    """Enough samples for a few steps: CREAK's texts, joined and cut to the lengths that are wanted."""
+    from datasets import Dataset
+
+    benchmark = load_benchmark("creak")
+    count = 64 * scenario.batch
+    records = [benchmark.prepare(sample, where) for where, sample in read_split(benchmark, "train", data, count)]
+    rows = [tokenizer(record["text"])["input_ids"] for record in records]
+    if scenario.lengths:
+        draw = random.Random(0)
+        endless = [token for row in rows for token in row] * 8
+        lengths = [draw.randint(*scenario.lengths) for _ in rows]
+        starts = [draw.randrange(len(endless) - scenario.lengths[1]) for _ in rows]
+        rows = [endless[start : start + length] for start, length in zip(starts, lengths)]
+    assert max(map(max, rows)) < vocabulary
+    return Dataset.from_dict({"input_ids": rows})
+
+
+def make_trainer(name: str, scenario: Scenario, model: Any, tokenizer: Any, samples: Any, output: str) -> Any:
+    from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
+
+    common = {
+        "output_dir": output,
+        "max_steps": 1 + scenario.steps,
+        "per_device_train_batch_size": scenario.batch,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "seed": 1,
+        "gradient_checkpointing": name in ("reference", "ours-checkpointed"),
+    }
+    if name.startswith("trl"):
+        return make_trl_trainer(name, scenario, model, tokenizer, samples, common)
+    if name.startswith("ours"):
+        return make_our_trainer(model, samples, common)
+    if name == "sorted":
+        common["train_sampling_strategy"] = "group_by_length"
+    collate = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    return Trainer(model=model, args=TrainingArguments(**common), train_dataset=samples, data_collator=collate)
+
+
+def make_our_trainer(model: Any, samples: Any, common: dict[str, Any]) -> Any:
+    from chunked_loss import use_chunked_loss
+    from collators import PackingCollator
+    from packed_attention import use_packing
+    from trainer import FinetuneTrainer
+    from transformers import TrainingArguments
+
+    use_packing(model)
+    use_chunked_loss(model)
+    samples = samples.add_column("skipped", [0] * len(samples)).add_column("sample", range(len(samples)))
+    return FinetuneTrainer(
+        model=model,
+        args=TrainingArguments(**common, remove_unused_columns=False),
+        train_dataset=samples,
+        data_collator=PackingCollator("token"),
+        phases=[len(samples)],
+        resumed=None,
+    )
+
+
+def make_trl_trainer(
+    name: str, scenario: Scenario, model: Any, tokenizer: Any, samples: Any, common: dict[str, Any]
+) -> Any:
+    """TRL with its defaults; packed rows are as long as the longest sample, as many as a step's samples fill."""
+    from trl import SFTConfig, SFTTrainer
+
+    packing = name == "trl-packed"
+    longest = max(map(len, samples["input_ids"]))
+    mean = sum(map(len, samples["input_ids"])) / len(samples)
+    if packing:
+        common["per_device_train_batch_size"] = max(1, round(scenario.batch * mean / longest))
+    config = SFTConfig(**common, packing=packing, max_length=longest)
+    return SFTTrainer(model=model, args=config, train_dataset=samples, processing_class=tokenizer)
+
+
+if __name__ == "__main__":
+    main()

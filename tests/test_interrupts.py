@@ -1,0 +1,138 @@
+"""Finetuning that is killed or asked to stop, at any moment, ends as if it had not been."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from test_finetune import flags, read_log, weights
+
+KILLS = 20
+SERVER = """
+import importlib, json, os, sys
+sys.path.insert(0, {folder!r})
+import arguments, checkpoints, finetune, interrupts, samples, student, trainer, watching  # once for all forks
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        sys.argv = json.loads(line)
+        sys.stdout = sys.stderr = open(os.devnull, "w")
+        finetune.run(finetune.main)
+    print(child, flush=True)
+    _, status = os.waitpid(child, 0)
+    print(os.waitstatus_to_exitcode(status), flush=True)
+"""
+
+
+class Forks:
+    """A process that has the libraries loaded and does each run in a fork: starting takes no time."""
+
+    def __enter__(self) -> "Forks":
+        code = SERVER.format(folder=str(ROOT / "finetune"))
+        self.process = subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True)
+        return self
+
+    def start(self, words: list[object]) -> int:
+        """Returns the number of the process, which may have ended already; `result` has to be asked for."""
+        self.process.stdin.write(json.dumps(["finetune.py", *map(str, words)]) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def result(self) -> int:
+        return int(self.process.stdout.readline())
+
+    def __exit__(self, *_: object) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def forks():
+    with Forks() as forks:
+        yield forks
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(forks: Forks, tiny_llama: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Its folder, and how long it took."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    for again in (folder.with_name("first"), folder):
+        began = time.monotonic()
+        forks.start(flags(tiny_llama, prepared / "SAMPLE", again))
+        assert forks.result() == 0
+    return folder, time.monotonic() - began
+
+
+def test_killed_at_random_moments(
+    forks: Forks, uninterrupted: tuple[Path, float], tiny_llama: Path, prepared: Path, tmp_path: Path
+) -> None:
+    expected, duration = uninterrupted
+    words = flags(tiny_llama, prepared / "SAMPLE", tmp_path / "run")
+    moments = random.Random(0)
+    killed = 0
+    steps = set()
+    while killed < KILLS:
+        child = forks.start(words)
+        time.sleep(moments.uniform(0.3, 0.9) * duration)
+        with contextlib.suppress(ProcessLookupError):  # it was faster
+            os.kill(child, signal.SIGKILL)
+        killed += forks.result() == -signal.SIGKILL
+        log = tmp_path / "run" / "log.jsonl"
+        steps.add(len(log.read_text().splitlines()) if log.exists() else 0)
+        if (tmp_path / "run" / "manifest.json").exists():  # begin again
+            done = (tmp_path / "run").rename(tmp_path / f"done-{len(list(tmp_path.iterdir()))}")
+            assert (read_log(done), weights(done)) == (read_log(expected), weights(expected))
+    forks.start(words)
+    assert forks.result() == 0
+    assert len(steps) > 2
+    assert (read_log(tmp_path / "run"), weights(tmp_path / "run")) == (read_log(expected), weights(expected))
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_saves_and_the_same_command_goes_on(
+    number: signal.Signals,
+    forks: Forks,
+    uninterrupted: tuple[Path, float],
+    tiny_llama: Path,
+    prepared: Path,
+    tmp_path: Path,
+) -> None:
+    expected, _ = uninterrupted
+    folder = tmp_path / "run"
+    words = [*flags(tiny_llama, prepared / "SAMPLE", folder), "--logging_steps", 4]
+    child = forks.start(words)
+    while not (folder / "log.jsonl").exists() or '"step": 8' not in (folder / "log.jsonl").read_text():
+        time.sleep(0.001)
+    os.kill(child, number)
+    assert forks.result() == 75
+    (marker,) = folder.glob("checkpoint-*/interrupted")
+    assert not (folder / "manifest.json").exists()
+    forks.start(words)
+    assert forks.result() == 0
+    assert not marker.parent.exists()
+    assert read_log(folder) == read_log(expected)
+    assert weights(folder) == weights(expected)
+
+
+def test_the_script_hands_the_signal_on(tiny_llama: Path, prepared: Path, tmp_path: Path) -> None:
+    positional = [tiny_llama, prepared / "SAMPLE", 2, 1, 1e-3, 500, "cot_text", "run", tmp_path, "test"]
+    command = ["bash", ROOT / "finetune" / "finetune.sh", *positional, "--deepspeed", "none"]
+    environment = {**os.environ, "PYTHON": sys.executable, "NUM_GPUS": "2"}
+    process = subprocess.Popen(list(map(str, command)), env=environment, stdout=subprocess.PIPE, text=True)
+    log = tmp_path / "run" / "log.jsonl"
+    while not log.exists() or not log.stat().st_size:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75
+    assert "saved; the same command goes on from there" in output
+    assert list((tmp_path / "run").glob("checkpoint-*/interrupted"))

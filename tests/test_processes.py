@@ -1,0 +1,71 @@
+"""Several processes over gloo, with DeepSpeed: the numbers of one process, checkpoints that are ordinary models."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from transformers import AutoModelForCausalLM
+
+EPOCHS, STEPS = 2, 6  # of 24 samples, 4 a step
+
+
+def finetune(model: Path, dataset: Path, store: Path, processes: int, *words: object) -> subprocess.CompletedProcess:
+    """finetune.sh with 4 samples a step."""
+    positional = [model, dataset, 4 // processes, 1, 1e-3, EPOCHS, "cot_text", "run", store, "test"]
+    command = ["bash", ROOT / "finetune" / "finetune.sh", *positional, "--logging_steps", 1, *words]
+    environment = {**os.environ, "PYTHON": sys.executable, "NUM_GPUS": str(processes), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+
+
+def losses(store: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (store / "run" / "log.jsonl").read_text().splitlines()]
+
+
+def weights(store: Path, step: int) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(store / "run" / f"checkpoint-{step}").state_dict()
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_llama: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("alone")
+    done = finetune(tiny_llama, prepared / "SAMPLE", store, 1)
+    assert done.returncode == 0, done.stderr
+    return store
+
+
+@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+def test_two_processes_learn_what_one_does_and_resume(
+    stage: str, tiny_llama: Path, prepared: Path, alone: Path, tmp_path: Path
+) -> None:
+    first = finetune(tiny_llama, prepared / "SAMPLE", tmp_path, 2, "--deepspeed", stage, "--num_train_epochs", 1)
+    assert first.returncode == 0, first.stderr[-2000:]
+    assert "training in 2 processes on the CPU" in first.stdout
+    assert "4 a step (2 x 1 accumulated x 2 processes)" in first.stdout
+    assert losses(tmp_path) == pytest.approx(losses(alone)[:STEPS], abs=1e-5)
+    assert list((tmp_path / "run" / f"checkpoint-{STEPS}").glob("global_step*/*optim_states.pt"))  # DeepSpeed's own
+    second = finetune(tiny_llama, prepared / "SAMPLE", tmp_path, 2, "--deepspeed", stage)
+    assert second.returncode == 0, second.stderr[-2000:]
+    assert f"going on from {tmp_path / 'run' / f'checkpoint-{STEPS}'}" in second.stdout
+    assert losses(tmp_path) == pytest.approx(losses(alone), abs=1e-5)
+    expected = weights(alone, EPOCHS * STEPS)
+    for name, tensor in weights(tmp_path, EPOCHS * STEPS).items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-4, rtol=1e-3)
+
+
+def test_a_mistake_is_said_once(tiny_llama: Path, prepared: Path, tmp_path: Path) -> None:
+    wrong = finetune(tiny_llama, prepared / "SAMPLE", tmp_path, 2, "--task_type", "nothing")
+    assert wrong.returncode == 2
+    assert wrong.stderr.count("no text field 'nothing'") == 1
+
+
+def test_a_configuration_that_is_not_there_lists_those_that_are(
+    tiny_llama: Path, prepared: Path, tmp_path: Path
+) -> None:
+    wrong = finetune(tiny_llama, prepared / "SAMPLE", tmp_path, 2, "--deepspeed", "zero4")
+    assert wrong.returncode == 2
+    assert "--deepspeed zero4: no such file; there are: zero1, zero2, zero3, zero3_offload" in wrong.stderr
