@@ -23,7 +23,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_argument_group("what")
     what.add_argument(
-        "--name", required=True, help="the teacher: in models/, a folder, a hub id, http://host:port/model"
+        "--name", required=True, help="the teacher: in models/, a folder, a hub id, http://host:port/model, field:FIELD"
     )
     what.add_argument("--input", required=True, type=Path, help="JSON lines, as data_prepare.py writes them")
     what.add_argument("--output", required=True, help="JSON lines with the texts; {kind} in it becomes cot, ...")
@@ -77,6 +77,11 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
         args.shard = (index, count)
     except ValueError:
         raise UserError(f"--shard: I/N with 0 <= I < N was expected, found {args.shard!r}") from None
+    if args.name.startswith("field:"):
+        if args.engine or args.num_completions > 1:
+            raise UserError(f"--name {args.name}: it takes neither --engine nor --num_completions")
+        args.engine = "field"
+        return args
     remote = args.name.startswith(("http://", "https://"))
     args.engine = args.engine or ("openai" if remote else "transformers")
     if remote != (args.engine == "openai"):

@@ -96,8 +96,8 @@ class Job:
     @cached_property
     def inputs(self) -> dict[str, Any]:
         known = (manifests.read_manifest(self.manifest_path) or {}).get("inputs", {})
-        if self.teacher.server is not None:
-            teacher = {"path": self.teacher.server, "sha256": self.teacher.server}
+        if name := self.teacher.server or self.teacher.explanations:
+            teacher = {"path": name, "sha256": name}
         else:
             teacher = describe_model(local_folder(self.teacher), known.get("teacher"))
         return {"records": manifests.describe(self.input, known.get("records")), "teacher": teacher}

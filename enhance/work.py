@@ -142,6 +142,10 @@ def make_engine(args: argparse.Namespace, teacher: Model, sampling: Sampling) ->
 
         engine = OpenAIEngine(teacher.server, sampling, **({"concurrency": args.batch_size} if args.batch_size else {}))
         return engine, f"{engine.model} at {engine.address}, {engine.concurrency} at a time"
+    if args.engine == "field":
+        from engines.field_engine import FieldEngine
+
+        return FieldEngine(args.input, teacher.explanations), f"from their field {teacher.explanations!r}"
     if args.engine == "vllm":
         from engines.vllm_engine import VLLMEngine
 

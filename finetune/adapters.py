@@ -46,9 +46,13 @@ def load_with_adapters(folder: Path, kind: str, rank: int) -> torch.nn.Module:
     return get_peft_model(model, config)
 
 
+def has_adapters(model: torch.nn.Module) -> bool:
+    return hasattr(model, "get_base_model")
+
+
 def base_model(model: torch.nn.Module) -> PreTrainedModel:
     """The model of transformers within one with adapters, or itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    return model.get_base_model() if has_adapters(model) else model
 
 
 def save_merged(model: torch.nn.Module, tokenizer: Any, folder: Path) -> None:

@@ -52,6 +52,12 @@ class FinetuneArguments:
         default=False,
         metadata={"help": "keep in each checkpoint a folder merged/, the student with its adapters added"},
     )
+    dev_dataset: str | None = field(
+        default=None, metadata={"help": "a datasets folder whose loss is taken each epoch; of a DatasetDict not train"}
+    )
+    early_stop: int | None = field(
+        default=None, metadata={"help": "stop after so many epochs without a better loss on --dev_dataset"}
+    )
     restart: bool = field(
         default=False, metadata={"help": "keep checkpoints that were made with other settings beside, begin anew"}
     )
@@ -92,10 +98,12 @@ def parse_arguments(argv: list[str]) -> tuple[FinetuneArguments, TrainingArgumen
     for name, choices in CHOICES.items():
         if getattr(own, name) not in choices:
             raise UserError(f"--{name}: {' or '.join(choices)} was expected, found {getattr(own, name)!r}")
-    for name, low in (("max_source_length", 2), ("max_train_samples", 1), ("peft_rank", 1)):
+    for name, low in (("max_source_length", 2), ("max_train_samples", 1), ("peft_rank", 1), ("early_stop", 1)):
         value = getattr(own, name)
         if value is not None and value < low:
             raise UserError(f"--{name}: at least {low} was expected, found {value}")
+    if own.early_stop is not None and own.dev_dataset is None:
+        raise UserError("--early_stop needs --dev_dataset, whose loss it looks at")
     if training.per_device_train_batch_size < 1 or training.gradient_accumulation_steps < 1:
         raise UserError(
             "--per_device_train_batch_size and --gradient_accumulation_steps: positive numbers were expected"

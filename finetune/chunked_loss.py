@@ -31,44 +31,44 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_ND, weight_VD, labels_N, shares_N):
-        kept = (labels_N != NO_LOSS).nonzero()[:, 0]
-        compute = torch.get_autocast_dtype(hidden_ND.device.type) if torch.is_autocast_enabled() else weight_VD.dtype
+        device = hidden_ND.device.type
+        compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
         matrix_VD = weight_VD.to(compute)
-        hidden_grad_ND = torch.zeros_like(hidden_ND)
-        weight_grad_VD = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
         exact = torch.promote_types(compute, torch.float32)  # 16 bits are too few for sums over a vocabulary
-        loss = torch.zeros((), dtype=exact, device=hidden_ND.device)
-        with torch.autocast(hidden_ND.device.type, enabled=False):
+        # In float16 small gradients would vanish before the loss scale reaches them: the largest share is 1 until then.
+        scale = shares_N.max().clamp(min=torch.finfo(shares_N.dtype).tiny)
+        hidden_grad_ND = torch.zeros_like(hidden_ND) if ctx.needs_input_grad[0] else None
+        weight_grad_VD = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
+        loss = torch.zeros((), dtype=exact, device=device)
+        kept = (labels_N != NO_LOSS).nonzero()[:, 0]
+        with torch.autocast(device, enabled=False):
             for places in kept.split(max(1, CHUNK // len(weight_VD))):
-                rows_ND, labels_N1, share_N1 = (
-                    hidden_ND[places].to(compute),
-                    labels_N[places, None],
-                    shares_N[places, None].to(exact),
-                )
-                logits_NV = (rows_ND @ matrix_VD.T).to(exact)
-                logits_NV -= logits_NV.amax(1, keepdim=True)
-                chosen_N1 = logits_NV.gather(1, labels_N1)
-                total_N1 = logits_NV.exp_().sum(1, keepdim=True)
-                loss += ((total_N1.log() - chosen_N1) * share_N1).sum()
-                grad_NV = logits_NV.mul_(share_N1 / total_N1).scatter_add_(1, labels_N1, -share_N1).to(compute)
-                hidden_grad_ND[places] = (grad_NV @ matrix_VD).to(hidden_ND.dtype)
-                if weight_grad_VD is not None:
-                    if compute == weight_VD.dtype:
-                        weight_grad_VD.addmm_(grad_NV.T, rows_ND)
-                    else:
-                        weight_grad_VD += grad_NV.T @ rows_ND
-        ctx.save_for_backward(hidden_grad_ND, weight_grad_VD)
-        return loss
+                rows_ND, share_N1 = hidden_ND[places].to(compute), (shares_N[places, None] / scale).to(exact)
+                chunk_loss, grad_NV = loss_and_gradient((rows_ND @ matrix_VD.T).to(exact), labels_N[places], share_N1)
+                loss += chunk_loss
+                grad_NV = grad_NV.to(compute)
+                if hidden_grad_ND is not None:
+                    hidden_grad_ND[places] = (grad_NV @ matrix_VD).to(hidden_ND.dtype)
+                if weight_grad_VD is not None and compute == weight_VD.dtype:
+                    weight_grad_VD.addmm_(grad_NV.T, rows_ND)
+                elif weight_grad_VD is not None:
+                    weight_grad_VD += grad_NV.T @ rows_ND
+        ctx.save_for_backward(hidden_grad_ND, weight_grad_VD, scale)
+        return loss * scale
 
     @staticmethod
     def backward(ctx: Any, grad):
-        hidden_grad_ND, weight_grad_VD = ctx.saved_tensors
-        return (
-            hidden_grad_ND * grad.to(hidden_grad_ND.dtype),
-            None if weight_grad_VD is None else weight_grad_VD.mul_(grad.to(weight_grad_VD.dtype)),
-            None,
-            None,
-        )
+        *gradients, scale = ctx.saved_tensors
+        return *(None if part is None else part.mul_((grad * scale).to(part.dtype)) for part in gradients), None, None
+
+
+def loss_and_gradient(logits_NV, labels_N, share_N1):
+    """Sum of share x cross-entropy, and its gradient by the logits, which takes their place in memory."""
+    logits_NV -= logits_NV.amax(1, keepdim=True)
+    chosen_N1 = logits_NV.gather(1, labels_N[:, None])
+    total_N1 = logits_NV.exp_().sum(1, keepdim=True)
+    loss = ((total_N1.log() - chosen_N1) * share_N1).sum()
+    return loss, logits_NV.mul_(share_N1 / total_N1).scatter_add_(1, labels_N[:, None], -share_N1)
 
 
 def use_chunked_loss(model: PreTrainedModel) -> None:

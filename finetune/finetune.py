@@ -36,16 +36,17 @@ def main() -> int:
         manifest = manifests.read_manifest(manifest_path)
         arguments, inputs = describe_run(own, training, model_folder, manifest)
         lengths = {"num_train_epochs": training.num_train_epochs, "max_steps": training.max_steps}
+        lengths["early_stop"] = own.early_stop
         if not manifests.changes(manifest, "finetune", {**arguments, **lengths}, inputs):
             say(f"finetune: done already, nothing to do ({manifest_path} matches its inputs)")
             return 0
-        tokens, phases, tokenizer = load_samples(own, training, model_folder)
+        tokens, phases, dev, tokenizer = load_samples(own, training, model_folder)
         last = agree(lambda: claim(output, arguments, inputs, own, tokens), training)
     except UserError:
         if is_first():
             raise
         return 2  # all processes see it, one says it
-    status, counts = train(own, training, tokens, phases, tokenizer, model_folder, last)
+    status, counts = train(own, training, tokens, phases, dev, tokenizer, model_folder, last)
     if status == 0 and is_first():
         conclude(output, manifest_path, {**arguments, **lengths}, inputs, counts, started)
     return status
@@ -74,6 +75,10 @@ def describe_run(
         "dataset": manifests.describe(dataset_folder, known.get("dataset")),
         "student": describe_model(model_folder, known.get("student")),
     }
+    if own.dev_dataset:
+        if not Path(own.dev_dataset).is_dir():
+            raise UserError(f"{own.dev_dataset}: no such dataset; data_prepare.py makes it")
+        inputs["dev"] = manifests.describe(Path(own.dev_dataset), known.get("dev"))
     return arguments, inputs
 
 
@@ -81,23 +86,26 @@ def effective_batch(training: Any) -> int:
     return training.train_batch_size * training.gradient_accumulation_steps * training.world_size
 
 
-def load_samples(own: Any, training: Any, model_folder: Path) -> tuple[Any, list[int], Any]:
-    """An epoch's samples as tokens, how many are in each of its phases, and the tokenizer."""
+def load_samples(own: Any, training: Any, model_folder: Path) -> tuple[Any, list[int], Any, Any]:
+    """An epoch's samples as tokens, how many are in each of its phases, the dev samples or None, and the tokenizer."""
     import datasets
-    from samples import load_train_split, tokenize
+    from samples import load_split, tokenize
     from tasks import parse_task
 
     from teacherlm.loading import load_tokenizer
 
     datasets.disable_progress_bars()
     task = parse_task(own.task_type)
-    dataset = load_train_split(Path(own.dataset_name), task)
+    dataset = load_split(Path(own.dataset_name), task, train=True)
     if own.max_train_samples:
         dataset = dataset.select(range(min(len(dataset), own.max_train_samples)))
     tokenizer = load_tokenizer(model_folder)
-    completion_only = own.loss_on == "completion"
-    tokens, counts = tokenize(dataset, tokenizer, task, own.max_source_length, completion_only, training.seed)
-    return tokens, counts if task.in_order else [len(tokens)], tokenizer
+    how = (tokenizer, task, own.max_source_length, own.loss_on == "completion", training.seed)
+    tokens, counts = tokenize(dataset, *how)
+    dev = None
+    if own.dev_dataset:
+        dev, _ = tokenize(load_split(Path(own.dev_dataset), task, train=False), *how)
+    return tokens, counts if task.in_order else [len(tokens)], dev, tokenizer
 
 
 def claim(output: Path, arguments: dict[str, Any], inputs: dict[str, Any], own: Any, tokens: Any) -> Path | None:
@@ -120,10 +128,18 @@ def claim(output: Path, arguments: dict[str, Any], inputs: dict[str, Any], own: 
 
 
 def train(
-    own: Any, training: Any, tokens: Any, phases: list[int], tokenizer: Any, model_folder: Path, last: Path | None
+    own: Any,
+    training: Any,
+    tokens: Any,
+    phases: list[int],
+    dev: Any,
+    tokenizer: Any,
+    model_folder: Path,
+    last: Path | None,
 ) -> tuple[int, dict[str, Any]]:
     """Train to the full number of epochs, from `last` when there is one; returns exit code and counts."""
     import torch
+    from dev import DevLoss
     from interrupts import REQUEUE, Interrupts
     from student import load_student
     from trainer import FinetuneTrainer
@@ -145,12 +161,17 @@ def train(
             model=model,
             args=training,
             train_dataset=tokens,
+            eval_dataset=dev,
             processing_class=tokenizer,
             data_collator=collate,
             phases=phases,
             resumed=last,
             merge_adapters=own.merge_adapters,
-            callbacks=[LossLog(Path(training.output_dir) / LOG, last), interrupts],
+            callbacks=[
+                LossLog(Path(training.output_dir) / LOG, last),
+                *([DevLoss(own.early_stop)] if dev is not None else []),
+                interrupts,
+            ],
         )
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:

@@ -39,7 +39,7 @@ class Interrupts(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.stopped:  # in the midst of an epoch: its log goes on after resuming
-            control.should_log = control.should_save = False
+            control.should_log = control.should_save = control.should_evaluate = False
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.stopped and state.is_world_process_zero:

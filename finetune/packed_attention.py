@@ -1,9 +1,10 @@
 """Attention for samples that stand one after the other in a row, each blind to the others.
 
-So no token is padding: linear layers, norms and the loss see real ones only. Just in attention, where tokens meet, the
-samples stand below each other, padded at the right for that moment; causal attention keeps real tokens from seeing the
-padding. So the isolation is exact for rotary models, OPT and BLOOM, under eager and sdpa attention; flash attention
-(the package flash-attn) gets the samples' borders. The samples of a step are those that would be padded together.
+So no token is padding: linear layers, norms and the loss see real ones only. In attention, where tokens meet, a CPU
+takes one sample after the other; a GPU all of them below each other, padded at the right for that moment, where causal
+attention keeps real tokens from seeing the padding. So the isolation is exact for rotary models, OPT and BLOOM, under
+eager and sdpa attention; flash attention (the package flash-attn) gets the samples' borders. The samples of a step are
+those that would be padded together.
 """
 
 import types
@@ -21,18 +22,19 @@ ALIGNED = 8
 
 
 class Layout:
-    """Where the tokens of a row stand when its samples are below each other: sample b begins at b * longest.
+    """Where the tokens of samples in a row stand when the samples are below each other: sample b begins at b * longest.
 
     Args:
-        lengths_B: of the samples.
-        positions_N: of each token in its sample.
+        lengths: of the samples.
+        device: of the tokens.
     """
 
-    def __init__(self, lengths_B: torch.Tensor, positions_N: torch.Tensor):
-        self.samples, self.longest = len(lengths_B), int(lengths_B.max())
-        begins_B = torch.arange(self.samples, device=lengths_B.device) * self.longest
-        self.places_N = begins_B.repeat_interleave(lengths_B) + positions_N
-        self.full = len(positions_N) == self.samples * self.longest
+    def __init__(self, lengths: list[int], device: torch.device):
+        self.samples, self.longest, self.tokens = len(lengths), max(lengths), sum(lengths)
+        self.full = self.tokens == self.samples * self.longest
+        self.places_N = torch.cat(
+            [torch.arange(length, device=device) + number * self.longest for number, length in enumerate(lengths)]
+        )
 
     def unpack(self, states: torch.Tensor) -> torch.Tensor:
         """[1, heads, N, D] -> [samples, heads, longest, D], zeros at the right of shorter samples."""
@@ -48,16 +50,34 @@ class Layout:
 
 
 class Packing:
-    """The layout of the batch that a model computes, and how attention is; its attention layers share this object.
+    """How the batch lies that a model computes, and how its attention is; its attention layers share this object.
 
     It is not an argument of theirs, because not every model hands arguments through to them, and it stays until the
     next batch, because gradient checkpointing computes layers again in the backward pass.
+
+    Args:
+        causal: attention over [B, heads, T, D].
     """
 
-    layout: Layout
+    positions_N: torch.Tensor
+    layouts: list[Layout]
 
     def __init__(self, causal: Callable[..., torch.Tensor]):
         self.causal = causal
+
+    def begin(self, lengths: list[int], positions_N: torch.Tensor) -> None:
+        """Take a batch. A GPU computes all samples at once, padded; a CPU one after the other, without padding."""
+        device = positions_N.device
+        groups = [lengths] if positions_N.is_cuda else [[length] for length in lengths]
+        self.layouts = [Layout(group, device) for group in groups]
+        self.positions_N = positions_N
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *how: Any) -> torch.Tensor:
+        """Attention within each sample: [1, heads, N, D] -> [1, N, heads, D]."""
+        sizes = [layout.tokens for layout in self.layouts]
+        parts = zip(self.layouts, *(states.split(sizes, dim=2) for states in (query, key, value)))
+        mixed = [layout.pack(self.causal(*map(layout.unpack, states), *how)) for layout, *states in parts]
+        return torch.cat(mixed, dim=1)
 
 
 def use_packing(model: PreTrainedModel, attention: str = "sdpa") -> bool:
@@ -92,11 +112,12 @@ def use_packing(model: PreTrainedModel, attention: str = "sdpa") -> bool:
     def begin(_: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         lengths_B = kwargs.pop("lengths")
         positions_1N = kwargs.pop("position_ids") if bloom else kwargs["position_ids"]
-        packing.layout = Layout(lengths_B, positions_1N[0])
+        packing.begin(lengths_B.tolist(), positions_1N[0])
         if flash:
             ends = torch.nn.functional.pad(lengths_B.cumsum(0), (1, 0)).int()
             kwargs |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
-            kwargs |= {"max_length_q": packing.layout.longest, "max_length_k": packing.layout.longest}
+            longest = int(lengths_B.max())
+            kwargs |= {"max_length_q": longest, "max_length_k": longest}
         return args, kwargs
 
     model.register_forward_pre_hook(begin, with_kwargs=True)
@@ -122,9 +143,7 @@ def attend(
     Returns:
         ([1, N, heads, D], None): there are no weights to return.
     """
-    layout = module.packing.layout
-    query, key, value = (layout.unpack(states) for states in (query, key, value))
-    return layout.pack(module.packing.causal(query, key, value, dropout, scaling)), None
+    return module.packing.attend(query, key, value, dropout, scaling), None
 
 
 def causal_sdpa(
@@ -161,19 +180,19 @@ def bloom_forward(
     ALiBi (Press et al. 2022, arXiv 2108.12409), in BLOOM's form, adds slope x key position to a head's scores. That is
     one dimension more of queries and keys: 1 / scaling in the one, the bias in the other. So no score is kept for it.
     """
-    layout = self.packing.layout
-    query, key, value = map(layout.unpack, self._reshape(self.query_key_value(hidden_states)))
-    samples, heads, longest, size = query.shape
-    ones_1T = torch.ones(1, longest, dtype=torch.long, device=query.device)
-    bias_HT = build_alibi_tensor(ones_1T, heads, query.dtype)[:, 0]
-    bias = bias_HT[None, :, :, None].expand(samples, heads, longest, 1)
+    query, key, value = self._reshape(self.query_key_value(hidden_states))
+    _, heads, _, size = query.shape
+    positions_N = self.packing.positions_N
+    ones_1T = torch.ones(1, int(positions_N.max()) + 1, dtype=torch.long, device=query.device)
+    bias_HN = build_alibi_tensor(ones_1T, heads, query.dtype)[:, 0, positions_N]
+    bias = bias_HN[None, :, :, None]
     query = torch.cat([query, torch.full_like(bias, 1 / self.inv_norm_factor)], dim=-1)
     key = torch.cat([key, bias], dim=-1)
     query, key, value = (
         torch.nn.functional.pad(states, (0, size + ALIGNED - states.shape[-1])) for states in (query, key, value)
     )
     dropout = self.attention_dropout.p if self.training else 0.0
-    mixed = layout.pack(self.packing.causal(query, key, value, dropout, self.inv_norm_factor)[..., :size])
+    mixed = self.packing.attend(query, key, value, dropout, self.inv_norm_factor)[..., :size]
     return dropout_add(self.dense(mixed.flatten(2)), residual, self.hidden_dropout, self.training), None
 
 

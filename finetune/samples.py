@@ -13,22 +13,29 @@ from teacherlm.errors import UserError
 from teacherlm.prompts import completion_start
 
 
-def load_train_split(folder: Path, task: Task) -> Dataset:
+def load_split(folder: Path, task: Task, train: bool) -> Dataset:
     """The samples of a `datasets` folder, checked for the fields that are trained on.
 
+    Args:
+        train: of a DatasetDict, whether to take the split train or the other one.
+
     Raises:
-        UserError: no such folder, no train split, no such text field (those it has are listed), or no samples.
+        UserError: no such folder, no such split, no such text field (those it has are listed), or no samples.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such dataset; data_prepare.py makes it")
     try:
         dataset = datasets.load_from_disk(str(folder))
+    except IndexError:  # so the library says that there are no rows
+        raise UserError(f"{folder}: empty; at least one sample was expected") from None
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: not a datasets folder: {error}") from error
     if isinstance(dataset, DatasetDict):
-        if "train" not in dataset:
-            raise UserError(f"{folder}: no split train; there are: {', '.join(dataset)}")
-        dataset = dataset["train"]
+        splits = [name for name in dataset if (name == "train") == train]
+        if len(splits) != 1:
+            wanted = "the split train" if train else "one split beside train"
+            raise UserError(f"{folder}: {wanted} was expected; there are: {', '.join(dataset)}")
+        dataset = dataset[splits[0]]
     texts = [name for name, kind in dataset.features.items() if kind in (Value("string"), Value("large_string"))]
     for field in task.weights:
         if field not in texts:

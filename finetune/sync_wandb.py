@@ -5,11 +5,13 @@ Runs that were sent are marked by wandb and skipped; one that cannot be sent is 
 
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from teacherlm.errors import Parser, UserError, run
+from teacherlm.errors import Parser, UserError, reason, run
 
 PATTERN = "**/wandb/offline-run-*"
 
@@ -31,10 +33,30 @@ def main() -> int:
     runs = sorted(path for path in folder.glob(PATTERN) if path.is_dir())
     waiting = [path for path in runs if not any(path.glob("*.synced"))]
     print(f"sync_wandb: {len(runs)} offline runs below {folder}, {len(waiting)} of them to be sent")
+    if waiting:
+        require_server()
     failed = [path for path in waiting if not send(path)]
     for path in failed:
         print(f"sync_wandb: not sent, kept: {path}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def require_server() -> None:
+    """wandb itself would try for hours.
+
+    Raises:
+        UserError: nothing answers at the server's address.
+    """
+    address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    parts = urlsplit(address)
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname, port), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{address} cannot be reached from here ({reason(error)}); run this where the network is, or set "
+            "WANDB_BASE_URL; all runs are kept"
+        ) from error
 
 
 def send(path: Path) -> bool:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from adapters import MERGED, save_merged
+from adapters import MERGED, has_adapters, save_merged
+from dev import best_step
 from tasks import PhaseSampler
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
@@ -82,6 +83,23 @@ class FinetuneTrainer(Trainer):
             self.carried = None
         return super().training_step(*args, **options)
 
+    def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
+        """The weighted mean loss over all dev samples, however they are spread over batches and processes."""
+        self.model.eval()
+        sums = torch.zeros(2, dtype=torch.float64)  # of share x loss, of shares
+        with torch.no_grad():
+            for batch in self.get_eval_dataloader():
+                inputs = self._prepare_inputs(batch)
+                inputs.pop("samples")
+                shares = inputs["shares"].sum()
+                sums += torch.stack([self.model_wrapped(**inputs, use_cache=False)["loss"], shares]).double().cpu()
+        if self.args.world_size > 1:
+            sums = self.accelerator.gather(sums.to(self.args.device)[None]).sum(0).cpu()
+        metrics = {"eval_loss": float(sums[0] / sums[1])}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
     def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
         if "loss" in logs:
             logs = {**logs, **self.speed()}
@@ -127,7 +145,7 @@ class FinetuneTrainer(Trainer):
 
     def publish(self, whole: Path, checkpoint: Path) -> None:
         """Give a checkpoint its name, now that all of it is there."""
-        if self.merge_adapters:
+        if self.merge_adapters and has_adapters(self.model):
             save_merged(self.accelerator.unwrap_model(self.model), self.processing_class, whole / MERGED)
         since = self._globalstep_last_logged
         (whole / RUNNING_LOSS).write_text(json.dumps({"sum": self._tr_loss.item(), "since": since}))
@@ -139,7 +157,13 @@ class FinetuneTrainer(Trainer):
         sync_folder(checkpoint.parent)
         for marker in checkpoint.parent.glob(f"checkpoint-*/{INTERRUPTED}"):
             shutil.rmtree(marker.parent)
-        rotate_checkpoints(str(checkpoint.parent), self.args.save_total_limit, use_mtime=True)
+        best = best_step(self.state)
+        rotate_checkpoints(
+            str(checkpoint.parent),
+            self.args.save_total_limit,
+            best_model_checkpoint=str(checkpoint.parent / f"checkpoint-{best}") if best else None,
+            use_mtime=True,
+        )
 
     def require_finite(self) -> None:
         for name, part in self.model.named_parameters():

@@ -14,8 +14,6 @@ from teacherlm.errors import reason
 from teacherlm.records import dump_line, read_records, write_records
 
 LOG = "log.jsonl"
-WANDB_TIMEOUT = 60
-"""Seconds until a server that does not answer is given up."""
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12, "V100": 125e12, "T4": 65e12}
 """Dense 16-bit operations a second, by the makers' data sheets."""
 
@@ -37,11 +35,15 @@ class LossLog(TrainerCallback):
         if path.exists() and path.stat().st_size:
             kept = [record for _, record in read_records(path) if record["step"] <= resumed_step]
         if kept:
-            self.step = kept[-1]["step"]
+            self.step = max(record["step"] for record in kept)
         write_records(path, kept)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if not logs or "loss" not in logs or not state.is_world_process_zero:
+        if not logs or not state.is_world_process_zero:
+            return
+        if "eval_loss" in logs:
+            self.append({"step": state.global_step, "epoch": round(state.epoch, 6), "dev_loss": logs["eval_loss"]})
+        if "loss" not in logs:
             return
         steps, self.step = state.global_step - self.step, state.global_step
         record = {
@@ -52,8 +54,11 @@ class LossLog(TrainerCallback):
             "learning_rate": logs.get("learning_rate"),
             "grad_norm": logs.get("grad_norm"),
             **{name: logs[name] for name in ("tokens_per_second", "mfu", "memory_gib") if name in logs},
-            "time": round(time.time(), 3),
         }
+        self.append(record)
+
+    def append(self, record: dict[str, Any]) -> None:
+        record["time"] = round(time.time(), 3)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(dump_line(record) + "\n")
 
@@ -75,7 +80,7 @@ def start_wandb(training: Any) -> None:
     options = {"project": os.environ.get("WANDB_PROJECT"), "name": name, "group": name}
     options["dir"] = os.environ.get("WANDB_DIR", str(store))
     try:
-        wandb.init(**options, settings=wandb.Settings(init_timeout=WANDB_TIMEOUT, silent=True))
+        wandb.init(**options, settings=wandb.Settings(silent=True))
     except Exception as error:  # of the network, of the server, of the key
         say(f"finetune: wandb cannot be reached ({reason(error)}))")
         wandb.init(**options, mode="offline", settings=wandb.Settings(silent=True))

@@ -56,7 +56,7 @@ def table(results: list[tuple[int, dict[str, Any]]], log: list[Record]) -> str:
 
 def mean_loss(log: list[Record], after: int, until: int) -> float | None:
     """Mean training loss over the steps (after, until]; None when there are none."""
-    records = [record for record in log if after < record["step"] <= until]
+    records = [record for record in log if after < record["step"] <= until and "loss" in record]
     steps = sum(record["steps"] for record in records)
     return sum(record["loss"] * record["steps"] for record in records) / steps if steps else None
 

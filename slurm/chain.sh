@@ -7,7 +7,7 @@ usage() {
 usage: [VARIABLE=value ...] bash slurm/chain.sh BENCHMARK      (or: make BENCHMARK VARIABLE=value ...)
 
   STUDENT        the model that is finetuned: a name in models/, a folder, a hub id    MODEL, or smollm2-135m
-  TEACHER        the model that explains                                               the student
+  TEACHER        the model that explains; or explanations that are there, field:NAME    the student
   TASK           what is trained on: text, cot_tail, error_tail, fundamental_tail, full_tail, all    cot_tail
                  mixed, with how often an epoch has each sample: text:1,cot_tail:2; in this order: text,cot_tail
   LIMIT          the first so many training samples only                               all

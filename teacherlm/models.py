@@ -53,6 +53,7 @@ class Model:
     path: str | None = None
     package: Mapping[str, str] | None = None
     server: str | None = None
+    explanations: str | None = None
     enhance: Mapping[str, Any] = field(default_factory=dict)
     finetune: Mapping[str, Any] = field(default_factory=dict)
     evaluate: Mapping[str, Any] = field(default_factory=dict)
@@ -75,17 +76,21 @@ def names() -> list[str]:
 def find_model(name: str) -> Model:
     """The model that a name stands for: `models/NAME.yaml`, else a folder, else a hub id `owner/name`.
 
+    A teacher may also be an address, `http://host:port/model`, or a field of the records, `field:explanation`.
+
     Raises:
         UserError: it is none of these; near names are listed.
     """
     described = FOLDER / f"{name}.yaml"
     if "/" not in name and described.is_file():
-        model = Model(name=name, **read_yaml(described, Model, computed={"name", "server"}))
+        model = Model(name=name, **read_yaml(described, Model, computed={"name", "server", "explanations"}))
         if sum(source is not None for source in (model.hub, model.path, model.package)) != 1:
             raise UserError(f"{described}: exactly one of hub, path and package says where the weights are")
         return model
     if name.startswith(("http://", "https://")):
         return Model(name=name.rstrip("/").rsplit("/", 1)[1], server=name)
+    if name.startswith("field:"):
+        return Model(name=name.replace(":", "-"), explanations=name.removeprefix("field:"))
     folder = Path(name).expanduser()
     if name and folder.is_dir():
         return Model(name=folder.resolve().name, path=str(folder))
@@ -105,9 +110,9 @@ def local_folder(model: Model) -> Path:
     Raises:
         UserError: it cannot be had, or is not a model's folder.
     """
-    if model.server is not None:
+    if model.server is not None or model.explanations is not None:
         raise UserError(
-            f"{model.server}: a server can be a teacher only (TEACHER, --name); give a folder or a name here"
+            f"{model.server or model.name}: that can be a teacher only (TEACHER, --name); give a folder or a name here"
         )
     if model.package is not None:
         from teacherlm.gguf import packaged_model

@@ -8,7 +8,7 @@ import torch
 from chunked_loss import use_chunked_loss
 from collators import NO_LOSS, PackingCollator, PaddingCollator, next_tokens, share_out
 from conftest import sample_claims
-from packed_attention import use_packing
+from packed_attention import Layout, Packing, use_packing
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 TEXTS = [
@@ -92,6 +92,16 @@ def test_it_holds_for_real_weights(smollm2: Path) -> None:
         together(smollm2, samples, "sdpa", dtype=torch.float64), one_at_a_time(smollm2, samples, torch.float64)
     )
     assert together(smollm2, samples, "sdpa")[0] == pytest.approx(one_at_a_time(smollm2, samples)[0], rel=1e-5)
+
+
+def test_samples_below_each_other_as_on_a_gpu(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin(self: Packing, lengths: list[int], positions_N: torch.Tensor) -> None:
+        self.layouts, self.positions_N = [Layout(lengths, positions_N.device)], positions_N
+
+    monkeypatch.setattr(Packing, "begin", begin)
+    samples = encoded(tiny_model)
+    for some in (samples, [{**sample, "input_ids": sample["input_ids"][:3]} for sample in samples]):
+        assert_equal(together(tiny_model, some, "sdpa"), one_at_a_time(tiny_model, some))
 
 
 def test_samples_of_one_length_and_a_single_sample(tiny_model: Path) -> None:

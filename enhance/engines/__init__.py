@@ -3,6 +3,7 @@
 transformers   the teacher on this machine's CPU or GPUs
 vllm           the same with vLLM (an extra), for GPUs
 openai         a teacher behind any OpenAI-compatible server
+field          explanations that people wrote, in a field of the records
 
 An engine is a function `complete(prompts) -> Iterator[Completion | Failure]`. It takes prompts from the iterator when
 it has room for them, so neither their number nor their order matters to its memory.
