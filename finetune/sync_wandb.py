@@ -61,7 +61,9 @@ def require_server() -> None:
 
 def send(path: Path) -> bool:
     print(f"sync_wandb: {path}", flush=True)
-    return subprocess.run([sys.executable, "-m", "wandb", "sync", str(path)], check=False).returncode == 0
+    environment = {**os.environ, "WANDB_DIR": str(path.parent.parent)}  # its logs go there, not to the current folder
+    command = [sys.executable, "-m", "wandb", "sync", str(path)]
+    return subprocess.run(command, env=environment, check=False).returncode == 0
 
 
 if __name__ == "__main__":
