@@ -56,9 +56,10 @@ def describe_run(
     own: Any, training: Any, model_folder: Path, manifest: dict[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the checkpoints depend on: flags that shape the numbers, and digests of dataset and student."""
+    from samples import require_dataset
+
     dataset_folder = Path(own.dataset_name)
-    if not dataset_folder.is_dir():
-        raise UserError(f"{dataset_folder}: no such dataset; data_prepare.py makes it")
+    require_dataset(dataset_folder)
     known = (manifest or {}).get("inputs", {})
     names = ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "seed")
     own_names = ("task_type", "max_source_length", "max_train_samples", "loss_on", "loss_average", "peft")
@@ -76,8 +77,7 @@ def describe_run(
         "student": describe_model(model_folder, known.get("student")),
     }
     if own.dev_dataset:
-        if not Path(own.dev_dataset).is_dir():
-            raise UserError(f"{own.dev_dataset}: no such dataset; data_prepare.py makes it")
+        require_dataset(Path(own.dev_dataset))
         inputs["dev"] = manifests.describe(Path(own.dev_dataset), known.get("dev"))
     return arguments, inputs
 

@@ -13,6 +13,11 @@ from teacherlm.errors import UserError
 from teacherlm.prompts import completion_start
 
 
+def require_dataset(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such dataset; data_prepare.py makes it")
+
+
 def load_split(folder: Path, task: Task, train: bool) -> Dataset:
     """The samples of a `datasets` folder, checked for the fields that are trained on.
 
@@ -22,8 +27,7 @@ def load_split(folder: Path, task: Task, train: bool) -> Dataset:
     Raises:
         UserError: no such folder, no such split, no such text field (those it has are listed), or no samples.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such dataset; data_prepare.py makes it")
+    require_dataset(folder)
     try:
         dataset = datasets.load_from_disk(str(folder))
     except IndexError:  # so the library says that there are no rows

@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[0] = str(HERE.parent / "enhance")  # the engines; and no module of this folder is meant by `enhance`
 sys.path.append(str(HERE))
 
-from measure import Contender, run_alternately, summarize, table, write_results  # noqa: E402
+from measure import Contender, choose, run_alternately, summarize, table, write_results  # noqa: E402
 
 from teacherlm.benchmarks import load_benchmark  # noqa: E402
 from teacherlm.models import find_model, local_folder  # noqa: E402
@@ -51,8 +51,7 @@ def main() -> None:
     if args.contender:
         print(json.dumps(measure(next(c for c in contenders if c.name == args.contender), args)))
         return
-    if args.contenders:
-        contenders = [c for name in args.contenders.split(",") for c in contenders if c.name == name]
+    contenders = choose(contenders, args.contenders)
     words = [f"--{name}={getattr(args, name)}" for name in ("model", "records", "num_tokens", "batch_size")]
     words += [f"--data={args.data}"] if args.data else []
     pythons = {VLLM.name: args.vllm_python} if args.vllm_python else {}

@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[0] = str(HERE.parent / "finetune")
 sys.path.append(str(HERE))
 
-from measure import Contender, run_alternately, summarize, table, write_results  # noqa: E402
+from measure import Contender, choose, run_alternately, summarize, table, write_results  # noqa: E402
 
 from teacherlm.benchmarks import load_benchmark  # noqa: E402
 from teacherlm.models import find_model, local_folder  # noqa: E402
@@ -73,8 +73,7 @@ def main() -> None:
         print(json.dumps(measure(args.contender, SCENARIOS[args.scenarios], args.data)))
         return
     contenders = [c for c in CONTENDERS if importlib.util.find_spec("trl") or not c.name.startswith("trl")]
-    if args.contenders:
-        contenders = [c for name in args.contenders.split(",") for c in contenders if c.name == name]
+    contenders = choose(contenders, args.contenders)
     results = []
     for name in args.scenarios.split(","):
         print(f"\n{name}: {SCENARIOS[name]}", flush=True)

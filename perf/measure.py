@@ -36,6 +36,13 @@ class Contender:
     once: bool = False
 
 
+def choose(contenders: Sequence[Contender], names: str | None) -> list[Contender]:
+    """Those that are named, with commas and in this order; None: all."""
+    if names is None:
+        return list(contenders)
+    return [contender for name in names.split(",") for contender in contenders if contender.name == name]
+
+
 def run_alternately(
     script: Path,
     contenders: Sequence[Contender],
