@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from teacherlm.errors import UserError
+from teacherlm.memory import keep_freed_memory
 
 
 def join_processes() -> None:
@@ -19,6 +20,7 @@ def join_processes() -> None:
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would warn that it found none
+        keep_freed_memory()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]

@@ -25,6 +25,7 @@ sys.path.append(str(HERE))
 from measure import Contender, choose, run_alternately, summarize, table, write_results  # noqa: E402
 
 from teacherlm.benchmarks import load_benchmark  # noqa: E402
+from teacherlm.memory import keep_freed_memory  # noqa: E402
 from teacherlm.models import find_model, local_folder  # noqa: E402
 from teacherlm.sources import read_split  # noqa: E402
 
@@ -52,13 +53,18 @@ SCENARIOS = {
 }
 CONTENDERS = [
     Contender("reference", "padded, full logits, gradient checkpointing", "float32"),
+    Contender("reference-bf16", "padded, full logits, gradient checkpointing", "bfloat16"),
     Contender("padded", "padded, full logits", "float32"),
     Contender("sorted", "padded, sorted by length, full logits", "float32", peer=True),
     Contender("trl-padded", "TRL's SFTTrainer", "float32", peer=True),
     Contender("trl-packed", "TRL's SFTTrainer, packing", "float32", peer=True),
+    Contender("trl-packed-bf16", "TRL's SFTTrainer, packing", "bfloat16", peer=True),
     Contender("ours", "this project", "float32"),
     Contender("ours-checkpointed", "this project, gradient checkpointing", "float32"),
+    Contender("ours-bf16", "this project", "bfloat16"),
+    Contender("ours-bf16-checkpointed", "this project, gradient checkpointing", "bfloat16"),
 ]
+"""bfloat16 is autocast's: weights, gradients and Adam's states stay in float32."""
 
 
 def main() -> None:
@@ -182,7 +188,8 @@ def make_trainer(name: str, scenario: Scenario, model: Any, tokenizer: Any, samp
         "disable_tqdm": True,
         "use_cpu": True,
         "seed": 1,
-        "gradient_checkpointing": name in ("reference", "ours-checkpointed"),
+        "bf16": "bf16" in name,
+        "gradient_checkpointing": name.startswith("reference") or name.endswith("checkpointed"),
     }
     if name.startswith("trl"):
         return make_trl_trainer(name, scenario, model, tokenizer, samples, common)
@@ -201,6 +208,7 @@ def make_our_trainer(model: Any, samples: Any, common: dict[str, Any]) -> Any:
     from trainer import FinetuneTrainer
     from transformers import TrainingArguments
 
+    keep_freed_memory()
     use_packing(model)
     use_chunked_loss(model)
     samples = samples.add_column("skipped", [0] * len(samples)).add_column("sample", range(len(samples)))
@@ -217,10 +225,13 @@ def make_our_trainer(model: Any, samples: Any, common: dict[str, Any]) -> Any:
 def make_trl_trainer(
     name: str, scenario: Scenario, model: Any, tokenizer: Any, samples: Any, common: dict[str, Any]
 ) -> Any:
-    """TRL with its defaults; packed rows are as long as the longest sample, as many as a step's samples fill."""
+    """TRL with its defaults but for dtype and checkpointing, which would cost it time.
+
+    Packed rows are as long as the longest sample, as many as fill a step.
+    """
     from trl import SFTConfig, SFTTrainer
 
-    packing = name == "trl-packed"
+    packing = name.startswith("trl-packed")
     longest = max(map(len, samples["input_ids"]))
     mean = sum(map(len, samples["input_ids"])) / len(samples)
     if packing:

@@ -61,51 +61,55 @@ def forks():
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(forks: Forks, tiny_llama: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory):
-    """Its folder, and how long it took."""
+def uninterrupted(forks: Forks, tiny_llama: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
-    for again in (folder.with_name("first"), folder):
-        began = time.monotonic()
-        forks.start(flags(tiny_llama, prepared / "SAMPLE", again))
-        assert forks.result() == 0
-    return folder, time.monotonic() - began
+    forks.start(flags(tiny_llama, prepared / "SAMPLE", folder))
+    assert forks.result() == 0
+    return folder
 
 
 def test_killed_at_random_moments(
-    forks: Forks, uninterrupted: tuple[Path, float], tiny_llama: Path, prepared: Path, tmp_path: Path
+    forks: Forks, uninterrupted: Path, tiny_llama: Path, prepared: Path, tmp_path: Path
 ) -> None:
-    expected, duration = uninterrupted
-    words = flags(tiny_llama, prepared / "SAMPLE", tmp_path / "run")
-    moments = random.Random(0)
+    """Each kill comes a little after a line of the log that is drawn by chance: in loading, a step, or a checkpoint."""
+    run, log = tmp_path / "run", tmp_path / "run" / "log.jsonl"
+    words = flags(tiny_llama, prepared / "SAMPLE", run)
+    lines = lines_of(uninterrupted / "log.jsonl")
+    draws = random.Random(0)
     killed = 0
-    steps = set()
+    lines_at_kills = set()
     while killed < KILLS:
+        line, pause = draws.randrange(lines), draws.uniform(0, 0.3)
         child = forks.start(words)
-        time.sleep(moments.uniform(0.3, 0.9) * duration)
+        while lines_of(log) < line and Path(f"/proc/{child}").exists():
+            time.sleep(0.001)
+        time.sleep(pause)
         with contextlib.suppress(ProcessLookupError):  # it was faster
             os.kill(child, signal.SIGKILL)
         killed += forks.result() == -signal.SIGKILL
-        log = tmp_path / "run" / "log.jsonl"
-        steps.add(len(log.read_text().splitlines()) if log.exists() else 0)
-        if (tmp_path / "run" / "manifest.json").exists():  # begin again
-            done = (tmp_path / "run").rename(tmp_path / f"done-{len(list(tmp_path.iterdir()))}")
-            assert (read_log(done), weights(done)) == (read_log(expected), weights(expected))
+        lines_at_kills.add(lines_of(log))
+        if (run / "manifest.json").exists():  # begin again
+            done = run.rename(tmp_path / f"done-{len(list(tmp_path.iterdir()))}")
+            assert (read_log(done), weights(done)) == (read_log(uninterrupted), weights(uninterrupted))
     forks.start(words)
     assert forks.result() == 0
-    assert len(steps) > 2
-    assert (read_log(tmp_path / "run"), weights(tmp_path / "run")) == (read_log(expected), weights(expected))
+    assert len(lines_at_kills) > 2
+    assert (read_log(run), weights(run)) == (read_log(uninterrupted), weights(uninterrupted))
+
+
+def lines_of(log: Path) -> int:
+    return len(log.read_bytes().splitlines()) if log.exists() else 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_signal_saves_and_the_same_command_goes_on(
     number: signal.Signals,
     forks: Forks,
-    uninterrupted: tuple[Path, float],
+    uninterrupted: Path,
     tiny_llama: Path,
     prepared: Path,
     tmp_path: Path,
 ) -> None:
-    expected, _ = uninterrupted
     folder = tmp_path / "run"
     words = [*flags(tiny_llama, prepared / "SAMPLE", folder), "--logging_steps", 4]
     child = forks.start(words)
@@ -118,8 +122,8 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     forks.start(words)
     assert forks.result() == 0
     assert not marker.parent.exists()
-    assert read_log(folder) == read_log(expected)
-    assert weights(folder) == weights(expected)
+    assert read_log(folder) == read_log(uninterrupted)
+    assert weights(folder) == weights(uninterrupted)
 
 
 def test_the_script_hands_the_signal_on(tiny_llama: Path, prepared: Path, tmp_path: Path) -> None:
