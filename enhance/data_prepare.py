@@ -14,7 +14,7 @@ import argparse
 import contextlib
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ from teacherlm.files import require_writable, set_aside, whole_folder
 from teacherlm.prompts import KINDS, full_tail, remove_duplicated_block
 from teacherlm.records import Record, read_records, write_records
 from teacherlm.sources import read_split, source_files
+
+FEWSHOT = "fewshot"
+"""Folder in a test set's: examples that are not in it."""
+FEWSHOT_SAMPLES = 256
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -43,6 +47,7 @@ def parse_arguments() -> argparse.Namespace:
         default=ROOT / "evaluate" / "lm_eval" / "datasets",
         help="where the folder with the test set goes (default: evaluate/lm_eval/datasets)",
     )
+    parser.add_argument("--test_only", action="store_true", help="make the test set and nothing else")
     parser.add_argument("--limit", type=int, help="the first so many training samples only")
     parser.add_argument(
         "--post_process", action="store_true", help="post-process what is in --output_dir, and only that"
@@ -57,6 +62,10 @@ def main() -> None:
     args = parse_arguments()
     benchmark = load_benchmark(args.benchmark)
     require_writable(args.output_dir)
+    if args.test_only:
+        require_writable(args.test_dir)
+        prepare_tests(benchmark, args.data, args.test_dir)
+        return
     enhanced = enhanced_files(benchmark, args.output_dir)
     if args.post_process and not enhanced:
         expected = args.output_dir / f"{benchmark.title}_cot.jsonl"
@@ -98,6 +107,7 @@ def prepare(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Pat
         with own_work(jsonl), saving(partial(test_samples, benchmark, data), test) as tested:
             # The types are gathered although only the dataset below needs them: so they fail here, or not at all.
             train = write_records(jsonl, gather_types(prepared(benchmark, "train", data, limit), {}))
+        save_fewshot(benchmark, data, test)
         print(f"prepare: {jsonl} has {train} training samples, {test} has {tested} test samples")
         manifests.write_manifest(
             manifest_path,
@@ -111,6 +121,31 @@ def prepare(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Pat
         mark_of(jsonl).unlink()
     if not enhanced_files(benchmark, folder):
         save_prompts(benchmark, data, saved, jsonl, limit)
+
+
+def prepare_tests(benchmark: Benchmark, data: Path | None, test_dir: Path) -> None:
+    """Write the test set alone, with its few-shot examples when their split is there."""
+    started = time.time()
+    test = test_dir / benchmark.name
+    manifest = manifests.read_manifest(manifests.manifest_of(test))
+    inputs = describe_source(benchmark, data, manifest, ("test",))
+    if not manifests.changes(manifest, "prepare", {"benchmark": benchmark.name}, inputs):
+        print(
+            f"prepare: done already, nothing to do ({manifests.manifest_of(test)} matches {benchmark.title}'s source)"
+        )
+        return
+    tested = save(partial(test_samples, benchmark, data), test)
+    save_fewshot(benchmark, data, test)
+    manifests.write_manifest(
+        manifests.manifest_of(test),
+        stage="prepare",
+        arguments={"benchmark": benchmark.name},
+        inputs=inputs,
+        outputs={"test set": manifests.describe(test)},
+        counts={"test": tested},
+        started=started,
+    )
+    print(f"prepare: {test} has {tested} test samples")
 
 
 def mark_of(jsonl: Path) -> Path:
@@ -131,10 +166,12 @@ def own_work(jsonl: Path) -> Iterator[None]:
         raise
 
 
-def describe_source(benchmark: Benchmark, data: Path | None, manifest: dict[str, Any] | None) -> dict[str, Any]:
+def describe_source(
+    benchmark: Benchmark, data: Path | None, manifest: dict[str, Any] | None, splits: Iterable[str] | None = None
+) -> dict[str, Any]:
     """Digests of what the prepared files depend on: the YAML and the source's files, or the hub's name."""
     known = (manifest or {}).get("inputs", {})
-    files = source_files(benchmark, data)
+    files = source_files(benchmark, data, splits)
     if files:
         root = Path(benchmark.path.parent / benchmark.local) if data is None else data
         source = manifests.describe(root, known.get("source"), files)
@@ -151,6 +188,22 @@ def prepared(benchmark: Benchmark, split: str, data: Path | None, limit: int | N
 def test_samples(benchmark: Benchmark, data: Path | None) -> Iterator[tuple[str, Record]]:
     for where, sample in read_split(benchmark, "test", data):
         benchmark.refuse_reserved(sample, where)  # it gets prompts in the DatasetDict
+        yield where, benchmark.test_sample(sample, where)
+
+
+def save_fewshot(benchmark: Benchmark, data: Path | None, test: Path) -> None:
+    """Put examples for few-shot prompts beside the test set, if their split is there."""
+    try:
+        save(partial(fewshot_samples, benchmark, data), test / FEWSHOT)
+    except UserError as error:
+        print(f"prepare: without few-shot examples: {error}")
+
+
+def fewshot_samples(benchmark: Benchmark, data: Path | None) -> Iterator[tuple[str, Record]]:
+    """Examples for few-shot prompts: all of the split `dev`, where there is one (MMLU's five a subject), else the first
+    of the training split."""
+    split, count = ("dev", None) if "dev" in benchmark.splits else ("train", FEWSHOT_SAMPLES)
+    for where, sample in read_split(benchmark, split, data, count):
         yield where, benchmark.test_sample(sample, where)
 
 

@@ -9,12 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from progress_file import ProgressFile
-
 from teacherlm import manifests
 from teacherlm.errors import UserError
 from teacherlm.files import set_aside
 from teacherlm.models import Model, describe_model, local_folder
+from teacherlm.progress_file import ProgressFile
 from teacherlm.prompts import KINDS
 from teacherlm.records import Record, read_records, write_records
 

@@ -1,61 +1,141 @@
-"""Tasks by name: a file in lm_eval/tasks/, or a benchmark's YAML alone."""
+"""Tasks by name: a file in lm_eval/tasks/, a benchmark's YAML alone, a part or group of a benchmark, lm-eval's own."""
 
 import difflib
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import datasets
 from task_api import Task, load_task_file
 
 from teacherlm import benchmarks
-from teacherlm.errors import UserError
+from teacherlm.benchmarks import Benchmark
+from teacherlm.errors import UserError, reason, shown
+from teacherlm.prompts import LETTERS
 
 HERE = Path(__file__).resolve().parent
 TASKS = HERE / "lm_eval" / "tasks"
 DATASETS = HERE / "lm_eval" / "datasets"
+NEW_TASK = "new_task"
+"""The file that users copy."""
 TEMPLATE = "creak"
 """The task file that a benchmark without one of its own is scored by."""
 
 
-def make_task(name: str, datasets: Path, num_fewshot: int, seed: int) -> Task:
-    """The task of that name, with its test set loaded.
+def make_tasks(name: str, folder: Path, num_fewshot: int | None, seed: int, include: Path | None) -> dict[str, Any]:
+    """The tasks of that name, one or many (`mmlu`, `mmlu_stem`), with their test sets loaded.
 
     Args:
-        datasets: the folder of test sets; a task file's relative `lm_eval/datasets/X` means `datasets/X`.
-        num_fewshot: examples before each question.
-        seed: draws them.
+        folder: of the test sets; a task file's relative `lm_eval/datasets/X` means `folder/X`.
+        num_fewshot: examples before each question; None: none, or what lm-eval's own task has.
+        seed: draws them; with 0 it is the first ones of those there are.
+        include: a folder with more task files.
 
     Raises:
         UserError: no such task (near names are listed), or its test set is missing or not what the task reads.
     """
-    kind = task_class(name)
-    path = Path(kind.DATASET_PATH or "")
-    if path.parts[:2] == ("lm_eval", "datasets"):
-        path = datasets / Path(*path.parts[2:])
-        kind.DATASET_PATH = str(path)
-        check_test_set(path, name)
-    task = kind()
-    task.set_config("task", name)
-    task.set_config("num_fewshot", num_fewshot)
-    task.set_fewshot_seed(seed)
-    return task
+    files = task_files(include)
+    kinds = task_classes(name, folder, files)
+    if kinds is None:
+        return library_tasks(name, num_fewshot, seed, [*files, *benchmarks.names()])
+    tasks = {}
+    for title, kind in kinds.items():
+        path = Path(kind.DATASET_PATH or "")
+        if path.parts[:2] == ("lm_eval", "datasets"):
+            path = folder / Path(*path.parts[2:])
+            kind.DATASET_PATH = str(path)
+            check_test_set(path, name, getattr(kind, "CHOICES", None))
+        kind.SEED = seed
+        task = kind()
+        task.set_config("task", title)
+        task.set_config("num_fewshot", num_fewshot or 0)
+        task.set_fewshot_seed(seed)
+        check_fewshot(task, title, num_fewshot or 0)
+        tasks[title] = task
+    return tasks
 
 
-def task_class(name: str) -> type[Task]:
-    files = {path.stem: path for path in TASKS.glob("*.py") if path.stem != "new_task"}
+def task_files(include: Path | None) -> dict[str, Path]:
+    """Task files by name; those of `include` come before this project's."""
+    folders = [TASKS, *([include] if include else [])]
+    return {path.stem: path for folder in folders for path in folder.glob("*.py") if path.stem != NEW_TASK}
+
+
+def task_classes(name: str, folder: Path, files: Mapping[str, Path]) -> dict[str, type[Task]] | None:
+    """The class of each task of a name of this project; None for another name."""
     if name in files:
-        classes = load_task_file(files[name])
-        return classes[0]
-    if name not in benchmarks.names():
-        known = sorted({*files, *benchmarks.names()})
-        near = difflib.get_close_matches(name, known, cutoff=0.5) or known
+        return {name: load_task_file(files[name])[0]}
+    if name in benchmarks.names():
+        benchmark = benchmarks.load_benchmark(name)
+        if benchmark.file_field is None:
+            return {name: multiple_choice(benchmark)}
+        return dict(parts_of(benchmark, folder, None))
+    for title in benchmarks.names():
+        benchmark = benchmarks.load_benchmark(title)
+        if benchmark.file_field is not None and name.startswith(f"{title}_"):
+            found = dict(parts_of(benchmark, folder, name.removeprefix(f"{title}_")))
+            if found:
+                return found
+    return None
+
+
+def multiple_choice(benchmark: Benchmark, value: str | None = None) -> type[Task]:
+    """The task of a benchmark's YAML, or of the part of it whose field `file_field` has that value."""
+    base = load_task_file(TASKS / f"{TEMPLATE}.py")[0]
+    part = None if value is None else (benchmark.file_field, value)
+    path = f"lm_eval/datasets/{benchmark.name}"
+    return type(benchmark.name, (base,), {"DATASET_PATH": path, "CHOICES": len(benchmark.choices), "PART": part})
+
+
+def parts_of(benchmark: Benchmark, folder: Path, wanted: str | None) -> Iterator[tuple[str, type[Task]]]:
+    """(`mmlu_anatomy`, its task) for each part of a benchmark, each of a group of them, or one."""
+    path = folder / benchmark.name
+    check_test_set(path, benchmark.name, len(benchmark.choices))
+    values = sorted(set(datasets.load_from_disk(str(path))[benchmark.file_field]))
+    if wanted is not None:
+        values = [value for value in values if value in benchmark.groups.get(wanted, [wanted])]
+    for value in values:
+        yield f"{benchmark.name}_{value}", multiple_choice(benchmark, value)
+
+
+def categories(name: str, tasks: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Group of a benchmark -> those of the tasks that are in it; empty for what has no groups."""
+    title = next((title for title in benchmarks.names() if name == title or name.startswith(f"{title}_")), None)
+    groups = benchmarks.load_benchmark(title).groups if title else {}
+    found = {
+        group: [f"{title}_{value}" for value in values if f"{title}_{value}" in tasks]
+        for group, values in groups.items()
+    }
+    return {group: names for group, names in found.items() if names}
+
+
+def library_tasks(name: str, num_fewshot: int | None, seed: int, known: list[str]) -> dict[str, Any]:
+    """lm-eval's own tasks of a name, whose data comes from the hub.
+
+    Args:
+        known: names of this project, for the message that there is no such task.
+    """
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager()
+    if name not in manager.all_tasks:
+        own = sorted(set(known))
+        near = difflib.get_close_matches(name, [*own, *manager.all_tasks], cutoff=0.6) or own
         raise UserError(f"no task {name!r}; there are: {', '.join(near)}")
-    choices = len(benchmarks.load_benchmark(name).choices)
-    base = load_task_file(files[TEMPLATE])[0]
-    return type(name, (base,), {"DATASET_PATH": f"lm_eval/datasets/{name}", "CHOICES": choices})
+    try:
+        tasks = manager.load([name])["tasks"]
+    except Exception as error:  # of the hub, of the network, of the task's own code
+        raise UserError(f"lm-eval's task {name} cannot be loaded: {reason(error)}") from error
+    for task in tasks.values():
+        task.set_fewshot_seed(seed)
+        if num_fewshot is not None:
+            task.set_config("num_fewshot", num_fewshot)
+    return tasks
 
 
-def check_test_set(path: Path, name: str) -> None:
-    """Raise a UserError unless `path` is a saved dataset whose samples have `question` and `answer`."""
+def check_test_set(path: Path, name: str, choices: int | None) -> None:
+    """Raise a UserError unless `path` holds samples, each with a `question` and an `answer` among the choices."""
     if not (path / "dataset_info.json").is_file():
         raise UserError(
             f"{path}: the test set of {name} is missing; make it with: "
@@ -65,3 +145,19 @@ def check_test_set(path: Path, name: str) -> None:
     for needed in ("question", "answer"):
         if needed not in features:
             raise UserError(f"{path}: its samples have no field {needed!r}; they have: {', '.join(features)}")
+    answers = datasets.load_from_disk(str(path))["answer"]
+    if not len(answers):
+        raise UserError(f"{path}: there are no samples in it")
+    accepted = {f"({letter})" for letter in LETTERS[: choices or len(LETTERS)]}
+    for number, answer in enumerate(answers):
+        if answer not in accepted:
+            expected = f"(A) to ({LETTERS[(choices or len(LETTERS)) - 1]})"
+            raise UserError(f"{path}, sample {number}: the answer is {shown(answer)}; one of {expected} was expected")
+
+
+def check_fewshot(task: Task, name: str, count: int) -> None:
+    if not count or not isinstance(task, Task):
+        return
+    pool = len(list(task.training_docs())) if task.has_training_docs() else None
+    if pool is not None and pool < count:
+        raise UserError(f"--num_fewshot {count}: {name} has {pool} examples")

@@ -7,49 +7,95 @@ Source: the evaluation of TeacherLM (He et al. 2023, arXiv 2310.19019) on Eleuth
 """
 
 import argparse
-import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from teacherlm import manifests, tables
-from teacherlm.errors import Parser, UserError, run
+from teacherlm.errors import Parser, UserError, reason, run
 from teacherlm.files import require_writable, whole_file
 from teacherlm.models import describe_model, find_model, local_folder
 from teacherlm.records import write_records
 
+FAMILIES = ("hf", "hf-causal", "hf-causal-experimental", "bloom", "opt")
+DTYPES = ("float32", "bfloat16", "float16")
+WATCH_SECONDS = 30
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["hf", "bloom", "opt"], default="hf", help="the family; all load alike")
+    parser.add_argument("--model", choices=FAMILIES, default="hf", help="the family; all load alike")
     parser.add_argument(
-        "--model_args", required=True, help="pretrained=MODEL: a name in models/, a folder, or a hub id"
+        "--model_args",
+        required=True,
+        help="pretrained=MODEL: a name in models/, a folder, or a hub id; dtype=... as --dtype",
     )
     parser.add_argument("--tasks", required=True, help="names with commas: files in lm_eval/tasks/, or benchmarks/")
     parser.add_argument("--checkpoints", type=Path, help="score each checkpoint-N of this folder too")
+    parser.add_argument(
+        "--watch", action="store_true", help="wait for more of the --checkpoints until their finetuning has ended"
+    )
     parser.add_argument(
         "--output_path", type=Path, default=Path("results"), help="folder of the results (default: results)"
     )
     parser.add_argument(
         "--datasets", type=Path, help="folder of the test sets (default: lm_eval/datasets beside this file)"
     )
-    parser.add_argument("--num_fewshot", type=int, default=0)
-    parser.add_argument("--batch_size", type=int, help="default: the model's YAML, else 8")
+    parser.add_argument("--include_path", type=Path, help="a folder with more task files")
+    parser.add_argument(
+        "--num_fewshot", type=int, help="examples before each question (default: 0, or what lm-eval's own task has)"
+    )
+    parser.add_argument("--batch_size", help="inputs at once, at most (default: the model's YAML, else auto)")
+    parser.add_argument(
+        "--joint_tokenization",
+        action="store_true",
+        help="tokenize context and choice together, as lm-eval does (default: apart, as the reference)",
+    )
+    parser.add_argument(
+        "--permutations",
+        default="none",
+        choices=["none", "cyclic", "all"],
+        help="ask each question with its choices in several orders, and average (default: none)",
+    )
+    parser.add_argument("--shard", default="0/1", help="I/N: the Ith of N shares, 0 the first; the last to end merges")
     parser.add_argument("--device", help="cpu, cuda, or the number of a GPU (default: a GPU when there is one)")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--limit", type=int, help="the first so many samples only: for trying out, not for results")
     parser.add_argument("--seed", type=int, default=0, help="draws the few-shot examples")
     parser.add_argument("--no_cache", action="store_true", help=argparse.SUPPRESS)  # the reference's; there is no cache
     args = parser.parse_args()
-    key, _, args.pretrained = args.model_args.partition("=")
-    if key != "pretrained" or not args.pretrained:
-        raise UserError(f"--model_args: pretrained=MODEL was expected, found {args.model_args!r}")
+    args.pretrained, dtype = model_args(args.model_args)
+    args.dtype = dtype or args.dtype
     args.tasks = [name for name in args.tasks.split(",") if name]
     if not args.tasks:
         raise UserError("--tasks: at least one name was expected")
+    if args.batch_size in (None, "auto"):
+        args.batch_size = None
+    elif not args.batch_size.isdigit() or int(args.batch_size) < 1:
+        raise UserError(f"--batch_size: a positive number or auto was expected, found {args.batch_size!r}")
+    else:
+        args.batch_size = int(args.batch_size)
+    try:
+        index, count = map(int, args.shard.split("/"))
+        if not 0 <= index < count:
+            raise ValueError
+    except ValueError:
+        raise UserError(f"--shard: I/N with 0 <= I < N was expected, found {args.shard!r}") from None
+    args.shard = (index, count)
     return args
+
+
+def model_args(text: str) -> tuple[str, str | None]:
+    """The model and the dtype of `pretrained=MODEL[,dtype=DTYPE]`; a comma that belongs to MODEL stays in it."""
+    text, mark, dtype = text.rpartition(",dtype=")
+    if not mark:
+        text, dtype = dtype, ""
+    key, _, model = text.partition("=")
+    if key != "pretrained" or not model or (mark and dtype not in DTYPES):
+        raise UserError(f"--model_args: pretrained=MODEL[,dtype=...] was expected, found {text + mark + dtype!r}")
+    return model, dtype or None
 
 
 def main() -> None:
@@ -57,27 +103,83 @@ def main() -> None:
     require_writable(args.output_path)
     base = find_model(args.pretrained)
     args.batch_size = args.batch_size or base.recommended("evaluate.batch")
+    loaded = Loader(args)
     results = []
-    for label, folder in [(base.name, local_folder(base)), *checkpoints(args.checkpoints)]:
-        loaded = functools.cache(functools.partial(load, folder, args))  # once, and only if a task needs it
-        results += [evaluate(args, label, folder, task, loaded) for task in args.tasks]
+    for label, folder in [(base.name, local_folder(base)), *checkpoints(args)]:
+        for task in args.tasks:
+            results += evaluate(args, label, folder, task, loaded)
     print(table(results))
 
 
-def load(folder: Path, args: argparse.Namespace) -> Any:
-    from scoring import load_model
+class Loader:
+    """Loads models one after the other: of a run's checkpoints, only the weights change."""
 
-    return load_model(folder, args.device, args.dtype, args.batch_size)
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.folder: Path | None = None
+        self.model: Any = None
+
+    def __call__(self, folder: Path) -> Any:
+        if folder == self.folder:
+            return self.model
+        from language_model import LanguageModel
+
+        args = self.args
+        if not (self.folder and same_tokenizer(folder, self.folder) and self.model.swap(folder)):
+            self.model = None  # its memory is needed for the next
+            self.model = LanguageModel(folder, args.device, args.dtype, args.joint_tokenization, args.batch_size)
+        self.folder = folder
+        return self.model
 
 
-def checkpoints(folder: Path | None) -> list[tuple[str, Path]]:
-    """(RUN/checkpoint-N, its folder) for each checkpoint of a run, in the order of their steps."""
-    if folder is None:
-        return []
-    found = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
-    if not found:
-        raise UserError(f"{folder}: no checkpoint-N there; finetune.sh makes them")
-    return [(f"{folder.resolve().name}/{path.name}", path) for path in sorted(found, key=step)]
+def same_tokenizer(one: Path, other: Path) -> bool:
+    files = [folder / "tokenizer.json" for folder in (one, other)]
+    return all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes()
+
+
+def checkpoints(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+    """(RUN/checkpoint-N, its folder) for each whole checkpoint of the run, in the order of their steps.
+
+    With --watch new ones too, until finetune.py has written the run's manifest.
+    """
+    run = args.checkpoints
+    if run is None:
+        return
+    seen: set[Path] = set()
+    while True:
+        ended = manifests.manifest_of(run).exists()  # asked first: what it lists is there then
+        found = [path for path in run.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
+        for path in sorted(set(found) - seen, key=step):
+            seen.add(path)
+            if fault := what_is_missing(path):
+                print(f"evaluate: {run.name}/{path.name}: skipped, it is not whole: {fault}", flush=True)
+            else:
+                yield f"{run.resolve().name}/{path.name}", path
+        if not args.watch or ended:
+            break
+        time.sleep(WATCH_SECONDS)
+    if not seen:
+        raise UserError(f"{run}: no checkpoint-N there; finetune.sh makes them")
+
+
+def what_is_missing(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be loaded: a file that is not there or shorter than it says; None when it is whole."""
+    from safetensors import SafetensorError, safe_open
+
+    if not (checkpoint / "config.json").is_file() and not (checkpoint / "adapter_config.json").is_file():
+        return "no config.json"
+    index = checkpoint / "model.safetensors.index.json"
+    files = set(checkpoint.glob("*.safetensors"))
+    if index.is_file():
+        files |= {checkpoint / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    if not files and not list(checkpoint.glob("*.bin")):
+        return "no weights"
+    for file in sorted(files):
+        try:
+            safe_open(file, "pt")
+        except (OSError, SafetensorError) as error:
+            return f"{file.name}: {reason(error)}"
+    return None
 
 
 def step(path: Path) -> int:
@@ -85,26 +187,41 @@ def step(path: Path) -> int:
 
 
 def evaluate(
-    args: argparse.Namespace, label: str, folder: Path, task: str, loaded: Callable[[], Any]
-) -> dict[str, Any]:
-    """The result of one model on one task: read when it is there and still holds, scored otherwise."""
+    args: argparse.Namespace, label: str, folder: Path, task: str, loaded: Callable[[Path], Any]
+) -> list[dict[str, Any]]:
+    """The results of one model on one task: read when they are there and still hold, scored otherwise.
+
+    Nothing, when other processes have not yet done their shares.
+    """
     started = time.time()
     path = args.output_path / label / f"{task}.json"
     manifest = manifests.read_manifest(manifests.manifest_of(path))
     known = (manifest or {}).get("inputs", {})
-    inputs = {"model": describe_model(folder, known.get("model")), **describe_task(args.datasets, task, known)}
-    arguments = {name: getattr(args, name) for name in ("num_fewshot", "dtype", "limit", "seed")}
+    inputs = {"model": describe_model(folder, known.get("model")), **describe_task(args, task, known)}
+    names = ("num_fewshot", "dtype", "limit", "seed", "joint_tokenization", "permutations")
+    arguments = {name: getattr(args, name) for name in names}
     if not manifests.changes(manifest, "evaluate", arguments, inputs):
         print(f"evaluate: {label} on {task}: done already, nothing to do ({path} matches its inputs)")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return [json.loads(path.read_text(encoding="utf-8"))]
 
-    from find_tasks import DATASETS, make_task
-    from scoring import score
+    from find_tasks import DATASETS, categories, make_tasks
+    from permutations import use_permutations
+    from scoring import combine
 
     print(f"evaluate: {label} on {task}", flush=True)
-    made = make_task(task, args.datasets or DATASETS, args.num_fewshot, args.seed)
-    result, samples = score(loaded(), made, task, args.limit)
-    result = {"model": label, "path": str(folder), **result, **arguments, "tokenization": "context and choice apart"}
+    tasks = make_tasks(task, args.datasets or DATASETS, args.num_fewshot, args.seed, args.include_path)
+    for name, made in tasks.items():
+        use_permutations(made, args.permutations, name)
+    model = loaded(folder)
+    work = {**arguments, **{name: described["sha256"] for name, described in inputs.items()}}
+    work |= {"tokens": model.tokens_at_a_time(), "samples": model.samples}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scored = score_share(model, tasks, args, path, work)
+    if scored is None:
+        return []
+    results, samples = scored
+    result = results[0] if list(tasks) == [task] else combine(task, results, categories(task, tasks))
+    result = {"model": label, "path": str(folder), **result, **arguments, **model.described()}
     samples_path = path.with_name(f"{task}_samples.jsonl")
     write_records(samples_path, samples)
     with whole_file(path) as file:
@@ -119,25 +236,79 @@ def evaluate(
         counts={"samples": len(samples), "seconds": round(time.time() - started, 1)},
         started=started,
     )
-    return result
+    for file in progress_files(path):
+        file.unlink(missing_ok=True)
+    return [result]
 
 
-def describe_task(datasets: Path | None, task: str, known: dict[str, Any]) -> dict[str, Any]:
+def score_share(
+    model: Any, tasks: dict[str, Any], args: argparse.Namespace, path: Path, work: dict[str, Any]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]] | None:
+    """Do this process's share of the work, each batch on disk as it ends; all results, or None while some are missing.
+
+    Of several processes the one that ends last finds the shares of all.
+    """
+    from language_model import Share
+    from scoring import score
+
+    from teacherlm.progress_file import ProgressFile, peek
+
+    index, count = args.shard
+    own = path.with_name(f".{path.stem}.share-{index}-of-{count}.progress")
+    progress = ProgressFile(own, work, restart=True)
+    if len(progress):
+        print(f"evaluate: {len(progress)} batches were done before, going on")
+    for _ in range(2):  # once to compute what is missing, and once to see what the others did in the meantime
+        others: dict[int, dict[str, Any]] = {}
+        for file in progress_files(path):
+            others |= peek(file, work) if file != own else {}
+        share = Share(progress, index, count, others)
+        model.begin(share)
+        scored = score(model, tasks, args.limit)
+        if not share.missing:
+            progress.close()
+            return scored
+    progress.close()
+    print(f"evaluate: share {index}/{count} is done; {share.missing} batches are other processes'")
+    return None
+
+
+def progress_files(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f".{path.stem}.share-*.progress"))
+
+
+def describe_task(args: argparse.Namespace, task: str, known: dict[str, Any]) -> dict[str, Any]:
     """Digests of what the questions come from: the test set and the task file, those that there are."""
     here = Path(__file__).resolve().parent / "lm_eval"
-    places = {"test set": (datasets or here / "datasets") / task, "task file": here / "tasks" / f"{task}.py"}
+    sets = args.datasets or here / "datasets"
+    name = next((name for name in (task, *parents(task)) if (sets / name).is_dir()), task)
+    files = [folder / f"{task}.py" for folder in (args.include_path, here / "tasks") if folder]
+    places = {"test set": sets / name, "task file": next((file for file in files if file.exists()), files[0])}
     return {name: manifests.describe(path, known.get(name)) for name, path in places.items() if path.exists()}
+
+
+def parents(task: str) -> Iterator[str]:
+    """Names that a task may be a part of: of `mmlu_stem`, `mmlu`."""
+    while "_" in task:
+        task = task.rpartition("_")[0]
+        yield task
 
 
 def table(results: list[dict[str, Any]]) -> str:
     """A table of the results, with standard errors, as lm-eval prints it."""
     rows = [("model", "task", "n", "acc", "stderr", "95 % interval")]
-    for r in results:
-        low, high = r["interval_95"]
-        interval = f"{low:.4f} - {high:.4f}"
-        error = "-" if r["stderr"] is None else f"± {r['stderr']:.4f}"  # one sample has none
-        rows.append((r["model"], r["task"], str(r["n"]), f"{r['value']:.4f}", error, interval))
+    for result in results:
+        rows += [row(result["model"], part["task"], part) for part in result.get("tasks", ())]
+        for group, part in result.get("groups", {}).items():
+            rows.append(row(result["model"], f"{result['task']}: {group}", part))
+        rows.append(row(result["model"], result["task"], result))
     return tables.table(rows)
+
+
+def row(model: str, name: str, result: dict[str, Any]) -> tuple[str, ...]:
+    interval = "-" if result["interval_95"] is None else "{:.4f} - {:.4f}".format(*result["interval_95"])
+    error = "-" if result["stderr"] is None else f"± {result['stderr']:.4f}"  # one sample has none
+    return (model, name, str(result["n"]), f"{result['value']:.4f}", error, interval)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,11 @@ usage() {
 usage: bash $(basename -- "$0") MODEL TASK[,TASK ...] [FLAG ...]
 
   MODEL     a name in models/, a folder (a checkpoint-N too), or a hub id
-  TASK      creak, ecqa, strategy_qa, or another file in lm_eval/tasks/ or benchmarks/
+  TASK      creak, ecqa, strategy_qa, mmlu, mmlu_stem, mmlu_anatomy, another file in lm_eval/tasks/ or benchmarks/,
+            or one of lm-eval's own
   FLAG ...  go to main.py: --batch_size, --output_path, --checkpoints, ... (main.py --help)
+
+  NUM_GPUS  processes that share the questions, a GPU each (default: all that are seen); without a GPU they share the CPU
 EOF
 }
 
@@ -20,4 +23,24 @@ here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 python=${PYTHON:-$here/../.venv/bin/python}
 [[ -x $python ]] || python=python3
 
-exec "$python" "$here/main.py" --model hf --model_args "pretrained=$model" --tasks "$tasks" "${@:3}"
+seen_gpus() {
+    command -v nvidia-smi >/dev/null || { echo 0; return; }
+    "$python" -c 'import torch; print(torch.cuda.device_count())'
+}
+
+count=${NUM_GPUS:-$(seen_gpus)}
+command=("$python" "$here/main.py" --model hf --model_args "pretrained=$model" --tasks "$tasks")
+((count > 1)) || exec "${command[@]}" "${@:3}"
+
+# The last one to end writes the results; a failure of one ends all.
+processes=()
+trap 'kill "${processes[@]}" 2>/dev/null || true' EXIT
+for ((share = 0; share < count; share++)); do
+    "${command[@]}" --shard "$share/$count" --device "$share" "${@:3}" &
+    processes+=($!)
+done
+for _ in "${processes[@]}"; do
+    status=0
+    wait -n || status=$?
+    ((status == 0)) || exit "$status"
+done

@@ -1,83 +1,130 @@
-"""Score a model on tasks: lm-eval's evaluator and its Hugging Face model, with the reference's tokenization."""
+"""Score tasks with lm-eval's evaluator: accuracy, errors, and what the model said to each sample."""
 
 import logging
-import sys
-from pathlib import Path
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
+from language_model import LanguageModel
 from lm_eval import evaluator
-from lm_eval.models.huggingface import HFLM
-from scipy.stats import binomtest
-from task_api import Task
-
-from teacherlm import loading
-from teacherlm.errors import UserError
+from scipy.stats import binomtest, norm
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about settings that are not used here
 
+Z_95 = norm.ppf(0.975)
+BOOTSTRAPS = 1000
+"""For the standard errors of metrics that are no means; the library takes 100,000, which is minutes for an F1."""
 
-class SeparateTokens(HFLM):
-    """lm-eval's model, but context and choice are tokenized apart and without special tokens, as the reference does.
 
-    The library tokenizes them jointly, which gives other tokens wherever a merge crosses the border.
+def score(
+    model: LanguageModel, tasks: Mapping[str, Any], limit: int | None
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Score some tasks; returns a result for each (metrics, errors, counts) and one record a sample."""
+    scored = evaluator.evaluate(model, {"tasks": dict(tasks), "groups": {}}, limit=limit, bootstrap_iters=BOOTSTRAPS)
+    results, records = [], []
+    for name, task in tasks.items():
+        samples = scored["samples"][name]
+        results.append(result_of(name, scored["results"][name], samples, metrics_of(task)))
+        records += [{"task": name, **sample_record(sample, getattr(task, "debias", None))} for sample in samples]
+    return results, records
+
+
+def metrics_of(task: Any) -> list[str]:
+    """The names of a task's metrics; accuracy first, where it is one of them."""
+    names = list(task.aggregation())
+    return sorted(names, key=lambda name: name != "acc")
+
+
+def result_of(name: str, metrics: Mapping[str, Any], samples: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
+    """The result of a task. `metric` is the first of `names`, `metrics` has all of them.
+
+    The 95 % interval of a share of right answers is Wilson's (1927), which holds for few samples and for accuracies
+    near 0 and 1 too; that of another mean is the normal one of its standard error.
     """
-
-    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        return (
-            self.tok_encode(context, add_special_tokens=False),
-            self.tok_encode(continuation, add_special_tokens=False),
-        )
-
-    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
-
-
-def load_model(folder: Path, device: str | None, dtype: str, batch_size: int) -> HFLM:
-    if device is not None and device.isdigit():
-        device = f"cuda:{device}"
-    if device is None or (device.startswith("cuda") and not torch.cuda.is_available()):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = loading.load_model(folder, dtype=getattr(torch, dtype)).to(device)
-    return SeparateTokens(pretrained=model, tokenizer=loading.load_tokenizer(folder), batch_size=batch_size)
-
-
-def score(model: HFLM, task: Task, name: str, limit: int | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Score one task; returns the result (accuracy, errors, counts) and one record a sample.
-
-    The 95 % interval is Wilson's (1927), which holds for few samples and for accuracies near 0 and 1 too.
-
-    Raises:
-        UserError: the task has no accuracy.
-    """
-    if "acc" not in task.aggregation():
-        raise UserError(f"the task {name} aggregates {', '.join(task.aggregation())}; acc was expected among them")
-    scored = evaluator.evaluate(model, {"tasks": {name: task}, "groups": {}}, limit=limit)
-    metrics = scored["results"][name]
-    samples = [sample_record(sample) for sample in scored["samples"][name]]
-    correct = round(sum(sample["acc"] for sample in samples))
-    interval = binomtest(correct, len(samples)).proportion_ci(method="wilson")
+    found = {metric: number(metrics, metric) for metric in names}
+    errors = {metric: number(metrics, f"{metric}_stderr") for metric in names}
+    first = names[0]
+    values = [sample.get(first) for sample in samples]
     result = {
         "task": name,
-        "metric": "acc",
-        "value": metrics["acc,none"],
-        "stderr": metrics["acc_stderr,none"] if len(samples) > 1 else None,
-        "interval_95": [interval.low, interval.high],
+        "metric": first,
+        "value": found[first],
+        "stderr": errors[first] if len(samples) > 1 else None,
+        "interval_95": None,
         "n": len(samples),
-        "correct": correct,
     }
-    return result, samples
+    if all(value in (0, 1) for value in values):
+        result["correct"] = int(sum(values))
+        interval = binomtest(result["correct"], len(samples)).proportion_ci(method="wilson")
+        result["interval_95"] = [interval.low, interval.high]
+    elif result["stderr"] is not None:
+        result["interval_95"] = [found[first] + sign * Z_95 * errors[first] for sign in (-1, 1)]
+    return {**result, "metrics": {metric: {"value": found[metric], "stderr": errors[metric]} for metric in names}}
 
 
-def sample_record(sample: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a sample: the prompt, the gold answer, each choice's log-likelihood, and the choice."""
-    choices = [arguments[1] for arguments in sample["arguments"]]
-    likelihoods = dict(zip(choices, map(float, sample["filtered_resps"])))
-    return {
+def gold_of(sample: dict[str, Any]) -> str:
+    """The letter of a sample's `answer`, else what its task calls the target."""
+    doc = sample["doc"]
+    answer = doc.get("answer", sample["target"]) if isinstance(doc, Mapping) else sample["target"]
+    return str(answer).strip("() ")
+
+
+def combine(name: str, results: list[dict[str, Any]], groups: Mapping[str, list[str]]) -> dict[str, Any]:
+    """The result of several tasks together.
+
+    `value` is the share of all questions that is answered rightly (the micro-average, as the MMLU paper's), `macro` the
+    mean over the tasks; `groups` has the same of each group, and `tasks` the tasks' own results.
+    """
+    together = average(results)
+    by_name = {result["task"]: result for result in results}
+    of_groups = {group: average([by_name[task] for task in tasks]) for group, tasks in groups.items()}
+    return {"task": name, "metric": results[0]["metric"], **together, "groups": of_groups, "tasks": results}
+
+
+def average(results: list[dict[str, Any]]) -> dict[str, Any]:
+    n = sum(result["n"] for result in results)
+    found: dict[str, Any] = {
+        "value": sum(result["value"] * result["n"] for result in results) / n,
+        "macro": sum(result["value"] for result in results) / len(results),
+        "stderr": None,
+        "interval_95": None,
+        "n": n,
+    }
+    if all("correct" in result for result in results):
+        found["correct"] = sum(result["correct"] for result in results)
+        interval = binomtest(found["correct"], n).proportion_ci(method="wilson")
+        found["interval_95"] = [interval.low, interval.high]
+        found["stderr"] = math.sqrt(found["value"] * (1 - found["value"]) / (n - 1)) if n > 1 else None
+    return found
+
+
+def number(metrics: Mapping[str, Any], name: str) -> float | None:
+    """A metric by its name, whatever filter the library names after the comma; None where there is none."""
+    values = [value for key, value in metrics.items() if key.split(",")[0] == name]
+    return float(values[0]) if values and isinstance(values[0], int | float) and math.isfinite(values[0]) else None
+
+
+def sample_record(sample: dict[str, Any], debias: Callable[[list[float]], list[float]] | None) -> dict[str, Any]:
+    """What is kept of a sample: the prompt, the gold answer, what the model said, and its metrics.
+
+    With log-likelihoods, each choice's, and the choice with the highest; otherwise the answers to all requests. Of
+    choices asked in several orders, the log-likelihoods are the debiased ones, and `orders` has those of all orders.
+    """
+    requests, answers = sample["arguments"], sample["filtered_resps"]
+    record = {
         "doc_id": sample["doc_id"],
-        "prompt": sample["arguments"][0][0],
-        "gold": str(sample["doc"].get("answer", sample["target"])).strip("() "),
-        "choice": max(likelihoods, key=likelihoods.get),
-        "loglikelihoods": likelihoods,
-        "acc": sample["acc"],
+        "prompt": requests[0][0],
+        "gold": gold_of(sample),
     }
+    numbers = [answer[0] if isinstance(answer, tuple | list) else answer for answer in answers]
+    if debias:
+        record["orders"] = numbers
+        numbers = debias(numbers)
+        requests = requests[: len(numbers)]
+    choices = [request[1] for request in requests if len(request) > 1 and isinstance(request[1], str)]
+    if len(choices) == len(numbers) == len(set(choices)) and all(isinstance(value, float) for value in numbers):
+        likelihoods = dict(zip(choices, numbers))
+        record |= {"choice": max(likelihoods, key=likelihoods.get), "loglikelihoods": likelihoods}
+    else:
+        record["answers"] = numbers
+    return record | {metric: sample[metric] for metric in sample["metrics"] if isinstance(sample[metric], int | float)}

@@ -5,17 +5,19 @@ returns requests like `ll, _ = rf.loglikelihood(ctx, "A")`. The library has neit
 names importable; the Task below carries such a task through lm-eval 0.4's evaluator, unchanged.
 """
 
+import functools
 import importlib.util
 import random
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lm_eval.api.metrics
 import lm_eval.api.task
+import numpy as np
 from lm_eval.api.instance import Instance
 
 from teacherlm.errors import UserError
@@ -63,6 +65,14 @@ class Task(lm_eval.api.task.Task):
     """The base class of task files: lm-eval's own, with the old `construct_requests(doc, ctx)` and request parts."""
 
     OUTPUT_TYPE = "loglikelihood"
+    orders: Sequence[Callable[[dict], dict]] = (lambda doc: doc,)
+    """What makes of a sample each of those that are asked; see permutations.py."""
+
+    @functools.cached_property
+    def eval_docs(self) -> Sequence[Any]:
+        """The samples, gone through more than once, which those of old tasks (a `map`, a generator) cannot be."""
+        docs = self.test_docs() if self.has_test_docs() else self.validation_docs()
+        return docs if hasattr(docs, "__getitem__") else list(docs)
 
     def build_all_requests(
         self, *, limit: int | None = None, samples: Any = None, rank: int = 0, world_size: int = 1, **_: Any
@@ -72,9 +82,13 @@ class Task(lm_eval.api.task.Task):
         self._parts: list[int | None] = []
         shots = self.config.num_fewshot or 0
         for doc_id, doc in self.doc_iterator(rank=rank, limit=limit, samples=samples, world_size=world_size):
-            context = self.fewshot_context(doc, shots, rnd=self.fewshot_rnd or random.Random(0))
-            requests = self.construct_requests(doc, context)
-            for number, request in enumerate([requests] if isinstance(requests, Request) else requests):
+            requests: list[Request] = []
+            for order in self.orders:
+                asked = order(doc)
+                context = self.fewshot_context(asked, shots, rnd=self.fewshot_rnd or random.Random(0))
+                constructed = self.construct_requests(asked, context)
+                requests += [constructed] if isinstance(constructed, Request) else constructed
+            for number, request in enumerate(requests):
                 instance = Instance(
                     request_type=REQUEST_TYPES[request.kind],
                     doc=doc,
@@ -93,10 +107,60 @@ class Task(lm_eval.api.task.Task):
                 instance.filtered_resps = {key: answer[part] for key, answer in instance.filtered_resps.items()}
 
 
+class MultipleChoiceTask(Task):
+    """Samples with `choices` and `gold`, its index: `acc` by log-likelihood, `acc_norm` by log-likelihood a letter."""
+
+    def doc_to_target(self, doc: Mapping[str, Any]) -> str:
+        return f" {doc['choices'][doc['gold']]}"
+
+    def construct_requests(self, doc: Mapping[str, Any], ctx: str) -> list[Request]:
+        return [rf.loglikelihood(ctx, f" {choice}")[0] for choice in doc["choices"]]
+
+    def process_results(self, doc: Mapping[str, Any], results: Sequence[float]) -> dict[str, float]:
+        lengths = [len(choice) for choice in doc["choices"]]
+        chosen = {"acc": np.argmax(results), "acc_norm": np.argmax(np.divide(results, lengths))}
+        return {metric: float(choice == doc["gold"]) for metric, choice in chosen.items()}
+
+    def aggregation(self) -> dict[str, Callable]:
+        return {"acc": lm_eval.api.metrics.mean, "acc_norm": lm_eval.api.metrics.mean}
+
+    def higher_is_better(self) -> dict[str, bool]:
+        return {"acc": True, "acc_norm": True}
+
+
+class PerplexityTask(Task):
+    """Texts, each scored as a whole; `doc_to_target` gives them."""
+
+    def has_training_docs(self) -> bool:
+        return False
+
+    def doc_to_text(self, doc: Any) -> str:
+        return ""
+
+    def construct_requests(self, doc: Any, ctx: str) -> Request:
+        return rf.loglikelihood_rolling(self.doc_to_target(doc))
+
+    def process_results(self, doc: Any, results: Sequence[float]) -> dict[str, tuple[float, int]]:
+        text = self.doc_to_target(doc)
+        of_words, of_bytes = (results[0], len(text.split())), (results[0], len(text.encode()))
+        return {"word_perplexity": of_words, "byte_perplexity": of_bytes, "bits_per_byte": of_bytes}
+
+    def aggregation(self) -> dict[str, Callable]:
+        perplexity = lm_eval.api.metrics.weighted_perplexity
+        bits = lm_eval.api.metrics.bits_per_byte
+        return {"word_perplexity": perplexity, "byte_perplexity": perplexity, "bits_per_byte": bits}
+
+    def higher_is_better(self) -> dict[str, bool]:
+        return dict.fromkeys(self.aggregation(), False)
+
+
+rf = RequestFactory()
+
+
 def install() -> None:
-    """Make `lm_eval.base` (rf, Task) and `lm_eval.metrics` importable for task files."""
+    """Make `lm_eval.base` (rf, Task and its two kinds) and `lm_eval.metrics` importable for task files."""
     base = types.ModuleType("lm_eval.base", "The old API's names; see evaluate/task_api.py.")
-    base.Task, base.rf = Task, RequestFactory()
+    base.Task, base.MultipleChoiceTask, base.PerplexityTask, base.rf = Task, MultipleChoiceTask, PerplexityTask, rf
     sys.modules["lm_eval.base"] = base
     sys.modules["lm_eval.metrics"] = lm_eval.api.metrics
 

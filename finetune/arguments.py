@@ -75,7 +75,8 @@ def parse_arguments(argv: list[str]) -> tuple[FinetuneArguments, TrainingArgumen
     """Parse and check the flags.
 
     `--lr constant` is the reference's short form of `--lr_scheduler_type constant`. What the machine cannot do is
-    switched off and said: fp16 and bf16 without a GPU, DeepSpeed in a single process there, wandb where it is missing.
+    switched off and said: without a GPU fp16, DeepSpeed in a single process and bf16 in several; wandb where it is
+    missing.
 
     Raises:
         UserError: an unknown flag or a value out of its range.
@@ -131,12 +132,15 @@ def for_this_machine(argv: list[str]) -> list[str]:
     if torch.cuda.is_available():
         if known.fp16 is None and known.bf16 is None:
             wanted = ["bf16" if torch.cuda.is_bf16_supported() else "fp16"]
-        rest += [word for name in wanted for word in (f"--{name}", "true")]
     else:
-        left = [*wanted, *(["deepspeed"] if known.deepspeed and processes == 1 else [])]
+        left = [name for name in wanted if name == "fp16" or processes > 1]
+        wanted = [name for name in wanted if name not in left]
+        left += ["deepspeed"] if known.deepspeed and processes == 1 else []
         what = f"; --{' and --'.join(left)} left out" if left else ""
         where = "in one process" if processes == 1 else f"in {processes} processes"
-        say(f"finetune: no GPU here: training {where} on the CPU, in float32{what}")
+        precision = "bfloat16" if wanted else "float32"
+        say(f"finetune: no GPU here: training {where} on the CPU, in {precision}{what}")
+    rest += [word for name in wanted for word in (f"--{name}", "true")]
     config = None
     if torch.cuda.is_available() or processes > 1:
         config = deepspeed_config(known.deepspeed, known.model_name_or_path, processes)
@@ -144,8 +148,9 @@ def for_this_machine(argv: list[str]) -> list[str]:
         rest += ["--deepspeed", str(config)]
     elif not torch.cuda.is_available():
         rest += ["--use_cpu", "true"]  # with DeepSpeed, accelerate would take it for a reason to leave DeepSpeed out
-    if known.report_to == "wandb" and importlib.util.find_spec("wandb") is None:
-        say("finetune: wandb is not installed: the losses go to log.jsonl only (pip install -e .[tracking] brings it)")
+    if known.report_to in ("wandb", "tensorboard") and importlib.util.find_spec(known.report_to) is None:
+        how = "pip install -e .[tracking] brings it"
+        say(f"finetune: {known.report_to} is not installed: the losses go to log.jsonl only ({how})")
         known.report_to = "none"
     if known.report_to == "wandb" and os.environ.get("WANDB_MODE") == "disabled":
         known.report_to = "none"

@@ -8,11 +8,11 @@ import torch
 from adapters import load_with_adapters
 from chunked_loss import use_chunked_loss
 from collators import PackingCollator, PaddingCollator
-from packed_attention import use_packing
 from processes import say
 
 from teacherlm.errors import UserError, reason
 from teacherlm.loading import load_model
+from teacherlm.packed_attention import use_packing
 
 
 def load_student(own: Any, folder: Path, tokenizer: Any) -> tuple[torch.nn.Module, Callable]:

@@ -204,9 +204,10 @@ def make_trainer(name: str, scenario: Scenario, model: Any, tokenizer: Any, samp
 def make_our_trainer(model: Any, samples: Any, common: dict[str, Any]) -> Any:
     from chunked_loss import use_chunked_loss
     from collators import PackingCollator
-    from packed_attention import use_packing
     from trainer import FinetuneTrainer
     from transformers import TrainingArguments
+
+    from teacherlm.packed_attention import use_packing
 
     keep_freed_memory()
     use_packing(model)

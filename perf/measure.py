@@ -106,7 +106,11 @@ def summarize(
 
 
 def write_results(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the rows, and keep those of scenarios that were not measured now."""
     path.parent.mkdir(exist_ok=True)
+    measured = {row.get("scenario") for row in rows}
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    rows = [row for row in kept if row.get("scenario") not in measured] + rows
     path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 

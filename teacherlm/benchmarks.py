@@ -65,6 +65,7 @@ class Benchmark:
     files: Mapping[str, str] = field(default_factory=dict)
     columns: tuple[str, ...] | None = None
     file_field: str | None = None
+    groups: Mapping[str, Any] = field(default_factory=dict)
     labels: Mapping[str, str] | None = None
     answer_is: str = "letter"
     preamble: str = ""
@@ -205,6 +206,11 @@ def load_benchmark(name: str) -> Benchmark:
         )
     if benchmark.file_field and any(Path(files).name.count("*") != 1 for files in benchmark.files.values()):
         raise UserError(f"{path}: file_field: each of the files must have one * in its name, which the field becomes")
+    if benchmark.groups and not benchmark.file_field:
+        raise UserError(f"{path}: groups: they are of values of the file_field, which is missing")
+    for name, values in benchmark.groups.items():
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise UserError(f"{path}: groups: {name}: a list of texts was expected, found {values!r}")
     benchmark.compile()  # now, so that a broken template is found before any data is read
     return benchmark
 

@@ -6,7 +6,7 @@ import functools
 import io
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +46,15 @@ def read_split(
     return itertools.islice(samples, limit)
 
 
-def source_files(benchmark: Benchmark, data: Path | None) -> list[Path]:
-    """The local files that the benchmark's splits are read from; none when the hub is the source."""
+def source_files(benchmark: Benchmark, data: Path | None, splits: Iterable[str] | None = None) -> list[Path]:
+    """The local files that the benchmark's splits (all, or some) are read from; none when the hub is the source."""
     if data is None:
         if benchmark.local is None:
             return []
         data = benchmark.path.parent / benchmark.local
     if (data / "dataset_dict.json").is_file():
         return sorted(file for file in data.rglob("*") if file.is_file())
-    return sorted({file for split in benchmark.splits for file in split_files(benchmark, split, data)})
+    return sorted({file for split in splits or benchmark.splits for file in split_files(benchmark, split, data)})
 
 
 def split_files(benchmark: Benchmark, split: str, data: Path) -> list[Path]:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import STAGES, only_error
-from test_finetune import STEPS, flags
+from test_finetune import STEPS, flags, read_log, weights
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +67,45 @@ def test_every_documented_flag_is_taken_on_a_cpu(tiny_llama: Path, dataset: Path
     assert result.returncode == 0, result.stderr
     assert "--fp16 and --deepspeed left out" in result.stdout
     assert (tmp_path / "run" / f"checkpoint-{STEPS}").is_dir()
+
+
+def test_bf16_on_a_cpu_learns_nearly_the_same(
+    tiny_llama: Path, dataset: Path, tmp_path: Path, inside: Callable
+) -> None:
+    words = ["--num_train_epochs", 1]
+    exact = inside("finetune", *flags(tiny_llama, dataset, tmp_path / "exact"), *words)
+    rounded = inside("finetune", *flags(tiny_llama, dataset, tmp_path / "rounded"), *words, "--bf16")
+    assert "in float32" in exact.stdout
+    assert rounded.returncode == 0, rounded.stderr
+    assert "in bfloat16" in rounded.stdout
+    losses = [[record["loss"] for record in read_log(tmp_path / name)] for name in ("exact", "rounded")]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
+
+
+def test_the_seed_decides_and_full_determinism_is_taken(
+    tiny_llama: Path, dataset: Path, tmp_path: Path, inside: Callable
+) -> None:
+    made = {}
+    for name, seed in (("a", 7), ("b", 7), ("c", 8)):
+        words = ["--num_train_epochs", 1, "--seed", seed, "--full_determinism", "true"]
+        result = inside("finetune", *flags(tiny_llama, dataset, tmp_path / name), *words)
+        assert result.returncode == 0, result.stderr
+        made[name] = weights(tmp_path / name)
+    torch.use_deterministic_algorithms(False)  # the tests share this process
+    assert made["a"] == made["b"] != made["c"]
+
+
+def test_tensorboard_gets_the_numbers_of_the_log(
+    tiny_llama: Path, dataset: Path, tmp_path: Path, inside: Callable
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "run"
+    result = inside("finetune", *flags(tiny_llama, dataset, run), "--num_train_epochs", 1, "--report_to", "tensorboard")
+    assert result.returncode == 0, result.stderr
+    (events,) = run.rglob("events.out.tfevents.*")
+    board = EventAccumulator(str(events))
+    board.Reload()
+    shown = {event.step: event.value for event in board.Scalars("train/loss")}
+    assert shown == pytest.approx({record["step"]: record["loss"] for record in read_log(run)}, rel=1e-6)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import contents
 from test_finetune import flags
+from test_processes import finetune
 
 NO_SPACE = "no space is left on the device; free some, then run the same command again: it continues"
 
@@ -80,6 +81,18 @@ def test_finetune(disk: SmallDisk, tiny_llama: Path, prepared: Path, inside: Cal
     again = inside("finetune", *command)
     assert again.returncode == 0, again.stderr
     assert len(list(run.glob("checkpoint-*"))) == 4
+
+
+def test_finetune_in_two_processes(disk: SmallDisk, tiny_llama: Path, prepared: Path) -> None:
+    """The one that saves finds the disk full; the other waits for it and must not do so for ever."""
+    words = ["--deepspeed", "zero2"]
+    check_full(finetune(tiny_llama, prepared / "SAMPLE", disk.folder, 2, *words))
+    run = disk.folder / "run"
+    assert not list(run.glob("checkpoint-*"))
+    disk.grow()
+    again = finetune(tiny_llama, prepared / "SAMPLE", disk.folder, 2, *words)
+    assert again.returncode == 0, again.stderr
+    assert len(list(run.glob("checkpoint-*"))) == 2
 
 
 def test_evaluate(disk: SmallDisk, tiny_llama: Path, prepared: Path, inside: Callable) -> None:

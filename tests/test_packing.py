@@ -8,8 +8,9 @@ import torch
 from chunked_loss import use_chunked_loss
 from collators import NO_LOSS, PackingCollator, PaddingCollator, next_tokens, share_out
 from conftest import sample_claims
-from packed_attention import Layout, Packing, use_packing
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from teacherlm.packed_attention import Layout, Packing, use_packing
 
 TEXTS = [
     "The moon.",

@@ -22,8 +22,9 @@ def finetune(model: Path, dataset: Path, store: Path, processes: int, *words: ob
     return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
 
 
-def losses(store: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (store / "run" / "log.jsonl").read_text().splitlines()]
+def losses(store: Path, kind: str = "loss") -> list[float]:
+    records = [json.loads(line) for line in (store / "run" / "log.jsonl").read_text().splitlines()]
+    return [record[kind] for record in records if kind in record]
 
 
 def weights(store: Path, step: int) -> dict[str, torch.Tensor]:
@@ -33,7 +34,7 @@ def weights(store: Path, step: int) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def alone(tiny_llama: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("alone")
-    done = finetune(tiny_llama, prepared / "SAMPLE", store, 1)
+    done = finetune(tiny_llama, prepared / "SAMPLE", store, 1, "--dev_dataset", prepared / "SAMPLE")
     assert done.returncode == 0, done.stderr
     return store
 
@@ -42,16 +43,18 @@ def alone(tiny_llama: Path, prepared: Path, tmp_path_factory: pytest.TempPathFac
 def test_two_processes_learn_what_one_does_and_resume(
     stage: str, tiny_llama: Path, prepared: Path, alone: Path, tmp_path: Path
 ) -> None:
-    first = finetune(tiny_llama, prepared / "SAMPLE", tmp_path, 2, "--deepspeed", stage, "--num_train_epochs", 1)
+    words = ["--deepspeed", stage, "--dev_dataset", prepared / "SAMPLE"]
+    first = finetune(tiny_llama, prepared / "SAMPLE", tmp_path, 2, *words, "--num_train_epochs", 1)
     assert first.returncode == 0, first.stderr[-2000:]
     assert "training in 2 processes on the CPU" in first.stdout
     assert "4 a step (2 x 1 accumulated x 2 processes)" in first.stdout
     assert losses(tmp_path) == pytest.approx(losses(alone)[:STEPS], abs=1e-5)
     assert list((tmp_path / "run" / f"checkpoint-{STEPS}").glob("global_step*/*optim_states.pt"))  # DeepSpeed's own
-    second = finetune(tiny_llama, prepared / "SAMPLE", tmp_path, 2, "--deepspeed", stage)
+    second = finetune(tiny_llama, prepared / "SAMPLE", tmp_path, 2, *words)
     assert second.returncode == 0, second.stderr[-2000:]
     assert f"going on from {tmp_path / 'run' / f'checkpoint-{STEPS}'}" in second.stdout
     assert losses(tmp_path) == pytest.approx(losses(alone), abs=1e-5)
+    assert losses(tmp_path, "dev_loss") == pytest.approx(losses(alone, "dev_loss"), abs=1e-5)
     expected = weights(alone, EPOCHS * STEPS)
     for name, tensor in weights(tmp_path, EPOCHS * STEPS).items():
         torch.testing.assert_close(tensor, expected[name], atol=1e-4, rtol=1e-3)

@@ -1,7 +1,10 @@
 """CREAK: is a claim about an entity true? (Onoe et al. 2021, arXiv 2109.01653)
 
-The test set is made by `python3 data_prepare.py` in enhance/. Copy this file to write a task of your own.
+The test set is made by `python3 data_prepare.py` in enhance/.
 """
+
+import random
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -16,12 +19,22 @@ class CREAK(Task):
     DATASET_PATH = "lm_eval/datasets/creak"
     DATASET_NAME = None
     CHOICES = 2
+    PART = None  # (field, value): only the samples that have it
+    SEED = 0
 
     def download(self, data_dir=None, cache_dir=None, download_mode=None):
-        self.dataset = datasets.load_from_disk(self.DATASET_PATH)
+        self.dataset = self.part_of(datasets.load_from_disk(self.DATASET_PATH))
+        examples = Path(self.DATASET_PATH) / "fewshot"
+        self.examples = self.part_of(datasets.load_from_disk(str(examples))) if examples.is_dir() else None
+
+    def part_of(self, dataset):
+        if self.PART is None:
+            return dataset
+        field, value = self.PART
+        return dataset.select([row for row, found in enumerate(dataset[field]) if found == value])
 
     def has_training_docs(self):
-        return False
+        return self.examples is not None
 
     def has_validation_docs(self):
         return False
@@ -29,14 +42,22 @@ class CREAK(Task):
     def has_test_docs(self):
         return True
 
+    def training_docs(self):
+        return self.examples
+
     def test_docs(self):
         return self.dataset
+
+    def fewshot_examples(self, k, rnd):
+        # the same for all questions, so that they are computed once; MMLU's five in their order
+        numbers = range(k) if self.SEED == 0 else random.Random(self.SEED).sample(range(len(self.examples)), k)
+        return [self.examples[number] for number in numbers]
 
     def doc_to_text(self, doc):
         return test_context(doc["question"], doc.get("preamble", ""))
 
     def doc_to_target(self, doc):
-        return doc["answer"].removeprefix("(")
+        return doc["answer"].removeprefix("(") + "."
 
     def construct_requests(self, doc, ctx):
         requests = []

@@ -1,18 +1,20 @@
 """Attention for samples that stand one after the other in a row, each blind to the others.
 
 So no token is padding: linear layers, norms and the loss see real ones only. In attention, where tokens meet, a CPU
-takes one sample after the other; a GPU all of them below each other, padded at the right for that moment, where causal
-attention keeps real tokens from seeing the padding. So the isolation is exact for rotary models, OPT and BLOOM, under
-eager and sdpa attention; flash attention (the package flash-attn) gets the samples' borders. The samples of a step are
-those that would be padded together.
+takes samples of one length after the other; a GPU all of them below each other, padded at the right for that moment,
+where causal attention keeps real tokens from seeing the padding. So the isolation is exact for rotary models, OPT and
+BLOOM, under eager and sdpa attention; flash attention (the package flash-attn) gets the samples' borders.
+
+Without gradients, samples can share prefixes: a first row of prefixes is computed with `record=True`, and the samples
+of the next, which begin where their prefix ends, say with `prefixes` which of them each of them sees.
 """
 
 import types
 from collections.abc import Callable
+from itertools import groupby
 from typing import Any
 
 import torch
-from adapters import base_model
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.models.bloom.modeling_bloom import BloomAttention, build_alibi_tensor, dropout_add
 
@@ -61,42 +63,63 @@ class Packing:
 
     positions_N: torch.Tensor
     layouts: list[Layout]
+    prefixes: list[slice | None]
+    """Of each layout, where its samples' common prefix stands in the recorded row."""
+    recording = False
 
     def __init__(self, causal: Callable[..., torch.Tensor]):
         self.causal = causal
+        self.recorded: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def begin(self, lengths: list[int], positions_N: torch.Tensor) -> None:
-        """Take a batch. A GPU computes all samples at once, padded; a CPU one after the other, without padding."""
+    def begin(self, lengths: list[int], positions_N: torch.Tensor, prefixes: list[slice | None] | None) -> None:
+        """Take a batch. A GPU computes all samples of a prefix at once, padded; a CPU those of one length, unpadded."""
         device = positions_N.device
-        groups = [lengths] if positions_N.is_cuda else [[length] for length in lengths]
-        self.layouts = [Layout(group, device) for group in groups]
+        pairs = zip(lengths, prefixes or [None] * len(lengths))
+        one_length = not positions_N.is_cuda
+        runs = [list(run) for _, run in groupby(pairs, lambda pair: (pair[1], pair[0] if one_length else None))]
+        self.layouts = [Layout([length for length, _ in run], device) for run in runs]
+        self.prefixes = [run[0][1] for run in runs]
         self.positions_N = positions_N
 
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *how: Any) -> torch.Tensor:
-        """Attention within each sample: [1, heads, N, D] -> [1, N, heads, D]."""
+    def attend(
+        self, layer: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *how: Any
+    ) -> torch.Tensor:
+        """Attention within each sample and its prefix: [1, heads, N, D] -> [1, N, heads, D]."""
+        if self.recording:
+            self.recorded[layer] = (key, value)
         sizes = [layout.tokens for layout in self.layouts]
-        parts = zip(self.layouts, *(states.split(sizes, dim=2) for states in (query, key, value)))
-        mixed = [layout.pack(self.causal(*map(layout.unpack, states), *how)) for layout, *states in parts]
+        mixed = []
+        for layout, prefix, *states in zip(
+            self.layouts, self.prefixes, *(states.split(sizes, dim=2) for states in (query, key, value))
+        ):
+            query, key, value = map(layout.unpack, states)
+            if prefix is not None:
+                before = [part[:, :, prefix].expand(layout.samples, -1, -1, -1) for part in self.recorded[layer]]
+                key, value = torch.cat([before[0], key], dim=2), torch.cat([before[1], value], dim=2)
+            mixed.append(layout.pack(self.causal(query, key, value, *how)))
         return torch.cat(mixed, dim=1)
 
 
 def use_packing(model: PreTrainedModel, attention: str = "sdpa") -> bool:
-    """Let a model take the batches of PackingCollator, and from now on only these.
+    """Let a model take rows of samples, and from now on only these.
+
+    Its forward's arguments are `input_ids` and `position_ids` [1, N] and the samples' `lengths` [B].
 
     Args:
         attention: "sdpa", "eager" or one of transformers' flash attentions.
 
     Returns:
-        Whether it could: not with a model whose attention the library does not let be replaced.
+        Whether it could: not with a model whose attention the library does not let be replaced, or is another than
+        softmax over all that came before.
 
     Raises:
         ValueError, ImportError: a model or machine that this attention is not made for.
     """
-    inner = base_model(model)
+    inner = unwrapped(model)
     packing = Packing(causal_eager if attention == "eager" else causal_sdpa)
     bloom = model.config.model_type == "bloom"
     flash = attention not in KINDS
-    if not bloom and not getattr(inner, "_supports_attention_backend", False):
+    if not bloom and (not getattr(inner, "_supports_attention_backend", False) or has_other_attention(inner.config)):
         return False
     if not bloom:
         inner.set_attn_implementation(KINDS.get(attention, attention))
@@ -112,7 +135,8 @@ def use_packing(model: PreTrainedModel, attention: str = "sdpa") -> bool:
     def begin(_: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         lengths_B = kwargs.pop("lengths")
         positions_1N = kwargs.pop("position_ids") if bloom else kwargs["position_ids"]
-        packing.begin(lengths_B.tolist(), positions_1N[0])
+        packing.recording = kwargs.pop("record", False)
+        packing.begin(lengths_B.tolist(), positions_1N[0], kwargs.pop("prefixes", None))
         if flash:
             ends = torch.nn.functional.pad(lengths_B.cumsum(0), (1, 0)).int()
             kwargs |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
@@ -120,8 +144,34 @@ def use_packing(model: PreTrainedModel, attention: str = "sdpa") -> bool:
             kwargs |= {"max_length_q": longest, "max_length_k": longest}
         return args, kwargs
 
-    model.register_forward_pre_hook(begin, with_kwargs=True)
+    packing.hook = model.register_forward_pre_hook(begin, with_kwargs=True)
     return True
+
+
+def stop_packing(model: PreTrainedModel) -> None:
+    """Give a model its own attention back, for padded batches and generation."""
+    model.packing.hook.remove()
+    for module in model.modules():
+        del module.packing
+        if isinstance(module, BloomAttention):
+            del module.forward
+    inner = unwrapped(model)
+    if model.config.model_type == "bloom":
+        inner.config._attn_implementation = "eager"
+    else:
+        inner.set_attn_implementation("sdpa")
+
+
+def unwrapped(model: PreTrainedModel) -> PreTrainedModel:
+    """The model itself of one with adapters."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def has_other_attention(config: Any) -> bool:
+    """Whether a model's attention is bounded by a window, capped, or has sinks, which `attend` has not."""
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    others = ("sliding_window", "attn_logit_softcapping")
+    return kinds != {"full_attention"} or any(getattr(config, name, None) for name in others)
 
 
 def attend(
@@ -143,19 +193,24 @@ def attend(
     Returns:
         ([1, N, heads, D], None): there are no weights to return.
     """
-    return module.packing.attend(query, key, value, dropout, scaling), None
+    return module.packing.attend(module, query, key, value, dropout, scaling), None
 
 
 def causal_sdpa(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scaling: float | None
 ) -> torch.Tensor:
-    """[B, heads, T, D] of queries, as many or fewer heads of keys and values: torch's fused kernels."""
+    """[B, heads, T, D] of queries, as many or fewer heads of keys and values, torch's fused kernels.
+
+    Keys that are more than the queries come before the queries' own.
+    """
+    alike = query.shape[2] == key.shape[2]
     return torch.nn.functional.scaled_dot_product_attention(
         query,
         key,
         value,
+        attn_mask=None if alike else visible(query, key),
         dropout_p=dropout,
-        is_causal=True,
+        is_causal=alike,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
@@ -166,10 +221,15 @@ def causal_eager(
 ) -> torch.Tensor:
     """The same in plain products."""
     key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for states in (key, value))
-    visible_TT = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
     scores = query @ key.transpose(2, 3) * (query.shape[3] ** -0.5 if scaling is None else scaling)
-    weights = scores.float().masked_fill(~visible_TT, -torch.inf).softmax(-1).to(value.dtype)
+    weights = scores.float().masked_fill(~visible(query, key), -torch.inf).softmax(-1).to(value.dtype)
     return torch.nn.functional.dropout(weights, dropout) @ value
+
+
+def visible(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """[T, S]: which keys each query sees, all that came before it and its own."""
+    queries, keys = query.shape[2], key.shape[2]
+    return torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
 
 
 def bloom_forward(
@@ -192,7 +252,7 @@ def bloom_forward(
         torch.nn.functional.pad(states, (0, size + ALIGNED - states.shape[-1])) for states in (query, key, value)
     )
     dropout = self.attention_dropout.p if self.training else 0.0
-    mixed = self.packing.attend(query, key, value, dropout, self.inv_norm_factor)[..., :size]
+    mixed = self.packing.attend(self, query, key, value, dropout, self.inv_norm_factor)[..., :size]
     return dropout_add(self.dense(mixed.flatten(2)), residual, self.hidden_dropout, self.training), None
 
 

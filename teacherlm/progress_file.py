@@ -1,9 +1,10 @@
-"""What the teacher has written so far, on disk: one line a completion, appended as they finish, in any order.
+"""What is done so far of a long work, on disk: one line a piece (a completion, a batch), appended in any order.
 
 The first line says what the work is. A restart reads it, refuses to go on with other work, drops a line that a crash
 tore, and does what is missing. At the end the completions are joined with the input's records, in input order.
 """
 
+import contextlib
 import json
 import os
 import time
@@ -17,13 +18,13 @@ from teacherlm.files import set_aside
 from teacherlm.records import drop_torn_line, dump_line
 
 FLUSH_SECONDS = 1.0
-"""A crash of the machine costs the completions of so many seconds; one of the program costs none of them."""
+"""A crash of the machine costs the pieces of so many seconds; one of the program costs none of them."""
 
 
 class ProgressFile:
-    """An append-only file of completions, found by their key: a number from 0.
+    """An append-only file of pieces (completions, batches), found by their key: a number from 0.
 
-    Memory: eight bytes a completion.
+    Memory: eight bytes a piece.
 
     Args:
         path: of the file; it is made when missing.
@@ -54,6 +55,7 @@ class ProgressFile:
             path.write_text(dump_line({"work": dict(work)}) + "\n", encoding="utf-8")
         self.index()
         self.file = open(path, "ab")
+        self.reader = open(path, "rb")
         self.synced = time.monotonic()
 
     def differences(self, work: Mapping[str, Any]) -> list[str]:
@@ -69,7 +71,7 @@ class ProgressFile:
         return [f"{key} was {old.get(key)!r}, is {work.get(key)!r}" for key in keys if old.get(key) != work.get(key)]
 
     def index(self) -> None:
-        """Remember where each completion lies. A line that is none (a disk's fault) ends what is trusted."""
+        """Remember where each piece lies. A line that is none (a disk's fault) ends what is trusted."""
         with open(self.path, "rb+") as file:
             file.readline()
             self.end = file.tell()
@@ -95,9 +97,9 @@ class ProgressFile:
     def __len__(self) -> int:
         return self.count
 
-    def append(self, key: int, completion: Mapping[str, Any]) -> None:
-        """Append one completion; it is the kernel's at once and on the disk within FLUSH_SECONDS."""
-        line = (dump_line({"key": key, **completion}) + "\n").encode()
+    def append(self, key: int, piece: Mapping[str, Any]) -> None:
+        """Append one piece; it is the kernel's at once and on the disk within FLUSH_SECONDS."""
+        line = (dump_line({"key": key, **piece}) + "\n").encode()
         self.file.write(line)
         self.file.flush()
         self.remember(key, self.end)
@@ -107,17 +109,28 @@ class ProgressFile:
             self.synced = time.monotonic()
 
     def read(self, key: int) -> dict[str, Any]:
-        """The completion of that key, as it was appended."""
+        """What was appended under that key."""
         self.reader.seek(self.offsets[key])
         return json.loads(self.reader.readline())
 
     def close(self) -> None:
-        """End writing; `read` is possible from now on."""
+        """End writing; `read` goes on."""
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
-        self.reader = open(self.path, "rb")
 
     def remove(self) -> None:
         self.reader.close()
         self.path.unlink()
+
+
+def peek(path: Path, work: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """What another process has appended so far to its file of the same work; nothing, if it is other work's."""
+    found: dict[int, dict[str, Any]] = {}
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(path, "rb") as file:
+        if json.loads(file.readline())["work"] != dict(work):
+            return found
+        for line in file:  # the last may be half there: it ends the loop
+            piece = json.loads(line)
+            found[piece.pop("key")] = piece
+    return found
