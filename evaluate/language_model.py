@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from teacherlm import loading
-from teacherlm.memory import keep_freed_memory
+from teacherlm.errors import UserError
+from teacherlm.memory import is_out_of_memory, keep_freed_memory
 from teacherlm.packed_attention import stop_packing, use_packing
 from teacherlm.progress_file import ProgressFile
 
@@ -184,7 +185,14 @@ class LanguageModel(HFLM):
                 members = [member for group in batches[part] for member in group.members]
                 some = [requests[request] for member in members for request in asked[member]]
                 return list(map(list, super(LanguageModel, self)._loglikelihood_tokens(some, True, len(members))))
-            return self.score(batches[part], inputs, scored, targets)
+            try:
+                return self.score(batches[part], inputs, scored, targets)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                inside = sum(len(group.members) for group in batches[part])
+                how = f"; --batch_size {inside // 2} takes fewer than {inside}" if inside > 1 else ""
+                raise UserError(f"out of memory in a batch of {inside} inputs{how}; what is scored is kept") from error
 
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         for batch, found in zip(batches, self.share.do(len(batches), compute)):

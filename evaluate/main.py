@@ -47,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--num_fewshot", type=int, help="examples before each question (default: 0, or what lm-eval's own task has)"
     )
-    parser.add_argument("--batch_size", help="inputs at once, at most (default: the model's YAML, else auto)")
+    parser.add_argument("--batch_size", default="auto", help="inputs at once, at most (default: auto: by the device)")
     parser.add_argument(
         "--joint_tokenization",
         action="store_true",
@@ -71,7 +71,7 @@ def parse_arguments() -> argparse.Namespace:
     args.tasks = [name for name in args.tasks.split(",") if name]
     if not args.tasks:
         raise UserError("--tasks: at least one name was expected")
-    if args.batch_size in (None, "auto"):
+    if args.batch_size == "auto":
         args.batch_size = None
     elif not args.batch_size.isdigit() or int(args.batch_size) < 1:
         raise UserError(f"--batch_size: a positive number or auto was expected, found {args.batch_size!r}")
@@ -102,7 +102,6 @@ def main() -> None:
     args = parse_arguments()
     require_writable(args.output_path)
     base = find_model(args.pretrained)
-    args.batch_size = args.batch_size or base.recommended("evaluate.batch")
     loaded = Loader(args)
     results = []
     for label, folder in [(base.name, local_folder(base)), *checkpoints(args)]:

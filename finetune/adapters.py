@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig
 
 from teacherlm.errors import UserError
-from teacherlm.loading import load_model
+from teacherlm.loading import base_model, load_model
 
 MERGED = "merged"
 """Folder in a checkpoint of adapters: the student with them added to its weights."""
@@ -48,11 +48,6 @@ def load_with_adapters(folder: Path, kind: str, rank: int) -> torch.nn.Module:
 
 def has_adapters(model: torch.nn.Module) -> bool:
     return hasattr(model, "get_base_model")
-
-
-def base_model(model: torch.nn.Module) -> PreTrainedModel:
-    """The model of transformers within one with adapters, or itself."""
-    return model.get_base_model() if has_adapters(model) else model
 
 
 def save_merged(model: torch.nn.Module, tokenizer: Any, folder: Path) -> None:

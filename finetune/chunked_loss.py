@@ -9,9 +9,10 @@ import types
 from typing import Any
 
 import torch
-from adapters import base_model
 from collators import NO_LOSS
 from transformers import PreTrainedModel
+
+from teacherlm.loading import base_model
 
 CHUNK = 2**26
 """Logits that exist at a time: 256 MiB in float32."""

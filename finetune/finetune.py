@@ -16,6 +16,7 @@ from processes import agree, is_first, join_processes, say
 from teacherlm import manifests
 from teacherlm.errors import UserError, run
 from teacherlm.files import require_writable
+from teacherlm.memory import is_out_of_memory
 from teacherlm.models import describe_model, find_model, local_folder
 
 OUT_OF_MEMORY = 76
@@ -138,7 +139,6 @@ def train(
     last: Path | None,
 ) -> tuple[int, dict[str, Any]]:
     """Train to the full number of epochs, from `last` when there is one; returns exit code and counts."""
-    import torch
     from dev import DevLoss
     from interrupts import REQUEUE, Interrupts
     from student import load_student
@@ -174,10 +174,8 @@ def train(
             ],
         )
         trainer.train(resume_from_checkpoint=str(last) if last else None)
-    except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(
-            error
-        ):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         print(f"finetune.py: error: {out_of_memory(device, accumulated, effective)}", file=sys.stderr)
         return OUT_OF_MEMORY, {}

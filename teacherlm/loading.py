@@ -40,3 +40,8 @@ def load_model(folder: Path, **options: Any) -> PreTrainedModel:
         raise UserError(f"the model in {folder} cannot be loaded: {reason(error)}") from error
     except Exception as error:
         raise UserError(f"the model in {folder} cannot be loaded: {reason(error)}; is the copy whole?") from error
+
+
+def base_model(model: Any) -> PreTrainedModel:
+    """The model of transformers within one with adapters, or itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

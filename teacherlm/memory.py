@@ -1,4 +1,4 @@
-"""The memory of a process on a CPU."""
+"""The memory of a process: kept for what follows on a CPU, and found out when there is none."""
 
 import ctypes
 import os
@@ -23,3 +23,11 @@ def keep_freed_memory() -> None:
     mallopt(TRIM_THRESHOLD, -1)
     mallopt(TOP_PAD, 64 * 2**20)
     mallopt(MMAP_MAX, 0)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that a GPU, or on a CPU the machine, has no memory left."""
+    import torch
+
+    known = torch.cuda.OutOfMemoryError | MemoryError
+    return isinstance(error, known) or "can't allocate memory" in str(error)

@@ -36,7 +36,6 @@ DEFAULTS: dict[str, Any] = {
         "deepspeed": None,
         "gradient_checkpointing": True,
     },
-    "evaluate": {"batch": 8},
 }
 """What a model without a YAML is run with; a YAML overrides field by field. 6e-6 is the reference's example."""
 
@@ -56,7 +55,6 @@ class Model:
     explanations: str | None = None
     enhance: Mapping[str, Any] = field(default_factory=dict)
     finetune: Mapping[str, Any] = field(default_factory=dict)
-    evaluate: Mapping[str, Any] = field(default_factory=dict)
     slurm: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def recommended(self, dotted: str) -> Any:

@@ -18,6 +18,8 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.models.bloom.modeling_bloom import BloomAttention, build_alibi_tensor, dropout_add
 
+from teacherlm.loading import base_model
+
 KINDS = {"sdpa": "packed_sdpa", "eager": "packed_eager"}
 ALIGNED = 8
 """Fused kernels take head sizes that are multiples of this."""
@@ -115,7 +117,7 @@ def use_packing(model: PreTrainedModel, attention: str = "sdpa") -> bool:
     Raises:
         ValueError, ImportError: a model or machine that this attention is not made for.
     """
-    inner = unwrapped(model)
+    inner = base_model(model)
     packing = Packing(causal_eager if attention == "eager" else causal_sdpa)
     bloom = model.config.model_type == "bloom"
     flash = attention not in KINDS
@@ -155,16 +157,11 @@ def stop_packing(model: PreTrainedModel) -> None:
         del module.packing
         if isinstance(module, BloomAttention):
             del module.forward
-    inner = unwrapped(model)
+    inner = base_model(model)
     if model.config.model_type == "bloom":
         inner.config._attn_implementation = "eager"
     else:
         inner.set_attn_implementation("sdpa")
-
-
-def unwrapped(model: PreTrainedModel) -> PreTrainedModel:
-    """The model itself of one with adapters."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def has_other_attention(config: Any) -> bool:

@@ -40,7 +40,7 @@ def test_a_model_says_where_it_is_and_how_it_is_run(name: str) -> None:
     model = find_model(name)
     assert [bool(source) for source in (model.hub, model.path, model.package)].count(True) == 1
     assert model.parameters > 1e8
-    for stage, field in (("enhance", "batch"), ("enhance", "num_tokens"), ("evaluate", "batch"), ("finetune", "batch")):
+    for stage, field in (("enhance", "batch"), ("enhance", "num_tokens"), ("finetune", "batch")):
         assert model.recommended(f"{stage}.{field}") >= 1
     for stage in ("enhance", "finetune", "evaluate") if name in STUDENTS else ("enhance",):
         assert {"gpus", "cpus", "memory", "time"} <= set(model.recommended(f"slurm.{stage}"))
