@@ -10,7 +10,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed.txt
 
-.PHONY: help install demo creak ecqa strategy_qa mmlu sample test lint perf doctor clean
+.PHONY: help install demo creak ecqa strategy_qa mmlu sample test prove lint perf doctor clean
 
 help: ## list the targets
 	@grep -E '^[a-z_ -]+:.*## ' $(MAKEFILE_LIST) | while IFS= read -r line; do \
@@ -44,6 +44,9 @@ lint: $(INSTALLED) ## check format, code and shell scripts
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/shellcheck $$(git ls-files '*.sh' .ci/run)
+
+prove: $(INSTALLED) ## run the proofs on all real test sets (hours): make prove ONLY=creak
+	@$(PYTHON) -m pytest -m slow $${ONLY:+-k "$$ONLY"}
 
 perf: $(INSTALLED) ## measure a stage side by side with what one would use instead: make perf STAGE=enhance
 	@$(PYTHON) "perf/$${STAGE:?which one? make perf STAGE=enhance}.py" $${CREAK_DATA:+--data "$$CREAK_DATA"}

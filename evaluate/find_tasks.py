@@ -12,6 +12,7 @@ from task_api import Task, load_task_file
 from teacherlm import benchmarks
 from teacherlm.benchmarks import Benchmark
 from teacherlm.errors import UserError, reason, shown
+from teacherlm.files import require_hub_cache
 from teacherlm.prompts import LETTERS
 
 HERE = Path(__file__).resolve().parent
@@ -123,6 +124,7 @@ def library_tasks(name: str, num_fewshot: int | None, seed: int, known: list[str
         own = sorted(set(known))
         near = difflib.get_close_matches(name, [*own, *manager.all_tasks], cutoff=0.6) or own
         raise UserError(f"no task {name!r}; there are: {', '.join(near)}")
+    require_hub_cache()
     try:
         tasks = manager.load([name])["tasks"]
     except Exception as error:  # of the hub, of the network, of the task's own code

@@ -108,6 +108,8 @@ def main() -> None:
         for task in args.tasks:
             results += evaluate(args, label, folder, task, loaded)
     print(table(results))
+    for task in args.tasks:
+        print(curve(task, [result for result in results if result["task"] == task]), end="")
 
 
 class Loader:
@@ -302,6 +304,12 @@ def table(results: list[dict[str, Any]]) -> str:
             rows.append(row(result["model"], f"{result['task']}: {group}", part))
         rows.append(row(result["model"], result["task"], result))
     return tables.table(rows)
+
+
+def curve(task: str, results: list[dict[str, Any]]) -> str:
+    """How a task's accuracy goes from checkpoint to checkpoint; nothing where there is only one."""
+    rows = [(r["model"], r["interval_95"][0], r["value"], r["interval_95"][1]) for r in results if r["interval_95"]]
+    return f"\n{task}\n{tables.draw_intervals(rows)}\n" if len(rows) > 1 else ""
 
 
 def row(model: str, name: str, result: dict[str, Any]) -> tuple[str, ...]:

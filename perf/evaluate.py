@@ -7,6 +7,7 @@ docs/evaluate.md has the figures.
 
 import argparse
 import json
+import os
 import random
 import sys
 import time
@@ -65,12 +66,13 @@ CONTENDERS = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with CREAK's files (default: the hub)")
-    parser.add_argument("--mmlu", type=Path, help="folder with MMLU's files (default: the hub)")
+    parser.add_argument("--mmlu", help="folder with MMLU's files (default: $MMLU_DATA, or the hub)")
     parser.add_argument("--scenarios", default=",".join(SCENARIOS))
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--contenders", help="only these, with commas; the first is what the others are held against")
     parser.add_argument("--contender", help=argparse.SUPPRESS)  # the process of one contender
     args = parser.parse_args()
+    args.mmlu = Path(mmlu) if (mmlu := args.mmlu or os.environ.get("MMLU_DATA")) else None
     if args.contender:
         contender = next(contender for contender in CONTENDERS if contender.name == args.contender)
         print(json.dumps(measure(contender, SCENARIOS[args.scenarios], args)))

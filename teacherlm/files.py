@@ -110,6 +110,21 @@ def require_writable(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another output folder") from error
 
 
+def require_hub_cache() -> None:
+    """Find out before a download that the hub's cache can be written (a container's HOME often cannot).
+
+    Raises:
+        UserError: it cannot.
+    """
+    folder = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    try:
+        require_writable(folder)
+    except UserError as error:
+        raise UserError(
+            f"{folder}: the hub's cache cannot be written; set HF_HOME to a folder of yours (export HF_HOME=DIR)"
+        ) from error
+
+
 def sync_file(path: Path) -> None:
     with open(path, "rb") as file:
         os.fsync(file.fileno())

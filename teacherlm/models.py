@@ -17,6 +17,7 @@ from typing import Any
 from teacherlm import ROOT
 from teacherlm.benchmarks import read_yaml
 from teacherlm.errors import Parser, UserError, reason, run
+from teacherlm.files import require_hub_cache
 from teacherlm.manifests import describe
 
 FOLDER = ROOT / "models"
@@ -164,6 +165,7 @@ def download(hub: str, revision: str) -> Path:
             cached = fetch(weights, local_files_only=True)
             if any(any(cached.glob(pattern)) for pattern in weights):
                 return cached
+    require_hub_cache()
     try:
         files = huggingface_hub.model_info(hub, revision=revision).siblings
         safe = any(file.rfilename.endswith(".safetensors") and "/" not in file.rfilename for file in files)

@@ -12,6 +12,7 @@ from typing import Any
 
 from teacherlm.benchmarks import Benchmark
 from teacherlm.errors import UserError, reason, shown
+from teacherlm.files import require_hub_cache
 from teacherlm.records import COMPRESSED, Flaw, Record, check_record, open_bytes, parse_json, read_records
 
 Sample = tuple[str, Record]
@@ -165,6 +166,7 @@ def read_hub(benchmark: Benchmark, split: str) -> Iterator[Sample]:
     if benchmark.hub is None:
         raise UserError(f"{benchmark.path}: it names no hub dataset; give a local folder (data_prepare.py: --data DIR)")
     source = benchmark.splits[split]
+    require_hub_cache()
     try:
         loaded = load_hub(benchmark.hub, benchmark.hub_config, source)
     except Exception as error:  # the hub's client raises a dozen kinds, and none of them is a fault of this code

@@ -166,3 +166,14 @@ def test_run_scripts_take_model_and_task_with_any_characters(
     assert (again.returncode, again.stderr) == (0, "")
     assert "my model on sample: done already, nothing to do" in again.stdout
     assert not list(tmp_path.rglob("pwned"))
+
+
+def test_intervals_are_drawn_to_scale() -> None:
+    from teacherlm.tables import draw_intervals
+
+    head, first, second = draw_intervals([("a", 0.0, 0.5, 1.0), ("checkpoint-2", 0.5, 0.75, 1.0)]).splitlines()
+    assert head.split() == ["0.0000", "1.0000"]
+    begin = len("checkpoint-2") + 2
+    assert first[begin:] == "-" * 24 + "o" + "-" * 25
+    assert second[begin:] == " " * 24 + "-" * 13 + "o" + "-" * 12
+    assert len(head) == begin + 50
