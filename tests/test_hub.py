@@ -134,6 +134,12 @@ def test_a_model_that_the_hub_does_not_have_is_one_line(folder_of: Run) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_a_cache_that_cannot_be_written_is_one_line(environment: dict[str, str], folder_of: Run) -> None:
+    environment["HF_HOME"] = "/proc/hf"
+    error = only_error(folder_of())
+    assert "/proc/hf: the hub's cache cannot be written; set HF_HOME to a folder of yours" in error
+
+
 def test_a_hub_that_cannot_be_reached_is_one_line(hub: Hub, folder_of: Run) -> None:
     hub.stop()
     done = folder_of()
@@ -143,12 +149,6 @@ def test_a_hub_that_cannot_be_reached_is_one_line(hub: Hub, folder_of: Run) -> N
 
 
 @pytest.mark.parametrize("kind", ["json", "parquet"])
-def test_a_cache_that_cannot_be_written_is_one_line(environment: dict[str, str], folder_of: Run) -> None:
-    environment["HF_HOME"] = "/proc/hf"
-    error = only_error(folder_of())
-    assert "/proc/hf: the hub's cache cannot be written; set HF_HOME to a folder of yours" in error
-
-
 def test_creak_from_the_hub_is_creak_from_its_authors_files(
     tmp_path: Path, prepare: Run, creak_repository: Path, shared_data: Path, kind: str
 ) -> None:
