@@ -147,8 +147,11 @@ def check_test_set(path: Path, name: str, choices: int | None) -> None:
     for needed in ("question", "answer"):
         if needed not in features:
             raise UserError(f"{path}: its samples have no field {needed!r}; they have: {', '.join(features)}")
-    answers = datasets.load_from_disk(str(path))["answer"]
-    if not len(answers):
+    try:
+        answers = list(datasets.load_from_disk(str(path))["answer"])
+    except Exception as error:  # the library's own; of a folder without samples an IndexError
+        raise UserError(f"{path}: there are no samples in it, or they cannot be read ({reason(error)})") from error
+    if not answers:
         raise UserError(f"{path}: there are no samples in it")
     accepted = {f"({letter})" for letter in LETTERS[: choices or len(LETTERS)]}
     for number, answer in enumerate(answers):

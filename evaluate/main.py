@@ -7,6 +7,7 @@ Source: the evaluation of TeacherLM (He et al. 2023, arXiv 2310.19019) on Eleuth
 """
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -104,7 +105,7 @@ def main() -> None:
     base = find_model(args.pretrained)
     loaded = Loader(args)
     results = []
-    for label, folder in [(base.name, local_folder(base)), *checkpoints(args)]:
+    for label, folder in itertools.chain([(base.name, local_folder(base))], checkpoints(args)):
         for task in args.tasks:
             results += evaluate(args, label, folder, task, loaded)
     print(table(results))

@@ -1,5 +1,6 @@
 """MMLU by subject, group and average; few-shot examples; what is missing or wrong is named."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -26,8 +27,10 @@ def mmlu(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for count, subject in enumerate(SUBJECTS, start=3):
         for split in ("dev", "test"):
             (source / split).mkdir(exist_ok=True)
-            lines = (shared_data / "mmlu" / split / f"{subject}_{split}.csv").read_text().splitlines(keepends=True)
-            (source / split / f"{subject}_{split}.csv").write_text("".join(lines[: count if split == "test" else 5]))
+            with open(shared_data / "mmlu" / split / f"{subject}_{split}.csv", newline="") as file:
+                rows = list(csv.reader(file))[: count if split == "test" else 5]
+            with open(source / split / f"{subject}_{split}.csv", "w", newline="") as file:
+                csv.writer(file).writerows(rows)
     command = [sys.executable, STAGES["data_prepare"], "--benchmark", "mmlu", "--test_only", "--data", source]
     for said in ("test samples", "done already"):
         done = subprocess.run([*command, "--test_dir", tests], check=True, capture_output=True, text=True)
@@ -114,7 +117,7 @@ def test_checkpoints_that_are_not_whole_are_skipped_and_new_ones_waited_for(
             time.sleep(0.01)
         shutil.copytree(tiny_llama, run / "late")
         (run / "late").rename(run / "checkpoint-4")
-        (tmp_path / "run.manifest.json").write_text("{}")
+        (run / "manifest.json").write_text("{}")
 
     thread = threading.Thread(target=finetune)
     thread.start()
@@ -157,7 +160,7 @@ def test_swapped_weights_give_the_numbers_of_loaded_ones(
     ("change", "said"),
     [
         ({"answer": "(C)"}, "sample 1: the answer is '(C)'; one of (A) to (B) was expected"),
-        ({"answer": None}, "sample 1: the answer is null; one of (A) to (B) was expected"),
+        ({"answer": None}, "sample 1: the answer is 'None'; one of (A) to (B) was expected"),
         ("drop", "its samples have no field 'answer'; they have: "),
         ("empty", "there are no samples in it"),
     ],
