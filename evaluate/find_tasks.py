@@ -137,7 +137,11 @@ def library_tasks(name: str, num_fewshot: int | None, seed: int, known: list[str
 
 
 def check_test_set(path: Path, name: str, choices: int | None) -> None:
-    """Raise a UserError unless `path` holds samples, each with a `question` and an `answer` among the choices."""
+    """Raise a UserError unless `path` holds samples with `question` and `answer`.
+
+    Args:
+        choices: how many letters an answer may be; None: it may be anything.
+    """
     if not (path / "dataset_info.json").is_file():
         raise UserError(
             f"{path}: the test set of {name} is missing; make it with: "
@@ -153,10 +157,12 @@ def check_test_set(path: Path, name: str, choices: int | None) -> None:
         raise UserError(f"{path}: there are no samples in it, or they cannot be read ({reason(error)})") from error
     if not answers:
         raise UserError(f"{path}: there are no samples in it")
-    accepted = {f"({letter})" for letter in LETTERS[: choices or len(LETTERS)]}
+    if choices is None:
+        return
+    accepted = {f"({letter})" for letter in LETTERS[:choices]}
     for number, answer in enumerate(answers):
         if answer not in accepted:
-            expected = f"(A) to ({LETTERS[(choices or len(LETTERS)) - 1]})"
+            expected = f"(A) to ({LETTERS[choices - 1]})"
             raise UserError(f"{path}, sample {number}: the answer is {shown(answer)}; one of {expected} was expected")
 
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from processes import agree, is_first, join_processes, say
+from processes import agree, is_first, is_lost_peer, join_processes, say
 
 from teacherlm import manifests
 from teacherlm.errors import UserError, run
@@ -175,6 +175,11 @@ def train(
         )
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     except (MemoryError, RuntimeError) as error:
+        if is_lost_peer(error):
+            print(
+                "finetune.py: another process has ended; what it said, or the system's log, tells why", file=sys.stderr
+            )
+            return 2, {}
         if not is_out_of_memory(error):
             raise
         print(f"finetune.py: error: {out_of_memory(device, accumulated, effective)}", file=sys.stderr)

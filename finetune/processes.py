@@ -49,3 +49,8 @@ def say(text: str) -> None:
     """Print in one of the processes."""
     if is_first():
         print(text, flush=True)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an error means that another process of the training has ended."""
+    return any(text in str(error) for text in ("Connection closed by peer", "Connection reset by peer"))

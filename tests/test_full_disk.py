@@ -86,7 +86,10 @@ def test_finetune(disk: SmallDisk, tiny_llama: Path, prepared: Path, inside: Cal
 def test_finetune_in_two_processes(disk: SmallDisk, tiny_llama: Path, prepared: Path) -> None:
     """The one that saves finds the disk full; the other waits for it and must not do so for ever."""
     words = ["--deepspeed", "zero2"]
-    check_full(finetune(tiny_llama, prepared / "SAMPLE", disk.folder, 2, *words))
+    full = finetune(tiny_llama, prepared / "SAMPLE", disk.folder, 2, *words)
+    assert full.returncode == 2
+    (error,) = [line for line in full.stderr.splitlines() if "error" in line.lower()]
+    assert error.endswith(NO_SPACE)
     run = disk.folder / "run"
     assert not list(run.glob("checkpoint-*"))
     disk.grow()

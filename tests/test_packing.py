@@ -96,8 +96,9 @@ def test_it_holds_for_real_weights(smollm2: Path) -> None:
 
 
 def test_samples_below_each_other_as_on_a_gpu(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def begin(self: Packing, lengths: list[int], positions_N: torch.Tensor) -> None:
-        self.layouts, self.positions_N = [Layout(lengths, positions_N.device)], positions_N
+    def begin(self: Packing, lengths: list[int], positions_N: torch.Tensor, prefixes: None) -> None:
+        self.layouts, self.prefixes = [Layout(lengths, positions_N.device)], [prefixes]
+        self.positions_N = positions_N
 
     monkeypatch.setattr(Packing, "begin", begin)
     samples = encoded(tiny_model)

@@ -1,5 +1,6 @@
 """Task files: one in the reference's API runs unchanged, and a broken one is named."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -121,14 +122,16 @@ def test_a_broken_task_file_is_named(
     assert str(tmp_path / expected) in error
 
 
-def test_a_task_without_an_accuracy_is_named(
+def test_a_task_without_an_accuracy_is_scored_by_what_it_has(
     tiny_llama: Path, tmp_path: Path, inside: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "weather.py").write_text(OLD_TASK.replace('"acc"', '"f1"'))
+    (tmp_path / "weather.py").write_text(OLD_TASK.replace('"acc"', '"hits"'))
     Dataset.from_dict({"question": ["The rain is f"], "answer": ["or today"]}).save_to_disk(str(tmp_path / "weather"))
     monkeypatch.setattr(find_tasks, "TASKS", tmp_path)
     result = inside("evaluate", *words(tiny_llama, "weather", tmp_path, tmp_path / "results"))
-    assert "the task weather aggregates f1; acc was expected" in only_error(result)
+    assert result.returncode == 0, result.stderr
+    written = json.loads((tmp_path / "results" / "tiny" / "weather.json").read_text())
+    assert (written["metric"], written["value"]) == ("hits", written["correct"])
 
 
 def test_an_unknown_task_lists_the_near_ones(tiny_llama: Path, tmp_path: Path, inside: Callable) -> None:
