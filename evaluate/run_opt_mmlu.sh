@@ -1,11 +1,5 @@
 #!/usr/bin/env bash
-# Score an OPT model on MMLU's 57 subjects: run_hf.sh MODEL mmlu by the name that the reference gave it.
+# Score an OPT model on MMLU's 57 subjects: run_bloom_mmlu.sh by another name; all families load alike.
 set -euo pipefail
-
-usage() {
-    echo "usage: bash $(basename -- "$0") MODEL [FLAG ...]   (FLAG ... and variables: as run_hf.sh --help says)"
-}
-
-[[ ${1:-} == -h || ${1:-} == --help ]] && { usage; exit 0; }
-(($# >= 1)) || { usage >&2; exit 2; }
-exec bash "$(dirname -- "${BASH_SOURCE[0]}")/run_hf.sh" "$1" mmlu "${@:2}"
+# shellcheck source=evaluate/run_bloom_mmlu.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/run_bloom_mmlu.sh"
