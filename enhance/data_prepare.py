@@ -61,11 +61,11 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     benchmark = load_benchmark(args.benchmark)
-    require_writable(args.output_dir)
     if args.test_only:
         require_writable(args.test_dir)
         prepare_tests(benchmark, args.data, args.test_dir)
         return
+    require_writable(args.output_dir)
     enhanced = enhanced_files(benchmark, args.output_dir)
     if args.post_process and not enhanced:
         expected = args.output_dir / f"{benchmark.title}_cot.jsonl"
@@ -129,22 +129,14 @@ def prepare_tests(benchmark: Benchmark, data: Path | None, test_dir: Path) -> No
     test = test_dir / benchmark.name
     manifest = manifests.read_manifest(manifests.manifest_of(test))
     inputs = describe_source(benchmark, data, manifest, ("test",))
-    if not manifests.changes(manifest, "prepare", {"benchmark": benchmark.name}, inputs):
+    if not manifests.changes(manifest, "prepare", {}, inputs):
         print(
             f"prepare: done already, nothing to do ({manifests.manifest_of(test)} matches {benchmark.title}'s source)"
         )
         return
     tested = save(partial(test_samples, benchmark, data), test)
     save_fewshot(benchmark, data, test)
-    manifests.write_manifest(
-        manifests.manifest_of(test),
-        stage="prepare",
-        arguments={"benchmark": benchmark.name},
-        inputs=inputs,
-        outputs={"test set": manifests.describe(test)},
-        counts={"test": tested},
-        started=started,
-    )
+    finish(test, "prepare", inputs, {"test": tested}, started)
     print(f"prepare: {test} has {tested} test samples")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from job import Job, make_jobs
 from work import do_work
 
-from teacherlm.errors import Parser, UserError, run
+from teacherlm.errors import Parser, UserError, run, share_of
 from teacherlm.files import require_writable
 from teacherlm.models import find_model
 from teacherlm.prompts import KINDS
@@ -70,13 +70,7 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
             raise UserError(f"--task_type: one of {', '.join(KINDS)} was expected, found {field!r}")
     if len(args.task_type) > 1 and "{kind}" not in args.output:
         raise UserError("--output: with several task types it needs {kind}, for example CREAK_{kind}.jsonl")
-    try:
-        index, count = map(int, args.shard.split("/"))
-        if not 0 <= index < count:
-            raise ValueError
-        args.shard = (index, count)
-    except ValueError:
-        raise UserError(f"--shard: I/N with 0 <= I < N was expected, found {args.shard!r}") from None
+    args.shard = share_of(args.shard)
     if args.name.startswith("field:"):
         if args.engine or args.num_completions > 1:
             raise UserError(f"--name {args.name}: it takes neither --engine nor --num_completions")

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,15 @@ def make_tasks(name: str, folder: Path, num_fewshot: int | None, seed: int, incl
     if kinds is None:
         return library_tasks(name, num_fewshot, seed, [*files, *benchmarks.names()])
     tasks = {}
+    checked = set()
     for title, kind in kinds.items():
         path = Path(kind.DATASET_PATH or "")
         if path.parts[:2] == ("lm_eval", "datasets"):
             path = folder / Path(*path.parts[2:])
             kind.DATASET_PATH = str(path)
-            check_test_set(path, name, getattr(kind, "CHOICES", None))
+            if path not in checked:
+                load_test_set(path, name, getattr(kind, "CHOICES", None))
+            checked.add(path)
         kind.SEED = seed
         task = kind()
         task.set_config("task", title)
@@ -67,42 +70,35 @@ def task_classes(name: str, folder: Path, files: Mapping[str, Path]) -> dict[str
     """The class of each task of a name of this project; None for another name."""
     if name in files:
         return {name: load_task_file(files[name])[0]}
-    if name in benchmarks.names():
-        benchmark = benchmarks.load_benchmark(name)
-        if benchmark.file_field is None:
-            return {name: multiple_choice(benchmark)}
-        return dict(parts_of(benchmark, folder, None))
-    for title in benchmarks.names():
-        benchmark = benchmarks.load_benchmark(title)
-        if benchmark.file_field is not None and name.startswith(f"{title}_"):
-            found = dict(parts_of(benchmark, folder, name.removeprefix(f"{title}_")))
-            if found:
-                return found
-    return None
-
-
-def multiple_choice(benchmark: Benchmark, value: str | None = None) -> type[Task]:
-    """The task of a benchmark's YAML, or of the part of it whose field `file_field` has that value."""
+    title, part = benchmarks.benchmark_and_part(name) or (None, None)
+    if title is None:
+        return None
+    benchmark = benchmarks.load_benchmark(title)
     base = load_task_file(TASKS / f"{TEMPLATE}.py")[0]
+    if benchmark.file_field is None:
+        return {name: multiple_choice(base, benchmark)} if part is None else None
+    return {
+        f"{title}_{value}": multiple_choice(base, benchmark, value) for value in parts_of(benchmark, folder, part)
+    } or None
+
+
+def multiple_choice(base: type[Task], benchmark: Benchmark, value: str | None = None) -> type[Task]:
+    """The task of a benchmark's YAML, or of the part of it whose field `file_field` has that value."""
     part = None if value is None else (benchmark.file_field, value)
     path = f"lm_eval/datasets/{benchmark.name}"
     return type(benchmark.name, (base,), {"DATASET_PATH": path, "CHOICES": len(benchmark.choices), "PART": part})
 
 
-def parts_of(benchmark: Benchmark, folder: Path, wanted: str | None) -> Iterator[tuple[str, type[Task]]]:
-    """(`mmlu_anatomy`, its task) for each part of a benchmark, each of a group of them, or one."""
-    path = folder / benchmark.name
-    check_test_set(path, benchmark.name, len(benchmark.choices))
-    values = sorted(set(datasets.load_from_disk(str(path))[benchmark.file_field]))
-    if wanted is not None:
-        values = [value for value in values if value in benchmark.groups.get(wanted, [wanted])]
-    for value in values:
-        yield f"{benchmark.name}_{value}", multiple_choice(benchmark, value)
+def parts_of(benchmark: Benchmark, folder: Path, wanted: str | None) -> list[str]:
+    """The parts of a benchmark (`anatomy` of MMLU): all, those of a group, or one."""
+    tests = load_test_set(folder / benchmark.name, benchmark.name, len(benchmark.choices))
+    parts = sorted(set(tests[benchmark.file_field]))
+    return parts if wanted is None else [part for part in parts if part in benchmark.groups.get(wanted, [wanted])]
 
 
 def categories(name: str, tasks: Mapping[str, Any]) -> dict[str, list[str]]:
     """Group of a benchmark -> those of the tasks that are in it; empty for what has no groups."""
-    title = next((title for title in benchmarks.names() if name == title or name.startswith(f"{title}_")), None)
+    title, _ = benchmarks.benchmark_and_part(name) or (None, None)
     groups = benchmarks.load_benchmark(title).groups if title else {}
     found = {
         group: [f"{title}_{value}" for value in values if f"{title}_{value}" in tasks]
@@ -136,11 +132,14 @@ def library_tasks(name: str, num_fewshot: int | None, seed: int, known: list[str
     return tasks
 
 
-def check_test_set(path: Path, name: str, choices: int | None) -> None:
-    """Raise a UserError unless `path` holds samples with `question` and `answer`.
+def load_test_set(path: Path, name: str, choices: int | None) -> datasets.Dataset:
+    """The samples in a folder.
 
     Args:
         choices: how many letters an answer may be; None: it may be anything.
+
+    Raises:
+        UserError: there are none, without `question` or `answer`, or with an answer that is none of the letters.
     """
     if not (path / "dataset_info.json").is_file():
         raise UserError(
@@ -152,23 +151,23 @@ def check_test_set(path: Path, name: str, choices: int | None) -> None:
         if needed not in features:
             raise UserError(f"{path}: its samples have no field {needed!r}; they have: {', '.join(features)}")
     try:
-        answers = list(datasets.load_from_disk(str(path))["answer"])
+        samples = datasets.load_from_disk(str(path))
+        answers = list(samples["answer"])
     except Exception as error:  # the library's own; of a folder without samples an IndexError
         raise UserError(f"{path}: there are no samples in it, or they cannot be read ({reason(error)})") from error
     if not answers:
         raise UserError(f"{path}: there are no samples in it")
-    if choices is None:
-        return
-    accepted = {f"({letter})" for letter in LETTERS[:choices]}
+    accepted = {f"({letter})" for letter in LETTERS[: choices or 0]}
     for number, answer in enumerate(answers):
-        if answer not in accepted:
+        if choices is not None and answer not in accepted:
             expected = f"(A) to ({LETTERS[choices - 1]})"
             raise UserError(f"{path}, sample {number}: the answer is {shown(answer)}; one of {expected} was expected")
+    return samples
 
 
 def check_fewshot(task: Task, name: str, count: int) -> None:
-    if not count or not isinstance(task, Task):
+    if not count or not task.has_training_docs():
         return
-    pool = len(list(task.training_docs())) if task.has_training_docs() else None
-    if pool is not None and pool < count:
+    pool = len(list(task.training_docs()))
+    if pool < count:
         raise UserError(f"--num_fewshot {count}: {name} has {pool} examples")

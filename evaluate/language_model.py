@@ -16,12 +16,15 @@ from teacherlm import loading
 from teacherlm.errors import UserError
 from teacherlm.memory import is_out_of_memory, keep_freed_memory
 from teacherlm.packed_attention import stop_packing, use_packing
+from teacherlm.packed_linear import PackedLinear, pack_linears
 from teacherlm.progress_file import ProgressFile
 
-CPU_TOKENS = 2048
-"""Of a batch on a CPU, where more are not faster."""
+CPU_STATES = 1 << 19
+"""Numbers in a hidden state of a batch on a CPU, where larger batches are not faster."""
 GPU_TOKENS = 32768
 """Of a batch on a GPU at most."""
+LOGITS = 1 << 22
+"""That are normalised at a time."""
 LOOKED_AT = 256
 """Requests that are tokenized both ways, to say whether it matters."""
 
@@ -47,7 +50,8 @@ class Share:
     ):
         self.progress, self.index, self.count = progress, index, count
         self.others = others or {}
-        self.first = self.missing = 0
+        self.first = 0
+        self.missing: set[int] = set()
 
     def do(self, parts: int, compute: Callable[[int], list[Answer]]) -> list[list[Answer] | None]:
         """The answers of each part: those that are there, those computed here, None for other processes'."""
@@ -65,7 +69,7 @@ class Share:
                     self.progress.append(key, {"answers": answers[-1]})
             else:
                 answers.append(None)
-                self.missing += 1
+                self.missing.add(key)
         return answers
 
 
@@ -87,9 +91,10 @@ class LanguageModel(HFLM):
             device = f"cuda:{device}"
         if device is None or (device.startswith("cuda") and not torch.cuda.is_available()):
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cpu":
-            keep_freed_memory()
         model = loading.load_model(folder, dtype=getattr(torch, dtype)).to(device)
+        if device == "cpu":
+            pack_linears(model.base_model)  # not its head, which sees few positions and may be tied to the embeddings
+            keep_freed_memory()  # from now on: the unpacked weights go back to the system
         super().__init__(pretrained=model, tokenizer=loading.load_tokenizer(folder), batch_size=samples or 8)
         self.joint, self.samples = joint, samples
         self.share = Share()
@@ -122,15 +127,22 @@ class LanguageModel(HFLM):
     def swap(self, folder: Path) -> bool:
         """Put another checkpoint's weights into the model; returns whether they are weights of this model."""
         state = self.model.state_dict()
+        modules = self.model.named_modules()
+        packed = {f"{name}.weight": module for name, module in modules if isinstance(module, PackedLinear)}
+        shapes = {name: part.weight.shape for name, part in packed.items()} | {n: p.shape for n, p in state.items()}
         loaded: dict[str, torch.Tensor] = {}
         for file in sorted(folder.glob("model*.safetensors")):
             loaded |= load_file(file)
         tied = set(state) - set(loaded)
-        fits = loaded and all(name in state and state[name].shape == part.shape for name, part in loaded.items())
-        if not fits or any(all(state[name].data_ptr() != state[other].data_ptr() for other in loaded) for name in tied):
+        fits = loaded and set(packed) <= set(loaded) and all(shapes.get(n) == p.shape for n, p in loaded.items())
+        there = {state[name].data_ptr() for name in set(state) & set(loaded)}
+        if not fits or any(state[name].data_ptr() not in there for name in tied):
             return False
         for name, tensor in loaded.items():
-            state[name].copy_(tensor)
+            if name in packed:
+                packed[name].pack(tensor)
+            else:
+                state[name].copy_(tensor)
         self.kept = ()
         return True
 
@@ -139,12 +151,14 @@ class LanguageModel(HFLM):
 
         A token's states in a layer take some 20 hidden sizes; a fourth of what the weights leave is for them.
         """
+        hidden = self.config.get_text_config().hidden_size
+        least = max(1, CPU_STATES // hidden)
         if self.device.type != "cuda":
-            return CPU_TOKENS
+            return least
         weights = sum(part.nbytes for part in self.model.parameters())
         left = torch.cuda.get_device_properties(self.device).total_memory - weights
-        token = 20 * self.config.get_text_config().hidden_size * self.model.dtype.itemsize
-        return min(GPU_TOKENS, max(CPU_TOKENS, 1 << (max(1, left // (4 * token)).bit_length() - 1)))
+        token = 20 * hidden * self.model.dtype.itemsize
+        return min(GPU_TOKENS, max(least, 1 << (max(1, left // (4 * token)).bit_length() - 1)))
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         if self.joint:
@@ -157,9 +171,7 @@ class LanguageModel(HFLM):
             self.looked_at += 1
             if context:
                 before, after = super()._encode_pair(context, continuation)
-                self.differing += before + after != self.tok_encode(context, False) + self.tok_encode(
-                    continuation, False
-                )
+                self.differing += before + after != self.encode(context) + self.encode(continuation)
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(
@@ -218,7 +230,8 @@ class LanguageModel(HFLM):
                 places += range(len(tokens) - scored[member], len(tokens))
         lengths = [len(inputs[member]) - group.prefix for group in batch for member in group.members]
         logits_SV = self.forward(tokens, positions, lengths, places, prefixes=prefixes)
-        logprobs_SV = logits_SV.float().log_softmax(-1)
+        parts = logits_SV.split(max(1, LOGITS // logits_SV.shape[1]))
+        norm_S = torch.cat([part.float().logsumexp(-1) for part in parts])
         best_S = logits_SV.argmax(-1)
         answers: list[Answer] = []
         end = 0
@@ -227,7 +240,8 @@ class LanguageModel(HFLM):
             for target in targets[member]:
                 rows = torch.arange(end - len(target), end, device=logits_SV.device)
                 wanted = torch.tensor(target, device=logits_SV.device)
-                answers.append((logprobs_SV[rows, wanted].sum(), (best_S[rows] == wanted).all()))
+                logprobs = logits_SV[rows, wanted].float() - norm_S[rows]
+                answers.append((logprobs.sum(), (best_S[rows] == wanted).all()))
         sums, greedy = (torch.stack(column).tolist() for column in zip(*answers))
         return [list(pair) for pair in zip(sums, greedy)]
 

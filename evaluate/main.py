@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from teacherlm import manifests, tables
-from teacherlm.errors import Parser, UserError, reason, run
+from teacherlm.benchmarks import benchmark_and_part
+from teacherlm.errors import Parser, UserError, reason, run, share_of
 from teacherlm.files import require_writable, whole_file
 from teacherlm.models import describe_model, find_model, local_folder
+from teacherlm.progress_file import ProgressFile, peek
 from teacherlm.records import write_records
 
 FAMILIES = ("hf", "hf-causal", "hf-causal-experimental", "bloom", "opt")
@@ -78,13 +80,7 @@ def parse_arguments() -> argparse.Namespace:
         raise UserError(f"--batch_size: a positive number or auto was expected, found {args.batch_size!r}")
     else:
         args.batch_size = int(args.batch_size)
-    try:
-        index, count = map(int, args.shard.split("/"))
-        if not 0 <= index < count:
-            raise ValueError
-    except ValueError:
-        raise UserError(f"--shard: I/N with 0 <= I < N was expected, found {args.shard!r}") from None
-    args.shard = (index, count)
+    args.shard = share_of(args.shard)
     return args
 
 
@@ -253,26 +249,33 @@ def score_share(
     from language_model import Share
     from scoring import score
 
-    from teacherlm.progress_file import ProgressFile, peek
-
     index, count = args.shard
     own = path.with_name(f".{path.stem}.share-{index}-of-{count}.progress")
     progress = ProgressFile(own, work, restart=True)
     if len(progress):
         print(f"evaluate: {len(progress)} batches were done before, going on")
-    for _ in range(2):  # once to compute what is missing, and once to see what the others did in the meantime
-        others: dict[int, dict[str, Any]] = {}
-        for file in progress_files(path):
-            others |= peek(file, work) if file != own else {}
+    others = read_others(path, own, work)
+    while True:
         share = Share(progress, index, count, others)
         model.begin(share)
         scored = score(model, tasks, args.limit)
         if not share.missing:
             progress.close()
             return scored
+        others = read_others(path, own, work)  # what they did in the meantime
+        if not share.missing <= set(others):
+            break
     progress.close()
-    print(f"evaluate: share {index}/{count} is done; {share.missing} batches are other processes'")
+    print(f"evaluate: share {index}/{count} is done; {len(share.missing)} batches are other processes'")
     return None
+
+
+def read_others(path: Path, own: Path, work: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """What other processes have done so far, by the number of the batch."""
+    others: dict[int, dict[str, Any]] = {}
+    for file in progress_files(path):
+        others |= peek(file, work) if file != own else {}
+    return others
 
 
 def progress_files(path: Path) -> list[Path]:
@@ -283,27 +286,22 @@ def describe_task(args: argparse.Namespace, task: str, known: dict[str, Any]) ->
     """Digests of what the questions come from: the test set and the task file, those that there are."""
     here = Path(__file__).resolve().parent / "lm_eval"
     sets = args.datasets or here / "datasets"
-    name = next((name for name in (task, *parents(task)) if (sets / name).is_dir()), task)
+    benchmark, _ = benchmark_and_part(task) or (task, None)
+    name = task if (sets / task).is_dir() else benchmark
     files = [folder / f"{task}.py" for folder in (args.include_path, here / "tasks") if folder]
     places = {"test set": sets / name, "task file": next((file for file in files if file.exists()), files[0])}
     return {name: manifests.describe(path, known.get(name)) for name, path in places.items() if path.exists()}
 
 
-def parents(task: str) -> Iterator[str]:
-    """Names that a task may be a part of: of `mmlu_stem`, `mmlu`."""
-    while "_" in task:
-        task = task.rpartition("_")[0]
-        yield task
-
-
 def table(results: list[dict[str, Any]]) -> str:
     """A table of the results, with standard errors, as lm-eval prints it."""
-    rows = [("model", "task", "n", "acc", "stderr", "95 % interval")]
+    metrics = list(dict.fromkeys(result["metric"] for result in results))
+    rows = [("model", "task", "n", " / ".join(metrics), "stderr", "95 % interval")]
     for result in results:
+        name = result["task"] if len(metrics) == 1 else f"{result['task']}, {result['metric']}"
         rows += [row(result["model"], part["task"], part) for part in result.get("tasks", ())]
-        for group, part in result.get("groups", {}).items():
-            rows.append(row(result["model"], f"{result['task']}: {group}", part))
-        rows.append(row(result["model"], result["task"], result))
+        rows += [row(result["model"], f"{name}: {group}", part) for group, part in result.get("groups", {}).items()]
+        rows.append(row(result["model"], name, result))
     return tables.table(rows)
 
 
@@ -316,7 +314,8 @@ def curve(task: str, results: list[dict[str, Any]]) -> str:
 def row(model: str, name: str, result: dict[str, Any]) -> tuple[str, ...]:
     interval = "-" if result["interval_95"] is None else "{:.4f} - {:.4f}".format(*result["interval_95"])
     error = "-" if result["stderr"] is None else f"± {result['stderr']:.4f}"  # one sample has none
-    return (model, name, str(result["n"]), f"{result['value']:.4f}", error, interval)
+    value = "-" if result["value"] is None else f"{result['value']:.4f}"  # a metric without a number: of no sample
+    return (model, name, str(result["n"]), value, error, interval)
 
 
 if __name__ == "__main__":

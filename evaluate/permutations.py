@@ -14,8 +14,6 @@ from scipy.special import log_softmax, logsumexp
 from teacherlm.errors import UserError
 from teacherlm.prompts import LETTERS
 
-KINDS = ("none", "cyclic", "all")
-
 
 def use_permutations(task: Any, kind: str, name: str) -> None:
     """Let a task ask each question once for every order: `cyclic`, as many as there are choices, or `all` orders.

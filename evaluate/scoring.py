@@ -55,8 +55,7 @@ def result_of(name: str, metrics: Mapping[str, Any], samples: list[dict[str, Any
     }
     if all(value in (0, 1) for value in values):
         result["correct"] = int(sum(values))
-        interval = binomtest(result["correct"], len(samples)).proportion_ci(method="wilson")
-        result["interval_95"] = [interval.low, interval.high]
+        result["interval_95"] = wilson(result["correct"], len(samples))
     elif result["stderr"] is not None:
         result["interval_95"] = [found[first] + sign * Z_95 * errors[first] for sign in (-1, 1)]
     return {**result, "metrics": {metric: {"value": found[metric], "stderr": errors[metric]} for metric in names}}
@@ -83,19 +82,24 @@ def combine(name: str, results: list[dict[str, Any]], groups: Mapping[str, list[
 
 def average(results: list[dict[str, Any]]) -> dict[str, Any]:
     n = sum(result["n"] for result in results)
+    known = all(result["value"] is not None for result in results)
     found: dict[str, Any] = {
-        "value": sum(result["value"] * result["n"] for result in results) / n,
-        "macro": sum(result["value"] for result in results) / len(results),
+        "value": sum(result["value"] * result["n"] for result in results) / n if known else None,
+        "macro": sum(result["value"] for result in results) / len(results) if known else None,
         "stderr": None,
         "interval_95": None,
         "n": n,
     }
     if all("correct" in result for result in results):
         found["correct"] = sum(result["correct"] for result in results)
-        interval = binomtest(found["correct"], n).proportion_ci(method="wilson")
-        found["interval_95"] = [interval.low, interval.high]
+        found["interval_95"] = wilson(found["correct"], n)
         found["stderr"] = math.sqrt(found["value"] * (1 - found["value"]) / (n - 1)) if n > 1 else None
     return found
+
+
+def wilson(correct: int, n: int) -> list[float]:
+    interval = binomtest(correct, n).proportion_ci(method="wilson")
+    return [interval.low, interval.high]
 
 
 def number(metrics: Mapping[str, Any], name: str) -> float | None:

@@ -82,7 +82,7 @@ def start_wandb(training: Any) -> None:
     try:
         wandb.init(**options, settings=wandb.Settings(silent=True))
     except Exception as error:  # of the network, of the server, of the key
-        say(f"finetune: wandb cannot be reached ({reason(error)}))")
+        say(f"finetune: wandb cannot be reached ({reason(error)})")
         wandb.init(**options, mode="offline", settings=wandb.Settings(silent=True))
     if wandb.run.settings.mode == "offline":
         say(f"finetune: wandb: offline, in {options['dir']}/wandb; sync_wandb.py sends it later")

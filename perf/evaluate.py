@@ -7,6 +7,7 @@ docs/evaluate.md has the figures.
 
 import argparse
 import json
+import logging
 import os
 import random
 import sys
@@ -51,7 +52,7 @@ SCENARIOS = {
     "long": Scenario("smollm2-135m", "creak", 48, 260),
     "bloom": Scenario("bloom-560m", "creak", 64),
     "bloom-long": Scenario("bloom-560m", "creak", 16, 260),
-    "5-shot": Scenario("smollm2-135m", "mmlu", 40),
+    "5-shot": Scenario("smollm2-135m", "mmlu", 64),
 }
 CONTENDERS = [
     Contender("reference", "the reference's loop: a forward pass a choice", "float32", once=True),
@@ -61,6 +62,9 @@ CONTENDERS = [
     Contender("ours", "this project", "float32"),
     Contender("ours-bf16", "this project", "bfloat16"),
 ]
+
+
+logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about models that are given as objects
 
 
 def main() -> None:

@@ -176,6 +176,16 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
+def benchmark_and_part(task: str) -> tuple[str, str | None] | None:
+    """The benchmark that a task's name begins with, and the rest: `mmlu_stem` -> mmlu, stem; `mmlu` -> mmlu, None."""
+    for name in sorted(names(), key=len, reverse=True):
+        if task == name:
+            return name, None
+        if task.startswith(f"{name}_"):
+            return name, task.removeprefix(f"{name}_")
+    return None
+
+
 def load_benchmark(name: str) -> Benchmark:
     """Read `benchmarks/NAME.yaml`, or the YAML file that `name` is a path of.
 

@@ -64,6 +64,14 @@ def run(main: Callable[[], int | None]) -> None:
     sys.exit(status)
 
 
+def share_of(text: str) -> tuple[int, int]:
+    """(I, N) of `--shard I/N`: the share numbered I of N, 0 the first."""
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise UserError(f"--shard: I/N with 0 <= I < N was expected, found {text!r}")
+    return int(index), int(count)
+
+
 def reason(error: BaseException) -> str:
     """The first line of an error's text, or its kind where it has none: for errors of libraries with long stories."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -39,7 +39,7 @@ def ours(folder: Path, joint: bool = True, samples: int | None = None) -> Langua
 @pytest.fixture(params=[40, 2048])
 def budget(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Tokens of a batch: so few that prefixes are shared by several batches, and so many that all is one batch."""
-    monkeypatch.setattr("language_model.CPU_TOKENS", request.param)
+    monkeypatch.setattr(LanguageModel, "tokens_at_a_time", lambda self: request.param)
     return request.param
 
 

@@ -20,10 +20,10 @@ from transformers import BitsAndBytesConfig
 from engines import Completion, Failure, Prompt, Sampling
 from engines.decode_attention import use_decode_attention
 from engines.key_values import GROWTH, KeyValues, bytes_per_column, moves_to_drop
-from engines.packed_linear import pack_linears
 from engines.sampling import choose_tokens
 from teacherlm.errors import UserError
 from teacherlm.loading import load_model, load_tokenizer
+from teacherlm.packed_linear import pack_linears
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MEMORY_SHARE = 0.8

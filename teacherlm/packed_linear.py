@@ -5,7 +5,13 @@ quarter of its time at 64 rows and half of it at 8. torch.compile packs with the
 a minute, and again for other shapes.
 """
 
+import os
+
 import torch
+
+KERNELS = 16
+"""Compiled kernels that oneDNN keeps. It compiles one for each shape and keeps 1024, with their buffers: of batches
+that are all of other lengths, some 10 MiB each (BLOOM-560m's)."""
 
 
 class PackedLinear(torch.nn.Module):
@@ -13,8 +19,13 @@ class PackedLinear(torch.nn.Module):
 
     def __init__(self, linear: torch.nn.Linear):
         super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        self.dtype = linear.weight.dtype
         self.bias = linear.bias
+        self.pack(linear.weight.detach())
+
+    def pack(self, weight: torch.Tensor) -> None:
+        """Take a weight [out, in], from now on instead of the one before."""
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(self.dtype).contiguous())
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         return torch.ops.mkldnn._linear_pointwise(states, self.weight, self.bias, "none", [], "")
@@ -22,10 +33,15 @@ class PackedLinear(torch.nn.Module):
 
 def pack_linears(model: torch.nn.Module) -> None:
     """Replace the linear layers of a model on a CPU, where oneDNN has kernels for their type."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))  # read at its first operation
     dtypes = [torch.float32] if torch.backends.mkldnn.is_available() else []
     if dtypes and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         dtypes.append(torch.bfloat16)
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child) is torch.nn.Linear and child.weight.dtype in dtypes:
-                setattr(module, name, PackedLinear(child))
+    linears = [
+        (module, name)
+        for module in model.modules()
+        for name, child in module.named_children()
+        if type(child) is torch.nn.Linear and child.weight.dtype in dtypes
+    ]
+    for module, name in linears:  # one after the other, so that each one's own weights go before the next are packed
+        setattr(module, name, PackedLinear(getattr(module, name)))
