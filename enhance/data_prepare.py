@@ -23,7 +23,7 @@ from dataset_folder import Stream, gather_types, write_dataset, write_dataset_di
 
 from teacherlm import ROOT, manifests
 from teacherlm.benchmarks import Benchmark, load_benchmark
-from teacherlm.errors import Parser, UserError, run
+from teacherlm.errors import LIST_MISSING, Parser, UserError, run
 from teacherlm.files import require_writable, set_aside, whole_folder
 from teacherlm.prompts import KINDS, full_tail, remove_duplicated_block
 from teacherlm.records import Record, read_records, write_records
@@ -52,6 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--post_process", action="store_true", help="post-process what is in --output_dir, and only that"
     )
+    parser.add_argument("--list_missing", action="store_true", help=LIST_MISSING)
     args = parser.parse_args()
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit: a positive number was expected, found {args.limit}")
@@ -65,6 +66,10 @@ def main() -> None:
         require_writable(args.test_dir)
         prepare_tests(benchmark, args.data, args.test_dir)
         return
+    if args.list_missing:
+        if not is_done(args, benchmark):
+            print(0)
+        return
     require_writable(args.output_dir)
     enhanced = enhanced_files(benchmark, args.output_dir)
     if args.post_process and not enhanced:
@@ -75,6 +80,25 @@ def main() -> None:
         prepare(benchmark, args.data, args.output_dir, args.test_dir, args.limit)
     if enhanced:
         post_process(benchmark, enhanced, args.output_dir)
+
+
+def is_done(args: argparse.Namespace, benchmark: Benchmark) -> bool:
+    """Whether the command without --list_missing would do nothing."""
+    folder = args.output_dir
+    saved = folder / benchmark.title
+    jsonl = folder / f"{benchmark.title}.jsonl"
+    enhanced = enhanced_files(benchmark, folder)
+    if args.post_process and not enhanced:
+        return False
+    if not args.post_process:
+        manifest = manifests.read_manifest(manifests.manifest_of(jsonl))
+        arguments = {"benchmark": benchmark.name, "limit": args.limit}
+        if manifests.changes(manifest, "prepare", arguments, describe_source(benchmark, args.data, manifest)):
+            return False
+    manifest = manifests.read_manifest(manifests.manifest_of(saved))
+    if enhanced:
+        return not manifests.changes(manifest, "post_process", {}, post_process_inputs(enhanced, manifest))
+    return not manifests.changes(manifest, "prepare", {}, prompts_inputs(jsonl, manifest))
 
 
 def enhanced_files(benchmark: Benchmark, folder: Path) -> dict[str, Path]:
@@ -203,8 +227,7 @@ def save_prompts(benchmark: Benchmark, data: Path | None, saved: Path, jsonl: Pa
     """Save the DatasetDict of the prepared training samples and the test split's samples, both with prompts."""
     started = time.time()
     manifest = manifests.read_manifest(manifests.manifest_of(saved))
-    known = (manifest or {}).get("inputs", {})
-    inputs = {"records": manifests.describe(jsonl, known.get("records"))}
+    inputs = prompts_inputs(jsonl, manifest)
     changes = manifests.changes(manifest, "prepare", {}, inputs)
     if not changes:
         return
@@ -218,6 +241,11 @@ def save_prompts(benchmark: Benchmark, data: Path | None, saved: Path, jsonl: Pa
     print(f"prepare: {saved} is a DatasetDict of {', '.join(f'{name} {count}' for name, count in counts.items())}")
 
 
+def prompts_inputs(jsonl: Path, manifest: dict[str, Any] | None) -> dict[str, Any]:
+    known = (manifest or {}).get("inputs", {})
+    return {"records": manifests.describe(jsonl, known.get("records"))}
+
+
 # ------------------------------------------------------------------------------------------------------ post-process
 
 
@@ -226,8 +254,7 @@ def post_process(benchmark: Benchmark, enhanced: dict[str, Path], folder: Path) 
     started = time.time()
     saved = folder / benchmark.title
     manifest = manifests.read_manifest(manifests.manifest_of(saved))
-    known = (manifest or {}).get("inputs", {})
-    inputs = {KINDS[field]: manifests.describe(file, known.get(KINDS[field])) for field, file in enhanced.items()}
+    inputs = post_process_inputs(enhanced, manifest)
     changes = manifests.changes(manifest, "post_process", {}, inputs)
     if not changes:
         print(f"post-process: done already, nothing to do ({manifests.manifest_of(saved)} matches its inputs)")
@@ -237,6 +264,11 @@ def post_process(benchmark: Benchmark, enhanced: dict[str, Path], folder: Path) 
     count = save(partial(with_tails, enhanced), saved)
     finish(saved, "post_process", inputs, {"train": count}, started)
     print(f"post-process: {saved} has {count} samples with {', '.join(KINDS[field] for field in enhanced)}")
+
+
+def post_process_inputs(enhanced: dict[str, Path], manifest: dict[str, Any] | None) -> dict[str, Any]:
+    known = (manifest or {}).get("inputs", {})
+    return {KINDS[field]: manifests.describe(file, known.get(KINDS[field])) for field, file in enhanced.items()}
 
 
 def with_tails(enhanced: dict[str, Path]) -> Iterator[tuple[str, Record]]:

@@ -13,9 +13,9 @@ from pathlib import Path
 from job import Job, make_jobs
 from work import do_work
 
-from teacherlm.errors import Parser, UserError, run, share_of
+from teacherlm.errors import LIST_MISSING, Parser, UserError, run, share_of
 from teacherlm.files import require_writable
-from teacherlm.models import find_model
+from teacherlm.models import Model, find_model
 from teacherlm.prompts import KINDS
 
 
@@ -32,6 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     what.add_argument("--shard", default="0/1", help="I/N: every Nth record from the Ith, 0 the first; see merge.py")
     what.add_argument("--restart", action="store_true", help="keep what other settings made beside, begin anew")
     what.add_argument("--max_failures", type=int, default=0, help="so many records may stay without a text (0)")
+    what.add_argument("--list_missing", action="store_true", help=LIST_MISSING + " (of all N shards)")
     how = parser.add_argument_group("what the texts depend on")
     how.add_argument("--num_tokens", type=int, default=2048, help="at most so many new tokens (default: 2048)")
     how.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest token (default: 1, sampling)")
@@ -85,15 +86,25 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
     return args
 
 
-def main() -> None:
+def main() -> int:
     args = parse_arguments()
     teacher = find_model(args.name)
+    if args.list_missing:
+        return list_missing(args, teacher)
     jobs: list[Job] = make_jobs(args, teacher)
     for job in jobs:
         require_writable(job.output.parent)
     pending = [job for job in jobs if not job.is_done()]
-    if pending:
-        do_work(args, teacher, pending)
+    return do_work(args, teacher, pending) if pending else 0
+
+
+def list_missing(args: argparse.Namespace, teacher: Model) -> int:
+    _, count = args.shard
+    for index in range(count):
+        args.shard = (index, count)
+        if any(job.changes() for job in make_jobs(args, teacher)):
+            print(index)
+    return 0
 
 
 if __name__ == "__main__":

@@ -101,6 +101,12 @@ class Job:
             teacher = describe_model(local_folder(self.teacher), known.get("teacher"))
         return {"records": manifests.describe(self.input, known.get("records")), "teacher": teacher}
 
+    def changes(self) -> list[str]:
+        """What keeps the output from being done, in words; failures are such a thing, as another try may help."""
+        manifest = manifests.read_manifest(self.manifest_path)
+        changes = manifests.changes(manifest, "enhance", self.arguments, self.inputs)
+        return changes or (["failures"] if manifest["counts"]["failures"] else [])
+
     def is_done(self) -> bool:
         """Whether the output is there, of this work, and without failures; says so.
 

@@ -15,7 +15,7 @@ from job import shard_path
 from more_itertools import peekable
 
 from teacherlm import manifests
-from teacherlm.errors import Parser, UserError, run
+from teacherlm.errors import LIST_MISSING, Parser, UserError, run
 from teacherlm.files import require_writable, set_aside
 from teacherlm.records import Record, read_records, write_records
 
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--input", required=True, type=Path, help="the records that were enhanced")
     parser.add_argument("--output", required=True, type=Path, help="the enhanced file, as given to enhance.py")
     parser.add_argument("--shards", required=True, type=int, help="how many there are: the N of --shard I/N")
+    parser.add_argument("--list_missing", action="store_true", help=LIST_MISSING)
     args = parser.parse_args()
     if args.shards < 2:
         raise UserError(f"--shards: at least 2 was expected, found {args.shards}")
@@ -38,7 +39,11 @@ def main() -> None:
     manifest_path = manifests.manifest_of(args.output)
     manifest = manifests.read_manifest(manifest_path)
     changes = manifests.changes(manifest, "enhance", arguments, inputs)
-    if not changes and manifest["counts"]["failures"] == sum(failures.values()):  # fewer now: a shard tried again
+    done = not changes and manifest["counts"]["failures"] == sum(failures.values())  # fewer now: a shard tried again
+    if args.list_missing:
+        print("" if done else "0")
+        return
+    if done:
         print(f"merge: done already, nothing to do ({manifest_path} matches its inputs)")
         return
     old = set_aside(args.output)

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import itertools
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from job import Job, shard_records
 from tqdm import tqdm
 
 from teacherlm.errors import UserError
+from teacherlm.interrupts import REQUEUE, Stop
 from teacherlm.models import Model, local_folder
 from teacherlm.prompts import KINDS
 
@@ -19,8 +21,10 @@ ATTEMPTS = 3
 """A sampled completion without a word is drawn again, with other random numbers, so often in all."""
 
 
-def do_work(args: argparse.Namespace, teacher: Model, jobs: list[Job]) -> None:
-    """Make what is missing of the jobs, and finish each.
+def do_work(args: argparse.Namespace, teacher: Model, jobs: list[Job]) -> int:
+    """Make what is missing of the jobs, and finish each; returns the exit code.
+
+    After SIGUSR1 or SIGTERM no more is begun, what is begun ends, and the code is REQUEUE.
 
     Raises:
         UserError: a record lacks a prompt field, or more than `max_failures` records of a job got no text.
@@ -39,12 +43,13 @@ def do_work(args: argparse.Namespace, teacher: Model, jobs: list[Job]) -> None:
         engine, described = make_engine(args, teacher, sampling)
         print(f"enhance: {total} records, {', '.join(by_field)}, {described}", flush=True)
         counts = {"engine": args.engine, "prompt_tokens": 0, "new_tokens": 0}
+        stop = Stop()
         with Progress(wanted, before, engine) as progress:
             again: list[Prompt] = []
             for attempt in range(ATTEMPTS):
                 prompts = missing_prompts(args, jobs) if attempt == 0 else iter(again)
                 again = []
-                for result in engine.complete(prompts):
+                for result in engine.complete(itertools.takewhile(lambda _: not stop.asked, prompts)):
                     prompt = result.prompt
                     job = by_field[prompt.kind]
                     if isinstance(result, Completion):
@@ -61,7 +66,13 @@ def do_work(args: argparse.Namespace, teacher: Model, jobs: list[Job]) -> None:
                     else:
                         failed[prompt.kind][prompt.index] = "the completion is empty"
         counts |= progress.summary()
+        stop.restore()
+        done = sum(len(job.progress) for job in jobs)
+        if stop.asked and done < wanted:
+            print(f"enhance: interrupted, {done} of {wanted} completions are done; the same command goes on from there")
+            return REQUEUE
     conclude(args, jobs, failed, counts, started)
+    return 0
 
 
 def conclude(

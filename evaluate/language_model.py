@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from teacherlm import loading
 from teacherlm.errors import UserError
+from teacherlm.interrupts import REQUEUE, Stop
 from teacherlm.memory import is_out_of_memory, keep_freed_memory
 from teacherlm.packed_attention import stop_packing, use_packing
 from teacherlm.packed_linear import PackedLinear, pack_linears
@@ -39,6 +40,7 @@ class Share:
         progress: where the answers of finished parts are; None: nowhere, all parts are done here.
         index, count: this process is the one numbered `index` of `count`.
         others: parts that other processes have finished.
+        stop: whether to end with exit code REQUEUE after the part at work.
     """
 
     def __init__(
@@ -47,9 +49,10 @@ class Share:
         index: int = 0,
         count: int = 1,
         others: Mapping[int, dict[str, Any]] | None = None,
+        stop: Stop | None = None,
     ):
         self.progress, self.index, self.count = progress, index, count
-        self.others = others or {}
+        self.others, self.stop = others or {}, stop
         self.first = 0
         self.missing: set[int] = set()
 
@@ -67,6 +70,9 @@ class Share:
                 answers.append(compute(part))
                 if self.progress is not None:
                     self.progress.append(key, {"answers": answers[-1]})
+                if self.stop is not None and self.stop.asked:
+                    print(f"evaluate: interrupted after {len(self.progress)} batches; the same command goes on")
+                    sys.exit(REQUEUE)
             else:
                 answers.append(None)
                 self.missing.add(key)

@@ -9,6 +9,7 @@ Source: the evaluation of TeacherLM (He et al. 2023, arXiv 2310.19019) on Eleuth
 import argparse
 import itertools
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import Any
 
 from teacherlm import manifests, tables
 from teacherlm.benchmarks import benchmark_and_part
-from teacherlm.errors import Parser, UserError, reason, run, share_of
+from teacherlm.errors import LIST_MISSING, Parser, UserError, reason, run, share_of
 from teacherlm.files import require_writable, whole_file
+from teacherlm.interrupts import Stop
 from teacherlm.models import describe_model, find_model, local_folder
 from teacherlm.progress_file import ProgressFile, peek
 from teacherlm.records import write_records
@@ -25,6 +27,7 @@ from teacherlm.records import write_records
 FAMILIES = ("hf", "hf-causal", "hf-causal-experimental", "bloom", "opt")
 DTYPES = ("float32", "bfloat16", "float16")
 WATCH_SECONDS = 30
+STEP = re.compile(r"checkpoint-\d+")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -67,6 +70,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--limit", type=int, help="the first so many samples only: for trying out, not for results")
     parser.add_argument("--seed", type=int, default=0, help="draws the few-shot examples")
+    parser.add_argument("--list_missing", action="store_true", help=LIST_MISSING)
     parser.add_argument("--no_cache", action="store_true", help=argparse.SUPPRESS)  # the reference's; there is no cache
     args = parser.parse_args()
     args.pretrained, dtype = model_args(args.model_args)
@@ -99,11 +103,19 @@ def main() -> None:
     args = parse_arguments()
     require_writable(args.output_path)
     base = find_model(args.pretrained)
+    folder = local_folder(base)
+    name = label(folder) if STEP.fullmatch(folder.name) else base.name
+    models = itertools.chain([(name, folder)], checkpoints(args))
+    if args.list_missing:
+        for number, (name, folder) in enumerate(models):
+            if any(describe_work(args, name, folder, task)[-1] for task in args.tasks):
+                print(number)
+        return
     loaded = Loader(args)
     results = []
-    for label, folder in itertools.chain([(base.name, local_folder(base))], checkpoints(args)):
+    for name, folder in models:
         for task in args.tasks:
-            results += evaluate(args, label, folder, task, loaded)
+            results += evaluate(args, name, folder, task, loaded)
     print(table(results))
     for task in args.tasks:
         print(curve(task, [result for result in results if result["task"] == task]), end="")
@@ -146,13 +158,13 @@ def checkpoints(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
     seen: set[Path] = set()
     while True:
         ended = manifests.manifest_of(run).exists()  # asked first: what it lists is there then
-        found = [path for path in run.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
+        found = [path for path in run.glob("checkpoint-*") if STEP.fullmatch(path.name)]
         for path in sorted(set(found) - seen, key=step):
             seen.add(path)
             if fault := what_is_missing(path):
                 print(f"evaluate: {run.name}/{path.name}: skipped, it is not whole: {fault}", flush=True)
             else:
-                yield f"{run.resolve().name}/{path.name}", path
+                yield label(path), path
         if not args.watch or ended:
             break
         time.sleep(WATCH_SECONDS)
@@ -180,6 +192,11 @@ def what_is_missing(checkpoint: Path) -> str | None:
     return None
 
 
+def label(checkpoint: Path) -> str:
+    """RUN/checkpoint-N, as its results are called, however it was named."""
+    return f"{checkpoint.resolve().parent.name}/{checkpoint.name}"
+
+
 def step(path: Path) -> int:
     return int(path.name.split("-")[1])
 
@@ -192,13 +209,8 @@ def evaluate(
     Nothing, when other processes have not yet done their shares.
     """
     started = time.time()
-    path = args.output_path / label / f"{task}.json"
-    manifest = manifests.read_manifest(manifests.manifest_of(path))
-    known = (manifest or {}).get("inputs", {})
-    inputs = {"model": describe_model(folder, known.get("model")), **describe_task(args, task, known)}
-    names = ("num_fewshot", "dtype", "limit", "seed", "joint_tokenization", "permutations")
-    arguments = {name: getattr(args, name) for name in names}
-    if not manifests.changes(manifest, "evaluate", arguments, inputs):
+    path, arguments, inputs, changes = describe_work(args, label, folder, task)
+    if not changes:
         print(f"evaluate: {label} on {task}: done already, nothing to do ({path} matches its inputs)")
         return [json.loads(path.read_text(encoding="utf-8"))]
 
@@ -239,6 +251,19 @@ def evaluate(
     return [result]
 
 
+def describe_work(
+    args: argparse.Namespace, label: str, folder: Path, task: str
+) -> tuple[Path, dict[str, Any], dict[str, Any], list[str]]:
+    """Of one model on one task: the result's path, what it depends on (flags, digests), and why it is not done."""
+    path = args.output_path / label / f"{task}.json"
+    manifest = manifests.read_manifest(manifests.manifest_of(path))
+    known = (manifest or {}).get("inputs", {})
+    inputs = {"model": describe_model(folder, known.get("model")), **describe_task(args, task, known)}
+    names = ("num_fewshot", "dtype", "limit", "seed", "joint_tokenization", "permutations")
+    arguments = {name: getattr(args, name) for name in names}
+    return path, arguments, inputs, manifests.changes(manifest, "evaluate", arguments, inputs)
+
+
 def score_share(
     model: Any, tasks: dict[str, Any], args: argparse.Namespace, path: Path, work: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]] | None:
@@ -255,17 +280,20 @@ def score_share(
     if len(progress):
         print(f"evaluate: {len(progress)} batches were done before, going on")
     others = read_others(path, own, work)
-    while True:
-        share = Share(progress, index, count, others)
-        model.begin(share)
-        scored = score(model, tasks, args.limit)
-        if not share.missing:
-            progress.close()
-            return scored
-        others = read_others(path, own, work)  # what they did in the meantime
-        if not share.missing <= set(others):
-            break
-    progress.close()
+    stop = Stop()
+    try:
+        while True:
+            share = Share(progress, index, count, others, stop)
+            model.begin(share)
+            scored = score(model, tasks, args.limit)
+            if not share.missing:
+                return scored
+            others = read_others(path, own, work)  # what they did in the meantime
+            if not share.missing <= set(others):
+                break
+    finally:
+        progress.close()
+        stop.restore()
     print(f"evaluate: share {index}/{count} is done; {len(share.missing)} batches are other processes'")
     return None
 

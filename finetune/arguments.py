@@ -14,7 +14,7 @@ import torch
 from processes import say
 from transformers import HfArgumentParser, TrainingArguments
 
-from teacherlm.errors import UserError, reason
+from teacherlm.errors import LIST_MISSING, UserError, reason
 from teacherlm.models import find_model
 
 CONFIGS = Path(__file__).resolve().parent / "deepspeed"
@@ -58,6 +58,7 @@ class FinetuneArguments:
     early_stop: int | None = field(
         default=None, metadata={"help": "stop after so many epochs without a better loss on --dev_dataset"}
     )
+    list_missing: bool = field(default=False, metadata={"help": LIST_MISSING})
     restart: bool = field(
         default=False, metadata={"help": "keep checkpoints that were made with other settings beside, begin anew"}
     )

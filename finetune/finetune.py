@@ -16,6 +16,7 @@ from processes import agree, is_first, is_lost_peer, join_processes, say
 from teacherlm import manifests
 from teacherlm.errors import UserError, run
 from teacherlm.files import require_writable
+from teacherlm.interrupts import REQUEUE
 from teacherlm.memory import is_out_of_memory
 from teacherlm.models import describe_model, find_model, local_folder
 
@@ -38,7 +39,14 @@ def main() -> int:
         arguments, inputs = describe_run(own, training, model_folder, manifest)
         lengths = {"num_train_epochs": training.num_train_epochs, "max_steps": training.max_steps}
         lengths["early_stop"] = own.early_stop
-        if not manifests.changes(manifest, "finetune", {**arguments, **lengths}, inputs):
+        if own.list_missing and manifest:  # asked on a cluster's login node, which computes otherwise than its nodes
+            machine = ("effective_batch", "precision")
+            arguments |= {name: manifest["arguments"][name] for name in machine if name in manifest["arguments"]}
+        done = not manifests.changes(manifest, "finetune", {**arguments, **lengths}, inputs)
+        if own.list_missing:
+            print("" if done else "0")
+            return 0
+        if done:
             say(f"finetune: done already, nothing to do ({manifest_path} matches its inputs)")
             return 0
         tokens, phases, dev, tokenizer = load_samples(own, training, model_folder)
@@ -140,7 +148,7 @@ def train(
 ) -> tuple[int, dict[str, Any]]:
     """Train to the full number of epochs, from `last` when there is one; returns exit code and counts."""
     from dev import DevLoss
-    from interrupts import REQUEUE, Interrupts
+    from interrupts import Interrupts
     from student import load_student
     from trainer import FinetuneTrainer
     from transformers import set_seed
@@ -185,7 +193,7 @@ def train(
         print(f"finetune.py: error: {out_of_memory(device, accumulated, effective)}", file=sys.stderr)
         return OUT_OF_MEMORY, {}
     finally:
-        interrupts.restore()
+        interrupts.stop.restore()
     if interrupts.stopped:
         say(f"finetune: interrupted after step {trainer.state.global_step}, saved; the same command goes on from there")
         return REQUEUE, {}

@@ -100,6 +100,7 @@ free_port() {
 
 # srun starts a process a GPU on each node; each finds its rank in Slurm's variables.
 launch_on_nodes() {
+    ((gpus)) || gpus=1 # a process on each node's CPU
     MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
     export MASTER_ADDR MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))} WORLD_SIZE=$((SLURM_NNODES * gpus))
     # shellcheck disable=SC2016  # the variables are those of the processes that srun starts

@@ -59,6 +59,7 @@ CONTENDERS = [
     Contender("hflm-1", "lm-eval's HFLM, batch 1", "float32", peer=True),
     Contender("hflm-8", "lm-eval's HFLM, batch 8", "float32", peer=True),
     Contender("hflm-32", "lm-eval's HFLM, batch 32", "float32", peer=True),
+    Contender("hflm-auto", "lm-eval's HFLM, batch auto", "float32", peer=True),
     Contender("ours", "this project", "float32"),
     Contender("ours-bf16", "this project", "bfloat16"),
 ]
@@ -195,7 +196,7 @@ def hflm(contender: Contender, scenario: Scenario, folder: Path) -> Callable:
     from teacherlm.loading import load_tokenizer
 
     model = make_model(scenario, folder, contender.dtype)
-    size = int(contender.name.split("-")[1])
+    size = contender.name.split("-")[1]
     library = HFLM(pretrained=model, tokenizer=load_tokenizer(folder), batch_size=size, device="cpu")
     library._encode_pair = lambda *pair: tuple(library.tok_encode(text, add_special_tokens=False) for text in pair)
     return scored_by(library)

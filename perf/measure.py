@@ -118,7 +118,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     added = "added_memory_bytes" in rows[0]["runs"][0]
     lines = [
         f"| | dtype | {rows[0]['unit']} | spread | to the reference | to the best peer | peak memory |"
-        + (" above weights, gradients, optimizer |" if added else ""),
+        + (" added memory |" if added else ""),
         "|---|---|---|---|---|---|---|" + "---|" * added,
     ]
     for row in rows:

@@ -39,6 +39,10 @@ def disk_error(error: BaseException) -> UserError | None:
     return None
 
 
+LIST_MISSING = "print the numbers of what is not done (shards, models; otherwise 0), and do nothing"
+"""Help of a flag that every stage has, for the chain to know what to submit."""
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, but a mistake in the flags is a UserError: one line, without the usage of thirty flags."""
 

@@ -37,6 +37,11 @@ DEFAULTS: dict[str, Any] = {
         "deepspeed": None,
         "gradient_checkpointing": True,
     },
+    "slurm": {
+        "enhance": {"nodes": 1, "gpus": 1, "cpus": 8, "memory": "48G", "time": "24:00:00"},
+        "finetune": {"nodes": 1, "gpus": 1, "cpus": 8, "memory": "48G", "time": "24:00:00"},
+        "evaluate": {"nodes": 1, "gpus": 1, "cpus": 8, "memory": "48G", "time": "04:00:00"},
+    },
 }
 """What a model without a YAML is run with; a YAML overrides field by field. 6e-6 is the reference's example."""
 
@@ -60,7 +65,9 @@ class Model:
 
     def recommended(self, dotted: str) -> Any:
         """A recommended value: "finetune.batch", "slurm.finetune.gpus"."""
-        value: Any = {stage: {**DEFAULTS[stage], **getattr(self, stage)} for stage in DEFAULTS} | {"slurm": self.slurm}
+        jobs = {stage: {**asked, **self.slurm.get(stage, {})} for stage, asked in DEFAULTS["slurm"].items()}
+        value: Any = {stage: {**DEFAULTS[stage], **getattr(self, stage)} for stage in ("enhance", "finetune")}
+        value["slurm"] = jobs
         for key in dotted.split("."):
             if not isinstance(value, Mapping) or key not in value:
                 raise UserError(f"model {self.name}: no value {dotted!r}")

@@ -30,6 +30,14 @@ STAGES = {
 }
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that start daemons as root run when they are asked for, never along with the others."""
+    if "cluster" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("cluster"):
+                item.add_marker(pytest.mark.skip(reason="runs a Slurm of its own, as root: make test-cluster"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with real CREAK, StrategyQA, MMLU and the reference's test sets, which lies beside the checkout."""

@@ -26,7 +26,7 @@ def chain(tiny_llama: Path, place: Path) -> Chain:
 
     def run(benchmark: str = "sample", **variables: object) -> subprocess.CompletedProcess:
         chosen = {name: str(value) for name, value in {**small, "RUNS": place / ODD, **variables}.items()}
-        environment = {**os.environ, "PYTHON": sys.executable, **chosen}
+        environment = {**os.environ, "PYTHON": sys.executable, "LAUNCHER": "local", **chosen}
         return subprocess.run([*CHAIN, benchmark], cwd=place, env=environment, capture_output=True, text=True)
 
     return run
@@ -40,7 +40,7 @@ def done(chain: Chain, place: Path) -> subprocess.CompletedProcess:
 
 
 def test_it_ends_with_the_table_of_the_student_and_its_checkpoints(done: subprocess.CompletedProcess) -> None:
-    lines = done.stdout.partition("== table\n")[2].splitlines()
+    lines = done.stdout.partition("== report\n")[2].splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     assert rows[0] == ["checkpoint", "epoch", "accuracy", "95 % interval", "loss"]
     assert [row[:2] for row in rows[2:]] == [["tiny (untrained)", "0"], ["checkpoint-2", "1"], ["checkpoint-4", "2"]]
@@ -84,7 +84,7 @@ def test_the_same_call_again_does_nothing_and_says_so(
         "finetune",
         *["evaluate"] * 3,
     ]
-    assert again.stdout.partition("== table\n")[2] == done.stdout.partition("== table\n")[2]
+    assert again.stdout.partition("== report\n")[2] == done.stdout.partition("== report\n")[2]
 
 
 def test_another_seed_reruns_what_depends_on_it_and_no_more(
@@ -101,7 +101,8 @@ def test_another_seed_reruns_what_depends_on_it_and_no_more(
     after = contents(place / ODD / "sample" / "limit-8")
     assert {name: after[name] for name in before} == before
     run = "tiny_cot_tail_tiny_batch4_seed1"
-    assert {"/".join(Path(name).parts[:2]) for name in after if name not in before} == {
+    locks = {f".locks/enhance-tiny_seed1{part}" for part in ("", "-0-of-1")} | {f".locks/finetune-{run}"}
+    assert {"/".join(Path(name).parts[:2]) for name in after.keys() - before.keys()} - locks == {
         "enhance/tiny_seed1",
         f"finetune/{run}",
         f"evaluate/{run}",
@@ -116,7 +117,7 @@ def test_local_data_and_text_alone_need_no_teacher(chain: Chain, claims: Path, t
     result = chain("creak", TASK="text", TEACHER="", CREAK_DATA=data, RUNS=tmp_path / "runs", EPOCHS=1)
     assert result.returncode == 0, result.stderr
     stages = [line.removeprefix("== ") for line in result.stdout.splitlines() if line.startswith("== ")]
-    assert stages == ["prepare", "finetune", "evaluate", "table"]
+    assert stages == ["prepare", "finetune", "evaluate", "report"]
     assert "accuracy on 8 test questions of creak" in result.stdout
 
 

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Fetch what the jobs of a chain need while there is internet: the models, and the benchmark's data, which are prepared.
+set -euo pipefail
+
+[[ $# == 1 && $1 != -* ]] || { echo "usage: [STUDENT=...] [TEACHER=...] [TASK=...] bash slurm/download.sh BENCHMARK"; exit 0; }
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=slurm/lib/settings.bash
+source "$root/slurm/lib/settings.bash"
+# shellcheck source=slurm/lib/stages.bash
+source "$root/slurm/lib/stages.bash"
+settings "$1"
+for model in "$student" "$teacher"; do
+    [[ $model == field:* || $model == http*://* ]] || "$PYTHON" -m teacherlm.models folder "$model"
+done
+(run_alone prepare 0)

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Slurm job: the teacher explains a shard of the samples, the array's task.
+set -euo pipefail
+[[ ${1:-} == /* ]] || { echo "usage: sbatch [...] enhance.sh ROOT CHAIN/settings.env      (slurm/chain.sh submits it)"; exit 0; }
+# shellcheck source=slurm/lib/job.bash
+source "$1/slurm/lib/job.bash"
+run_stage enhance "$@"

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Slurm job: the shards become one file, and the dataset that the student reads.
+set -euo pipefail
+[[ ${1:-} == /* ]] || { echo "usage: sbatch [...] merge.sh ROOT CHAIN/settings.env      (slurm/chain.sh submits it)"; exit 0; }
+# shellcheck source=slurm/lib/job.bash
+source "$1/slurm/lib/job.bash"
+run_stage merge "$@"

@@ -1,0 +1,58 @@
+# shellcheck shell=bash
+# Within a job: run a stage, hand on the warning before the time limit, and have the job come back when it is not done.
+# Sourced by the scripts in jobs/.
+
+STOPPED=75 # exit code of a stage that was interrupted and can go on
+
+run_stage() { # STAGE ROOT SETTINGS
+    local number=${SLURM_ARRAY_TASK_ID:-0} words=() status=0 grace kill_at=0 child=
+    root=$2
+    # shellcheck source=/dev/null
+    source "$3"
+    # shellcheck source=slurm/lib/settings.bash
+    source "$root/slurm/lib/settings.bash"
+    # shellcheck source=slurm/lib/site.bash
+    source "$root/slurm/lib/site.bash"
+    # shellcheck source=slurm/lib/stages.bash
+    source "$root/slurm/lib/stages.bash"
+    # shellcheck disable=SC2034  # the trap reads it: seconds to end in after the warning; then it is killed
+    grace=$((${SIGNAL_SECONDS:-180} / 2))
+    trap 'kill_at=$((SECONDS + grace)); kill -USR1 "$child" 2>/dev/null' USR1
+    trap 'kill -TERM "$child" 2>/dev/null' TERM # a preemption, whose requeue is Slurm's; or scancel
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}} # torch would count the node's processors
+    export HF_HUB_OFFLINE=1 # compute nodes have no internet: what is missing is an error at once, not a timeout
+    load_site
+    settings "$CHAIN_BENCHMARK"
+    [[ $1 == enhance || $1 == evaluate ]] && words=("$number")
+    echo "== $1${SLURM_ARRAY_TASK_ID:+ $number}, job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $(date '+%F %T')"
+    note "$1" "$number" running
+    run_alone "$1" "$number" "${words[@]}" &
+    child=$!
+    while kill -0 "$child" 2>/dev/null; do
+        ((kill_at == 0 || SECONDS < kill_at)) || kill -KILL "$child" 2>/dev/null || true
+        sleep 1 &
+        wait $! || true # a signal ends the waiting, and is handled now
+    done
+    wait "$child" || status=$?
+    if ((kill_at && (status == STOPPED || status > 128))); then # of a stage that cannot stop the signal is the end
+        note "$1" "$number" requeued
+        echo "== interrupted: requeued"
+        scontrol requeue "$SLURM_JOB_ID"
+        sleep 60 # until Slurm ends this run
+    elif ((status == STOPPED)); then
+        note "$1" "$number" "failed: stopped by SIGTERM"
+    elif ((status)); then
+        note "$1" "$number" "failed with $status"
+    else
+        note "$1" "$number" "done"
+    fi
+    return "$status"
+}
+
+# Where a stage stands, for `make status`: one line a task, written whole.
+note() { # STAGE TASK STATE
+    local file=$chain/states/$1-$2
+    mkdir -p "$chain/states"
+    printf '%s\t%s\t%s\t%s\n' "$3" "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}" "$(hostname)" "$(date +%s)" >"$file.partial"
+    mv "$file.partial" "$file"
+}

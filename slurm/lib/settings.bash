@@ -1,0 +1,76 @@
+# shellcheck shell=bash disable=SC2034  # much of it is used by who sources it
+# What a chain is made of: names, folders and kinds of explanation, from the variables that `chain.sh --help` lists.
+# Sourced by chain.sh and by the jobs; `root` is the checkout.
+
+SAVED=(STUDENT MODEL TEACHER TASK LIMIT EPOCHS SEED NUM_TOKENS TEMPERATURE MAX_FAILURES BATCH ACCUMULATION LEARNING_RATE
+    SHARDS RUNS PYTHON WANDB_PROJECT REPORT_TO SIGNAL_SECONDS SITE)
+# The variables that a job must have as they were at submission.
+
+settings() { # BENCHMARK
+    local data_variable values
+    benchmark=$1
+    export PYTHON=${PYTHON:-$root/.venv/bin/python}
+    [[ -x $PYTHON ]] || PYTHON=python3
+    export PYTHONUNBUFFERED=1
+    export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # threads that spin for one another stand still on a shared node
+
+    student=${STUDENT:-${MODEL:-smollm2-135m}} task=${TASK:-cot_tail}
+    teacher=${TEACHER:-$student} seed=${SEED:-0} epochs=${EPOCHS:-10} temperature=${TEMPERATURE:-1} shards=${SHARDS:-1}
+    [[ $epochs =~ ^[1-9][0-9]*$ ]] || fail "EPOCHS=$epochs: a positive number was expected"
+    [[ $shards =~ ^[1-9][0-9]*$ ]] || fail "SHARDS=$shards: a positive number was expected"
+    data_variable=${benchmark//[^[:alnum:]]/_}
+    data_variable=${data_variable^^}_DATA
+    SAVED+=("$data_variable")
+    data=${!data_variable:-}
+
+    find_kinds
+
+    title=$("$PYTHON" -m teacherlm.benchmarks title "$benchmark")
+    values=$("$PYTHON" -m teacherlm.models get "$student" \
+        name finetune.batch finetune.accumulation finetune.learning_rate finetune.gradient_checkpointing)
+    mapfile -t recommended <<<"$values"
+    student_name=${recommended[0]}
+    values=$("$PYTHON" -m teacherlm.models get "$teacher" name enhance.num_tokens)
+    mapfile -t teacher_values <<<"$values"
+    teacher_name=${teacher_values[0]}
+
+    # Where things go. A name tells what a folder depends on, so that another student, task or seed is another folder.
+    run_folder=${RUNS:-runs}/$benchmark/${LIMIT:+limit-}${LIMIT:-all}
+    prepared=$run_folder/prepare
+    enhanced=$run_folder/enhance/${teacher_name}_seed$seed
+    store=$run_folder/finetune
+    run_name=${student_name}_${task//[:,]/-}
+    [[ $task == text ]] || run_name+=_$teacher_name
+    run_name+=${BATCH:+_batch$BATCH}${ACCUMULATION:+_accumulation$ACCUMULATION}${LEARNING_RATE:+_lr$LEARNING_RATE}_seed$seed
+    evaluated=$run_folder/evaluate
+    chain=$run_folder/chains/$run_name
+
+    stages=(prepare enhance merge finetune evaluate report)
+    trained_on=$enhanced/$title
+    if ((${#kinds[@]} == 0)); then
+        stages=(prepare finetune evaluate report)
+        trained_on=$prepared/$title
+    fi
+}
+
+# The kinds of explanation that the task is made of: `kinds`. A task is a field, or several: text:1,cot_tail:2
+find_kinds() {
+    local part
+    kinds=()
+    for part in ${task//,/ }; do
+        case ${part%%:*} in
+            text) ;;
+            cot_tail | cot | all) kinds+=(cot) ;;
+            error_tail | error) kinds+=(error) ;;
+            fundamental_tail | fundamental) kinds+=(fundamental) ;;
+            full_tail) kinds+=(cot error fundamental) ;;
+            *) fail "no task type '$part'; there are: text, cot_tail, error_tail, fundamental_tail, full_tail, all" ;;
+        esac
+    done
+    mapfile -t kinds < <(printf "%s\n" "${kinds[@]}" | sed "/^$/d" | sort -u)
+}
+
+fail() {
+    echo "chain.sh: error: $1" >&2
+    exit 2
+}

@@ -1,0 +1,85 @@
+# shellcheck shell=bash
+# The chain: its stages in the order of the data, each of which waits for the one before. Run in a subshell, for it ends
+# with `exec`: then a signal to that process reaches the stage itself. Further words go to the stage's script.
+
+stage_prepare() {
+    exec "$PYTHON" "$root/enhance/data_prepare.py" --benchmark "$benchmark" --output_dir "$prepared" \
+        --test_dir "$prepared/test" ${data:+--data "$data"} ${LIMIT:+--limit "$LIMIT"} "$@"
+}
+
+stage_enhance() { # SHARD; all kinds in one pass, with one loaded teacher
+    local task_types
+    task_types=$(IFS=, && echo "${kinds[*]/%/_text}")
+    exec bash "$root/enhance/enhance.sh" "$teacher" "$prepared/$title.jsonl" "$enhanced/${title}_{kind}.jsonl" \
+        "$task_types" --num_tokens "${NUM_TOKENS:-${teacher_values[1]}}" --temperature "$temperature" --seed "$seed" \
+        --max_failures "${MAX_FAILURES:-0}" --restart --shard "$1/$shards" "${@:2}"
+}
+
+stage_merge() { # shards put together, and post-processed
+    local kind
+    if ((shards > 1)); then
+        for kind in "${kinds[@]}"; do
+            "$PYTHON" "$root/enhance/merge.py" --input "$prepared/$title.jsonl" \
+                --output "$enhanced/${title}_$kind.jsonl" --shards "$shards" "$@"
+        done
+    fi
+    exec "$PYTHON" "$root/enhance/data_prepare.py" --benchmark "$benchmark" --output_dir "$enhanced" --post_process "$@"
+}
+
+stage_finetune() {
+    exec bash "$root/finetune/finetune.sh" "$student" "$trained_on" "${BATCH:-${recommended[1]}}" \
+        "${ACCUMULATION:-${recommended[2]}}" "${LEARNING_RATE:-${recommended[3]}}" "$epochs" "$task" "$run_name" \
+        "$store" "${WANDB_PROJECT:-teacherlm}" --gradient_checkpointing "${recommended[4]}" --seed "$seed" \
+        --report_to "${REPORT_TO:-none}" --restart "$@"
+}
+
+stage_evaluate() { # [MODEL: 0 is the untrained student, N its Nth checkpoint]; without one all of them, one by one
+    local model=$student which=(--checkpoints "$store/$run_name")
+    if [[ ${1:-} =~ ^[0-9]+$ ]]; then
+        which=()
+        (($1 == 0)) || model=$(checkpoint "$1")
+        shift
+        [[ -n $model ]] || { echo "evaluate: no such checkpoint: the finetuning made fewer"; exit 0; }
+    fi
+    exec "$PYTHON" "$root/evaluate/main.py" --model_args "pretrained=$model" --tasks "$benchmark" \
+        --datasets "$prepared/test" --output_path "$evaluated" "${which[@]}" "$@"
+}
+
+checkpoint() { # N: the folder of the Nth
+    printf '%s\n' "$store/$run_name"/checkpoint-* | sort --version-sort | sed -n "$1p"
+}
+
+stage_report() {
+    exec "$PYTHON" "$root/report/table.py" --task "$benchmark" --untrained "$evaluated/$student_name" \
+        --checkpoints "$evaluated/$run_name" --log "$store/$run_name/log.jsonl"
+}
+
+# The tasks that a stage can be shared out to: their numbers.
+tasks_of() { # STAGE
+    case $1 in
+        enhance) seq 0 $((shards - 1)) ;;
+        evaluate) seq 0 "$epochs" ;;
+        *) echo 0 ;;
+    esac
+}
+
+# What must not be made by two at once: a file beside the results that holds the lock.
+lock_of() { # STAGE TASK
+    case $1 in
+        enhance) echo "enhance-${teacher_name}_seed$seed-$2-of-$shards" ;;
+        merge) echo "enhance-${teacher_name}_seed$seed" ;;
+        evaluate) (($2)) && echo "evaluate-$run_name-$2" || echo "evaluate-$student_name" ;;
+        finetune) echo "finetune-$run_name" ;;
+        *) echo "$1" ;;
+    esac
+}
+
+# Run a stage, or one of its tasks, when nobody else is at it.
+run_alone() { # STAGE TASK [WORD ...]
+    local lock
+    mkdir -p "$run_folder/.locks"
+    lock=$run_folder/.locks/$(lock_of "$1" "$2")
+    exec 8>>"$lock"
+    flock --nonblock 8 || { echo "$1: waiting for another run that is at the same work"; flock 8; }
+    "stage_$1" "${@:3}"
+}

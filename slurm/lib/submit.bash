@@ -1,0 +1,177 @@
+# shellcheck shell=bash
+# The chain as Slurm jobs, each of which waits for the one before. Sourced by chain.sh.
+# What is submitted is listed in CHAIN/jobs.tsv, a line a job: stage, job, tasks, waits for, the work's name, log.
+
+submit_chain() {
+    local stage started=0 wanted job row after=() others waits rows=()
+    load_site
+    require_what_jobs_need
+    mkdir -p "$chain/logs" "$run_folder/.locks"
+    chain=$(cd -- "$chain" && pwd)
+    exec 9>>"$run_folder/.locks/submission" # two submissions at once would both find that nothing is under way
+    flock 9
+    refuse_twice
+    [[ ${DRY_RUN:-0} == 1 ]] || save_settings
+    for stage in "${stages[@]}"; do
+        mapfile -t wanted < <(tasks_of "$stage")
+        ((started)) || find_missing "$stage"
+        ((${#wanted[@]})) || continue
+        started=1
+        mapfile -t others < <(under_way "$(work_of "$stage")" "$run_folder"/chains/*/jobs.tsv)
+        submit "$stage"
+        waits=("${after[@]}" "${others[@]}")
+        printf -v row '%s\t%s\t%s\t%s\t%s\t%s' \
+            "$stage" "$job" "$(ranges "${wanted[@]}")" "${waits[*]:--}" "$(work_of "$stage")" "$(log_of "$stage")"
+        rows+=("$row")
+        [[ ${DRY_RUN:-0} == 1 ]] || echo "$row" >>"$chain/jobs.tsv"
+        after=("$job")
+    done
+    show
+}
+
+# sbatch STAGE with the tasks `wanted`, after the jobs `after` have gone well and `others`, at the same work, have ended;
+# sets `job`.
+submit() { # STAGE
+    local request=() waits=() command
+    resources "$1"
+    waits=("${after[@]/#/afterok:}" "${others[@]/#/afterany:}")
+    command=(
+        sbatch --parsable --job-name="$1 $run_name" --output="$(log_of "$1")" --open-mode=append
+        --requeue --signal="B:USR1@${SIGNAL_SECONDS:-180}" --kill-on-invalid-dep=yes
+        ${waits[*]:+--dependency="$(IFS=, && echo "${waits[*]}")"}
+        "${request[@]}"
+    )
+    [[ $1 == enhance || $1 == evaluate ]] && command+=(--array="$(ranges "${wanted[@]}")")
+    command+=("$root/slurm/jobs/$1.sh" "$root" "$chain/settings.env")
+    if [[ ${DRY_RUN:-0} == 1 ]]; then
+        job=ID_OF_${1^^}
+        printf '%q ' "${command[@]}"
+        echo
+    else
+        if ! job=$("${command[@]}"); then
+            ((${#after[@]} == 0)) || scancel "${after[@]}" # its dependants, there are none, would go with it
+            fail "Slurm did not take the stage $1, as it says above; the line was: $(printf '%q ' "${command[@]}")"
+        fi
+        job=${job%%;*} # a federation adds the cluster's name
+    fi
+}
+
+# What a stage asks Slurm for: `request`, from the model's YAML and the site's own arguments, which come last and count.
+resources() { # STAGE
+    local model=$student values value gpus tasks
+    [[ $1 == enhance ]] && model=$teacher
+    case $1 in enhance | finetune | evaluate) ;; *) model=none ;; esac
+    [[ $1 == enhance && ($teacher == field:* || $teacher == http*://*) ]] && model=none
+    if [[ $model == none ]]; then
+        request=(--cpus-per-task=2 --mem=4G --time=04:00:00
+            ${CPU_PARTITION:+--partition="$CPU_PARTITION"} "${SBATCH_ARGS[@]}" "${CPU_ARGS[@]}")
+        return
+    fi
+    values=$("$PYTHON" -m teacherlm.models get "$model" "slurm.$1."{nodes,gpus,cpus,memory,time})
+    mapfile -t value <<<"$values"
+    gpus=${value[1]} tasks=$((value[0] > 1 && gpus > 1 ? gpus : 1)) # on several nodes srun starts a process a GPU
+    request=(--nodes="${value[0]}" --ntasks-per-node="$tasks" --cpus-per-task="$((value[2] / tasks))")
+    request+=(--mem="${value[3]}" --time="${value[4]}" ${PARTITION:+--partition="$PARTITION"})
+    ((gpus == 0)) || request+=(--gres="gpu:${GPU_TYPE:+$GPU_TYPE:}$gpus")
+    request+=("${SBATCH_ARGS[@]}")
+    local -n own=${1^^}_ARGS
+    request+=("${own[@]}")
+}
+
+# The tasks of a stage that are not done: `wanted`.
+find_missing() { # STAGE
+    local words=(--list_missing) found
+    [[ $1 == report ]] && return
+    [[ $1 == enhance ]] && words=(0 --list_missing)
+    found=$(NUM_GPUS=0 "stage_$1" "${words[@]}")
+    mapfile -t wanted < <(grep -x '[0-9][0-9]*' <<<"$found" | sort --numeric-sort --unique)
+}
+
+# What two chains must not make at once: a name that is the same in both.
+work_of() { # STAGE
+    case $1 in
+        prepare) echo prepare ;;
+        enhance | merge) echo "enhance-${teacher_name}_seed$seed" ;;
+        *) echo "$1-$run_name" ;;
+    esac
+}
+
+log_of() { # STAGE; Slurm's % is doubled, and for arrays the task is added
+    local log=$chain/logs/$1
+    log=${log//%/%%}
+    [[ $1 == enhance || $1 == evaluate ]] && log+=-%a
+    echo "$log.log"
+}
+
+# Numbers as sbatch takes them: 0 1 2 5 -> 0-2,5
+ranges() { # NUMBER ...
+    local first=$1 last=$1 number text=
+    for number in "${@:2}" end; do
+        [[ $number != end ]] && ((number == last + 1)) && { last=$number; continue; }
+        text+=,$first
+        ((last > first)) && text+=-$last
+        first=$number last=$number
+    done
+    echo "${text#,}"
+}
+
+# The jobs in some lists that Slurm still has to do, of a work or of all.
+under_way() { # WORK LIST ...
+    local job name
+    local -A known=()
+    while read -r job; do
+        known[$job]=1
+    done < <(squeue --noheader --user="$(id -un)" --format=%F)
+    while IFS=$'\t' read -r _ job _ _ name _; do
+        [[ -n ${known[$job]:-} && ($1 == all || $1 == "$name") ]] && echo "$job"
+    done < <(cat -- "${@:2}" 2>/dev/null) | sort --unique
+}
+
+refuse_twice() {
+    local jobs
+    mapfile -t jobs < <(under_way all "$chain/jobs.tsv")
+    ((${#jobs[@]} == 0)) ||
+        fail "this chain is under way (jobs ${jobs[*]}): make status shows it, make cancel ends it"
+}
+
+save_settings() {
+    local name
+    {
+        printf 'CHAIN_BENCHMARK=%q\n' "$benchmark"
+        printf 'cd -- %q\n' "$PWD"
+        for name in "${SAVED[@]}"; do
+            [[ -z ${!name:-} ]] || printf 'export %s=%q\n' "$name" "${!name}"
+        done
+    } >"$chain/settings.env.partial"
+    mv "$chain/settings.env.partial" "$chain/settings.env"
+}
+
+# Said now, not hours later: compute nodes have no internet.
+require_what_jobs_need() {
+    local model
+    for model in "$student" "$teacher"; do
+        [[ $model == field:* || $model == http*://* ]] && continue
+        HF_HUB_OFFLINE=1 "$PYTHON" -m teacherlm.models folder "$model" >/dev/null ||
+            fail "$model is not on this machine's disks, and jobs have no internet: make download STUDENT=... TEACHER=..."
+    done
+}
+
+# A table of the jobs, and the graph.
+show() {
+    local row stage job tasks waits log before=
+    ((${#rows[@]})) || { echo "nothing to submit"; return; }
+    {
+        printf 'stage\tjob\ttasks\twaits for\tlog\n'
+        for row in "${rows[@]}"; do
+            IFS=$'\t' read -r stage job tasks waits _ log <<<"$row"
+            printf '%s\t%s\t%s\t%s\t%s\n' "$stage" "$job" "$tasks" "$waits" "$log"
+        done
+    } | column -t -s $'\t'
+    [[ ${DRY_RUN:-0} == 1 ]] || return 0
+    printf '\ngraph LR\n'
+    for row in "${rows[@]}"; do
+        IFS=$'\t' read -r stage job tasks _ <<<"$row"
+        echo "    ${before:+$before --> }${stage}[\"$stage $tasks\"]"
+        before=$stage
+    done
+}

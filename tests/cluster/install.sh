@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Install what a private Slurm needs, the Debian packages that are missing.
+set -euo pipefail
+
+[[ $# == 0 ]] || { echo "usage: bash install.sh"; exit 0; }
+export PATH=$PATH:/usr/sbin:/sbin
+missing=()
+for pair in slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client munged:munge ip:iproute2 flock:util-linux; do
+    command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+done
+((${#missing[@]})) || exit 0
+(($(id -u) == 0)) || { echo "error: make test-cluster needs root, to run Slurm's daemons and to install: ${missing[*]}" >&2; exit 2; }
+echo "installing ${missing[*]} (Debian packages)"
+# No daemon of the system's own is started: the tests have their own.
+policy=/usr/sbin/policy-rc.d
+if [[ ! -e $policy ]]; then
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy"
+fi
+apt-get install --quiet --quiet --yes --no-install-recommends "${missing[@]}" >/dev/null ||
+    { apt-get update --quiet --quiet && apt-get install --quiet --quiet --yes --no-install-recommends "${missing[@]}" >/dev/null; }
