@@ -133,7 +133,7 @@ def progress(chain: Path, tasks: list[Task]) -> str:
     folder, stage = chain.parent.parent, tasks[0].stage
     if stage == "enhance":
         made = folder / "enhance" / tasks[0].work.removeprefix("enhance-")
-        texts = sum(count_lines(file) - 1 for file in made.glob(".*.progress"))
+        texts = sum(count_lines(file) - 1 for file in made.glob(".*.progress") if file.is_file())
         for path in made.glob("*.jsonl.manifest.json"):
             texts += manifests.read_manifest(path)["counts"]["records"]
         return f"{texts} texts"

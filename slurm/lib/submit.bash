@@ -3,7 +3,7 @@
 # What is submitted is listed in CHAIN/jobs.tsv, a line a job: stage, job, tasks, waits for, the work's name, log.
 
 submit_chain() {
-    local stage started=0 wanted job row after=() others waits rows=()
+    local stage started=0 wanted job row after=() list lists=() others waits rows=()
     load_site
     require_what_jobs_need
     mkdir -p "$chain/logs" "$run_folder/.locks"
@@ -11,13 +11,16 @@ submit_chain() {
     exec 9>>"$run_folder/.locks/submission" # two submissions at once would both find that nothing is under way
     flock 9
     refuse_twice
+    for list in "$run_folder"/chains/*/jobs.tsv; do
+        [[ $list -ef $chain/jobs.tsv ]] || lists+=("$list") # of other chains in this folder
+    done
     [[ ${DRY_RUN:-0} == 1 ]] || save_settings
     for stage in "${stages[@]}"; do
         mapfile -t wanted < <(tasks_of "$stage")
         ((started)) || find_missing "$stage"
         ((${#wanted[@]})) || continue
         started=1
-        mapfile -t others < <(under_way "$(work_of "$stage")" "$run_folder"/chains/*/jobs.tsv)
+        mapfile -t others < <(under_way "$(work_of "$stage")" "${lists[@]}")
         submit "$stage"
         waits=("${after[@]}" "${others[@]}")
         printf -v row '%s\t%s\t%s\t%s\t%s\t%s' \
