@@ -2,7 +2,9 @@
 # Fetch what the jobs of a chain need while there is internet: the models, and the benchmark's data, which are prepared.
 set -euo pipefail
 
-[[ $# == 1 && $1 != -* ]] || { echo "usage: [STUDENT=...] [TEACHER=...] [TASK=...] bash slurm/download.sh BENCHMARK"; exit 0; }
+usage="usage: [STUDENT=...] [TEACHER=...] [TASK=...] bash slurm/download.sh BENCHMARK"
+[[ ${1:-} == -h || ${1:-} == --help ]] && { echo "$usage"; exit 0; }
+(($# == 1)) || { echo "$usage" >&2; exit 2; }
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=slurm/lib/settings.bash
 source "$root/slurm/lib/settings.bash"

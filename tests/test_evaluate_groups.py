@@ -150,7 +150,7 @@ def test_swapped_weights_give_the_numbers_of_loaded_ones(
     assert inside("evaluate", *both).returncode == 0
     assert inside("evaluate", *words(checkpoint, "sample", tests, tmp_path / "alone", "--limit", 9)).returncode == 0
     swapped, loaded = (
-        read_lines(tmp_path / folder / "checkpoint-5" / "sample_samples.jsonl") for folder in ("both/run", "alone")
+        read_lines(tmp_path / folder / "checkpoint-5" / "sample_samples.jsonl") for folder in ("both/run", "alone/run")
     )
     assert swapped == loaded
     assert swapped != read_lines(tmp_path / "both" / tiny_model.name / "sample_samples.jsonl")

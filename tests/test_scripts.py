@@ -26,14 +26,17 @@ def test_each_script_answers_help(script: str, flag: str) -> None:
     result = bash(script, flag)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith("usage: ")
-    assert f"bash {'slurm/' * script.startswith('slurm/')}{Path(script).name} " in result.stdout
+    path = script if script.startswith("slurm/") else Path(script).name
+    assert f"{'sbatch [...]' if '/jobs/' in script else 'bash'} {path} " in result.stdout
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_each_script_answers_a_wrong_number_of_arguments_with_its_usage(script: str) -> None:
-    few = {"chain.sh": (0, 2), "enhance.sh": (0, 3), "finetune.sh": (0, 9)}
-    few |= dict.fromkeys(("run_bloom_mmlu.sh", "run_opt_mmlu.sh"), (0,))
-    counts = few.get(Path(script).name, (0, 1))
+    wrong = {"enhance/enhance.sh": (0, 3), "finetune/finetune.sh": (0, 9), "tests/cluster/install.sh": (1,)}
+    wrong |= dict.fromkeys(("evaluate/run_bloom_mmlu.sh", "evaluate/run_opt_mmlu.sh"), (0,))
+    one = ("slurm/chain.sh", "slurm/download.sh", "tests/cluster/start.sh", "tests/cluster/stop.sh")
+    wrong |= dict.fromkeys(one, (0, 2))
+    counts = wrong.get(script, (0, 1))
     for count in counts:
         result = bash(script, *["word"] * count)
         assert (result.returncode, result.stdout) == (2, "")

@@ -167,7 +167,7 @@ show() {
         printf 'stage\tjob\ttasks\twaits for\tlog\n'
         for row in "${rows[@]}"; do
             IFS=$'\t' read -r stage job tasks waits _ log <<<"$row"
-            printf '%s\t%s\t%s\t%s\t%s\n' "$stage" "$job" "$tasks" "$waits" "$log"
+            printf '%s\t%s\t%s\t%s\t%s\n' "$stage" "$job" "$tasks" "$waits" "${log#"$PWD"/}"
         done
     } | column -t -s $'\t'
     [[ ${DRY_RUN:-0} == 1 ]] || return 0

@@ -2,7 +2,9 @@
 # Install what a private Slurm needs, the Debian packages that are missing.
 set -euo pipefail
 
-[[ $# == 0 ]] || { echo "usage: bash install.sh"; exit 0; }
+usage="usage: bash install.sh      (as root)"
+[[ ${1:-} == -h || ${1:-} == --help ]] && { echo "$usage"; exit 0; }
+(($# == 0)) || { echo "$usage" >&2; exit 2; }
 export PATH=$PATH:/usr/sbin:/sbin
 missing=()
 for pair in slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client munged:munge ip:iproute2 flock:util-linux; do

@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # End what start.sh started: the daemons by their pid files, the nodes' networks if there are any.
-set -uo pipefail
+set -euo pipefail
 
-[[ $# == 1 && $1 != -* ]] || { echo "usage: bash stop.sh FOLDER"; exit $(($# != 1)); }
+usage="usage: bash stop.sh FOLDER"
+[[ ${1:-} == -h || ${1:-} == --help ]] && { echo "$usage"; exit 0; }
+(($# == 1)) || { echo "$usage" >&2; exit 2; }
 export PATH=$PATH:/usr/sbin:/sbin
 
 daemons() { # SIGNAL: how many took it
     local file count=0
     for file in "$1"/run/slurmd-*.pid "$1"/run/slurmctld.pid "$1"/run/munged.pid; do
-        [[ -s $file ]] && kill "-$2" "$(<"$file")" 2>/dev/null && count=$((count + 1))
+        if [[ -s $file ]] && kill "-$2" "$(<"$file")" 2>/dev/null; then count=$((count + 1)); fi
     done
     echo "$count"
 }
@@ -19,8 +21,7 @@ for _ in $(seq 50); do
     sleep 0.1
 done
 daemons "$1" KILL >/dev/null
-for name in $(ip netns list 2>/dev/null | grep -o '^slnode[0-9]*'); do
+for name in $(ip netns list | sed -n 's/^\(slnode[0-9]*\).*/\1/p'); do
     ip netns delete "$name"
 done
-ip link delete slbridge 2>/dev/null
-exit 0
+if ip link show slbridge >/dev/null 2>&1; then ip link delete slbridge; fi
