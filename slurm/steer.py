@@ -134,8 +134,9 @@ def progress(chain: Path, tasks: list[Task]) -> str:
     if stage == "enhance":
         made = folder / "enhance" / tasks[0].work.removeprefix("enhance-")
         texts = sum(count_lines(file) - 1 for file in made.glob(".*.progress") if file.is_file())
-        for path in made.glob("*.jsonl.manifest.json"):
-            texts += manifests.read_manifest(path)["counts"]["records"]
+        for path in made.glob("*_*.manifest.json"):
+            counts = manifests.read_manifest(path)["counts"]
+            texts += 0 if "shards" in counts else counts["records"]  # what is merged was counted in its shards
         return f"{texts} texts"
     if stage == "finetune":
         log = folder / "finetune" / chain.name / "log.jsonl"

@@ -3,13 +3,14 @@
 # What is submitted is listed in CHAIN/jobs.tsv, a line a job: stage, job, tasks, waits for, the work's name, log.
 
 submit_chain() {
-    local stage started=0 wanted job row after=() list lists=() others waits rows=()
+    local stage started=0 queue wanted job row after=() list lists=() others waits rows=()
     load_site
     require_what_jobs_need
     mkdir -p "$chain/logs" "$run_folder/.locks"
     chain=$(cd -- "$chain" && pwd)
     exec 9>>"$run_folder/.locks/submission" # two submissions at once would both find that nothing is under way
     flock 9
+    queue=$(squeue --noheader --user="$(id -un)" --format=%F) # job numbers, a line each
     refuse_twice
     for list in "$run_folder"/chains/*/jobs.tsv; do
         [[ $list -ef $chain/jobs.tsv ]] || lists+=("$list") # of other chains in this folder
@@ -118,15 +119,11 @@ ranges() { # NUMBER ...
     echo "${text#,}"
 }
 
-# The jobs in some lists that Slurm still has to do, of a work or of all.
+# The jobs in some lists that are in Slurm's `queue`, of a work or of all.
 under_way() { # WORK LIST ...
     local job name
-    local -A known=()
-    while read -r job; do
-        known[$job]=1
-    done < <(squeue --noheader --user="$(id -un)" --format=%F)
     while IFS=$'\t' read -r _ job _ _ name _; do
-        [[ -n ${known[$job]:-} && ($1 == all || $1 == "$name") ]] && echo "$job"
+        [[ $'\n'$queue$'\n' == *$'\n'"$job"$'\n'* && ($1 == all || $1 == "$name") ]] && echo "$job"
     done < <(cat -- "${@:2}" 2>/dev/null) | sort --unique
 }
 
