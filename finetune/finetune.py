@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from processes import agree, is_first, is_lost_peer, join_processes, say
+from processes import agree, exit_code_kept, is_first, is_lost_peer, join_processes, say
 
 from teacherlm import manifests
 from teacherlm.errors import UserError, run
@@ -237,4 +237,5 @@ def conclude(
 
 
 if __name__ == "__main__":
-    run(main)
+    with exit_code_kept():
+        run(main)

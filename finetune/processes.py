@@ -1,7 +1,10 @@
 """The processes of one training: found from the environment that finetune.sh or a launcher sets."""
 
+import atexit
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,6 +34,24 @@ def join_processes() -> None:
         from accelerate.utils import DistributedType
 
         PartialState._prepare_backend = lambda *args, **options: ("gloo", DistributedType.MULTI_CPU)
+
+
+@contextmanager
+def exit_code_kept() -> Iterator[None]:
+    """End one of several processes with the status that it exits with, without tearing the interpreter down.
+
+    A thread of gloo that frees a tensor while the interpreter is torn down aborts the process (PyTorch pull request
+    179291), and finetune.sh would see that in place of 75, "interrupted, go on later".
+    """
+    try:
+        yield
+    except SystemExit as end:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            raise
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code or 0)
 
 
 def agree(work: Callable[[], Any], training: Any) -> Any:
