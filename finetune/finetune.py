@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from processes import agree, exit_code_kept, is_first, is_lost_peer, join_processes, say
+from processes import agree, exit_code_kept, hosts, is_first, is_lost_peer, join_processes, say
 
 from teacherlm import manifests
 from teacherlm.errors import UserError, run
@@ -160,6 +160,8 @@ def train(
         f"finetune: {len(tokens)} samples of {own.task_type} an epoch, {effective} a step "
         f"({device} x {accumulated} accumulated x {training.world_size} processes)"
     )
+    if training.world_size > 1:
+        say(f"finetune: its processes run on {' '.join(hosts(training))}")
     set_seed(training.seed)
     interrupts = Interrupts()
     start_wandb(training)

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,6 +61,15 @@ def agree(work: Callable[[], Any], training: Any) -> Any:
     if training.world_size > 1:
         torch.distributed.broadcast_object_list(result, src=0)
     return result[0]
+
+
+def hosts(training: Any) -> list[str]:
+    """The name of each process's machine, in the order of the ranks."""
+    if training.world_size == 1:
+        return [socket.gethostname()]
+    names = [""] * training.world_size
+    torch.distributed.all_gather_object(names, socket.gethostname())
+    return names
 
 
 def is_first() -> bool:

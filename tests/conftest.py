@@ -7,8 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from slurm_cluster import Cluster
 
 # One thread: sums have one order in every process, and threads of tiny models only wait for one another, for a hundred
 # times the work's own time when other work runs beside.
@@ -160,6 +164,22 @@ def make_tiny_model(family: str, folder: Path) -> Path:
 def sample_claims(split: str = "train") -> Iterator[dict]:
     for line in (ROOT / "benchmarks" / "sample" / f"{split}.json").read_text(encoding="utf-8").splitlines():
         yield json.loads(line)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Cluster"]:
+    """A real Slurm with three nodes, for all tests that are marked with `cluster`."""
+    from slurm_cluster import start
+
+    yield from start(tmp_path_factory.mktemp("cluster"))
+
+
+@pytest.fixture(scope="session")
+def local_chain(cluster: "Cluster") -> subprocess.CompletedProcess:
+    """The chain as the local launcher runs it, without Slurm, in RUNS=here."""
+    result = cluster.make("here", LAUNCHER="local")
+    assert result.returncode == 0, result.stderr
+    return result
 
 
 @pytest.fixture

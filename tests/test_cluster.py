@@ -1,100 +1,19 @@
 """The chain on a real Slurm that this machine runs for the tests: `make test-cluster`."""
 
 import itertools
-import json
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-from conftest import ROOT, make_tiny_model
+from conftest import ROOT
+from slurm_cluster import Cluster, outputs
 
 pytestmark = pytest.mark.cluster
-SITE = """
-CPU_ARGS=(--cpus-per-task=1 --mem=1500M --time=10)
-ENHANCE_ARGS=(--cpus-per-task=1 --mem=1500M --time=10)
-FINETUNE_ARGS=(--cpus-per-task=1 --mem=1500M --time=10)
-EVALUATE_ARGS=(--cpus-per-task=1 --mem=1500M --time=10)
-"""
-SMALL = {"LIMIT": 12, "EPOCHS": 2, "NUM_TOKENS": 8, "BATCH": 4, "TEMPERATURE": 0, "SIGNAL_SECONDS": 60}
 
 
-@dataclass
-class Cluster:
-    """A Slurm of our own, and a place where chains are submitted."""
-
-    place: Path
-    model: Path
-    environment: dict[str, str]
-
-    def run(self, *command: str, **variables: object) -> subprocess.CompletedProcess:
-        environment = {**self.environment, **{name: str(value) for name, value in variables.items()}}
-        return subprocess.run(command, cwd=self.place, env=environment, capture_output=True, text=True)
-
-    def make(self, runs: str = "runs", **variables: object) -> subprocess.CompletedProcess:
-        """What `make sample VARIABLE=value` does."""
-        words = {**SMALL, "STUDENT": self.model, "TEACHER": self.model, "RUNS": self.place / runs, **variables}
-        return self.run("bash", str(ROOT / "slurm" / "chain.sh"), "sample", **words)
-
-    def steer(self, command: str, runs: str = "runs", **variables: object) -> subprocess.CompletedProcess:
-        return self.run(sys.executable, str(ROOT / "slurm" / "steer.py"), command, RUNS=self.place / runs, **variables)
-
-    def jobs(self, runs: str = "runs") -> list[list[str]]:
-        """Rows of what was submitted: stage, job, tasks, waits for, work, log."""
-        (table,) = (self.place / runs).glob("*/*/chains/*/jobs.tsv")
-        return [line.split("\t") for line in table.read_text().splitlines()]
-
-    def states(self, job: str) -> dict[str, dict[str, str]]:
-        """Slurm's record of each task of a job: field -> value."""
-        shown = self.run("scontrol", "show", "job", "--oneliner", job).stdout.splitlines()
-        records = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in shown]
-        return {record.get("ArrayTaskId", "0"): record for record in records}
-
-    def await_end(self, runs: str = "runs", seconds: float = 400) -> dict[str, list[str]]:
-        """Wait until nothing of a chain is left to do; job -> the final states of its tasks."""
-        jobs = [row[1] for row in self.jobs(runs)]
-        self.await_that(lambda: not self.run("squeue", "--noheader", f"--jobs={','.join(jobs)}").stdout, seconds)
-        return {job: [record["JobState"] for record in self.states(job).values()] for job in jobs}
-
-    def await_that(self, true: Callable[[], object], seconds: float = 120) -> None:
-        end = time.monotonic() + seconds
-        while not true():
-            if time.monotonic() > end:
-                queue = self.run("squeue").stdout
-                logs = [f"{log}: {log.read_text()[-400:]}" for log in self.place.rglob("logs/*.log")]
-                pytest.fail(f"it did not come to be in {seconds} s\n{queue}\n" + "\n".join(logs))
-            time.sleep(0.5)
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    yield from start(tmp_path_factory.mktemp("cluster"))
-
-
-def start(place: Path, **variables: str) -> Iterator[Cluster]:
-    if not shutil.which("sbatch") or os.getuid():
-        pytest.skip("needs Slurm and root: make test-cluster")
-    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
-    folder.chmod(0o755)  # munge wants its socket where all may look, which pytest's folders are not
-    environment = {**os.environ, **variables}
-    (place / "site.env").write_text(SITE)
-    try:
-        subprocess.run(["bash", ROOT / "tests" / "cluster" / "start.sh", folder], check=True, env=environment)
-        environment |= {"SLURM_CONF": str(folder / "etc" / "slurm.conf"), "PYTHON": sys.executable}
-        environment |= {"SITE": str(place / "site.env"), "LAUNCHER": "slurm"}
-        yield Cluster(place, make_tiny_model("llama", place / "tiny"), environment)
-    finally:
-        subprocess.run(["bash", ROOT / "tests" / "cluster" / "stop.sh", folder], check=True)
-        shutil.rmtree(folder)
-
-
-def test_a_chain_of_jobs_makes_what_the_local_launcher_makes(cluster: Cluster) -> None:
+def test_a_chain_of_jobs_makes_what_the_local_launcher_makes(
+    cluster: Cluster, local_chain: subprocess.CompletedProcess
+) -> None:
     result = cluster.make(SHARDS=4)
     assert result.returncode == 0, result.stderr
     jobs = cluster.jobs()
@@ -106,58 +25,10 @@ def test_a_chain_of_jobs_makes_what_the_local_launcher_makes(cluster: Cluster) -
     for before, after in itertools.pairwise(records):
         assert max(task["EndTime"] for task in before) <= min(task["StartTime"] for task in after)
 
-    here = cluster.make("here", LAUNCHER="local")
-    assert here.returncode == 0, here.stderr
-    table = here.stdout.partition("== report\n")[2]
+    table = local_chain.stdout.partition("== report\n")[2]
     (report,) = cluster.place.glob("runs/*/*/chains/*/logs/report.log")
     assert table.strip() in report.read_text()
     assert outputs(cluster.place / "runs") == outputs(cluster.place / "here")
-
-
-def outputs(runs: Path) -> dict[str, bytes]:
-    """What a chain is made for: the enhanced records, the weights, each sample's log-likelihoods."""
-    found = {}
-    for pattern in ("enhance/*/SAMPLE_cot.jsonl", "finetune/*/*/model.safetensors", "evaluate/**/*_samples.jsonl"):
-        files = sorted(runs.glob(f"*/*/{pattern}"))
-        assert files
-        found |= {str(file.relative_to(runs)): file.read_bytes() for file in files}
-    return found
-
-
-def only_log(cluster: Cluster, runs: str, stage: str) -> str:
-    (log,) = (cluster.place / runs).glob(f"*/*/chains/*/logs/{stage}.log")
-    return log.read_text()
-
-
-def test_a_shard_that_fails_ends_the_chain_and_alone_is_submitted_again(cluster: Cluster) -> None:
-    enhanced = cluster.place / "broken" / "sample" / "limit-12" / "enhance" / "tiny_seed0"
-    obstacle = enhanced / ".SAMPLE_cot.shard-1-of-4.jsonl.progress"
-    obstacle.mkdir(parents=True)  # a folder where the shard's texts shall go
-
-    assert cluster.make("broken", SHARDS=4).returncode == 0
-    ended = cluster.await_end("broken")
-    by_stage = {row[0]: ended[row[1]] for row in cluster.jobs("broken")}
-    assert sorted(by_stage.pop("enhance")) == ["COMPLETED"] * 3 + ["FAILED"]
-    assert by_stage == {
-        "prepare": ["COMPLETED"],
-        "merge": ["CANCELLED"],
-        "finetune": ["CANCELLED"],
-        "evaluate": ["CANCELLED"] * len(by_stage["evaluate"]),
-        "report": ["CANCELLED"],
-    }
-    status = cluster.steer("status", "broken").stdout
-    assert "1 failed with 2" in status
-    assert "3 done" in status
-    assert f"enhance 1: enhance.py: error: {obstacle}: this is a folder" in status
-    assert "cancelled before it began" in status
-
-    obstacle.rmdir()
-    before = len(cluster.jobs("broken"))
-    assert cluster.make("broken", SHARDS=4).returncode == 0
-    again = cluster.jobs("broken")[before:]
-    assert [row[:1] + row[2:3] for row in again[:2]] == [["enhance", "1"], ["merge", "0"]]
-    ended = cluster.await_end("broken")
-    assert {state for row in again for state in ended[row[1]]} == {"COMPLETED"}
 
 
 def test_a_chain_that_is_under_way_is_not_submitted_twice_and_another_waits_for_it(cluster: Cluster) -> None:
@@ -184,41 +55,6 @@ def test_a_chain_that_is_under_way_is_not_submitted_twice_and_another_waits_for_
     assert sorted("done already" in log for log in logs) == [False, True]
 
 
-def test_preempted_twice_the_loss_curve_is_the_uninterrupted_one(cluster: Cluster) -> None:
-    words = {"LIMIT": 80, "EPOCHS": 2, "BATCH": 1, "TASK": "text"}
-    assert cluster.make("whole", **words, LAUNCHER="local").returncode == 0
-    assert cluster.make("preempted", **words).returncode == 0
-    (job,) = [row[1] for row in cluster.jobs("preempted") if row[0] == "finetune"]
-    log = cluster.place / "preempted" / "sample" / "limit-80" / "finetune" / "tiny_text_batch1_seed0" / "log.jsonl"
-    for _ in range(2):
-        done = len(log.read_text().splitlines()) if log.exists() else 0
-        cluster.await_that(lambda done=done: log.exists() and len(log.read_text().splitlines()) > done + 1, 200)
-        cluster.run("scancel", "--batch", "--signal=USR1", job)
-        cluster.await_that(lambda: cluster.states(job)["0"]["JobState"] == "PENDING")
-    assert {state for states in cluster.await_end("preempted").values() for state in states} == {"COMPLETED"}
-    assert cluster.states(job)["0"]["Restarts"] == "2"
-    assert only_log(cluster, "preempted", "finetune").count("== interrupted: requeued") == 2
-    whole = Path(str(log).replace("/preempted/", "/whole/"))
-    assert curve(log) == curve(whole)
-
-
-def curve(log: Path) -> list[tuple[int, float]]:
-    records = [json.loads(line) for line in log.read_text().splitlines()]
-    return [(record["step"], record["loss"]) for record in records if "loss" in record]
-
-
-def test_cancelled_in_the_middle_and_submitted_again(cluster: Cluster) -> None:
-    assert cluster.make("cancelled").returncode == 0
-    (job,) = [row[1] for row in cluster.jobs("cancelled") if row[0] == "enhance"]
-    cluster.await_that(lambda: cluster.states(job)["0"]["JobState"] == "RUNNING")
-    assert "cancelled jobs" in cluster.steer("cancel", "cancelled").stdout
-    cluster.await_end("cancelled")
-    assert cluster.make("cancelled").returncode == 0
-    assert cluster.jobs("cancelled")[6][0] == "enhance"
-    cluster.await_end("cancelled")
-    assert outputs(cluster.place / "cancelled") == outputs(cluster.place / "here")
-
-
 def test_a_dry_run_prints_the_lines_and_the_graph_and_submits_nothing(cluster: Cluster) -> None:
     result = cluster.make("dry $(touch pwned) 'x' ; y", DRY_RUN=1, SHARDS=4)
     assert result.returncode == 0, result.stderr
@@ -229,3 +65,47 @@ def test_a_dry_run_prints_the_lines_and_the_graph_and_submits_nothing(cluster: C
     assert 'prepare --> enhance["enhance 0-3"]' in result.stdout
     assert not list(cluster.place.rglob("pwned"))
     assert not list((cluster.place / "dry $(touch pwned) 'x' ; y").rglob("jobs.tsv"))
+
+
+def test_what_can_never_run_is_said_at_submission(cluster: Cluster) -> None:
+    site = cluster.place / "wrong.env"
+    site.write_text((cluster.place / "site.env").read_text() + "FINETUNE_ARGS+=(--time=48:00:00)\n")
+    result = cluster.make("wrong", SITE=site)
+    assert result.returncode == 0, result.stderr
+    (warning,) = result.stderr.splitlines()
+    assert f"warning: finetune (job {cluster.job('wrong', 'finetune')}) will wait for ever" in warning
+    assert "cancelled jobs" in cluster.steer("cancel", "wrong").stdout
+    site.write_text("PARTITION=none\nCPU_PARTITION=none\n")
+    refused = cluster.make("refused", SITE=site)
+    assert refused.returncode == 2
+    assert "Slurm did not take the stage prepare" in refused.stderr
+    assert not list((cluster.place / "refused").rglob("jobs.tsv"))
+
+
+def test_a_model_that_jobs_would_miss_is_said_at_submission(cluster: Cluster) -> None:
+    result = cluster.make("missing", STUDENT="bloomz-560m", HF_HOME=cluster.place / "hub")
+    assert result.returncode == 2
+    assert "bloomz-560m is not on this machine's disks" in result.stderr
+    assert not list((cluster.place / "missing").rglob("jobs.tsv"))
+
+
+def test_make_download_fetches_models_and_prepares_the_data(cluster: Cluster) -> None:
+    words = {"STUDENT": cluster.model, "TEACHER": "field:explanation", "RUNS": cluster.place / "fetched", "LIMIT": 12}
+    result = cluster.run("bash", str(ROOT / "slurm" / "download.sh"), "sample", **words)
+    assert result.returncode == 0, result.stderr
+    assert str(cluster.model) in result.stdout
+    assert len(list((cluster.place / "fetched").rglob("SAMPLE.jsonl"))) == 1
+    missing = cluster.run("bash", str(ROOT / "slurm" / "download.sh"), "sample", **{**words, "STUDENT": "no/such"})
+    assert missing.returncode == 2, missing.stderr
+
+
+def test_make_site_asks_slurm_and_the_chain_takes_what_it_wrote(cluster: Cluster) -> None:
+    site = cluster.place / "asked.env"
+    describe = [sys.executable, str(ROOT / "slurm" / "describe_site.py"), "--output", str(site)]
+    shown = cluster.run(*describe).stdout
+    assert "main*" in shown
+    assert "gpu:2" in shown
+    assert "PARTITION=main # gpu:2, at most 1:00:00" in site.read_text()
+    assert "is there already" in cluster.run(*describe).stderr
+    lines = cluster.make("asked", SITE=site, DRY_RUN=1).stdout.splitlines()
+    assert all("--partition=main" in line for line in lines if line.startswith("sbatch "))

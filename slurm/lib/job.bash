@@ -3,6 +3,7 @@
 # Sourced by the scripts in jobs/.
 
 STOPPED=75 # exit code of a stage that was interrupted and can go on
+KILLED=137 # of one that SIGKILL ended
 
 run_stage() { # STAGE ROOT SETTINGS
     local number=${SLURM_ARRAY_TASK_ID:-0} words=() status=0 grace kill_at=0 child=
@@ -35,10 +36,11 @@ run_stage() { # STAGE ROOT SETTINGS
     done
     wait "$child" || status=$?
     if ((kill_at && (status == STOPPED || status > 128))); then # of a stage that cannot stop the signal is the end
-        note "$1" "$number" requeued
-        echo "== interrupted: requeued"
-        scontrol requeue "$SLURM_JOB_ID"
-        sleep 60 # until Slurm ends this run
+        come_back interrupted "$1" "$number"
+    elif ((status == KILLED)) && first_time "$1" "$number"; then
+        come_back killed "$1" "$number"
+    elif ((status == KILLED)); then
+        note "$1" "$number" "failed: killed again, so perhaps out of memory; its --mem in slurm/site.env asks for more"
     elif ((status == STOPPED)); then
         note "$1" "$number" "failed: stopped by SIGTERM"
     elif ((status)); then
@@ -47,6 +49,20 @@ run_stage() { # STAGE ROOT SETTINGS
         note "$1" "$number" "done"
     fi
     return "$status"
+}
+
+come_back() { # WHY STAGE TASK
+    note "$2" "$3" requeued
+    echo "== $1: requeued"
+    # A task by its number in the array: one of them has the array's own number as its job's, which would mean them all.
+    scontrol requeue "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+    sleep 60 # until Slurm ends this run
+}
+
+# Whether this job's task was not killed before: who kills once is a person or a node; the second time it is its memory.
+first_time() { # STAGE TASK
+    local file=$chain/states/$1-$2.killed
+    [[ ! -e $file || $(<"$file") != "$SLURM_JOB_ID" ]] && echo "$SLURM_JOB_ID" >"$file"
 }
 
 # Where a stage stands, for `make status`: one line a task, written whole.

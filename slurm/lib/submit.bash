@@ -31,6 +31,7 @@ submit_chain() {
         after=("$job")
     done
     show
+    [[ ${DRY_RUN:-0} == 1 ]] || warn_of_what_cannot_run
 }
 
 # sbatch STAGE with the tasks `wanted`, after the jobs `after` have gone well and `others`, at the same work, have ended;
@@ -153,6 +154,18 @@ require_what_jobs_need() {
         [[ $model == field:* || $model == http*://* ]] && continue
         HF_HUB_OFFLINE=1 "$PYTHON" -m teacherlm.models folder "$model" >/dev/null ||
             fail "$model is not on this machine's disks, and jobs have no internet: make download STUDENT=... TEACHER=..."
+    done
+}
+
+# Slurm takes a job that asks for more than a partition allows and lets it wait for ever; it says so at once.
+warn_of_what_cannot_run() {
+    local row stage job reason
+    for row in "${rows[@]}"; do
+        IFS=$'\t' read -r stage job _ <<<"$row"
+        reason=$(squeue --noheader --jobs="$job" --format=%r | head -n 1)
+        [[ $reason =~ ^(Partition(Config|TimeLimit|NodeLimit)|BadConstraints|(Assoc|QOS).*Max.*Per(Job|Node).*)$ ]] || continue
+        echo "chain.sh: warning: $stage (job $job) will wait for ever, Slurm says $reason: it asks for more time, nodes or" \
+            "memory than its partition allows; make cancel, then set it in slurm/site.env (make site shows the limits)" >&2
     done
 }
 
