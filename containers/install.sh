@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Within an image that is being built: install what its lock names, from wheels that were fetched before, and record all
+# that is in the image. Used by teacherlm.def and the Dockerfile.
+set -euo pipefail
+
+usage="usage: bash /opt/teacherlm/containers/install.sh cpu|gpu WHEELS"
+here=/opt/teacherlm/containers
+venv=/opt/venv
+
+main() {
+    [[ ${1:-} == -h || ${1:-} == --help ]] && { echo "$usage"; exit 0; }
+    (($# == 2)) && [[ $1 == cpu || $1 == gpu ]] && [[ -d $2 ]] || { echo "$usage" >&2; exit 2; }
+    image=$1 wheels=$2 lock=$here/$1.lock
+    export PIP_NO_INDEX=1 PIP_FIND_LINKS=$wheels PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+    python3.11 -m venv "$venv"
+    install_packages
+    install_project
+    mkdir -p /opt/image
+    record
+    [[ $image == gpu ]] || remove_tools # Triton compiles at run time, so the GPU image keeps its compiler
+    rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/apt/archives/*.deb /tmp/* /root/.cache
+}
+
+# First what are wheels, then what has to be built with them at hand: DeepSpeed, with its operators.
+install_packages() {
+    local sources=() file name
+    for file in "$wheels"/*.tar.gz "$wheels"/*.zip; do
+        [[ -e $file ]] || continue
+        name=$(basename -- "$file")
+        sources+=("${name%-*}")
+    done
+    for name in "${sources[@]}"; do echo "^${name//_/[-_]}==" ; done >/tmp/built
+    grep --invert-match --file=/tmp/built "$lock" >/tmp/wheels.lock
+    grep --file=/tmp/built "$lock" >/tmp/built.lock || true
+    "$venv/bin/pip" install --quiet --no-deps --require-hashes -r /tmp/wheels.lock
+    [[ -s /tmp/built.lock ]] || return 0
+    operators
+    PATH=$venv/bin:$PATH "$venv/bin/pip" install --quiet --no-deps --no-build-isolation --require-hashes -r /tmp/built.lock
+}
+
+# DeepSpeed's operators that the configurations in finetune/deepspeed use; otherwise each job would compile them. On CPUs
+# two processes share memory.
+operators() {
+    export MAX_JOBS=${MAX_JOBS:-$(nproc)}
+    if [[ $image == cpu ]]; then
+        export DS_ACCELERATOR=cpu DS_BUILD_SHM_COMM=1
+        return
+    fi
+    export DS_ACCELERATOR=cuda DS_BUILD_FUSED_ADAM=1 DS_BUILD_CPU_ADAM=1 TORCH_CUDA_ARCH_LIST="8.0;9.0"
+    CUDA_HOME=$(dirname -- "$(dirname -- "$(find "$venv" -path '*/bin/nvcc' -print -quit)")")
+    export CUDA_HOME
+}
+
+install_project() {
+    printf '/opt/teacherlm\n' >"$venv/lib/python3.11/site-packages/teacherlm.pth"
+    "$venv/bin/pip" uninstall --quiet --yes pip
+}
+
+# Every package with the digest of what was installed, and the digest of each of the project's files.
+record() {
+    {
+        dpkg-query --show --showformat='debian ${Package} ${Version} ${Architecture}\n'
+        sed -n 's/^\([^#=]*\)==\([^ ]*\) --hash=sha256:\(.*\)/python \1 \2 \3/p' "$lock"
+    } | LC_ALL=C sort >/opt/image/packages.txt
+    (cd /opt/teacherlm && find . -type f -print0 | LC_ALL=C sort --zero-terminated | xargs -0 sha256sum) >/opt/image/files.sha256
+}
+
+# The compiler and what came with it.
+remove_tools() {
+    local keep=(python3.11 python3.11-venv ca-certificates)
+    export DEBIAN_FRONTEND=noninteractive
+    apt-mark showmanual | xargs --no-run-if-empty apt-mark auto >/dev/null
+    apt-mark manual "${keep[@]}" >/dev/null
+    apt-get autoremove --purge --quiet --quiet --yes >/dev/null
+}
+
+main "$@"

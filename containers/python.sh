@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# The image's python, for whoever has CONTAINER set: the stages' scripts and the job scripts take it as their PYTHON.
+# The checkout is there read-only; what may be written is RUNS, the folder one is in (if it is not the checkout), the
+# caches, and what Apptainer's own APPTAINER_BIND names.
+set -euo pipefail
+
+usage="usage: CONTAINER=IMAGE.sif bash containers/python.sh [ARGUMENT ...]"
+# What the stages and the libraries under them read from the environment; nothing else gets in.
+VARIABLES='^(HF_(HOME|TOKEN|ENDPOINT|HUB_[A-Z_]+|DATASETS_[A-Z_]+)|TEACHERLM_[A-Z_]+|OPENAI_API_KEY|WANDB_[A-Z_]+|(HTTPS?|NO)_PROXY|https?_proxy|no_proxy|OMP_[A-Z_]+|MKL_NUM_THREADS|OPENBLAS_NUM_THREADS|CUDA_VISIBLE_DEVICES|CUDA_DEVICE_ORDER|NVIDIA_[A-Z_]+|NCCL_[A-Z_]+|GLOO_[A-Z_]+|RANK|LOCAL_RANK|WORLD_SIZE|MASTER_(ADDR|PORT)|NUM_GPUS|PYTHONUNBUFFERED|PYTHONHASHSEED|TORCH_[A-Z_]+|TOKENIZERS_PARALLELISM|DS_ACCELERATOR|SLURM_[A-Z_]+|RUNS|TZ)$'
+
+main() {
+    [[ -n ${CONTAINER:-} ]] || { echo "$usage" >&2; exit 2; }
+    [[ -e $CONTAINER ]] || fail "CONTAINER=$CONTAINER: there is no such image; make container builds one"
+    local cache=${XDG_CACHE_HOME:-$HOME/.cache} program=apptainer name value
+    command -v apptainer >/dev/null || program=$cache/teacherlm/apptainer/bin/apptainer
+    command -v "$program" >/dev/null || fail "there is no apptainer here; docs/container.md says how to get it"
+    root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+    export HF_HOME=${HF_HOME:-$cache/huggingface} TEACHERLM_CACHE=${TEACHERLM_CACHE:-$cache/teacherlm}
+    options=(exec --silent --cleanenv --contain --pwd "$PWD")
+    bind_folders "$@"
+    [[ ! -e /dev/nvidiactl ]] || options+=(--nv)
+    [[ ! -e /dev/kfd ]] || options+=(--rocm)
+    TEACHERLM_IMAGE=$(basename -- "$CONTAINER")@sha256:$(digest)
+    export TEACHERLM_IMAGE
+    while IFS='=' read -r -d '' name value; do
+        [[ ! $name =~ $VARIABLES ]] || export "APPTAINERENV_$name=$value"
+    done < <(env --null)
+    export APPTAINERENV_PYTHONPATH=$root
+    (($(id -u))) || export APPTAINER_USERNS=1 # root need not have all of root's rights, within another container say
+    exec "$program" "${options[@]}" "$CONTAINER" /opt/venv/bin/python "$@"
+}
+
+# Writable: the caches, RUNS, the folder one is in, files for a moment. Readable: the checkout, and what the command names.
+bind_folders() { # WORD ...
+    local folder word
+    mkdir -p "$HF_HOME" "$TEACHERLM_CACHE" ${RUNS:+"$RUNS"}
+    options+=(--bind "${TMPDIR:-/tmp}:/tmp" --bind /dev/shm)
+    bound=("$root")
+    for word in "$@"; do
+        word=${word##*=}
+        [[ $word == */* && -e $word ]] && readable "$word"
+    done
+    [[ $PWD == "$root" || $PWD == "$root"/* ]] || writable "$PWD"
+    options+=(--bind "$root:$root:ro")
+    for folder in ${RUNS:+"$RUNS"} "$HF_HOME" "$TEACHERLM_CACHE"; do
+        writable "$folder"
+    done
+}
+
+readable() { # PATH, both as it is called and where it is
+    local path
+    for path in "$(realpath -s -- "$1")" "$(realpath -- "$1")"; do
+        options+=(--bind "$path:$path:ro")
+    done
+}
+
+writable() { # FOLDER
+    local folder
+    folder=$(realpath -- "$1")
+    options+=(--bind "$folder:$folder")
+    [[ $1 == "$folder" || $1 != /* ]] || options+=(--bind "$folder:$1")
+}
+
+# The image's digest, read once for an image that stays as it is.
+digest() {
+    local memory found
+    memory=$TEACHERLM_CACHE/images/$(stat --dereference --format='%i-%s-%Y' -- "$CONTAINER")
+    if [[ ! -s $memory ]]; then
+        mkdir -p "$TEACHERLM_CACHE/images"
+        found=$([[ -d $CONTAINER ]] && echo folder || sha256sum <"$CONTAINER")
+        echo "${found%% *}" >"$memory.$$"
+        mv "$memory.$$" "$memory"
+    fi
+    echo "$(<"$memory")"
+}
+
+fail() {
+    echo "error: $1" >&2
+    exit 2
+}
+
+main "$@"
