@@ -8,9 +8,12 @@ MAKEFLAGS += --no-print-directory
 BASE_PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-INSTALLED := $(VENV)/installed.txt
+# With CONTAINER=image.sif the stages run in that image, and nothing needs to be installed here.
+INSTALLED := $(if $(CONTAINER),,$(VENV)/installed.txt)
+HOST_PYTHON := $(if $(CONTAINER),PYTHONPATH=. $(BASE_PYTHON),$(PYTHON))
 
-.PHONY: help install demo creak ecqa strategy_qa mmlu sample status logs cancel download site test test-cluster prove lint perf
+.PHONY: help install demo creak ecqa strategy_qa mmlu sample status logs cancel download site container container-test container-diff
+.PHONY: lock test test-cluster prove lint perf
 .PHONY: doctor clean
 
 help: ## list the targets
@@ -18,10 +21,10 @@ help: ## list the targets
 	    printf '  %-32s %s\n' "make $${line%%:*}" "$${line##*## }"; done
 	@printf '\nVariables of a run: %s\n' "STUDENT TEACHER TASK LIMIT EPOCHS SEED NUM_TOKENS RUNS (bash slurm/chain.sh --help)"
 
-install: $(INSTALLED) ## make .venv with every package at its pinned version
+install: $(VENV)/installed.txt ## make .venv with every package at its pinned version
 
 # Written last, so that an interrupted installation is done again.
-$(INSTALLED): $(wildcard requirements/*.txt) pyproject.toml
+$(VENV)/installed.txt: $(wildcard requirements/*.txt) pyproject.toml
 	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 	    { echo "error: Python 3.11 is needed, found $$($(BASE_PYTHON) -V 2>&1); set BASE_PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@echo "installing into $(VENV) (a few minutes, once)"
@@ -39,36 +42,48 @@ creak ecqa strategy_qa mmlu sample: $(INSTALLED) ## the whole chain on a benchma
 	@bash slurm/chain.sh $@
 
 status: $(INSTALLED) ## how far each stage of the chains on Slurm is, and why one failed
-	@$(PYTHON) slurm/steer.py status
+	@$(HOST_PYTHON) slurm/steer.py status
 
 logs: $(INSTALLED) ## the ends of the jobs' logs: make logs STAGE=finetune
-	@$(PYTHON) slurm/steer.py logs
+	@$(HOST_PYTHON) slurm/steer.py logs
 
 cancel: $(INSTALLED) ## end the chain that is under way; CHAIN=... when there are several
-	@$(PYTHON) slurm/steer.py cancel
+	@$(HOST_PYTHON) slurm/steer.py cancel
 
 download: $(INSTALLED) ## fetch what jobs without internet need: make download BENCHMARK=creak STUDENT=... TEACHER=...
 	@bash slurm/download.sh "$${BENCHMARK:?which one? make download BENCHMARK=creak}"
 
 site: $(INSTALLED) ## write slurm/site.env from what Slurm says of this site, and show it
-	@$(PYTHON) slurm/describe_site.py
+	@$(HOST_PYTHON) slurm/describe_site.py
 
-test: $(INSTALLED) ## run the tests
-	@$(PYTHON) -m pytest
+container: ## build an image from its lock: make container IMAGE=cpu|gpu OUTPUT=teacherlm-cpu.sif
+	@bash containers/build.sh
 
-test-cluster: $(INSTALLED) ## run the tests on a real Slurm of this machine's own (as root; installs its packages)
+container-test: ## run an image's own test and the demo in it: make container-test CONTAINER=teacherlm-cpu.sif
+	@bash containers/test_image.sh "$${CONTAINER:-teacherlm-$${IMAGE:-cpu}.sif}"
+
+container-diff: ## what differs between two images: make container-diff A=one.sif B=other.sif
+	@bash containers/diff.sh "$${A:?A=one.sif B=other.sif}" "$${B:?A=one.sif B=other.sif}"
+
+lock: $(VENV)/installed.txt ## look up the packages of the images anew: containers/cpu.lock, containers/gpu.lock
+	@$(PYTHON) containers/lock.py
+
+test: $(VENV)/installed.txt ## run the tests
+	@$(PYTHON) -m pytest --numprocesses $${TEST_WORKERS:-2} --dist loadfile
+
+test-cluster: $(VENV)/installed.txt ## run the tests on a real Slurm of this machine's own (as root; installs its packages)
 	@bash tests/cluster/install.sh
 	@$(PYTHON) -m pytest -m cluster
 
-lint: $(INSTALLED) ## check format, code and shell scripts
+lint: $(VENV)/installed.txt ## check format, code and shell scripts
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/shellcheck --external-sources --check-sourced $$(git ls-files '*.sh' .ci/run)
 
-prove: $(INSTALLED) ## run the proofs on all real test sets (hours): make prove ONLY=creak
+prove: $(VENV)/installed.txt ## run the proofs on all real test sets (hours): make prove ONLY=creak
 	@$(PYTHON) -m pytest -m slow $${ONLY:+-k "$$ONLY"}
 
-perf: $(INSTALLED) ## measure a stage side by side with what one would use instead: make perf STAGE=enhance
+perf: $(VENV)/installed.txt ## measure a stage side by side with what one would use instead: make perf STAGE=enhance
 	@$(PYTHON) "perf/$${STAGE:?which one? make perf STAGE=enhance}.py" $${CREAK_DATA:+--data "$$CREAK_DATA"}
 
 doctor: ## say what this machine has and lacks for each stage, and how to mend it

@@ -13,7 +13,7 @@ usage: [IMAGE=cpu|gpu] [OUTPUT=FILE.sif] bash containers/build.sh      (or: make
 END
 }
 
-PACKAGES="python3.11 python3.11-venv python3.11-dev ca-certificates gcc g++" # of Debian; the CPU image drops the tools
+PACKAGES="python3.11 python3.11-venv python3-distutils python3.11-dev ca-certificates gcc g++" # of Debian; the CPU image drops the tools
 TORCH_INDEX=https://download.pytorch.org/whl/cpu # PyPI has no build of torch for CPUs
 
 main() {
@@ -40,7 +40,8 @@ main() {
 }
 
 fetch() {
-    local command=("${PYTHON:-$root/.venv/bin/python}" -m pip download --quiet --disable-pip-version-check --no-deps
+    find_pip
+    local command=("$pip_python" -m pip download --quiet --disable-pip-version-check --no-deps
         --require-hashes --dest "$wheels" -r "$root/containers/$image.lock")
     echo "fetching packages into $wheels"
     mkdir -p "$wheels"
@@ -50,12 +51,29 @@ fetch() {
     PIP_EXTRA_INDEX_URL="${PIP_EXTRA_INDEX_URL:-} $TORCH_INDEX" "${command[@]}"
 }
 
+# A pip of Python 3.11: that of `make install`, or one in the cache.
+find_pip() {
+    pip_python=$root/.venv/bin/python
+    [[ ! -x $pip_python ]] || return 0
+    pip_python=$cache/pip/bin/python
+    [[ ! -x $pip_python ]] || return 0
+    if ! python3.11 -c 'import ensurepip' 2>/dev/null; then
+        if (($(id -u))) || ! command -v apt-get >/dev/null; then
+            echo "error: Python 3.11 with its venv is needed here, to fetch the packages" >&2
+            exit 2
+        fi
+        echo "installing python3.11-venv (Debian package)"
+        apt-get install --quiet --quiet --yes --no-install-recommends python3.11-venv >/dev/null
+    fi
+    python3.11 -m venv "$cache/pip"
+}
+
 # The files that git knows, as they are now.
 stage_source() {
     mkdir -p "$work"/source "$work"/image
     git -C "$root" ls-files -z | (cd -- "$root" && tar --create --null --files-from=- --ignore-failed-read) |
         tar --extract --directory "$work/source"
-    git -C "$root" describe --always --dirty --abbrev=40 >"$work/image/revision"
+    git -C "$root" describe --always --dirty=+changes --exclude="*" >"$work/image/revision"
 }
 
 build() {

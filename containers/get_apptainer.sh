@@ -14,8 +14,10 @@ main() {
     local folder
     folder=$(realpath -m -- "${1:-${XDG_CACHE_HOME:-$HOME/.cache}/teacherlm/apptainer}")
     [[ -x $folder/bin/apptainer ]] && { "$folder/bin/apptainer" --version; exit 0; }
-    (($(id -u) == 0)) && command -v apt-get >/dev/null ||
-        { echo "error: this needs root on Debian; elsewhere install Apptainer as its documentation says" >&2; exit 2; }
+    if (($(id -u))) || ! command -v apt-get >/dev/null; then
+        echo "error: this needs root on Debian; elsewhere install Apptainer as its documentation says" >&2
+        exit 2
+    fi
     install_helpers
     mkdir -p "$(dirname -- "$folder")"
     work=$(mktemp -d "$folder.XXXXXX")

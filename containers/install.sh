@@ -3,7 +3,7 @@
 # that is in the image. Used by teacherlm.def and the Dockerfile.
 set -euo pipefail
 
-usage="usage: bash /opt/teacherlm/containers/install.sh cpu|gpu WHEELS"
+usage="usage: bash containers/install.sh cpu|gpu WHEELS      (within an image that is being built)"
 here=/opt/teacherlm/containers
 venv=/opt/venv
 
@@ -12,13 +12,16 @@ main() {
     (($# == 2)) && [[ $1 == cpu || $1 == gpu ]] && [[ -d $2 ]] || { echo "$usage" >&2; exit 2; }
     image=$1 wheels=$2 lock=$here/$1.lock
     export PIP_NO_INDEX=1 PIP_FIND_LINKS=$wheels PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+    work=/opt/build # not in /tmp, which a build may share with the machine that it runs on
+    mkdir -p "$work"
+    export TMPDIR=$work
     python3.11 -m venv "$venv"
     install_packages
     install_project
     mkdir -p /opt/image
     record
     [[ $image == gpu ]] || remove_tools # Triton compiles at run time, so the GPU image keeps its compiler
-    rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/apt/archives/*.deb /tmp/* /root/.cache
+    rm -rf "$work" /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/apt/archives/*.deb
 }
 
 # First what are wheels, then what has to be built with them at hand: DeepSpeed, with its operators.
@@ -29,13 +32,13 @@ install_packages() {
         name=$(basename -- "$file")
         sources+=("${name%-*}")
     done
-    for name in "${sources[@]}"; do echo "^${name//_/[-_]}==" ; done >/tmp/built
-    grep --invert-match --file=/tmp/built "$lock" >/tmp/wheels.lock
-    grep --file=/tmp/built "$lock" >/tmp/built.lock || true
-    "$venv/bin/pip" install --quiet --no-deps --require-hashes -r /tmp/wheels.lock
-    [[ -s /tmp/built.lock ]] || return 0
+    for name in "${sources[@]}"; do echo "^${name//_/[-_]}==" ; done >"$work/built"
+    grep --invert-match --file="$work/built" "$lock" >"$work/wheels.lock"
+    grep --file="$work/built" "$lock" >"$work/built.lock" || true
+    "$venv/bin/pip" install --quiet --no-deps --require-hashes -r "$work/wheels.lock"
+    [[ -s $work/built.lock ]] || return 0
     operators
-    PATH=$venv/bin:$PATH "$venv/bin/pip" install --quiet --no-deps --no-build-isolation --require-hashes -r /tmp/built.lock
+    PATH=$venv/bin:$PATH "$venv/bin/pip" install --quiet --no-deps --use-pep517 --no-build-isolation --require-hashes -r "$work/built.lock"
 }
 
 # DeepSpeed's operators that the configurations in finetune/deepspeed use; otherwise each job would compile them. On CPUs

@@ -89,7 +89,9 @@ def resolve(words: list[str], constraints: dict[str, str]) -> Packages:
 
 
 def lock(image: str, packages: Packages) -> str:
-    head = f"# The packages of the {image.upper()} image, written by `make lock` (containers/lock.py); for Python 3.11.\n"
+    head = (
+        f"# The packages of the {image.upper()} image, written by `make lock` (containers/lock.py); for Python 3.11.\n"
+    )
     lines = [f"{name}=={version} --hash=sha256:{digest}\n" for name, (version, digest) in sorted(packages.items())]
     return head + "".join(lines)
 

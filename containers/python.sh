@@ -9,6 +9,7 @@ usage="usage: CONTAINER=IMAGE.sif bash containers/python.sh [ARGUMENT ...]"
 VARIABLES='^(HF_(HOME|TOKEN|ENDPOINT|HUB_[A-Z_]+|DATASETS_[A-Z_]+)|TEACHERLM_[A-Z_]+|OPENAI_API_KEY|WANDB_[A-Z_]+|(HTTPS?|NO)_PROXY|https?_proxy|no_proxy|OMP_[A-Z_]+|MKL_NUM_THREADS|OPENBLAS_NUM_THREADS|CUDA_VISIBLE_DEVICES|CUDA_DEVICE_ORDER|NVIDIA_[A-Z_]+|NCCL_[A-Z_]+|GLOO_[A-Z_]+|RANK|LOCAL_RANK|WORLD_SIZE|MASTER_(ADDR|PORT)|NUM_GPUS|PYTHONUNBUFFERED|PYTHONHASHSEED|TORCH_[A-Z_]+|TOKENIZERS_PARALLELISM|DS_ACCELERATOR|SLURM_[A-Z_]+|RUNS|TZ)$'
 
 main() {
+    [[ ${1:-} == -h || ${1:-} == --help ]] && { echo "$usage"; exit 0; }
     [[ -n ${CONTAINER:-} ]] || { echo "$usage" >&2; exit 2; }
     [[ -e $CONTAINER ]] || fail "CONTAINER=$CONTAINER: there is no such image; make container builds one"
     local cache=${XDG_CACHE_HOME:-$HOME/.cache} program=apptainer name value
@@ -21,7 +22,8 @@ main() {
     [[ ! -e /dev/nvidiactl ]] || options+=(--nv)
     [[ ! -e /dev/kfd ]] || options+=(--rocm)
     TEACHERLM_IMAGE=$(basename -- "$CONTAINER")@sha256:$(digest)
-    export TEACHERLM_IMAGE
+    TEACHERLM_REVISION=$(git -C "$root" describe --always --dirty=+changes --exclude='*' 2>/dev/null || true)
+    export TEACHERLM_IMAGE TEACHERLM_REVISION
     while IFS='=' read -r -d '' name value; do
         [[ ! $name =~ $VARIABLES ]] || export "APPTAINERENV_$name=$value"
     done < <(env --null)
@@ -35,7 +37,6 @@ bind_folders() { # WORD ...
     local folder word
     mkdir -p "$HF_HOME" "$TEACHERLM_CACHE" ${RUNS:+"$RUNS"}
     options+=(--bind "${TMPDIR:-/tmp}:/tmp" --bind /dev/shm)
-    bound=("$root")
     for word in "$@"; do
         word=${word##*=}
         [[ $word == */* && -e $word ]] && readable "$word"
@@ -67,7 +68,7 @@ digest() {
     memory=$TEACHERLM_CACHE/images/$(stat --dereference --format='%i-%s-%Y' -- "$CONTAINER")
     if [[ ! -s $memory ]]; then
         mkdir -p "$TEACHERLM_CACHE/images"
-        found=$([[ -d $CONTAINER ]] && echo folder || sha256sum <"$CONTAINER")
+        found=$(sha256sum <"$CONTAINER")
         echo "${found%% *}" >"$memory.$$"
         mv "$memory.$$" "$memory"
     fi

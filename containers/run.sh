@@ -2,7 +2,7 @@
 # A stage by its name, within the image: what `apptainer run` starts.
 set -euo pipefail
 
-usage="usage: run.sh prepare|enhance|merge|finetune|evaluate|report|chain|python [ARGUMENT ...]"
+usage="usage: bash containers/run.sh prepare|enhance|merge|finetune|evaluate|report|chain|python [ARGUMENT ...]"
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 export PYTHON=${PYTHON:-/opt/venv/bin/python}
 name=${1:-}

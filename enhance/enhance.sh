@@ -19,7 +19,8 @@ EOF
 teacher=$1 input=$2 output=$3 task_type=$4
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-python=${PYTHON:-$here/../.venv/bin/python}
-[[ -x $python ]] || python=python3
+# shellcheck source=teacherlm/python.bash
+source "$here/../teacherlm/python.bash"
+python=$(choose_python "$(dirname -- "$here")")
 
 exec "$python" "$here/enhance.py" --name "$teacher" --input "$input" --output "$output" --task_type "$task_type" "${@:5}"

@@ -20,8 +20,9 @@ EOF
 model=$1 tasks=$2
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-python=${PYTHON:-$here/../.venv/bin/python}
-[[ -x $python ]] || python=python3
+# shellcheck source=teacherlm/python.bash
+source "$here/../teacherlm/python.bash"
+python=$(choose_python "$(dirname -- "$here")")
 
 seen_gpus() {
     command -v nvidia-smi >/dev/null || { echo 0; return; }

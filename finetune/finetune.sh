@@ -34,8 +34,9 @@ main() {
     local batch=$3 accumulation=$4 status
     export WANDB_PROJECT=${10}
     here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-    python=${PYTHON:-$here/../.venv/bin/python}
-    [[ -x $python ]] || python=python3
+    # shellcheck source=teacherlm/python.bash
+    source "$here/../teacherlm/python.bash"
+    python=$(choose_python "$(dirname -- "$here")")
     gpus=${NUM_GPUS:-$(seen_gpus)}
     [[ $gpus =~ ^[0-9]+$ ]] || { echo "finetune.sh: error: NUM_GPUS=$gpus: a number was expected" >&2; exit 2; }
 

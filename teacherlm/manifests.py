@@ -144,6 +144,7 @@ def write_manifest(
         "outputs": written,
         "counts": dict(counts),
         "versions": versions(),
+        "image": os.environ.get("TEACHERLM_IMAGE"),
         "host": socket.gethostname(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": timestamp(started),
@@ -166,7 +167,12 @@ def versions() -> dict[str, str | None]:
 
 
 def revision() -> str | None:
-    """The git revision of the project, `+changes` when the tree is not clean; None outside a checkout."""
+    """The git revision of the project, `+changes` when the tree is not clean; None outside a checkout.
+
+    In a container, which has no git, the variable TEACHERLM_REVISION says it.
+    """
+    if said := os.environ.get("TEACHERLM_REVISION"):
+        return said
     try:
         git = ["git", "-C", str(ROOT)]
         head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)

@@ -35,11 +35,16 @@ STAGES = {
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that start daemons as root run when they are asked for, never along with the others."""
-    if "cluster" not in config.option.markexpr:
-        for item in items:
-            if item.get_closest_marker("cluster"):
-                item.add_marker(pytest.mark.skip(reason="runs a Slurm of its own, as root: make test-cluster"))
+    """Tests that start daemons as root, or need an image, run when they are asked for, never along with the others."""
+    reasons = {
+        "cluster": "runs a Slurm of its own, as root: make test-cluster",
+        "container": "needs an image: make container-test",
+    }
+    for name, reason in reasons.items():
+        if name not in config.option.markexpr:
+            for item in items:
+                if item.get_closest_marker(name):
+                    item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

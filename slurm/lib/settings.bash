@@ -3,14 +3,17 @@
 # Sourced by chain.sh and by the jobs; `root` is the checkout.
 
 SAVED=(STUDENT MODEL TEACHER TASK LIMIT EPOCHS SEED NUM_TOKENS TEMPERATURE MAX_FAILURES BATCH ACCUMULATION LEARNING_RATE
-    SHARDS RUNS PYTHON WANDB_PROJECT REPORT_TO SIGNAL_SECONDS SITE)
+    SHARDS RUNS PYTHON WANDB_PROJECT REPORT_TO SIGNAL_SECONDS SITE CONTAINER APPTAINER_BIND)
 # The variables that a job must have as they were at submission.
 
 settings() { # BENCHMARK
     local data_variable values
     benchmark=$1
-    export PYTHON=${PYTHON:-$root/.venv/bin/python}
-    [[ -x $PYTHON ]] || PYTHON=python3
+    # shellcheck source=teacherlm/python.bash
+    source "$root/teacherlm/python.bash"
+    [[ -z ${CONTAINER:-} ]] || use_container
+    PYTHON=$(choose_python "$root")
+    export PYTHON
     export PYTHONUNBUFFERED=1
     export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # threads that spin for one another stand still on a shared node
 
@@ -51,6 +54,14 @@ settings() { # BENCHMARK
         stages=(prepare finetune evaluate report)
         trained_on=$prepared/$title
     fi
+}
+
+# The image's python sees what it is told of: the folder that all goes to, and the image from wherever a job starts.
+use_container() {
+    [[ -e $CONTAINER ]] || fail "CONTAINER=$CONTAINER: there is no such image; make container builds one"
+    CONTAINER=$(realpath -- "$CONTAINER")
+    RUNS=$(realpath -m -- "${RUNS:-runs}")
+    export CONTAINER RUNS
 }
 
 # The kinds of explanation that the task is made of: `kinds`. A task is a field, or several: text:1,cot_tail:2

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# What differs between two images: packages, and the project's own files. Exit code 1 when something does, as diff's.
+set -euo pipefail
+
+usage="usage: bash containers/diff.sh ONE.sif OTHER.sif      (or: make container-diff A=ONE.sif B=OTHER.sif)"
+[[ ${1:-} == -h || ${1:-} == --help ]] && { echo "$usage"; exit 0; }
+(($# == 2)) || { echo "$usage" >&2; exit 2; }
+apptainer=$(command -v apptainer || echo "${XDG_CACHE_HOME:-$HOME/.cache}/teacherlm/apptainer/bin/apptainer")
+(($(id -u))) || export APPTAINER_USERNS=1
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+for image in "$1" "$2"; do
+    [[ -e $image ]] || { echo "error: $image: there is no such image" >&2; exit 2; }
+done
+status=0
+for record in packages.txt files.sha256; do
+    "$apptainer" exec "$1" cat "/opt/image/$record" >"$work/one"
+    "$apptainer" exec "$2" cat "/opt/image/$record" >"$work/other"
+    diff --unified=0 --label "$1 $record" --label "$2 $record" "$work/one" "$work/other" || status=1
+done
+((status)) || echo "the same packages and the same files of the project"
+exit "$status"

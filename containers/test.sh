@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# An image's own test, within it: the packages are those of its lock, and the chain runs on a tiny model.
+set -euo pipefail
+
+usage="usage: bash containers/test.sh      (within an image; apptainer test IMAGE runs it)"
+[[ ${1:-} == -h || ${1:-} == --help ]] && { echo "$usage"; exit 0; }
+(($# == 0)) || { echo "$usage" >&2; exit 2; }
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd -- "$work"
+/opt/venv/bin/python - <<'END'
+import importlib
+import importlib.metadata
+from pathlib import Path
+
+records = [line.split() for line in Path("/opt/image/packages.txt").read_text().splitlines()]
+wrong = [(r[1], r[2]) for r in records if r[0] == "python" and importlib.metadata.version(r[1]) != r[2]]
+assert not wrong, f"not as in the lock: {wrong}"
+for name in ("torch", "transformers", "datasets", "deepspeed", "lm_eval", "peft", "teacherlm"):
+    importlib.import_module(name)
+print(f"{sum(r[0] == 'python' for r in records)} packages are those of the lock")
+END
+RUNS=$work/runs HF_HOME=$work/hub TEACHERLM_CACHE=$work/cache LIMIT=4 EPOCHS=1 NUM_TOKENS=4 BATCH=4 ACCUMULATION=1 \
+    bash /opt/teacherlm/containers/run.sh chain sample

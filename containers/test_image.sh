@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Test an image: what its definition tests, then the demo in it as a user would run it.
+set -euo pipefail
+
+usage="usage: bash containers/test_image.sh IMAGE.sif      (or: make container-test)"
+[[ ${1:-} == -h || ${1:-} == --help ]] && { echo "$usage"; exit 0; }
+(($# == 1)) || { echo "$usage" >&2; exit 2; }
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+[[ -e $1 ]] || { echo "error: $1: there is no such image; make container builds one" >&2; exit 2; }
+image=$(realpath -- "$1")
+apptainer=$(command -v apptainer || echo "${XDG_CACHE_HOME:-$HOME/.cache}/teacherlm/apptainer/bin/apptainer")
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+(($(id -u))) || export APPTAINER_USERNS=1
+mkdir "$work/tmp"
+"$apptainer" test --cleanenv --containall --workdir "$work/tmp" "$image"
+cd -- "$root"
+CONTAINER=$image RUNS=$work/runs make demo
