@@ -14,7 +14,6 @@ END
 }
 
 PACKAGES="python3.11 python3.11-venv python3-distutils python3.11-dev ca-certificates gcc g++" # of Debian; the CPU image drops the tools
-TORCH_INDEX=https://download.pytorch.org/whl/cpu # PyPI has no build of torch for CPUs
 
 main() {
     [[ ${1:-} == -h || ${1:-} == --help ]] && { usage; exit 0; }
@@ -29,7 +28,7 @@ main() {
         apptainer=$cache/apptainer/bin/apptainer
     fi
     wheels=$cache/wheels/$image
-    fetch
+    bash "$root/containers/fetch_wheels.sh" "$image" "$wheels"
     mkdir -p "$(dirname -- "$output")"
     work=$(mktemp -d "$output.XXXXXX")
     trap 'rm -rf "$work"' EXIT
@@ -37,35 +36,6 @@ main() {
     build
     mv "$work/image.sif" "$output"
     echo "$output: $(du --apparent-size --human-readable "$output" | cut -f 1), sha256 $(sha256sum <"$output" | cut -d ' ' -f 1)"
-}
-
-fetch() {
-    find_pip
-    local command=("$pip_python" -m pip download --quiet --disable-pip-version-check --no-deps
-        --require-hashes --dest "$wheels" -r "$root/containers/$image.lock")
-    echo "fetching packages into $wheels"
-    mkdir -p "$wheels"
-    "${command[@]}" && return
-    [[ $image == cpu ]] || exit 2
-    echo "trying again with $TORCH_INDEX"
-    PIP_EXTRA_INDEX_URL="${PIP_EXTRA_INDEX_URL:-} $TORCH_INDEX" "${command[@]}"
-}
-
-# A pip of Python 3.11: that of `make install`, or one in the cache.
-find_pip() {
-    pip_python=$root/.venv/bin/python
-    [[ ! -x $pip_python ]] || return 0
-    pip_python=$cache/pip/bin/python
-    [[ ! -x $pip_python ]] || return 0
-    if ! python3.11 -c 'import ensurepip' 2>/dev/null; then
-        if (($(id -u))) || ! command -v apt-get >/dev/null; then
-            echo "error: Python 3.11 with its venv is needed here, to fetch the packages" >&2
-            exit 2
-        fi
-        echo "installing python3.11-venv (Debian package)"
-        apt-get install --quiet --quiet --yes --no-install-recommends python3.11-venv >/dev/null
-    fi
-    python3.11 -m venv "$cache/pip"
 }
 
 # The files that git knows, as they are now.

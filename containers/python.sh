@@ -17,7 +17,7 @@ main() {
     command -v "$program" >/dev/null || fail "there is no apptainer here; docs/container.md says how to get it"
     root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
     export HF_HOME=${HF_HOME:-$cache/huggingface} TEACHERLM_CACHE=${TEACHERLM_CACHE:-$cache/teacherlm}
-    options=(exec --silent --cleanenv --contain --pwd "$PWD")
+    options=(--silent exec --cleanenv --contain --pwd "$PWD")
     bind_folders "$@"
     [[ ! -e /dev/nvidiactl ]] || options+=(--nv)
     [[ ! -e /dev/kfd ]] || options+=(--rocm)
@@ -62,9 +62,13 @@ writable() { # FOLDER
     [[ $1 == "$folder" || $1 != /* ]] || options+=(--bind "$folder:$1")
 }
 
-# The image's digest, read once for an image that stays as it is.
+# The image's digest, read once for an image that stays as it is; of one that was unpacked to a folder, that of its records.
 digest() {
     local memory found
+    if [[ -d $CONTAINER ]]; then
+        cat "$CONTAINER"/opt/image/{packages.txt,files.sha256} | sha256sum | cut -d ' ' -f 1
+        return
+    fi
     memory=$TEACHERLM_CACHE/images/$(stat --dereference --format='%i-%s-%Y' -- "$CONTAINER")
     if [[ ! -s $memory ]]; then
         mkdir -p "$TEACHERLM_CACHE/images"

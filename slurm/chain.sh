@@ -43,6 +43,7 @@ main() {
     command -v sbatch >/dev/null && launcher=slurm
     launcher=${LAUNCHER:-$launcher}
     [[ $launcher == local || $launcher == slurm ]] || fail "LAUNCHER=$launcher: slurm or local was expected"
+    [[ $launcher == local ]] || load_site
     settings "$1"
     echo "$benchmark: student $student_name, teacher $teacher_name, task $task, seed $seed; all goes to $run_folder"
     if [[ $launcher == slurm ]]; then

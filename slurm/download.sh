@@ -8,8 +8,11 @@ usage="usage: [STUDENT=...] [TEACHER=...] [TASK=...] bash slurm/download.sh BENC
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=slurm/lib/settings.bash
 source "$root/slurm/lib/settings.bash"
+# shellcheck source=slurm/lib/site.bash
+source "$root/slurm/lib/site.bash"
 # shellcheck source=slurm/lib/stages.bash
 source "$root/slurm/lib/stages.bash"
+load_site
 settings "$1"
 for model in "$student" "$teacher"; do
     [[ $model == field:* || $model == http*://* ]] || "$PYTHON" -m teacherlm.models folder "$model"

@@ -86,7 +86,11 @@ def start(place: Path, **variables: str) -> Iterator[Cluster]:
     environment = {**os.environ, **variables}
     (place / "site.env").write_text(SITE)
     try:
-        subprocess.run(["bash", ROOT / "tests" / "cluster" / "start.sh", folder], check=True, env=environment)
+        command = ["bash", ROOT / "tests" / "cluster" / "start.sh", folder]
+        status = subprocess.run(command, env=environment).returncode
+        if status == 77:
+            pytest.skip("this machine allows no network namespaces")
+        assert status == 0
         environment |= {"SLURM_CONF": str(folder / "etc" / "slurm.conf"), "PYTHON": sys.executable}
         environment |= {"SITE": str(place / "site.env"), "LAUNCHER": "slurm"}
         yield Cluster(place, folder, make_tiny_model("llama", place / "tiny"), environment)

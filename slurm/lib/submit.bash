@@ -4,7 +4,6 @@
 
 submit_chain() {
     local stage started=0 queue wanted job row after=() list lists=() others waits rows=()
-    load_site
     require_what_jobs_need
     mkdir -p "$chain/logs" "$run_folder/.locks"
     chain=$(cd -- "$chain" && pwd)

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Fetch the packages of an image's lock, with this machine's pip: whatever index, proxy and certificates it has are used
+# here and stay here. What is there already is not fetched again.
+set -euo pipefail
+
+usage="usage: bash containers/fetch_wheels.sh cpu|gpu FOLDER"
+TORCH_INDEX=https://download.pytorch.org/whl/cpu # PyPI has no build of torch for CPUs
+
+main() {
+    [[ ${1:-} == -h || ${1:-} == --help ]] && { echo "$usage"; exit 0; }
+    (($# == 2)) && [[ $1 == cpu || $1 == gpu ]] || { echo "$usage" >&2; exit 2; }
+    local root python command
+    root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+    python=$root/.venv/bin/python
+    [[ -x $python ]] || python=${XDG_CACHE_HOME:-$HOME/.cache}/teacherlm/pip/bin/python
+    [[ -x $python ]] || make_pip "$(dirname -- "$(dirname -- "$python")")"
+    mkdir -p "$2"
+    echo "fetching packages into $2"
+    command=("$python" -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes --dest "$2"
+        -r "$root/containers/$1.lock")
+    "${command[@]}" && return
+    [[ $1 == cpu ]] || exit 2
+    echo "trying again with $TORCH_INDEX"
+    PIP_EXTRA_INDEX_URL="${PIP_EXTRA_INDEX_URL:-} $TORCH_INDEX" "${command[@]}"
+}
+
+# A pip of Python 3.11, which the packages are for.
+make_pip() { # FOLDER
+    if ! python3.11 -c 'import ensurepip' 2>/dev/null; then
+        if (($(id -u))) || ! command -v apt-get >/dev/null; then
+            echo "error: Python 3.11 with its venv is needed here, to fetch the packages" >&2
+            exit 2
+        fi
+        echo "installing python3.11-venv (Debian package)"
+        apt-get install --quiet --quiet --yes --no-install-recommends python3.11-venv >/dev/null
+    fi
+    python3.11 -m venv "$1"
+}
+
+main "$@"
