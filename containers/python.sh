@@ -34,32 +34,33 @@ main() {
 
 # Writable: the caches, RUNS, the folder one is in, files for a moment. Readable: the checkout, and what the command names.
 bind_folders() { # WORD ...
-    local folder word
-    mkdir -p "$HF_HOME" "$TEACHERLM_CACHE" ${RUNS:+"$RUNS"}
-    options+=(--bind "${TMPDIR:-/tmp}:/tmp" --bind /dev/shm)
+    local folder word open=("$HF_HOME" "$TEACHERLM_CACHE" ${RUNS:+"$RUNS"})
+    [[ $PWD == "$root" || $PWD == "$root"/* ]] || open+=("$PWD")
+    mkdir -p "${open[@]}"
+    options+=(--bind "$root:$root:ro" --bind "${TMPDIR:-/tmp}:/tmp" --bind /dev/shm)
     for word in "$@"; do
         word=${word##*=}
-        [[ $word == */* && -e $word ]] && readable "$word"
+        [[ $word != */* || ! -e $word ]] || within "$word" "${open[@]}" || bind "$word" :ro
     done
-    [[ $PWD == "$root" || $PWD == "$root"/* ]] || writable "$PWD"
-    options+=(--bind "$root:$root:ro")
-    for folder in ${RUNS:+"$RUNS"} "$HF_HOME" "$TEACHERLM_CACHE"; do
-        writable "$folder"
+    for folder in "${open[@]}"; do
+        bind "$folder" ""
     done
 }
 
-readable() { # PATH, both as it is called and where it is
+within() { # PATH FOLDER ...: whether a folder holds it, which may then be writable
+    local path folder
+    path=$(realpath -- "$1")
+    for folder in "${@:2}" "$root"; do
+        [[ $path/ != "$(realpath -- "$folder")"/* ]] || return 0
+    done
+    return 1
+}
+
+bind() { # PATH OPTION; both as it is called and where it is
     local path
-    for path in "$(realpath -s -- "$1")" "$(realpath -- "$1")"; do
-        options+=(--bind "$path:$path:ro")
-    done
-}
-
-writable() { # FOLDER
-    local folder
-    folder=$(realpath -- "$1")
-    options+=(--bind "$folder:$folder")
-    [[ $1 == "$folder" || $1 != /* ]] || options+=(--bind "$folder:$1")
+    while read -r path; do
+        options+=(--bind "$path:$path$2")
+    done < <(printf '%s\n' "$(realpath -- "$1")" "$(realpath -s -- "$1")" | uniq)
 }
 
 # The image's digest, read once for an image that stays as it is; of one that was unpacked to a folder, that of its records.

@@ -50,6 +50,7 @@ make_networks() {
     cp /etc/hosts "$folder/etc/hosts"
     for ((node = 1; node <= nodes; node++)); do
         echo "$network.$((10 + node)) node$node" >>"$folder/etc/hosts"
+        ip link delete "slveth$node" 2>/dev/null || true # of an earlier cluster, whose network is still being taken down
         ip netns add "slnode$node"
         ip link add "slveth$node" type veth peer name eth0 netns "slnode$node"
         ip link set "slveth$node" master slbridge up

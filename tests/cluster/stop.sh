@@ -22,6 +22,7 @@ for _ in $(seq 50); do
 done
 daemons "$1" KILL >/dev/null
 for name in $(ip netns list | sed -n 's/^\(slnode[0-9]*\).*/\1/p'); do
+    ip link delete "slveth${name#slnode}" 2>/dev/null || true # otherwise it goes when the last process in there has ended
     ip netns delete "$name"
 done
 if ip link show slbridge >/dev/null 2>&1; then ip link delete slbridge; fi
