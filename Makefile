@@ -11,6 +11,8 @@ PYTHON := $(VENV)/bin/python
 # With CONTAINER=image.sif the stages run in that image, and nothing needs to be installed here.
 INSTALLED := $(if $(CONTAINER),,$(VENV)/installed.txt)
 HOST_PYTHON := $(if $(CONTAINER),PYTHONPATH=. $(BASE_PYTHON),$(PYTHON))
+# RUNS may come from the site's settings.
+LOAD_SITE := root=. && source slurm/lib/site.bash && load_site && export RUNS &&
 
 .PHONY: help install demo creak ecqa strategy_qa mmlu sample status logs cancel download site container container-test container-diff
 .PHONY: lock test test-cluster prove lint perf
@@ -42,13 +44,13 @@ creak ecqa strategy_qa mmlu sample: $(INSTALLED) ## the whole chain on a benchma
 	@bash slurm/chain.sh $@
 
 status: $(INSTALLED) ## how far each stage of the chains on Slurm is, and why one failed
-	@$(HOST_PYTHON) slurm/steer.py status
+	@$(LOAD_SITE) $(HOST_PYTHON) slurm/steer.py status
 
 logs: $(INSTALLED) ## the ends of the jobs' logs: make logs STAGE=finetune
-	@$(HOST_PYTHON) slurm/steer.py logs
+	@$(LOAD_SITE) $(HOST_PYTHON) slurm/steer.py logs
 
 cancel: $(INSTALLED) ## end the chain that is under way; CHAIN=... when there are several
-	@$(HOST_PYTHON) slurm/steer.py cancel
+	@$(LOAD_SITE) $(HOST_PYTHON) slurm/steer.py cancel
 
 download: $(INSTALLED) ## fetch what jobs without internet need: make download BENCHMARK=creak STUDENT=... TEACHER=...
 	@bash slurm/download.sh "$${BENCHMARK:?which one? make download BENCHMARK=creak}"
@@ -69,7 +71,7 @@ lock: $(VENV)/installed.txt ## look up the packages of the images anew: containe
 	@$(PYTHON) containers/lock.py
 
 test: $(VENV)/installed.txt ## run the tests
-	@$(PYTHON) -m pytest --numprocesses $${TEST_WORKERS:-2} --dist loadfile
+	@$(PYTHON) -m pytest --numprocesses $${TEST_WORKERS:-2} --dist worksteal
 
 test-cluster: $(VENV)/installed.txt ## run the tests on a real Slurm of this machine's own (as root; installs its packages)
 	@bash tests/cluster/install.sh

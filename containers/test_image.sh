@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Test an image: what its definition tests, then the demo in it as a user would run it.
+# Test an image: what its definition tests, the demo in it as a user would run it, and, where the tests are installed,
+# tests/test_container.py.
 set -euo pipefail
 
 usage="usage: bash containers/test_image.sh IMAGE.sif      (or: make container-test)"
@@ -16,3 +17,8 @@ mkdir "$work/tmp"
 "$apptainer" test --cleanenv --containall --workdir "$work/tmp" "$image"
 cd -- "$root"
 CONTAINER=$image RUNS=$work/runs make demo
+if [[ -x .venv/bin/python ]]; then
+    CONTAINER=$image .venv/bin/python -m pytest -m container
+else
+    echo "make install, and this runs tests/test_container.py too"
+fi

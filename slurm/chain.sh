@@ -23,6 +23,7 @@ usage: [VARIABLE=value ...] bash slurm/chain.sh BENCHMARK      (or: make BENCHMA
   BENCHMARK_DATA (CREAK_DATA, ...)      a folder with the benchmark's files            the hub
 
   LAUNCHER       slurm or local                                                        slurm where there is sbatch
+  CONTAINER      an image in which the stages run (docs/container.md)                  none: .venv
   DRY_RUN=1      on Slurm: print what would be submitted
 EOF
 }

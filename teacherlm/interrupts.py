@@ -11,21 +11,44 @@ REQUEUE = 75
 class Stop:
     """Whether one of the signals came. Made in the main thread; from then on they do not end the process.
 
-    Its children they do end: a library's pool of processes ends them with SIGTERM and waits until they have gone.
+    Its forked children they do end: a library's pool ends its processes with SIGTERM and waits until they have gone.
     """
 
     def __init__(self) -> None:
         self.asked = False
-        self.process = os.getpid()
-        self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGUSR1, signal.SIGTERM)}
+        self.before = {number: signal.signal(number, self.ask) for number in SIGNALS}
+        active.append(self)
 
-    def ask(self, number: int, *_: Any) -> None:
-        if os.getpid() != self.process:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+    def ask(self, *_: Any) -> None:
         self.asked = True
 
     def restore(self) -> None:
         """Give the signals back to who had them."""
+        if self in active:
+            active.remove(self)
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+active: list[Stop] = []
+
+
+def hold_back() -> None:
+    """While a process forks: a signal that comes before the child has handlers of its own must wait for them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def let_through() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def end_at_signals() -> None:
+    if active:
+        active.clear()
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+    let_through()
+
+
+os.register_at_fork(before=hold_back, after_in_parent=let_through, after_in_child=end_at_signals)

@@ -64,15 +64,18 @@ def test_preempted_twice_the_loss_curve_is_the_uninterrupted_one(cluster: Cluste
 
 @pytest.mark.usefixtures("local_chain")
 def test_cancelled_in_the_middle_and_submitted_again(cluster: Cluster) -> None:
-    assert cluster.make("cancelled").returncode == 0
-    job = cluster.job("cancelled", "enhance")
+    """In a folder with a name that a shell would stumble over."""
+    runs = "it's; $(touch pwned) %a"
+    assert cluster.make(runs).returncode == 0
+    job = cluster.job(runs, "enhance")
     cluster.await_that(lambda: cluster.state(job) == "RUNNING")
-    assert "cancelled jobs" in cluster.steer("cancel", "cancelled").stdout
-    cluster.await_end("cancelled")
-    assert cluster.make("cancelled").returncode == 0
-    assert cluster.jobs("cancelled")[6][0] == "enhance"
-    cluster.await_end("cancelled")
-    assert outputs(cluster.place / "cancelled") == outputs(cluster.place / "here")
+    assert "cancelled jobs" in cluster.steer("cancel", runs).stdout
+    cluster.await_end(runs)
+    assert cluster.make(runs).returncode == 0
+    assert cluster.jobs(runs)[6][0] == "enhance"
+    cluster.await_end(runs)
+    assert outputs(cluster.place / runs) == outputs(cluster.place / "here")
+    assert not list(cluster.place.rglob("pwned"))
 
 
 def processes_of(job: str) -> list[int]:
