@@ -66,6 +66,7 @@ class Weather(Task):
 def test_a_task_in_the_reference_s_api_runs_unchanged_and_is_tokenized_apart(tiny_llama: Path, tmp_path: Path) -> None:
     evaluate = tmp_path / "evaluate"
     shutil.copytree(ROOT / "evaluate", evaluate, ignore=shutil.ignore_patterns("datasets", "results", "__pycache__"))
+    (tmp_path / "teacherlm").symlink_to(ROOT / "teacherlm")
     (evaluate / "lm_eval" / "tasks" / "weather.py").write_text(OLD_TASK)
     questions = ["The rain is f", "The forecast is f", "The wind is f"]  # a choice ends the last word
     choices, answers = ["rom Bergen", "or today"], ["rom Bergen", "or today", "rom Bergen"]
