@@ -66,7 +66,7 @@ write_configuration() {
     cat >"$SLURM_CONF" <<EOF
 ClusterName=test
 SlurmctldHost=$(hostname -s)($controller)
-SlurmctldPort=16817
+SlurmctldPort=$((16817 + named))
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
