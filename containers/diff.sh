@@ -15,8 +15,8 @@ for image in "$1" "$2"; do
 done
 status=0
 for record in packages.txt files.sha256; do
-    "$apptainer" exec "$1" cat "/opt/image/$record" >"$work/one"
-    "$apptainer" exec "$2" cat "/opt/image/$record" >"$work/other"
+    "$apptainer" --silent exec "$1" cat "/opt/image/$record" >"$work/one"
+    "$apptainer" --silent exec "$2" cat "/opt/image/$record" >"$work/other"
     diff --unified=0 --label "$1 $record" --label "$2 $record" "$work/one" "$work/other" || status=1
 done
 ((status)) || echo "the same packages and the same files of the project"
