@@ -5,8 +5,9 @@ set -euo pipefail
 usage="usage: bash containers/diff.sh ONE.sif OTHER.sif      (or: make container-diff A=ONE.sif B=OTHER.sif)"
 [[ ${1:-} == -h || ${1:-} == --help ]] && { echo "$usage"; exit 0; }
 (($# == 2)) || { echo "$usage" >&2; exit 2; }
-apptainer=$(command -v apptainer || echo "${XDG_CACHE_HOME:-$HOME/.cache}/teacherlm/apptainer/bin/apptainer")
-(($(id -u))) || export APPTAINER_USERNS=1
+# shellcheck source=containers/apptainer.bash
+source "$(dirname -- "${BASH_SOURCE[0]}")/apptainer.bash"
+apptainer=$(find_apptainer)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 

@@ -90,7 +90,7 @@ def resolve(words: list[str], constraints: dict[str, str]) -> Packages:
 
 def lock(image: str, packages: Packages) -> str:
     head = (
-        f"# The packages of the {image.upper()} image, written by `make lock` (containers/lock.py); for Python 3.11.\n"
+        f"# The packages of the {image.upper()} image, for Python 3.11; `make lock` writes it (containers/lock.py).\n"
     )
     lines = [f"{name}=={version} --hash=sha256:{digest}\n" for name, (version, digest) in sorted(packages.items())]
     return head + "".join(lines)

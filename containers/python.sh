@@ -12,8 +12,10 @@ main() {
     [[ ${1:-} == -h || ${1:-} == --help ]] && { echo "$usage"; exit 0; }
     [[ -n ${CONTAINER:-} ]] || { echo "$usage" >&2; exit 2; }
     [[ -e $CONTAINER ]] || fail "CONTAINER=$CONTAINER: there is no such image; make container builds one"
-    local cache=${XDG_CACHE_HOME:-$HOME/.cache} program=apptainer name value
-    command -v apptainer >/dev/null || program=$cache/teacherlm/apptainer/bin/apptainer
+    local cache=${XDG_CACHE_HOME:-$HOME/.cache} program name value
+    # shellcheck source=containers/apptainer.bash
+    source "$(dirname -- "${BASH_SOURCE[0]}")/apptainer.bash"
+    program=$(find_apptainer)
     command -v "$program" >/dev/null || fail "there is no apptainer here; docs/container.md says how to get it"
     root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
     export HF_HOME=${HF_HOME:-$cache/huggingface} TEACHERLM_CACHE=${TEACHERLM_CACHE:-$cache/teacherlm}
@@ -28,7 +30,6 @@ main() {
         [[ ! $name =~ $VARIABLES ]] || export "APPTAINERENV_$name=$value"
     done < <(env --null)
     export APPTAINERENV_PYTHONPATH=$root
-    (($(id -u))) || export APPTAINER_USERNS=1 # root need not have all of root's rights, within another container say
     exec "$program" "${options[@]}" "$CONTAINER" /opt/venv/bin/python "$@"
 }
 

@@ -9,10 +9,11 @@ usage="usage: bash containers/test_image.sh IMAGE.sif      (or: make container-t
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 [[ -e $1 ]] || { echo "error: $1: there is no such image; make container builds one" >&2; exit 2; }
 image=$(realpath -- "$1")
-apptainer=$(command -v apptainer || echo "${XDG_CACHE_HOME:-$HOME/.cache}/teacherlm/apptainer/bin/apptainer")
+# shellcheck source=containers/apptainer.bash
+source "$(dirname -- "${BASH_SOURCE[0]}")/apptainer.bash"
+apptainer=$(find_apptainer)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-(($(id -u))) || export APPTAINER_USERNS=1
 mkdir "$work/tmp"
 "$apptainer" test --cleanenv --containall --workdir "$work/tmp" "$image"
 cd -- "$root"

@@ -36,11 +36,13 @@ active: list[Stop] = []
 
 def hold_back() -> None:
     """While a process forks: a signal that comes before the child has handlers of its own must wait for them."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    if active:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 def let_through() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    if active:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def end_at_signals() -> None:
@@ -48,7 +50,7 @@ def end_at_signals() -> None:
         active.clear()
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-    let_through()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 os.register_at_fork(before=hold_back, after_in_parent=let_through, after_in_child=end_at_signals)
