@@ -22,6 +22,9 @@ from teacherlm.models import describe_model, find_model, local_folder
 
 OUT_OF_MEMORY = 76
 """Exit code when a smaller batch would help; finetune.sh tries one with AUTO_BATCH=1."""
+FIRST_SAYS_IT = 20
+"""Seconds in which the first process says what all of them see; its end ends the others. A mistake that only another
+process sees (a folder that its node has not) is said by that one, after this time."""
 
 
 def main() -> int:
@@ -52,9 +55,9 @@ def main() -> int:
         tokens, phases, dev, tokenizer = load_samples(own, training, model_folder)
         last = agree(lambda: claim(output, arguments, inputs, own, tokens), training)
     except UserError:
-        if is_first():
-            raise
-        return 2  # all processes see it, one says it
+        if not is_first():
+            time.sleep(FIRST_SAYS_IT)
+        raise
     status, counts = train(own, training, tokens, phases, dev, tokenizer, model_folder, last)
     if status == 0 and is_first():
         conclude(output, manifest_path, {**arguments, **lengths}, inputs, counts, started)

@@ -72,3 +72,20 @@ def test_a_configuration_that_is_not_there_lists_those_that_are(
     wrong = finetune(tiny_llama, prepared / "SAMPLE", tmp_path, 2, "--deepspeed", "zero4")
     assert wrong.returncode == 2
     assert "--deepspeed zero4: no such file; there are: zero1, zero2, zero3, zero3_offload" in wrong.stderr
+
+
+def test_a_mistake_that_one_process_alone_sees_is_said_too(tiny_llama: Path, prepared: Path, tmp_path: Path) -> None:
+    """Its process waits for the first one to say it, and says it when nothing comes."""
+    words = [
+        "--model_name_or_path",
+        tiny_llama,
+        "--dataset_name",
+        prepared / "SAMPLE",
+        "--output_dir",
+        tmp_path / "run",
+    ]
+    command = [sys.executable, ROOT / "finetune" / "finetune.py", *words, "--deepspeed", "zero4"]
+    place = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    alone = subprocess.run(list(map(str, command)), env=os.environ | place, capture_output=True, text=True)
+    assert alone.returncode == 2
+    assert "--deepspeed zero4: no such file" in alone.stderr
