@@ -156,16 +156,34 @@ require_what_jobs_need() {
     done
 }
 
-# Slurm takes a job that asks for more than a partition allows and lets it wait for ever; it says so at once.
+# Slurm takes a job that asks for more time than its partition allows, and lets it wait for ever. Other reasons to wait
+# for ever it may say at once.
 warn_of_what_cannot_run() {
-    local row stage job reason
+    local row stage job partition limit reason most
     for row in "${rows[@]}"; do
         IFS=$'\t' read -r stage job _ <<<"$row"
-        reason=$(squeue --noheader --jobs="$job" --format=%r | head -n 1)
-        [[ $reason =~ ^(Partition(Config|TimeLimit|NodeLimit)|BadConstraints|(Assoc|QOS).*Max.*Per(Job|Node).*)$ ]] || continue
-        echo "chain.sh: warning: $stage (job $job) will wait for ever, Slurm says $reason: it asks for more time, nodes or" \
-            "memory than its partition allows; make cancel, then set it in slurm/site.env (make site shows the limits)" >&2
+        read -r partition limit reason < <(squeue --noheader --jobs="$job" --format='%P %l %r') || continue # it has ended
+        most=$(sinfo --noheader --partition="$partition" --format=%l | while read -r one; do seconds_of "$one"; done | sort -n | tail -n 1)
+        if (($(seconds_of "$limit") > ${most:-0})); then
+            reason="it asks for more time ($limit) than its partition $partition allows"
+        elif [[ $reason =~ ^(Partition(Config|NodeLimit)|BadConstraints|(Assoc|QOS).*Max.*Per(Job|Node).*)$ ]]; then
+            reason="Slurm says $reason"
+        else
+            continue
+        fi
+        echo "chain.sh: warning: $stage (job $job) will wait for ever: $reason; make cancel, then set it in" \
+            "slurm/site.env (make site shows the limits)" >&2
     done
+}
+
+# Slurm's [days-][hours:]minutes:seconds
+seconds_of() { # TIME
+    local days=0 part seconds=0
+    [[ $1 == infinite || $1 == UNLIMITED ]] && { echo $((1 << 40)); return; }
+    [[ $1 == *-* ]] && days=${1%%-*}
+    local IFS=:
+    for part in ${1#*-}; do seconds=$((seconds * 60 + 10#$part)); done
+    echo $((10#$days * 86400 + seconds))
 }
 
 # A table of the jobs, and the graph.
