@@ -8,6 +8,7 @@ value a line, `python -m teacherlm.models folder NAME` makes the folder and prin
 
 import contextlib
 import difflib
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -121,7 +122,7 @@ def local_folder(model: Model) -> Path:
             f"{model.server or model.name}: that can be a teacher only (TEACHER, --name); give a folder or a name here"
         )
     if model.package is not None:
-        from teacherlm.gguf import packaged_model
+        from teacherlm.packages import packaged_model
 
         return packaged_model(model.name, model.package)
     if model.hub is not None:
@@ -133,6 +134,32 @@ def local_folder(model: Model) -> Path:
         variable = model.path.split("$")[1].split("/")[0].strip("{}")
         raise UserError(f"model {model.name}: set {variable} to the folder that holds its weights ({model.path})")
     return check_folder(folder)
+
+
+def small_files(name: str) -> Path:
+    """A folder with a model's configuration and tokenizer; weights on the hub are left there.
+
+    Raises:
+        UserError: they cannot be had.
+    """
+    model = find_model(name)
+    if model.hub is None:
+        return local_folder(model)
+    import huggingface_hub
+
+    fetch = functools.partial(
+        huggingface_hub.snapshot_download, model.hub, revision=model.revision, allow_patterns=[*SMALL_FILES]
+    )
+    with contextlib.suppress(Exception):  # not there, or not whole: ask the hub
+        return Path(fetch(local_files_only=True))
+    require_hub_cache()
+    try:
+        return Path(fetch())
+    except Exception as error:  # as in download
+        raise UserError(
+            f"the configuration of {model.hub} could not be fetched from the hub ({reason(error)}); check its name, "
+            "the network and HF_ENDPOINT, or give the folder of a copy"
+        ) from error
 
 
 def check_folder(folder: Path) -> Path:

@@ -9,7 +9,7 @@ import json
 import os
 import time
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +126,18 @@ class ProgressFile:
 
 def peek(path: Path, work: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
     """What another process has appended so far to its file of the same work; nothing, if it is other work's."""
-    found: dict[int, dict[str, Any]] = {}
+    return dict(pieces(path, work))
+
+
+def done_keys(path: Path, work: Mapping[str, Any]) -> set[int]:
+    """The keys of what `peek` would give, without holding it."""
+    return {key for key, _ in pieces(path, work)}
+
+
+def pieces(path: Path, work: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(path, "rb") as file:
         if json.loads(file.readline())["work"] != dict(work):
-            return found
+            return
         for line in file:  # the last may be half there: it ends the loop
             piece = json.loads(line)
-            found[piece.pop("key")] = piece
-    return found
+            yield piece.pop("key"), piece

@@ -73,7 +73,10 @@ def test_what_can_never_run_is_said_at_submission(cluster: Cluster) -> None:
     result = cluster.make("wrong", SITE=site)
     assert result.returncode == 0, result.stderr
     (warning,) = result.stderr.splitlines()
-    assert f"warning: finetune (job {cluster.job('wrong', 'finetune')}) will wait for ever: it asks for more time" in warning
+    assert (
+        f"warning: finetune (job {cluster.job('wrong', 'finetune')}) will wait for ever: it asks for more time"
+        in warning
+    )
     assert "(2-00:00:00) than its partition main allows" in warning
     assert "cancelled jobs" in cluster.steer("cancel", "wrong").stdout
     site.write_text("PARTITION=none\nCPU_PARTITION=none\n")

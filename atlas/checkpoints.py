@@ -1,0 +1,154 @@
+"""Retriever and reader: made from T5 and an encoder, or loaded from a checkpoint.
+
+This project's checkpoint is a folder: reader/ and retriever/ (with query_encoder/ and, when it has weights of its own,
+passage_encoder/) are model folders of transformers, atlas.json says the step. The released checkpoints are one pickle,
+model.pth.tar: a dictionary with `step`, `model` (names that start with reader. and retriever.), `opt` and more.
+"""
+
+import argparse
+import json
+import zipfile
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from atlas import reader as readers
+from atlas import retriever as retrievers
+from teacherlm.errors import UserError, reason
+from teacherlm.files import whole_folder
+
+NAME = "atlas.json"
+RELEASED = "model.pth.tar"
+ALLOWED = [argparse.Namespace, defaultdict, OrderedDict, set]
+"""What a released checkpoint's pickle may contain beside tensors and plain values."""
+
+
+def checkpoint_kind(folder: Path) -> str:
+    """`own` or `released`.
+
+    Raises:
+        UserError: the folder is neither.
+    """
+    if (folder / NAME).is_file():
+        return "own"
+    if (folder / RELEASED).is_file():
+        return "released"
+    raise UserError(f"{folder}: no checkpoint there; {RELEASED} (released) or {NAME} (this project's) was expected")
+
+
+def save_checkpoint(
+    folder: Path, retriever: Any, retriever_tokenizer: Any, reader: Any, reader_tokenizer: Any, step: int
+) -> None:
+    """Write a checkpoint, whole or not at all."""
+    with whole_folder(folder) as partial:
+        reader.save_pretrained(partial / "reader")
+        reader_tokenizer.save_pretrained(partial / "reader")
+        query = partial / "retriever" / "query_encoder"
+        retriever.query.config.pooling, retriever.query.config.normalize = retriever.pooling, retriever.normalize
+        retriever.query.save_pretrained(query)
+        retriever_tokenizer.save_pretrained(query)
+        if retriever.passage is not retriever.query:
+            retriever.passage.save_pretrained(partial / "retriever" / "passage_encoder")
+        (partial / NAME).write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+
+
+def saved_step(folder: Path) -> int:
+    try:
+        return int(json.loads((folder / NAME).read_text(encoding="utf-8"))["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / NAME}: it says no step ({error!r}); copy the checkpoint again") from error
+
+
+class Released:
+    """A released checkpoint, its tensors memory-mapped.
+
+    Args:
+        file: model.pth.tar.
+
+    Raises:
+        UserError: it has anything but tensors and plain values, or is damaged.
+    """
+
+    def __init__(self, file: Path):
+        self.file = file
+        mapped = zipfile.is_zipfile(file)
+        if mapped:
+            unsafe = set(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+            unsafe -= {f"{kind.__module__}.{kind.__qualname__}" for kind in ALLOWED}
+            if unsafe:
+                raise UserError(
+                    f"{file}: refused, its pickle asks for {', '.join(sorted(unsafe))}, which could run code"
+                )
+        try:
+            with torch.serialization.safe_globals(ALLOWED):
+                loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+        except Exception as error:  # whatever torch's readers raise
+            raise UserError(
+                f"{file}: refused or damaged ({reason(error)}); only tensors and plain values are read"
+            ) from error
+        if not isinstance(loaded, dict) or not isinstance(loaded.get("model"), Mapping):
+            raise UserError(f"{file}: a dictionary with step, model and opt was expected")
+        self.step = int(loaded.get("step") or 0)
+        # Trained in several processes, a model has a `module` around it.
+        self.weights = {name.replace(".module.", "."): tensor for name, tensor in loaded["model"].items()}
+        self.untied = any(name.startswith("retriever.passage_contriever.") for name in self.weights)
+
+    def part(self, prefix: str) -> dict[str, torch.Tensor]:
+        return {
+            name.removeprefix(prefix): tensor
+            for name, tensor in self.weights.items()
+            if name.startswith(prefix) and not name.endswith("position_ids")  # a constant, in older transformers
+        }
+
+    def fill(self, model: Any, prefix: str, shape: str) -> None:
+        """Put the weights whose names begin with `prefix` into a model.
+
+        Raises:
+            UserError: names or shapes are not those of the model.
+        """
+        weights = self.part(prefix)
+        if not weights:
+            raise UserError(f"{self.file}: no weights named {prefix}...")
+        try:
+            missing, unexpected = model.load_state_dict(weights, strict=False)
+        except RuntimeError as error:
+            raise UserError(f"{self.file}: {prefix} is of another shape than {shape} ({reason(error)})") from error
+        tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+        if not getattr(model.config, "scale_decoder_outputs", True):
+            tied -= {"lm_head.weight"}  # all but the first T5 have a head of its own
+        missing = [name for name in missing if name not in tied]
+        if missing or unexpected:
+            wrong = f"{missing[0]} is missing" if missing else f"{unexpected[0]} is unknown"
+            raise UserError(f"{self.file}: {prefix}* are not the weights of {shape}: {wrong}")
+
+
+def load_released(
+    file: Path, reader_folder: Path | None, retriever_folder: Path | None, untied: bool
+) -> tuple[Any, Any, int]:
+    """(retriever, reader, step) of a released checkpoint.
+
+    Args:
+        reader_folder: configuration of the reader's T5; None: without a reader.
+        retriever_folder: configuration of the encoder; None: without a retriever.
+        untied: whether query and passage encoder are to be two; a checkpoint that has two stays so.
+    """
+    released = Released(file)
+    retriever = reader = None
+    if retriever_folder is not None:
+        retriever = retrievers.empty_retriever(retriever_folder, untied or released.untied)
+        if released.untied:
+            released.fill(retriever.query, "retriever.query_contriever.", str(retriever_folder))
+            released.fill(retriever.passage, "retriever.passage_contriever.", str(retriever_folder))
+        else:
+            released.fill(retriever.query, "retriever.contriever.", str(retriever_folder))
+            if untied:
+                released.fill(retriever.passage, "retriever.contriever.", str(retriever_folder))
+    if reader_folder is not None:
+        reader = readers.empty_reader(reader_folder)
+        if "reader.lm_head.weight" in released.weights:  # transformers makes every T5 with its embedding for a head
+            reader.lm_head.weight = torch.nn.Parameter(torch.empty_like(reader.lm_head.weight))
+        released.fill(reader, "reader.", str(reader_folder))
+    return retriever, reader, released.step

@@ -1,0 +1,113 @@
+"""What a run works with: retriever, reader and their tokenizers, on this worker's device; and its index."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from atlas import checkpoints, workers
+from atlas import reader as readers
+from atlas import retriever as retrievers
+from atlas.flat_search import FlatVectors
+from atlas.index import Index, compress, embed_share
+from atlas.index_files import load_index, save_index
+from atlas.passages import Passages, converted
+from atlas.reader import Reader
+from atlas.retriever import Retriever
+from teacherlm.loading import load_tokenizer
+from teacherlm.models import find_model, local_folder, small_files
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass
+class Model:
+    reader: Reader | None
+    retriever: Retriever | None
+    retriever_tokenizer: Any
+    reader_tokenizer: Any
+    encoder: str | None
+    """Fingerprint of the passage encoder and what it is given, whatever the run's precision."""
+    step: int
+
+
+def load_model(options: argparse.Namespace, device: torch.device) -> Model:
+    """Load retriever and reader, those that the run needs, in its precision.
+
+    fp16 is the reader's alone; the retriever then stays in float32, as in the reference.
+
+    Raises:
+        UserError: one cannot be found or loaded.
+    """
+    dtype = DTYPES[options.precision]
+    path = None if options.model_path == "none" else Path(options.model_path)
+    kind = path and checkpoints.checkpoint_kind(path)
+    reads, retrieves = not options.retrieve_only, options.retrieves
+    untied, step = options.query_side_retriever_training, 0
+    retriever = reader = None
+    if kind == "own":
+        reader_folder, retriever_folder = path / "reader", path / "retriever"
+        step = checkpoints.saved_step(path)
+    else:
+        find = small_files if kind == "released" else folder_of
+        reader_folder = find(options.reader_model_type)
+        retriever_folder = find(options.retriever_model_path) if retrieves else None
+    if kind == "released":
+        file = path / checkpoints.RELEASED
+        wanted = reader_folder if reads else None
+        retriever, reader, step = checkpoints.load_released(file, wanted, retriever_folder, untied)
+        tokenizer = load_tokenizer(retriever_folder) if retrieves else None
+    else:
+        retriever, tokenizer = retrievers.load_retriever(retriever_folder, untied) if retrieves else (None, None)
+        reader = readers.load_reader(reader_folder) if reads else None
+    reader_tokenizer = load_tokenizer(reader_folder)
+    encoder = None
+    if retriever is not None:
+        encoder = retrievers.fingerprint(retriever, options.retriever_format, options.text_maxlength)
+        retriever.to(device, torch.bfloat16 if options.precision == "bf16" else torch.float32).eval()
+    if reader is not None:
+        reader = Reader(reader.to(device, dtype).eval(), reader_tokenizer, options.text_maxlength)
+    return Model(reader, retriever, tokenizer, reader_tokenizer, encoder, step)
+
+
+def folder_of(name: str) -> Path:
+    return local_folder(find_model(name))
+
+
+def make_index(options: argparse.Namespace, model: Model, device: torch.device) -> Index:
+    """Load the index, or make it of the passages and save it where that is asked; all workers call it together.
+
+    On a GPU passages are embedded in float16, as the reference does; on a CPU in the run's precision.
+    """
+    retriever, tokenizer = model.retriever, model.retriever_tokenizer
+    if options.load_index_path:
+        place, kind, code_size = options.load_index_path, options.compressed, options.faiss_code_size
+        return load_index(place, kind, code_size, model.encoder, retriever.dimension, device)
+    if workers.is_first():
+        converted(options.passages, options.max_passages)
+    workers.wait_for_all()
+    passages = Passages(converted(options.passages, options.max_passages))
+    workers.say(f"index: {len(passages)} passages to embed, by {workers.size()} workers")
+    half = torch.float16 if device.type == "cuda" else next(retriever.parameters()).dtype
+    before = next(retriever.parameters()).dtype
+    vectors_ND = embed_share(
+        passages,
+        retriever.to(half),
+        tokenizer,
+        options.retriever_format,
+        options.text_maxlength,
+        options.per_gpu_embedder_batch_size,
+    )
+    retriever.to(before)
+    if options.compressed:
+        vectors: Any = compress(vectors_ND, len(passages), options.compressed, options.faiss_code_size)
+    else:
+        vectors = FlatVectors([vectors_ND], workers.share_of(len(passages))[0])
+    index = Index(passages, vectors, retriever.dimension, model.encoder)
+    if options.save_index_path:
+        save_index(
+            options.save_index_path, index, options.save_index_n_shards, options.compressed, options.faiss_code_size
+        )
+    return index

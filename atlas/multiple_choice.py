@@ -1,0 +1,148 @@
+"""Multiple choice: the prompt, its permutations, and the average over them (Izacard et al. 2022, section 4.3).
+
+A question is a record {"question", "options": {"A": text, ...}, "answer": letter, "dataset"}. Asked in several orders
+of its options, a reader that likes one letter, whatever stands behind it, loses what that liking brought it.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from teacherlm.errors import UserError, shown
+from teacherlm.prompts import LETTERS
+from teacherlm.records import Record, read_records
+
+MAXIMUM_PROMPT_LENGTH = 356
+"""Tokens of a prompt, as the reference has it; of a longer one the question loses its beginning."""
+
+SENTINEL = "<extra_id_0>"
+"""T5's first sentinel token: the gap that the reader fills with a letter, as in its pretraining."""
+
+
+def read_questions(path: Path, n_options: int) -> list[Record]:
+    """The questions of a JSON lines file.
+
+    Raises:
+        UserError: a field is missing or is not what it should be (file, line, field).
+    """
+    return [checked(question, f"{path}, line {number}", n_options) for number, question in read_records(path)]
+
+
+def checked(question: Record, where: str, n_options: int) -> Record:
+    letters = LETTERS[:n_options]
+    options = question.get("options")
+    if not isinstance(question.get("question"), str):
+        raise UserError(f"{where}: the field 'question' must be a text, found {shown(question.get('question'))}")
+    if not isinstance(options, dict) or sorted(options) != list(letters):
+        found = ", ".join(options) if isinstance(options, dict) else shown(options)
+        raise UserError(f"{where}: the field 'options' must have {', '.join(letters)}, found {found}")
+    for letter, text in options.items():
+        if not isinstance(text, str):
+            raise UserError(f"{where}: the option {letter} must be a text, found {shown(text)}")
+    if question.get("answer") not in options:
+        raise UserError(
+            f"{where}: the field 'answer' must be one of {', '.join(letters)}, found {shown(question.get('answer'))}"
+        )
+    return question
+
+
+def permutations(question: Record, kind: str) -> list[Record]:
+    """The question with its options in each order, the original one first.
+
+    Args:
+        question: as the file has it.
+        kind: `single` (the original only), `cyclic` (as many as there are options), or `all` orders.
+
+    Returns:
+        Copies with `options` and `answer` rearranged, and two fields more: `is_original`, and `uid`, the same for all
+        orders of a question.
+    """
+    letters = sorted(question["options"])
+    texts = [question["options"][letter] for letter in letters]
+    gold = letters.index(question["answer"])
+    uid = question["question"] + " ".join(question["options"].values())
+    asked = []
+    for order in orders(len(letters), kind):
+        arranged = {letter: texts[option] for letter, option in zip(letters, order)}
+        answer = letters[order.index(gold)]
+        original = order == tuple(range(len(letters)))
+        asked.append({**question, "options": arranged, "answer": answer, "is_original": original, "uid": uid})
+    return asked
+
+
+def orders(n: int, kind: str) -> list[tuple[int, ...]]:
+    """orders[o][place] is the option that stands there in order o; the cyclic ones in the order of the reference."""
+    places = tuple(range(n))
+    if kind == "cyclic":
+        return [places[n - shift :] + places[: n - shift] for shift in range(n)]
+    return list(itertools.permutations(places)) if kind == "all" else [places]
+
+
+def prompt(tokenizer: Any, question: Record) -> str:
+    """What retriever and reader are asked, at most MAXIMUM_PROMPT_LENGTH tokens of the reader's tokenizer.
+
+    A question too long loses tokens from its left: what is asked stands at the end.
+    """
+    options = " ".join(f"({letter}) {text}" for letter, text in question["options"].items()).strip()
+
+    def written(text: str) -> str:
+        return f"question: {text.strip()} options: {options} answer: {SENTINEL}"
+
+    whole = written(question["question"])
+    if length(tokenizer, whole) <= MAXIMUM_PROMPT_LENGTH:
+        return whole
+    left = MAXIMUM_PROMPT_LENGTH - length(tokenizer, written(""))
+    tokens = tokenizer(question["question"])["input_ids"][-left:] if left > 0 else []
+    return written(tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def length(tokenizer: Any, text: str) -> int:
+    return len(tokenizer(text)["input_ids"])
+
+
+def target(question: Record) -> str:
+    return f"{SENTINEL} {question['answer']}"
+
+
+def choice_tokens(tokenizer: Any, letters: Sequence[str]) -> list[int]:
+    """The token of each letter as the decoder writes it after the sentinel."""
+    return [tokenizer(letter)["input_ids"][0] for letter in letters]
+
+
+def marginalize(asked: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Average each option's probability over the permutations, whatever its letter was in each.
+
+    p(option) = 1/P sum_p softmax(choice_logits_p)[letter of the option in permutation p]
+
+    Args:
+        asked: predictions {"metadata": a permutation, "choice_logits": {letter: logit}}, the original first.
+
+    Returns:
+        ({letter in the original order: probability}, {option's text: its probability in each permutation}). Options of
+        the same text share their probabilities.
+    """
+    by_text: dict[str, list[float]] = {}
+    for prediction in asked:
+        letters = sorted(prediction["choice_logits"])
+        logits = torch.tensor([prediction["choice_logits"][letter] for letter in letters], dtype=torch.float64)
+        for letter, probability in zip(letters, torch.softmax(logits, dim=0).tolist()):
+            by_text.setdefault(prediction["metadata"]["options"][letter], []).append(probability)
+    original = asked[0]["metadata"]["options"]
+    mean = {letter: sum(by_text[text]) / len(by_text[text]) for letter, text in sorted(original.items())}
+    return mean, by_text
+
+
+def reduce_permutations(asked: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One prediction for a question that was asked in several orders: the original's, with the debiased choice."""
+    probabilities, by_text = marginalize(asked)
+    choice = max(probabilities, key=lambda letter: probabilities[letter])
+    return {
+        **asked[0],
+        "generation": choice,
+        "choice_probs": probabilities,
+        "all_probs": by_text,
+        "permutations": list(asked),
+    }

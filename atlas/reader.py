@@ -1,0 +1,139 @@
+"""The reader: fusion-in-decoder over T5 (Izacard & Grave 2021, arXiv 2007.01282).
+
+Each passage is encoded with the query, apart from the others; the decoder attends to the states of all of them. T5 has
+no positions in its cross-attention, so states can be put side by side without their padding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel, T5ForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
+
+from teacherlm.errors import UserError, reason
+
+TOKENS_AT_A_TIME = {"cpu": 4096, "cuda": 65_536}
+"""Tokens that are encoded together, padding included."""
+IGNORED = -100
+"""The label of a place without a target."""
+
+
+@dataclass
+class Reader:
+    """A T5, its tokenizer, and how long a query with its passage may be (in tokens)."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    text_maxlength: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+
+def load_reader(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A T5 from a folder.
+
+    Raises:
+        UserError: it cannot be loaded, or is no T5.
+    """
+    require_t5(folder)
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # it warns of each T5 that has a head of its own, as all newer ones have
+    try:
+        return T5ForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+    except Exception as error:  # a broken file raises whatever its parser does
+        raise UserError(f"the reader in {folder} cannot be loaded: {reason(error)}; is the copy whole?") from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+
+
+def empty_reader(folder: Path) -> PreTrainedModel:
+    """A T5 of the shape that a folder's configuration gives, to be filled with a checkpoint's weights."""
+    return T5ForConditionalGeneration(require_t5(folder))
+
+
+def require_t5(folder: Path) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except Exception as error:
+        raise UserError(f"the reader in {folder} cannot be loaded: {reason(error)}") from error
+    if config.model_type != "t5":
+        raise UserError(f"the reader in {folder} is a {config.model_type}; a T5 was expected")
+    return config
+
+
+def encode(reader: Reader, texts_BN: Sequence[Sequence[str]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encode each question's texts (its query with each of its passages), and put their states side by side.
+
+    A text that is there several times is encoded once. Texts are batched by length; padding is dropped.
+
+    Returns:
+        (states (B, S, D), mask (B, S)): S is the length of all texts of the longest question.
+    """
+    unique = {text: number for number, text in enumerate(dict.fromkeys(text for texts in texts_BN for text in texts))}
+    tokens = reader.tokenizer(list(unique), truncation=True, max_length=reader.text_maxlength)["input_ids"]
+    states = encode_tokens(reader, tokens)
+    rows = [torch.cat([states[unique[text]] for text in texts]) for texts in texts_BN]
+    states_BSD = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    lengths_B = torch.tensor([len(row) for row in rows], device=reader.device)
+    mask_BS = torch.arange(states_BSD.shape[1], device=reader.device) < lengths_B[:, None]
+    return states_BSD, mask_BS.long()
+
+
+def encode_tokens(reader: Reader, tokens: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """The encoder's states (length, D) of each text."""
+    states: list[torch.Tensor] = [torch.empty(0)] * len(tokens)
+    by_length = sorted(range(len(tokens)), key=lambda number: len(tokens[number]), reverse=True)
+    while by_length:
+        rows = max(1, TOKENS_AT_A_TIME[reader.device.type] // len(tokens[by_length[0]]))
+        batch, by_length = by_length[:rows], by_length[rows:]
+        padded = reader.tokenizer.pad({"input_ids": [tokens[number] for number in batch]}, return_tensors="pt")
+        padded = padded.to(reader.device)
+        encoded_BLD = reader.model.encoder(
+            input_ids=padded["input_ids"], attention_mask=padded["attention_mask"]
+        ).last_hidden_state
+        for number, encoded_LD in zip(batch, encoded_BLD):
+            states[number] = encoded_LD[: len(tokens[number])]
+    return states
+
+
+def target_labels(reader: Reader, targets: Sequence[str], target_maxlength: int | None) -> torch.Tensor:
+    """The tokens (B, T) that the decoder is to write, its end of text included; IGNORED where there are none."""
+    texts = [target if target.endswith("</s>") else target + "</s>" for target in targets]
+    cut: dict[str, Any] = {"truncation": True, "max_length": target_maxlength} if target_maxlength else {}
+    tokens = reader.tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt", **cut).to(
+        reader.device
+    )
+    return tokens["input_ids"].masked_fill(tokens["attention_mask"] == 0, IGNORED)
+
+
+def decode(
+    reader: Reader, states_BSD: torch.Tensor, mask_BS: torch.Tensor, labels_BT: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logits (B, T, V) in float32, the mean loss over all target tokens): the decoder is given the target."""
+    output = reader.model(
+        encoder_outputs=BaseModelOutput(last_hidden_state=states_BSD),
+        attention_mask=mask_BS,
+        labels=labels_BT,
+        use_cache=False,
+    )
+    logits_BTV = output.logits.float()
+    return logits_BTV, nn.functional.cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED)
+
+
+def generate(reader: Reader, states_BSD: torch.Tensor, mask_BS: torch.Tensor, max_length: int) -> list[str]:
+    """What the reader writes by itself, greedily, at most `max_length` tokens."""
+    tokens = reader.model.generate(
+        encoder_outputs=BaseModelOutput(last_hidden_state=states_BSD),
+        attention_mask=mask_BS,
+        max_length=max_length,
+        num_beams=1,
+        do_sample=False,
+    )
+    return reader.tokenizer.batch_decode(tokens, skip_special_tokens=True)

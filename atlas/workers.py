@@ -1,0 +1,120 @@
+"""The workers of a run: processes that srun or torchrun started, one a GPU; each holds its share of the index."""
+
+import os
+import subprocess
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from teacherlm.errors import UserError
+
+TIMEOUT = timedelta(hours=12)
+"""How long a worker waits for the others: they embed passages or read questions, each for itself, for hours."""
+
+
+def join_workers(main_port: int) -> torch.device:
+    """Meet the other workers, if there are any, and say which device this one computes on.
+
+    The environment of torchrun (RANK, WORLD_SIZE, MASTER_ADDR) is taken as it is; under srun it is made from Slurm's.
+
+    Args:
+        main_port: of the first worker's machine, for Slurm; -1: a number made from the job's.
+
+    Raises:
+        UserError: the environment is incomplete, or the workers do not meet.
+    """
+    tasks = int(os.environ.get("SLURM_NTASKS", "1"))
+    if "WORLD_SIZE" not in os.environ and "SLURM_PROCID" in os.environ and tasks > 1:
+        environment_of_slurm(tasks, main_port)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    on_gpu = torch.cuda.is_available()
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if on_gpu:
+        if local >= torch.cuda.device_count():
+            raise UserError(
+                f"worker {local} of this machine has no GPU; start at most {torch.cuda.device_count()} here"
+            )
+        torch.cuda.set_device(local)
+    if world > 1:
+        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if missing:
+            raise UserError(f"WORLD_SIZE is set but {', '.join(missing)} is not; start with srun or torchrun")
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"the {world} workers did not meet at {os.environ['MASTER_ADDR']}: {error}") from error
+    return torch.device("cuda", local) if on_gpu else torch.device("cpu")
+
+
+def environment_of_slurm(tasks: int, main_port: int) -> None:
+    listed = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
+    hosts = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split()
+    port = main_port if main_port > 0 else 20_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000
+    os.environ |= {
+        "WORLD_SIZE": str(tasks),
+        "RANK": os.environ["SLURM_PROCID"],
+        "LOCAL_RANK": os.environ.get("SLURM_LOCALID", "0"),
+        "MASTER_ADDR": hosts[0],
+        "MASTER_PORT": str(port),
+    }
+
+
+def leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    return rank() == 0
+
+
+def say(text: str) -> None:
+    """Print in one of the workers."""
+    if is_first():
+        print(text, flush=True)
+
+
+def wait_for_all() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def share_of(count: int) -> tuple[int, int]:
+    """The rows (start, end) of `count` that are this worker's: all shares together are all rows, in order."""
+    return count * rank() // size(), count * (rank() + 1) // size()
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """What every worker gives, in the order of the ranks; for small things."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+    """The rows of all workers, one after the other, on the CPU, and how many are whose.
+
+    Args:
+        rows: (n, ...), n may differ from worker to worker.
+    """
+    rows = rows.cpu()
+    if not dist.is_initialized():
+        return rows, [len(rows)]
+    counts = gather_objects(len(rows))
+    padded = torch.zeros(max(counts), *rows.shape[1:], dtype=rows.dtype)
+    padded[: len(rows)] = rows
+    gathered = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(gathered, padded)
+    return torch.cat([part[:count] for part, count in zip(gathered, counts)]), counts

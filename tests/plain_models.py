@@ -1,0 +1,124 @@
+"""T5 and BERT in plain PyTorch, float64, one text at a time: what the fast ways in atlas/ are held against.
+
+Written from the papers (Raffel et al. 2020, section 2.1; Devlin et al. 2019) and the names of the weights; no dropout,
+no padding, no cache, no batch.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch.nn.functional import gelu, softmax
+
+Weights = Mapping[str, torch.Tensor]
+
+
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int, bias: torch.Tensor) -> torch.Tensor:
+    """(L, H) queries over (S, H) keys; bias (heads, L, S) is added to the scores."""
+    split = [part.view(len(part), heads, -1).transpose(0, 1) for part in (query, key, value)]
+    weights = softmax(split[0] @ split[1].transpose(1, 2) + bias, dim=-1)
+    return (weights @ split[2]).transpose(0, 1).reshape(len(query), -1)
+
+
+class PlainT5:
+    def __init__(self, model: torch.nn.Module):
+        self.weights = {name: tensor.double() for name, tensor in model.state_dict().items()}
+        self.config = model.config
+
+    def norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.config.layer_norm_epsilon)
+        return x * scale * self.weights[f"{name}.weight"]
+
+    def linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weights[f"{name}.weight"].T
+
+    def position_bias(self, stack: str, queries: int, keys: int) -> torch.Tensor:
+        """A learned number a head for each bucket of (key's place - query's place)."""
+        table = self.weights[f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
+        buckets, longest = self.config.relative_attention_num_buckets, self.config.relative_attention_max_distance
+        bias = torch.empty(table.shape[1], queries, keys, dtype=torch.float64)
+        for q in range(queries):
+            for k in range(keys):
+                distance, first, n = q - k, 0, buckets
+                if stack == "encoder":
+                    n //= 2
+                    first = n if distance < 0 else 0
+                    distance = abs(distance)
+                distance = max(distance, 0)
+                exact = n // 2
+                if distance >= exact:
+                    ratio = math.log(distance / exact) / math.log(longest / exact)
+                    distance = min(exact + int(ratio * (n - exact)), n - 1)
+                bias[:, q, k] = table[first + distance]
+        return bias
+
+    def attention(self, name: str, x: torch.Tensor, source: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        q, k, v = (self.linear(f"{name}.{p}", s) for p, s in (("q", x), ("k", source), ("v", source)))
+        return self.linear(f"{name}.o", attend(q, k, v, self.config.num_heads, bias))
+
+    def feed_forward(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        inner = f"{name}.DenseReluDense"
+        if self.config.is_gated_act:
+            hidden = gelu(self.linear(f"{inner}.wi_0", x), approximate="tanh") * self.linear(f"{inner}.wi_1", x)
+        else:
+            hidden = torch.relu(self.linear(f"{inner}.wi", x))
+        return self.linear(f"{inner}.wo", hidden)
+
+    def encode(self, tokens: list[int]) -> torch.Tensor:
+        x = self.weights["shared.weight"][tokens]
+        bias = self.position_bias("encoder", len(tokens), len(tokens))
+        for block in range(self.config.num_layers):
+            name = f"encoder.block.{block}.layer"
+            normed = self.norm(f"{name}.0.layer_norm", x)
+            x = x + self.attention(f"{name}.0.SelfAttention", normed, normed, bias)
+            x = x + self.feed_forward(f"{name}.1", self.norm(f"{name}.1.layer_norm", x))
+        return self.norm("encoder.final_layer_norm", x)
+
+    def decode(self, states: torch.Tensor, tokens: list[int]) -> torch.Tensor:
+        """Logits (len(tokens), V) after each of the decoder's tokens."""
+        x = self.weights["shared.weight"][tokens]
+        bias = self.position_bias("decoder", len(tokens), len(tokens))
+        bias = bias + torch.full((len(tokens), len(tokens)), -math.inf, dtype=torch.float64).triu(1)
+        nowhere = torch.zeros(1, 1, 1, dtype=torch.float64)
+        for block in range(self.config.num_decoder_layers):
+            name = f"decoder.block.{block}.layer"
+            normed = self.norm(f"{name}.0.layer_norm", x)
+            x = x + self.attention(f"{name}.0.SelfAttention", normed, normed, bias)
+            normed = self.norm(f"{name}.1.layer_norm", x)
+            x = x + self.attention(f"{name}.1.EncDecAttention", normed, states, nowhere)
+            x = x + self.feed_forward(f"{name}.2", self.norm(f"{name}.2.layer_norm", x))
+        x = self.norm("decoder.final_layer_norm", x)
+        if self.config.scale_decoder_outputs:  # T5's first kind, whose head is its embedding
+            return x * self.config.d_model**-0.5 @ self.weights["shared.weight"].T
+        return self.linear("lm_head", x)
+
+
+class PlainBert:
+    def __init__(self, model: torch.nn.Module):
+        self.weights = {name: tensor.double() for name, tensor in model.state_dict().items()}
+        self.config = model.config
+
+    def linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
+
+    def norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        x = x - x.mean(-1, keepdim=True)
+        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.config.layer_norm_eps)
+        return x * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+
+    def states(self, tokens: list[int]) -> torch.Tensor:
+        """The last hidden states (L, D)."""
+        x = self.weights["embeddings.word_embeddings.weight"][tokens]
+        x = x + self.weights["embeddings.position_embeddings.weight"][: len(tokens)]
+        x = self.norm("embeddings.LayerNorm", x + self.weights["embeddings.token_type_embeddings.weight"][0])
+        heads = self.config.num_attention_heads
+        scale = (self.config.hidden_size // heads) ** -0.5
+        nowhere = torch.zeros(1, 1, 1, dtype=torch.float64)
+        for layer in range(self.config.num_hidden_layers):
+            name = f"encoder.layer.{layer}"
+            q, k, v = (self.linear(f"{name}.attention.self.{part}", x) for part in ("query", "key", "value"))
+            attended = self.linear(f"{name}.attention.output.dense", attend(q * scale, k, v, heads, nowhere))
+            x = self.norm(f"{name}.attention.output.LayerNorm", x + attended)
+            hidden = gelu(self.linear(f"{name}.intermediate.dense", x))
+            x = self.norm(f"{name}.output.LayerNorm", x + self.linear(f"{name}.output.dense", hidden))
+        return x

@@ -1,0 +1,143 @@
+"""Downloads of published files, from a server on this machine."""
+
+import hashlib
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, only_error
+
+from atlas.preprocessing.downloads import download
+from teacherlm.errors import UserError
+
+CONTENT = bytes(range(256)) * 20_000
+
+
+class Server(ThreadingHTTPServer):
+    """Serves one content under every name; `cut` ends the connection after so many bytes, once."""
+
+    content, cut, etag, digest = CONTENT, None, True, None
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.asked: list[tuple[str, str | None]] = []
+
+
+class Answer(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.server.asked.append((self.path, self.headers.get("Range")))
+        if self.path.endswith(".sha256"):
+            if self.server.digest is None:
+                self.send_error(404)
+                return
+            body = f"{self.server.digest}  model.pth.tar\n".encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+            return
+        body, etag = self.server.content, f'"{hashlib.md5(self.server.content).hexdigest()}"'
+        start = 0
+        if (found := re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))) and self.headers.get("If-Range") == etag:
+            start = int(found.group(1))
+        self.send_response(206 if start else 200)
+        if self.server.etag:
+            self.send_header("ETag", etag)
+        self.send_header("Content-Length", str(len(body) - start))
+        self.end_headers()
+        cut, self.server.cut = self.server.cut, None
+        self.wfile.write(body[start : start + cut] if cut else body[start:])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serve() as server:
+        yield server
+
+
+@contextmanager
+def serve() -> Iterator[Server]:
+    server = Server()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def script(name: str, *words: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, ROOT / "atlas" / "preprocessing" / f"{name}.py", *words]
+    return subprocess.run([*map(str, command)], capture_output=True, text=True)
+
+
+def test_a_checkpoint_and_a_corpus_by_their_names(server: Server, tmp_path: Path) -> None:
+    base = ["--base_url", f"http://127.0.0.1:{server.server_port}", "--output_directory", tmp_path]
+    done = script("download_model", "--model", "models/atlas/base", *base)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "models/atlas/base/model.pth.tar").read_bytes() == CONTENT
+    assert hashlib.sha256(CONTENT).hexdigest() in done.stdout
+    assert script("download_corpus", "--corpus", "corpora/wiki/enwiki-dec2018", *base).returncode == 0
+    assert (tmp_path / "corpora/wiki/enwiki-dec2018/infobox.jsonl").read_bytes() == CONTENT
+    server.asked.clear()
+    assert "there already" in script("download_model", "--model", "models/atlas/base", *base).stdout
+    assert server.asked == []
+    assert "models/atlas_nq/xxl" in only_error(script("download_model", "--model", "models/atlas/small", *base))
+
+
+def test_an_index_is_two_files_a_shard(server: Server, tmp_path: Path) -> None:
+    server.content = b"x" * 10
+    base = ["--base_url", f"http://127.0.0.1:{server.server_port}", "--output_directory", tmp_path]
+    done = script("download_index", "--index", "indices/atlas/wiki/xl", *base)
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in (tmp_path / "indices/atlas/wiki/xl").glob("*.pt")}
+    assert names == {f"{kind}.{shard}.pt" for shard in range(128) for kind in ("passages", "embeddings")}
+
+
+def test_an_interrupted_download_goes_on(server: Server, tmp_path: Path) -> None:
+    server.cut = 3_000_000
+    url, target = f"http://127.0.0.1:{server.server_port}/file", tmp_path / "file"
+    with pytest.raises(UserError, match=r"run this again"):
+        download(url, target)
+    assert not target.exists()
+    download(url, target)
+    assert target.read_bytes() == CONTENT
+    ranges = [asked for path, asked in server.asked if path == "/file"]
+    assert ranges[0] is None and int(re.findall(r"\d+", ranges[1])[0]) > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".file.download.json", "file"]
+
+
+def test_a_file_that_changed_on_the_server_begins_anew(server: Server, tmp_path: Path) -> None:
+    server.cut = 3_000_000
+    url, target = f"http://127.0.0.1:{server.server_port}/file", tmp_path / "file"
+    with pytest.raises(UserError):
+        download(url, target)
+    server.content = CONTENT[::-1]
+    download(url, target)
+    assert target.read_bytes() == CONTENT[::-1]
+
+
+def test_what_was_damaged_on_the_way_is_not_kept(server: Server, tmp_path: Path) -> None:
+    url, target = f"http://127.0.0.1:{server.server_port}/file", tmp_path / "file"
+    server.digest = "0" * 64
+    with pytest.raises(UserError, match=r"damaged on the way: its sha256 is .* says 0000"):
+        download(url, target)
+    assert not target.exists() and not (tmp_path / ".file.part").exists()
+    server.digest = hashlib.sha256(CONTENT).hexdigest()
+    download(url, target)
+    assert target.read_bytes() == CONTENT
+
+
+def test_offline_it_says_what_to_do(tmp_path: Path) -> None:
+    with serve() as server:
+        port = server.server_port
+    base = ["--base_url", f"http://127.0.0.1:{port}", "--output_directory", tmp_path]
+    message = only_error(script("download_model", "--model", "models/atlas/xl", *base))
+    assert "could not be fetched" in message and f"copy it to {tmp_path}/models/atlas/xl/model.pth.tar" in message

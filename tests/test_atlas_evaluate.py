@@ -1,0 +1,264 @@
+"""evaluate.py as people call it: one worker and two, interrupted, closed book, retrieval only, and bad input."""
+
+import io
+import os
+import random
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+from atlas_models import make_passages, make_questions, make_tiny_bert, make_tiny_t5, read_lines, write_lines
+from conftest import ROOT, only_error
+
+EVALUATE = ROOT / "atlas" / "evaluate.py"
+QUESTIONS = 13  # no multiple of two workers
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("atlas")
+    make_tiny_t5(folder / "t5")
+    make_tiny_bert(folder / "bert")
+    write_lines(folder / "passages.jsonl", make_passages(60))
+    write_lines(folder / "test.jsonl", make_questions(QUESTIONS))
+    write_lines(folder / "valid.jsonl", make_questions(3, seed=5))
+    return folder
+
+
+def words(place: Path, output: Path, *more: object) -> list[str]:
+    flags = {
+        "--reader_model_type": place / "t5",
+        "--retriever_model_path": place / "bert",
+        "--checkpoint_dir": output,
+        "--name": "run",
+        "--text_maxlength": 96,
+        "--target_maxlength": 16,
+        "--n_context": 3,
+        "--generation_max_length": 4,
+        "--per_gpu_batch_size": 2,
+        "--multiple_choice_eval_permutations": "cyclic",
+    }
+    flags = [word for flag, value in flags.items() for word in (flag, value)]
+    return [str(word) for word in [*flags, "--eval_data", place / "test.jsonl", "--write_results", *more]]
+
+
+def evaluate(place: Path, output: Path, *more: object, workers: int = 1) -> subprocess.CompletedProcess:
+    """Run it to its end: one worker in this process, which has torch loaded already."""
+    asked = words(place, output, *more)
+    cache = {"TEACHERLM_CACHE": str(place / "cache")}
+    if workers > 1:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={workers}"]
+        return subprocess.run([*command, EVALUATE, *asked], env=os.environ | cache, capture_output=True, text=True)
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(out), redirect_stderr(err):
+        patched.setenv(*cache.popitem())
+        patched.setattr(sys, "argv", [str(EVALUATE), *asked])
+        patched.setattr(sys, "path", list(sys.path))
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(EVALUATE), run_name="__main__")
+    return subprocess.CompletedProcess(asked, ended.value.code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def alone(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("alone")
+    more = ["--passages", place / "passages.jsonl", "--save_index_path", output / "index", "--save_index_n_shards", 5]
+    done = evaluate(place, output, *more)
+    assert done.returncode == 0, done.stderr
+    assert "Dataset: test.jsonl | " in done.stdout and "debiased_accuracy" in done.stdout
+    return output
+
+
+def predictions(output: Path, file: str = "test") -> list[dict]:
+    return read_lines(output / "run" / f"{file}-step-0.jsonl")
+
+
+def assert_alike(found: list[dict], expected: list[dict]) -> None:
+    """The same questions, passages and choices; logits that differ by the order of sums at most."""
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected):
+        assert one["metadata"] == other["metadata"] and one["generation"] == other["generation"]
+        for asked, before in zip(one["permutations"], other["permutations"]):
+            assert asked["passages"] == before["passages"] and asked["generation"] == before["generation"]
+            assert asked["choice_logits"] == pytest.approx(before["choice_logits"], abs=1e-4)
+
+
+def test_a_prediction_has_what_the_reference_writes(place: Path, alone: Path) -> None:
+    found = predictions(alone)
+    assert [line["metadata"]["question"] for line in found] == [q["question"] for q in read_lines(place / "test.jsonl")]
+    fields = "query answers passages metadata generation choice_logits choice_probs all_probs permutations"
+    assert set(found[0]) == set(fields.split())
+    assert len(found[0]["permutations"]) == 4 and len(found[0]["passages"]) == 3
+    assert sum(found[0]["choice_probs"].values()) == pytest.approx(1)
+    assert not list((alone / "run").glob(".*"))  # nothing is left of the work
+
+
+def test_the_passages_are_the_best_of_all(place: Path, alone: Path) -> None:
+    """By embedding everything again, and sorting."""
+    import torch
+
+    from atlas import retriever
+
+    made, tokenizer = retriever.load_retriever(place / "bert", untied=False)
+    passages = [{"title": "", **p} for p in make_passages(60)]
+    for passage in passages:
+        passage["title"] += f": {passage['section']}" if "section" in passage else ""
+    asked = [permutation for line in predictions(alone) for permutation in line["permutations"]]
+
+    def embed(texts: list[str], of_passages: bool) -> torch.Tensor:
+        vectors = torch.empty(len(texts), 32)
+        for numbers, batch in retriever.embed(made.eval(), tokenizer, texts, 96, 8, of_passages):
+            vectors[numbers] = batch
+        return vectors
+
+    texts = embed([f"{passage['title']} {passage['text']}" for passage in passages], True).half().float()
+    best = torch.topk(embed([line["query"] for line in asked], False) @ texts.T, 3).indices.tolist()
+    for line, rows in zip(asked, best):
+        assert [passage["id"] for passage in line["passages"]] == [str(row) for row in rows]
+
+
+def test_two_workers_predict_what_one_does(place: Path, alone: Path, tmp_path: Path) -> None:
+    more = ["--passages", place / "passages.jsonl", "--save_index_path", tmp_path / "index", "--save_index_n_shards", 4]
+    done = evaluate(place, tmp_path, *more, workers=2)
+    assert done.returncode == 0, done.stderr
+    assert_alike(predictions(tmp_path), predictions(alone))
+    # What one wrote in 5 shards, two load; what two wrote in 4, one.
+    loaded = evaluate(place, tmp_path / "a", "--load_index_path", alone / "index", workers=2)
+    assert loaded.returncode == 0, loaded.stderr
+    assert_alike(predictions(tmp_path / "a"), predictions(alone))
+    loaded = evaluate(place, tmp_path / "b", "--load_index_path", tmp_path / "index")
+    assert loaded.returncode == 0, loaded.stderr
+    assert_alike(predictions(tmp_path / "b"), predictions(alone))
+
+
+def test_more_workers_than_passages_or_questions(place: Path, tmp_path: Path) -> None:
+    one = write_lines(tmp_path / "one.jsonl", make_questions(1))
+    few = write_lines(tmp_path / "few.jsonl", make_passages(2))
+    done = evaluate(place, tmp_path, "--eval_data", one, "--passages", few, workers=3)
+    assert done.returncode == 0, done.stderr
+    (line,) = predictions(tmp_path, "one")
+    assert len(line["passages"]) == 2  # there are no three
+
+
+def test_killed_and_started_again_it_predicts_what_was_missing(place: Path, alone: Path, tmp_path: Path) -> None:
+    more = ["--load_index_path", alone / "index"]
+    draw = random.Random(0)
+    own = tmp_path / "run" / ".test-step-0.worker-0.progress"
+    seen = 0
+    for _ in range(3):
+        command = [sys.executable, str(EVALUATE), *words(place, tmp_path, *more)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wanted = seen + draw.randint(1, 3)
+        while process.poll() is None and not (own.exists() and own.read_bytes().count(b"\n") > wanted):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        seen = own.read_bytes().count(b"\n") - 1 if own.exists() else QUESTIONS
+    assert seen >= 3
+    done = evaluate(place, tmp_path, *more, workers=2)
+    assert done.returncode == 0, done.stderr
+    assert_alike(predictions(tmp_path), predictions(alone))
+    again = evaluate(place, tmp_path, *more)
+    assert "done already" in again.stdout
+
+
+def test_a_signal_ends_it_with_75(place: Path, alone: Path, tmp_path: Path) -> None:
+    more = ["--load_index_path", alone / "index"]
+    process = subprocess.Popen(
+        [sys.executable, str(EVALUATE), *words(place, tmp_path, *more)], stdout=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if "questions" in line:
+            break
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate()
+    assert process.returncode == 75 and "interrupted" in output
+    assert evaluate(place, tmp_path, *more).returncode == 0
+    assert_alike(predictions(tmp_path), predictions(alone))
+
+
+def test_closed_book_reads_the_question_alone(place: Path, tmp_path: Path) -> None:
+    done = evaluate(
+        place, tmp_path, "--closed_book", "--retriever_model_path", "nowhere/at-all", "--dont_write_passages"
+    )
+    assert done.returncode == 0, done.stderr
+    line = predictions(tmp_path)[0]
+    assert "passages" not in line and "passages" not in line["permutations"][0]
+
+    import torch
+    from plain_models import PlainT5
+
+    from atlas import reader
+    from teacherlm.loading import load_tokenizer
+
+    t5 = reader.Reader(reader.load_reader(place / "t5").eval(), load_tokenizer(place / "t5"), 96)
+    plain = PlainT5(t5.model)
+    letters = [t5.tokenizer(letter)["input_ids"][0] for letter in "ABCD"]
+    with torch.no_grad():
+        states = plain.encode(t5.tokenizer(line["query"], truncation=True, max_length=96)["input_ids"])
+        expected = plain.decode(states, [0, t5.tokenizer.convert_tokens_to_ids("<extra_id_0>")])[1, letters]
+    assert list(line["choice_logits"].values()) == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_passages_of_the_file(place: Path, alone: Path, tmp_path: Path) -> None:
+    """Given the passages that were retrieved, the reader says the same."""
+    single = ["--multiple_choice_eval_permutations", "single"]
+    lines = [{**line["metadata"], "passages": line["passages"]} for line in predictions(alone)]
+    file = write_lines(tmp_path / "given.jsonl", lines)
+    done = evaluate(place, tmp_path, "--eval_data", file, "--use_file_passages", *single)
+    assert done.returncode == 0, done.stderr
+    for line, before in zip(predictions(tmp_path, "given"), predictions(alone)):
+        assert line["choice_logits"] == pytest.approx(before["choice_logits"], abs=1e-4)
+    without = evaluate(place, tmp_path / "x", "--use_file_passages")
+    assert "question 1: --use_file_passages needs its field passages" in only_error(without)
+
+
+def test_retrieval_only_needs_no_reader(place: Path, alone: Path, tmp_path: Path) -> None:
+    more = ["--load_index_path", alone / "index", "--retrieve_only"]
+    done = evaluate(place, tmp_path, *more, "--multiple_choice_eval_permutations", "single")
+    assert done.returncode == 0, done.stderr
+    for line, before in zip(predictions(tmp_path), predictions(alone)):
+        assert line["passages"] == before["passages"]
+        assert "generation" not in line
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precisions(place: Path, alone: Path, tmp_path: Path, precision: str) -> None:
+    done = evaluate(place, tmp_path, "--precision", precision, "--load_index_path", alone / "index")
+    assert done.returncode == 0, done.stderr
+    assert len(predictions(tmp_path)) == QUESTIONS
+
+
+def test_several_files_and_a_compressed_index(place: Path, tmp_path: Path) -> None:
+    more = ["--eval_data", place / "valid.jsonl", place / "test.jsonl", "--passages", place / "passages.jsonl"]
+    faiss = ["--index_mode", "faiss", "--faiss_index_type", "ivfflat", "--save_index_path", tmp_path / "index"]
+    done = evaluate(place, tmp_path, *more, *faiss, workers=2)
+    assert done.returncode == 0, done.stderr
+    assert (len(predictions(tmp_path, "valid")), len(predictions(tmp_path))) == (3, QUESTIONS)
+    assert len(list((tmp_path / "index").glob("faiss.ivfflat.*.index"))) == 2
+    loaded = evaluate(place, tmp_path / "a", "--load_index_path", tmp_path / "index", *faiss[:4])
+    assert loaded.returncode == 0, loaded.stderr
+    assert_alike(predictions(tmp_path / "a"), predictions(tmp_path))
+
+
+def test_bad_input_is_one_line(place: Path, alone: Path, tmp_path: Path) -> None:
+    index = ["--load_index_path", alone / "index"]
+    make_tiny_bert(tmp_path / "other", seed=3)
+    make_tiny_bert(tmp_path / "wider", dimension=64)
+    wrong = {
+        "what to retrieve from is missing": [],
+        "no such file; JSON lines of passages": ["--passages", tmp_path / "nowhere.jsonl"],
+        "made by another passage encoder": [*index, "--retriever_model_path", tmp_path / "other"],
+        "32 dimensions, the retriever makes 64": [*index, "--retriever_model_path", tmp_path / "wider"],
+        "the reader in": [*index, "--reader_model_type", place / "bert"],
+        "no checkpoint there": [*index, "--model_path", tmp_path],
+        "{nothing} is not known": [*index, "--encoder_format", "{query} {nothing}"],
+        "a positive number was expected": [*index, "--n_context", 0],
+    }
+    for message, more in wrong.items():
+        assert message in only_error(evaluate(place, tmp_path, *more)), message

@@ -1,0 +1,124 @@
+"""Reader and retriever against T5 and BERT in plain PyTorch, float64, one text at a time."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from atlas_models import make_passages, make_questions, make_tiny_bert, make_tiny_t5
+from plain_models import PlainBert, PlainT5
+
+from atlas import multiple_choice, reader, retriever
+from teacherlm.loading import load_tokenizer
+
+TEXT = "{query} title: {title} context: {text}"
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["gated", "first"])
+def t5(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> reader.Reader:
+    folder = make_tiny_t5(tmp_path_factory.mktemp("t5"), gated=request.param)
+    return reader.Reader(reader.load_reader(folder).eval(), load_tokenizer(folder), text_maxlength=60)
+
+
+def texts_of(t5: reader.Reader, n_context: int) -> tuple[list[list[str]], list[str]]:
+    """Questions with passages of very uneven lengths, one of them cut off, one there twice."""
+    passages = make_passages(6)
+    texts, targets = [], []
+    for question in make_questions(5):
+        query = multiple_choice.prompt(t5.tokenizer, question)
+        texts.append([TEXT.format(query=query, **passage) for passage in passages[:n_context]])
+        targets.append(multiple_choice.target(question))
+        passages = passages[1:] + passages[:1]
+    texts[1][-1] = texts[1][0]
+    return texts, targets
+
+
+@torch.no_grad()
+def test_logits_are_those_of_one_passage_at_a_time_in_float64(t5: reader.Reader) -> None:
+    texts, targets = texts_of(t5, 3)
+    states, mask = reader.encode(t5, texts)
+    labels = reader.target_labels(t5, targets, None)
+    logits, loss = reader.decode(t5, states, mask, labels)
+    plain = PlainT5(t5.model)
+    losses = []
+    for place, (passages, target) in enumerate(zip(texts, targets)):
+        tokens = [t5.tokenizer(text)["input_ids"] for text in passages]
+        encoded = torch.cat([plain.encode([*row[:59], 1] if len(row) > 60 else row) for row in tokens])
+        written = t5.tokenizer(target)["input_ids"]
+        expected = plain.decode(encoded, [0, *written[:-1]])
+        torch.testing.assert_close(logits[place].double(), expected, atol=1e-4, rtol=0)
+        losses.append(-torch.log_softmax(expected, dim=-1)[range(len(written)), written])
+    assert loss.item() == pytest.approx(torch.cat(losses).mean().item(), abs=1e-5)
+
+
+@torch.no_grad()
+def test_padding_the_passages_to_the_maximum_changes_nothing(t5: reader.Reader) -> None:
+    texts, targets = texts_of(t5, 2)
+    labels = reader.target_labels(t5, targets, None)
+    logits, _ = reader.decode(t5, *reader.encode(t5, texts), labels)
+    for place in range(len(texts)):
+        padded = t5.tokenizer(texts[place], truncation=True, max_length=60, padding="max_length", return_tensors="pt")
+        states = t5.model.encoder(**padded).last_hidden_state.flatten(0, 1)[None]
+        alone, _ = reader.decode(t5, states, padded["attention_mask"].flatten()[None], labels[place : place + 1])
+        torch.testing.assert_close(alone[0], logits[place], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_what_is_generated_is_the_greedy_choice_of_the_logits(t5: reader.Reader) -> None:
+    texts, _ = texts_of(t5, 2)
+    states, mask = reader.encode(t5, texts)
+    written = reader.generate(t5, states, mask, max_length=6)
+    plain = PlainT5(t5.model)
+    for passages, text in zip(texts, written):
+        encoded = torch.cat(
+            [plain.encode(t5.tokenizer(p, truncation=True, max_length=60)["input_ids"]) for p in passages]
+        )
+        tokens = [0]
+        while len(tokens) < 6 and tokens[-1] != 1:
+            tokens.append(plain.decode(encoded, tokens)[-1].argmax().item())
+        assert text == t5.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pooling", retriever.POOLINGS)
+def test_embeddings_are_those_of_one_text_at_a_time_in_float64(pooling: str, tmp_path: Path) -> None:
+    folder = make_tiny_bert(tmp_path, pooling)
+    made, tokenizer = retriever.load_retriever(folder, untied=False)
+    texts = [f"{passage['title']} {passage['text']}" for passage in make_passages(40)]
+    found = torch.empty(40, 32)
+    for numbers, vectors in retriever.embed(made.eval(), tokenizer, texts, 50, 7, of_passages=True):
+        found[numbers] = vectors
+    plain = PlainBert(made.query)
+    for text, vector in zip(texts, found):
+        tokens = tokenizer(text, truncation=True, max_length=50)["input_ids"]
+        states = plain.states(tokens)
+        expected = {"average": states.mean(0), "sqrt": states.sum(0) / len(tokens) ** 0.5, "cls": states[0]}[pooling]
+        torch.testing.assert_close(vector.double(), expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_minilm_is_what_sentence_transformers_says_it_is() -> None:
+    """Mean pooling and length 1, as the modules of its folder say; near texts are near."""
+    from teacherlm.models import find_model, local_folder
+
+    made, tokenizer = retriever.load_retriever(local_folder(find_model("minilm")), untied=False)
+    texts = ["A cat sits on the mat.", "A kitten rests on a rug.", "The central bank raised its interest rate."]
+    vectors = torch.empty(3, 384)
+    for numbers, batch in retriever.embed(made.eval(), tokenizer, texts, 64, 8, of_passages=False):
+        vectors[numbers] = batch
+    assert (made.pooling, made.normalize) == ("average", True)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
+    near, far = (vectors[0] @ vectors[1]).item(), (vectors[0] @ vectors[2]).item()
+    assert near > 0.5 > 0.2 > far
+    states = PlainBert(made.query).states(tokenizer(texts[1])["input_ids"]).mean(0)
+    torch.testing.assert_close(vectors[1].double(), states / states.norm(), atol=1e-5, rtol=0)
+
+
+def test_a_retriever_of_two_encoders_begins_as_the_same_one_twice(tmp_path: Path) -> None:
+    untied, _ = retriever.load_retriever(make_tiny_bert(tmp_path), untied=True)
+    tied, _ = retriever.load_retriever(tmp_path, untied=False)
+    assert tied.query is tied.passage and untied.query is not untied.passage
+    assert retriever.fingerprint(tied, "{text}", 50) == retriever.fingerprint(untied, "{text}", 50)
+    with torch.no_grad():
+        untied.query.embeddings.word_embeddings.weight.add_(1)
+    assert retriever.fingerprint(tied, "{text}", 50) == retriever.fingerprint(untied, "{text}", 50)
+    assert retriever.fingerprint(tied, "{text}", 50) != retriever.fingerprint(tied, "{text}", 51)

@@ -1,0 +1,81 @@
+"""evaluate_mmlu_predictions.py on predictions made by hand, whose scores can be counted."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from atlas_models import read_lines, write_lines
+from conftest import ROOT, only_error
+
+SCRIPT = ROOT / "atlas" / "evaluation_scripts" / "evaluate_mmlu_predictions.py"
+# domain -> for each question whether (the choice, the debiased choice) is right
+RIGHT = {
+    "philosophy": [(1, 1), (1, 0), (0, 1), (0, 1)],
+    "sociology": [(0, 0), (1, 1)],
+    "astronomy": [(1, 1), (1, 1), (1, 0)],
+    "virology": [(0, 1)],
+}
+TABLE = """\
+       category	         Acc(%)	  Debias Acc(%)
+-----------------------------------------------
+     humanities	          50.00	          75.00
+       Soc Sci.	          50.00	          50.00
+           STEM	         100.00	          66.67
+          other	           0.00	         100.00
+            all	          60.00	          70.00
+"""
+
+
+def question(domain: str, number: int, split: str = "test") -> dict:
+    options = {letter: f"{letter} of {number}" for letter in "ABCD"}
+    return {"question": f"{domain} {number}", "options": options, "answer": "B", "dataset": f"{domain}_{split}"}
+
+
+def prediction(asked: dict, choice: int, debiased: int) -> dict:
+    """The original order is not the first of the permutations: it is found by its mark."""
+    best = "B" if choice else "D"
+    other = {"metadata": {**asked, "is_original": False}, "choice_logits": dict.fromkeys("ABCD", 0.0)}
+    original = {"metadata": {**asked, "is_original": True}, "choice_logits": {**dict.fromkeys("ABCD", 0.0), best: 1.0}}
+    return {"generation": "B" if debiased else "A", "permutations": [other, original], "metadata": asked}
+
+
+def score(*words: object) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *map(str, (SCRIPT, *words))], capture_output=True, text=True)
+
+
+def gold_file(folder: Path) -> Path:
+    return write_lines(folder / "gold.jsonl", [question(d, n) for d, marks in RIGHT.items() for n in range(len(marks))])
+
+
+def test_a_file(tmp_path: Path) -> None:
+    lines = [prediction(question(d, n), *mark) for d, marks in RIGHT.items() for n, mark in enumerate(marks)]
+    file = write_lines(tmp_path / "combined_test-step-0.jsonl", lines[::-1])
+    done = score("--predictions_path", file, "--gold_path", gold_file(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"predictions for {file}\n{TABLE}"
+
+
+def test_a_folder_of_domains_in_either_spelling(tmp_path: Path) -> None:
+    for mark, domain in zip(".-.-", RIGHT):
+        lines = [prediction(question(domain, n), *right) for n, right in enumerate(RIGHT[domain])]
+        if domain == "astronomy":
+            lines = [{"generation": p["generation"], "permuatations": p["permutations"]} for p in lines]
+        write_lines(tmp_path / "runs" / domain / f"{domain}{mark}test-step-16.jsonl", lines)
+    asked = ["--predictions_path", tmp_path / "runs", "--gold_path", gold_file(tmp_path), "--split", "test"]
+    done = score(*asked, "--step", 16)
+    assert done.stdout == f"predictions for {tmp_path / 'runs'}\n{TABLE}", done.stderr
+    assert "runs/astronomy/astronomy.test-step-12.jsonl: no such file" in only_error(score(*asked, "--step", 12))
+
+
+def test_a_part_is_not_scored(tmp_path: Path) -> None:
+    gold = gold_file(tmp_path)
+    lines = [prediction(q, 1, 1) for q in read_lines(gold) if q["question"] not in ("philosophy 2", "virology 0")]
+    file = write_lines(tmp_path / "part.jsonl", lines)
+    message = only_error(score("--predictions_path", file, "--gold_path", gold))
+    assert "2 predictions are missing: philosophy (1 of 4), virology (1 of 1)" in message
+
+
+def test_what_is_no_prediction_is_named(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "p.jsonl", [{"generation": "A"}])
+    message = only_error(score("--predictions_path", file, "--gold_path", gold_file(tmp_path)))
+    assert "p.jsonl, line 1: no prediction of evaluate.py" in message

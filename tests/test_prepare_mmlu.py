@@ -1,0 +1,146 @@
+"""prepare_mmlu.py on the real dev and test questions; the validation and auxiliary questions are made up here."""
+
+import csv
+import io
+import random
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from atlas_models import read_lines
+from conftest import ROOT, contents, only_error
+
+SCRIPT = ROOT / "atlas" / "preprocessing" / "prepare_mmlu.py"
+AUXILIARY = {"law_made_up": 4000, "race_made_up": 3000}
+
+
+def prepare(output: Path, *words: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, SCRIPT, "--output_directory", output, *words]
+    return subprocess.run([*map(str, command)], capture_output=True, text=True)
+
+
+def made_up(folder: Path, name: str, count: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / name, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        for number in range(count):
+            question = f'made up for a test, "number" {number},\nof {name}'
+            writer.writerow([question, *(f"{letter} {number}" for letter in "abcd"), "ABCD"[number % 4]])
+
+
+@pytest.fixture(scope="module")
+def archive_folder(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """data/ as the archive has it."""
+    folder = tmp_path_factory.mktemp("archive") / "data"
+    for split in ("dev", "test"):
+        (folder / split).mkdir(parents=True)
+        for file in (shared_data / "mmlu" / split).glob("*.csv"):
+            (folder / split / file.name).write_bytes(file.read_bytes())
+            if split == "test":
+                made_up(folder / "val", file.name.replace("_test", "_val"), 3)
+    for name, count in AUXILIARY.items():
+        made_up(folder / "auxiliary_train", f"{name}.csv", count)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(archive_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("made")
+    with tarfile.open(output / "data.tar", "w") as tar:
+        tar.add(archive_folder, "data")
+    done = prepare(output, "--data_tar", output / "data.tar")
+    assert done.returncode == 0, done.stderr
+    assert "57 domains, 7000 auxiliary_train, 285 dev, 171 val, 14042 test" in done.stdout
+    return output / "data" / "mmlu_data"
+
+
+def test_the_three_trees(made: Path) -> None:
+    common = {"combined_test.jsonl", "combined_valid.jsonl", "individual_test", "individual_valid"}
+    expected = {
+        "5-shot": common | {"individual_train"},
+        "5-shot-multitask": common | {"train.jsonl"},
+        "full": common | {"train.jsonl", "auxillary_valid.jsonl"},
+    }
+    for tree, names in expected.items():
+        assert {path.name for path in (made / tree).iterdir()} == names
+        for folder in names:
+            if folder.startswith("individual"):
+                assert len(list((made / tree / folder).iterdir())) == 57
+    assert len(read_lines(made / "5-shot" / "individual_train" / "virology.5-shot-train.jsonl")) == 5
+    assert len(read_lines(made / "5-shot-multitask" / "train.jsonl")) == 285
+    assert len(read_lines(made / "full" / "train.jsonl")) == 2000 + 285
+    assert len(read_lines(made / "full" / "auxillary_valid.jsonl")) == 5000
+
+
+def test_every_test_question_is_in_its_domain_s_file(made: Path, archive_folder: Path) -> None:
+    """Against a reading of the archive with Python's csv alone."""
+    count = 0
+    for file in sorted((archive_folder / "test").iterdir()):
+        with open(file, newline="", encoding="utf-8") as handle:
+            rows = list(csv.reader(handle))
+        domain = file.name.removesuffix("_test.csv")
+        for tree in ("5-shot", "5-shot-multitask", "full"):
+            lines = read_lines(made / tree / "individual_test" / f"{domain}.test.jsonl")
+            found = [[q["question"], *q["options"].values(), q["answer"]] for q in lines]
+            assert found == rows
+            assert {q["dataset"] for q in lines} == {f"{domain}_test"}
+            assert all(list(q["options"]) == list("ABCD") for q in lines)
+        count += len(rows)
+    assert count == 14_042 == len(read_lines(made / "full" / "combined_test.jsonl"))
+
+
+def test_the_auxiliary_questions_are_shuffled_with_seed_10(made: Path, archive_folder: Path) -> None:
+    questions = []
+    for name in sorted(AUXILIARY):
+        with open(archive_folder / "auxiliary_train" / f"{name}.csv", newline="", encoding="utf-8") as handle:
+            questions += [(row[0], name) for row in csv.reader(handle)]
+    random.seed(10)
+    random.shuffle(questions)
+    found = [(q["question"], q["dataset"]) for q in read_lines(made / "full" / "auxillary_valid.jsonl")]
+    assert found == questions[-5000:]
+    train = [(q["question"], q["dataset"]) for q in read_lines(made / "full" / "train.jsonl")]
+    assert train[:2000] == questions[:-5000]
+    assert [q["dataset"] for q in read_lines(made / "full" / "train.jsonl")[2000:2006]] == (
+        ["abstract_algebra_dev"] * 5 + ["anatomy_dev"]
+    )
+
+
+def test_a_folder_gives_what_the_archive_gives_and_twice_does_nothing(
+    made: Path, archive_folder: Path, tmp_path: Path
+) -> None:
+    assert prepare(tmp_path, "--data_directory", archive_folder).returncode == 0
+    found = {name: data for name, (data, _) in contents(tmp_path / "data" / "mmlu_data").items()}
+    expected = {name: data for name, (data, _) in contents(made).items()}
+    del found["manifest.json"], expected["manifest.json"]
+    assert found == expected
+    before = contents(tmp_path)
+    assert "done already" in prepare(tmp_path, "--data_directory", archive_folder).stdout
+    assert contents(tmp_path) == before
+
+
+def test_an_archive_that_would_leave_its_folder_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "evil.tar", "w") as tar:
+        member = tarfile.TarInfo("data/../../escaped.csv")
+        member.size = 1
+        tar.addfile(member, io.BytesIO(b"x"))
+    assert "evil.tar: refused" in only_error(prepare(tmp_path / "out", "--data_tar", tmp_path / "evil.tar"))
+    assert not list(tmp_path.rglob("escaped*"))
+
+
+def test_what_is_wrong_with_an_archive_is_said(archive_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.tar").write_bytes(b"no tar at all" * 100)
+    assert "no whole tar archive" in only_error(prepare(tmp_path / "out", "--data_tar", tmp_path / "cut.tar"))
+    assert "no such file" in only_error(prepare(tmp_path / "out", "--data_tar", tmp_path / "nowhere.tar"))
+    five = tmp_path / "data"
+    for file in archive_folder.rglob("*.csv"):
+        target = five / file.relative_to(archive_folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(file)
+    broken = five / "val" / "virology_val.csv"
+    broken.unlink()
+    broken.write_text("a question,one,two,three,four,A\nanother,one,two,three,A\n")
+    message = only_error(prepare(tmp_path / "out", "--data_directory", five))
+    assert "virology_val.csv, line 2: 6 columns were expected, found 5" in message
+    assert not (tmp_path / "out" / "data" / "mmlu_data" / "5-shot").exists()
