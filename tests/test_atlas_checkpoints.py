@@ -33,7 +33,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 
 def release(parts: SimpleNamespace, file: Path, encoders: tuple[str, ...] = ("contriever",), **more: object) -> Path:
-    """As the reference saves: the names of its modules, a buffer that newer libraries lack, its options, its optimizer."""
+    """As the reference saves: names of its modules, a buffer that newer libraries lack, its options and optimizer."""
     weights = {f"reader.{name}": tensor for name, tensor in parts.reader.state_dict().items()}
     for place, encoder in enumerate(encoders):
         weights |= {f"retriever.{encoder}.{n}": tensor + place for n, tensor in parts.encoder.state_dict().items()}
