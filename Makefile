@@ -14,7 +14,7 @@ HOST_PYTHON := $(if $(CONTAINER),PYTHONPATH=. $(BASE_PYTHON),$(PYTHON))
 # RUNS may come from the site's settings.
 LOAD_SITE := root=. && source slurm/lib/site.bash && load_site && export RUNS &&
 
-.PHONY: help install demo creak ecqa strategy_qa mmlu sample status logs cancel download site container container-test container-diff
+.PHONY: help install demo creak ecqa strategy_qa mmlu sample atlas-zeroshot atlas-demo status logs cancel download site container container-test container-diff
 .PHONY: lock test test-cluster prove lint perf
 .PHONY: doctor clean
 
@@ -42,6 +42,12 @@ demo: $(INSTALLED) ## the whole chain on the sample benchmark with small real we
 
 creak ecqa strategy_qa mmlu sample: $(INSTALLED) ## the whole chain on a benchmark: make creak STUDENT=bloomz-7b1 TASK=cot_tail
 	@bash slurm/chain.sh $@
+
+atlas-zeroshot: $(INSTALLED) ## ATLAS answers MMLU as it is: make atlas-zeroshot DATA_DIR=... SIZE=xl (docs/atlas.md)
+	@bash slurm/chain.sh $@
+
+atlas-demo: $(INSTALLED) ## retrieval and a reader on a small corpus, some minutes on a CPU
+	@bash atlas/examples/demo.sh
 
 status: $(INSTALLED) ## how far each stage of the chains on Slurm is, and why one failed
 	@$(LOAD_SITE) $(HOST_PYTHON) slurm/steer.py status

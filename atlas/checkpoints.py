@@ -91,7 +91,6 @@ class Released:
             ) from error
         if not isinstance(loaded, dict) or not isinstance(loaded.get("model"), Mapping):
             raise UserError(f"{file}: a dictionary with step, model and opt was expected")
-        self.step = int(loaded.get("step") or 0)
         # Trained in several processes, a model has a `module` around it.
         self.weights = {name.replace(".module.", "."): tensor for name, tensor in loaded["model"].items()}
         self.untied = any(name.startswith("retriever.passage_contriever.") for name in self.weights)
@@ -127,8 +126,8 @@ class Released:
 
 def load_released(
     file: Path, reader_folder: Path | None, retriever_folder: Path | None, untied: bool
-) -> tuple[Any, Any, int]:
-    """(retriever, reader, step) of a released checkpoint.
+) -> tuple[Any, Any]:
+    """(retriever, reader) of a released checkpoint.
 
     Args:
         reader_folder: configuration of the reader's T5; None: without a reader.
@@ -151,4 +150,4 @@ def load_released(
         if "reader.lm_head.weight" in released.weights:  # transformers makes every T5 with its embedding for a head
             reader.lm_head.weight = torch.nn.Parameter(torch.empty_like(reader.lm_head.weight))
         released.fill(reader, "reader.", str(reader_folder))
-    return retriever, reader, released.step
+    return retriever, reader

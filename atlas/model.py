@@ -12,12 +12,13 @@ from atlas import reader as readers
 from atlas import retriever as retrievers
 from atlas.flat_search import FlatVectors
 from atlas.index import Index, compress, embed_share
-from atlas.index_files import load_index, save_index
+from atlas.index_files import NAME, load_index, save_index
 from atlas.passages import Passages, converted
 from atlas.reader import Reader
 from atlas.retriever import Retriever
+from teacherlm import manifests
 from teacherlm.loading import load_tokenizer
-from teacherlm.models import find_model, local_folder, small_files
+from teacherlm.models import describe_model, find_model, local_folder, small_files
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -30,7 +31,6 @@ class Model:
     reader_tokenizer: Any
     encoder: str | None
     """Fingerprint of the passage encoder and what it is given, whatever the run's precision."""
-    step: int
 
 
 def load_model(options: argparse.Namespace, device: torch.device) -> Model:
@@ -45,11 +45,10 @@ def load_model(options: argparse.Namespace, device: torch.device) -> Model:
     path = None if options.model_path == "none" else Path(options.model_path)
     kind = path and checkpoints.checkpoint_kind(path)
     reads, retrieves = not options.retrieve_only, options.retrieves
-    untied, step = options.query_side_retriever_training, 0
+    untied = options.query_side_retriever_training
     retriever = reader = None
     if kind == "own":
         reader_folder, retriever_folder = path / "reader", path / "retriever"
-        step = checkpoints.saved_step(path)
     else:
         find = small_files if kind == "released" else folder_of
         reader_folder = find(options.reader_model_type)
@@ -57,7 +56,7 @@ def load_model(options: argparse.Namespace, device: torch.device) -> Model:
     if kind == "released":
         file = path / checkpoints.RELEASED
         wanted = reader_folder if reads else None
-        retriever, reader, step = checkpoints.load_released(file, wanted, retriever_folder, untied)
+        retriever, reader = checkpoints.load_released(file, wanted, retriever_folder, untied)
         tokenizer = load_tokenizer(retriever_folder) if retrieves else None
     else:
         retriever, tokenizer = retrievers.load_retriever(retriever_folder, untied) if retrieves else (None, None)
@@ -69,11 +68,43 @@ def load_model(options: argparse.Namespace, device: torch.device) -> Model:
         retriever.to(device, torch.bfloat16 if options.precision == "bf16" else torch.float32).eval()
     if reader is not None:
         reader = Reader(reader.to(device, dtype).eval(), reader_tokenizer, options.text_maxlength)
-    return Model(reader, retriever, tokenizer, reader_tokenizer, encoder, step)
+    return Model(reader, retriever, tokenizer, reader_tokenizer, encoder)
 
 
 def folder_of(name: str) -> Path:
     return local_folder(find_model(name))
+
+
+def step_of(options: argparse.Namespace) -> int:
+    """The step that a run begins with: a checkpoint's of this project; 0 of a released one, as in the reference."""
+    path = Path(options.model_path)
+    own = options.model_path != "none" and checkpoints.checkpoint_kind(path) == "own"
+    return checkpoints.saved_step(path) if own else 0
+
+
+def describe_sources(options: argparse.Namespace, known: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Digests of what the predictions come from beside the questions: the model, and its passages or index.
+
+    Of an index it is its description's, or its first shard's where it is a published one.
+
+    Args:
+        known: earlier ones: files that are unchanged since then are not read again.
+    """
+    found = {}
+    if options.model_path != "none":
+        found["model"] = manifests.describe(Path(options.model_path), known.get("model"))
+    else:
+        found["reader"] = describe_model(folder_of(options.reader_model_type), known.get("reader"))
+        if options.retrieves:
+            found["retriever"] = describe_model(folder_of(options.retriever_model_path), known.get("retriever"))
+    if options.load_index_path:
+        folder = options.load_index_path
+        files = [folder / name for name in (NAME, "embeddings.0.pt") if (folder / name).is_file()][:1]
+        found["index"] = manifests.describe(folder, known.get("index"), files)
+    elif options.retrieves:
+        for number, file in enumerate(options.passages):
+            found[f"passages {number}"] = manifests.describe(file, known.get(f"passages {number}"))
+    return found
 
 
 def make_index(options: argparse.Namespace, model: Model, device: torch.device) -> Index:

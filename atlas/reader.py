@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from teacherlm.errors import UserError, reason
+from teacherlm.loading import without_warnings
 
 TOKENS_AT_A_TIME = {"cpu": 4096, "cuda": 65_536}
 """Tokens that are encoded together, padding included."""
@@ -43,14 +43,11 @@ def load_reader(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedM
         UserError: it cannot be loaded, or is no T5.
     """
     require_t5(folder)
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # it warns of each T5 that has a head of its own, as all newer ones have
     try:
-        return T5ForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+        with without_warnings():  # of each T5 that has a head of its own, as all newer ones have
+            return T5ForConditionalGeneration.from_pretrained(folder, dtype=dtype)
     except Exception as error:  # a broken file raises whatever its parser does
         raise UserError(f"the reader in {folder} cannot be loaded: {reason(error)}; is the copy whole?") from error
-    finally:
-        transformers.logging.set_verbosity(verbosity)
 
 
 def empty_reader(folder: Path) -> PreTrainedModel:

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from teacherlm.errors import UserError, reason
-from teacherlm.loading import load_tokenizer
+from teacherlm.loading import load_tokenizer, without_warnings
 
 POOLINGS = ("average", "sqrt", "cls")
 MAXIMUM_LENGTH = 512
@@ -91,7 +91,8 @@ def empty_retriever(folder: Path, untied: bool) -> Retriever:
 
 def load_encoder(folder: Path) -> PreTrainedModel:
     try:
-        return AutoModel.from_pretrained(folder, add_pooling_layer=False)
+        with without_warnings():  # of the pooling layer, which is left out
+            return AutoModel.from_pretrained(folder, add_pooling_layer=False)
     except Exception as error:  # a broken file raises whatever its parser does
         raise UserError(f"the retriever in {folder} cannot be loaded: {reason(error)}; a BERT was expected") from error
 

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -101,6 +102,25 @@ def gather_objects(value: Any) -> list[Any]:
     values = [None] * size()
     dist.all_gather_object(values, value)
     return values
+
+
+def from_first(work: Callable[[], Any]) -> Any:
+    """Let the first worker do something, and give all of them its result.
+
+    Raises:
+        UserError: in all of them, when it did in the first.
+    """
+    result: list[Any] = [None]
+    if is_first():
+        try:
+            result = [work()]
+        except UserError as error:
+            result = [error]
+    if dist.is_initialized():
+        dist.broadcast_object_list(result, src=0)
+    if isinstance(result[0], UserError):
+        raise result[0]
+    return result[0]
 
 
 def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, list[int]]:

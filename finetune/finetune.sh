@@ -26,7 +26,7 @@ example: bash finetune.sh bigscience/bloomz-7b1 ../enhance/CREAK 8 1 6e-06 10 co
 EOF
 }
 
-INTERRUPTED=75 OUT_OF_MEMORY=76 # exit codes of finetune.py
+OUT_OF_MEMORY=76 # exit code of finetune.py
 
 main() {
     [[ ${1:-} == -h || ${1:-} == --help ]] && { usage; exit 0; }
@@ -37,8 +37,9 @@ main() {
     # shellcheck source=teacherlm/python.bash
     source "$here/../teacherlm/python.bash"
     python=$(choose_python "$(dirname -- "$here")")
-    gpus=${NUM_GPUS:-$(seen_gpus)}
-    [[ $gpus =~ ^[0-9]+$ ]] || { echo "finetune.sh: error: NUM_GPUS=$gpus: a number was expected" >&2; exit 2; }
+    # shellcheck source=teacherlm/launch.bash
+    source "$here/../teacherlm/launch.bash"
+    gpus=$(processes_here)
 
     while true; do
         flags=(
@@ -61,81 +62,11 @@ main() {
             "${@:11}"
         )
         status=0
-        launch || status=$?
+        launch "$here/finetune.py" "${flags[@]}" || status=$?
         ((status == OUT_OF_MEMORY)) && [[ ${AUTO_BATCH:-0} == 1 ]] && ((batch > 1 && batch % 2 == 0)) || exit "$status"
         batch=$((batch / 2)) accumulation=$((accumulation * 2))
         echo "finetune.sh: trying again with a batch of $batch and $accumulation accumulated"
     done
-}
-
-seen_gpus() {
-    command -v nvidia-smi >/dev/null || { echo 0; return; }
-    "$python" -c 'import torch; print(torch.cuda.device_count())'
-}
-
-# One process as it is; several with the variables that torch.distributed reads.
-launch() {
-    if ((${SLURM_NNODES:-1} > 1)); then
-        launch_on_nodes
-    elif ((gpus > 1)); then
-        launch_here
-    else
-        "$python" "$here/finetune.py" "${flags[@]}" &
-        await $!
-    fi
-}
-
-launch_here() {
-    local pids=() rank
-    export WORLD_SIZE=$gpus MASTER_ADDR=127.0.0.1 MASTER_PORT=${MASTER_PORT:-$(free_port)}
-    for ((rank = 0; rank < gpus; rank++)); do
-        RANK=$rank LOCAL_RANK=$rank "$python" "$here/finetune.py" "${flags[@]}" &
-        pids+=($!)
-    done
-    await "${pids[@]}"
-}
-
-free_port() {
-    "$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
-}
-
-# srun starts a process a GPU on each node; each finds its rank in Slurm's variables.
-launch_on_nodes() {
-    ((gpus)) || gpus=1 # a process on each node's CPU
-    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-    export MASTER_ADDR MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))} WORLD_SIZE=$((SLURM_NNODES * gpus))
-    # shellcheck disable=SC2016  # the variables are those of the processes that srun starts
-    srun --ntasks="$WORLD_SIZE" --ntasks-per-node="$gpus" --kill-on-bad-exit=1 \
-        bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec "$@"' _ "$python" "$here/finetune.py" "${flags[@]}" &
-    await $!
-}
-
-# Wait for all of the processes; hand signals on to them; when one fails, end the others. Returns the first bad status.
-await() {
-    local status=0 one pid left
-    running=("$@")
-    trap 'kill -USR1 "${running[@]}" 2>/dev/null' USR1
-    trap 'kill -TERM "${running[@]}" 2>/dev/null' TERM INT
-    while ((${#running[@]})); do
-        sleep 0.2 &
-        wait $! || true # a signal ends the waiting, and is handled now
-        left=()
-        for pid in "${running[@]}"; do
-            if kill -0 "$pid" 2>/dev/null; then
-                left+=("$pid")
-                continue
-            fi
-            one=0
-            wait "$pid" || one=$?
-            if ((one && status == 0)); then
-                status=$one
-                ((one == INTERRUPTED)) || kill "${running[@]}" 2>/dev/null || true
-            fi
-        done
-        running=("${left[@]}")
-    done
-    trap - USR1 TERM INT
-    return "$status"
 }
 
 main "$@"

@@ -6,6 +6,7 @@ set -euo pipefail
 usage() {
     cat <<'EOF'
 usage: [VARIABLE=value ...] bash slurm/chain.sh BENCHMARK      (or: make BENCHMARK VARIABLE=value ...)
+       DATA_DIR=FOLDER [...] bash slurm/chain.sh atlas-zeroshot  (or: make atlas-zeroshot; docs/atlas.md)
 
   STUDENT        the model that is finetuned: a name in models/, a folder, a hub id    MODEL, or smollm2-135m
   TEACHER        the model that explains; or explanations that are there, field:NAME    the student
@@ -34,19 +35,16 @@ main() {
     (($# == 1)) || { usage >&2; exit 2; }
 
     root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-    # shellcheck source=slurm/lib/settings.bash
-    source "$root/slurm/lib/settings.bash"
     # shellcheck source=slurm/lib/site.bash
     source "$root/slurm/lib/site.bash"
-    # shellcheck source=slurm/lib/stages.bash
-    source "$root/slurm/lib/stages.bash"
+    load_chain "$1"
     local launcher=local
     command -v sbatch >/dev/null && launcher=slurm
     launcher=${LAUNCHER:-$launcher}
     [[ $launcher == local || $launcher == slurm ]] || fail "LAUNCHER=$launcher: slurm or local was expected"
     [[ $launcher == local ]] || load_site
     settings "$1"
-    echo "$benchmark: student $student_name, teacher $teacher_name, task $task, seed $seed; all goes to $run_folder"
+    echo "$summary"
     if [[ $launcher == slurm ]]; then
         # shellcheck source=slurm/lib/submit.bash
         source "$root/slurm/lib/submit.bash"
@@ -61,20 +59,13 @@ run_here() {
     for stage in "${stages[@]}"; do
         heading "$stage"
         if [[ $stage == enhance ]]; then
-            for number in $(tasks_of enhance); do
-                (run_alone enhance "$number" "$number")
+            for number in $(tasks_of "$stage"); do
+                (run_alone "$stage" "$number" "$number")
             done
         else
             (run_alone "$stage" 0)
         fi
     done
-}
-
-heading() {
-    local name=$1
-    [[ $1 == enhance ]] && name+=" (${kinds[*]})"
-    [[ $1 == merge ]] && name+=" and post-process"
-    printf '\n== %s\n' "$name"
 }
 
 main "$@"

@@ -86,7 +86,7 @@ def read_tasks(chain: Path) -> list[Task]:
             for number in numbers(row["tasks"]):
                 log = Path(row["log"].replace("%%", "%").replace("%a", str(number)))
                 tasks[row["stage"], number] = Task(row["stage"], row["job"], number, row["work"], log)
-    order = ("prepare", "enhance", "merge", "finetune", "evaluate", "report")
+    order = ("prepare", "enhance", "merge", "finetune", "train", "evaluate", "score", "report")
     return sorted(tasks.values(), key=lambda task: (order.index(task.stage), task.number))
 
 
@@ -141,7 +141,7 @@ def progress(chain: Path, tasks: list[Task]) -> str:
     if stage == "finetune":
         log = folder / "finetune" / chain.name / "log.jsonl"
         return f"step {json.loads(last_line(log))['step']}" if log.is_file() and log.stat().st_size else ""
-    if stage == "evaluate":
+    if stage == "evaluate" and folder.parent.name != "atlas":
         scored = list((folder / "evaluate" / chain.name).glob("checkpoint-*/*.manifest.json"))
         return f"{len(scored)} checkpoints scored"
     return ""

@@ -1,9 +1,13 @@
 """Load a model or tokenizer from a folder, the same way in every stage."""
 
+import contextlib
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -11,6 +15,19 @@ from teacherlm.errors import UserError, reason
 
 if not sys.stderr.isatty():
     transformers.utils.logging.disable_progress_bar()  # a log file keeps every step of a bar
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which transformers asks, would warn that it found none
+
+
+@contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """Let transformers be silent about weights that are known to be missing, left over or tied."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
 
 
 def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:

@@ -55,8 +55,7 @@ def release(parts: SimpleNamespace, file: Path, encoders: tuple[str, ...] = ("co
 
 def test_a_released_checkpoint_is_loaded(parts: SimpleNamespace, tmp_path: Path) -> None:
     file = release(parts, tmp_path / "model.pth.tar")
-    encoders, made, step = checkpoints.load_released(file, parts.t5, parts.bert, untied=False)
-    assert step == 1234
+    encoders, made = checkpoints.load_released(file, parts.t5, parts.bert, untied=False)
     for name, tensor in parts.reader.state_dict().items():
         assert torch.equal(made.state_dict()[name], tensor), name
     for name, tensor in parts.encoder.state_dict().items():
@@ -70,18 +69,18 @@ def test_the_first_kind_of_t5_too(parts: SimpleNamespace, tmp_path: Path) -> Non
     model = reader.load_reader(folder)
     once = SimpleNamespace(reader=model, encoder=parts.encoder)
     file = release(once, tmp_path / "model.pth.tar")
-    _, made, _ = checkpoints.load_released(file, folder, None, untied=False)
+    _, made = checkpoints.load_released(file, folder, None, untied=False)
     assert torch.equal(made.lm_head.weight, model.shared.weight)
     assert made.encoder.embed_tokens.weight is made.shared.weight
 
 
 def test_two_encoders_stay_two_and_one_becomes_two_when_asked(parts: SimpleNamespace, tmp_path: Path) -> None:
     two = release(parts, tmp_path / "two.tar", ("query_contriever", "passage_contriever"))
-    encoders, _, _ = checkpoints.load_released(two, None, parts.bert, untied=False)
+    encoders, _ = checkpoints.load_released(two, None, parts.bert, untied=False)
     weight = "embeddings.word_embeddings.weight"
     assert torch.equal(encoders.passage.state_dict()[weight], encoders.query.state_dict()[weight] + 1)
     one = release(parts, tmp_path / "one.tar")
-    encoders, _, _ = checkpoints.load_released(one, None, parts.bert, untied=True)
+    encoders, _ = checkpoints.load_released(one, None, parts.bert, untied=True)
     assert encoders.passage is not encoders.query
     assert torch.equal(encoders.passage.state_dict()[weight], encoders.query.state_dict()[weight])
 
@@ -89,7 +88,7 @@ def test_two_encoders_stay_two_and_one_becomes_two_when_asked(parts: SimpleNames
 def test_one_trained_in_several_processes(parts: SimpleNamespace, tmp_path: Path) -> None:
     weights = {f"reader.module.{name}": tensor for name, tensor in parts.reader.state_dict().items()}
     file = release(parts, tmp_path / "model.pth.tar", model=weights)
-    _, made, _ = checkpoints.load_released(file, parts.t5, None, untied=False)
+    _, made = checkpoints.load_released(file, parts.t5, None, untied=False)
     assert torch.equal(made.lm_head.weight, parts.reader.lm_head.weight)
 
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from atlas.preprocessing.downloads import download
 from teacherlm import manifests
 from teacherlm.benchmarks import load_benchmark
-from teacherlm.errors import Parser, UserError, reason, run
+from teacherlm.errors import LIST_MISSING, Parser, UserError, reason, run
 from teacherlm.files import require_writable, whole_folder
 from teacherlm.prompts import LETTERS
 from teacherlm.records import Record, write_records
@@ -47,17 +47,28 @@ def main() -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--data_tar", type=Path, help=f"the archive (default: fetched from {DATA_URL})")
     source.add_argument("--data_directory", type=Path, help="or its unpacked folder, with dev/, test/ and so on")
+    parser.add_argument("--list_missing", action="store_true", help=LIST_MISSING)
     args = parser.parse_args()
     started = time.time()
     output = args.output_directory / "data" / "mmlu_data"
     require_writable(output)
     if not args.data_tar and not args.data_directory:
         args.data_tar = output / "data.tar"
-        download(DATA_URL, args.data_tar)
+        if not args.list_missing:
+            download(DATA_URL, args.data_tar)
     origin = args.data_directory or args.data_tar
     manifest = manifests.read_manifest(manifests.manifest_of(output))
+    if not origin.exists():
+        if args.list_missing:
+            print("0")
+            return
+        raise UserError(f"{origin}: no such file or folder; MMLU as its authors publish it was expected")
     inputs = {"archive": manifests.describe(origin, (manifest or {}).get("inputs", {}).get("archive"))}
-    if not manifests.changes(manifest, "prepare_mmlu", {}, inputs):
+    done = not manifests.changes(manifest, "prepare_mmlu", {}, inputs)
+    if args.list_missing:
+        print("" if done else "0")
+        return
+    if done:
         print(f"prepare_mmlu: done already, nothing to do ({manifests.manifest_of(output)} matches its inputs)")
         return
     with contextlib.ExitStack() as stack:
@@ -91,8 +102,6 @@ def unpacked(archive: Path, stack: contextlib.ExitStack) -> Path:
     try:
         with tarfile.open(archive) as tar:
             tar.extractall(place, filter="data")
-    except FileNotFoundError as error:
-        raise UserError(f"{archive}: no such file; the archive of MMLU was expected (--data_tar)") from error
     except tarfile.FilterError as error:
         raise UserError(f"{archive}: refused: {reason(error)}") from error
     except (tarfile.TarError, EOFError, OSError) as error:

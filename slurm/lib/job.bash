@@ -10,12 +10,9 @@ run_stage() { # STAGE ROOT SETTINGS
     root=$2
     # shellcheck source=/dev/null
     source "$3"
-    # shellcheck source=slurm/lib/settings.bash
-    source "$root/slurm/lib/settings.bash"
     # shellcheck source=slurm/lib/site.bash
     source "$root/slurm/lib/site.bash"
-    # shellcheck source=slurm/lib/stages.bash
-    source "$root/slurm/lib/stages.bash"
+    load_chain "$CHAIN_BENCHMARK"
     # shellcheck disable=SC2034  # the trap reads it: seconds to end in after the warning; then it is killed
     grace=$((${SIGNAL_SECONDS:-180} / 2))
     trap 'kill_at=$((SECONDS + grace)); kill -USR1 "$child" 2>/dev/null' USR1
@@ -24,7 +21,7 @@ run_stage() { # STAGE ROOT SETTINGS
     export HF_HUB_OFFLINE=1 # compute nodes have no internet: what is missing is an error at once, not a timeout
     load_site
     settings "$CHAIN_BENCHMARK"
-    [[ $1 == enhance || $1 == evaluate ]] && words=("$number")
+    is_array "$1" && words=("$number")
     echo "== $1${SLURM_ARRAY_TASK_ID:+ $number}, job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $(date '+%F %T')"
     note "$1" "$number" running
     run_alone "$1" "$number" "${words[@]}" &

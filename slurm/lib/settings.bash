@@ -48,6 +48,8 @@ settings() { # BENCHMARK
     evaluated=$run_folder/evaluate
     chain=$run_folder/chains/$run_name
 
+    summary="$benchmark: student $student_name, teacher $teacher_name, task $task, seed $seed; all goes to $run_folder"
+
     stages=(prepare enhance merge finetune evaluate report)
     trained_on=$enhanced/$title
     if ((${#kinds[@]} == 0)); then

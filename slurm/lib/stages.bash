@@ -63,6 +63,51 @@ tasks_of() { # STAGE
     esac
 }
 
+is_array() { # STAGE: whether its tasks are those of one job
+    [[ $1 == enhance || $1 == evaluate ]]
+}
+
+# What two chains must not make at once: a name that is the same in both.
+work_of() { # STAGE
+    case $1 in
+        prepare) echo prepare ;;
+        enhance | merge) echo "enhance-${teacher_name}_seed$seed" ;;
+        *) echo "$1-$run_name" ;;
+    esac
+}
+
+# What a stage asks Slurm for: `request`, from the model's YAML and the site's own arguments, which come last and count.
+resources() { # STAGE
+    local model=$student values value gpus tasks
+    [[ $1 == enhance ]] && model=$teacher
+    case $1 in enhance | finetune | evaluate) ;; *) model=none ;; esac
+    [[ $1 == enhance && ($teacher == field:* || $teacher == http*://*) ]] && model=none
+    if [[ $model == none ]]; then
+        request=(--cpus-per-task=2 --mem=4G --time=04:00:00
+            ${CPU_PARTITION:+--partition="$CPU_PARTITION"} "${SBATCH_ARGS[@]}" "${CPU_ARGS[@]}")
+        return
+    fi
+    values=$("$PYTHON" -m teacherlm.models get "$model" "slurm.$1."{nodes,gpus,cpus,memory,time})
+    mapfile -t value <<<"$values"
+    gpus=${value[1]} tasks=$((value[0] > 1 && gpus > 1 ? gpus : 1)) # on several nodes srun starts a process a GPU
+    request=(--nodes="${value[0]}" --ntasks-per-node="$tasks" --cpus-per-task="$((value[2] / tasks))")
+    request+=(--mem="${value[3]}" --time="${value[4]}" ${PARTITION:+--partition="$PARTITION"})
+    ((gpus == 0)) || request+=(--gres="gpu:${GPU_TYPE:+$GPU_TYPE:}$gpus")
+    request+=("${SBATCH_ARGS[@]}")
+    local -n own=${1^^}_ARGS
+    request+=("${own[@]}")
+}
+
+# Said at submission, not hours later: compute nodes have no internet.
+require_models() {
+    local model
+    for model in "$student" "$teacher"; do
+        [[ $model == field:* || $model == http*://* ]] && continue
+        HF_HUB_OFFLINE=1 "$PYTHON" -m teacherlm.models folder "$model" >/dev/null ||
+            fail "$model is not on this machine's disks, and jobs have no internet: make download STUDENT=... TEACHER=..."
+    done
+}
+
 # What must not be made by two at once: a file beside the results that holds the lock.
 lock_of() { # STAGE TASK
     case $1 in
@@ -82,4 +127,11 @@ run_alone() { # STAGE TASK [WORD ...]
     exec 8>>"$lock"
     flock --nonblock 8 || { echo "$1: waiting for another run that is at the same work"; flock 8; }
     "stage_$1" "${@:3}"
+}
+
+heading() {
+    local name=$1
+    [[ $1 == enhance ]] && name+=" (${kinds[*]})"
+    [[ $1 == merge ]] && name+=" and post-process"
+    printf '\n== %s\n' "$name"
 }

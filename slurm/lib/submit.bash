@@ -4,7 +4,7 @@
 
 submit_chain() {
     local stage started=0 queue wanted job row after=() list lists=() others waits rows=()
-    require_what_jobs_need
+    require_models
     mkdir -p "$chain/logs" "$run_folder/.locks"
     chain=$(cd -- "$chain" && pwd)
     exec 9>>"$run_folder/.locks/submission" # two submissions at once would both find that nothing is under way
@@ -45,7 +45,7 @@ submit() { # STAGE
         ${waits[*]:+--dependency="$(IFS=, && echo "${waits[*]}")"}
         "${request[@]}"
     )
-    [[ $1 == enhance || $1 == evaluate ]] && command+=(--array="$(ranges "${wanted[@]}")")
+    is_array "$1" && command+=(--array="$(ranges "${wanted[@]}")")
     command+=("$root/slurm/jobs/$1.sh" "$root" "$chain/settings.env")
     if [[ ${DRY_RUN:-0} == 1 ]]; then
         job=ID_OF_${1^^}
@@ -60,50 +60,18 @@ submit() { # STAGE
     fi
 }
 
-# What a stage asks Slurm for: `request`, from the model's YAML and the site's own arguments, which come last and count.
-resources() { # STAGE
-    local model=$student values value gpus tasks
-    [[ $1 == enhance ]] && model=$teacher
-    case $1 in enhance | finetune | evaluate) ;; *) model=none ;; esac
-    [[ $1 == enhance && ($teacher == field:* || $teacher == http*://*) ]] && model=none
-    if [[ $model == none ]]; then
-        request=(--cpus-per-task=2 --mem=4G --time=04:00:00
-            ${CPU_PARTITION:+--partition="$CPU_PARTITION"} "${SBATCH_ARGS[@]}" "${CPU_ARGS[@]}")
-        return
-    fi
-    values=$("$PYTHON" -m teacherlm.models get "$model" "slurm.$1."{nodes,gpus,cpus,memory,time})
-    mapfile -t value <<<"$values"
-    gpus=${value[1]} tasks=$((value[0] > 1 && gpus > 1 ? gpus : 1)) # on several nodes srun starts a process a GPU
-    request=(--nodes="${value[0]}" --ntasks-per-node="$tasks" --cpus-per-task="$((value[2] / tasks))")
-    request+=(--mem="${value[3]}" --time="${value[4]}" ${PARTITION:+--partition="$PARTITION"})
-    ((gpus == 0)) || request+=(--gres="gpu:${GPU_TYPE:+$GPU_TYPE:}$gpus")
-    request+=("${SBATCH_ARGS[@]}")
-    local -n own=${1^^}_ARGS
-    request+=("${own[@]}")
-}
-
 # The tasks of a stage that are not done: `wanted`.
 find_missing() { # STAGE
     local words=(--list_missing) found
-    [[ $1 == report ]] && return
-    [[ $1 == enhance ]] && words=(0 --list_missing)
+    case $1 in report | score) return ;; enhance) words=(0 --list_missing) ;; esac
     found=$(NUM_GPUS=0 "stage_$1" "${words[@]}")
     mapfile -t wanted < <(grep -x '[0-9][0-9]*' <<<"$found" | sort --numeric-sort --unique)
-}
-
-# What two chains must not make at once: a name that is the same in both.
-work_of() { # STAGE
-    case $1 in
-        prepare) echo prepare ;;
-        enhance | merge) echo "enhance-${teacher_name}_seed$seed" ;;
-        *) echo "$1-$run_name" ;;
-    esac
 }
 
 log_of() { # STAGE; Slurm's % is doubled, and for arrays the task is added
     local log=$chain/logs/$1
     log=${log//%/%%}
-    [[ $1 == enhance || $1 == evaluate ]] && log+=-%a
+    is_array "$1" && log+=-%a
     echo "$log.log"
 }
 
@@ -144,16 +112,6 @@ save_settings() {
         done
     } >"$chain/settings.env.partial"
     mv "$chain/settings.env.partial" "$chain/settings.env"
-}
-
-# Said now, not hours later: compute nodes have no internet.
-require_what_jobs_need() {
-    local model
-    for model in "$student" "$teacher"; do
-        [[ $model == field:* || $model == http*://* ]] && continue
-        HF_HUB_OFFLINE=1 "$PYTHON" -m teacherlm.models folder "$model" >/dev/null ||
-            fail "$model is not on this machine's disks, and jobs have no internet: make download STUDENT=... TEACHER=..."
-    done
 }
 
 # Slurm takes a job that asks for more time than its partition allows, and lets it wait for ever. Other reasons to wait

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=mmlu-zeroshot
+#SBATCH --nodes=8
+#SBATCH --ntasks-per-node=8
+#SBATCH --gres=gpu:8
+#SBATCH --cpus-per-task=10
+#SBATCH --time=8:00:00
+#SBATCH --signal=B:USR1@180
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+# The zero-shot experiment: a released ATLAS answers MMLU as it is (Izacard et al. 2022, section 4.3).
+set -euo pipefail
+
+usage() {
+    cat <<EOF
+usage: DATA_DIR=FOLDER [VARIABLE=value ...] bash examples/mmlu/mmlu-zeroshot.sh [FLAG ...]
+       DATA_DIR=FOLDER [VARIABLE=value ...] sbatch [...] examples/mmlu/mmlu-zeroshot.sh [FLAG ...]      from atlas/
+
+$VARIABLES
+
+Afterwards: python evaluation_scripts/evaluate_mmlu_predictions.py \\
+    --predictions_path DATA_DIR/experiments/EXPERIMENT_NAME/combined_test-step-0.jsonl \\
+    --gold_path DATA_DIR/data/mmlu_data/5-shot-multitask/combined_test.jsonl
+EOF
+}
+
+main() {
+    local here
+    here=$(dirname -- "${BASH_SOURCE[0]}")
+    [[ -f $here/experiment.bash ]] || here=${SLURM_SUBMIT_DIR:-.}/examples/mmlu # a job runs a copy that lies elsewhere
+    # shellcheck source=atlas/examples/mmlu/experiment.bash
+    source "$here/experiment.bash"
+    [[ ${1:-} == -h || ${1:-} == --help ]] && { usage; exit 0; }
+    [[ -n ${DATA_DIR:-} ]] || { usage >&2; exit 2; }
+    atlas=$(cd -- "$here/../.." && pwd)
+    prepare_experiment zeroshot
+    local files=("$questions/5-shot-multitask/combined_valid.jsonl" "$questions/5-shot-multitask/combined_test.jsonl")
+    run_experiment "$atlas/evaluate.py" "${common[@]}" --eval_data "${files[@]}" "$@"
+}
+
+main "$@"

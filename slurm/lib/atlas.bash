@@ -1,0 +1,86 @@
+# shellcheck shell=bash disable=SC2034  # much of it is used by who sources it
+# The chains of ATLAS on MMLU, in place of those of settings.bash and stages.bash: what they are made of and their stages.
+
+settings() { # atlas-SETTING
+    benchmark=$1 setting=${1#atlas-}
+    case $setting in
+        zeroshot) stages=(prepare evaluate score) ;;
+        *) fail "there is no $1; there is: atlas-zeroshot" ;;
+    esac
+    [[ -n ${DATA_DIR:-} ]] || fail "DATA_DIR is not set; it holds the questions, models and indices (docs/atlas.md)"
+    # shellcheck source=teacherlm/python.bash
+    source "$root/teacherlm/python.bash"
+    [[ -z ${CONTAINER:-} ]] || use_container
+    DATA_DIR=$(realpath -m -- "$DATA_DIR")
+    PYTHON=$(choose_python "$root")
+    export PYTHON DATA_DIR
+    export PYTHONUNBUFFERED=1
+    export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+    SAVED=(DATA_DIR SIZE MODEL_PATH INDEX_PATH PASSAGES READER RETRIEVER PRECISION MMLU_DATA FLAGS EXPERIMENT_NAME
+        NUM_GPUS RUNS PYTHON SIGNAL_SECONDS SITE CONTAINER APPTAINER_BIND)
+    size=${SIZE:-xl}
+    run_name=${EXPERIMENT_NAME:-$size-mmlu-$setting}
+    run_folder=${RUNS:-runs}/atlas/$setting
+    chain=$run_folder/chains/$run_name
+    results=$DATA_DIR/experiments/$run_name
+    read -r -a flags <<<"${FLAGS:-}"
+    summary="ATLAS on MMLU, $setting, $size; results go to $results"
+}
+
+stage_prepare() {
+    local source=()
+    [[ ! -d ${MMLU_DATA:-} ]] || source=(--data_directory "$MMLU_DATA")
+    [[ ! -f ${MMLU_DATA:-} ]] || source=(--data_tar "$MMLU_DATA")
+    RUNS=$DATA_DIR exec "$PYTHON" "$root/atlas/preprocessing/prepare_mmlu.py" --output_directory "$DATA_DIR" "${source[@]}" "$@"
+}
+
+stage_evaluate() {
+    EXPERIMENT_NAME=$run_name SIZE=$size exec bash "$root/atlas/examples/mmlu/mmlu-$setting.sh" "${flags[@]}" "$@"
+}
+
+stage_score() {
+    RUNS=$DATA_DIR exec "$PYTHON" "$root/atlas/evaluation_scripts/evaluate_mmlu_predictions.py" \
+        --predictions_path "$results/combined_test-step-0.jsonl" \
+        --gold_path "$DATA_DIR/data/mmlu_data/5-shot-multitask/combined_test.jsonl" "$@"
+}
+
+tasks_of() { # STAGE
+    echo 0
+}
+
+is_array() { # STAGE
+    false
+}
+
+lock_of() { # STAGE TASK
+    work_of "$1"
+}
+
+work_of() { # STAGE
+    case $1 in
+        prepare) echo "prepare-$(cksum <<<"$DATA_DIR" | cut -d ' ' -f 1)" ;;
+        *) echo "$1-$run_name" ;;
+    esac
+}
+
+# The reference's eight nodes of eight GPUs are for its largest model; site.env says what this site gives (ATLAS_ARGS).
+resources() { # STAGE
+    request=(--cpus-per-task=2 --mem=16G --time=04:00:00
+        ${CPU_PARTITION:+--partition="$CPU_PARTITION"} "${SBATCH_ARGS[@]}" "${CPU_ARGS[@]}")
+    [[ $1 == evaluate ]] || return 0
+    local gpus=8
+    request=(--nodes=1 --ntasks-per-node="$gpus" --cpus-per-task=8 --mem=0 --time=08:00:00
+        ${PARTITION:+--partition="$PARTITION"} --gres="gpu:${GPU_TYPE:+$GPU_TYPE:}$gpus" "${SBATCH_ARGS[@]}" "${ATLAS_ARGS[@]}")
+}
+
+require_models() {
+    local wanted
+    for wanted in "${MODEL_PATH:-$DATA_DIR/models/atlas/$size}" "${INDEX_PATH:-$DATA_DIR/indices/atlas/wiki/$size}"; do
+        [[ $wanted == none || -e $wanted || ($wanted == */indices/* && -n ${PASSAGES:-}) ]] ||
+            fail "$wanted is not there, and jobs have no internet: atlas/preprocessing/download_*.py fetch it (docs/atlas.md)"
+    done
+}
+
+heading() {
+    printf '\n== %s\n' "$1"
+}
