@@ -103,6 +103,24 @@ def make_questions(count: int, seed: int = 1, dataset: str = "astronomy_test") -
     return made
 
 
+SUBJECTS = ("astronomy", "philosophy", "virology", "sociology")
+
+
+def make_small_mmlu(folder: Path, mmlu: Path) -> Path:
+    """Folders as in MMLU's archive: real questions of four subjects, 16 for the test; made-up auxiliary ones."""
+    for subject in SUBJECTS:
+        for split, name, count in (("dev", "dev", 5), ("test", "test", 4), ("dev", "val", 1)):
+            source = (mmlu / split / f"{subject}_{split}.csv").read_text(encoding="utf-8")
+            target = folder / name / f"{subject}_{name}.csv"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            plain = [line for line in source.splitlines() if line.count(",") == 5 and '"' not in line]
+            target.write_text("".join(f"{line}\n" for line in plain[:count]), encoding="utf-8")
+    auxiliary = folder / "auxiliary_train" / "made_up.csv"
+    auxiliary.parent.mkdir()
+    auxiliary.write_text("".join(f"made up {number},1,2,3,4,A\n" for number in range(5010)), encoding="utf-8")
+    return folder
+
+
 def write_lines(path: Path, records: Iterable[Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")

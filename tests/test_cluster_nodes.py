@@ -1,8 +1,11 @@
-"""Finetuning over several nodes, each with its own address and name, on a real Slurm: `make test-cluster`."""
+"""Work over several nodes, each with its own address and name, on a real Slurm: `make test-cluster`."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from atlas_models import make_passages, make_small_mmlu, make_tiny_bert, make_tiny_t5, read_lines, write_lines
+from conftest import ROOT
 from slurm_cluster import Cluster, curve, only_log, start
 
 pytestmark = pytest.mark.cluster
@@ -33,3 +36,39 @@ def test_two_nodes_learn_what_one_does(named: Cluster) -> None:
     checkpoints = [sorted(path.name for path in log.parent.glob("checkpoint-*")) for log in logs]
     assert checkpoints[0] == checkpoints[1]
     assert len(checkpoints[0]) == WORDS["EPOCHS"]
+
+
+def test_atlas_on_two_nodes_predicts_what_it_does_on_one(named: Cluster, shared_data: Path) -> None:
+    """Each node holds a half of the index and reads a half of the questions."""
+    place = named.place / "atlas"
+    site = named.place / "atlas.env"
+    two = "ATLAS_ARGS=(--nodes=2 --ntasks-per-node=1 --gres=none --mem=1500M --cpus-per-task=1 --time=10)"
+    site.write_text((named.place / "site.env").read_text() + two + "\n")
+    words = {
+        "MMLU_DATA": make_small_mmlu(place / "mmlu", shared_data / "mmlu"),
+        "READER": make_tiny_t5(place / "t5"),
+        "RETRIEVER": make_tiny_bert(place / "bert"),
+        "PASSAGES": write_lines(place / "passages.jsonl", make_passages(41)),
+        "MODEL_PATH": "none",
+        "PRECISION": "fp32",
+        "SIZE": "tiny",
+        "FLAGS": "--n_context 2 --text_maxlength 128 --generation_max_length 4 --per_gpu_batch_size 8",
+        "TEACHERLM_CACHE": place / "cache",
+        "SITE": site,
+    }
+    chain = ("bash", str(ROOT / "slurm" / "chain.sh"), "atlas-zeroshot")
+    for name, launcher in (("one", "local"), ("two", "slurm")):
+        data = {"DATA_DIR": place / name, "RUNS": place / name / "runs", "LAUNCHER": launcher}
+        result = named.run(*chain, **words, **data)
+        assert result.returncode == 0, result.stderr
+    states = named.await_end("atlas/two/runs")
+    assert {state for of_job in states.values() for state in of_job} == {"COMPLETED"}
+    log = only_log(named, "atlas/two/runs", "evaluate")
+    assert "41 passages to embed, by 2 workers" in log
+    results = "experiments/tiny-mmlu-zeroshot/combined_test-step-0.jsonl"
+    one, other = (read_lines(place / name / results) for name in ("one", "two"))
+    assert len(one) == len(other) == 16
+    for line, before in zip(other, one):
+        assert line["metadata"] == before["metadata"] and line["passages"] == before["passages"]
+        assert line["choice_probs"] == pytest.approx(before["choice_probs"], abs=1e-4)
+    assert result.returncode == 0 and "all" in only_log(named, "atlas/two/runs", "score").splitlines()[-1]

@@ -1,0 +1,95 @@
+"""The zero-shot experiment: as a script by hand, as a chain on this machine, and its preparation for Slurm."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from atlas_models import make_passages, make_small_mmlu, make_tiny_bert, make_tiny_t5, read_lines, write_lines
+from conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def place(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small MMLU, passages, and tiny models."""
+    folder = tmp_path_factory.mktemp("chain")
+    make_tiny_t5(folder / "t5")
+    make_tiny_bert(folder / "bert")
+    write_lines(folder / "passages.jsonl", make_passages(40))
+    make_small_mmlu(folder / "mmlu", shared_data / "mmlu")
+    return folder
+
+
+def environment(place: Path, data: Path, **more: object) -> dict[str, str]:
+    settings = {
+        "DATA_DIR": data,
+        "MMLU_DATA": place / "mmlu",
+        "SIZE": "tiny",
+        "MODEL_PATH": "none",
+        "READER": place / "t5",
+        "RETRIEVER": place / "bert",
+        "PASSAGES": place / "passages.jsonl",
+        "PRECISION": "fp32",
+        "FLAGS": "--n_context 2 --text_maxlength 128 --generation_max_length 4 --per_gpu_batch_size 8",
+        "PYTHON": sys.executable,
+        "LAUNCHER": "local",
+        "RUNS": data / "runs",
+        "TEACHERLM_CACHE": data / "cache",
+        **more,
+    }
+    return os.environ | {name: str(value) for name, value in settings.items()}
+
+
+def test_the_chain_ends_with_the_table_and_twice_does_nothing(place: Path, tmp_path: Path) -> None:
+    command = ["bash", str(ROOT / "slurm" / "chain.sh"), "atlas-zeroshot"]
+    done = subprocess.run(command, env=environment(place, tmp_path), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("==")] == [
+        "== prepare",
+        "== evaluate",
+        "== score",
+    ]
+    assert "category" in done.stdout and done.stdout.splitlines()[-1].split()[0] == "all"
+    results = tmp_path / "experiments" / "tiny-mmlu-zeroshot"
+    assert len(read_lines(results / "combined_test-step-0.jsonl")) == 16
+    assert len(read_lines(results / "combined_valid-step-0.jsonl")) == 4
+    again = subprocess.run(command, env=environment(place, tmp_path), capture_output=True, text=True)
+    assert again.stdout.count("done already") == 3
+    assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
+
+
+def test_by_hand_from_its_folder_in_two_processes(place: Path, tmp_path: Path) -> None:
+    settings = environment(place, tmp_path, NUM_GPUS=2, EXPERIMENT_NAME="mine")
+    prepare = [sys.executable, "preprocessing/prepare_mmlu.py", "--output_directory", str(tmp_path)]
+    atlas = {"cwd": ROOT / "atlas", "env": settings, "capture_output": True, "text": True}
+    done = subprocess.run([*prepare, "--data_directory", str(place / "mmlu")], **atlas)
+    assert done.returncode == 0, done.stderr
+    script = ["bash", "examples/mmlu/mmlu-zeroshot.sh", *settings["FLAGS"].split()]
+    done = subprocess.run(script, **atlas)
+    assert done.returncode == 0, done.stderr
+    assert "by 2 workers" in done.stdout
+    predictions = tmp_path / "experiments" / "mine" / "combined_test-step-0.jsonl"
+    gold = tmp_path / "data" / "mmlu_data" / "5-shot-multitask" / "combined_test.jsonl"
+    assert [line["metadata"]["question"] for line in read_lines(predictions)] == [
+        q["question"] for q in read_lines(gold)
+    ]
+    score = [sys.executable, "evaluation_scripts/evaluate_mmlu_predictions.py"]
+    done = subprocess.run([*score, "--predictions_path", predictions, "--gold_path", gold], **atlas)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_missing_is_said_before_anything_is_submitted(place: Path, tmp_path: Path) -> None:
+    """On a login node: the checkpoint has to be there, for jobs have no internet."""
+    fake = tmp_path / "bin"
+    fake.mkdir()
+    for name in ("squeue", "sbatch"):
+        (fake / name).write_text("#!/bin/sh\n")
+        (fake / name).chmod(0o755)
+    path = {"PATH": f"{fake}:{os.environ['PATH']}", "LAUNCHER": "slurm", "MODEL_PATH": ""}
+    command = ["bash", str(ROOT / "slurm" / "chain.sh"), "atlas-zeroshot"]
+    result = subprocess.run(command, env=environment(place, tmp_path, **path), capture_output=True, text=True)
+    assert result.returncode == 2
+    assert f"{tmp_path}/models/atlas/tiny is not there, and jobs have no internet" in result.stderr
+    result = subprocess.run(command, env=environment(place, tmp_path, DATA_DIR=""), capture_output=True, text=True)
+    assert (result.returncode, result.stderr.count("DATA_DIR is not set")) == (2, 1)
