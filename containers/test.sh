@@ -16,7 +16,7 @@ from pathlib import Path
 records = [line.split() for line in Path("/opt/image/packages.txt").read_text().splitlines()]
 wrong = [(r[1], r[2]) for r in records if r[0] == "python" and importlib.metadata.version(r[1]) != r[2]]
 assert not wrong, f"not as in the lock: {wrong}"
-for name in ("torch", "transformers", "datasets", "deepspeed", "lm_eval", "peft", "teacherlm"):
+for name in ("torch", "transformers", "datasets", "deepspeed", "lm_eval", "peft", "faiss", "teacherlm"):
     importlib.import_module(name)
 print(f"{sum(r[0] == 'python' for r in records)} packages are those of the lock")
 END

@@ -21,7 +21,16 @@ HERE = Path(__file__).resolve().parent
 sys.path[0] = str(HERE.parent / "evaluate")
 sys.path.append(str(HERE))
 
-from measure import Contender, choose, run_alternately, summarize, table, write_results  # noqa: E402
+from measure import (  # noqa: E402
+    Contender,
+    choose,
+    memory,
+    reset_peak_memory,
+    run_alternately,
+    summarize,
+    table,
+    write_results,
+)
 
 sys.path.remove(str(HERE))  # this file is not the library `evaluate`
 
@@ -222,17 +231,6 @@ def scored_by(model: Any) -> Callable:
         return [answers[start : start + len(choices)] for start in range(0, len(answers), len(choices))]
 
     return score
-
-
-def reset_peak_memory() -> int:
-    """Bytes that the process holds now, from which on its peak is counted anew (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return memory("VmRSS")
-
-
-def memory(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
 
 
 if __name__ == "__main__":
