@@ -26,8 +26,8 @@ Packages = dict[str, tuple[str, str]]
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("image", nargs="?", choices=["cpu", "gpu"], help="(default: both)")
-    image = parser.parse_args().image
-    for image in [image] if image else ["cpu", "gpu"]:
+    asked = parser.parse_args().image
+    for image in [asked] if asked else ["cpu", "gpu"]:
         packages = cpu() if image == "cpu" else gpu()
         with whole_file(HERE / f"{image}.lock") as file:
             file.write(lock(image, packages))
