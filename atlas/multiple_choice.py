@@ -108,8 +108,15 @@ def target(question: Record) -> str:
 
 
 def choice_tokens(tokenizer: Any, letters: Sequence[str]) -> list[int]:
-    """The token of each letter as the decoder writes it after the sentinel."""
-    return [tokenizer(letter)["input_ids"][0] for letter in letters]
+    """The token of each letter as the decoder writes it after the sentinel.
+
+    Raises:
+        UserError: the tokenizer has not one for each.
+    """
+    tokens = [tokenizer(letter)["input_ids"][0] for letter in letters]
+    if len(set(tokens)) < len(tokens):
+        raise UserError(f"the reader's tokenizer has no token of its own for each of {', '.join(letters)}")
+    return tokens
 
 
 def marginalize(asked: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, list[float]]]:

@@ -108,7 +108,7 @@ def from_first(work: Callable[[], Any]) -> Any:
     """Let the first worker do something, and give all of them its result.
 
     Raises:
-        UserError: in all of them, when it did in the first.
+        UserError: in the first, which says it; the others end with the same status.
     """
     result: list[Any] = [None]
     if is_first():
@@ -119,7 +119,7 @@ def from_first(work: Callable[[], Any]) -> Any:
     if dist.is_initialized():
         dist.broadcast_object_list(result, src=0)
     if isinstance(result[0], UserError):
-        raise result[0]
+        raise result[0] if is_first() else SystemExit(2)
     return result[0]
 
 

@@ -1,5 +1,6 @@
 """Reader and retriever against T5 and BERT in plain PyTorch, float64, one text at a time."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from atlas_models import make_passages, make_questions, make_tiny_bert, make_tin
 from plain_models import PlainBert, PlainT5
 
 from atlas import multiple_choice, reader, retriever
+from teacherlm.errors import UserError
 from teacherlm.loading import load_tokenizer
 
 TEXT = "{query} title: {title} context: {text}"
@@ -122,3 +124,30 @@ def test_a_retriever_of_two_encoders_begins_as_the_same_one_twice(tmp_path: Path
         untied.query.embeddings.word_embeddings.weight.add_(1)
     assert retriever.fingerprint(tied, "{text}", 50) == retriever.fingerprint(untied, "{text}", 50)
     assert retriever.fingerprint(tied, "{text}", 50) != retriever.fingerprint(tied, "{text}", 51)
+
+
+def test_a_t5_of_the_hub_has_a_sentencepiece_model_and_no_other_tokenizer(tmp_path: Path) -> None:
+    import sentencepiece
+
+    make_tiny_t5(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).unlink()
+    settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 100}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    texts = [passage["text"] for passage in make_passages(300)] + ["the (A) (B) (C) (D) <x>: A B C D"] * 300
+    special = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "minloglevel": 2}
+    prefix = str(tmp_path / "spiece")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_prefix=prefix, vocab_size=110, **special
+    )
+    theirs = sentencepiece.SentencePieceProcessor(model_file=f"{prefix}.model")
+    ours = load_tokenizer(tmp_path)
+    text = "the first king of the city (A) one (B) two <"
+    assert ours(text)["input_ids"] == [*theirs.encode(text), 1]
+    assert ours("<extra_id_0> A")["input_ids"][0] == 110 + 99  # sentinels stand at the end, the first one last
+
+
+def test_letters_without_tokens_of_their_own_are_refused(t5: reader.Reader) -> None:
+    assert len(set(multiple_choice.choice_tokens(t5.tokenizer, "ABCD"))) == 4
+    with pytest.raises(UserError, match="no token of its own for each of X, Y"):
+        multiple_choice.choice_tokens(t5.tokenizer, "XY")
