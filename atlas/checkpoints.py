@@ -46,13 +46,17 @@ def save_checkpoint(
     with whole_folder(folder) as partial:
         reader.save_pretrained(partial / "reader")
         reader_tokenizer.save_pretrained(partial / "reader")
-        query = partial / "retriever" / "query_encoder"
-        retriever.query.config.pooling, retriever.query.config.normalize = retriever.pooling, retriever.normalize
-        retriever.query.save_pretrained(query)
-        retriever_tokenizer.save_pretrained(query)
-        if retriever.passage is not retriever.query:
-            retriever.passage.save_pretrained(partial / "retriever" / "passage_encoder")
+        if retriever is not None:
+            save_retriever(partial / "retriever", retriever, retriever_tokenizer)
         (partial / NAME).write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+
+
+def save_retriever(folder: Path, retriever: retrievers.Retriever, tokenizer: Any) -> None:
+    retriever.query.config.pooling, retriever.query.config.normalize = retriever.pooling, retriever.normalize
+    retriever.query.save_pretrained(folder / "query_encoder")
+    tokenizer.save_pretrained(folder / "query_encoder")
+    if retriever.passage is not retriever.query:
+        retriever.passage.save_pretrained(folder / "passage_encoder")
 
 
 def saved_step(folder: Path) -> int:

@@ -11,7 +11,7 @@ from atlas import checkpoints, workers
 from atlas import reader as readers
 from atlas import retriever as retrievers
 from atlas.flat_search import FlatVectors
-from atlas.index import Index, compress, embed_share
+from atlas.index import Index, Vectors, compress, embed_share
 from atlas.index_files import NAME, load_index, save_index
 from atlas.passages import Passages, converted
 from atlas.reader import Reader
@@ -33,15 +33,15 @@ class Model:
     """Fingerprint of the passage encoder and what it is given, whatever the run's precision."""
 
 
-def load_model(options: argparse.Namespace, device: torch.device) -> Model:
-    """Load retriever and reader, those that the run needs, in its precision.
+def load_model(options: argparse.Namespace, device: torch.device, precision: str) -> Model:
+    """Load retriever and reader, those that the run needs.
 
     fp16 is the reader's alone; the retriever then stays in float32, as in the reference.
 
     Raises:
         UserError: one cannot be found or loaded.
     """
-    dtype = DTYPES[options.precision]
+    dtype = DTYPES[precision]
     path = None if options.model_path == "none" else Path(options.model_path)
     kind = path and checkpoints.checkpoint_kind(path)
     reads, retrieves = not options.retrieve_only, options.retrieves
@@ -65,7 +65,7 @@ def load_model(options: argparse.Namespace, device: torch.device) -> Model:
     encoder = None
     if retriever is not None:
         encoder = retrievers.fingerprint(retriever, options.retriever_format, options.text_maxlength)
-        retriever.to(device, torch.bfloat16 if options.precision == "bf16" else torch.float32).eval()
+        retriever.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
     if reader is not None:
         reader = Reader(reader.to(device, dtype).eval(), reader_tokenizer, options.text_maxlength)
     return Model(reader, retriever, tokenizer, reader_tokenizer, encoder)
@@ -107,38 +107,44 @@ def describe_sources(options: argparse.Namespace, known: dict[str, Any]) -> dict
     return found
 
 
-def make_index(options: argparse.Namespace, model: Model, device: torch.device) -> Index:
+def make_index(options: argparse.Namespace, model: Model, device: torch.device, trained: bool = False) -> Index:
     """Load the index, or make it of the passages and save it where that is asked; all workers call it together.
 
     On a GPU passages are embedded in float16, as the reference does; on a CPU in the run's precision.
+
+    Args:
+        trained: whether the passage encoder has learned since the index was made, which then is stale.
     """
-    retriever, tokenizer = model.retriever, model.retriever_tokenizer
+    retriever = model.retriever
     if options.load_index_path:
         place, kind, code_size = options.load_index_path, options.compressed, options.faiss_code_size
-        return load_index(place, kind, code_size, model.encoder, retriever.dimension, device)
+        return load_index(place, kind, code_size, None if trained else model.encoder, retriever.dimension, device)
     if workers.is_first():
         converted(options.passages, options.max_passages)
     workers.wait_for_all()
     passages = Passages(converted(options.passages, options.max_passages))
     workers.say(f"index: {len(passages)} passages to embed, by {workers.size()} workers")
-    half = torch.float16 if device.type == "cuda" else next(retriever.parameters()).dtype
-    before = next(retriever.parameters()).dtype
-    vectors_ND = embed_share(
-        passages,
-        retriever.to(half),
-        tokenizer,
-        options.retriever_format,
-        options.text_maxlength,
-        options.per_gpu_embedder_batch_size,
-    )
-    retriever.to(before)
-    if options.compressed:
-        vectors: Any = compress(vectors_ND, len(passages), options.compressed, options.faiss_code_size)
-    else:
-        vectors = FlatVectors([vectors_ND], workers.share_of(len(passages))[0])
+    vectors = embed_passages(options, model, passages)
     index = Index(passages, vectors, retriever.dimension, model.encoder)
     if options.save_index_path:
         save_index(
             options.save_index_path, index, options.save_index_n_shards, options.compressed, options.faiss_code_size
         )
     return index
+
+
+def embed_passages(options: argparse.Namespace, model: Model, passages: Passages) -> Vectors:
+    """The vectors of this worker's share of the passages, as the passage encoder is now; all workers call it."""
+    kind = next(model.retriever.parameters()).device.type
+    with torch.autocast(kind, torch.float16, enabled=kind == "cuda"):
+        vectors_ND = embed_share(
+            passages,
+            model.retriever,
+            model.retriever_tokenizer,
+            options.retriever_format,
+            options.text_maxlength,
+            options.per_gpu_embedder_batch_size,
+        )
+    if options.compressed:
+        return compress(vectors_ND, len(passages), options.compressed, options.faiss_code_size)
+    return FlatVectors([vectors_ND], workers.share_of(len(passages))[0])

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 
 from atlas.compressed_search import KINDS
+from atlas.losses import MODES
+from atlas.schedules import SCHEDULERS, parse_schedule
 from teacherlm.errors import Parser, UserError
 
 DTYPES = ("fp32", "fp16", "bf16")
@@ -68,6 +70,66 @@ def parser(description: str) -> Parser:
     index.add_argument("--faiss_index_type", choices=KINDS, default="flat")
     index.add_argument("--faiss_code_size", type=int, help="bytes of a vector's code (pq, ivfpq)")
     return parser
+
+
+def add_training(parser: Parser) -> None:
+    """The flags that train.py has beside the common ones."""
+    train = parser.add_argument_group("training")
+    train.add_argument("--train_data", nargs="+", type=Path, required=True, help="JSON lines of questions")
+    train.add_argument("--total_steps", type=int, default=1000)
+    train.add_argument("--accumulation_steps", type=int, default=1, help="batches of a step (default: 1)")
+    train.add_argument("--shuffle", action="store_true", help="an order of its own for each epoch")
+    train.add_argument("--dropout", type=float, default=0.1)
+    train.add_argument("--eval_freq", type=int, default=500, help="steps between evaluations of --eval_data")
+    train.add_argument("--log_freq", type=int, default=100, help="steps between lines of log.jsonl")
+    train.add_argument("--save_freq", type=int, default=5000, help="steps between checkpoints")
+    train.add_argument("--save_optimizer", action="store_true", help="with what another run needs to go on from them")
+
+    rate = parser.add_argument_group("optimizer")
+    rate.add_argument("--lr", type=float, default=1e-4, help="of the reader (default: 1e-4)")
+    rate.add_argument("--lr_retriever", type=float, default=1e-5)
+    rate.add_argument("--scheduler", choices=SCHEDULERS, default="cosine")
+    rate.add_argument("--warmup_steps", type=int, default=1000)
+    rate.add_argument("--scheduler_steps", type=int, help="where the schedule ends (default: --total_steps)")
+    rate.add_argument("--weight_decay", type=float, default=0.1)
+    rate.add_argument("--clip", type=float, default=1.0, help="the gradient's norm, at most")
+    rate.add_argument("--beta2", type=float, default=0.999)
+    rate.add_argument("--epsilon", type=float, default=1e-6)
+    rate.add_argument("--shard_optim", action="store_true", help="each worker keeps a share of the optimizer's states")
+    rate.add_argument("--shard_grads", action="store_true", help="and of the gradients")
+    rate.add_argument("--use_gradient_checkpoint_reader", action="store_true", help="less memory, more time")
+    rate.add_argument("--use_gradient_checkpoint_retriever", action="store_true")
+
+    retriever = parser.add_argument_group("training of the retriever")
+    retriever.add_argument("--train_retriever", action="store_true")
+    retriever.add_argument("--gold_score_mode", choices=MODES, default="ppmean", help="what it learns from")
+    retriever.add_argument("--temperature_gold", type=float, default=0.01)
+    retriever.add_argument("--temperature_score", type=float, default=0.01)
+    retriever.add_argument("--freeze_retriever_steps", type=int, default=-1, help="until then it does not learn")
+    retriever.add_argument(
+        "--refresh_index", default="-1", help="-1 (never), every so many steps, or 0-100:10,100-1000000:500"
+    )
+
+
+def check_training(options: argparse.Namespace) -> argparse.Namespace:
+    """Flags of training that contradict one another, or are out of range, are refused."""
+    positive = ("total_steps", "accumulation_steps", "eval_freq", "log_freq", "save_freq", "temperature_gold")
+    for name in (*positive, "temperature_score", "retriever_n_context"):
+        if getattr(options, name) <= 0:
+            raise UserError(f"--{name}: a positive number was expected, found {getattr(options, name)}")
+    parse_schedule(options.refresh_index)
+    if options.retrieve_only:
+        raise UserError("--retrieve_only is of evaluate.py: nothing would learn")
+    if options.train_retriever and not options.retrieves:
+        raise UserError("--train_retriever: with --closed_book or --use_file_passages there is no retriever")
+    if options.shard_grads and not options.shard_optim:
+        raise UserError("--shard_grads shards the optimizer's states too: --shard_optim was expected with it")
+    if options.retrieves and options.retriever_n_context < options.n_context:
+        raise UserError(
+            f"--retriever_n_context {options.retriever_n_context}: the reader learns from the first --n_context "
+            f"{options.n_context} of them; at least as many were expected"
+        )
+    return options
 
 
 def check(options: argparse.Namespace) -> argparse.Namespace:

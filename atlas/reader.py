@@ -7,7 +7,7 @@ no positions in its cross-attention, so states can be put side by side without t
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -65,22 +65,34 @@ def require_t5(folder: Path) -> Any:
     return config
 
 
-def encode(reader: Reader, texts_BN: Sequence[Sequence[str]]) -> tuple[torch.Tensor, torch.Tensor]:
+class Encoded(NamedTuple):
+    """What the decoder attends to: B questions, the states of all texts of each side by side, S for the longest.
+
+    Attributes:
+        states: (B, S, D).
+        passage: (B, S), which of the question's texts a state is of; -1 where there is none.
+    """
+
+    states: torch.Tensor
+    passage: torch.Tensor
+
+    @property
+    def mask(self) -> torch.Tensor:
+        return (self.passage >= 0).long()
+
+
+def encode(reader: Reader, texts_BN: Sequence[Sequence[str]]) -> Encoded:
     """Encode each question's texts (its query with each of its passages), and put their states side by side.
 
     A text that is there several times is encoded once. Texts are batched by length; padding is dropped.
-
-    Returns:
-        (states (B, S, D), mask (B, S)): S is the length of all texts of the longest question.
     """
     unique = {text: number for number, text in enumerate(dict.fromkeys(text for texts in texts_BN for text in texts))}
     tokens = reader.tokenizer(list(unique), truncation=True, max_length=reader.text_maxlength)["input_ids"]
     states = encode_tokens(reader, tokens)
     rows = [torch.cat([states[unique[text]] for text in texts]) for texts in texts_BN]
-    states_BSD = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    lengths_B = torch.tensor([len(row) for row in rows], device=reader.device)
-    mask_BS = torch.arange(states_BSD.shape[1], device=reader.device) < lengths_B[:, None]
-    return states_BSD, mask_BS.long()
+    places = [[place for place, text in enumerate(texts) for _ in tokens[unique[text]]] for texts in texts_BN]
+    passage_BS = nn.utils.rnn.pad_sequence(list(map(torch.tensor, places)), batch_first=True, padding_value=-1)
+    return Encoded(nn.utils.rnn.pad_sequence(rows, batch_first=True), passage_BS.to(reader.device))
 
 
 def encode_tokens(reader: Reader, tokens: Sequence[Sequence[int]]) -> list[torch.Tensor]:
@@ -110,25 +122,30 @@ def target_labels(reader: Reader, targets: Sequence[str], target_maxlength: int 
     return tokens["input_ids"].masked_fill(tokens["attention_mask"] == 0, IGNORED)
 
 
-def decode(
-    reader: Reader, states_BSD: torch.Tensor, mask_BS: torch.Tensor, labels_BT: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(logits (B, T, V) in float32, the mean loss over all target tokens): the decoder is given the target."""
-    output = reader.model(
-        encoder_outputs=BaseModelOutput(last_hidden_state=states_BSD),
-        attention_mask=mask_BS,
+def decode(reader: Reader, encoded: Encoded, labels_BT: torch.Tensor, **options: Any) -> Any:
+    """The output of the T5 whose decoder is given the target: logits (B, T, V), and what `options` ask for."""
+    return reader.model(
+        encoder_outputs=BaseModelOutput(last_hidden_state=encoded.states),
+        attention_mask=encoded.mask,
         labels=labels_BT,
         use_cache=False,
+        **options,
     )
-    logits_BTV = output.logits.float()
-    return logits_BTV, nn.functional.cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED)
 
 
-def generate(reader: Reader, states_BSD: torch.Tensor, mask_BS: torch.Tensor, max_length: int) -> list[str]:
+def target_losses(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+    """The loss of each target token (B, T) in float32; 0 where there is none."""
+    losses = nn.functional.cross_entropy(
+        logits_BTV.float().flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return losses.view(labels_BT.shape)
+
+
+def generate(reader: Reader, encoded: Encoded, max_length: int) -> list[str]:
     """What the reader writes by itself, greedily, at most `max_length` tokens."""
     tokens = reader.model.generate(
-        encoder_outputs=BaseModelOutput(last_hidden_state=states_BSD),
-        attention_mask=mask_BS,
+        encoder_outputs=BaseModelOutput(last_hidden_state=encoded.states),
+        attention_mask=encoded.mask,
         max_length=max_length,
         num_beams=1,
         do_sample=False,

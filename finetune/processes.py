@@ -11,13 +11,12 @@ from typing import Any
 import torch
 
 from teacherlm.errors import UserError
+from teacherlm.gloo import use_gloo_on_cpus
 from teacherlm.memory import keep_freed_memory
 
 
 def join_processes() -> None:
     """On a machine without a GPU, let several processes work together over gloo.
-
-    accelerate 1.15 asks for the backend of the device and finds none for a CPU that DeepSpeed is to use.
 
     Raises:
         UserError: the launcher's variables are incomplete.
@@ -31,10 +30,7 @@ def join_processes() -> None:
     if missing:
         raise UserError(f"WORLD_SIZE is set but {', '.join(missing)} is not; finetune.sh starts the processes itself")
     if not torch.cuda.is_available():
-        from accelerate import PartialState
-        from accelerate.utils import DistributedType
-
-        PartialState._prepare_backend = lambda *args, **options: ("gloo", DistributedType.MULTI_CPU)
+        use_gloo_on_cpus()
 
 
 @contextmanager

@@ -314,9 +314,9 @@ def read_ours(made: Any, texts: list[list[str]], letters: list[int]) -> list[flo
 
     found = []
     for start in range(0, len(texts), 4):
-        states, mask = reader.encode(made, texts[start : start + 4])
-        labels = reader.target_labels(made, ["<extra_id_0> A"] * len(states), 16)
-        logits, _ = reader.decode(made, states, mask, labels)
+        batch = texts[start : start + 4]
+        labels = reader.target_labels(made, ["<extra_id_0> A"] * len(batch), 16)
+        logits = reader.decode(made, reader.encode(made, batch), labels).logits
         found += logits[:, 1, letters].flatten().tolist()
     return found
 

@@ -1,9 +1,18 @@
 """Tiny readers, retrievers, passages and questions for the tests of atlas/."""
 
+import io
 import json
+import os
+import runpy
+import subprocess
+import sys
 from collections.abc import Iterable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
+
+import pytest
 
 TEXT = (
     "the of a in and is was for on by with from that which an as at it its are were or be has had one two three river "
@@ -119,6 +128,22 @@ def make_small_mmlu(folder: Path, mmlu: Path) -> Path:
     auxiliary.parent.mkdir()
     auxiliary.write_text("".join(f"made up {number},1,2,3,4,A\n" for number in range(5010)), encoding="utf-8")
     return folder
+
+
+def run_script(script: Path, words: list[str], environment: dict[str, str], workers: int = 1) -> CompletedProcess:
+    """Run a script of atlas/ to its end: one worker in this process, which has torch loaded already."""
+    if workers > 1:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={workers}"]
+        return subprocess.run([*command, script, *words], env=os.environ | environment, capture_output=True, text=True)
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(out), redirect_stderr(err):
+        for name, value in environment.items():
+            patched.setenv(name, value)
+        patched.setattr(sys, "argv", [str(script), *words])
+        patched.setattr(sys, "path", list(sys.path))
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(script), run_name="__main__")
+    return CompletedProcess(words, ended.value.code, out.getvalue(), err.getvalue())
 
 
 def write_lines(path: Path, records: Iterable[Any]) -> Path:

@@ -1,18 +1,22 @@
 """evaluate.py as people call it: one worker and two, interrupted, closed book, retrieval only, and bad input."""
 
-import io
-import os
 import random
-import runpy
 import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
-from atlas_models import make_passages, make_questions, make_tiny_bert, make_tiny_t5, read_lines, write_lines
+from atlas_models import (
+    make_passages,
+    make_questions,
+    make_tiny_bert,
+    make_tiny_t5,
+    read_lines,
+    run_script,
+    write_lines,
+)
 from conftest import ROOT, only_error
 
 EVALUATE = ROOT / "atlas" / "evaluate.py"
@@ -48,20 +52,8 @@ def words(place: Path, output: Path, *more: object) -> list[str]:
 
 
 def evaluate(place: Path, output: Path, *more: object, workers: int = 1) -> subprocess.CompletedProcess:
-    """Run it to its end: one worker in this process, which has torch loaded already."""
-    asked = words(place, output, *more)
-    cache = {"TEACHERLM_CACHE": str(place / "cache")}
-    if workers > 1:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={workers}"]
-        return subprocess.run([*command, EVALUATE, *asked], env=os.environ | cache, capture_output=True, text=True)
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patched, redirect_stdout(out), redirect_stderr(err):
-        patched.setenv(*cache.popitem())
-        patched.setattr(sys, "argv", [str(EVALUATE), *asked])
-        patched.setattr(sys, "path", list(sys.path))
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(EVALUATE), run_name="__main__")
-    return subprocess.CompletedProcess(asked, ended.value.code, out.getvalue(), err.getvalue())
+    environment = {"TEACHERLM_CACHE": str(place / "cache")}
+    return run_script(EVALUATE, words(place, output, *more), environment, workers)
 
 
 @pytest.fixture(scope="module")
