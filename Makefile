@@ -14,12 +14,12 @@ HOST_PYTHON := $(if $(CONTAINER),PYTHONPATH=. $(BASE_PYTHON),$(PYTHON))
 # RUNS may come from the site's settings.
 LOAD_SITE := root=. && source slurm/lib/site.bash && load_site && export RUNS &&
 
-.PHONY: help install demo creak ecqa strategy_qa mmlu sample atlas-zeroshot atlas-demo status logs cancel download site container container-test container-diff
+.PHONY: help install demo creak ecqa strategy_qa mmlu sample atlas-zeroshot atlas-5-shot atlas-5-shot-multi atlas-full atlas-demo status logs cancel download site container container-test container-diff
 .PHONY: lock test test-cluster prove lint perf
 .PHONY: doctor clean
 
 help: ## list the targets
-	@grep -E '^[a-z_ -]+:.*## ' $(MAKEFILE_LIST) | while IFS= read -r line; do \
+	@grep -E '^[a-z0-9_ -]+:.*## ' $(MAKEFILE_LIST) | while IFS= read -r line; do \
 	    printf '  %-32s %s\n' "make $${line%%:*}" "$${line##*## }"; done
 	@printf '\nVariables of a run: %s\n' "STUDENT TEACHER TASK LIMIT EPOCHS SEED NUM_TOKENS RUNS (bash slurm/chain.sh --help)"
 
@@ -43,7 +43,7 @@ demo: $(INSTALLED) ## the whole chain on the sample benchmark with small real we
 creak ecqa strategy_qa mmlu sample: $(INSTALLED) ## the whole chain on a benchmark: make creak STUDENT=bloomz-7b1 TASK=cot_tail
 	@bash slurm/chain.sh $@
 
-atlas-zeroshot: $(INSTALLED) ## ATLAS answers MMLU as it is: make atlas-zeroshot DATA_DIR=... SIZE=xl (docs/atlas.md)
+atlas-zeroshot atlas-5-shot atlas-5-shot-multi atlas-full: $(INSTALLED) ## ATLAS on MMLU: make atlas-zeroshot DATA_DIR=... SIZE=xl (docs/atlas.md)
 	@bash slurm/chain.sh $@
 
 atlas-demo: $(INSTALLED) ## retrieval and a reader on a small corpus, some minutes on a CPU

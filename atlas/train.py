@@ -25,7 +25,7 @@ from atlas.flat_search import FlatVectors  # noqa: E402
 from atlas.model import describe_sources, embed_passages, load_model, make_index  # noqa: E402
 from atlas.schedules import IndexRefresh, learning_rate  # noqa: E402
 from teacherlm import manifests  # noqa: E402
-from teacherlm.errors import UserError, run  # noqa: E402
+from teacherlm.errors import LIST_MISSING, UserError, run  # noqa: E402
 from teacherlm.files import require_writable, whole_file  # noqa: E402
 from teacherlm.interrupts import REQUEUE, Stop  # noqa: E402
 from teacherlm.records import drop_torn_line, dump_line, read_records, write_records  # noqa: E402
@@ -37,18 +37,22 @@ NOT_SHAPING = ("name", "checkpoint_dir", "model_path", "eval_data", "main_port",
 NOT_SHAPING += ("train_data", "passages", "load_index_path", "save_index_path", "save_index_n_shards", "eval_freq")
 NOT_SHAPING += ("log_freq", "save_freq", "save_optimizer", "per_gpu_embedder_batch_size", "generation_max_length")
 NOT_SHAPING += ("multiple_choice_eval_permutations", "shard_optim", "shard_grads", "use_gradient_checkpoint_reader")
-NOT_SHAPING += ("use_gradient_checkpoint_retriever", "per_gpu_batch_size", "retrieve_only")
+NOT_SHAPING += ("use_gradient_checkpoint_retriever", "per_gpu_batch_size", "retrieve_only", "list_missing")
 """Flags that say where things are or how they are computed; the weights depend on the others."""
 
 
 def main() -> int:
     parser = options.parser(__doc__)
     options.add_training(parser)
+    parser.add_argument("--list_missing", action="store_true", help=LIST_MISSING)
     asked = options.check_training(options.check(parser.parse_args()))
     folder = asked.checkpoint_dir / asked.name
     require_writable(folder)
     device = workers.join_workers(asked.main_port)
     described = workers.from_first(functools.partial(describe_run, asked, folder))
+    if asked.list_missing:
+        print("" if described["done"] else "0")
+        return 0
     if described["done"]:
         workers.say(f"train: done already, nothing to do ({manifests.manifest_of(folder)} matches its inputs)")
         return 0

@@ -250,74 +250,80 @@ def recall(contender: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def read(contender: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Real MMLU questions in cyclic permutations, each with N_CONTEXT passages: their choice logits."""
+    """Real MMLU questions in cyclic permutations, each with N_CONTEXT passages: all that evaluate.py does but loading."""
     import torch
 
-    from atlas import multiple_choice, reader
-    from teacherlm.benchmarks import load_benchmark
-    from teacherlm.loading import load_tokenizer
-    from teacherlm.sources import read_split
+    from atlas import options
+    from atlas.model import load_model
 
-    folder = make_reader()
-    dtype = torch.bfloat16 if contender.endswith("bf16") else torch.float32
-    made = reader.Reader(reader.load_reader(folder, dtype).eval(), load_tokenizer(folder), TEXT_MAXLENGTH)
-    data = Path(args.mmlu) if args.mmlu else None
-    samples = [sample for _, sample in read_split(load_benchmark("mmlu"), "test", data)]
-    draw = random.Random(0)
-    passages = dictionary.passages()
-    texts, letters = [], multiple_choice.choice_tokens(made.tokenizer, "ABCD")
-    for sample in draw.sample(samples, ASKED):
-        options = dict(zip("ABCD", sample["choices"]))
-        question = {"question": sample["question"], "options": options, "answer": "A"}
-        # About 100 words, as ATLAS's passages have: some entries together.
-        found = [" ".join(entry["text"] for entry in draw.sample(passages, 3)) for _ in range(N_CONTEXT)]
-        for order in multiple_choice.permutations(question, "cyclic"):
-            query = multiple_choice.prompt(made.tokenizer, order)
-            texts.append([f"{query} title: {place} context: {text}" for place, text in enumerate(found)])
+    precision = "bf16" if contender.endswith("bf16") else "fp32"
+    flags = ["--reader_model_type", make_reader(), "--text_maxlength", TEXT_MAXLENGTH, "--n_context", N_CONTEXT]
+    flags += ["--target_maxlength", 16, "--generation_max_length", 8, "--per_gpu_batch_size", 4, "--use_file_passages"]
+    flags += ["--multiple_choice_eval_permutations", "cyclic"]
+    asked = options.check(options.parser("").parse_args([str(flag) for flag in flags]))
+    model = load_model(asked, torch.device("cpu"), precision)
+    questions = list(enumerate(questions_with_passages(args)))
     answer = {"padded": read_padded, "ours": read_ours}[contender.split("-")[0]]
     with torch.no_grad():
-        answer(made, texts[:1], letters)
+        answer(asked, model, questions[:1])
         before, started = reset_peak_memory(), time.perf_counter()
-        logits = answer(made, texts, letters)
+        logits = answer(asked, model, questions)
     seconds = time.perf_counter() - started
     return {
-        "value": ASKED / seconds,
+        "value": len(questions) / seconds,
         "seconds": seconds,
         "added_memory_bytes": memory("VmHWM") - before,
         "numbers": logits,
     }
 
 
-def read_padded(made: Any, texts: list[list[str]], letters: list[int]) -> list[float]:
+def questions_with_passages(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """ASKED of MMLU's test questions; passages of about 100 words, as ATLAS's are: three entries together."""
+    from teacherlm.benchmarks import load_benchmark
+    from teacherlm.sources import read_split
+
+    data = Path(args.mmlu) if args.mmlu else None
+    samples = [sample for _, sample in read_split(load_benchmark("mmlu"), "test", data)]
+    draw = random.Random(0)
+    entries = dictionary.passages()
+    questions = []
+    for sample in draw.sample(samples, ASKED):
+        texts = [" ".join(entry["text"] for entry in draw.sample(entries, 3)) for _ in range(N_CONTEXT)]
+        passages = [{"title": str(place), "text": text} for place, text in enumerate(texts)]
+        options = dict(zip("ABCD", sample["choices"]))
+        questions.append({"question": sample["question"], "options": options, "answer": "A", "passages": passages})
+    return questions
+
+
+def read_ours(asked: Any, model: Any, questions: list[tuple[int, dict[str, Any]]]) -> list[float]:
+    from atlas.evaluation import predict
+
+    found = dict(predict(asked, questions, model, None))
+    asked_of = [order for number, _ in questions for order in found[number]["prediction"]["permutations"]]
+    return [logit for order in asked_of for logit in order["choice_logits"].values()]
+
+
+def read_padded(asked: Any, model: Any, questions: list[tuple[int, dict[str, Any]]]) -> list[float]:
+    """The reference's way: one prompt at a time, each of its texts padded to text_maxlength."""
     from transformers.modeling_outputs import BaseModelOutput
 
-    from atlas import reader
+    from atlas import multiple_choice, reader
 
-    found = []
-    for passages in texts:
-        tokens = made.tokenizer(
-            passages, padding="max_length", truncation=True, max_length=TEXT_MAXLENGTH, return_tensors="pt"
-        )
-        states = made.model.encoder(**tokens).last_hidden_state.flatten(0, 1)[None]
-        labels = reader.target_labels(made, ["<extra_id_0> A"], 16)
-        output = made.model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=states),
-            attention_mask=tokens["attention_mask"].flatten()[None],
-            labels=labels,
-        )
-        found += output.logits[0, 1, letters].tolist()
-    return found
-
-
-def read_ours(made: Any, texts: list[list[str]], letters: list[int]) -> list[float]:
-    from atlas import reader
-
-    found = []
-    for start in range(0, len(texts), 4):
-        batch = texts[start : start + 4]
-        labels = reader.target_labels(made, ["<extra_id_0> A"] * len(batch), 16)
-        logits = reader.decode(made, reader.encode(made, batch), labels).logits
-        found += logits[:, 1, letters].flatten().tolist()
+    made, found = model.reader, []
+    letters = multiple_choice.choice_tokens(made.tokenizer, "ABCD")
+    for _, question in questions:
+        for order in multiple_choice.permutations(question, "cyclic"):
+            query = multiple_choice.prompt(made.tokenizer, order)
+            texts = [asked.encoder_format.format(query=query, **passage) for passage in question["passages"]]
+            tokens = made.tokenizer(
+                texts, padding="max_length", truncation=True, max_length=TEXT_MAXLENGTH, return_tensors="pt"
+            )
+            states = made.model.encoder(**tokens).last_hidden_state.flatten(0, 1)[None]
+            there = {"encoder_outputs": BaseModelOutput(last_hidden_state=states)}
+            there["attention_mask"] = tokens["attention_mask"].flatten()[None]
+            labels = reader.target_labels(made, [multiple_choice.target(order)], 16)
+            found += made.model(**there, labels=labels).logits[0, 1, letters].tolist()
+            made.model.generate(**there, max_length=asked.generation_max_length)
     return found
 
 

@@ -6,7 +6,7 @@ set -euo pipefail
 usage() {
     cat <<'EOF'
 usage: [VARIABLE=value ...] bash slurm/chain.sh BENCHMARK      (or: make BENCHMARK VARIABLE=value ...)
-       DATA_DIR=FOLDER [...] bash slurm/chain.sh atlas-zeroshot  (or: make atlas-zeroshot; docs/atlas.md)
+       DATA_DIR=FOLDER [...] bash slurm/chain.sh atlas-SETTING  (or: make atlas-SETTING ...; docs/atlas.md)
 
   STUDENT        the model that is finetuned: a name in models/, a folder, a hub id    MODEL, or smollm2-135m
   TEACHER        the model that explains; or explanations that are there, field:NAME    the student
@@ -58,7 +58,7 @@ run_here() {
     local stage number
     for stage in "${stages[@]}"; do
         heading "$stage"
-        if [[ $stage == enhance ]]; then
+        if [[ $stage == enhance || $stage == train ]] && is_array "$stage"; then
             for number in $(tasks_of "$stage"); do
                 (run_alone "$stage" "$number" "$number")
             done

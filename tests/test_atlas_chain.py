@@ -1,12 +1,13 @@
-"""The zero-shot experiment: as a script by hand, as a chain on this machine, and its preparation for Slurm."""
+"""The experiments: as scripts by hand, as chains on this machine, and what is said before jobs are submitted."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from atlas_models import make_passages, make_small_mmlu, make_tiny_bert, make_tiny_t5, read_lines, write_lines
+from atlas_models import SUBJECTS, make_passages, make_small_mmlu, make_tiny_bert, make_tiny_t5, read_lines, write_lines
 from conftest import ROOT
 
 
@@ -57,6 +58,38 @@ def test_the_chain_ends_with_the_table_and_twice_does_nothing(place: Path, tmp_p
     again = subprocess.run(command, env=environment(place, tmp_path), capture_output=True, text=True)
     assert again.stdout.count("done already") == 3
     assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
+
+
+TRAIN = "--retriever_n_context 3 --total_steps 4 --warmup_steps 1 --eval_freq 2 --per_gpu_batch_size 2 --dropout 0"
+
+
+@pytest.mark.parametrize("setting", ["5-shot-multi", "full"])
+def test_one_model_for_all_domains(place: Path, tmp_path: Path, setting: str) -> None:
+    settings = environment(place, tmp_path)
+    settings["FLAGS"] += " " + TRAIN
+    command = ["bash", str(ROOT / "slurm" / "chain.sh"), f"atlas-{setting}"]
+    done = subprocess.run(command, env=settings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = tmp_path / "experiments" / f"tiny-mmlu-{setting}"
+    assert len(read_lines(results / "combined_test-step-4.jsonl")) == 16
+    chosen = re.search(r"predictions for \S+, step (\d)", done.stdout)[1]
+    assert chosen in "24" and "step 4: " in done.stdout
+    assert done.stdout.splitlines()[-1].split()[0] == "all"
+
+
+def test_a_model_for_each_domain(place: Path, tmp_path: Path) -> None:
+    settings = environment(place, tmp_path)
+    settings["FLAGS"] += " " + TRAIN
+    command = ["bash", str(ROOT / "slurm" / "chain.sh"), "atlas-5-shot"]
+    done = subprocess.run(command, env=settings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = tmp_path / "experiments" / "tiny-mmlu-5-shot"
+    for domain in SUBJECTS:
+        assert len(read_lines(results / domain / f"{domain}.test-step-4.jsonl")) == 4
+    last = done.stdout.splitlines()[-1].split()
+    assert last[0] == "all"
+    again = subprocess.run(command, env=settings, capture_output=True, text=True)
+    assert again.stdout.count("train: done already") == 4
 
 
 def test_by_hand_from_its_folder_in_two_processes(place: Path, tmp_path: Path) -> None:

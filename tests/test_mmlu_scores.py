@@ -63,7 +63,7 @@ def test_a_folder_of_domains_in_either_spelling(tmp_path: Path) -> None:
         write_lines(tmp_path / "runs" / domain / f"{domain}{mark}test-step-16.jsonl", lines)
     asked = ["--predictions_path", tmp_path / "runs", "--gold_path", gold_file(tmp_path), "--split", "test"]
     done = score(*asked, "--step", 16)
-    assert done.stdout == f"predictions for {tmp_path / 'runs'}\n{TABLE}", done.stderr
+    assert done.stdout == f"predictions for {tmp_path / 'runs'}, step 16\n{TABLE}", done.stderr
     assert "runs/astronomy/astronomy.test-step-12.jsonl: no such file" in only_error(score(*asked, "--step", 12))
 
 
@@ -79,3 +79,25 @@ def test_what_is_no_prediction_is_named(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "p.jsonl", [{"generation": "A"}])
     message = only_error(score("--predictions_path", file, "--gold_path", gold_file(tmp_path)))
     assert "p.jsonl, line 1: no prediction of evaluate.py" in message
+
+
+def test_the_step_is_chosen_on_validation_questions(tmp_path: Path) -> None:
+    """Step 8 is the best on validation, step 12 on the test: what is scored is the test at step 8."""
+    run = tmp_path / "run"
+    valid = [question("anatomy", number, "val") for number in range(4)]
+    test = [question("anatomy", number) for number in range(4)]
+    right = {4: (1, 3), 8: (3, 2), 12: (2, 4), 16: (3, 1)}  # of the validation and of the test questions
+    for step, (of_valid, of_test) in right.items():
+        for name, asked, count in (("valid", valid, of_valid), ("test", test, of_test)):
+            lines = [prediction(q, 0, number < count) for number, q in enumerate(asked)]
+            write_lines(run / f"combined_{name}-step-{step}.jsonl", lines)
+    golds = [write_lines(tmp_path / f"{name}.jsonl", asked) for name, asked in (("valid", valid), ("test", test))]
+    asked = ["--predictions_path", run, "--gold_path", golds[1], "--select-step", golds[0]]
+    done = score(*asked)
+    assert done.returncode == 0, done.stderr
+    assert "step 8: 75.00 on 4 validation questions" in done.stdout
+    assert f"predictions for {run}, step 8" in done.stdout
+    assert done.stdout.splitlines()[-1].split() == ["all", "0.00", "50.00"]
+    for file in run.glob("combined_valid*"):
+        file.unlink()
+    assert "no validation predictions there" in only_error(score(*asked))

@@ -1,13 +1,17 @@
 """The MMLU table of a run's predictions: accuracy with the options in their own order, and debiased over permutations.
 
---predictions_path is a file of predictions, or, for the 5-shot setting, a folder with one run for each of the 57
-domains, {domain}/{domain}.{split}-step-{step}.jsonl or {domain}/{domain}-{split}-step-{step}.jsonl. Categories are
-averages over questions (micro-averages).
+--predictions_path is a file of predictions; a run's folder (combined_{split}-step-{step}.jsonl); or, for the 5-shot
+setting, a folder with a run for each of the 57 domains, {domain}/{domain}.{split}-step-{step}.jsonl or
+{domain}/{domain}-{split}-step-{step}.jsonl. Categories are averages over questions (micro-averages).
+
+With --select-step the step is the one whose validation predictions have the best debiased accuracy; what is scored is
+the test split at that step.
 """
 
 import argparse
+import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from teacherlm.records import Record, read_records
 
 CATEGORIES = {"humanities": "humanities", "Soc Sci.": "social_sciences", "STEM": "stem", "other": "other"}
 """The table's name -> the group of benchmarks/mmlu.yaml."""
+VALIDATION = re.compile(r"[._-]val(?:id)?-step-(\d+)\.jsonl$")
 SPLIT_ENDINGS = ("_test", "_valid", "_val", "_dev")
 
 Key = tuple[str, str]
@@ -33,28 +38,64 @@ def main() -> None:
     parser.add_argument("--gold_path", type=Path, required=True, help="the questions, with their answers")
     parser.add_argument("--step", type=int, default=16, help="of a folder's files (default: 16)")
     parser.add_argument("--split", default="valid", help="of a folder's files (default: valid)")
+    parser.add_argument(
+        "--select-step", type=Path, metavar="GOLD", help="choose the step of a folder by its validation questions"
+    )
     args = parser.parse_args()
     gold = read_gold(args.gold_path)
-    if args.predictions_path.is_dir():
-        found = [domain_file(args.predictions_path, domain, args.split, args.step) for domain in sorted(gold)]
-    else:
-        found = [args.predictions_path]
-    predictions: Predictions = {}
-    for file in found:
-        read_predictions(file, predictions)
+    if args.select_step:
+        args.step, args.split = select_step(args.predictions_path, read_gold(args.select_step)), "test"
+    predictions = read_all(args.predictions_path, sorted(gold), args.split, args.step)
     require_all(gold, predictions, args.predictions_path)
-    print(f"predictions for {args.predictions_path}")
+    print(
+        f"predictions for {args.predictions_path}" + (f", step {args.step}" if args.predictions_path.is_dir() else "")
+    )
     print(table(gold, predictions))
 
 
-def domain_file(folder: Path, domain: str, split: str, step: int) -> Path:
-    """The predictions of one domain, in either spelling of the documentation; `valid` is also called val."""
+def read_all(path: Path, domains: Sequence[str], split: str, step: int) -> Predictions:
+    """The predictions of a file, of a run's folder, or of a folder of domains."""
+    if not path.is_dir():
+        files = [path]
+    elif any(path.glob("combined_*-step-*.jsonl")):
+        files = [named(path, "combined", split, step)]
+    else:
+        files = [named(path / domain, domain, split, step) for domain in domains]
+    predictions: Predictions = {}
+    for file in files:
+        read_predictions(file, predictions)
+    return predictions
+
+
+def select_step(folder: Path, gold: dict[str, dict[Key, str]]) -> int:
+    """The step with the best debiased accuracy on validation questions; of equal ones the first.
+
+    Raises:
+        UserError: there are no validation predictions.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: --select-step chooses among the steps of a folder; a folder was expected")
+    found = {int(match[1]) for file in folder.rglob("*-step-*.jsonl") if (match := VALIDATION.search(file.name))}
+    if not found:
+        raise UserError(f"{folder}: no validation predictions there (*val*-step-N.jsonl); was --eval_data given both?")
+    scores = {}
+    for step in sorted(found):
+        predictions = read_all(folder, sorted(gold), "valid", step)
+        require_all(gold, predictions, folder)
+        right = [predictions[d][key][1] == answer for d, answers in gold.items() for key, answer in answers.items()]
+        scores[step] = 100 * sum(right) / len(right)
+        print(f"step {step}: {scores[step]:.2f} on {len(right)} validation questions")
+    return max(scores, key=lambda step: (scores[step], -step))
+
+
+def named(folder: Path, name: str, split: str, step: int) -> Path:
+    """The predictions of a domain or of all together, in any spelling of the documentation; `valid` is val, too."""
     splits = {"valid": ("valid", "val"), "val": ("val", "valid")}.get(split, (split,))
-    names = [f"{domain}{mark}{name}-step-{step}.jsonl" for name in splits for mark in ".-"]
-    for name in names:
-        if (folder / domain / name).is_file():
-            return folder / domain / name
-    raise UserError(f"{folder / domain / names[0]}: no such file; did the run of {domain} reach step {step}?")
+    names = [f"{name}{mark}{of_split}-step-{step}.jsonl" for of_split in splits for mark in ".-_"]
+    for file in names:
+        if (folder / file).is_file():
+            return folder / file
+    raise UserError(f"{folder / names[0]}: no such file; did the run reach step {step}?")
 
 
 def domain_of(dataset: str) -> str:

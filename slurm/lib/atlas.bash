@@ -4,8 +4,10 @@
 settings() { # atlas-SETTING
     benchmark=$1 setting=${1#atlas-}
     case $setting in
-        zeroshot) stages=(prepare evaluate score) ;;
-        *) fail "there is no $1; there is: atlas-zeroshot" ;;
+        zeroshot) stages=(prepare evaluate score) tree=5-shot-multitask ;;
+        5-shot | 5-shot-multi) stages=(prepare train score) tree=5-shot-multitask ;;
+        full) stages=(prepare train score) tree=full ;;
+        *) fail "there is no $1; there are: atlas-zeroshot, atlas-5-shot, atlas-5-shot-multi, atlas-full" ;;
     esac
     [[ -n ${DATA_DIR:-} ]] || fail "DATA_DIR is not set; it holds the questions, models and indices (docs/atlas.md)"
     # shellcheck source=teacherlm/python.bash
@@ -38,22 +40,56 @@ stage_evaluate() {
     EXPERIMENT_NAME=$run_name SIZE=$size exec bash "$root/atlas/examples/mmlu/mmlu-$setting.sh" "${flags[@]}" "$@"
 }
 
+stage_train() { # [DOMAIN's number]; without one all of them, one by one
+    if [[ ${1:-} =~ ^[0-9]+$ ]]; then
+        export DOMAIN
+        DOMAIN=$(domains | sed -n "$(($1 + 1))p")
+        [[ -n $DOMAIN ]] || { echo "train: there are fewer domains"; exit 0; }
+        shift
+    fi
+    stage_evaluate "$@"
+}
+
+# Of the 5-shot setting by the manifests alone: asking train.py 57 times would take minutes. Each looks for itself, too.
+missing_train() {
+    local number=0 domain
+    is_array train || { NUM_GPUS=0 stage_train --list_missing; return; }
+    for domain in $(domains); do
+        [[ -f $results/$domain/manifest.json ]] || echo "$number"
+        ((number += 1))
+    done
+}
+
+domains() {
+    local file
+    for file in "$DATA_DIR"/data/mmlu_data/5-shot/individual_train/*.5-shot-train.jsonl; do
+        [[ ! -f $file ]] || basename -- "$file" .5-shot-train.jsonl
+    done
+}
+
 stage_score() {
+    local gold=$DATA_DIR/data/mmlu_data/$tree which=("$results" --select-step "$DATA_DIR/data/mmlu_data/$tree/combined_valid.jsonl")
+    [[ $setting != zeroshot ]] || which=("$results/combined_test-step-0.jsonl")
     RUNS=$DATA_DIR exec "$PYTHON" "$root/atlas/evaluation_scripts/evaluate_mmlu_predictions.py" \
-        --predictions_path "$results/combined_test-step-0.jsonl" \
-        --gold_path "$DATA_DIR/data/mmlu_data/5-shot-multitask/combined_test.jsonl" "$@"
+        --gold_path "$gold/combined_test.jsonl" --predictions_path "${which[@]}" "$@"
 }
 
 tasks_of() { # STAGE
-    echo 0
+    local count
+    if is_array "$1"; then
+        count=$(domains | wc -l)
+        seq 0 $((${count/#0/57} - 1)) # before they are prepared: as many as MMLU has
+    else
+        echo 0
+    fi
 }
 
 is_array() { # STAGE
-    false
+    [[ $1 == train && $setting == 5-shot ]]
 }
 
 lock_of() { # STAGE TASK
-    work_of "$1"
+    echo "$(work_of "$1")-$2"
 }
 
 work_of() { # STAGE
@@ -67,7 +103,7 @@ work_of() { # STAGE
 resources() { # STAGE
     request=(--cpus-per-task=2 --mem=16G --time=04:00:00
         ${CPU_PARTITION:+--partition="$CPU_PARTITION"} "${SBATCH_ARGS[@]}" "${CPU_ARGS[@]}")
-    [[ $1 == evaluate ]] || return 0
+    [[ $1 == evaluate || $1 == train ]] || return 0
     local gpus=8
     request=(--nodes=1 --ntasks-per-node="$gpus" --cpus-per-task=8 --mem=0 --time=08:00:00
         ${PARTITION:+--partition="$PARTITION"} --gres="gpu:${GPU_TYPE:+$GPU_TYPE:}$gpus" "${SBATCH_ARGS[@]}" "${ATLAS_ARGS[@]}")

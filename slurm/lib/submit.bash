@@ -64,7 +64,11 @@ submit() { # STAGE
 find_missing() { # STAGE
     local words=(--list_missing) found
     case $1 in report | score) return ;; enhance) words=(0 --list_missing) ;; esac
-    found=$(NUM_GPUS=0 "stage_$1" "${words[@]}")
+    if declare -F "missing_$1" >/dev/null; then
+        found=$("missing_$1")
+    else
+        found=$(NUM_GPUS=0 "stage_$1" "${words[@]}")
+    fi
     mapfile -t wanted < <(grep -x '[0-9][0-9]*' <<<"$found" | sort --numeric-sort --unique)
 }
 

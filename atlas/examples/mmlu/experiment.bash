@@ -23,7 +23,8 @@ prepare_experiment() { # KIND
     python=$(choose_python "$(dirname -- "$atlas")")
     gpus=$(processes_here)
     questions=$DATA_DIR/data/mmlu_data
-    name=${EXPERIMENT_NAME:-${SLURM_JOB_ID:+$SLURM_JOB_ID-}$size-mmlu-$1}
+    local job=${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-}}
+    name=${EXPERIMENT_NAME:-${job:+$job-}$size-mmlu-$1}
     common=(
         --name "$name"
         --checkpoint_dir "$DATA_DIR/experiments"
@@ -47,6 +48,22 @@ prepare_experiment() { # KIND
     else
         common+=(--load_index_path "${INDEX_PATH:-$DATA_DIR/indices/atlas/wiki/$size}")
     fi
+}
+
+# What the three experiments that train have in common: `train`.
+train_flags() {
+    train=(
+        --shuffle
+        --train_retriever --gold_score_mode ppmean
+        --query_side_retriever_training --refresh_index -1
+        --temperature_gold 0.1 --temperature_score 0.1
+        --use_gradient_checkpoint_reader --use_gradient_checkpoint_retriever
+        --shard_optim --shard_grads
+        --dropout 0.1
+        --lr 5e-5 --lr_retriever 1e-5 --scheduler linear --weight_decay 0.01
+        --log_freq 4
+        --save_freq 10000000000
+    )
 }
 
 # Run a script to its end; one that was warned of the time limit and has stopped has its job queued again.

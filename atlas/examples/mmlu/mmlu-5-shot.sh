@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=mmlu-5-shot
+#SBATCH --nodes=8
+#SBATCH --ntasks-per-node=8
+#SBATCH --gres=gpu:8
+#SBATCH --cpus-per-task=10
+#SBATCH --time=8:00:00
+#SBATCH --signal=B:USR1@180
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --array=0-56%4
+#SBATCH --output=%x-%A-%a.log
+# The 5-shot experiment: a model for each of the 57 domains learns from 5 questions (Izacard et al. 2022). As a job it is
+# an array, a task a domain; by hand all domains one after the other, or DOMAIN.
+set -euo pipefail
+
+usage() {
+    cat <<EOF
+usage: DATA_DIR=FOLDER [VARIABLE=value ...] bash examples/mmlu/mmlu-5-shot.sh [FLAG ...]
+       DATA_DIR=FOLDER [VARIABLE=value ...] sbatch [...] examples/mmlu/mmlu-5-shot.sh [FLAG ...]      from atlas/
+
+$VARIABLES
+
+  DOMAIN             only this one
+
+Afterwards: python evaluation_scripts/evaluate_mmlu_predictions.py --predictions_path DATA_DIR/experiments/EXPERIMENT_NAME \\
+    --gold_path DATA_DIR/data/mmlu_data/5-shot-multitask/combined_test.jsonl \\
+    --select-step DATA_DIR/data/mmlu_data/5-shot-multitask/combined_valid.jsonl
+EOF
+}
+
+main() {
+    local here
+    here=$(dirname -- "${BASH_SOURCE[0]}")
+    [[ -f $here/experiment.bash ]] || here=${SLURM_SUBMIT_DIR:-.}/examples/mmlu # a job runs a copy that lies elsewhere
+    # shellcheck source=atlas/examples/mmlu/experiment.bash
+    source "$here/experiment.bash"
+    [[ ${1:-} == -h || ${1:-} == --help ]] && { usage; exit 0; }
+    [[ -n ${DATA_DIR:-} ]] || { usage >&2; exit 2; }
+    atlas=$(cd -- "$here/../.." && pwd)
+    prepare_experiment 5-shot
+    train_flags
+    local data=$questions/5-shot files domains domain task=${SLURM_ARRAY_TASK_ID:-}
+    files=("$data"/individual_train/*.5-shot-train.jsonl)
+    files=("${files[@]##*/}")
+    domains=("${files[@]%.5-shot-train.jsonl}")
+    [[ -z $task ]] || domains=("${domains[@]:task:1}")
+    [[ -z ${DOMAIN:-} ]] || domains=("$DOMAIN")
+    for domain in "${domains[@]}"; do
+        run_experiment "$atlas/train.py" "${common[@]}" "${train[@]}" --checkpoint_dir "$DATA_DIR/experiments/$name" --name "$domain" \
+            --train_data "$data/individual_train/$domain.5-shot-train.jsonl" \
+            --eval_data "$data/individual_valid/$domain.val.jsonl" "$data/individual_test/$domain.test.jsonl" \
+            --eval_freq 4 --total_steps 16 --warmup_steps 4 "$@"
+    done
+}
+
+main "$@"

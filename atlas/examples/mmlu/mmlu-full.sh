@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=mmlu-full
+#SBATCH --nodes=8
+#SBATCH --ntasks-per-node=8
+#SBATCH --gres=gpu:8
+#SBATCH --cpus-per-task=10
+#SBATCH --time=8:00:00
+#SBATCH --signal=B:USR1@180
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+# The full experiment: one model learns from MMLU's auxiliary questions and the 5 of all domains (Izacard et al. 2022).
+set -euo pipefail
+
+usage() {
+    cat <<EOF
+usage: DATA_DIR=FOLDER [VARIABLE=value ...] bash examples/mmlu/mmlu-full.sh [FLAG ...]
+       DATA_DIR=FOLDER [VARIABLE=value ...] sbatch [...] examples/mmlu/mmlu-full.sh [FLAG ...]      from atlas/
+
+$VARIABLES
+
+Afterwards: python evaluation_scripts/evaluate_mmlu_predictions.py --predictions_path DATA_DIR/experiments/EXPERIMENT_NAME \\
+    --gold_path DATA_DIR/data/mmlu_data/full/combined_test.jsonl \\
+    --select-step DATA_DIR/data/mmlu_data/full/combined_valid.jsonl
+EOF
+}
+
+main() {
+    local here
+    here=$(dirname -- "${BASH_SOURCE[0]}")
+    [[ -f $here/experiment.bash ]] || here=${SLURM_SUBMIT_DIR:-.}/examples/mmlu # a job runs a copy that lies elsewhere
+    # shellcheck source=atlas/examples/mmlu/experiment.bash
+    source "$here/experiment.bash"
+    [[ ${1:-} == -h || ${1:-} == --help ]] && { usage; exit 0; }
+    [[ -n ${DATA_DIR:-} ]] || { usage >&2; exit 2; }
+    atlas=$(cd -- "$here/../.." && pwd)
+    prepare_experiment full
+    train_flags
+    local data=$questions/full
+    run_experiment "$atlas/train.py" "${common[@]}" "${train[@]}" --train_data "$data/train.jsonl" \
+        --eval_data "$data/combined_valid.jsonl" "$data/combined_test.jsonl" \
+        --eval_freq 150 --total_steps 2000 --warmup_steps 50 "$@"
+}
+
+main "$@"
