@@ -250,7 +250,7 @@ def recall(contender: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def read(contender: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Real MMLU questions in cyclic permutations, each with N_CONTEXT passages: all that evaluate.py does but loading."""
+    """Real MMLU questions in cyclic permutations with N_CONTEXT passages: all that evaluate.py does but loading."""
     import torch
 
     from atlas import options
