@@ -75,7 +75,8 @@ def main() -> None:
         work = {"search": search, "recall": recall, "read": read}[args.scenarios.split("-")[0]]
         print(json.dumps(work(args.contender, args)))
         return
-    make_index()
+    if args.scenarios != "read":
+        make_index()
     results = []
     for name in args.scenarios.split(","):
         print(f"\n{name}", flush=True)
