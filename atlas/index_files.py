@@ -22,7 +22,7 @@ from atlas.flat_search import FlatVectors
 from atlas.index import Index
 from atlas.passages import Passages, checked, write_passages
 from teacherlm.errors import UserError, reason
-from teacherlm.files import beside, cache_folder, sync_file, whole_file
+from teacherlm.files import cache_folder, whole_file, whole_path
 
 NAME = "index.json"
 PASSAGES = "passages.arrow"
@@ -49,7 +49,8 @@ def save_index(folder: Path, index: Index, n_shards: int, kind: str | None, code
         for old in (*folder.glob("embeddings.*.npy"), *folder.glob("faiss.*.index")):
             old.unlink()
         if not same_file(index.passages.path, folder / PASSAGES):
-            copy_whole(index.passages.path, folder / PASSAGES)
+            with whole_path(folder / PASSAGES) as partial:
+                shutil.copyfile(index.passages.path, partial)
     workers.wait_for_all()
     each = max(1, n_shards // workers.size())
     if kind is None:
@@ -86,14 +87,8 @@ def save_flat(folder: Path, vectors: FlatVectors, n_shards: int) -> list[dict[st
 
 
 def save_array(file: Path, array: np.ndarray) -> None:
-    partial = beside(file, "partial")
-    try:
-        with open(partial, "wb") as handle:
-            np.save(handle, array)
-        sync_file(partial)
-        partial.rename(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_path(file) as partial, open(partial, "wb") as handle:
+        np.save(handle, array)
 
 
 def save_compressed(folder: Path, vectors: CompressedVectors, name: str) -> list[dict[str, Any]]:
@@ -102,24 +97,9 @@ def save_compressed(folder: Path, vectors: CompressedVectors, name: str) -> list
     if not len(vectors):
         return []
     file = folder / f"faiss.{name}.{workers.rank():05d}.index"
-    partial = beside(file, "partial")
-    try:
+    with whole_path(file) as partial:
         faiss.write_index(vectors.index, str(partial))
-        sync_file(partial)
-        partial.rename(file)
-    finally:
-        partial.unlink(missing_ok=True)
     return [{"file": file.name, "rows": len(vectors)}]
-
-
-def copy_whole(source: Path, target: Path) -> None:
-    partial = beside(target, "partial")
-    try:
-        shutil.copyfile(source, partial)
-        sync_file(partial)
-        partial.rename(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def same_file(one: Path, other: Path) -> bool:

@@ -119,10 +119,7 @@ def make_index(options: argparse.Namespace, model: Model, device: torch.device, 
     if options.load_index_path:
         place, kind, code_size = options.load_index_path, options.compressed, options.faiss_code_size
         return load_index(place, kind, code_size, None if trained else model.encoder, retriever.dimension, device)
-    if workers.is_first():
-        converted(options.passages, options.max_passages)
-    workers.wait_for_all()
-    passages = Passages(converted(options.passages, options.max_passages))
+    passages = Passages(workers.from_first(lambda: converted(options.passages, options.max_passages)))
     workers.say(f"index: {len(passages)} passages to embed, by {workers.size()} workers")
     vectors = embed_passages(options, model, passages)
     index = Index(passages, vectors, retriever.dimension, model.encoder)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from teacherlm.errors import UserError, shown
-from teacherlm.files import beside, cache_folder, sync_file
+from teacherlm.files import cache_folder, whole_path
 from teacherlm.records import Record, read_records
 
 FIELDS = ("id", "title", "text")
@@ -80,21 +80,19 @@ def checked(record: Record, where: str) -> dict[str, str]:
 
 def write_passages(path: Path, passages: Iterable[dict[str, str]]) -> None:
     """Write passages as an Arrow file, whole or not at all; in memory are ROWS of them."""
-    partial = beside(path, "partial")
-    try:
-        with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
-            rows: list[dict[str, str]] = []
-            for passage in passages:
-                rows.append(passage)
-                if len(rows) == ROWS:
-                    writer.write_batch(pa.RecordBatch.from_pylist(rows, SCHEMA))
-                    rows = []
-            if rows:
+    with (
+        whole_path(path) as partial,
+        pa.OSFile(str(partial), "wb") as file,
+        pa.ipc.new_file(file, SCHEMA) as writer,
+    ):
+        rows: list[dict[str, str]] = []
+        for passage in passages:
+            rows.append(passage)
+            if len(rows) == ROWS:
                 writer.write_batch(pa.RecordBatch.from_pylist(rows, SCHEMA))
-        sync_file(partial)
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
+                rows = []
+        if rows:
+            writer.write_batch(pa.RecordBatch.from_pylist(rows, SCHEMA))
 
 
 def converted(files: Sequence[Path], limit: int) -> Path:

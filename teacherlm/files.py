@@ -37,18 +37,23 @@ def beside(path: Path, kind: str) -> Path:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[IO[str]]:
-    """Open `path` for writing text; it appears under its name only when the block ends well (write, fsync, rename)."""
+def whole_path(path: Path) -> Iterator[Path]:
+    """Yield a path to write a file to; it appears under its name only when the block ends well (fsync, rename)."""
     partial = beside(path, "partial")
     try:
-        with open(partial, "w", encoding="utf-8", newline="\n") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
+        sync_file(partial)
         os.replace(partial, path)
         sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[IO[str]]:
+    """Open `path` for writing text; it appears under its name only when the block ends well (write, fsync, rename)."""
+    with whole_path(path) as partial, open(partial, "w", encoding="utf-8", newline="\n") as file:
+        yield file
 
 
 @contextlib.contextmanager
