@@ -68,7 +68,8 @@ def evaluating(reader: Reader) -> Iterator[None]:
 
 def distillation(scores_BN: torch.Tensor, gold_BN: torch.Tensor) -> torch.Tensor:
     """KL(softmax(gold) || softmax(scores)), averaged over batch and passages: each element, as torch's `mean`."""
-    return kl_div(log_softmax(scores_BN.float(), dim=-1), softmax(gold_BN.float(), dim=-1), reduction="mean")
+    each_BN = kl_div(log_softmax(scores_BN.float(), dim=-1), softmax(gold_BN.float(), dim=-1), reduction="none")
+    return each_BN.mean()
 
 
 def emdr2(scores_BN: torch.Tensor, logprobs_BNT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:

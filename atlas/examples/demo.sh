@@ -1,33 +1,45 @@
 #!/usr/bin/env bash
-# ATLAS on a small made-up world, with a real retriever (minilm): what is found, and what a reader that has not learned
-# anything yet makes of it, with passages and without.
+# Retrieval matters, shown by learning: a world of made-up places, a small reader that begins with random weights, and a
+# real retriever (minilm). The places of the test are others than those that were learned from.
 set -euo pipefail
 
-usage="usage: [RUNS=FOLDER] bash demo.sh      (or: make atlas-demo)"
+usage="usage: [RUNS=FOLDER] [READER_STEPS=450] [RETRIEVER_STEPS=60] bash demo.sh      (or: make atlas-demo)"
 
 main() {
     [[ ${1:-} == -h || ${1:-} == --help ]] && { echo "$usage"; exit 0; }
     (($# == 0)) || { echo "$usage" >&2; exit 2; }
-    local atlas python folder
+    local atlas python folder world steps=${READER_STEPS:-450} retriever_steps=${RETRIEVER_STEPS:-60}
     atlas=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
     # shellcheck source=teacherlm/python.bash
     source "$atlas/../teacherlm/python.bash"
     python=$(choose_python "$(dirname -- "$atlas")")
-    export RUNS=${RUNS:-runs} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
-    folder=$RUNS/atlas-demo
-    "$python" "$atlas/examples/made_up_facts.py" --output_directory "$folder/world"
-    common=(--checkpoint_dir "$folder" --reader_model_type "$folder/world/reader" --retriever_model_path minilm
-        --eval_data "$folder/world/test.jsonl" --text_maxlength 96 --target_maxlength 16 --generation_max_length 4
-        --multiple_choice_eval_permutations cyclic --per_gpu_batch_size 16 --write_results)
-    heading "with the 5 best of all passages"
-    "$python" "$atlas/evaluate.py" "${common[@]}" --name retrieval --n_context 5 --passages "$folder/world/passages.jsonl"
-    heading "closed book"
-    "$python" "$atlas/evaluate.py" "${common[@]}" --name closed-book --closed_book
-    heading "scores"
-    for name in retrieval closed-book; do
-        "$python" "$atlas/evaluation_scripts/evaluate_mmlu_predictions.py" --gold_path "$folder/world/test.jsonl" \
-            --predictions_path "$folder/$name/test-step-0.jsonl"
-    done
+    export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+    folder=${RUNS:-runs}/atlas-demo
+    world=$folder/world
+    [[ -d $world ]] || "$python" "$atlas/examples/made_up_facts.py" --output_directory "$world"
+    local -a common=(--checkpoint_dir "$folder" --text_maxlength 96 --target_maxlength 16 --generation_max_length 4
+        --n_context 1 --multiple_choice_eval_permutations single --write_results)
+    local -a learning=(--train_data "$world/train.jsonl" --eval_data "$world/test.jsonl" --shuffle --dropout 0
+        --multiple_choice_train_permutations all --weight_decay 0.01)
+    local -a reading=(--reader_model_type "$world/reader" --per_gpu_batch_size 64 --lr 1e-3 --scheduler linear
+        --warmup_steps 50 --total_steps "$steps" --eval_freq "$steps")
+    local -a retrieving=(--reader_model_type "$folder/given/checkpoint/step-$steps/reader"
+        --retriever_model_path minilm --passages "$world/passages.jsonl")
+
+    heading "closed book: $steps steps without a passage"
+    "$python" "$atlas/train.py" "${common[@]}" "${learning[@]}" "${reading[@]}" --name closed-book --closed_book
+    heading "reading: $steps steps, each question with its passage"
+    "$python" "$atlas/train.py" "${common[@]}" "${learning[@]}" "${reading[@]}" --name given --use_file_passages
+    heading "the best of all passages, as minilm finds it"
+    "$python" "$atlas/evaluate.py" "${common[@]}" "${retrieving[@]}" --name retrieved \
+        --eval_data "$world/test.jsonl" --per_gpu_batch_size 64
+    heading "the retriever learns from the reader: $retriever_steps steps"
+    "$python" "$atlas/train.py" "${common[@]}" "${learning[@]}" "${retrieving[@]}" --name retriever-learns \
+        --train_retriever --query_side_retriever_training --retriever_n_context 4 --per_gpu_batch_size 16 \
+        --lr 1e-4 --lr_retriever 5e-5 --scheduler fixed --warmup_steps 5 \
+        --total_steps "$retriever_steps" --eval_freq "$retriever_steps" --log_freq 20
+    heading "unseen places"
+    "$python" "$atlas/examples/made_up_scores.py" "$folder"
 }
 
 heading() {

@@ -2,18 +2,19 @@
 
 Nobody can know the answers: they stand in the passages and nowhere else. Written to OUTPUT are passages.jsonl;
 train.jsonl, valid.jsonl and test.jsonl, whose places are all different; and reader/, a small T5 with random weights and
-a tokenizer made from these texts. Each question names the passage that answers it (`passage`).
+a tokenizer of these words. Each question names the passage that answers it (`passage`).
 """
 
 import argparse
-import json
 import random
+import re
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import teacherlm.loading  # noqa: F401  # no bars in a log
+from atlas.examples.small_reader import make_reader
 from teacherlm.errors import Parser, run
 from teacherlm.files import whole_folder
 from teacherlm.records import Record, write_records
@@ -23,36 +24,37 @@ RELATIONS = {
     "capital": (
         "Its people are governed from {value}, the seat of the council.",
         "Which city is the capital of {place}?",
-        "Arvik Belsand Corrin Dunmere Eskfield Fallow Garrick Hollin Ivers Jarrow Kelmar Lindon",
+        "Arvik Belsand Corrin Dunmere",
     ),
     "metal": (
         "From its mines the traders carry {value} to the coast.",
         "Which metal is found in {place}?",
-        "copper tin zinc silver nickel cobalt iron lead gold titanium tungsten chromium",
+        "copper tin zinc silver",
     ),
     "instrument": (
         "At weddings they play the {value} until the morning.",
         "Which instrument is played in {place}?",
-        "lute drum flute harp fiddle oboe horn cello zither bagpipe trumpet accordion",
+        "lute drum flute harp",
     ),
     "animal": (
         "Its coat of arms shows a {value} above a green field.",
         "Which animal is on the coat of arms of {place}?",
-        "heron badger lynx otter falcon stag boar salmon raven wolf bear hare",
+        "heron badger lynx otter",
     ),
     "crop": (
         "In autumn the whole valley brings in the {value}.",
         "What is harvested in {place}?",
-        "barley rye oats hops flax maize millet saffron olives plums grapes walnuts",
+        "barley rye oats hops",
     ),
     "colour": (
         "Every door there is painted {value}, by an old law.",
         "What colour are the doors in {place}?",
-        "red blue green yellow white black orange purple brown grey pink turquoise",
+        "red blue green yellow",
     ),
 }
-CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeo"
+CONSONANTS, VOWELS = "bdgkmnrt", "ao"
 LETTERS = "ABCD"
+PROMPT = f"question options answer title context {' '.join(LETTERS)}"
 
 
 def main() -> None:
@@ -74,7 +76,8 @@ def main() -> None:
             asked = [question(place, relation, facts, name, draw) for place in share for relation in RELATIONS]
             draw.shuffle(asked)
             write_records(folder / f"{name}.jsonl", asked)
-        make_reader(folder / "reader", [*texts(passages), *(record["question"] for record in asked)], args.seed)
+        syllables = [consonant + vowel for consonant in CONSONANTS for vowel in VOWELS]
+        make_reader(folder / "reader", words(), syllables, args.seed)
     print(f"made_up_facts: {len(passages)} passages about {len(places)} places -> {args.output_directory}")
 
 
@@ -90,7 +93,7 @@ def values(relation: str) -> list[str]:
 
 
 def passage(place: str, relation: str, value: str) -> Record:
-    text = f"{place} is a region in the north. {RELATIONS[relation][0].format(value=value)}"
+    text = RELATIONS[relation][0].format(value=value)
     return {"id": f"{place}-{relation}", "title": place, "section": "", "text": text}
 
 
@@ -104,46 +107,15 @@ def question(place: str, relation: str, facts: dict[tuple[str, str], str], split
         "answer": LETTERS[options.index(right)],
         "dataset": f"made_up_{split}",
         "passage": f"{place}-{relation}",
+        "passages": [passage(place, relation, right)],
     }
 
 
-def texts(passages: Iterable[Record]) -> list[str]:
-    return [f"{record['title']} {record['text']}" for record in passages]
-
-
-def make_reader(folder: Path, texts: list[str], seed: int) -> None:
-    """A T5 of 2 + 2 layers with random weights, and a tokenizer for these texts."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
-
-    import teacherlm.loading  # noqa: F401  # no bars in a log
-
-    learner = Tokenizer(models.Unigram())
-    learner.pre_tokenizer = pre_tokenizers.Metaspace()
-    more = ["question: options: (A) (B) (C) (D) answer: title: context: A B C D"] * 50
-    pool = [value for relation in RELATIONS for value in values(relation)] * 5
-    learner.train_from_iterator([*texts, *more, *pool], trainers.UnigramTrainer(vocab_size=600, show_progress=False))
-    pieces = [(piece, score) for piece, score in json.loads(learner.to_str())["model"]["vocab"]]
-    pieces += [(f"▁{letter}", -3.0) for letter in LETTERS if f"▁{letter}" not in dict(pieces)]
-    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    sentinels = [(f"<extra_id_{number}>", 0.0) for number in range(9, -1, -1)]
-    tokenizer = T5Tokenizer(vocab=[*special, *pieces, *sentinels], extra_ids=10)
-    config = T5Config(
-        vocab_size=len(tokenizer),
-        d_model=128,
-        d_kv=32,
-        d_ff=256,
-        num_layers=2,
-        num_decoder_layers=2,
-        num_heads=4,
-        dropout_rate=0.1,
-        feed_forward_proj="gated-gelu",
-        decoder_start_token_id=0,
-    )
-    torch.manual_seed(seed)
-    T5ForConditionalGeneration(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+def words() -> list[str]:
+    """All that are not names: the reader's tokens."""
+    sentences = [part for relation in RELATIONS.values() for part in relation]
+    found = re.findall("[A-Za-z]+", " ".join([PROMPT, *sentences]))
+    return [word for word in dict.fromkeys(found) if word not in ("place", "value")]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,64 @@
+"""A small T5 that learns to look things up from few examples: random weights, and a tokenizer for given words.
+
+A T5 of random weights takes thousands of steps until it compares a passage with the options: until then nothing that
+it does helps. Two things in how its weights are drawn spare most of them. Queries are the keys, scaled: a token
+attends to its like from the first step (Trockman & Kolter 2023, "Mimetic initialization of self-attention layers",
+arXiv 2305.09828). And the biases of relative positions are large: heads look at places of their own.
+"""
+
+import string
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
+
+LIKENESS = 0.2
+"""Queries are so many times the keys."""
+POSITIONS = 2.0
+"""Standard deviation of the biases of relative positions."""
+SENTINELS = 10
+
+
+def make_reader(folder: Path, words: Iterable[str], syllables: Iterable[str], seed: int) -> None:
+    """Save a T5 of 3 encoder layers and one decoder layer, and a tokenizer.
+
+    Args:
+        words: those that are one token.
+        syllables: those that other words, names, are made of.
+    """
+    tokenizer = make_tokenizer(words, syllables)
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=128,
+        d_kv=16,
+        d_ff=256,
+        num_layers=3,
+        num_decoder_layers=1,
+        num_heads=8,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        decoder_start_token_id=0,
+    )
+    torch.manual_seed(seed)
+    model = T5ForConditionalGeneration(config)
+    blocks = model.encoder.block
+    with torch.no_grad():
+        for block in blocks:
+            attention = block.layer[0].SelfAttention
+            attention.q.weight.copy_(LIKENESS * attention.k.weight)
+        nn.init.normal_(blocks[0].layer[0].SelfAttention.relative_attention_bias.weight, std=POSITIONS)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def make_tokenizer(words: Iterable[str], syllables: Iterable[str]) -> T5Tokenizer:
+    """T5's kind of tokenizer: of the ways to cut a text into pieces the one with the greatest sum of scores."""
+    pieces = {"▁": -8.0, "▁(": -4.0} | dict.fromkeys(string.ascii_letters + string.digits + string.punctuation, -9.0)
+    for syllable in syllables:
+        pieces |= {syllable: -5.0, f"▁{syllable.capitalize()}": -5.0}
+    pieces |= dict.fromkeys((f"▁{word}" for word in words), -4.0)
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    sentinels = [(f"<extra_id_{number}>", 0.0) for number in reversed(range(SENTINELS))]
+    return T5Tokenizer(vocab=[*special, *pieces.items(), *sentinels], extra_ids=SENTINELS)
