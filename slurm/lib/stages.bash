@@ -49,9 +49,10 @@ checkpoint() { # N: the folder of the Nth
     printf '%s\n' "$store/$run_name"/checkpoint-* | sort --version-sort | sed -n "$1p"
 }
 
-stage_report() {
-    exec "$PYTHON" "$root/report/table.py" --task "$benchmark" --untrained "$evaluated/$student_name" \
+stage_report() { # the table here, and the page of the run's folder
+    "$PYTHON" "$root/report/table.py" --task "$benchmark" --untrained "$evaluated/$student_name" \
         --checkpoints "$evaluated/$run_name" --log "$store/$run_name/log.jsonl"
+    exec "$PYTHON" "$root/report/report.py" "$run_folder"
 }
 
 # The tasks that a stage can be shared out to: their numbers.
