@@ -23,7 +23,8 @@ stage_merge() { # shards put together, and post-processed
                 --output "$enhanced/${title}_$kind.jsonl" --shards "$shards" "$@"
         done
     fi
-    exec "$PYTHON" "$root/enhance/data_prepare.py" --benchmark "$benchmark" --output_dir "$enhanced" --post_process "$@"
+    exec "$PYTHON" "$root/enhance/data_prepare.py" --benchmark "$benchmark" --output_dir "$enhanced" \
+        --test_dir "$prepared/test" --post_process ${FILTER:+--filter "$FILTER"} "$@"
 }
 
 stage_finetune() {
