@@ -76,6 +76,8 @@ def read_experiments(folder: Path, missing: list[str]) -> list[Experiment]:
         if not manifests.manifest_of(path).is_file():
             missing.append(f"atlas: {path.relative_to(folder)} is not finished: {len(marks)} questions so far")
     for experiment in found.values():
+        experiment.test = {step: marks for step, marks in experiment.test.items() if marks}
+        experiment.valid = {step: marks for step, marks in experiment.valid.items() if marks}
         if not experiment.test:
             missing.append(f"atlas: {experiment.name} has no predictions of test questions")
     return [experiment for _, experiment in sorted(found.items()) if experiment.test]

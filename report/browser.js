@@ -58,7 +58,7 @@ function matches(sample, wanted) {
     const length = lengthOf(sample);
     if (length < wanted.shortest || length > wanted.longest) return false;
   }
-  return wanted.words.every((word) => haystack(sample).includes(word));
+  return haystack(sample).includes(wanted.phrase);
 }
 
 const hasFlag = (sample, texts, flag) => sample.f.includes(flag) || texts.some((text) => text[2].includes(flag));
@@ -73,7 +73,7 @@ const ORDERS = {
 
 function update() {
   const wanted = {
-    words: find("search").value.toLowerCase().split(/\s+/).filter(Boolean),
+    phrase: find("search").value.toLowerCase().trim(),
     set: find("set").value,
     flag: find("flag").value,
     outcome: find("outcome").value,

@@ -97,7 +97,11 @@ def read_run_folder(folder: Path) -> RunFolder:
     evaluated = folder / "evaluate"
     untrained = list(read_results(evaluated.glob("*/*.json"), missing))
     runs = [read_run(folder, name, untrained, missing) for name in run_names(folder)]
-    missing[:0] = [*unprepared(folder), *unexplained(folder), *failed_jobs(folder)]
+    missing[:0] = [*failed_jobs(folder), *unprepared(folder), *unexplained(folder)]
+    if not runs:
+        missing.append("finetune: no student was finetuned yet")
+    if not untrained and not any(run.scored for run in runs):
+        missing.append("evaluate: no model was scored yet")
     return RunFolder(folder, runs, untrained, read_manifests(folder, STAGES), missing)
 
 
@@ -202,6 +206,8 @@ def unexplained(folder: Path) -> Iterator[str]:
         done = [path for path in own.glob(f"*_*.{manifests.NAME}") if "shard-" not in path.name]
         if done and not list(own.glob(f"*/{manifests.NAME}")):
             yield f"post-process: not done for {own.name}: there is no dataset to finetune on"
+        elif done and not list(own.glob(f"*_quality.{manifests.NAME}")):
+            yield f"quality: not measured for {own.name}; data_prepare.py --post_process does it"
 
 
 def untrained_or_unscored(folder: Path, run: Run, before: list[Scored]) -> Iterator[str]:

@@ -124,6 +124,9 @@ RESULT = f"evaluate/{RUNS[0]}/checkpoint-6/creak.json"
     ("change", "said"),
     [
         (remove("prepare"), "prepare: not done"),
+        (remove("enhance/teacher_seed0/CREAK_quality.manifest.json"), "quality: not measured for teacher_seed0"),
+        (remove("finetune", "evaluate"), "finetune: no student was finetuned yet"),
+        (remove("evaluate"), "evaluate: no model was scored yet"),
         (remove("enhance/teacher_seed0/CREAK"), "post-process: not done for teacher_seed0"),
         (remove(f"finetune/{RUNS[0]}/manifest.json"), f"finetune: {RUNS[0]} is not finished: it reached step 6"),
         (remove(f"evaluate/{RUNS[0]}/checkpoint-6"), f"evaluate: checkpoint-6 of {RUNS[0]} is not scored"),
