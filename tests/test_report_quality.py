@@ -14,9 +14,22 @@ from quality import FLAGS, names_another
 
 from teacherlm.records import read_records, write_records
 
-WORDS = (
-    "river mountain paper window yellow quiet under build carry often seven bridge letter garden silver road".split()
-)
+WORDS = [
+    "river",
+    "mountain",
+    "paper",
+    "window",
+    "yellow",
+    "quiet",
+    "under",
+    "build",
+    "carry",
+    "often",
+    "seven",
+    "bridge",
+]
+WORDS += ["letter", "garden", "silver", "road"]
+
 TRUE_FALSE = ("True", "False")
 
 
@@ -221,8 +234,8 @@ def test_without_a_test_set_overlap_is_not_counted(inside: Callable, prepared: P
     words = ("--benchmark", "sample", "--output_dir", tmp_path, "--test_dir", tmp_path / "none", "--post_process")
     assert inside("data_prepare", *words).returncode == 0
     counts = json.loads((tmp_path / "SAMPLE_quality.manifest.json").read_text())["counts"]
-    assert counts["cot"] == dict.fromkeys(FLAGS, 0) | {"overlap": None, "duplicate": 23}
-    assert counts["cot"].keys() == set(FLAGS)
+    assert tuple(counts["cot"]) == FLAGS
+    assert (counts["cot"]["duplicate"], counts["cot"]["overlap"], counts["question"]) == (23, None, {"overlap": None})
 
 
 def test_filter_names_flags(inside: Callable, prepared: Path) -> None:
