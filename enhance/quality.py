@@ -38,6 +38,8 @@ COPIED = 0.5
 """The share of word 4-grams that are the question's, from which on a text copies it."""
 FEWEST_LETTERS = 40
 """Of a text, for its language to be asked for; the model that tells languages knows too little from less."""
+SURE = 0.5
+"""Probability of a foreign language from which on it is believed: a sentence of names gets some 0.2."""
 READ_LETTERS = 1000
 """Of a text, that its language is told by."""
 KNOWN_SHARE = 0.2
@@ -190,27 +192,31 @@ def make_language_check(stream: Stream) -> Callable[[str, list[str]], bool]:
     first = [take_apart(record["text"])[0] for _, record in itertools.islice(stream(), SAMPLES_OF_LANGUAGE)]
     counts = Counter(word for question in first for word in set(words_of(question)))
     common = {word for word, count in counts.items() if count > max(1, 0.02 * len(first)) and word.isalpha()}
-    language = language_of(" ".join(question[:READ_LETTERS] for question in first))
+    language, _ = language_of(" ".join(question[:READ_LETTERS] for question in first))
 
     def foreign(text: str, words: list[str]) -> bool:
         words = words[:READ_LETTERS]
         if sum(word in common for word in words) >= KNOWN_SHARE * len(words):
             return False
         start = text[:READ_LETTERS]
-        return sum(map(str.isalpha, start)) >= FEWEST_LETTERS and language_of(start) != language
+        if sum(map(str.isalpha, start)) < FEWEST_LETTERS:
+            return False
+        told, probability = language_of(start)
+        return told != language and probability >= SURE
 
     return foreign
 
 
 @cache
 def identifier() -> Any:
-    from py3langid import langid  # a second to load, which only texts without common words need
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # a second to load
 
-    return langid
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
-def language_of(text: str) -> str:
-    return identifier().classify(text)[0]
+def language_of(text: str) -> tuple[str, float]:
+    """(ISO 639-1 code, probability)."""
+    return identifier().classify(text)
 
 
 ANSWER = re.compile(r"\banswer(?:\s+is|\s+must\s+be|\s+should\s+be|\s*:)[\s:\"'“(]*", re.IGNORECASE)
@@ -218,7 +224,7 @@ LETTER = re.compile(r"([A-Z])\b(?!['’])(?<!A(?= (?!because|since|as|and|for|so
 BRACKETED = re.compile(r"\(([A-Z])\)")
 SENTENCE_END = re.compile(r"[.!?]+(?:\s+|$)|\n+")
 VERDICT = re.compile(r"\b(?:answer|therefore|thus|hence|so|correct|choice|option|statement|sentence|claim)\b", re.I)
-DENIAL = re.compile(r"\b(?:not|never|neither|nor|rather|wrong|incorrect|cannot)\b|n['’]t\b", re.IGNORECASE)
+DENIAL = re.compile(r"\b(?:no|not|never|neither|nor|rather|wrong|incorrect|cannot)\b|n['’]t\b", re.IGNORECASE)
 ENDING = 400
 """Letters at a text's end that can name its conclusion."""
 

@@ -76,6 +76,7 @@ def test_each_fault_has_its_flag(measure: Callable[..., list[dict]]) -> None:
         "and on " * 20 + "it goes.": ["repeats"],
         f"We are asked this: {sentence} That is it.": ["copies"],
         GERMAN: ["language"],
+        "Ferruccio Lamborghini founded Lamborghini in Italy, Maserati founded Maserati.": [],
         "Nobody has ever seen such a thing, which is why the answer is (B).": ["contradicts"],
         GOOD.replace("everybody", "anybody"): [],
         f"{GOOD} ": ["duplicate"],
@@ -85,9 +86,9 @@ def test_each_fault_has_its_flag(measure: Callable[..., list[dict]]) -> None:
     sentences[4] = sentence
     said = measure(list(texts), sentences, test=(f"So {some_words(2, 15)} is it", "Other things are said here."))
     assert [one["flags"].get("cot", []) for one in said] == list(texts.values())
-    assert said[8]["evidence"] == [{"of": "cot", "flag": "duplicate", "sample": 1}]
+    assert said[9]["evidence"] == [{"of": "cot", "flag": "duplicate", "sample": 1}]
     overlap = " ".join(some_words(2, 15).split()[:LONGEST])
-    assert said[9]["evidence"] == [{"of": "cot", "flag": "overlap", "test": 0, "text": overlap}]
+    assert said[10]["evidence"] == [{"of": "cot", "flag": "overlap", "test": 0, "text": overlap}]
 
 
 def test_wrong_choices_belong_to_texts_on_mistakes(measure: Callable[..., list[dict]]) -> None:
@@ -104,6 +105,7 @@ def test_wrong_choices_belong_to_texts_on_mistakes(measure: Callable[..., list[d
         ("The answer is: False.", TRUE_FALSE, "A", True),
         ("It follows that the statement is false.", TRUE_FALSE, "A", True),
         ("The statement is not false.", TRUE_FALSE, "A", False),
+        ("The statement is in no way false.", TRUE_FALSE, "A", False),
         ("The statement is false, whoever calls it true.", TRUE_FALSE, "A", False),
         ("Therefore (B)", TRUE_FALSE, "A", True),
         ("The answer is A new idea.", TRUE_FALSE, "B", False),
