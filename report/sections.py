@@ -173,8 +173,10 @@ def quality(run: RunFolder) -> Section:
             flags = list(dict.fromkeys(flag for kind in kinds for flag in counts[kind]))
             rows = [(flag, *(counts[kind].get(flag) for kind in kinds)) for flag in flags]
             words = f"Of {counts['records']} samples so many have the flag; docs/report.md says how each is found."
-            parts.append(Part(path.parent.name, words, head=("flag", *kinds), rows=rows, name="quality"))
-        elif dropped := manifest["counts"].get("dropped"):
+            parts.append(
+                Part(path.parent.name, words, head=("flag", *kinds), rows=rows, name=f"quality-{path.parent.name}")
+            )
+        elif dropped := manifest.get("counts", {}).get("dropped"):
             words = f"{path.parent.name}: {dropped} of {dropped + manifest['counts']['train']} samples were dropped."
             rows = list(manifest["counts"]["dropped_for"].items())
             parts.append(Part(words=words, head=("for", "samples"), rows=rows))

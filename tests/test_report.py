@@ -82,7 +82,7 @@ def test_the_quality_is_that_of_the_manifest(inside: Callable, run: Path) -> Non
     page = page_of(inside, run)
     counts = json.loads((run / "enhance/teacher_seed0/CREAK_quality.manifest.json").read_text())["counts"]
     assert counts["cot"]["contradicts"] > 0
-    shown = {row[0]: row[1] for row in table(page, "quality")}
+    shown = {row[0]: row[1] for row in table(page, "quality-teacher_seed0")}
     assert shown == {flag: [float(count)] for flag, count in counts["cot"].items()}
 
 
