@@ -93,7 +93,8 @@ def describe_inputs(folder: Path, known: dict[str, Any]) -> dict[str, Any]:
     patterns += ("finetune/*/*.json*", "evaluate/**/*.json*", "chains/*/states/*")
     if is_atlas_folder(folder):
         patterns = ("*/*.json*", "*/*/*.json*")
-    files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    files = sorted(path for path in found if path.parent != folder / "report")
     code = sorted(path for path in HERE.iterdir() if path.suffix in (".py", ".js", ".css", ".html"))
     return {
         "run": manifests.describe(folder, known.get("run"), files),

@@ -168,6 +168,7 @@ def test_accuracies_of_experiments_are_those_of_the_scorer(inside: Callable, exp
     subjects = [row[0].text_content() for row in page.xpath("//table[@id='atlas-subjects']/tbody/tr")]
     assert subjects == ["law", "philosophy", "virology"]
     assert page.xpath("//table[@id='pairs-atlas']") and len(page.xpath("//svg")) == 4
+    assert "done already, nothing to do" in inside("report", experiments).stdout
 
 
 def test_predictions_that_are_not_whole_are_said(inside: Callable, experiments: Path) -> None:
