@@ -1,6 +1,7 @@
 """The sections of a page, made from what was read: accuracies, training, comparisons, quality, stages."""
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -202,12 +203,21 @@ def stage_row(path: Path, manifest: dict[str, Any], root: Path) -> tuple:
         (counts[name] for name in ("records", "samples", "questions", "train", "steps") if name in counts), None
     )
     tokens = sum(counts.get(name, 0) for name in ("prompt_tokens", "new_tokens")) or None
-    seconds = float(counts["seconds"]) if "seconds" in counts else None
+    seconds = counts.get("seconds", duration(manifest))
     processes = counts.get("processes", 1)
     hours = None if seconds is None else seconds * processes / 3600
     ended = (manifest.get("host"), manifest.get("finished"))
     shown = None if seconds is None else f"{seconds:.1f}"
     return (manifest["stage"], place_of(path, root), records, tokens, shown, processes, hours, *ended)
+
+
+def duration(manifest: dict[str, Any]) -> float | None:
+    """Seconds from a stage's beginning to its end, of one that does not count them itself."""
+    try:
+        started, finished = (datetime.fromisoformat(manifest[name]) for name in ("started", "finished"))
+    except (KeyError, ValueError):
+        return None
+    return (finished - started).total_seconds()
 
 
 def place_of(path: Path, root: Path) -> str:

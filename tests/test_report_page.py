@@ -220,6 +220,15 @@ def test_ten_thousand_samples(watched: Callable[..., "Page"], tmp_path: Path) ->
     assert ids(page) == ["train-9877"]
 
 
+def test_names_of_runs_are_texts_too(watched: Callable[..., "Page"], tmp_path: Path) -> None:
+    name = 'tiny_<img src=x onerror=alert(1)> & "quoted" $x$ {{ 7 }}'
+    page = watched(report(write_run(tmp_path / "creak" / "<b>all", None, (name, "tiny_other"))))
+    assert page.locator("h1").inner_text() == "creak/<b>all"
+    assert page.locator("svg text", has_text=name).count() == 3
+    assert page.locator("#accuracy-creak td", has_text=f"{name}, checkpoint-3").count() == 1
+    assert page.locator("img").count() == 0
+
+
 @pytest.mark.parametrize("kind", ["empty", "half"])
 def test_pages_of_nothing_and_of_half_a_run(watched: Callable[..., "Page"], tmp_path: Path, kind: str) -> None:
     if kind == "half":
