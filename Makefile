@@ -51,12 +51,12 @@ atlas-demo: $(INSTALLED) ## retrieval and a reader on a small corpus, some minut
 	@bash atlas/examples/demo.sh
 
 report: $(INSTALLED) ## a page of each run, to look at: make report [RUN=runs/creak/all | BENCHMARK=creak LIMIT=200] OPEN=1
-	@$(LOAD_SITE) RUNS=$$(realpath -ms -- "$${RUNS:-runs}") $(STAGE_PYTHON) report/report.py $${RUN:+"$$RUN"} $${BENCHMARK:+--benchmark "$$BENCHMARK"} \
+	@$(LOAD_SITE) RUNS="$${RUNS:-runs}" $(STAGE_PYTHON) report/report.py $${RUN:+"$$RUN"} $${BENCHMARK:+--benchmark "$$BENCHMARK"} \
 	    $${LIMIT:+--samples "limit-$$LIMIT"} $${OPEN:+--open}
 
 compare: $(INSTALLED) ## a page and tables that compare runs: make compare RUNS="creak/all sample/limit-48"
 	@compared="$${RUNS:?which ones? make compare RUNS=\"creak/all creak/limit-200\"}"; unset RUNS; \
-	    $(LOAD_SITE) RUNS=$$(realpath -ms -- "$${RUNS:-runs}") $(STAGE_PYTHON) report/compare.py $$compared $${OPEN:+--open}
+	    $(LOAD_SITE) RUNS="$${RUNS:-runs}" $(STAGE_PYTHON) report/compare.py $$compared $${OPEN:+--open}
 
 status: $(INSTALLED) ## how far each stage of the chains on Slurm is, and why one failed
 	@$(LOAD_SITE) $(HOST_PYTHON) slurm/steer.py status
