@@ -1,6 +1,7 @@
 """What lies in a run's folder: manifests, results, logs, and what is not there yet. Nothing is needed, all is read."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -151,10 +152,16 @@ def read_results(paths: Iterable[Path], missing: list[str]) -> Iterator[Scored]:
             missing.append(f"evaluate: {path} cannot be read as a result; remove it and score the model again")
             continue
         place = path.parent.name
-        if place.startswith("checkpoint-"):
-            yield Scored(f"{path.parent.parent.name}, {place}", int(place.split("-")[1]), path, result)
+        if step := step_of(path.parent):
+            yield Scored(f"{path.parent.parent.name}, {place}", step, path, result)
         else:
             yield Scored(f"{place} (untrained)", 0, path, result)
+
+
+def step_of(checkpoint: Path) -> int:
+    """N of a folder checkpoint-N; 0 of any other."""
+    match = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
+    return int(match[1]) if match else 0
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -216,12 +223,9 @@ def untrained_or_unscored(folder: Path, run: Run, before: list[Scored]) -> Itera
         reached = f"it reached step {run.log[-1]['step']}" if run.log else "it has not logged a step"
         yield f"finetune: {run.name} is not finished: {reached}"
     scored = {one.path.parent.name for one in run.checkpoints}
-    made = sorted(
-        (path.name for path in own.glob("checkpoint-*") if path.is_dir()), key=lambda name: int(name.split("-")[1])
-    )
-    for name in made:
-        if name not in scored:
-            yield f"evaluate: {name} of {run.name} is not scored"
+    for path in sorted(own.glob("checkpoint-*"), key=step_of):
+        if step_of(path) and path.name not in scored:
+            yield f"evaluate: {path.name} of {run.name} is not scored"
     if not before:
         yield f"evaluate: the untrained student of {run.name} is not scored"
 
