@@ -5,7 +5,9 @@ texts have in common (Jaccard). Texts that agree in all four minima of one of 16
 text. The signatures lie in a file; in memory are some 40 bytes a text.
 """
 
+import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -69,13 +71,15 @@ class Signatures:
         rows = MINIMA // BANDS
         keys_N = np.empty(self.count, np.uint64)
         for start in range(0, self.count, AT_ONCE):
-            some = slice(start, start + AT_ONCE)
-            keys_N[some] = row_hashes(self.read(some)[:, band * rows : (band + 1) * rows])
+            some = self.read([start], AT_ONCE)
+            keys_N[start : start + AT_ONCE] = row_hashes(some[:, band * rows : (band + 1) * rows])
         return keys_N
 
-    def read(self, which: slice | np.ndarray) -> np.ndarray:
-        """Some signatures, uint32; the file is mapped anew each time, or all its pages would count as memory."""
-        return np.array(np.memmap(self.file, np.uint32, "r", shape=(self.count, MINIMA))[which])
+    def read(self, starts: Iterable[int], count: int = 1) -> np.ndarray:
+        """`count` signatures from each start on, uint32. Read, not mapped: a mapped file's pages count as memory."""
+        size = MINIMA * np.dtype(np.uint32).itemsize
+        parts = [os.pread(self.file.fileno(), count * size, int(start) * size) for start in starts]
+        return np.frombuffer(b"".join(parts), np.uint32).reshape(-1, MINIMA)
 
 
 def row_hashes(rows_NR: np.ndarray) -> np.ndarray:
