@@ -2,7 +2,7 @@
 
 64 minima of hashed word triples make a text's signature; the share of equal minima estimates how many triples two
 texts have in common (Jaccard). Texts that agree in all four minima of one of 16 bands are held against the first such
-text. The signatures lie in a file; in memory are some 40 bytes a text.
+text. The signatures lie in a file; in memory are some 30 bytes a text.
 """
 
 import os
