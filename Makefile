@@ -11,10 +11,11 @@ PYTHON := $(VENV)/bin/python
 # With CONTAINER=image.sif the stages run in that image, and nothing needs to be installed here.
 INSTALLED := $(if $(CONTAINER),,$(VENV)/installed.txt)
 HOST_PYTHON := $(if $(CONTAINER),PYTHONPATH=. $(BASE_PYTHON),$(PYTHON))
+STAGE_PYTHON := $(if $(CONTAINER),containers/python.sh,$(PYTHON))
 # RUNS may come from the site's settings.
 LOAD_SITE := root=. && source slurm/lib/site.bash && load_site && export RUNS &&
 
-.PHONY: help install demo creak ecqa strategy_qa mmlu sample atlas-zeroshot atlas-5-shot atlas-5-shot-multi atlas-full atlas-demo status logs cancel download site container container-test container-diff
+.PHONY: help install demo creak ecqa strategy_qa mmlu sample atlas-zeroshot atlas-5-shot atlas-5-shot-multi atlas-full atlas-demo report compare status logs cancel download site container container-test container-diff
 .PHONY: lock test test-cluster prove lint perf
 .PHONY: doctor clean
 
@@ -48,6 +49,14 @@ atlas-zeroshot atlas-5-shot atlas-5-shot-multi atlas-full: $(INSTALLED) ## ATLAS
 
 atlas-demo: $(INSTALLED) ## retrieval and a reader on a small corpus, some minutes on a CPU
 	@bash atlas/examples/demo.sh
+
+report: $(INSTALLED) ## a page of each run, to look at: make report [RUN=runs/creak/all | BENCHMARK=creak LIMIT=200] OPEN=1
+	@$(LOAD_SITE) RUNS="$${RUNS:-runs}" $(STAGE_PYTHON) report/report.py $${RUN:+"$$RUN"} $${BENCHMARK:+--benchmark "$$BENCHMARK"} \
+	    $${LIMIT:+--samples "limit-$$LIMIT"} $${OPEN:+--open}
+
+compare: $(INSTALLED) ## a page and tables that compare runs: make compare RUNS="creak/all sample/limit-48"
+	@compared="$${RUNS:?which ones? make compare RUNS=\"creak/all creak/limit-200\"}"; unset RUNS; \
+	    $(LOAD_SITE) RUNS="$${RUNS:-runs}" $(STAGE_PYTHON) report/compare.py $$compared $${OPEN:+--open}
 
 status: $(INSTALLED) ## how far each stage of the chains on Slurm is, and why one failed
 	@$(LOAD_SITE) $(HOST_PYTHON) slurm/steer.py status

@@ -4,28 +4,30 @@ Without arguments, from this folder, it does what is to be done for CREAK, as th
 
 1. prepare: CREAK.jsonl (each training sample with its four prompt fields), the test set for evaluate/, and CREAK/, a
    DatasetDict with the same fields;
-2. post-process, once CREAK_cot.jsonl (or _error, _fundamental) is there: CREAK/ becomes the train Dataset with `cot`,
-   `all`, `cot_tail` (`error_tail`, `fundamental_tail`, and `full_tail` when all three kinds are there).
+2. post-process, once CREAK_cot.jsonl (or _error, _fundamental) is there: CREAK_quality.jsonl says what is wrong with
+   which text; CREAK/ becomes the train Dataset with `cot`, `all`, `cot_tail` (`error_tail`, `fundamental_tail`, and
+   `full_tail` when all three kinds are there).
 
 What is done and unchanged is skipped.
 """
 
 import argparse
 import contextlib
-import itertools
 import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dataset_folder import Stream, gather_types, write_dataset, write_dataset_dict
+from dataset_folder import gather_types, write_dataset_dict
+from post_process import enhanced_files, is_post_processed, post_process
+from quality import FLAGS, read_filter
+from saved_folder import finish, keep_foreign, save, saving
 
 from teacherlm import ROOT, manifests
 from teacherlm.benchmarks import Benchmark, load_benchmark
 from teacherlm.errors import LIST_MISSING, Parser, UserError, run
-from teacherlm.files import require_writable, set_aside, whole_folder
-from teacherlm.prompts import KINDS, full_tail, remove_duplicated_block
+from teacherlm.files import require_writable, whole_folder
 from teacherlm.records import Record, read_records, write_records
 from teacherlm.sources import read_split, source_files
 
@@ -51,6 +53,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="the first so many training samples only")
     parser.add_argument(
         "--post_process", action="store_true", help="post-process what is in --output_dir, and only that"
+    )
+    parser.add_argument(
+        "--filter",
+        type=read_filter,
+        default=[],
+        metavar="FLAG[,FLAG]",
+        help="post-process without the samples that have one of these flags, into TITLE_without-FLAG-FLAG: "
+        + ", ".join(FLAGS),
     )
     parser.add_argument("--list_missing", action="store_true", help=LIST_MISSING)
     args = parser.parse_args()
@@ -79,13 +89,12 @@ def main() -> None:
         require_writable(args.test_dir)
         prepare(benchmark, args.data, args.output_dir, args.test_dir, args.limit)
     if enhanced:
-        post_process(benchmark, enhanced, args.output_dir)
+        post_process(benchmark, enhanced, args.output_dir, args.test_dir / benchmark.name, args.filter)
 
 
 def is_done(args: argparse.Namespace, benchmark: Benchmark) -> bool:
     """Whether the command without --list_missing would do nothing."""
     folder = args.output_dir
-    saved = folder / benchmark.title
     jsonl = folder / f"{benchmark.title}.jsonl"
     enhanced = enhanced_files(benchmark, folder)
     if args.post_process and not enhanced:
@@ -95,16 +104,11 @@ def is_done(args: argparse.Namespace, benchmark: Benchmark) -> bool:
         arguments = {"benchmark": benchmark.name, "limit": args.limit}
         if manifests.changes(manifest, "prepare", arguments, describe_source(benchmark, args.data, manifest)):
             return False
-    manifest = manifests.read_manifest(manifests.manifest_of(saved))
     if enhanced:
-        return not manifests.changes(manifest, "post_process", {}, post_process_inputs(enhanced, manifest))
+        return is_post_processed(benchmark, enhanced, folder, args.test_dir / benchmark.name, args.filter)
+    saved = folder / benchmark.title
+    manifest = manifests.read_manifest(manifests.manifest_of(saved))
     return not manifests.changes(manifest, "prepare", {}, prompts_inputs(jsonl, manifest))
-
-
-def enhanced_files(benchmark: Benchmark, folder: Path) -> dict[str, Path]:
-    """Prompt field -> the file that holds the teacher's texts for it, for those that are there."""
-    files = {field: folder / f"{benchmark.title}_{kind}.jsonl" for field, kind in KINDS.items()}
-    return {field: file for field, file in files.items() if file.exists()}
 
 
 # ---------------------------------------------------------------------------------------------------------- prepare
@@ -246,107 +250,9 @@ def prompts_inputs(jsonl: Path, manifest: dict[str, Any] | None) -> dict[str, An
     return {"records": manifests.describe(jsonl, known.get("records"))}
 
 
-# ------------------------------------------------------------------------------------------------------ post-process
-
-
-def post_process(benchmark: Benchmark, enhanced: dict[str, Path], folder: Path) -> None:
-    """Save the train Dataset with the teacher's texts and what a student is finetuned on: the `*_tail` fields."""
-    started = time.time()
-    saved = folder / benchmark.title
-    manifest = manifests.read_manifest(manifests.manifest_of(saved))
-    inputs = post_process_inputs(enhanced, manifest)
-    changes = manifests.changes(manifest, "post_process", {}, inputs)
-    if not changes:
-        print(f"post-process: done already, nothing to do ({manifests.manifest_of(saved)} matches its inputs)")
-        return
-    if manifest is None:
-        keep_foreign(saved)
-    count = save(partial(with_tails, enhanced), saved)
-    finish(saved, "post_process", inputs, {"train": count}, started)
-    print(f"post-process: {saved} has {count} samples with {', '.join(KINDS[field] for field in enhanced)}")
-
-
-def post_process_inputs(enhanced: dict[str, Path], manifest: dict[str, Any] | None) -> dict[str, Any]:
-    known = (manifest or {}).get("inputs", {})
-    return {KINDS[field]: manifests.describe(file, known.get(KINDS[field])) for field, file in enhanced.items()}
-
-
-def with_tails(enhanced: dict[str, Path]) -> Iterator[tuple[str, Record]]:
-    """The records of the enhanced files, which hold the same samples in the same order, joined into one each.
-
-    `all` is the first kind's (cot, where it is there).
-    """
-    readers = {field: read_records(file) for field, file in enhanced.items()}
-    for row in itertools.zip_longest(*readers.values()):
-        parts = dict(zip(readers, row))
-        for field, part in parts.items():
-            if part is None:
-                raise UserError(
-                    f"{enhanced[field]}: ends before the other enhanced files; enhance all of its samples first"
-                )
-        (first, (number, record)), *_ = parts.items()
-        where = f"{enhanced[first]}, line {number}"
-        joined = dict(record)
-        texts = {}
-        for field, (other_number, other) in parts.items():
-            kind = KINDS[field]
-            there = f"{enhanced[field]}, line {other_number}"
-            for needed in (kind, "all", "text"):
-                if not isinstance(other.get(needed), str):
-                    raise UserError(
-                        f"{there}: the field {needed!r} is missing or no text; this is no file of enhance.py"
-                    )
-            if other["text"] != record["text"]:
-                raise UserError(
-                    f"{there}: another sample than in {where}; the enhanced files must hold the same samples"
-                )
-            texts[field] = joined[kind] = other[kind]
-            joined["all"] = record["all"]
-        for field, part in parts.items():
-            joined[f"{KINDS[field]}_tail"] = remove_duplicated_block(part[1]["all"])
-        if len(texts) == len(KINDS):
-            joined["full_tail"] = full_tail(joined["text"], texts)
-        yield where, joined
-
-
-# ------------------------------------------------------------------------------------------------------------ common
-
-
 def stream_file(jsonl: Path) -> Iterator[tuple[str, Record]]:
     for number, record in read_records(jsonl):
         yield f"{jsonl}, line {number}", record
-
-
-def save(stream: Stream, folder: Path) -> int:
-    """Save a stream of records as a `datasets` folder, whole or not at all; returns how many there were."""
-    with saving(stream, folder) as count:
-        return count
-
-
-@contextlib.contextmanager
-def saving(stream: Stream, folder: Path) -> Iterator[int]:
-    """Like `save`, but the folder takes its place only when the block ends well."""
-    with whole_folder(folder) as whole:
-        yield write_dataset(stream, whole)
-
-
-def keep_foreign(folder: Path) -> None:
-    """Set aside a folder that this script did not write (no manifest): the user's own data is never overwritten."""
-    old = set_aside(folder)
-    if old is not None:
-        print(f"{folder} was there without a manifest: kept as {old}")
-
-
-def finish(saved: Path, stage: str, inputs: dict[str, Any], counts: dict[str, int], started: float) -> None:
-    manifests.write_manifest(
-        manifests.manifest_of(saved),
-        stage=stage,
-        arguments={},
-        inputs=inputs,
-        outputs={"dataset": manifests.describe(saved)},
-        counts=counts,
-        started=started,
-    )
 
 
 if __name__ == "__main__":

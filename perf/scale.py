@@ -131,7 +131,7 @@ def merge(folder: Path, records: int) -> None:
 
 
 def post_process(folder: Path, records: int) -> None:
-    run_script("data_prepare.py", "--post_process", "--output_dir", folder / "out")
+    run_script("data_prepare.py", "--post_process", "--output_dir", folder / "out", "--test_dir", folder / "test")
     shutil.rmtree(folder / "out")
 
 

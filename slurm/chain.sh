@@ -18,6 +18,8 @@ usage: [VARIABLE=value ...] bash slurm/chain.sh BENCHMARK      (or: make BENCHMA
   NUM_TOKENS     the teacher's, at most                                                the teacher's YAML
   TEMPERATURE    the teacher's; 0 takes the likeliest token                            1
   MAX_FAILURES   so many samples may stay without an explanation                       0
+  FILTER         drops samples with these flags: empty, cut, repeats, copies, language, contradicts, duplicate, overlap
+                 (docs/report.md says how they are found)                              none
   SHARDS         so many parts the teacher's work is cut into, a job each              1
   BATCH, ACCUMULATION, LEARNING_RATE    of finetuning                                  the student's YAML
   RUNS           the folder under which everything goes                                runs

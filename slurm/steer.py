@@ -135,8 +135,9 @@ def progress(chain: Path, tasks: list[Task]) -> str:
         made = folder / "enhance" / tasks[0].work.removeprefix("enhance-")
         texts = sum(count_lines(file) - 1 for file in made.glob(".*.progress") if file.is_file())
         for path in made.glob("*_*.manifest.json"):
-            counts = manifests.read_manifest(path)["counts"]
-            texts += 0 if "shards" in counts else counts["records"]  # what is merged was counted in its shards
+            manifest = manifests.read_manifest(path)
+            if manifest["stage"] == "enhance" and "shards" not in manifest["counts"]:  # merged: counted in its shards
+                texts += manifest["counts"]["records"]
         return f"{texts} texts"
     if stage == "finetune":
         log = folder / "finetune" / chain.name / "log.jsonl"

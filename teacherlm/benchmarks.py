@@ -102,6 +102,11 @@ class Benchmark:
             dict.fromkeys(f for s in sources for f in sorted(jinja2.meta.find_undeclared_variables(SANDBOX.parse(s))))
         )
 
+    @cached_property
+    def question_fields(self) -> tuple[str, ...]:
+        """The sample's fields that the question's own template reads."""
+        return tuple(sorted(jinja2.meta.find_undeclared_variables(SANDBOX.parse(self.question))))
+
     def ask(self, sample: Record, where: str) -> Question:
         """The question that a sample asks.
 

@@ -3,6 +3,7 @@
 Source: the prompts of TeacherLM (He et al. 2023, arXiv 2310.19019), byte for byte as its code has them.
 """
 
+import re
 import string
 from dataclasses import dataclass
 
@@ -64,6 +65,36 @@ def completion_start(text: str) -> int | None:
     """Where in a sample's text (`text`, `cot_tail`, ...) the question ends and the letter stands; None: nowhere."""
     position = text.find(ANSWER_MARK)
     return None if position < 0 else position + len(ANSWER_MARK)
+
+
+def take_apart(text: str) -> tuple[str, tuple[str, ...]]:
+    """(question, choices) of a sample's `text` or of a test's context: of its last question, where it has several.
+
+    Where letters in brackets stand in the question too, the choices are the longest row of letters, the last of several
+    that are equally long. Without a row there are no choices.
+    """
+    before = text.rpartition(ANSWER_MARK)[0] or text
+    before = before[before.rfind(ANSWER_MARK) + 1 :]
+    question = before.partition("Q: ")[2] or before
+    starts = [match.start() for match in re.finditer(re.escape(" (A) "), question)]
+    rows = [row_of_letters(question, start) for start in starts]
+    row = max(reversed(rows), key=len, default=[])
+    if len(row) < 2:
+        return question, ()
+    ends = [*row[1:], len(question)]
+    return question[: row[0]], tuple(question[start + 5 : end] for start, end in zip(row, ends))
+
+
+def row_of_letters(question: str, start: int) -> list[int]:
+    """Where ` (A) `, ` (B) `, ... stand, one after the other from `start` on."""
+    row: list[int] = []
+    for letter in LETTERS:
+        start = question.find(f" ({letter}) ", start)
+        if start < 0:
+            break
+        row.append(start)
+        start += 4  # the blank after a letter may be the one before the next: an empty choice
+    return row
 
 
 def prompt_fields(question: Question) -> dict[str, str]:

@@ -31,6 +31,8 @@ STAGES = {
     "finetune": ROOT / "finetune" / "finetune.py",
     "evaluate": ROOT / "evaluate" / "main.py",
     "table": ROOT / "report" / "table.py",
+    "report": ROOT / "report" / "report.py",
+    "compare": ROOT / "report" / "compare.py",
 }
 
 

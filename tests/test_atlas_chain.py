@@ -50,14 +50,21 @@ def test_the_chain_ends_with_the_table_and_twice_does_nothing(place: Path, tmp_p
         "== prepare",
         "== evaluate",
         "== score",
+        "== report",
     ]
-    assert "category" in done.stdout and done.stdout.splitlines()[-1].split()[0] == "all"
+    assert "category" in done.stdout and last_score(done).split()[0] == "all"
+    assert (tmp_path / "experiments" / "report" / "index.html").is_file()
     results = tmp_path / "experiments" / "tiny-mmlu-zeroshot"
     assert len(read_lines(results / "combined_test-step-0.jsonl")) == 16
     assert len(read_lines(results / "combined_valid-step-0.jsonl")) == 4
     again = subprocess.run(command, env=environment(place, tmp_path), capture_output=True, text=True)
-    assert again.stdout.count("done already") == 3
-    assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
+    assert again.stdout.count("done already") == 4
+    assert last_score(again) == last_score(done)
+
+
+def last_score(done: subprocess.CompletedProcess) -> str:
+    """The last line of the table, before the report's own."""
+    return done.stdout.partition("\n\n== report\n")[0].splitlines()[-1]
 
 
 TRAIN = "--retriever_n_context 3 --total_steps 4 --warmup_steps 1 --eval_freq 2 --per_gpu_batch_size 2 --dropout 0"
@@ -74,7 +81,7 @@ def test_one_model_for_all_domains(place: Path, tmp_path: Path, setting: str) ->
     assert len(read_lines(results / "combined_test-step-4.jsonl")) == 16
     chosen = re.search(r"predictions for \S+, step (\d)", done.stdout)[1]
     assert chosen in "24" and "step 4: " in done.stdout
-    assert done.stdout.splitlines()[-1].split()[0] == "all"
+    assert last_score(done).split()[0] == "all"
 
 
 def test_a_model_for_each_domain(place: Path, tmp_path: Path) -> None:
@@ -86,8 +93,7 @@ def test_a_model_for_each_domain(place: Path, tmp_path: Path) -> None:
     results = tmp_path / "experiments" / "tiny-mmlu-5-shot"
     for domain in SUBJECTS:
         assert len(read_lines(results / domain / f"{domain}.test-step-4.jsonl")) == 4
-    last = done.stdout.splitlines()[-1].split()
-    assert last[0] == "all"
+    assert last_score(done).split()[0] == "all"
     again = subprocess.run(command, env=settings, capture_output=True, text=True)
     assert again.stdout.count("train: done already") == 4
 

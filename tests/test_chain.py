@@ -1,5 +1,6 @@
 """The chain: from the claims to the table, skipping what is done, and answering mistakes in one line."""
 
+import json
 import os
 import subprocess
 import sys
@@ -66,6 +67,7 @@ def test_everything_goes_to_the_runs_folder_and_no_name_is_executed(
         f"{run}/evaluate/tiny",
         f"{run}/evaluate/tiny_cot_tail_tiny_batch4_seed0/checkpoint-2",
         f"{run}/evaluate/tiny_cot_tail_tiny_batch4_seed0/checkpoint-4",
+        f"{run}/report",
     }
 
 
@@ -80,11 +82,14 @@ def test_the_same_call_again_does_nothing_and_says_so(
     assert [line.split(":")[0] for line in said] == [
         "prepare",
         "enhance",
+        "quality",
         "post-process",
         "finetune",
         *["evaluate"] * 3,
+        "report",
     ]
-    assert again.stdout.partition("== report\n")[2] == done.stdout.partition("== report\n")[2]
+    tables = [result.stdout.partition("== report\n")[2].partition("\nreport: ")[0] for result in (again, done)]
+    assert tables[0] == tables[1]
 
 
 def test_another_seed_reruns_what_depends_on_it_and_no_more(
@@ -99,7 +104,8 @@ def test_another_seed_reruns_what_depends_on_it_and_no_more(
         "evaluate: tiny on sample: done already, nothing to do",
     ]
     after = contents(place / ODD / "sample" / "limit-8")
-    assert {name: after[name] for name in before} == before
+    pages = {"report/index.html", "report/manifest.json"}  # they have the new run too
+    assert {name for name in before if after[name] != before[name]} == pages
     run = "tiny_cot_tail_tiny_batch4_seed1"
     locks = {f".locks/enhance-tiny_seed1{part}" for part in ("", "-0-of-1")} | {f".locks/finetune-{run}"}
     assert {"/".join(Path(name).parts[:2]) for name in after.keys() - before.keys()} - locks == {
@@ -127,6 +133,8 @@ def test_local_data_and_text_alone_need_no_teacher(chain: Chain, claims: Path, t
         ({"STUDENT": "bloomz-7b"}, "sample", "bloomz-7b1"),
         ({"TEACHER": "teacherlm-7b1-cat"}, "sample", "teacherlm-7b1-cot"),
         ({"TASK": "cot_tial"}, "sample", "cot_tail"),
+        ({"FILTER": "cut,emtpy"}, "sample", "no flag 'emtpy'; there are: empty, cut"),
+        ({"TASK": "text", "FILTER": "cut"}, "sample", "TASK=text has none"),
         ({}, "sampel", "sample"),
         ({"CREAK_DATA": "/no where"}, "creak", "/no where: no such folder"),
     ],
@@ -137,3 +145,22 @@ def test_a_mistake_is_one_line(
     result = chain(benchmark, **variables, RUNS=tmp_path / "runs")
     assert named in only_error(result)
     assert not list(tmp_path.rglob("*.json*"))
+
+
+def test_filter_drops_samples_into_a_dataset_and_a_run_of_their_own(chain: Chain, claims: Path, tmp_path: Path) -> None:
+    """People's explanations are the teacher's texts here; two of eight lose their full stop, and so look cut off."""
+    samples = [json.loads(line) for line in (claims / "train.json").read_text().splitlines()]
+    for number in (3, 5):
+        samples[number - 1]["explanation"] = samples[number - 1]["explanation"].removesuffix(".")
+    (claims / "train.json").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    settings = {"TEACHER": "field:explanation", "CREAK_DATA": claims, "RUNS": tmp_path / "runs", "EPOCHS": 1}
+    result = chain("creak", **settings, FILTER="cut,empty")
+    assert result.returncode == 0, result.stderr
+    (manifest,) = tmp_path.glob("runs/creak/limit-8/enhance/*/CREAK_without-cut-empty/manifest.json")
+    counts = json.loads(manifest.read_text())["counts"]
+    assert counts == {"train": 6, "dropped": 2, "dropped_for": {"cot cut": 2}, "dropped_samples": [3, 5]}
+    (run,) = tmp_path.glob("runs/creak/limit-8/finetune/*")
+    assert run.name == "tiny_cot_tail_field-explanation_without-cut-empty_batch4_seed0"
+    assert json.loads((run / "manifest.json").read_text())["counts"]["samples"] == 6
+    page = (tmp_path / "runs/creak/limit-8/report/index.html").read_text()
+    assert "2 of 8 samples were dropped" in page

@@ -25,7 +25,7 @@ def test_a_chain_of_jobs_makes_what_the_local_launcher_makes(
     for before, after in itertools.pairwise(records):
         assert max(task["EndTime"] for task in before) <= min(task["StartTime"] for task in after)
 
-    table = local_chain.stdout.partition("== report\n")[2]
+    table = local_chain.stdout.partition("== report\n")[2].partition("\nreport: ")[0]
     (report,) = cluster.place.glob("runs/*/*/chains/*/logs/report.log")
     assert table.strip() in report.read_text()
     assert outputs(cluster.place / "runs") == outputs(cluster.place / "here")

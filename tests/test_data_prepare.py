@@ -132,7 +132,7 @@ def test_what_is_done_and_unchanged_is_not_written_again(work: Workplace, enhanc
     before = work.contents()
     result = work.prepare()
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.count("done already") == 1 + len(enhanced)
+    assert result.stdout.count("done already") == 1 + 2 * len(enhanced)  # quality, post-process
     assert work.contents() == before
 
 

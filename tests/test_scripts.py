@@ -34,6 +34,7 @@ def test_each_script_answers_help(script: str, flag: str) -> None:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_each_script_answers_a_wrong_number_of_arguments_with_its_usage(script: str) -> None:
     wrong = {"enhance/enhance.sh": (0, 3), "finetune/finetune.sh": (0, 9), "tests/cluster/install.sh": (1,)}
+    wrong["tests/browser/install.sh"] = (1,)
     wrong |= dict.fromkeys(("evaluate/run_bloom_mmlu.sh", "evaluate/run_opt_mmlu.sh"), (0,))
     one = ("slurm/chain.sh", "slurm/download.sh", "tests/cluster/start.sh", "tests/cluster/stop.sh")
     wrong |= dict.fromkeys(one, (0, 2))

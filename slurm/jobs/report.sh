@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Slurm job: the results in one table.
+# Slurm job: the results in one table, and the page.
 set -euo pipefail
 
 usage="usage: sbatch [...] slurm/jobs/report.sh ROOT CHAIN/settings.env      (slurm/chain.sh submits it)"

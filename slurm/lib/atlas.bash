@@ -4,9 +4,9 @@
 settings() { # atlas-SETTING
     benchmark=$1 setting=${1#atlas-}
     case $setting in
-        zeroshot) stages=(prepare evaluate score) tree=5-shot-multitask ;;
-        5-shot | 5-shot-multi) stages=(prepare train score) tree=5-shot-multitask ;;
-        full) stages=(prepare train score) tree=full ;;
+        zeroshot) stages=(prepare evaluate score report) tree=5-shot-multitask ;;
+        5-shot | 5-shot-multi) stages=(prepare train score report) tree=5-shot-multitask ;;
+        full) stages=(prepare train score report) tree=full ;;
         *) fail "there is no $1; there are: atlas-zeroshot, atlas-5-shot, atlas-5-shot-multi, atlas-full" ;;
     esac
     [[ -n ${DATA_DIR:-} ]] || fail "DATA_DIR is not set; it holds the questions, models and indices (docs/atlas.md)"
@@ -72,6 +72,10 @@ stage_score() {
     [[ $setting != zeroshot ]] || which=("$results/combined_test-step-0.jsonl")
     RUNS=$DATA_DIR exec "$PYTHON" "$root/atlas/evaluation_scripts/evaluate_mmlu_predictions.py" \
         --gold_path "$gold/combined_test.jsonl" --predictions_path "${which[@]}" "$@"
+}
+
+stage_report() { # of all experiments that are there
+    RUNS=$DATA_DIR exec "$PYTHON" "$root/report/report.py" "$DATA_DIR/experiments"
 }
 
 tasks_of() { # STAGE

@@ -2,8 +2,8 @@
 # What a chain is made of: names, folders and kinds of explanation, from the variables that `chain.sh --help` lists.
 # Sourced by chain.sh and by the jobs; `root` is the checkout.
 
-SAVED=(STUDENT MODEL TEACHER TASK LIMIT EPOCHS SEED NUM_TOKENS TEMPERATURE MAX_FAILURES BATCH ACCUMULATION LEARNING_RATE
-    SHARDS RUNS PYTHON WANDB_PROJECT REPORT_TO SIGNAL_SECONDS SITE CONTAINER APPTAINER_BIND)
+SAVED=(STUDENT MODEL TEACHER TASK LIMIT EPOCHS SEED NUM_TOKENS TEMPERATURE MAX_FAILURES FILTER BATCH ACCUMULATION
+    LEARNING_RATE SHARDS RUNS PYTHON WANDB_PROJECT REPORT_TO SIGNAL_SECONDS SITE CONTAINER APPTAINER_BIND)
 # The variables that a job must have as they were at submission.
 
 settings() { # BENCHMARK
@@ -27,6 +27,7 @@ settings() { # BENCHMARK
     data=${!data_variable:-}
 
     find_kinds
+    check_filter
 
     title=$("$PYTHON" -m teacherlm.benchmarks title "$benchmark")
     values=$("$PYTHON" -m teacherlm.models get "$student" \
@@ -44,6 +45,7 @@ settings() { # BENCHMARK
     store=$run_folder/finetune
     run_name=${student_name}_${task//[:,]/-}
     [[ $task == text ]] || run_name+=_$teacher_name
+    run_name+=${FILTER:+_without-${FILTER//,/-}}
     run_name+=${BATCH:+_batch$BATCH}${ACCUMULATION:+_accumulation$ACCUMULATION}${LEARNING_RATE:+_lr$LEARNING_RATE}_seed$seed
     evaluated=$run_folder/evaluate
     chain=$run_folder/chains/$run_name
@@ -51,10 +53,11 @@ settings() { # BENCHMARK
     summary="$benchmark: student $student_name, teacher $teacher_name, task $task, seed $seed; all goes to $run_folder"
 
     stages=(prepare enhance merge finetune evaluate report)
-    trained_on=$enhanced/$title
+    trained_on=$enhanced/$title${FILTER:+_without-${FILTER//,/-}}
     if ((${#kinds[@]} == 0)); then
         stages=(prepare finetune evaluate report)
         trained_on=$prepared/$title
+        [[ -z ${FILTER:-} ]] || fail "FILTER=$FILTER drops samples by their explanations; TASK=$task has none"
     fi
 }
 
@@ -81,6 +84,17 @@ find_kinds() {
         esac
     done
     mapfile -t kinds < <(printf "%s\n" "${kinds[@]}" | sed "/^$/d" | sort -u)
+}
+
+# Said at once, not when the teacher has explained everything: the flags of enhance/quality.py.
+check_filter() {
+    local flag
+    for flag in ${FILTER:+${FILTER//,/ }}; do
+        case $flag in
+            empty | cut | repeats | copies | language | contradicts | duplicate | overlap) ;;
+            *) fail "FILTER: there is no flag '$flag'; there are: empty, cut, repeats, copies, language, contradicts, duplicate, overlap" ;;
+        esac
+    done
 }
 
 fail() {

@@ -23,7 +23,8 @@ stage_merge() { # shards put together, and post-processed
                 --output "$enhanced/${title}_$kind.jsonl" --shards "$shards" "$@"
         done
     fi
-    exec "$PYTHON" "$root/enhance/data_prepare.py" --benchmark "$benchmark" --output_dir "$enhanced" --post_process "$@"
+    exec "$PYTHON" "$root/enhance/data_prepare.py" --benchmark "$benchmark" --output_dir "$enhanced" \
+        --test_dir "$prepared/test" --post_process ${FILTER:+--filter "$FILTER"} "$@"
 }
 
 stage_finetune() {
@@ -49,9 +50,10 @@ checkpoint() { # N: the folder of the Nth
     printf '%s\n' "$store/$run_name"/checkpoint-* | sort --version-sort | sed -n "$1p"
 }
 
-stage_report() {
-    exec "$PYTHON" "$root/report/table.py" --task "$benchmark" --untrained "$evaluated/$student_name" \
+stage_report() { # the table here, and the page of the run's folder
+    "$PYTHON" "$root/report/table.py" --task "$benchmark" --untrained "$evaluated/$student_name" \
         --checkpoints "$evaluated/$run_name" --log "$store/$run_name/log.jsonl"
+    exec "$PYTHON" "$root/report/report.py" "$run_folder"
 }
 
 # The tasks that a stage can be shared out to: their numbers.

@@ -1,0 +1,166 @@
+"""ATLAS's experiments in a folder: accuracies of their predictions, as evaluate_mmlu_predictions.py counts them.
+
+An experiment is a folder with predictions, {name}-step-{n}.jsonl, or with such folders (the 5-shot setting has one a
+domain). Its step is the one with the best debiased accuracy on validation questions; without those, the last.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import sections
+from figures import Line, draw
+from page import Part, Section
+from run_folder import Run, read_log
+from scipy.stats import binomtest
+from significance import compare, with_holm
+
+from teacherlm import manifests
+from teacherlm.benchmarks import load_benchmark
+from teacherlm.errors import UserError, one_line
+from teacherlm.records import Record, read_records
+
+PREDICTIONS = re.compile(r"(?:^|[._-])(test|valid|val)-step-(\d+)\.jsonl$")
+SPLIT_ENDINGS = ("_test", "_valid", "_val", "_dev")
+
+Question = tuple[str, str, str]
+"""(domain, question, options)."""
+Marks = dict[Question, tuple[bool, bool]]
+"""Question -> whether the choice is right, whether the debiased one is."""
+
+
+@dataclass
+class Experiment:
+    """An experiment's predictions: marks by step, of test and of validation questions; its log, if it trained."""
+
+    name: str
+    test: dict[int, Marks] = field(default_factory=lambda: defaultdict(dict))
+    valid: dict[int, Marks] = field(default_factory=lambda: defaultdict(dict))
+    log: list[Record] = field(default_factory=list)
+
+    @property
+    def step(self) -> int:
+        """The step that counts: chosen on validation questions; of equal ones the first."""
+        steps = [step for step in sorted(self.test) if step in self.valid]
+        if not steps:
+            return max(self.test)
+        return max(steps, key=lambda step: (accuracy(self.valid[step], 1), -step))
+
+
+def is_atlas_folder(folder: Path) -> bool:
+    return any(PREDICTIONS.search(path.name) for path in prediction_files(folder))
+
+
+def prediction_files(folder: Path) -> list[Path]:
+    return sorted(path for pattern in ("*/*-step-*.jsonl", "*/*/*-step-*.jsonl") for path in folder.glob(pattern))
+
+
+def read_experiments(folder: Path, missing: list[str]) -> list[Experiment]:
+    """The experiments by name; predictions that cannot be read are said in `missing`."""
+    found: dict[str, Experiment] = {}
+    for path in prediction_files(folder):
+        match = PREDICTIONS.search(path.name)
+        if not match or path.name.startswith("."):
+            continue
+        name = path.relative_to(folder).parts[0]
+        experiment = found.setdefault(name, Experiment(name, log=read_log(folder / name / "log.jsonl", missing)))
+        marks = (experiment.test if match[1] == "test" else experiment.valid)[int(match[2])]
+        try:
+            for number, record in read_records(path):
+                read_mark(record, f"{path}, line {number}", marks)
+        except UserError as error:
+            missing.append(f"atlas: {one_line(error)}")
+        if not manifests.manifest_of(path).is_file():
+            missing.append(f"atlas: {path.relative_to(folder)} is not finished: {len(marks)} questions so far")
+    for experiment in found.values():
+        experiment.test = {step: marks for step, marks in experiment.test.items() if marks}
+        experiment.valid = {step: marks for step, marks in experiment.valid.items() if marks}
+        if not experiment.test:
+            missing.append(f"atlas: {experiment.name} has no predictions of test questions")
+    return [experiment for _, experiment in sorted(found.items()) if experiment.test]
+
+
+def read_mark(record: Record, where: str, marks: Marks) -> None:
+    original = next((p for p in record.get("permutations") or [] if p.get("metadata", {}).get("is_original")), None)
+    if original is None or "choice_logits" not in original:
+        raise UserError(f"{where}: no prediction of evaluate.py: it has no permutation with the original order")
+    asked, logits = original["metadata"], original["choice_logits"]
+    domain = asked["dataset"]
+    domain = domain.removesuffix(next((ending for ending in SPLIT_ENDINGS if domain.endswith(ending)), ""))
+    choice = max(logits, key=lambda letter: logits[letter])
+    right = (choice == asked["answer"], record["generation"] == asked["answer"])
+    marks[domain, asked["question"], str(asked["options"])] = right
+
+
+def accuracy(marks: Mapping[Question, tuple[bool, bool]], which: int) -> float:
+    """Of the choices (0) or of the debiased ones (1)."""
+    return sum(mark[which] for mark in marks.values()) / len(marks)
+
+
+def atlas_sections(experiments: Sequence[Experiment]) -> list[Section]:
+    return [accuracies(experiments), comparisons(experiments), categories(experiments), training(experiments)]
+
+
+def accuracies(experiments: Sequence[Experiment]) -> Section:
+    head = ("experiment", "step", "questions", "accuracy", "95 % interval", "debiased accuracy", "95 % interval")
+    rows = []
+    for experiment in experiments:
+        marks = experiment.test[experiment.step]
+        measured = [part for which in (0, 1) for part in (accuracy(marks, which), wilson(marks, which))]
+        rows.append((experiment.name, experiment.step, len(marks), *measured))
+    lines = [valid_line(experiment) for experiment in experiments if len(experiment.valid) > 1]
+    words = (
+        "Test questions, at the step that is the best on validation questions. Debiased: over orders of the options."
+    )
+    parts = [
+        Part("", words, draw(lines, "step", "debiased accuracy, validation") if lines else "", head, rows, "atlas")
+    ]
+    return Section("accuracy", "Accuracy", parts if rows else [])
+
+
+def valid_line(experiment: Experiment) -> Line:
+    steps = sorted(experiment.valid)
+    return Line(experiment.name, steps, [accuracy(experiment.valid[step], 1) for step in steps])
+
+
+def wilson(marks: Marks, which: int) -> tuple[float, float]:
+    right = sum(mark[which] for mark in marks.values())
+    interval = binomtest(right, len(marks)).proportion_ci(method="wilson")
+    return (interval.low, interval.high)
+
+
+def comparisons(experiments: Sequence[Experiment]) -> Section:
+    answers = {e.name: {q: mark[1] for q, mark in e.test[e.step].items()} for e in experiments}
+    names = list(answers)
+    pairs = [compare(a, answers[a], b, answers[b]) for n, a in enumerate(names) for b in names[n + 1 :]]
+    rows = [sections.pair_row(pair) for pair in with_holm([pair for pair in pairs if pair.n])]
+    words = "Debiased choices of two experiments on the same questions; see docs/report.md."
+    parts = [Part("", words, head=sections.PAIRS_HEAD, rows=rows, name="pairs-atlas")] if rows else []
+    return Section("comparisons", "Comparisons", parts)
+
+
+def categories(experiments: Sequence[Experiment]) -> Section:
+    """Debiased accuracy by category and by subject."""
+    groups: dict[str, Any] = dict(load_benchmark("mmlu").groups)
+    domains = sorted({question[0] for e in experiments for question in e.test[e.step]})
+    known = {name: set(members) & set(domains) for name, members in groups.items()}
+    parts = []
+    for title, rows_of in (("categories", known), ("subjects", {domain: {domain} for domain in domains})):
+        rows = []
+        for name, members in rows_of.items():
+            marks = [{q: m for q, m in e.test[e.step].items() if q[0] in members} for e in experiments]
+            if any(marks):
+                rows.append((name, *(accuracy(found, which) if found else None for found in marks for which in (0, 1))))
+        head = (title, *(f"{e.name}, {kind}" for e in experiments for kind in ("accuracy", "debiased")))
+        if rows:
+            parts.append(Part(title.capitalize(), head=head, rows=rows, name=f"atlas-{title}"))
+    return Section("categories", "Categories and subjects", parts)
+
+
+def training(experiments: Sequence[Experiment]) -> Section:
+    """Losses and the reader's learning rate (the first of the two that are logged)."""
+    logs = {e.name: [{**line, "learning_rate": line["learning_rates"][0]} for line in e.log] for e in experiments}
+    return sections.training([Run(name, "", log) for name, log in logs.items()])
