@@ -26,6 +26,9 @@ from teacherlm.records import Record, read_records
 PREDICTIONS = re.compile(r"(?:^|[._-])(test|valid|val)-step-(\d+)\.jsonl$")
 SPLIT_ENDINGS = ("_test", "_valid", "_val", "_dev")
 
+PAPER = {"zeroshot": 0.471, "5-shot": 0.479, "5-shot-multi": 0.566, "full": 0.660}
+"""Setting -> debiased accuracy of ATLAS with 11B parameters and its own index (Izacard et al. 2022, section 4.3)."""
+
 Question = tuple[str, str, str]
 """(domain, question, options)."""
 Marks = dict[Question, tuple[bool, bool]]
@@ -40,6 +43,12 @@ class Experiment:
     test: dict[int, Marks] = field(default_factory=lambda: defaultdict(dict))
     valid: dict[int, Marks] = field(default_factory=lambda: defaultdict(dict))
     log: list[Record] = field(default_factory=list)
+
+    @property
+    def paper(self) -> float | None:
+        """What the paper has for the setting that a name ends with, as xl-mmlu-5-shot does."""
+        setting = re.search(rf"mmlu-({'|'.join(PAPER)})$", self.name)
+        return PAPER[setting[1]] if setting else None
 
     @property
     def step(self) -> int:
@@ -106,14 +115,16 @@ def atlas_sections(experiments: Sequence[Experiment]) -> list[Section]:
 
 def accuracies(experiments: Sequence[Experiment]) -> Section:
     head = ("experiment", "step", "questions", "accuracy", "95 % interval", "debiased accuracy", "95 % interval")
+    head += ("not measured here: the paper's, debiased",)
     rows = []
     for experiment in experiments:
         marks = experiment.test[experiment.step]
         measured = [part for which in (0, 1) for part in (accuracy(marks, which), wilson(marks, which))]
-        rows.append((experiment.name, experiment.step, len(marks), *measured))
+        rows.append((experiment.name, experiment.step, len(marks), *measured, experiment.paper))
     lines = [valid_line(experiment) for experiment in experiments if len(experiment.valid) > 1]
     words = (
-        "Test questions, at the step that is the best on validation questions. Debiased: over orders of the options."
+        "Test questions, at the step that is the best on validation questions. Debiased: over orders of the options. "
+        "The last column is of ATLAS with 11 billion parameters on all 14,042 questions (Izacard et al. 2022)."
     )
     parts = [
         Part("", words, draw(lines, "step", "debiased accuracy, validation") if lines else "", head, rows, "atlas")

@@ -24,6 +24,14 @@ TABLE = """\
           other	           0.00	         100.00
             all	          60.00	          70.00
 """
+DOMAINS = """\
+       category	         Acc(%)	  Debias Acc(%)
+-----------------------------------------------
+      astronomy	         100.00	          66.67
+     philosophy	          50.00	          75.00
+      sociology	          50.00	          50.00
+       virology	           0.00	         100.00
+"""
 
 
 def question(domain: str, number: int, split: str = "test") -> dict:
@@ -63,7 +71,7 @@ def test_a_folder_of_domains_in_either_spelling(tmp_path: Path) -> None:
         write_lines(tmp_path / "runs" / domain / f"{domain}{mark}test-step-16.jsonl", lines)
     asked = ["--predictions_path", tmp_path / "runs", "--gold_path", gold_file(tmp_path), "--split", "test"]
     done = score(*asked, "--step", 16)
-    assert done.stdout == f"predictions for {tmp_path / 'runs'}, step 16\n{TABLE}", done.stderr
+    assert done.stdout == f"predictions for {tmp_path / 'runs'}, step 16\n{DOMAINS}\n{TABLE}", done.stderr
     assert "runs/astronomy/astronomy.test-step-12.jsonl: no such file" in only_error(score(*asked, "--step", 12))
 
 

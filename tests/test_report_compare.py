@@ -171,6 +171,18 @@ def test_accuracies_of_experiments_are_those_of_the_scorer(inside: Callable, exp
     assert "done already, nothing to do" in inside("report", experiments).stdout
 
 
+def test_the_paper_s_numbers_stand_in_a_column_of_their_own(inside: Callable, experiments: Path) -> None:
+    """Of settings that the paper has, by the experiment's name."""
+    (experiments / "full").rename(experiments / "xl-mmlu-5-shot-multi")
+    assert inside("report", experiments).returncode == 0
+    page = html.fromstring((experiments / "report" / "index.html").read_text())
+    assert page.xpath("//table[@id='atlas']/thead//th/text()")[-1].startswith("not measured here: the paper's")
+    numbers = {
+        row[0].text_content(): row[-1].xpath(".//data/@value") for row in page.xpath("//table[@id='atlas']/tbody/tr")
+    }
+    assert numbers == {"xl-mmlu-5-shot-multi": ["0.566"], "zeroshot": []}
+
+
 def test_predictions_that_are_not_whole_are_said(inside: Callable, experiments: Path) -> None:
     (experiments / "zeroshot" / "combined_test-step-0.manifest.json").unlink()
     (experiments / "more").mkdir()

@@ -2,7 +2,8 @@
 
 --predictions_path is a file of predictions; a run's folder (combined_{split}-step-{step}.jsonl); or, for the 5-shot
 setting, a folder with a run for each of the 57 domains, {domain}/{domain}.{split}-step-{step}.jsonl or
-{domain}/{domain}-{split}-step-{step}.jsonl. Categories are averages over questions (micro-averages).
+{domain}/{domain}-{split}-step-{step}.jsonl, with a table of the domains too. Categories are averages over questions
+(micro-averages).
 
 With --select-step the step is the one whose validation predictions have the best debiased accuracy; what is scored is
 the test split at that step.
@@ -50,14 +51,21 @@ def main() -> None:
     print(
         f"predictions for {args.predictions_path}" + (f", step {args.step}" if args.predictions_path.is_dir() else "")
     )
-    print(table(gold, predictions))
+    if args.predictions_path.is_dir() and not is_one_run(args.predictions_path):
+        print(table(gold, predictions, {domain: [domain] for domain in sorted(gold)}), end="\n\n")
+    print(table(gold, predictions, categories(gold)))
+
+
+def is_one_run(folder: Path) -> bool:
+    """Whether a folder has predictions of all domains together, not a run for each of them."""
+    return any(folder.glob("combined_*-step-*.jsonl"))
 
 
 def read_all(path: Path, domains: Sequence[str], split: str, step: int) -> Predictions:
     """The predictions of a file, of a run's folder, or of a folder of domains."""
     if not path.is_dir():
         files = [path]
-    elif any(path.glob("combined_*-step-*.jsonl")):
+    elif is_one_run(path):
         files = [named(path, "combined", split, step)]
     else:
         files = [named(path / domain, domain, split, step) for domain in domains]
@@ -148,16 +156,21 @@ def require_all(gold: Mapping[str, Mapping[Key, str]], predictions: Predictions,
         raise UserError(f"{path}: {sum(missing.values())} predictions are missing: {listed}; evaluate them first")
 
 
-def table(gold: Mapping[str, Mapping[Key, str]], predictions: Predictions) -> str:
-    """A row a category that has questions, and one of all."""
+def categories(gold: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Category -> its domains, of those that have questions; and all."""
     groups = load_benchmark("mmlu").groups
     known = {name: [domain for domain in groups[group] if domain in gold] for name, group in CATEGORIES.items()}
-    rows = {**{name: domains for name, domains in known.items() if domains}, "all": list(gold)}
-    lines = [f"{'category':>15}\t{'Acc(%)':>15}\t{'Debias Acc(%)':>15}", "-" * 47]
+    return {**{name: domains for name, domains in known.items() if domains}, "all": list(gold)}
+
+
+def table(gold: Mapping[str, Mapping[Key, str]], predictions: Predictions, rows: Mapping[str, Sequence[str]]) -> str:
+    """A row of each name's domains, averaged over their questions."""
+    width = max(15, *map(len, rows))
+    lines = [f"{'category':>{width}}\t{'Acc(%)':>15}\t{'Debias Acc(%)':>15}", "-" * (width + 32)]
     for name, domains in rows.items():
         pairs = [(predictions[d][key], answer) for d in domains for key, answer in gold[d].items()]
         accuracy, debiased = (100 * sum(p[n] == answer for p, answer in pairs) / len(pairs) for n in (0, 1))
-        lines.append(f"{name:>15}\t{accuracy:>15.2f}\t{debiased:>15.2f}")
+        lines.append(f"{name:>{width}}\t{accuracy:>15.2f}\t{debiased:>15.2f}")
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ main() {
     export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
     folder=${RUNS:-runs}/atlas-demo
     world=$folder/world
-    [[ -d $world ]] || "$python" "$atlas/examples/made_up_facts.py" --output_directory "$world"
+    "$python" "$atlas/examples/made_up_facts.py" --output_directory "$world"
     local -a common=(--checkpoint_dir "$folder" --text_maxlength 96 --target_maxlength 16 --generation_max_length 4
         --n_context 1 --multiple_choice_eval_permutations single --write_results)
     local -a learning=(--train_data "$world/train.jsonl" --eval_data "$world/test.jsonl" --shuffle --dropout 0
