@@ -16,7 +16,7 @@ DEMO = ROOT / "atlas" / "examples" / "demo.sh"
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("demo")
-    environment = os.environ | {"RUNS": str(runs), "READER_STEPS": "300", "RETRIEVER_STEPS": "30"}
+    environment = os.environ | {"RUNS": str(runs), "PLACES": "200", "READER_STEPS": "250", "RETRIEVER_STEPS": "30"}
     done = subprocess.run(["bash", DEMO], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     print(done.stdout)
@@ -33,14 +33,14 @@ def test_no_place_of_the_test_was_learned_from(demo: Path) -> None:
         {record["passages"][0]["title"] for record in read_lines(demo / "world" / f"{name}.jsonl")}
         for name in ("train", "test")
     )
-    assert len(train) == 200
-    assert len(test) == 100
+    assert len(train) == 100
+    assert len(test) == 50
     assert not train & test
 
 
 def test_retrieval_matters(demo: Path) -> None:
-    """Of 600 questions chance is 25 % and its standard error 1.8; closed book stays within four of them."""
-    assert 18 <= counts(demo, "closed-book")["debiased_accuracy"] <= 32
+    """Of 300 questions chance is 25 % and its standard error 2.5; closed book stays within four of them."""
+    assert 15 <= counts(demo, "closed-book")["debiased_accuracy"] <= 35
     assert counts(demo, "given")["debiased_accuracy"] >= 80
     assert counts(demo, "retriever-learns")["debiased_accuracy"] >= 80
 

@@ -3,7 +3,7 @@
 # real retriever (minilm). The places of the test are others than those that were learned from.
 set -euo pipefail
 
-usage="usage: [RUNS=FOLDER] [READER_STEPS=450] [RETRIEVER_STEPS=60] bash demo.sh      (or: make atlas-demo)"
+usage="usage: [RUNS=FOLDER] [PLACES=400] [READER_STEPS=450] [RETRIEVER_STEPS=60] bash demo.sh      (or: make atlas-demo)"
 
 main() {
     [[ ${1:-} == -h || ${1:-} == --help ]] && { echo "$usage"; exit 0; }
@@ -16,9 +16,9 @@ main() {
     export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
     folder=${RUNS:-runs}/atlas-demo
     world=$folder/world
-    "$python" "$atlas/examples/made_up_facts.py" --output_directory "$world"
+    "$python" "$atlas/examples/made_up_facts.py" --output_directory "$world" --places "${PLACES:-400}"
     local -a common=(--checkpoint_dir "$folder" --text_maxlength 96 --target_maxlength 16 --generation_max_length 4
-        --n_context 1 --multiple_choice_eval_permutations single --write_results)
+        --n_context 1 --multiple_choice_eval_permutations cyclic --write_results)
     local -a learning=(--train_data "$world/train.jsonl" --eval_data "$world/test.jsonl" --shuffle --dropout 0
         --multiple_choice_train_permutations all --weight_decay 0.01)
     local -a reading=(--reader_model_type "$world/reader" --per_gpu_batch_size 64 --lr 1e-3 --scheduler linear
