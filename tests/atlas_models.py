@@ -1,12 +1,14 @@
 """Tiny readers, retrievers, passages and questions for the tests of atlas/."""
 
+import csv
 import io
+import itertools
 import json
 import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -115,15 +117,16 @@ def make_questions(count: int, seed: int = 1, dataset: str = "astronomy_test") -
 SUBJECTS = ("astronomy", "philosophy", "virology", "sociology")
 
 
-def make_small_mmlu(folder: Path, mmlu: Path) -> Path:
-    """Folders as in MMLU's archive: real questions of four subjects, 16 for the test; made-up auxiliary ones."""
-    for subject in SUBJECTS:
+def make_small_mmlu(folder: Path, mmlu: Path, subjects: Sequence[str] = SUBJECTS) -> Path:
+    """Folders as in MMLU's archive: real questions, four a subject for the test; made-up auxiliary ones."""
+    for subject in subjects:
         for split, name, count in (("dev", "dev", 5), ("test", "test", 4), ("dev", "val", 1)):
-            source = (mmlu / split / f"{subject}_{split}.csv").read_text(encoding="utf-8")
+            with open(mmlu / split / f"{subject}_{split}.csv", encoding="utf-8", newline="") as file:
+                rows = list(itertools.islice(csv.reader(file), count))
             target = folder / name / f"{subject}_{name}.csv"
             target.parent.mkdir(parents=True, exist_ok=True)
-            plain = [line for line in source.splitlines() if line.count(",") == 5 and '"' not in line]
-            target.write_text("".join(f"{line}\n" for line in plain[:count]), encoding="utf-8")
+            with open(target, "w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows(rows)
     auxiliary = folder / "auxiliary_train" / "made_up.csv"
     auxiliary.parent.mkdir()
     auxiliary.write_text("".join(f"made up {number},1,2,3,4,A\n" for number in range(5010)), encoding="utf-8")

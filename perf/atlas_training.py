@@ -1,0 +1,79 @@
+"""Steps of training at the paper's size of a question: 30 passages, text_maxlength 512 (scenarios of perf/atlas.py).
+
+Reader and retriever learn together (ppmean), a question at a time, in float32 on the CPU: a T5 of the shape of
+t5-v1_1-small with random weights and minilm. The peak is that of the largest process, libraries and weights included.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from atlas_reading import make_reader, questions_with_passages, three_entries
+from measure import HERE, Contender
+
+STEPS = 3
+"""The first is not counted."""
+PASSAGES = 400
+FLAGS = {
+    "plain": [],
+    "reader": ["--use_gradient_checkpoint_reader"],
+    "retriever": ["--use_gradient_checkpoint_retriever"],
+    "both": ["--use_gradient_checkpoint_reader", "--use_gradient_checkpoint_retriever"],
+    "one": ["--use_gradient_checkpoint_reader", "--use_gradient_checkpoint_retriever", "--per_gpu_batch_size=2"],
+    "two": ["--use_gradient_checkpoint_reader", "--use_gradient_checkpoint_retriever"],
+    "two-optim": ["--use_gradient_checkpoint_reader", "--use_gradient_checkpoint_retriever", "--shard_optim"],
+    "two-both": [
+        "--use_gradient_checkpoint_reader",
+        "--use_gradient_checkpoint_retriever",
+        "--shard_optim",
+        "--shard_grads",
+    ],
+}
+CHECKPOINTS = [
+    Contender("plain", "no gradient checkpoints", "float32"),
+    Contender("reader", "--use_gradient_checkpoint_reader", "float32"),
+    Contender("retriever", "--use_gradient_checkpoint_retriever", "float32"),
+    Contender("both", "both", "float32"),
+]
+WORKERS = [
+    Contender("one", "one worker, two questions a step", "float32"),
+    Contender("two", "two workers, one question each", "float32"),
+    Contender("two-optim", "two workers, --shard_optim", "float32"),
+    Contender("two-both", "two workers, --shard_optim --shard_grads", "float32"),
+]
+
+
+def train(contender: str, args: argparse.Namespace) -> dict[str, Any]:
+    """STEPS steps of train.py, as a user starts it; the losses say whether the contenders do the same."""
+    flags = {"--n_context": 30, "--retriever_n_context": 30, "--text_maxlength": 512, "--target_maxlength": 16}
+    flags |= {"--per_gpu_batch_size": 1, "--total_steps": STEPS, "--log_freq": 1, "--warmup_steps": 1, "--dropout": 0}
+    flags |= {"--temperature_gold": 0.1, "--temperature_score": 0.1, "--multiple_choice_train_permutations": "all"}
+    flags |= {"--reader_model_type": make_reader(), "--retriever_model_path": "minilm", "--name": "run"}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        questions = [{**question, "dataset": "mmlu"} for question in questions_with_passages(args)]
+        write_lines(place / "train.jsonl", questions)
+        write_lines(place / "passages.jsonl", [{"id": str(n), **p} for n, p in enumerate(three_entries(PASSAGES))])
+        flags |= {"--train_data": place / "train.jsonl", "--eval_data": place / "train.jsonl"}
+        flags |= {"--passages": place / "passages.jsonl", "--checkpoint_dir": place}
+        words = [str(word) for flag in flags.items() for word in flag] + ["--train_retriever", *FLAGS[contender]]
+        several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        command = [
+            sys.executable,
+            *(several if contender.startswith("two") else []),
+            str(HERE.parent / "atlas/train.py"),
+        ]
+        subprocess.run([*command, *words], check=True, stdout=sys.stderr)
+        log = [json.loads(line) for line in (place / "run" / "log.jsonl").read_text().splitlines()]
+    seconds = statistics.mean(line["seconds_per_step"] for line in log[1:])
+    losses = [line[name] for line in log for name in ("reader_loss", "retriever_loss")]
+    return {"value": 1 / seconds, "seconds": seconds, "numbers": losses}
+
+
+def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
