@@ -1,7 +1,7 @@
 """A small T5 that learns to look things up from few examples: random weights, and a tokenizer for given words.
 
-A T5 of random weights takes thousands of steps until it compares a passage with the options: until then nothing that
-it does helps. Two things in how its weights are drawn spare most of them. Queries are the keys, scaled: a token
+A T5 of random weights takes long until it compares a passage with the options: until then nothing that it does helps.
+Two things in how its weights are drawn spare most of these steps. Queries are the keys, scaled: a token
 attends to its like from the first step (Trockman & Kolter 2023, "Mimetic initialization of self-attention layers",
 arXiv 2305.09828). And the biases of relative positions are large: heads look at places of their own.
 """
