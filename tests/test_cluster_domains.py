@@ -19,7 +19,7 @@ def test_an_array_over_all_domains(cluster: Cluster, shared_data: Path) -> None:
     domains = sorted(path.name.removesuffix("_dev.csv") for path in (shared_data / "mmlu" / "dev").glob("*_dev.csv"))
     assert len(domains) == 57
     site = cluster.place / "domains.env"
-    asked = "ATLAS_ARGS=(--gres=none --mem=1500M --cpus-per-task=1 --time=10)"
+    asked = "ATLAS_ARGS=(--nodes=1 --ntasks-per-node=1 --gres=none --mem=1500M --cpus-per-task=1 --time=10)"
     site.write_text((cluster.place / "site.env").read_text() + asked + "\n")
     flags = "--n_context 2 --retriever_n_context 3 --text_maxlength 128 --generation_max_length 4 --dropout 0"
     words = {
