@@ -27,7 +27,7 @@ PREDICTIONS = re.compile(r"(?:^|[._-])(test|valid|val)-step-(\d+)\.jsonl$")
 SPLIT_ENDINGS = ("_test", "_valid", "_val", "_dev")
 
 PAPER = {"zeroshot": 0.471, "5-shot": 0.479, "5-shot-multi": 0.566, "full": 0.660}
-"""Setting -> debiased accuracy of ATLAS with 11B parameters and its own index (Izacard et al. 2022, section 4.3)."""
+"""Setting -> debiased accuracy of ATLAS with 11 billion parameters (Izacard et al. 2022, arXiv 2208.03299)."""
 
 Question = tuple[str, str, str]
 """(domain, question, options)."""
