@@ -19,20 +19,12 @@ from measure import HERE, Contender
 STEPS = 3
 """The first is not counted."""
 PASSAGES = 400
-FLAGS = {
-    "plain": [],
-    "reader": ["--use_gradient_checkpoint_reader"],
-    "retriever": ["--use_gradient_checkpoint_retriever"],
-    "both": ["--use_gradient_checkpoint_reader", "--use_gradient_checkpoint_retriever"],
-    "one": ["--use_gradient_checkpoint_reader", "--use_gradient_checkpoint_retriever", "--per_gpu_batch_size=2"],
-    "two": ["--use_gradient_checkpoint_reader", "--use_gradient_checkpoint_retriever"],
-    "two-optim": ["--use_gradient_checkpoint_reader", "--use_gradient_checkpoint_retriever", "--shard_optim"],
-    "two-both": [
-        "--use_gradient_checkpoint_reader",
-        "--use_gradient_checkpoint_retriever",
-        "--shard_optim",
-        "--shard_grads",
-    ],
+READER, RETRIEVER = "--use_gradient_checkpoint_reader", "--use_gradient_checkpoint_retriever"
+FLAGS = {"plain": [], "reader": [READER], "retriever": [RETRIEVER], "both": [READER, RETRIEVER]}
+FLAGS |= {"one": [*FLAGS["both"], "--per_gpu_batch_size=2"], "two": FLAGS["both"]}
+FLAGS |= {
+    "two-optim": [*FLAGS["both"], "--shard_optim"],
+    "two-both": [*FLAGS["both"], "--shard_optim", "--shard_grads"],
 }
 CHECKPOINTS = [
     Contender("plain", "no gradient checkpoints", "float32"),
@@ -50,6 +42,8 @@ WORKERS = [
 
 def train(contender: str, args: argparse.Namespace) -> dict[str, Any]:
     """STEPS steps of train.py, as a user starts it; the losses say whether the contenders do the same."""
+    from teacherlm.records import write_records
+
     flags = {"--n_context": 30, "--retriever_n_context": 30, "--text_maxlength": 512, "--target_maxlength": 16}
     flags |= {"--per_gpu_batch_size": 1, "--total_steps": STEPS, "--log_freq": 1, "--warmup_steps": 1, "--dropout": 0}
     flags |= {"--temperature_gold": 0.1, "--temperature_score": 0.1, "--multiple_choice_train_permutations": "all"}
@@ -57,8 +51,8 @@ def train(contender: str, args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         questions = [{**question, "dataset": "mmlu"} for question in questions_with_passages(args)]
-        write_lines(place / "train.jsonl", questions)
-        write_lines(place / "passages.jsonl", [{"id": str(n), **p} for n, p in enumerate(three_entries(PASSAGES))])
+        write_records(place / "train.jsonl", questions)
+        write_records(place / "passages.jsonl", [{"id": str(n), **p} for n, p in enumerate(three_entries(PASSAGES))])
         flags |= {"--train_data": place / "train.jsonl", "--eval_data": place / "train.jsonl"}
         flags |= {"--passages": place / "passages.jsonl", "--checkpoint_dir": place}
         words = [str(word) for flag in flags.items() for word in flag] + ["--train_retriever", *FLAGS[contender]]
@@ -73,7 +67,3 @@ def train(contender: str, args: argparse.Namespace) -> dict[str, Any]:
     seconds = statistics.mean(line["seconds_per_step"] for line in log[1:])
     losses = [line[name] for line in log for name in ("reader_loss", "retriever_loss")]
     return {"value": 1 / seconds, "seconds": seconds, "numbers": losses}
-
-
-def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
