@@ -5,6 +5,7 @@ domain). Its step is the one with the best debiased accuracy on validation quest
 """
 
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,13 +19,16 @@ from run_folder import Run, read_log
 from scipy.stats import binomtest
 from significance import compare, with_holm
 
-from teacherlm import manifests
+from teacherlm import ROOT, manifests
 from teacherlm.benchmarks import load_benchmark
 from teacherlm.errors import UserError, one_line
-from teacherlm.records import Record, read_records
+from teacherlm.records import Record
+
+sys.path.append(str(ROOT))  # where atlas/ is
+
+from atlas.predictions import read_predictions
 
 PREDICTIONS = re.compile(r"(?:^|[._-])(test|valid|val)-step-(\d+)\.jsonl$")
-SPLIT_ENDINGS = ("_test", "_valid", "_val", "_dev")
 
 PAPER = {"zeroshot": 0.471, "5-shot": 0.479, "5-shot-multi": 0.566, "full": 0.660}
 """Setting -> debiased accuracy of ATLAS with 11 billion parameters (Izacard et al. 2022, arXiv 2208.03299)."""
@@ -69,39 +73,29 @@ def prediction_files(folder: Path) -> list[Path]:
 
 def read_experiments(folder: Path, missing: list[str]) -> list[Experiment]:
     """The experiments by name; predictions that cannot be read are said in `missing`."""
-    found: dict[str, Experiment] = {}
+    experiments: dict[str, Experiment] = {}
     for path in prediction_files(folder):
         match = PREDICTIONS.search(path.name)
         if not match or path.name.startswith("."):
             continue
         name = path.relative_to(folder).parts[0]
-        experiment = found.setdefault(name, Experiment(name, log=read_log(folder / name / "log.jsonl", missing)))
+        experiment = experiments.setdefault(name, Experiment(name, log=read_log(folder / name / "log.jsonl", missing)))
         marks = (experiment.test if match[1] == "test" else experiment.valid)[int(match[2])]
         try:
-            for number, record in read_records(path):
-                read_mark(record, f"{path}, line {number}", marks)
+            for found in read_predictions(path):
+                answer = found.asked["answer"]
+                right = (found.choice == answer, found.debiased == answer)
+                marks[found.domain, found.question, found.options] = right
         except UserError as error:
             missing.append(f"atlas: {one_line(error)}")
         if not manifests.manifest_of(path).is_file():
             missing.append(f"atlas: {path.relative_to(folder)} is not finished: {len(marks)} questions so far")
-    for experiment in found.values():
+    for experiment in experiments.values():
         experiment.test = {step: marks for step, marks in experiment.test.items() if marks}
         experiment.valid = {step: marks for step, marks in experiment.valid.items() if marks}
         if not experiment.test:
             missing.append(f"atlas: {experiment.name} has no predictions of test questions")
-    return [experiment for _, experiment in sorted(found.items()) if experiment.test]
-
-
-def read_mark(record: Record, where: str, marks: Marks) -> None:
-    original = next((p for p in record.get("permutations") or [] if p.get("metadata", {}).get("is_original")), None)
-    if original is None or "choice_logits" not in original:
-        raise UserError(f"{where}: no prediction of evaluate.py: it has no permutation with the original order")
-    asked, logits = original["metadata"], original["choice_logits"]
-    domain = asked["dataset"]
-    domain = domain.removesuffix(next((ending for ending in SPLIT_ENDINGS if domain.endswith(ending)), ""))
-    choice = max(logits, key=lambda letter: logits[letter])
-    right = (choice == asked["answer"], record["generation"] == asked["answer"])
-    marks[domain, asked["question"], str(asked["options"])] = right
+    return [experiment for _, experiment in sorted(experiments.items()) if experiment.test]
 
 
 def accuracy(marks: Mapping[Question, tuple[bool, bool]], which: int) -> float:

@@ -12,20 +12,20 @@ the test split at that step.
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from atlas.predictions import domain_of, read_predictions, require_fields
 from teacherlm.benchmarks import load_benchmark
 from teacherlm.errors import Parser, UserError, run
-from teacherlm.records import Record, read_records
+from teacherlm.records import read_records
 
 CATEGORIES = {"humanities": "humanities", "Soc Sci.": "social_sciences", "STEM": "stem", "other": "other"}
 """The table's name -> the group of benchmarks/mmlu.yaml."""
 VALIDATION = re.compile(r"[._-]val(?:id)?-step-(\d+)\.jsonl$")
-SPLIT_ENDINGS = ("_test", "_valid", "_val", "_dev")
 
 Key = tuple[str, str]
 """What a question is found by: its text and its options."""
@@ -71,7 +71,9 @@ def read_all(path: Path, domains: Sequence[str], split: str, step: int) -> Predi
         files = [named(path / domain, domain, split, step) for domain in domains]
     predictions: Predictions = {}
     for file in files:
-        read_predictions(file, predictions)
+        for found in read_predictions(file):
+            key = found.question, found.options
+            predictions.setdefault(found.domain, {})[key] = (found.choice, found.debiased)
     return predictions
 
 
@@ -106,12 +108,6 @@ def named(folder: Path, name: str, split: str, step: int) -> Path:
     raise UserError(f"{folder / names[0]}: no such file; did the run reach step {step}?")
 
 
-def domain_of(dataset: str) -> str:
-    """`anatomy_test` -> `anatomy`."""
-    ending = next((ending for ending in SPLIT_ENDINGS if dataset.endswith(ending)), "")
-    return dataset.removesuffix(ending)
-
-
 def key_of(question: Mapping[str, Any]) -> Key:
     return question["question"], str(question["options"])
 
@@ -122,26 +118,6 @@ def read_gold(path: Path) -> dict[str, dict[Key, str]]:
         require_fields(question, ("question", "options", "answer", "dataset"), f"{path}, line {number}")
         gold.setdefault(domain_of(question["dataset"]), {})[key_of(question)] = question["answer"]
     return gold
-
-
-def read_predictions(path: Path, into: Predictions) -> None:
-    for number, record in read_records(path):
-        where = f"{path}, line {number}"
-        asked = record.get("permutations", record.get("permuatations"))  # the reference's older spelling
-        original = next((p for p in asked or [] if p.get("metadata", {}).get("is_original")), None)
-        if original is None:
-            raise UserError(f"{where}: no prediction of evaluate.py: it has no permutation with the original order")
-        require_fields(original, ("choice_logits",), where)
-        logits = original["choice_logits"]
-        choice = max(logits, key=lambda letter: logits[letter])
-        question = original["metadata"]
-        into.setdefault(domain_of(question["dataset"]), {})[key_of(question)] = (choice, record["generation"])
-
-
-def require_fields(record: Record, names: Iterable[str], where: str) -> None:
-    missing = next((name for name in names if name not in record), None)
-    if missing:
-        raise UserError(f"{where}: the field {missing!r} is missing")
 
 
 def require_all(gold: Mapping[str, Mapping[Key, str]], predictions: Predictions, path: Path) -> None:
