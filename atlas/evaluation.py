@@ -159,8 +159,9 @@ def read(asked: argparse.Namespace, of: reader.Reader, predictions: list[dict[st
         encoded = reader.encode(of, texts)
         targets = [multiple_choice.target(prediction["metadata"]) for prediction in batch]
         labels_BT = reader.target_labels(of, targets, asked.target_maxlength)
-        logits_BTV = reader.decode(of, encoded, labels_BT).logits
-        written = reader.generate(of, encoded, asked.generation_max_length)
+        decoded = reader.decode(of, encoded, labels_BT, use_cache=True)
+        logits_BTV = decoded.logits
+        written = reader.generate(of, encoded, asked.generation_max_length, decoded.past_key_values)
         for prediction, logits_TV, text in zip(batch, logits_BTV.float(), written):
             prediction["generation"] = text
             prediction["choice_logits"] = dict(zip(letters, logits_TV[1, tokens].tolist()))

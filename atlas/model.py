@@ -19,6 +19,7 @@ from atlas.retriever import Retriever
 from teacherlm import manifests
 from teacherlm.loading import load_tokenizer
 from teacherlm.models import describe_model, find_model, local_folder, small_files
+from teacherlm.packed_linear import pack_linears
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -33,10 +34,13 @@ class Model:
     """Fingerprint of the passage encoder and what it is given, whatever the run's precision."""
 
 
-def load_model(options: argparse.Namespace, device: torch.device, precision: str) -> Model:
+def load_model(options: argparse.Namespace, device: torch.device, precision: str, trains: bool = False) -> Model:
     """Load retriever and reader, those that the run needs.
 
     fp16 is the reader's alone; the retriever then stays in float32, as in the reference.
+
+    Args:
+        trains: whether the reader is to learn; if not, a CPU keeps its weights in the order of the CPU's kernels.
 
     Raises:
         UserError: one cannot be found or loaded.
@@ -68,6 +72,8 @@ def load_model(options: argparse.Namespace, device: torch.device, precision: str
         retriever.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
     if reader is not None:
         reader = Reader(reader.to(device, dtype).eval(), reader_tokenizer, options.text_maxlength)
+        if device.type == "cpu" and not trains:
+            pack_linears(reader.model)
     return Model(reader, retriever, tokenizer, reader_tokenizer, encoder)
 
 

@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel, T5ForConditionalGeneration
+from transformers import AutoConfig, DynamicCache, EncoderDecoderCache, PreTrainedModel, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from teacherlm.errors import UserError, reason
 from teacherlm.loading import without_warnings
 
-TOKENS_AT_A_TIME = {"cpu": 4096, "cuda": 65_536}
-"""Tokens that are encoded together, padding included."""
+TOKENS_AT_A_TIME = {"cpu": 2048, "cuda": 65_536}
+"""Tokens that are encoded together, padding included. More of them need more padding; a CPU's cores have enough to do
+with these, and its caches hold what belongs to them."""
 IGNORED = -100
 """The label of a place without a target."""
 
@@ -123,13 +124,15 @@ def target_labels(reader: Reader, targets: Sequence[str], target_maxlength: int 
 
 
 def decode(reader: Reader, encoded: Encoded, labels_BT: torch.Tensor, **options: Any) -> Any:
-    """The output of the T5 whose decoder is given the target: logits (B, T, V), and what `options` ask for."""
+    """The output of the T5 whose decoder is given the target: logits (B, T, V), and what `options` ask for.
+
+    With use_cache=True its past_key_values save `generate` the work that both have in common.
+    """
     return reader.model(
         encoder_outputs=BaseModelOutput(last_hidden_state=encoded.states),
         attention_mask=encoded.mask,
         labels=labels_BT,
-        use_cache=False,
-        **options,
+        **{"use_cache": False, **options},
     )
 
 
@@ -141,13 +144,23 @@ def target_losses(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Te
     return losses.view(labels_BT.shape)
 
 
-def generate(reader: Reader, encoded: Encoded, max_length: int) -> list[str]:
-    """What the reader writes by itself, greedily, at most `max_length` tokens."""
+def generate(
+    reader: Reader, encoded: Encoded, max_length: int, decoded: EncoderDecoderCache | None = None
+) -> list[str]:
+    """What the reader writes by itself, greedily, at most `max_length` tokens.
+
+    Args:
+        decoded: past_key_values of `decode` on the same states, whose keys and values of the states are used again.
+    """
+    known = {}
+    if decoded is not None:
+        known["past_key_values"] = EncoderDecoderCache(DynamicCache(), decoded.cross_attention_cache)
     tokens = reader.model.generate(
         encoder_outputs=BaseModelOutput(last_hidden_state=encoded.states),
         attention_mask=encoded.mask,
         max_length=max_length,
         num_beams=1,
         do_sample=False,
+        **known,
     )
     return reader.tokenizer.batch_decode(tokens, skip_special_tokens=True)

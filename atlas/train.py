@@ -103,7 +103,7 @@ class Training:
         if self.step:
             asked.model_path = str(folder / "checkpoint" / f"step-{self.step}")
             workers.say(f"train: going on from {asked.model_path}")
-        self.model = load_model(asked, device, precision="fp32")
+        self.model = load_model(asked, device, precision="fp32", trains=True)
         self.index = make_index(asked, self.model, device, trained=self.step > 0) if asked.retrieves else None
         self.trainee = training.Trainee(asked, self.model)
         self.raw_optimizer = training.optimizer_of(self.trainee, asked)

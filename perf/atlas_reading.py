@@ -30,7 +30,7 @@ def read(contender: str, args: argparse.Namespace) -> dict[str, Any]:
     flags += ["--target_maxlength", 16, "--generation_max_length", 8, "--per_gpu_batch_size", 4, "--use_file_passages"]
     flags += ["--multiple_choice_eval_permutations", "cyclic"]
     asked = options.check(options.parser("").parse_args([str(flag) for flag in flags]))
-    model = load_model(asked, torch.device("cpu"), precision)
+    model = load_model(asked, torch.device("cpu"), precision, trains=contender == "padded")
     questions = list(enumerate(questions_with_passages(args)))
     answer = {"padded": read_padded, "ours": read_ours}[contender.split("-")[0]]
     with torch.no_grad():
@@ -53,7 +53,7 @@ def questions_with_passages(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     data = Path(args.mmlu) if args.mmlu else None
     samples = [sample for _, sample in read_split(load_benchmark("mmlu"), "test", data)]
-    passages = three_entries(ASKED * N_CONTEXT)
+    passages = two_entries(ASKED * N_CONTEXT)
     questions = []
     for number, sample in enumerate(random.Random(0).sample(samples, ASKED)):
         options = dict(zip("ABCD", sample["choices"]))
@@ -62,11 +62,11 @@ def questions_with_passages(args: argparse.Namespace) -> list[dict[str, Any]]:
     return questions
 
 
-def three_entries(count: int) -> list[dict[str, str]]:
-    """Passages of about 100 words, as ATLAS's are: three entries of the dictionary together."""
+def two_entries(count: int) -> list[dict[str, str]]:
+    """Passages of some 80 words, as those of Wikipedia that ATLAS reads: two entries of the dictionary together."""
     draw = random.Random(0)
     entries = dictionary.passages()
-    texts = [" ".join(entry["text"] for entry in draw.sample(entries, 3)) for _ in range(count)]
+    texts = [" ".join(entry["text"] for entry in draw.sample(entries, 2)) for _ in range(count)]
     return [{"title": str(place), "text": text} for place, text in enumerate(texts)]
 
 

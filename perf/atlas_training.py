@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from atlas_reading import make_reader, questions_with_passages, three_entries
+from atlas_reading import make_reader, questions_with_passages, two_entries
 from measure import HERE, Contender
 
 STEPS = 3
@@ -52,7 +52,7 @@ def train(contender: str, args: argparse.Namespace) -> dict[str, Any]:
         place = Path(folder)
         questions = [{**question, "dataset": "mmlu"} for question in questions_with_passages(args)]
         write_records(place / "train.jsonl", questions)
-        write_records(place / "passages.jsonl", [{"id": str(n), **p} for n, p in enumerate(three_entries(PASSAGES))])
+        write_records(place / "passages.jsonl", [{"id": str(n), **p} for n, p in enumerate(two_entries(PASSAGES))])
         flags |= {"--train_data": place / "train.jsonl", "--eval_data": place / "train.jsonl"}
         flags |= {"--passages": place / "passages.jsonl", "--checkpoint_dir": place}
         words = [str(word) for flag in flags.items() for word in flag] + ["--train_retriever", *FLAGS[contender]]

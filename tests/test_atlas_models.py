@@ -66,8 +66,11 @@ def test_padding_the_passages_to_the_maximum_changes_nothing(t5: reader.Reader) 
 
 @torch.no_grad()
 def test_what_is_generated_is_the_greedy_choice_of_the_logits(t5: reader.Reader) -> None:
-    texts, _ = texts_of(t5, 2)
-    written = reader.generate(t5, reader.encode(t5, texts), max_length=6)
+    texts, targets = texts_of(t5, 2)
+    encoded = reader.encode(t5, texts)
+    written = reader.generate(t5, encoded, max_length=6)
+    decoded = reader.decode(t5, encoded, reader.target_labels(t5, targets, None), use_cache=True)
+    assert reader.generate(t5, encoded, 6, decoded.past_key_values) == written
     plain = PlainT5(t5.model)
     for passages, text in zip(texts, written):
         encoded = torch.cat(
