@@ -4,10 +4,13 @@ from collections.abc import Sequence
 
 import torch
 
-BLOCK_VALUES = {"cpu": 2**20, "cuda": 2**28}
-"""Numbers of a block of vectors that is held in float32 at a time: on a CPU, what its second-level cache holds."""
+BLOCK_VALUES = {"cpu": 2**21, "cuda": 2**28}
+"""Numbers of a block of vectors that is held in float32 at a time: on a CPU, what its caches hold."""
 BLOCK_SCORES = {"cpu": 2**22, "cuda": 2**28}
 """Scores that are held at a time."""
+FEW = 8
+"""Queries below which one operation a block counts: the best are then looked for in a whole segment at once. From here
+on a CPU oneDNN's product is quicker than torch's own (MKL's)."""
 CELL = 32
 """Scores whose greatest is looked at first: few cells have any among a query's best."""
 
@@ -23,6 +26,8 @@ class FlatVectors:
     def __init__(self, segments: Sequence[torch.Tensor], first_row: int):
         self.segments = list(segments)
         self.first_row = first_row
+        self.floats = torch.empty(0)
+        """A block's vectors in float32; kept, since to get memory anew can take longer than a search."""
 
     def __len__(self) -> int:
         return sum(map(len, self.segments))
@@ -36,14 +41,34 @@ class FlatVectors:
         queries_QD = queries_QD.float().contiguous()
         row = self.first_row
         for segment in self.segments:
-            kind = segment.device.type
-            size = max(k, BLOCK_VALUES[kind] // segment.shape[1] // CELL * CELL)
-            size = max(CELL, min(size, BLOCK_SCORES[kind] // max(1, len(queries_QD)) // CELL * CELL))
-            for start in range(0, len(segment), size):
-                block_ND = segment[start : start + size].float()
-                best.add(queries_QD @ block_ND.T, row + start)
+            size = block_rows(segment, len(queries_QD), k)
+            columns = size if len(queries_QD) >= FEW else len(segment)
+            if len(self.floats) != size * segment.shape[1]:
+                self.floats = queries_QD.new_empty(size * segment.shape[1])
+            for start in range(0, len(segment), columns):
+                best.add(products(queries_QD, segment[start : start + columns], self.floats), row + start)
             row += len(segment)
         return best.result()
+
+
+def block_rows(segment: torch.Tensor, queries: int, k: int) -> int:
+    """Vectors of a block."""
+    kind, dimension = segment.device.type, segment.shape[1]
+    size = max(k, BLOCK_VALUES[kind] // dimension // CELL * CELL)
+    return max(CELL, min(size, BLOCK_SCORES[kind] // max(1, queries) // CELL * CELL))
+
+
+def products(queries_QD: torch.Tensor, halves_ND: torch.Tensor, floats: torch.Tensor) -> torch.Tensor:
+    """Inner products (Q, N), by as many vectors at a time as `floats` holds."""
+    onednn = halves_ND.device.type == "cpu" and torch.backends.mkldnn.is_available() and len(queries_QD) >= FEW
+    found = []
+    for part_ND in halves_ND.split(len(floats) // halves_ND.shape[1]):
+        block_ND = floats[: part_ND.numel()].view(part_ND.shape).copy_(part_ND)
+        if onednn:
+            found.append(torch.ops.mkldnn._linear_pointwise(queries_QD, block_ND, None, "none", [], ""))
+        else:
+            found.append(queries_QD @ block_ND.T)
+    return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
 
 class BestRows:

@@ -40,7 +40,7 @@ def load_model(options: argparse.Namespace, device: torch.device, precision: str
     fp16 is the reader's alone; the retriever then stays in float32, as in the reference.
 
     Args:
-        trains: whether the reader is to learn; if not, a CPU keeps its weights in the order of the CPU's kernels.
+        trains: whether they are to learn; if not, a CPU keeps their weights in the order of its kernels.
 
     Raises:
         UserError: one cannot be found or loaded.
@@ -72,8 +72,9 @@ def load_model(options: argparse.Namespace, device: torch.device, precision: str
         retriever.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
     if reader is not None:
         reader = Reader(reader.to(device, dtype).eval(), reader_tokenizer, options.text_maxlength)
-        if device.type == "cpu" and not trains:
-            pack_linears(reader.model)
+    if device.type == "cpu" and not trains:
+        for module in filter(None, (retriever, reader and reader.model)):
+            pack_linears(module)
     return Model(reader, retriever, tokenizer, reader_tokenizer, encoder)
 
 

@@ -21,6 +21,8 @@ MAXIMUM_LENGTH = 512
 """BERT's."""
 CHUNK = 16_384
 """Texts that are tokenized and sorted by length at a time."""
+TOKENS_ON_CPU = 2048
+"""Tokens that a CPU embeds together: what belongs to more of them does not stay in its caches."""
 
 
 class Retriever(nn.Module):
@@ -144,12 +146,13 @@ def embed(
         (numbers of the texts of a batch, their embeddings (B, D)); each text once, in the order of their length.
     """
     device = next(retriever.parameters()).device
+    tokens_at_a_time = min(batch_size, TOKENS_ON_CPU // 128 if device.type == "cpu" else batch_size) * 128
     for start in range(0, len(texts), CHUNK):
         chunk = texts[start : start + CHUNK]
         tokens = tokenizer(list(chunk), truncation=True, max_length=min(max_length, MAXIMUM_LENGTH))["input_ids"]
         by_length = sorted(range(len(chunk)), key=lambda number: len(tokens[number]), reverse=True)
         while by_length:
-            rows = min(batch_size, max(1, batch_size * 128 // len(tokens[by_length[0]])))
+            rows = min(batch_size, max(1, tokens_at_a_time // len(tokens[by_length[0]])))
             batch, by_length = by_length[:rows], by_length[rows:]
             padded = tokenizer.pad({"input_ids": [tokens[number] for number in batch]}, return_tensors="pt")
             vectors = retriever(padded["input_ids"].to(device), padded["attention_mask"].to(device), of_passages)

@@ -1,6 +1,7 @@
 """Search at size: exact and compressed, held against FAISS on the same vectors (scenarios of perf/atlas.py).
 
-The corpus is perf/dictionary.py's, 122,845 entries embedded with minilm: once, kept in the user's cache.
+The corpus is perf/dictionary.py's, 122,845 entries embedded with minilm in bfloat16: once, kept in the
+user's cache.
 """
 
 import argparse
@@ -53,6 +54,7 @@ def make_index() -> None:
     from atlas.index_files import save_index
     from atlas.passages import Passages, write_passages
     from teacherlm.models import find_model, local_folder
+    from teacherlm.packed_linear import pack_linears
 
     folder = index_folder()
     if (folder / "queries.npy").is_file():
@@ -60,6 +62,7 @@ def make_index() -> None:
     passages = dictionary.passages()
     write_passages(folder / "all.arrow", passages)
     made, tokenizer = retriever.load_retriever(local_folder(find_model("minilm")), untied=False)
+    pack_linears(made.to(torch.bfloat16))
     started = time.perf_counter()
     with torch.no_grad():
         vectors = embed_share(Passages(folder / "all.arrow"), made.eval(), tokenizer, "{title} {text}", LENGTH, 512)
@@ -71,7 +74,7 @@ def make_index() -> None:
         asked = dictionary.questions(passages, QUESTIONS)
         queries = torch.empty(len(asked), 384)
         for numbers, batch in retriever.embed(made, tokenizer, [text for text, _ in asked], LENGTH, 512, False):
-            queries[numbers] = batch
+            queries[numbers] = batch.float()
     (folder / "answers.json").write_text(json.dumps([int(row) for _, row in asked]))
     np.save(folder / "queries.npy", queries.numpy())
 
