@@ -111,9 +111,7 @@ class Trainee(nn.Module):
         self.retriever = model.retriever if asked.train_retriever else None
         if self.retriever is not None and asked.query_side_retriever_training:
             self.retriever.passage.requires_grad_(False)
-        for module in self.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = asked.dropout
+        set_dropout(self, asked.dropout)
         checkpointed = [self.reader_model] if asked.use_gradient_checkpoint_reader else []
         if self.retriever is not None and asked.use_gradient_checkpoint_retriever:
             checkpointed += {self.retriever.query, self.retriever.passage}
@@ -138,6 +136,15 @@ class Trainee(nn.Module):
         encoded = readers.encode(self.reader, [texts[: asked.n_context] for texts in batch.reader_texts])
         logits = readers.decode(self.reader, encoded, batch.labels).logits
         return losses.reader_loss(logits, batch.labels), distilled
+
+
+def set_dropout(model: nn.Module, rate: float) -> None:
+    """Of layers, and of T5's attention, which has a number of its own."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
+        elif isinstance(getattr(module, "dropout", None), (int, float)):
+            module.dropout = rate
 
 
 def parameter_groups(trainee: Trainee, asked: argparse.Namespace) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ STEPS = 8
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("atlas")
-    make_tiny_t5(folder / "t5")
+    make_tiny_t5(folder / "t5", dropout=0.1)
     make_tiny_bert(folder / "bert")
     write_lines(folder / "passages.jsonl", make_passages(40))
     write_lines(folder / "train.jsonl", make_questions(9))
