@@ -43,7 +43,6 @@ def main() -> None:
         return
     if any(name.startswith(("search", "recall")) for name in args.scenarios.split(",")):
         make_index()
-    results = []
     for name in args.scenarios.split(","):
         print(f"\n{name}", flush=True)
         contenders = choose(SCENARIOS[name], None)
@@ -56,9 +55,8 @@ def main() -> None:
         for row in rows:
             row |= {"scenario": name, **found[row["name"]]}
             print(f"{row['name']}: {found[row['name']]}")
-        results += rows
         print(table(rows), flush=True)
-    write_results(HERE / "results" / "atlas.json", results)
+        write_results(HERE / "results" / "atlas.json", rows)
 
 
 def compare(measured: dict[str, list[dict[str, Any]]], first: str) -> dict[str, dict[str, float]]:
