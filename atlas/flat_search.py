@@ -42,7 +42,7 @@ class FlatVectors:
         row = self.first_row
         for segment in self.segments:
             size = block_rows(segment, len(queries_QD), k)
-            columns = size if len(queries_QD) >= FEW else len(segment)
+            columns = size if len(queries_QD) >= FEW else max(1, len(segment))
             if len(self.floats) != size * segment.shape[1]:
                 self.floats = queries_QD.new_empty(size * segment.shape[1])
             for start in range(0, len(segment), columns):
