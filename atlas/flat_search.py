@@ -9,7 +9,7 @@ BLOCK_VALUES = {"cpu": 2**21, "cuda": 2**28}
 BLOCK_SCORES = {"cpu": 2**22, "cuda": 2**28}
 """Scores that are held at a time."""
 FEW = 8
-"""Queries below which one operation a block counts: the best are then looked for in a whole segment at once. From here
+"""Queries below which one operation a block counts: the best are then looked for in many blocks at once. From here
 on a CPU oneDNN's product is quicker than torch's own (MKL's)."""
 CELL = 32
 """Scores whose greatest is looked at first: few cells have any among a query's best."""
@@ -42,7 +42,8 @@ class FlatVectors:
         row = self.first_row
         for segment in self.segments:
             size = block_rows(segment, len(queries_QD), k)
-            columns = size if len(queries_QD) >= FEW else max(1, len(segment))
+            most = BLOCK_SCORES[segment.device.type] // max(1, len(queries_QD))
+            columns = size if len(queries_QD) >= FEW else max(size, most)
             if len(self.floats) != size * segment.shape[1]:
                 self.floats = queries_QD.new_empty(size * segment.shape[1])
             for start in range(0, len(segment), columns):

@@ -146,7 +146,9 @@ def embed(
         (numbers of the texts of a batch, their embeddings (B, D)); each text once, in the order of their length.
     """
     device = next(retriever.parameters()).device
-    tokens_at_a_time = min(batch_size, TOKENS_ON_CPU // 128 if device.type == "cpu" else batch_size) * 128
+    tokens_at_a_time = batch_size * 128
+    if device.type == "cpu":
+        tokens_at_a_time = min(tokens_at_a_time, TOKENS_ON_CPU)
     for start in range(0, len(texts), CHUNK):
         chunk = texts[start : start + CHUNK]
         tokens = tokenizer(list(chunk), truncation=True, max_length=min(max_length, MAXIMUM_LENGTH))["input_ids"]
