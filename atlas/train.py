@@ -161,13 +161,14 @@ class Training:
         self.trainee.train()
         with self.accelerator.accumulate(self.wrapped):
             reader_loss, retriever_loss = self.wrapped(batch)
+            training.set_rates(self.raw_optimizer, self.share(self.step // asked.accumulation_steps), learns)
             self.accelerator.backward(reader_loss if retriever_loss is None else reader_loss + retriever_loss)
             if self.accelerator.sync_gradients:
                 self.accelerator.clip_grad_norm_(self.trainee.parameters(), asked.clip)
-            for group in self.raw_optimizer.param_groups:
-                group["lr"] = group["base"] * self.share(self.step // asked.accumulation_steps)
             self.optimizer.step()
             self.optimizer.zero_grad()
+            if not learns:
+                training.forget_steps(self.raw_optimizer)
         losses = {"reader_loss": reader_loss.item()}
         return losses if retriever_loss is None else {**losses, "retriever_loss": retriever_loss.item()}
 

@@ -28,6 +28,9 @@ from teacherlm.gloo import use_gloo_on_cpus
 from teacherlm.records import Record
 
 NO_PASSAGE = {"title": "", "text": ""}
+BUCKET = 20_000_000
+"""Gradients that DeepSpeed gathers before it averages them. With its default, 500 million, all of ATLAS-base are copied
+at once, and sharing them out saves nothing."""
 
 
 class Examples:
@@ -159,7 +162,26 @@ def parameter_groups(trainee: Trainee, asked: argparse.Namespace) -> list[dict[s
 def optimizer_of(trainee: Trainee, asked: argparse.Namespace) -> torch.optim.Optimizer:
     groups = parameter_groups(trainee, asked)
     betas = (0.9, asked.beta2)
-    return torch.optim.AdamW(groups, lr=asked.lr, betas=betas, eps=asked.epsilon, weight_decay=asked.weight_decay)
+    return torch.optim.AdamW(
+        groups, lr=asked.lr, betas=betas, eps=asked.epsilon, weight_decay=asked.weight_decay, fused=True
+    )
+
+
+def set_rates(optimizer: torch.optim.Optimizer, share: float, retriever_learns: bool) -> None:
+    """Give each group its learning rate, `share` of its `base`. Before `backward`: there DeepSpeed takes its step."""
+    for number, group in enumerate(optimizer.param_groups):
+        group["lr"] = group["base"] * share if number == 0 or retriever_learns else 0.0
+
+
+def forget_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Let Adam begin with the retriever when that begins to learn, after a step in which it did not.
+
+    DeepSpeed takes a gradient that is not there for zero, and counts the step: Adam's first real ones would be smaller.
+    """
+    for group in optimizer.param_groups[1:]:
+        for weight in group["params"]:
+            if weight in optimizer.state:
+                optimizer.state[weight]["step"].zero_()
 
 
 def share(asked: argparse.Namespace, trainee: Trainee, optimizer: torch.optim.Optimizer) -> tuple[Any, Any, Any]:
@@ -171,13 +193,18 @@ def share(asked: argparse.Namespace, trainee: Trainee, optimizer: torch.optim.Op
     from accelerate import Accelerator, DeepSpeedPlugin, DistributedDataParallelKwargs
 
     on_cpu = trainee.reader.device.type == "cpu"
+    shards = asked.shard_optim and workers.size() > 1
     if on_cpu and workers.size() > 1:
         use_gloo_on_cpus()
     plugin = None
-    if asked.shard_optim and workers.size() > 1:
+    if shards:
         plugin = DeepSpeedPlugin(
             hf_ds_config={
-                "zero_optimization": {"stage": 2 if asked.shard_grads else 1},
+                "zero_optimization": {
+                    "stage": 2 if asked.shard_grads else 1,
+                    "reduce_bucket_size": BUCKET,
+                    "allgather_bucket_size": BUCKET,
+                },
                 "zero_allow_untested_optimizer": True,
                 "bf16": {"enabled": asked.precision == "bf16"},
                 "fp16": {"enabled": asked.precision == "fp16"},
@@ -188,7 +215,7 @@ def share(asked: argparse.Namespace, trainee: Trainee, optimizer: torch.optim.Op
             }
         )
     accelerator = Accelerator(
-        cpu=on_cpu,
+        cpu=on_cpu and not shards,  # told that it is a CPU, accelerate leaves DeepSpeed out without a word
         mixed_precision={"fp32": "no"}.get(asked.precision, asked.precision),
         gradient_accumulation_steps=asked.accumulation_steps,
         deepspeed_plugin=plugin,

@@ -24,7 +24,7 @@ from measure import choose, run_alternately, summarize, table, write_results  # 
 sys.path[:] = [str(HERE.parent), *(place for place in sys.path if place != str(HERE))]
 
 SCENARIOS = {"search-1": SEARCH, "search-64": SEARCH, "search-512": SEARCH, "recall": COMPRESSED, "read": READ}
-SCENARIOS |= {"train-checkpoints": CHECKPOINTS, "train-workers": WORKERS}
+SCENARIOS |= {"train-checkpoints": CHECKPOINTS, "train-workers": WORKERS, "train-shards": WORKERS}
 WORK = {"search": search, "recall": recall, "read": read, "train": train}
 UNITS = {"read": "questions/s", "train": "steps/s"}
 

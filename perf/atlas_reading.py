@@ -102,18 +102,44 @@ def read_padded(asked: Any, model: Any, questions: list[tuple[int, dict[str, Any
     return found
 
 
-def make_reader() -> Path:
-    """A T5 of the shape of t5-v1_1-small with random weights, and a tokenizer of as many pieces as T5's, made from the
-    dictionaries."""
+SHAPES = {
+    "small": {"d_model": 512, "d_ff": 1024, "num_layers": 8, "num_heads": 6},
+    "base": {"d_model": 768, "d_ff": 2048, "num_layers": 12, "num_heads": 12},
+}
+"""Of T5 1.1."""
+
+
+def make_reader(size: str = "small") -> Path:
+    """A T5 of one of the SHAPES with random weights, and a tokenizer of as many pieces as T5's."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 
     from teacherlm.files import cache_folder, whole_folder
 
-    folder = cache_folder() / "perf" / "t5-small-shape-32k"
+    folder = cache_folder() / "perf" / f"t5-{size}-shape-32k"
     if folder.is_dir():
         return folder
+    tokenizer = make_tokenizer() if size == "small" else T5Tokenizer.from_pretrained(make_reader())
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=32128,
+        d_kv=64,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+        **SHAPES[size],
+    )
+    with whole_folder(folder) as partial:
+        T5ForConditionalGeneration(config).save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+    return folder
+
+
+def make_tokenizer() -> Any:
+    """T5's kind of tokenizer with 32,000 pieces, made from the dictionaries."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import T5Tokenizer
+
     learner = Tokenizer(models.Unigram())
     learner.pre_tokenizer = pre_tokenizers.Metaspace()
     texts = [passage["text"] for passage in dictionary.passages()[::2]] + ["question: options: (A) (B) (C) (D)"] * 99
@@ -122,20 +148,4 @@ def make_reader() -> Path:
     pieces = [tuple(piece) for piece in json.loads(learner.to_str())["model"]["vocab"]]
     pieces += [(f"▁{letter}", -4.0) for letter in "ABCD" if f"▁{letter}" not in dict(pieces)]
     sentinels = [(f"<extra_id_{number}>", 0.0) for number in range(99, -1, -1)]
-    tokenizer = T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *pieces, *sentinels])
-    torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=32128,
-        d_model=512,
-        d_kv=64,
-        d_ff=1024,
-        num_layers=8,
-        num_heads=6,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        decoder_start_token_id=0,
-    )
-    with whole_folder(folder) as partial:
-        T5ForConditionalGeneration(config).save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-    return folder
+    return T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *pieces, *sentinels])

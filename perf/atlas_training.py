@@ -1,7 +1,9 @@
-"""Steps of training at the paper's size of a question: 30 passages, text_maxlength 512 (scenarios of perf/atlas.py).
+"""Steps of training (scenarios of perf/atlas.py).
 
-Reader and retriever learn together (ppmean), a question at a time, in float32 on the CPU: a T5 of the shape of
-t5-v1_1-small with random weights and minilm. The peak is that of the largest process, libraries and weights included.
+Reader and retriever learn together (ppmean), in float32 on the CPU: a T5 of the shape of t5-v1_1-small with random
+weights and minilm, at the paper's size of a question, 30 passages and text_maxlength 512. In `train-shards` it is the
+shape of t5-v1_1-base with short questions: there the optimizer's states take the room. The peak is that of the largest
+process, libraries and weights included.
 """
 
 import argparse
@@ -44,10 +46,13 @@ def train(contender: str, args: argparse.Namespace) -> dict[str, Any]:
     """STEPS steps of train.py, as a user starts it; the losses say whether the contenders do the same."""
     from teacherlm.records import write_records
 
-    flags = {"--n_context": 30, "--retriever_n_context": 30, "--text_maxlength": 512, "--target_maxlength": 16}
+    shards = args.scenarios == "train-shards"
+    passages, length = (2, 64) if shards else (30, 512)
+    flags = {"--n_context": passages, "--retriever_n_context": passages, "--text_maxlength": length}
     flags |= {"--per_gpu_batch_size": 1, "--total_steps": STEPS, "--log_freq": 1, "--warmup_steps": 1, "--dropout": 0}
+    flags |= {"--target_maxlength": 16, "--reader_model_type": make_reader("base" if shards else "small")}
     flags |= {"--temperature_gold": 0.1, "--temperature_score": 0.1, "--multiple_choice_train_permutations": "all"}
-    flags |= {"--reader_model_type": make_reader(), "--retriever_model_path": "minilm", "--name": "run"}
+    flags |= {"--retriever_model_path": "minilm", "--name": "run"}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         questions = [{**question, "dataset": "mmlu"} for question in questions_with_passages(args)]

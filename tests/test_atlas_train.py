@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from atlas_models import (
@@ -139,9 +140,34 @@ def test_two_workers_learn_what_one_does(place: Path, tmp_path: Path) -> None:
     two = train(place, tmp_path / "two", *plain, workers=2)
     assert two.returncode == 0, two.stderr[-3000:]
     assert_same(tmp_path / "two", tmp_path / "one", 1e-4)
-    shard = train(place, tmp_path / "shard", *plain, "--shard_optim", "--shard_grads", workers=2)
-    assert shard.returncode == 0, shard.stderr[-3000:]
-    assert_same(tmp_path / "shard", tmp_path / "one", 1e-4)
+
+
+def test_shared_out_states_are_those_of_one_worker_and_go_on(place: Path, tmp_path: Path) -> None:
+    """Each worker writes its share, and takes it up again after Slurm's warning; the retriever learns from step 3."""
+    plain = ["--dropout", 0, "--refresh_index", 3, "--freeze_retriever_steps", 3]
+    one = train(place, tmp_path / "one", *plain, "--per_gpu_batch_size", 4)
+    assert one.returncode == 0, one.stderr
+    first = train(place, tmp_path / "first", *plain, "--shard_optim", workers=2)
+    assert first.returncode == 0, first.stderr[-3000:]
+    assert_same(tmp_path / "first", tmp_path / "one", 1e-4)
+    plain += ["--shard_optim", "--shard_grads", "--save_optimizer"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(TRAIN), *words(place, tmp_path / "two", *plain)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if "'step': 4," in line:
+            break
+    for worker in psutil.Process(process.pid).children():
+        worker.send_signal(signal.SIGUSR1)
+    output, errors = process.communicate()
+    assert "interrupted after step" in output, errors[-3000:]
+    done = train(place, tmp_path / "two", *plain, workers=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "going on from" in done.stdout
+    state = tmp_path / "two" / "run" / "checkpoint" / f"state-{STEPS}" / "all"
+    shares = [torch.load(file, weights_only=False) for file in state.glob("*zero_pp_rank_*_optim_states.pt")]
+    assert [share["optimizer_state_dict"]["zero_stage"] for share in shares] == [2, 2]
+    assert_same(tmp_path / "two", tmp_path / "one", 1e-4)
 
 
 def test_query_side_training_leaves_the_passage_encoder_alone(place: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collators import NO_LOSS, PackingCollator, PaddingCollator, next_tokens, sh
 from conftest import sample_claims
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from teacherlm.packed_attention import Layout, Packing, use_packing
+from teacherlm.packed_attention import Layout, Packing, causal_sdpa, use_packing
 
 TEXTS = [
     "The moon.",
@@ -115,6 +115,21 @@ def test_samples_of_one_length_and_a_single_sample(tiny_model: Path) -> None:
 def test_what_is_skipped_has_no_loss(tiny_model: Path) -> None:
     samples = [{**sample, "skipped": 2} for sample in encoded(tiny_model)]
     assert_equal(together(tiny_model, samples, "sdpa"), one_at_a_time(tiny_model, samples))
+
+
+def test_attention_in_16_bits_on_a_cpu_is_that_of_32_bits_rounded_once() -> None:
+    """Under autocast too, where rotary models' queries and keys are float32 and values are not."""
+    query, key, value, gradient = torch.randn(4, 1, 6, 20, 8).bfloat16()
+    exact = [states.float().requires_grad_() for states in (query, key[:, :2], value[:, :2])]
+    expected = causal_sdpa(*exact, 0.0, None)
+    expected.backward(gradient.float())
+    for kinds in ([torch.bfloat16] * 3, [torch.float32, torch.float32, torch.bfloat16]):
+        states = [part.detach().to(kind).requires_grad_() for part, kind in zip(exact, kinds)]
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = causal_sdpa(*states, 0.0, None)
+        assert mixed.dtype == torch.bfloat16 and torch.equal(mixed, expected.bfloat16())
+        mixed.backward(gradient)
+        assert all(torch.equal(part.grad, one.grad.to(part.dtype)) for part, one in zip(states, exact))
 
 
 @pytest.mark.parametrize("rows", [1, 7])
