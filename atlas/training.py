@@ -219,7 +219,7 @@ def share(asked: argparse.Namespace, trainee: Trainee, optimizer: torch.optim.Op
         mixed_precision={"fp32": "no"}.get(asked.precision, asked.precision),
         gradient_accumulation_steps=asked.accumulation_steps,
         deepspeed_plugin=plugin,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)],
     )
     return accelerator, *accelerator.prepare(trainee, optimizer)
 

@@ -17,6 +17,7 @@ from watching import machine_memory, model_flops_utilization
 
 from teacherlm.errors import UserError
 from teacherlm.files import sync_file, sync_folder
+from teacherlm.memory import give_back_freed_memory
 
 RUNNING_LOSS = "running_loss.json"
 INTERRUPTED = "interrupted"
@@ -103,6 +104,7 @@ class FinetuneTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
         if "loss" in logs:
             logs = {**logs, **self.speed()}
+            give_back_freed_memory()
         super().log(logs, *args, **options)
 
     def speed(self) -> dict[str, float]:
