@@ -156,7 +156,7 @@ class Training:
         learns = asked.train_retriever and self.step >= asked.freeze_retriever_steps
         examples = self.examples.of_step(self.step, asked.per_gpu_batch_size)
         self.trainee.eval()
-        with self.accelerator.autocast():
+        with training.autocast(self.asked, self.model.reader.device):
             batch = training.Batch(asked, self.model, examples, self.index, learns)
         self.trainee.train()
         with self.accelerator.accumulate(self.wrapped):
@@ -181,7 +181,7 @@ class Training:
         self.trainee.eval()
         for path, questions in self.tests:
             evaluation = Evaluation(self.asked, path, self.step, lambda known: source)
-            with self.accelerator.autocast():
+            with training.autocast(self.asked, self.model.reader.device):
                 if not evaluation.done and not evaluate(evaluation, questions, self.model, self.index, self.stop):
                     return False
         return True

@@ -21,7 +21,7 @@ from atlas.checkpoints import save_checkpoint
 from atlas.flat_search import FlatVectors
 from atlas.index import Index
 from atlas.index_files import save_array
-from atlas.model import Model
+from atlas.model import DTYPES, Model
 from atlas.retrieval import look_up, retrieve
 from atlas.retriever import MAXIMUM_LENGTH
 from teacherlm.gloo import use_gloo_on_cpus
@@ -167,6 +167,11 @@ def optimizer_of(trainee: Trainee, asked: argparse.Namespace) -> torch.optim.Opt
     )
 
 
+def autocast(asked: argparse.Namespace, device: torch.device) -> torch.autocast:
+    """The arithmetic of --precision, for what is computed around a step; weights stay float32."""
+    return torch.autocast(device.type, DTYPES[asked.precision], enabled=asked.precision != "fp32")
+
+
 def set_rates(optimizer: torch.optim.Optimizer, share: float, retriever_learns: bool) -> None:
     """Give each group its learning rate, `share` of its `base`. Before `backward`: there DeepSpeed takes its step."""
     for number, group in enumerate(optimizer.param_groups):
@@ -206,7 +211,11 @@ def share(asked: argparse.Namespace, trainee: Trainee, optimizer: torch.optim.Op
                     "allgather_bucket_size": BUCKET,
                 },
                 "zero_allow_untested_optimizer": True,
-                "bf16": {"enabled": asked.precision == "bf16"},
+                "torch_autocast": {
+                    "enabled": asked.precision == "bf16",
+                    "dtype": "bfloat16",
+                    "lower_precision_safe_modules": [],  # of no module are gradients averaged in 16 bits
+                },
                 "fp16": {"enabled": asked.precision == "fp16"},
                 "train_micro_batch_size_per_gpu": asked.per_gpu_batch_size,
                 "gradient_accumulation_steps": asked.accumulation_steps,
@@ -214,9 +223,10 @@ def share(asked: argparse.Namespace, trainee: Trainee, optimizer: torch.optim.Op
                 "steps_per_print": 10**9,
             }
         )
+    casts = {"fp32": "no"} | ({"bf16": "no"} if shards else {})  # which DeepSpeed does itself
     accelerator = Accelerator(
         cpu=on_cpu and not shards,  # told that it is a CPU, accelerate leaves DeepSpeed out without a word
-        mixed_precision={"fp32": "no"}.get(asked.precision, asked.precision),
+        mixed_precision=casts.get(asked.precision, asked.precision),
         gradient_accumulation_steps=asked.accumulation_steps,
         deepspeed_plugin=plugin,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)],

@@ -147,9 +147,6 @@ def test_shared_out_states_are_those_of_one_worker_and_go_on(place: Path, tmp_pa
     plain = ["--dropout", 0, "--refresh_index", 3, "--freeze_retriever_steps", 3]
     one = train(place, tmp_path / "one", *plain, "--per_gpu_batch_size", 4)
     assert one.returncode == 0, one.stderr
-    first = train(place, tmp_path / "first", *plain, "--shard_optim", workers=2)
-    assert first.returncode == 0, first.stderr[-3000:]
-    assert_same(tmp_path / "first", tmp_path / "one", 1e-4)
     plain += ["--shard_optim", "--shard_grads", "--save_optimizer"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += [str(TRAIN), *words(place, tmp_path / "two", *plain)]
@@ -168,6 +165,14 @@ def test_shared_out_states_are_those_of_one_worker_and_go_on(place: Path, tmp_pa
     shares = [torch.load(file, weights_only=False) for file in state.glob("*zero_pp_rank_*_optim_states.pt")]
     assert [share["optimizer_state_dict"]["zero_stage"] for share in shares] == [2, 2]
     assert_same(tmp_path / "two", tmp_path / "one", 1e-4)
+
+
+def test_shared_out_states_in_bfloat16(place: Path, tmp_path: Path) -> None:
+    """The weights stay float32, as those of workers that share nothing."""
+    for name, more in (("all", []), ("shared", ["--shard_optim"])):
+        done = train(place, tmp_path / name, "--dropout", 0, "--precision", "bf16", *more, workers=2)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert_same(tmp_path / "shared", tmp_path / "all", 1e-5)
 
 
 def test_query_side_training_leaves_the_passage_encoder_alone(place: Path, tmp_path: Path) -> None:
