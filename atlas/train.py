@@ -156,7 +156,7 @@ class Training:
         learns = asked.train_retriever and self.step >= asked.freeze_retriever_steps
         examples = self.examples.of_step(self.step, asked.per_gpu_batch_size)
         self.trainee.eval()
-        with training.autocast(self.asked, self.model.reader.device):
+        with training.autocast(asked, self.model.reader.device):
             batch = training.Batch(asked, self.model, examples, self.index, learns)
         self.trainee.train()
         with self.accelerator.accumulate(self.wrapped):

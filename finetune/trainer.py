@@ -104,7 +104,8 @@ class FinetuneTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
         if "loss" in logs:
             logs = {**logs, **self.speed()}
-            give_back_freed_memory()
+            if self.args.device.type == "cpu":  # only there it is kept (processes.py)
+                give_back_freed_memory()
         super().log(logs, *args, **options)
 
     def speed(self) -> dict[str, float]:

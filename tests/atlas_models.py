@@ -136,8 +136,8 @@ def make_small_mmlu(folder: Path, mmlu: Path, subjects: Sequence[str] = SUBJECTS
 def run_script(script: Path, words: list[str], environment: dict[str, str], workers: int = 1) -> CompletedProcess:
     """Run a script of atlas/ to its end: one worker in this process, which has torch loaded already."""
     if workers > 1:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={workers}"]
-        return subprocess.run([*command, script, *words], env=os.environ | environment, capture_output=True, text=True)
+        command = several_workers(script, words, workers)
+        return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patched, redirect_stdout(out), redirect_stderr(err):
         for name, value in environment.items():
@@ -147,6 +147,11 @@ def run_script(script: Path, words: list[str], environment: dict[str, str], work
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(script), run_name="__main__")
     return CompletedProcess(words, ended.value.code, out.getvalue(), err.getvalue())
+
+
+def several_workers(script: Path, words: list[str], workers: int) -> list[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={workers}"]
+    return [*command, str(script), *words]
 
 
 def write_lines(path: Path, records: Iterable[Any]) -> Path:

@@ -16,6 +16,7 @@ from atlas_models import (
     make_tiny_t5,
     read_lines,
     run_script,
+    several_workers,
     write_lines,
 )
 from conftest import ROOT, only_error
@@ -70,6 +71,15 @@ def train(place: Path, output: Path, *more: object, workers: int = 1) -> subproc
     return run_script(TRAIN, words(place, output, *more), environment, workers)
 
 
+def begin(command: list[str], until_step: int) -> subprocess.Popen:
+    """A run that has written the log's line of a step and goes on."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if f"'step': {until_step}," in line:
+            break
+    return process
+
+
 def curve(output: Path) -> list[dict[str, float]]:
     kept = ("step", "reader_loss", "retriever_loss")
     return [{name: line[name] for name in kept if name in line} for line in read_lines(output / "run" / "log.jsonl")]
@@ -118,10 +128,7 @@ def test_interrupted_twice_and_resumed_it_is_the_uninterrupted_run(place: Path, 
     """By Slurm's warning, between two lines of the log; with dropout, shuffling and refreshes."""
     command = [sys.executable, str(TRAIN), *words(place, tmp_path, "--refresh_index", 3)]
     for wanted in (2, 6):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for line in process.stdout:
-            if f"'step': {wanted}," in line:
-                break
+        process = begin(command, until_step=wanted)
         process.send_signal(signal.SIGUSR1)
         output, errors = process.communicate()
         assert process.returncode == 75, errors
@@ -148,12 +155,8 @@ def test_shared_out_states_are_those_of_one_worker_and_go_on(place: Path, tmp_pa
     one = train(place, tmp_path / "one", *plain, "--per_gpu_batch_size", 4)
     assert one.returncode == 0, one.stderr
     plain += ["--shard_optim", "--shard_grads", "--save_optimizer"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [str(TRAIN), *words(place, tmp_path / "two", *plain)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if "'step': 4," in line:
-            break
+    command = several_workers(TRAIN, words(place, tmp_path / "two", *plain), 2)
+    process = begin(command, until_step=4)
     for worker in psutil.Process(process.pid).children():
         worker.send_signal(signal.SIGUSR1)
     output, errors = process.communicate()
