@@ -98,7 +98,7 @@ lint: $(VENV)/installed.txt ## check format, code and shell scripts
 	@$(VENV)/bin/shellcheck --external-sources --check-sourced $$(git ls-files '*.sh' .ci/run)
 
 prove: $(VENV)/installed.txt ## run the proofs on all real test sets (hours): make prove ONLY=creak
-	@$(PYTHON) -m pytest -m slow $${ONLY:+-k "$$ONLY"}
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(nproc)} $(PYTHON) -m pytest -m slow $${ONLY:+-k "$$ONLY"}
 
 perf: $(VENV)/installed.txt ## measure a stage side by side with what one would use instead: make perf STAGE=enhance
 	@$(PYTHON) "perf/$${STAGE:?which one? make perf STAGE=enhance}.py" $${CREAK_DATA:+--data "$$CREAK_DATA"}

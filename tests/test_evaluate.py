@@ -25,7 +25,7 @@ def reference_likelihoods(folder: Path, prompts: list[str], choices: list[str]) 
     def encode(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False).input_ids
 
-    @functools.cache  # choices of one token each share their input
+    @functools.lru_cache(maxsize=1)  # choices of one token each share their input
     def likelihoods_TV(ids: tuple[int, ...]) -> torch.Tensor:
         with torch.inference_mode():
             return model(torch.tensor([ids])).logits[0].log_softmax(-1)
