@@ -1,6 +1,7 @@
 """train.py as people call it: interrupted and resumed, two workers and one, sharded, and what it refuses."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -71,9 +72,10 @@ def train(place: Path, output: Path, *more: object, workers: int = 1) -> subproc
     return run_script(TRAIN, words(place, output, *more), environment, workers)
 
 
-def begin(command: list[str], until_step: int) -> subprocess.Popen:
+def begin(command: list[str], place: Path, until_step: int) -> subprocess.Popen:
     """A run that has written the log's line of a step and goes on."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"TEACHERLM_CACHE": str(place / "cache")}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
         if f"'step': {until_step}," in line:
             break
@@ -128,7 +130,7 @@ def test_interrupted_twice_and_resumed_it_is_the_uninterrupted_run(place: Path, 
     """By Slurm's warning, between two lines of the log; with dropout, shuffling and refreshes."""
     command = [sys.executable, str(TRAIN), *words(place, tmp_path, "--refresh_index", 3)]
     for wanted in (2, 6):
-        process = begin(command, until_step=wanted)
+        process = begin(command, place, until_step=wanted)
         process.send_signal(signal.SIGUSR1)
         output, errors = process.communicate()
         assert process.returncode == 75, errors
@@ -156,7 +158,7 @@ def test_shared_out_states_are_those_of_one_worker_and_go_on(place: Path, tmp_pa
     assert one.returncode == 0, one.stderr
     plain += ["--shard_optim", "--shard_grads", "--save_optimizer"]
     command = several_workers(TRAIN, words(place, tmp_path / "two", *plain), 2)
-    process = begin(command, until_step=4)
+    process = begin(command, place, until_step=4)
     for worker in psutil.Process(process.pid).children():
         worker.send_signal(signal.SIGUSR1)
     output, errors = process.communicate()
