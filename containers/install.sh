@@ -18,9 +18,10 @@ main() {
     python3.11 -m venv "$venv"
     install_packages
     install_project
+    [[ $image == gpu ]] || remove_tools # Triton compiles at run time, so the GPU image keeps its compiler
+    remove_unused
     mkdir -p /opt/image
     record
-    [[ $image == gpu ]] || remove_tools # Triton compiles at run time, so the GPU image keeps its compiler
     rm -rf "$work" /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/apt/archives/*.deb
 }
 
@@ -59,10 +60,14 @@ install_project() {
     "$venv/bin/pip" uninstall --quiet --yes pip
 }
 
-# Every package with the digest of what was installed, and the digest of each of the project's files.
+# Every package with the digest of what was installed (of a Debian package: of its own list of its files' digests; some
+# have no files), and the digest of each of the project's files.
 record() {
+    local name version architecture
     {
-        dpkg-query --show --showformat='debian ${Package} ${Version} ${Architecture}\n'
+        dpkg-query --show --showformat='${binary:Package} ${Version} ${Architecture}\n' | while read -r name version architecture; do
+            echo "debian ${name%:*} $version $architecture $(cat "/var/lib/dpkg/info/$name.md5sums" 2>/dev/null | sha256sum | cut -d ' ' -f 1)"
+        done
         sed -n 's/^\([^#=]*\)==\([^ ]*\) --hash=sha256:\(.*\)/python \1 \2 \3/p' "$lock"
     } | LC_ALL=C sort >/opt/image/packages.txt
     (cd /opt/teacherlm && find . -type f -print0 | LC_ALL=C sort --zero-terminated | xargs -0 sha256sum) >/opt/image/files.sha256
@@ -75,6 +80,14 @@ remove_tools() {
     apt-mark showmanual | xargs --no-run-if-empty apt-mark auto >/dev/null
     apt-mark manual "${keep[@]}" >/dev/null
     apt-get autoremove --purge --quiet --quiet --yes >/dev/null
+}
+
+# What no stage uses: the packages' own tests, and of Debian's the translations and manuals (not the licences).
+remove_unused() {
+    find "$venv/lib" -type d -name tests -prune -exec rm -rf {} +
+    rm -rf "$venv"/lib/python3.11/site-packages/torch/{test,bin/test_*} /usr/share/{info,locale,man}/*
+    [[ $image == gpu ]] || rm -rf "$venv/lib/python3.11/site-packages/torch/include"
+    find /usr/share/doc -type f ! -name copyright -delete
 }
 
 main "$@"
