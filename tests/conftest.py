@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -89,6 +89,11 @@ def only_error(result: subprocess.CompletedProcess) -> str:
     assert result.returncode == 2, result.stderr
     assert result.stderr.count("\n") == 1, result.stderr
     return result.stderr.strip()
+
+
+def read_lines(path: Path) -> list[Any]:
+    """The records of JSON lines; not by splitlines(), which splits at U+0085 and U+2028 too (MMLU has them)."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:

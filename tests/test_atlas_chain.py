@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from atlas_models import SUBJECTS, make_passages, make_small_mmlu, make_tiny_bert, make_tiny_t5, read_lines, write_lines
-from conftest import ROOT
+from atlas_models import SUBJECTS, make_passages, make_small_mmlu, make_tiny_bert, make_tiny_t5, write_lines
+from conftest import ROOT, read_lines
 
 
 @pytest.fixture(scope="module")

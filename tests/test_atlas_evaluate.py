@@ -13,11 +13,10 @@ from atlas_models import (
     make_questions,
     make_tiny_bert,
     make_tiny_t5,
-    read_lines,
     run_script,
     write_lines,
 )
-from conftest import ROOT, only_error
+from conftest import ROOT, only_error, read_lines
 
 EVALUATE = ROOT / "atlas" / "evaluate.py"
 QUESTIONS = 13  # no multiple of two workers

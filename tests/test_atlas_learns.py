@@ -6,8 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from atlas_models import read_lines
-from conftest import ROOT
+from conftest import ROOT, read_lines
 
 pytestmark = pytest.mark.timeout(1800)  # some minutes of learning, before the first test
 DEMO = ROOT / "atlas" / "examples" / "demo.sh"

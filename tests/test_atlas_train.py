@@ -15,12 +15,11 @@ from atlas_models import (
     make_questions,
     make_tiny_bert,
     make_tiny_t5,
-    read_lines,
     run_script,
     several_workers,
     write_lines,
 )
-from conftest import ROOT, only_error
+from conftest import ROOT, only_error, read_lines
 from safetensors.torch import load_file
 
 TRAIN = ROOT / "atlas" / "train.py"

@@ -6,8 +6,8 @@
 from pathlib import Path
 
 import pytest
-from atlas_models import make_passages, make_small_mmlu, make_tiny_bert, make_tiny_t5, read_lines, write_lines
-from conftest import ROOT
+from atlas_models import make_passages, make_small_mmlu, make_tiny_bert, make_tiny_t5, write_lines
+from conftest import ROOT, read_lines
 from slurm_cluster import Cluster, only_log
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-from conftest import contents, only_error
+from conftest import contents, only_error, read_lines
 
 OWN = ["ex_id", "sentence", "explanation", "label", "entity", "en_wiki_pageid", "entity_mention_loc"]
 PROMPTS = ["text", "cot_text", "error_text", "fundamental_text"]
@@ -44,10 +44,6 @@ class Workplace:
 
     def contents(self) -> dict[str, tuple[bytes, int]]:
         return contents(self.output) | {f"test set: {name}": file for name, file in contents(self.tests).items()}
-
-
-def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def change_line(path: Path, number: int, change: Callable[[str], str]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, STAGES, contents, only_error, sample_claims
+from conftest import ROOT, STAGES, contents, only_error, read_lines, sample_claims
 
 from teacherlm.benchmarks import load_benchmark
 
@@ -26,10 +26,6 @@ def prompts(path: Path, count: int) -> Path:
     records = [benchmark.prepare(claim, "here") for claim in sample_claims()][:count]
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
-
-
-def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def edit_record(path: Path, number: int, change: Callable[[dict], None]) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 import tqdm
-from conftest import STAGES, contents
-from test_enhance import edit_record, progress_of, prompts, read_lines
+from conftest import STAGES, contents, read_lines
+from test_enhance import edit_record, progress_of, prompts
 from test_sampling import greedy_tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

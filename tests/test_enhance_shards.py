@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import contents, only_error
-from test_enhance import edit_record, progress_of, prompts, read_lines
+from conftest import contents, only_error, read_lines
+from test_enhance import edit_record, progress_of, prompts
 
 from teacherlm import manifests
 from teacherlm.prompts import full_tail

@@ -13,7 +13,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from conftest import ROOT, contents
+from conftest import ROOT, contents, read_lines
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -48,10 +48,6 @@ def check_against_reference(folder: Path, samples: list[dict], test_set: list[di
         assert ours["loglikelihoods"] == pytest.approx(theirs, abs=1e-4)
         assert ours["choice"] == max(theirs, key=theirs.get)
         assert ours["acc"] == (f"({ours['choice']})" == sample["answer"])
-
-
-def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def words(model: Path, task: str, tests: Path, output: Path, *more: object) -> list[object]:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import datasets
 import pytest
-from conftest import STAGES, contents, only_error
-from test_evaluate import read_lines, words
+from conftest import STAGES, contents, only_error, read_lines
+from test_evaluate import words
 
 from teacherlm.benchmarks import load_benchmark
 

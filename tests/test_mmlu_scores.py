@@ -4,8 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from atlas_models import read_lines, write_lines
-from conftest import ROOT, only_error
+from atlas_models import write_lines
+from conftest import ROOT, only_error, read_lines
 
 SCRIPT = ROOT / "atlas" / "evaluation_scripts" / "evaluate_mmlu_predictions.py"
 # domain -> for each question whether (the choice, the debiased choice) is right

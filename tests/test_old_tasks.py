@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, only_error
-from test_evaluate import read_lines, reference_likelihoods
+from conftest import ROOT, only_error, read_lines
+from test_evaluate import reference_likelihoods
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 OLD_TASKS = ROOT / "tests" / "old_tasks"

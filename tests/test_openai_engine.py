@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import requests
-from conftest import ROOT, only_error
-from test_enhance import progress_of, prompts, read_lines
+from conftest import ROOT, only_error, read_lines
+from test_enhance import progress_of, prompts
 from test_enhance_failures import failures_of, last_error
 
 from teacherlm import manifests

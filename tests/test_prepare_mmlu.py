@@ -9,8 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from atlas_models import read_lines
-from conftest import ROOT, contents, only_error
+from conftest import ROOT, contents, only_error, read_lines
 
 SCRIPT = ROOT / "atlas" / "preprocessing" / "prepare_mmlu.py"
 AUXILIARY = {"law_made_up": 4000, "race_made_up": 3000}

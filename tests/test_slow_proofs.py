@@ -9,8 +9,8 @@ from pathlib import Path
 
 import datasets
 import pytest
-from conftest import ROOT
-from test_evaluate import read_lines, reference_likelihoods, words
+from conftest import ROOT, read_lines
+from test_evaluate import reference_likelihoods, words
 
 from teacherlm.files import cache_folder, whole_file
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import find_tasks
 import pytest
-from conftest import ROOT, contents, only_error
+from conftest import ROOT, contents, only_error, read_lines
 from datasets import Dataset
-from test_evaluate import read_lines, reference_likelihoods, words
+from test_evaluate import reference_likelihoods, words
 from transformers import AutoTokenizer
 
 OLD_TASK = '''"""A task as it was written for lm-eval 0.3."""
