@@ -47,7 +47,7 @@ stage_source() {
 }
 
 build() {
-    local arguments=$work/arguments log=$work/log
+    local arguments=$work/arguments log=$output.log
     cat >"$arguments" <<END
 IMAGE=$image
 MIRROR=$(bash "$root/containers/debian_mirror.sh")
@@ -62,7 +62,8 @@ END
     echo "building (the log: $log)"
     "$apptainer" build --fakeroot --force --bind "$wheels:/mnt" --mksquashfs-args "-comp zstd -Xcompression-level 3" \
         --build-arg-file "$arguments" "$work/image.sif" "$root/containers/teacherlm.def" >"$log" 2>&1 ||
-        { tail -n 40 "$log" >&2; exit 1; }
+        { tail -n 40 "$log" >&2; echo "error: the image was not built; the whole log: $log" >&2; exit 1; }
+    rm "$log"
 }
 
 main "$@"
