@@ -45,6 +45,7 @@ install_packages() {
 # DeepSpeed's operators that the configurations in finetune/deepspeed use; otherwise each job would compile them. On CPUs
 # two processes share memory.
 operators() {
+    local file
     export MAX_JOBS=${MAX_JOBS:-$(nproc)}
     if [[ $image == cpu ]]; then
         export DS_ACCELERATOR=cpu DS_BUILD_SHM_COMM=1
@@ -53,6 +54,27 @@ operators() {
     export DS_ACCELERATOR=cuda DS_BUILD_FUSED_ADAM=1 DS_BUILD_CPU_ADAM=1 TORCH_CUDA_ARCH_LIST="8.0;9.0"
     CUDA_HOME=$(dirname -- "$(dirname -- "$(find "$venv" -path '*/bin/nvcc' -print -quit)")")
     export CUDA_HOME
+    for file in "$CUDA_HOME"/lib/lib*.so.*; do # the linker wants names without versions, which the wheels do not have
+        [[ -e ${file%%.so.*}.so ]] || ln --symbolic "$(basename -- "$file")" "${file%%.so.*}.so"
+    done
+    compile_for_any_machine
+}
+
+# DeepSpeed compiles CPU Adam for the very processor that builds it; an image is for others too. AVX2 is in all that
+# have these GPUs.
+compile_for_any_machine() {
+    local name
+    mkdir -p "$work/bin"
+    for name in gcc g++; do
+        cat >"$work/bin/$name" <<END
+#!/bin/bash
+arguments=("\${@/#-march=native/-march=x86-64-v3}")
+exec /usr/bin/$name "\${arguments[@]/#-D__AVX512__/-D__AVX256__}"
+END
+        chmod +x "$work/bin/$name"
+        ln --symbolic --force "$name" "$work/bin/x86_64-linux-gnu-$name"
+    done
+    PATH=$work/bin:$PATH
 }
 
 install_project() {
