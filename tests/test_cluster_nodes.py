@@ -1,5 +1,6 @@
 """Work over several nodes, each with its own address and name, on a real Slurm: `make test-cluster`."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 from atlas_models import make_passages, make_small_mmlu, make_tiny_bert, make_tiny_t5, write_lines
 from conftest import ROOT, read_lines
 from slurm_cluster import Cluster, curve, only_log, start
+from test_evaluate import words
+from test_evaluate_shares import results
 
 pytestmark = pytest.mark.cluster
 WORDS = {"LIMIT": 24, "EPOCHS": 2, "TASK": "text"}
@@ -72,3 +75,18 @@ def test_atlas_on_two_nodes_predicts_what_it_does_on_one(named: Cluster, shared_
         assert line["metadata"] == before["metadata"] and line["passages"] == before["passages"]
         assert line["choice_probs"] == pytest.approx(before["choice_probs"], abs=1e-4)
     assert result.returncode == 0 and "all" in only_log(named, "atlas/two/runs", "score").splitlines()[-1]
+
+
+def test_an_array_of_four_tasks_scores_what_one_process_does(named: Cluster, prepared: Path) -> None:
+    place = named.place / "shares"
+    place.mkdir()
+    script = place / "share.sh"
+    script.write_text('#!/bin/bash\nexec "$@" --shard "$SLURM_ARRAY_TASK_ID/4"\n')
+    array = ["sbatch", "--wait", "--array=0-3", "--cpus-per-task=1", "--mem=1500M", f"--output={place}/%a.log", script]
+    for submit, name in (([], "one"), (array, "four")):
+        scored = [sys.executable, ROOT / "evaluate" / "main.py", "--batch_size", 3]
+        scored += words(named.model, "sample", prepared / "tests", place / name)
+        done = named.run(*map(str, submit + scored))
+        assert done.returncode == 0, done.stderr + "".join(log.read_text() for log in place.glob("*.log"))
+    assert len(list(place.glob("*.log"))) == 4
+    assert results(place / "four") == results(place / "one")
