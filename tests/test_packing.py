@@ -50,7 +50,7 @@ def one_at_a_time(
         logits_TV = model(input_ids=ids).logits[0, :-1].double()
         loss = torch.nn.functional.cross_entropy(logits_TV, labels[0, 1:], reduction="sum") / predicted
         loss.backward()
-        total += float(loss)
+        total += loss.item()
     return total, {name: part.grad for name, part in model.named_parameters()}
 
 
