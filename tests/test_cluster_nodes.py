@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from atlas_models import make_passages, make_small_mmlu, make_tiny_bert, make_tiny_t5, write_lines
-from conftest import ROOT, read_lines
+from conftest import ROOT, STAGES, read_lines
 from slurm_cluster import Cluster, curve, only_log, start
 from test_evaluate import words
 from test_evaluate_shares import results
@@ -84,9 +84,8 @@ def test_an_array_of_four_tasks_scores_what_one_process_does(named: Cluster, pre
     script.write_text('#!/bin/bash\nexec "$@" --shard "$SLURM_ARRAY_TASK_ID/4"\n')
     array = ["sbatch", "--wait", "--array=0-3", "--cpus-per-task=1", "--mem=1500M", f"--output={place}/%a.log", script]
     for submit, name in (([], "one"), (array, "four")):
-        scored = [sys.executable, ROOT / "evaluate" / "main.py", "--batch_size", 3]
-        scored += words(named.model, "sample", prepared / "tests", place / name)
-        done = named.run(*map(str, submit + scored))
+        flags = words(named.model, "sample", prepared / "tests", place / name, "--batch_size", 3)
+        done = named.run(*map(str, [*submit, sys.executable, STAGES["evaluate"], *flags]))
         assert done.returncode == 0, done.stderr + "".join(log.read_text() for log in place.glob("*.log"))
     assert len(list(place.glob("*.log"))) == 4
     assert results(place / "four") == results(place / "one")
