@@ -2,8 +2,9 @@
 
 import contextlib
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from teacherlm.errors import UserError, reason
+from teacherlm.model_config import load_config, require_causal_decoder, vocabulary_size
 
 if not sys.stderr.isatty():
     transformers.utils.logging.disable_progress_bar()  # a log file keeps every step of a bar
@@ -31,7 +33,10 @@ def without_warnings() -> Iterator[None]:
 
 
 def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
-    """A folder's tokenizer; one without a padding token pads with its end of text, which masks hide anyway.
+    """The tokenizer of a folder.
+
+    A tokenizer without a padding token, or with one that the folder's model has no embedding for, pads with its end of
+    text: padding is masked in any case.
 
     Raises:
         UserError: it cannot be loaded.
@@ -40,23 +45,99 @@ def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     except Exception as error:  # a broken file raises whatever its parser does
         raise UserError(f"the tokenizer in {folder} cannot be loaded: {reason(error)}") from error
-    if tokenizer.pad_token_id is None:
+    rows = None
+    if (folder / "config.json").is_file():
+        rows = vocabulary_size(load_config(folder))
+    pad = tokenizer.pad_token_id
+    if pad is None or (rows is not None and pad >= rows):
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def load_model(folder: Path, **options: Any) -> PreTrainedModel:
-    """A folder's causal model. Weights are safetensors; pickled ones are read with torch's weights_only=True.
+    """A folder's causal decoder with all its weights. Safetensors are read, or pickled ones with weights_only=True.
+
+    Models whose attention scores are capped get the library's eager attention: its other kernels leave the cap out.
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: it cannot be loaded, is no causal decoder, or its weights are not whole (see check_weights).
     """
-    try:
-        return AutoModelForCausalLM.from_pretrained(folder, **options)
-    except ImportError as error:  # of an optional package, which the message names
-        raise UserError(f"the model in {folder} cannot be loaded: {reason(error)}") from error
-    except Exception as error:
-        raise UserError(f"the model in {folder} cannot be loaded: {reason(error)}; is the copy whole?") from error
+    if "gguf_file" not in options:
+        config = load_config(folder)
+        require_causal_decoder(config, folder)
+        if getattr(config.get_text_config(), "attn_logit_softcapping", None):
+            options.setdefault("attn_implementation", "eager")
+    with without_warnings():  # check_weights says what the library would warn of
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
+        except Exception as error:  # of a broken file, or of a package that the model needs
+            raise UserError(f"the model in {folder} cannot be loaded: {reason(error)}") from error
+    check_weights(model, info, folder)
+    return model
+
+
+def check_weights(model: torch.nn.Module, info: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a model some of whose weights are not those of its folder, or are not finite.
+
+    Args:
+        model: as `from_pretrained` returned it.
+        info: its loading info (`output_loading_info=True`, with `ignore_mismatched_sizes=True`).
+        folder: for the message.
+
+    Raises:
+        UserError: a tensor is missing, has another shape, belongs to a layer that the configuration does not have, or
+            holds a number that is not finite; the message names the first such tensors.
+    """
+    # A tied head is not among the missing keys.
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"the model in {folder}, {type(model).__name__}, lacks {listed(missing)}; without them it would compute "
+            "with random numbers: copy all its files, or save it with its head"
+        )
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, found, expected = mismatched[0]
+        raise UserError(
+            f"the model in {folder}: the tensor {name} has the shape {list(found)}, but config.json says "
+            f"{list(expected)}{others(mismatched)}; do config.json and the weights belong together?"
+        )
+    if info["error_msgs"]:
+        raise UserError(f"the model in {folder} cannot be loaded: {' '.join(str(info['error_msgs'][0]).split())}")
+    # A tensor that differs from a known one by its numbers only is of a layer or an expert that is left out.
+    known = {without_numbers(name) for name in model.state_dict()}
+    if extra := sorted(name for name in info["unexpected_keys"] if without_numbers(name) in known):
+        raise UserError(
+            f"the model in {folder} has {listed(extra)}, which config.json leaves no place for; do config.json and the "
+            "weights belong together?"
+        )
+    for name, part in model.named_parameters():
+        if not is_finite(part):
+            raise UserError(
+                f"the model in {folder}: the tensor {name} holds numbers that are not finite (NaN or infinity); use "
+                "another checkpoint"
+            )
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all numbers of a tensor are finite."""
+    if not tensor.is_floating_point() or tensor.device.type == "meta":
+        return True
+    tensor = tensor.detach()
+    # The sum needs no second tensor. It can overflow where all numbers are finite, so it does not decide alone.
+    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
+
+
+def listed(names: Sequence[str]) -> str:
+    return f"the tensor {names[0]}{others(names)}"
+
+
+def others(names: Sequence[Any]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+def without_numbers(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
 
 
 def base_model(model: Any) -> PreTrainedModel:

@@ -1,0 +1,94 @@
+"""What a model's configuration says of it: its kind, its vocabulary, its positions, its attention windows.
+
+A composite configuration (of vision and text) keeps these in its text part: `get_text_config` returns that part, or the
+configuration itself.
+"""
+
+import json
+from pathlib import Path
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from teacherlm.errors import UserError, reason
+
+OTHER_HEADS = (
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+    "ForMaskedLM",
+    "ForNextSentencePrediction",
+    "ForPreTraining",
+    "ForImageClassification",
+)
+"""Endings of class names (the configuration's `architectures`) whose weights are no language model's."""
+ENCODERS = (
+    "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "rembert",
+    "roberta", "roberta-prelayernorm", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
+"""Model types that are encoders unless their configuration says is_decoder."""
+POSITIONS = ("n_positions", "max_position_embeddings", "max_seq_len", "n_ctx", "max_sequence_length", "context_length")
+UNLIMITED = ("bloom", "mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma")
+"""Model types without a limit, whatever their configuration still says of positions."""
+
+
+def load_config(folder: Path) -> PreTrainedConfig:
+    """The configuration of the model in a folder; of a folder with adapters, that of their base model.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+            adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+            return AutoConfig.from_pretrained(adapter["base_model_name_or_path"])
+        return AutoConfig.from_pretrained(folder)
+    except Exception as error:  # of the file system, of JSON, of the library's checks
+        raise UserError(f"the configuration in {folder} cannot be read: {reason(error)}") from error
+
+
+def require_causal_decoder(config: PreTrainedConfig, folder: Path) -> None:
+    """Refuse a model that does not predict each next token from the tokens before it.
+
+    The configuration tells most of them; self_check.py looks at what a model computes.
+
+    Raises:
+        UserError: it says what the model is.
+    """
+    name = next(iter(config.architectures or []), None) or type(config).__name__.removesuffix("Config")
+    what = None
+    if getattr(config, "is_encoder_decoder", False):
+        what = "an encoder-decoder"
+    elif config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        what = "of a kind that transformers has no causal language model for"
+    elif name.endswith(OTHER_HEADS):
+        what = "a model with another head than that of a language model"
+    elif config.model_type in ENCODERS and not getattr(config, "is_decoder", False):
+        what = "an encoder: each token sees those after it"
+    if what is not None:
+        raise UserError(
+            f"the model in {folder} is {name} ({config.model_type}), {what}; a causal decoder, such as "
+            "LlamaForCausalLM, was expected"
+        )
+
+
+def vocabulary_size(config: PreTrainedConfig) -> int | None:
+    """Rows of a model's embedding; None where its configuration does not say."""
+    return getattr(config.get_text_config(), "vocab_size", None)
+
+
+def position_count(config: PreTrainedConfig) -> int | None:
+    """How many tokens a model takes at most, by its configuration; None where it has no limit (BLOOM, Mamba)."""
+    text = config.get_text_config()
+    if text.model_type in UNLIMITED:
+        return None
+    counts = (getattr(text, name, None) for name in POSITIONS)
+    return next((count for count in counts if isinstance(count, int) and count > 0), None)
+
+
+def attention_windows(config: PreTrainedConfig) -> list[int]:
+    """Lengths at which a model's layers treat longer texts otherwise: attention windows and chunks, ascending."""
+    text = config.get_text_config().to_dict()
+    found = {value for name, value in text.items() if ("window" in name or "chunk_size" in name) and type(value) is int}
+    return sorted(length for length in found if length > 1)
