@@ -1,0 +1,143 @@
+"""The lock beside an output: one holder at a time among processes that really run at once, whatever happens to one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from teacherlm.lock import if_free, lock_file, one_writer
+
+COUNT = """
+import sys, time
+from pathlib import Path
+from teacherlm.lock import one_writer
+file = Path(sys.argv[1])
+for _ in range(int(sys.argv[2])):
+    with one_writer(file):
+        number = int(file.read_text()) if file.exists() else 0
+        time.sleep(0.0005)
+        file.write_text(str(number + 1))
+"""
+HOLD = """
+import sys, time
+from pathlib import Path
+from teacherlm.lock import one_writer
+with one_writer(*map(Path, sys.argv[1:])):
+    print("has it", flush=True)
+    sys.stdin.read()
+"""
+
+
+def python(code: str, *words: object) -> subprocess.Popen:
+    command = [sys.executable, "-c", code, *map(str, words)]
+    return subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, text=True)
+
+
+def test_four_processes_count_without_losing_one(tmp_path: Path) -> None:
+    """Each count reads, waits and writes; the lock's file is removed and made anew 200 times meanwhile."""
+    counting = [python(COUNT, tmp_path / "count", 50) for _ in range(4)]
+    for process in counting:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    assert (tmp_path / "count").read_text() == "200"
+    assert [path.name for path in tmp_path.iterdir()] == ["count"]
+
+
+def test_who_waits_says_once_for_whom(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    holder = python(HOLD, output)
+    assert holder.stdout.readline() == "has it\n"
+    who = json.loads(lock_file(output).read_text())
+    waiting = python(HOLD, output)
+    line = waiting.stdout.readline()
+    assert line.startswith(
+        f"waiting for {output}, held by {os.uname().nodename} pid {holder.pid} since {who['since']} "
+    )
+    with if_free(output) as free:
+        assert not free
+    holder.stdin.close()
+    assert waiting.stdout.readline() == "has it\n"
+    waiting.stdin.close()
+    assert (holder.wait(), waiting.wait()) == (0, 0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_holder_holds_no_more(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    holder = python(HOLD, output)
+    holder.stdout.readline()
+    waiting = python(HOLD, output)
+    waiting.stdout.readline()
+    holder.send_signal(signal.SIGKILL)
+    assert waiting.stdout.readline() == "has it\n"
+    waiting.send_signal(signal.SIGKILL)
+    waiting.wait()
+    assert lock_file(output).exists()  # left by the kill, and no hindrance
+    with if_free(output) as free:
+        assert free
+    assert not lock_file(output).exists()
+
+
+def test_two_outputs_named_in_any_order_do_not_deadlock(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for _ in range(3):
+        processes = [python(HOLD, *pair) for pair in ((one, other), (other, one))]
+        for process in processes:
+            process.stdin.close()
+        assert [process.wait(timeout=60) for process in processes] == [0, 0]
+
+
+def test_a_link_and_its_target_have_one_lock(tmp_path: Path) -> None:
+    (tmp_path / "link.jsonl").symlink_to("target.jsonl")
+    (tmp_path / "target.jsonl").touch()
+    holder = python(HOLD, tmp_path / "link.jsonl")
+    holder.stdout.readline()
+    with if_free(tmp_path / "target.jsonl") as free:
+        assert not free
+    holder.communicate()
+
+
+def test_a_process_may_take_what_it_holds_and_a_fork_does_not_free_it(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with one_writer(output):
+        with one_writer(output, output):
+            pass
+        child = os.fork()
+        if not child:
+            with if_free(output) as free:
+                os._exit(int(free))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        other = python(HOLD, output)
+        assert other.stdout.readline().startswith("waiting for ")
+    assert other.stdout.readline() == "has it\n"
+    other.communicate()
+
+
+def test_a_signal_ends_the_waiting(tmp_path: Path) -> None:
+    holder = python(HOLD, tmp_path / "out")
+    holder.stdout.readline()
+    waiting = python(HOLD, tmp_path / "out")
+    waiting.stdout.readline()
+    waiting.send_signal(signal.SIGINT)
+    assert waiting.wait(timeout=20) == -signal.SIGINT
+    assert holder.poll() is None
+    holder.communicate()
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lustre without `flock` answers ENOSYS to fcntl; none of the file systems here does."""
+    import errno
+    import fcntl
+
+    from teacherlm.errors import UserError
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with pytest.raises(UserError, match="has no file locks"), one_writer(tmp_path / "out"):
+        pass
