@@ -27,7 +27,9 @@ from saved_folder import finish, keep_foreign, save, saving
 from teacherlm import ROOT, manifests
 from teacherlm.benchmarks import Benchmark, load_benchmark
 from teacherlm.errors import LIST_MISSING, Parser, UserError, run
-from teacherlm.files import require_writable, whole_folder
+from teacherlm.files import require_file_place, require_folder_place, require_writable, whole_folder
+from teacherlm.lock import one_writer
+from teacherlm.prompts import prompts_digest
 from teacherlm.records import Record, read_records, write_records
 from teacherlm.sources import read_split, source_files
 
@@ -72,21 +74,29 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     benchmark = load_benchmark(args.benchmark)
+    jsonl, test = args.output_dir / f"{benchmark.title}.jsonl", args.test_dir / benchmark.name
     if args.test_only:
         require_writable(args.test_dir)
-        prepare_tests(benchmark, args.data, args.test_dir)
-        return
-    if args.list_missing:
+        with one_writer(test):
+            prepare_tests(benchmark, args.data, args.test_dir)
+    elif args.list_missing:
         if not is_done(args, benchmark):
             print(0)
-        return
-    require_writable(args.output_dir)
+    else:
+        require_writable(args.output_dir)
+        if not args.post_process:
+            require_writable(args.test_dir)
+        with one_writer(jsonl, *([] if args.post_process else [test])):
+            make(args, benchmark)
+
+
+def make(args: argparse.Namespace, benchmark: Benchmark) -> None:
+    """Prepare and post-process, as far as it is not done."""
     enhanced = enhanced_files(benchmark, args.output_dir)
     if args.post_process and not enhanced:
         expected = args.output_dir / f"{benchmark.title}_cot.jsonl"
         raise UserError(f"{expected}: no such file, and no _error or _fundamental; run enhance.sh first")
     if not args.post_process:
-        require_writable(args.test_dir)
         prepare(benchmark, args.data, args.output_dir, args.test_dir, args.limit)
     if enhanced:
         post_process(benchmark, enhanced, args.output_dir, args.test_dir / benchmark.name, args.filter)
@@ -106,9 +116,9 @@ def is_done(args: argparse.Namespace, benchmark: Benchmark) -> bool:
             return False
     if enhanced:
         return is_post_processed(benchmark, enhanced, folder, args.test_dir / benchmark.name, args.filter)
-    saved = folder / benchmark.title
+    saved, test = folder / benchmark.title, args.test_dir / benchmark.name
     manifest = manifests.read_manifest(manifests.manifest_of(saved))
-    return not manifests.changes(manifest, "prepare", {}, prompts_inputs(jsonl, manifest))
+    return not manifests.changes(manifest, "prepare", {}, prompts_inputs(benchmark, jsonl, test, manifest))
 
 
 # ---------------------------------------------------------------------------------------------------------- prepare
@@ -118,6 +128,9 @@ def prepare(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Pat
     """Write TITLE.jsonl, the test set and the DatasetDict TITLE/, unless they are there and match their source."""
     started = time.time()
     jsonl, saved, test = folder / f"{benchmark.title}.jsonl", folder / benchmark.title, test_dir / benchmark.name
+    require_file_place(jsonl)
+    for place in (saved, test):
+        require_folder_place(place)
     manifest_path = manifests.manifest_of(jsonl)
     manifest = manifests.read_manifest(manifest_path)
     if manifest is None and jsonl.exists() and not mark_of(jsonl).exists():
@@ -129,8 +142,7 @@ def prepare(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Pat
     if not changes:
         print(f"prepare: done already, nothing to do ({manifest_path} matches {benchmark.title}'s source)")
     else:
-        if manifest is not None:
-            print(f"prepare: again, because {'; '.join(changes)}")
+        manifests.say_again("prepare", manifest, changes)
         # A mistake in either split leaves both results as they were.
         with own_work(jsonl), saving(partial(test_samples, benchmark, data), test) as tested:
             # The types are gathered although only the dataset below needs them: so they fail here, or not at all.
@@ -148,13 +160,14 @@ def prepare(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Pat
         )
         mark_of(jsonl).unlink()
     if not enhanced_files(benchmark, folder):
-        save_prompts(benchmark, data, saved, jsonl, limit)
+        save_prompts(benchmark, data, saved, jsonl, test)
 
 
 def prepare_tests(benchmark: Benchmark, data: Path | None, test_dir: Path) -> None:
     """Write the test set alone, with its few-shot examples when their split is there."""
     started = time.time()
     test = test_dir / benchmark.name
+    require_folder_place(test)
     manifest = manifests.read_manifest(manifests.manifest_of(test))
     inputs = describe_source(benchmark, data, manifest, ("test",))
     if not manifests.changes(manifest, "prepare", {}, inputs):
@@ -189,7 +202,7 @@ def own_work(jsonl: Path) -> Iterator[None]:
 def describe_source(
     benchmark: Benchmark, data: Path | None, manifest: dict[str, Any] | None, splits: Iterable[str] | None = None
 ) -> dict[str, Any]:
-    """Digests of what the prepared files depend on: the YAML and the source's files, or the hub's name."""
+    """Digests of what the prepared files depend on: YAML, prompts, and the source's files, or the hub's name."""
     known = (manifest or {}).get("inputs", {})
     files = source_files(benchmark, data, splits)
     if files:
@@ -197,7 +210,8 @@ def describe_source(
         source = manifests.describe(root, known.get("source"), files)
     else:
         source = {"path": f"hub: {benchmark.hub}", "sha256": f"{benchmark.hub} {benchmark.hub_config or ''}".strip()}
-    return {"benchmark": manifests.describe(benchmark.path, known.get("benchmark")), "source": source}
+    described = {"benchmark": manifests.describe(benchmark.path, known.get("benchmark")), "source": source}
+    return {**described, "prompts": prompts_digest()}
 
 
 def prepared(benchmark: Benchmark, split: str, data: Path | None, limit: int | None) -> Iterator[tuple[str, Record]]:
@@ -227,11 +241,11 @@ def fewshot_samples(benchmark: Benchmark, data: Path | None) -> Iterator[tuple[s
         yield where, benchmark.test_sample(sample, where)
 
 
-def save_prompts(benchmark: Benchmark, data: Path | None, saved: Path, jsonl: Path, limit: int | None) -> None:
+def save_prompts(benchmark: Benchmark, data: Path | None, saved: Path, jsonl: Path, test: Path) -> None:
     """Save the DatasetDict of the prepared training samples and the test split's samples, both with prompts."""
     started = time.time()
     manifest = manifests.read_manifest(manifests.manifest_of(saved))
-    inputs = prompts_inputs(jsonl, manifest)
+    inputs = prompts_inputs(benchmark, jsonl, test, manifest)
     changes = manifests.changes(manifest, "prepare", {}, inputs)
     if not changes:
         return
@@ -245,9 +259,12 @@ def save_prompts(benchmark: Benchmark, data: Path | None, saved: Path, jsonl: Pa
     print(f"prepare: {saved} is a DatasetDict of {', '.join(f'{name} {count}' for name, count in counts.items())}")
 
 
-def prompts_inputs(jsonl: Path, manifest: dict[str, Any] | None) -> dict[str, Any]:
+def prompts_inputs(benchmark: Benchmark, jsonl: Path, test: Path, manifest: dict[str, Any] | None) -> dict[str, Any]:
+    """Digests of what a DatasetDict depends on; its test split is of the samples that the test set is of."""
+    places = {"records": jsonl, "test set": test, "benchmark": benchmark.path}
     known = (manifest or {}).get("inputs", {})
-    return {"records": manifests.describe(jsonl, known.get("records"))}
+    found = {name: manifests.describe(path, known.get(name)) for name, path in places.items() if path.exists()}
+    return {**found, "prompts": prompts_digest()}
 
 
 def stream_file(jsonl: Path) -> Iterator[tuple[str, Record]]:

@@ -15,6 +15,7 @@ from work import do_work
 
 from teacherlm.errors import LIST_MISSING, Parser, UserError, run, share_of
 from teacherlm.files import require_writable
+from teacherlm.lock import one_writer
 from teacherlm.models import Model, find_model
 from teacherlm.prompts import KINDS
 
@@ -94,8 +95,9 @@ def main() -> int:
     jobs: list[Job] = make_jobs(args, teacher)
     for job in jobs:
         require_writable(job.output.parent)
-    pending = [job for job in jobs if not job.is_done()]
-    return do_work(args, teacher, pending) if pending else 0
+    with one_writer(*(job.output for job in jobs)):
+        pending = [job for job in jobs if not job.is_done()]
+        return do_work(args, teacher, pending) if pending else 0
 
 
 def list_missing(args: argparse.Namespace, teacher: Model) -> int:

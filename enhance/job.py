@@ -2,6 +2,7 @@
 
 import argparse
 import filecmp
+import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 from teacherlm import manifests
 from teacherlm.errors import UserError
-from teacherlm.files import set_aside
+from teacherlm.files import require_file_place, set_aside
 from teacherlm.models import Model, describe_model, local_folder
 from teacherlm.progress_file import ProgressFile
 from teacherlm.prompts import KINDS
@@ -35,6 +36,10 @@ def shard_path(output: Path, shard: Shard) -> Path:
     return output if count == 1 else output.with_name(f"{output.stem}.shard-{index}-of-{count}{output.suffix}")
 
 
+def prompt_digest(prompt: str) -> str:
+    return hashlib.sha256(prompt.encode()).hexdigest()[:16]
+
+
 def settings(args: argparse.Namespace, field: str) -> dict[str, Any]:
     """What the texts of a job depend on, beside the records and the teacher. Batch size and engine are not among it."""
     names = ("num_completions", "num_tokens", "temperature", "top_p", "stop", "seed", "dtype")
@@ -47,6 +52,7 @@ def make_jobs(args: argparse.Namespace, teacher: Model) -> list["Job"]:
         output = shard_path(Path(args.output.replace("{kind}", KINDS[field])), args.shard)
         if output.suffix not in (".jsonl", ".json"):
             raise UserError(f"--output: a name that ends with .jsonl was expected, found {output}")
+        require_file_place(output)
         if output.resolve() == args.input.resolve():
             raise UserError(f"--output: {output} is the input; give another file")
         jobs.append(Job(field, output, args.input, args.shard, settings(args, field), teacher, args.restart))
@@ -130,16 +136,37 @@ class Job:
             raise UserError(
                 f"{self.output} is there already ({why}); move it away, or pass --restart, which keeps it beside"
             )
+        manifests.say_again("enhance", manifest, changes)
         return False
 
     @cached_property
     def progress(self) -> ProgressFile:
         work = {**self.arguments, **{name: described["sha256"] for name, described in self.inputs.items()}}
+        work["version"] = manifests.stage_version("enhance")
         return ProgressFile(self.progress_path, work, self.restart)
 
     def missing(self, index: int) -> Iterator[int]:
         """Numbers of the completions that a record still needs."""
         return (n for n in range(self.completions) if index * self.completions + n not in self.progress)
+
+    def keep(self, index: int, number: int, prompt: str, text: str, tokens: int) -> None:
+        """Put a completion on disk, with the digest of the prompt that it completes."""
+        piece = {"text": text, "tokens": tokens, "prompt": prompt_digest(prompt)}
+        self.progress.append(index * self.completions + number, piece)
+
+    def texts(self, index: int, line: int, prompt: str) -> list[str]:
+        """The completions of a record.
+
+        Raises:
+            UserError: one of them completes another prompt than the record's.
+        """
+        pieces = [self.progress.read(index * self.completions + number) for number in range(self.completions)]
+        if any(piece["prompt"] != prompt_digest(prompt) for piece in pieces):
+            raise UserError(
+                f"{self.input}, line {line}: the field {self.field!r} is not what the teacher completed: this file was "
+                "changed meanwhile; run the same command again with --restart"
+            )
+        return [piece["text"] for piece in pieces]
 
     def finish(self, failures: set[int], counts: dict[str, Any], started: float) -> None:
         """Write the output, without the records of these numbers, and the manifest."""
@@ -180,9 +207,8 @@ class Job:
 
     def enhanced(self, failures: set[int]) -> Iterator[Record]:
         """The shard's records with the teacher's texts, in input order, without those that failed."""
-        for index, _, record in shard_records(self.input, self.shard):
+        for index, line, record in shard_records(self.input, self.shard):
             if index not in failures:
-                keys = range(index * self.completions, (index + 1) * self.completions)
-                texts = [self.progress.read(key)["text"] for key in keys]
+                texts = self.texts(index, line, record[self.field])
                 added = {self.kind: texts[0], "all": record[self.field] + texts[0]}
                 yield {**record, **added, **({f"{self.kind}_completions": texts} if self.completions > 1 else {})}

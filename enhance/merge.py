@@ -16,7 +16,8 @@ from more_itertools import peekable
 
 from teacherlm import manifests
 from teacherlm.errors import LIST_MISSING, Parser, UserError, run
-from teacherlm.files import require_writable, set_aside
+from teacherlm.files import require_file_place, require_writable, set_aside
+from teacherlm.lock import one_writer
 from teacherlm.records import Record, read_records, write_records
 
 
@@ -29,9 +30,17 @@ def main() -> None:
     args = parser.parse_args()
     if args.shards < 2:
         raise UserError(f"--shards: at least 2 was expected, found {args.shards}")
+    paths = [shard_path(args.output, (index, args.shards)) for index in range(args.shards)]
+    # The shards are locked too, so that none of them is made anew while it is read.
+    with one_writer(*([] if args.list_missing else [args.output, *paths])):
+        merge(args, paths)
+
+
+def merge(args: argparse.Namespace, paths: list[Path]) -> None:
+    """Merge the shards at `paths`, unless that is done; or say whether it is."""
     started = time.time()
     require_writable(args.output.parent)
-    paths = [shard_path(args.output, (index, args.shards)) for index in range(args.shards)]
+    require_file_place(args.output)
     parts = [read_part(path) for path in paths]
     arguments, inputs = agreed(paths, parts, args)
 
@@ -46,6 +55,8 @@ def main() -> None:
     if done:
         print(f"merge: done already, nothing to do ({manifest_path} matches its inputs)")
         return
+    if changes and manifest is not None:
+        print(f"merge: again, because {'; '.join(changes)}")
     old = set_aside(args.output)
     if old:
         print(f"merge: the former {args.output} is kept as {old}")

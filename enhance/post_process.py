@@ -15,7 +15,8 @@ from saved_folder import finish, keep_foreign, save
 from teacherlm import manifests
 from teacherlm.benchmarks import Benchmark
 from teacherlm.errors import UserError
-from teacherlm.prompts import KINDS, full_tail, remove_duplicated_block
+from teacherlm.files import require_folder_place
+from teacherlm.prompts import KINDS, full_tail, prompts_digest, remove_duplicated_block
 from teacherlm.records import Record, read_records
 
 
@@ -40,12 +41,14 @@ def post_process(
     measure_quality(benchmark, folder, kinds, stream, enhanced_inputs(enhanced, quality), test)
     started = time.time()
     saved = dataset_folder(benchmark, folder, unwanted)
+    require_folder_place(saved)
     manifest = manifests.read_manifest(manifests.manifest_of(saved))
     inputs = post_process_inputs(benchmark, enhanced, folder, unwanted, manifest)
     changes = manifests.changes(manifest, "post_process", filter_argument(unwanted), inputs)
     if not changes:
         print(f"post-process: done already, nothing to do ({manifests.manifest_of(saved)} matches its inputs)")
         return
+    manifests.say_again("post_process", manifest, changes)
     if manifest is None:
         keep_foreign(saved)
     dropped = dropped_samples(quality_file(folder, benchmark.title), unwanted) if unwanted else {}
@@ -64,7 +67,7 @@ def is_post_processed(
 ) -> bool:
     """Whether `post_process` would do nothing."""
     quality = manifests.read_manifest(manifests.manifest_of(quality_file(folder, benchmark.title)))
-    tested = quality_inputs(enhanced_inputs(enhanced, quality), test, quality)
+    tested = quality_inputs(benchmark, enhanced_inputs(enhanced, quality), test, quality)
     if manifests.changes(quality, "quality", {}, tested):
         return False
     manifest = manifests.read_manifest(manifests.manifest_of(dataset_folder(benchmark, folder, unwanted)))
@@ -103,8 +106,8 @@ def enhanced_inputs(enhanced: dict[str, Path], manifest: dict[str, Any] | None) 
 def post_process_inputs(
     benchmark: Benchmark, enhanced: dict[str, Path], folder: Path, unwanted: list[str], manifest: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """The enhanced files, and, where samples are dropped, what their flags say."""
-    inputs = enhanced_inputs(enhanced, manifest)
+    """The enhanced files, the prompts, and, where samples are dropped, what their flags say."""
+    inputs = {**enhanced_inputs(enhanced, manifest), "prompts": prompts_digest()}
     quality = quality_file(folder, benchmark.title)
     if unwanted and quality.is_file():
         inputs["quality"] = manifests.describe(quality, (manifest or {}).get("inputs", {}).get("quality"))

@@ -23,7 +23,7 @@ from ngrams import ngram_hashes, word_hashes, words_of
 from teacherlm import manifests
 from teacherlm.benchmarks import Benchmark
 from teacherlm.errors import UserError
-from teacherlm.prompts import LETTERS, completion_start, take_apart
+from teacherlm.prompts import LETTERS, completion_start, prompts_digest, take_apart
 from teacherlm.records import Record, dump_line, read_records, write_records
 
 FLAGS = ("empty", "cut", "repeats", "copies", "language", "contradicts", "duplicate", "overlap")
@@ -69,10 +69,12 @@ def measure_quality(
     output = quality_file(folder, benchmark.title)
     manifest_path = manifests.manifest_of(output)
     manifest = manifests.read_manifest(manifest_path)
-    inputs = quality_inputs(inputs, test, manifest)
-    if not manifests.changes(manifest, "quality", {}, inputs):
+    inputs = quality_inputs(benchmark, inputs, test, manifest)
+    changes = manifests.changes(manifest, "quality", {}, inputs)
+    if not changes:
         print(f"quality: done already, nothing to do ({manifest_path} matches its inputs)")
         return
+    manifests.say_again("quality", manifest, changes)
     split = read_test_split(benchmark, test) if "test set" in inputs else None
     counts = {kind: dict.fromkeys(FLAGS, 0) for kind in kinds} | {QUESTION: {"overlap": 0}}
     with tempfile.TemporaryFile("w+", dir=folder, encoding="utf-8") as draft:
@@ -97,11 +99,14 @@ def measure_quality(
     print(f"quality: {output} has {written} samples; {said or 'no flags'}")
 
 
-def quality_inputs(inputs: dict[str, Any], test: Path, manifest: dict[str, Any] | None) -> dict[str, Any]:
-    """The enhanced files, and the test set where it is there."""
+def quality_inputs(
+    benchmark: Benchmark, inputs: dict[str, Any], test: Path, manifest: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The enhanced files, the benchmark's YAML, the prompts, and the test set where it is there."""
     known = (manifest or {}).get("inputs", {})
-    there = (test / "state.json").is_file()
-    return {**inputs, "test set": manifests.describe(test, known.get("test set"))} if there else dict(inputs)
+    places = {"benchmark": benchmark.path} | ({"test set": test} if (test / "state.json").is_file() else {})
+    described = {name: manifests.describe(path, known.get(name)) for name, path in places.items()}
+    return {**inputs, **described, "prompts": prompts_digest()}
 
 
 def write_draft(

@@ -57,8 +57,7 @@ def do_work(args: argparse.Namespace, teacher: Model, jobs: list[Job]) -> int:
                         counts["new_tokens"] += result.new_tokens
                         progress.update(result)
                     if isinstance(result, Completion) and result.text.strip():
-                        key = prompt.index * job.completions + prompt.number
-                        job.progress.append(key, {"text": result.text, "tokens": result.new_tokens})
+                        job.keep(prompt.index, prompt.number, prompt.text, result.text, result.new_tokens)
                     elif isinstance(result, Failure):
                         failed[prompt.kind][prompt.index] = result.reason
                     elif args.temperature > 0 and attempt < ATTEMPTS - 1:

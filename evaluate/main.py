@@ -15,13 +15,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from shares import remove_progress, score_share, share_lock
+
 from teacherlm import manifests, tables
-from teacherlm.benchmarks import benchmark_and_part
+from teacherlm.benchmarks import FOLDER, benchmark_and_part
 from teacherlm.errors import LIST_MISSING, Parser, UserError, reason, run, share_of
-from teacherlm.files import require_writable, whole_file
-from teacherlm.interrupts import Stop
+from teacherlm.files import require_file_place, require_writable, whole_file
+from teacherlm.lock import one_writer
 from teacherlm.models import describe_model, find_model, local_folder
-from teacherlm.progress_file import ProgressFile, peek
+from teacherlm.prompts import prompts_digest
 from teacherlm.records import write_records
 
 FAMILIES = ("hf", "hf-causal", "hf-causal-experimental", "bloom", "opt")
@@ -206,18 +208,30 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """The results of one model on one task: read when they are there and still hold, scored otherwise.
 
-    Nothing, when other processes have not yet done their shares.
+    Nothing, when other processes have not yet done their shares. A share is done by one process at a time.
     """
+    path = result_path(args, label, task)
+    require_file_place(path)
+    with one_writer(share_lock(path, *args.shard)):
+        return evaluate_share(args, label, folder, task, loaded)
+
+
+def evaluate_share(
+    args: argparse.Namespace, label: str, folder: Path, task: str, loaded: Callable[[Path], Any]
+) -> list[dict[str, Any]]:
     started = time.time()
     path, arguments, inputs, changes = describe_work(args, label, folder, task)
     if not changes:
         print(f"evaluate: {label} on {task}: done already, nothing to do ({path} matches its inputs)")
+        remove_progress(path)
         return [json.loads(path.read_text(encoding="utf-8"))]
 
     from find_tasks import DATASETS, categories, make_tasks
     from permutations import use_permutations
     from scoring import combine
 
+    manifest_path = manifests.manifest_of(path)
+    manifests.say_again("evaluate", manifests.read_manifest(manifest_path), changes)
     print(f"evaluate: {label} on {task}", flush=True)
     tasks = make_tasks(task, args.datasets or DATASETS, args.num_fewshot, args.seed, args.include_path)
     for name, made in tasks.items():
@@ -225,37 +239,47 @@ def evaluate(
     model = loaded(folder)
     work = {**arguments, **{name: described["sha256"] for name, described in inputs.items()}}
     work |= {"tokens": model.tokens_at_a_time(), "samples": model.samples}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scored = score_share(model, tasks, args, path, work)
-    if scored is None:
-        return []
-    results, samples = scored
-    result = results[0] if list(tasks) == [task] else combine(task, results, categories(task, tasks))
-    result = {"model": label, "path": str(folder), **result, **arguments, **model.described()}
-    samples_path = path.with_name(f"{task}_samples.jsonl")
-    write_records(samples_path, samples)
-    with whole_file(path) as file:
-        json.dump(result, file, indent=2)
-        file.write("\n")
-    manifests.write_manifest(
-        manifests.manifest_of(path),
-        stage="evaluate",
-        arguments=arguments,
-        inputs=inputs,
-        outputs={"result": manifests.describe(path), "samples": manifests.describe(samples_path)},
-        counts={"samples": len(samples), "seconds": round(time.time() - started, 1)},
-        started=started,
-    )
-    for file in progress_files(path):
-        file.unlink(missing_ok=True)
-    return [result]
+    work["version"] = manifests.stage_version("evaluate")
+    scored, missing = score_share(model, tasks, args.limit, path, args.shard, work)
+    with one_writer(path):
+        if not manifests.changes(manifests.read_manifest(manifest_path), "evaluate", arguments, inputs):
+            print(f"evaluate: {label} on {task}: another process has put the shares together")
+            remove_progress(path)
+            return [json.loads(path.read_text(encoding="utf-8"))]
+        if missing:
+            index, count = args.shard
+            print(f"evaluate: share {index}/{count} is done; {missing} batches are other processes'")
+            return []
+        results, samples = scored
+        result = results[0] if list(tasks) == [task] else combine(task, results, categories(task, tasks))
+        result = {"model": label, "path": str(folder), **result, **arguments, **model.described()}
+        samples_path = path.with_name(f"{task}_samples.jsonl")
+        write_records(samples_path, samples)
+        with whole_file(path) as file:
+            json.dump(result, file, indent=2)
+            file.write("\n")
+        manifests.write_manifest(
+            manifest_path,
+            stage="evaluate",
+            arguments=arguments,
+            inputs=inputs,
+            outputs={"result": manifests.describe(path), "samples": manifests.describe(samples_path)},
+            counts={"samples": len(samples), "seconds": round(time.time() - started, 1)},
+            started=started,
+        )
+        remove_progress(path)
+        return [result]
+
+
+def result_path(args: argparse.Namespace, label: str, task: str) -> Path:
+    return args.output_path / label / f"{task}.json"
 
 
 def describe_work(
     args: argparse.Namespace, label: str, folder: Path, task: str
 ) -> tuple[Path, dict[str, Any], dict[str, Any], list[str]]:
     """Of one model on one task: the result's path, what it depends on (flags, digests), and why it is not done."""
-    path = args.output_path / label / f"{task}.json"
+    path = result_path(args, label, task)
     manifest = manifests.read_manifest(manifests.manifest_of(path))
     known = (manifest or {}).get("inputs", {})
     inputs = {"model": describe_model(folder, known.get("model")), **describe_task(args, task, known)}
@@ -264,61 +288,19 @@ def describe_work(
     return path, arguments, inputs, manifests.changes(manifest, "evaluate", arguments, inputs)
 
 
-def score_share(
-    model: Any, tasks: dict[str, Any], args: argparse.Namespace, path: Path, work: dict[str, Any]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]] | None:
-    """Do this process's share of the work, each batch on disk as it ends; all results, or None while some are missing.
-
-    Of several processes the one that ends last finds the shares of all.
-    """
-    from language_model import Share
-    from scoring import score
-
-    index, count = args.shard
-    own = path.with_name(f".{path.stem}.share-{index}-of-{count}.progress")
-    progress = ProgressFile(own, work, restart=True)
-    if len(progress):
-        print(f"evaluate: {len(progress)} batches were done before, going on")
-    others = read_others(path, own, work)
-    stop = Stop()
-    try:
-        while True:
-            share = Share(progress, index, count, others, stop)
-            model.begin(share)
-            scored = score(model, tasks, args.limit)
-            if not share.missing:
-                return scored
-            others = read_others(path, own, work)  # what they did in the meantime
-            if not share.missing <= set(others):
-                break
-    finally:
-        progress.close()
-        stop.restore()
-    print(f"evaluate: share {index}/{count} is done; {len(share.missing)} batches are other processes'")
-    return None
-
-
-def read_others(path: Path, own: Path, work: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """What other processes have done so far, by the number of the batch."""
-    others: dict[int, dict[str, Any]] = {}
-    for file in progress_files(path):
-        others |= peek(file, work) if file != own else {}
-    return others
-
-
-def progress_files(path: Path) -> list[Path]:
-    return sorted(path.parent.glob(f".{path.stem}.share-*.progress"))
-
-
 def describe_task(args: argparse.Namespace, task: str, known: dict[str, Any]) -> dict[str, Any]:
-    """Digests of what the questions come from: the test set and the task file, those that there are."""
+    """Digests of what the questions come from, as far as it is there: test set, task file, benchmark and prompts."""
     here = Path(__file__).resolve().parent / "lm_eval"
     sets = args.datasets or here / "datasets"
     benchmark, _ = benchmark_and_part(task) or (task, None)
     name = task if (sets / task).is_dir() else benchmark
     files = [folder / f"{task}.py" for folder in (args.include_path, here / "tasks") if folder]
-    places = {"test set": sets / name, "task file": next((file for file in files if file.exists()), files[0])}
-    return {name: manifests.describe(path, known.get(name)) for name, path in places.items() if path.exists()}
+    places = {"test set": sets / name, "benchmark": FOLDER / f"{benchmark}.yaml"}
+    if places["benchmark"].exists():
+        files.append(here / "tasks" / "creak.py")  # of a benchmark without a task file of its own
+    places["task file"] = next((file for file in files if file.exists()), files[0])
+    found = {name: manifests.describe(path, known.get(name)) for name, path in places.items() if path.exists()}
+    return {**found, "prompts": prompts_digest()} if found else {}
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -11,7 +11,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from teacherlm import manifests
 from teacherlm.errors import UserError
-from teacherlm.files import set_aside, whole_file
+from teacherlm.files import set_aside, through_links, whole_file
 
 RUN = "run.json"
 
@@ -43,8 +43,10 @@ def claim_folder(folder: Path, arguments: Mapping[str, Any], inputs: Mapping[str
             )
         if other:
             print(f"finetune: {folder} held another run ({'; '.join(other)}), kept as {set_aside(folder)}")
-    folder.mkdir(parents=True, exist_ok=True)
+    through_links(folder).mkdir(parents=True, exist_ok=True)
+    run = {"stage": "finetune", "version": manifests.stage_version("finetune")}
+    run |= {"arguments": dict(arguments), "inputs": dict(inputs)}
     with whole_file(folder / RUN) as file:
-        json.dump({"stage": "finetune", "arguments": dict(arguments), "inputs": dict(inputs)}, file, indent=2)
+        json.dump(run, file, indent=2)
     last = get_last_checkpoint(str(folder))
     return Path(last) if last else None

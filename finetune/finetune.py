@@ -11,57 +11,72 @@ import time
 from pathlib import Path
 from typing import Any
 
-from processes import agree, exit_code_kept, hosts, is_first, is_lost_peer, join_processes, say
+from processes import agree, exit_code_kept, hosts, is_first, is_lost_peer, join_processes, said_once, say, take_turn
 
 from teacherlm import manifests
-from teacherlm.errors import UserError, run
-from teacherlm.files import require_writable
+from teacherlm.errors import run
+from teacherlm.files import require_folder_place, require_writable
 from teacherlm.interrupts import REQUEUE
+from teacherlm.lock import OutputLock
 from teacherlm.memory import is_out_of_memory
 from teacherlm.models import describe_model, find_model, local_folder
 
 OUT_OF_MEMORY = 76
 """Exit code when a smaller batch would help; finetune.sh tries one with AUTO_BATCH=1."""
-FIRST_SAYS_IT = 20
-"""Seconds in which the first process says what all of them see; its end ends the others. A mistake that only another
-process sees (a folder that its node has not) is said by that one, after this time."""
 
 
 def main() -> int:
     started = time.time()
-    try:
+    with said_once():
         join_processes()
         from arguments import parse_arguments
 
         own, training = parse_arguments(sys.argv[1:])
         output = Path(training.output_dir)
         model_folder = local_folder(find_model(own.model_name_or_path))
+        require_folder_place(output)
         require_writable(output.parent)
-        manifest_path = manifests.manifest_of(output)
-        manifest = manifests.read_manifest(manifest_path)
-        arguments, inputs = describe_run(own, training, model_folder, manifest)
-        lengths = {"num_train_epochs": training.num_train_epochs, "max_steps": training.max_steps}
-        lengths["early_stop"] = own.early_stop
-        if own.list_missing and manifest:  # asked on a cluster's login node, which computes otherwise than its nodes
-            machine = ("effective_batch", "precision")
-            arguments |= {name: manifest["arguments"][name] for name in machine if name in manifest["arguments"]}
-        done = not manifests.changes(manifest, "finetune", {**arguments, **lengths}, inputs)
         if own.list_missing:
-            print("" if done else "0")
+            *_, changes = examine(own, training, model_folder)
+            print("0" if changes else "")
             return 0
-        if done:
+        lock = OutputLock(output)
+        take_turn(lock, training)
+    try:
+        return work(own, training, model_folder, started)
+    finally:
+        lock.release()
+
+
+def work(own: Any, training: Any, model_folder: Path, started: float) -> int:
+    """Train, unless that is done already; returns the exit code."""
+    output = Path(training.output_dir)
+    manifest_path = manifests.manifest_of(output)
+    with said_once():
+        arguments, lengths, inputs, changes = agree(lambda: examine(own, training, model_folder), training)
+        if not changes:
             say(f"finetune: done already, nothing to do ({manifest_path} matches its inputs)")
             return 0
         tokens, phases, dev, tokenizer = load_samples(own, training, model_folder)
         last = agree(lambda: claim(output, arguments, inputs, own, tokens), training)
-    except UserError:
-        if not is_first():
-            time.sleep(FIRST_SAYS_IT)
-        raise
     status, counts = train(own, training, tokens, phases, dev, tokenizer, model_folder, last)
     if status == 0 and is_first():
         conclude(output, manifest_path, {**arguments, **lengths}, inputs, counts, started)
     return status
+
+
+def examine(
+    own: Any, training: Any, model_folder: Path
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
+    """(what the checkpoints depend on, how long the training is, digests of the inputs, why it is not done)."""
+    manifest = manifests.read_manifest(manifests.manifest_of(Path(training.output_dir)))
+    arguments, inputs = describe_run(own, training, model_folder, manifest)
+    lengths = {"num_train_epochs": training.num_train_epochs, "max_steps": training.max_steps}
+    lengths["early_stop"] = own.early_stop
+    if own.list_missing and manifest:  # asked on a cluster's login node, whose hardware is not that of its nodes
+        machine = ("effective_batch", "precision")
+        arguments |= {name: manifest["arguments"][name] for name in machine if name in manifest["arguments"]}
+    return arguments, lengths, inputs, manifests.changes(manifest, "finetune", {**arguments, **lengths}, inputs)
 
 
 def describe_run(

@@ -4,15 +4,23 @@ import atexit
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from teacherlm.errors import UserError
+from teacherlm.errors import UserError, disk_error
 from teacherlm.gloo import use_gloo_on_cpus
+from teacherlm.lock import OutputLock
 from teacherlm.memory import keep_freed_memory
+
+FIRST_SAYS_IT = 20
+"""The other ranks wait this many seconds before they report a mistake, so that rank 0 reports one that all of them see
+once: its end ends the others. A mistake that only another rank sees (a folder that its node lacks) is reported late."""
+TURN_SECONDS = 1
+"""Between two attempts of several processes to take the lock of their output."""
 
 
 def join_processes() -> None:
@@ -51,12 +59,57 @@ def exit_code_kept() -> Iterator[None]:
         os._exit(end.code or 0)
 
 
+@contextmanager
+def said_once() -> Iterator[None]:
+    """Let the first process report a UserError that all of them raise."""
+    try:
+        yield
+    except UserError:
+        if not is_first():
+            time.sleep(FIRST_SAYS_IT)
+        raise
+
+
 def agree(work: Callable[[], Any], training: Any) -> Any:
-    """Let one process do some work on files, and give all of them its result."""
-    result = [work() if is_first() else None]
-    if training.world_size > 1:
-        torch.distributed.broadcast_object_list(result, src=0)
+    """Let one process do some work on files, and give all of them its result.
+
+    Raises:
+        UserError: in all of them, where the work raises one.
+    """
+    if training.world_size == 1:
+        return work()
+    result = [attempt(work) if is_first() else None]
+    torch.distributed.broadcast_object_list(result, src=0)
+    if isinstance(result[0], UserError):
+        raise result[0]
     return result[0]
+
+
+def attempt(work: Callable[[], Any]) -> Any:
+    """What some work returns, or its UserError."""
+    try:
+        return work()
+    except (UserError, OSError) as error:
+        mistake = error if isinstance(error, UserError) else disk_error(error)
+        if mistake is None:
+            raise
+        return mistake
+
+
+def take_turn(lock: OutputLock, training: Any) -> None:
+    """Let one process take the lock of the output; all wait together for whoever holds it.
+
+    They ask again and again, as a single broadcast that waits for hours would run into its timeout.
+    """
+    if training.world_size == 1:
+        lock.acquire()
+        return
+    waited = False
+    while not agree(lambda: lock.acquire(wait=False), training):
+        if not waited and is_first():
+            print(f"waiting for {lock.output}, {lock.holder()}", flush=True)
+        waited = True
+        time.sleep(TURN_SECONDS)
 
 
 def hosts(training: Any) -> list[str]:

@@ -22,7 +22,7 @@ import yaml
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from teacherlm import ROOT
-from teacherlm.errors import Parser, UserError, run, shown
+from teacherlm.errors import Parser, UserError, print_for_shell, run, shown
 from teacherlm.prompts import KINDS, LETTERS, PROMPTS, TAILS, Question, prompt_fields, remove_duplicated_block
 from teacherlm.records import Record
 
@@ -273,7 +273,7 @@ def main() -> None:
     parser = Parser(prog="teacherlm.benchmarks", description="Answer a shell's question.")
     parser.add_argument("command", choices=["title"])
     parser.add_argument("name")
-    print(load_benchmark(parser.parse_args().name).title)
+    print_for_shell(load_benchmark(parser.parse_args().name).title)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import argparse
 import errno
+import io
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ DISK_ERRORS = {
     errno.EPERM: "operation not permitted; choose a folder that you may use",
     errno.ENOTDIR: "a part of this path is a file, not a folder",
     errno.EISDIR: "this is a folder, a file was expected",
+    errno.ELOOP: "this symbolic link leads in a circle; remove it",
     errno.ENAMETOOLONG: "the name is too long for this file system",
 }
 
@@ -39,6 +42,28 @@ def disk_error(error: BaseException) -> UserError | None:
     return None
 
 
+def locale_error(error: BaseException) -> UserError | None:
+    """The UserError for a file's name that the locale has no letters for, or None when it is another error."""
+    encoding = sys.getfilesystemencoding()
+    if isinstance(error, UnicodeEncodeError) and error.encoding == encoding != "utf-8":
+        return UserError(f"the locale's encoding {encoding} has no letters for {error.object!a}; export LC_ALL=C.UTF-8")
+    return None
+
+
+def print_any_text() -> None:
+    """Let print write `\\xe9` where the terminal's encoding lacks a letter (PYTHONIOENCODING=ascii), and not fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def print_for_shell(text: str) -> None:
+    """Print what a shell reads as a file's name or part of one: its bytes, whatever the terminal's encoding."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(os.fsencode(text) + b"\n")
+    sys.stdout.buffer.flush()
+
+
 LIST_MISSING = "print the numbers of what is not done (shards, models; otherwise 0), and do nothing"
 """Help of a flag that every stage has, for the chain to know what to submit."""
 
@@ -52,6 +77,7 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and exit: 0, or what it returns; 2 after a UserError; 130 after Ctrl-C."""
+    print_any_text()
     try:
         status = main() or 0
     except KeyboardInterrupt:
@@ -59,7 +85,7 @@ def run(main: Callable[[], int | None]) -> None:
     except BrokenPipeError:
         status = 141
     except Exception as error:
-        mistake = error if isinstance(error, UserError) else disk_error(error)
+        mistake = error if isinstance(error, UserError) else disk_error(error) or locale_error(error)
         if mistake is None:
             raise
         print(f"{Path(sys.argv[0]).name}: error: {one_line(mistake)}", file=sys.stderr)

@@ -36,9 +36,62 @@ def beside(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}.tmp-{kind}-{uuid.uuid4().hex[:8]}")
 
 
+def through_links(path: Path) -> Path:
+    """Where an output really goes: `path`, or where it leads as a symbolic link, which stays a link.
+
+    Raises:
+        UserError: it leads in a circle, or into a folder that is not there (a disk that is not mounted, for example).
+    """
+    try:
+        target = path.resolve()
+    except (RuntimeError, OSError):
+        raise UserError(f"{path}: this symbolic link leads in a circle; remove it") from None
+    if path.is_symlink() and not target.parent.is_dir():
+        raise UserError(
+            f"{path}: this is a symbolic link to {target}, whose folder is not there; make that folder, or remove the "
+            "link"
+        )
+    return target if path.is_symlink() else path
+
+
+def require_file_place(path: Path) -> None:
+    """Refuse an output file, before any work, that cannot take its place in the end.
+
+    Raises:
+        UserError: at `path` is a folder or a device, or a symbolic link that leads nowhere.
+    """
+    target = through_links(path)
+    if target.is_dir():
+        raise UserError(f"{path}: this is a folder, a file was expected; move it away, or choose another name")
+    if target.exists() and not target.is_file():
+        raise UserError(f"{path}: this is no ordinary file; choose another name for the output")
+
+
+def require_folder_place(path: Path) -> None:
+    """Refuse an output folder, before any work, that cannot take its place in the end.
+
+    Raises:
+        UserError: `path` or a part of it is a file, or a symbolic link that leads nowhere.
+    """
+    for part in (path, *path.parents):
+        target = through_links(part)
+        if target.is_dir():
+            return
+        if target.exists():
+            raise UserError(f"{path}: cannot be written ({part} is a file, not a folder); choose another output folder")
+
+
 @contextlib.contextmanager
 def whole_path(path: Path) -> Iterator[Path]:
-    """Yield a path to write a file to; it appears under its name only when the block ends well (fsync, rename)."""
+    """Yield a path to write a file to; it appears under its name only when the block ends well (fsync, rename).
+
+    A symbolic link stays one: the file that it leads to is replaced.
+
+    Raises:
+        UserError: see `require_file_place`.
+    """
+    require_file_place(path)
+    path = through_links(path)
     partial = beside(path, "partial")
     try:
         yield partial
@@ -61,8 +114,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; it takes the place of `path` only when the block ends well.
 
     What stood at `path` is deleted after the new folder is complete. Two renames are needed for that, so for an
-    instant neither is there: a reader then finds no folder, never half a one.
+    instant neither is there: a reader then finds no folder, never half a one. A symbolic link stays one.
+
+    Raises:
+        UserError: see `require_folder_place`.
     """
+    require_folder_place(path)
+    path = through_links(path)
     partial, old = beside(path, "partial"), beside(path, "old")
     partial.mkdir()
     try:
@@ -85,7 +143,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def set_aside(path: Path) -> Path | None:
-    """Rename `path` to `path.old-TIME`, so that nothing is lost; None when there is nothing at `path`."""
+    """Rename `path` to `path.old-TIME`, so that nothing is lost; None when there is nothing at `path`.
+
+    Of a symbolic link, what it leads to is renamed.
+    """
+    path = through_links(path)
     if not path.exists():
         return None
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -104,6 +166,8 @@ def require_writable(folder: Path) -> None:
     Raises:
         UserError: the folder cannot be made or written.
     """
+    require_folder_place(folder)
+    folder = through_links(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe-{os.getpid()}"

@@ -71,6 +71,28 @@ def lock_file(output: Path) -> Path:
     return target.with_name(f".{target.name}.lock")
 
 
+def lock_descriptor(file: int, path: Path, wait: bool = False) -> bool:
+    """Lock an open file until the process ends or closes any of its descriptors of it; returns whether it was free.
+
+    Raises:
+        UserError: the file system of `path` has no locks.
+    """
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in NOT_SUPPORTED:
+            raise UserError(
+                f"{path}: this file system has no file locks ({error.strerror}), without which two processes could "
+                "write one output; mount it with locks (Lustre: -o flock), or choose another output folder"
+            ) from error
+        if error.errno == errno.ESTALE:  # removed by another node's process; `is_current` finds that
+            return True
+        if wait or error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise
+        return False
+    return True
+
+
 class OutputLock:
     """The lock of one output. `one_writer` is what stages use; this is for those that must not block.
 
@@ -96,7 +118,7 @@ class OutputLock:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             self.files = [file]
             try:
-                taken = self.lock(file, block=False)
+                taken = lock_descriptor(file, self.path)
                 if not taken and not wait:
                     self.close()
                     return False
@@ -104,7 +126,7 @@ class OutputLock:
                     if not said:
                         print(f"waiting for {self.output}, {self.holder()}", flush=True)
                         said = True
-                    self.lock(file, block=True)
+                    lock_descriptor(file, self.path, wait=True)
                 if self.is_current(file):
                     break
             except BaseException:
@@ -113,22 +135,6 @@ class OutputLock:
             self.close()
         held[self.path] = self
         self.sign(file)
-        return True
-
-    def lock(self, file: int, block: bool) -> bool:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | (0 if block else fcntl.LOCK_NB))
-        except OSError as error:
-            if error.errno in NOT_SUPPORTED:
-                raise UserError(
-                    f"{self.path}: this file system has no file locks ({error.strerror}), without which two processes "
-                    "could write one output; mount it with locks (Lustre: -o flock), or choose another output folder"
-                ) from error
-            if error.errno == errno.ESTALE:  # removed by another node's process: `is_current` finds that
-                return True
-            if block or error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
-            return False
         return True
 
     def is_current(self, file: int) -> bool:
@@ -158,7 +164,7 @@ class OutputLock:
         """Who holds the lock, in words, as its file says."""
         for _ in range(20):  # the file is empty for an instant after the lock was taken
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                who = json.loads(os.pread(self.files[0], 1 << 16, 0))
+                who = json.loads(self.path.read_bytes())
                 return f"held by {who['host']} pid {who['pid']} since {who['since']} ({' '.join(who['command'])})"
             time.sleep(0.05)
         return "held by another process"

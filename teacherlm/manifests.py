@@ -1,7 +1,8 @@
 """Manifests: what a stage read, how it was asked, what it wrote. Written last, so a manifest means "done".
 
 The manifest of a folder is its `manifest.json`; that of a file `NAME.jsonl` lies beside it as `NAME.manifest.json`.
-A stage is done when stage, arguments and input digests are those of its manifest and its outputs are still there.
+A stage is done when stage, its version, arguments and input digests are those of its manifest and its outputs are still
+there.
 """
 
 import hashlib
@@ -21,6 +22,13 @@ from teacherlm import ROOT
 from teacherlm.files import whole_file
 
 NAME = "manifest.json"
+STAGE_VERSIONS = {
+    "enhance": 2,  # BOS in prompts, blanks of SentencePiece tokenizers, no EOS at a prompt's end
+    "finetune": 2,  # BOS before samples, plain attention where the packed one is not exact
+    "evaluate": 2,  # BOS before contexts, tokenization as in finetuning, plain attention likewise
+}
+"""Stage -> the version of its code, 1 by default. Raise it when a change of the code changes the numbers that the stage
+writes: what an earlier version wrote is then stale, and made again."""
 VERSIONS = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "lm_eval")
 
 
@@ -94,6 +102,10 @@ def changes(
     found = []
     if manifest["stage"] != stage:
         found.append(f"made by stage {manifest['stage']}")
+    elif manifest.get("version", 1) != stage_version(stage):
+        found.append(
+            f"made by version {manifest.get('version', 1)} of the stage {stage}, this is {stage_version(stage)}"
+        )
     old_arguments = manifest.get("arguments", {})
     for key in sorted({*old_arguments, *arguments}):
         if old_arguments.get(key) != arguments.get(key):
@@ -106,6 +118,16 @@ def changes(
         if not still_there(output):
             found.append(f"the output {name} is gone or was changed")
     return found
+
+
+def say_again(stage: str, manifest: Mapping[str, Any] | None, why: list[str]) -> None:
+    """Print why something that a stage has done before is done again."""
+    if manifest is not None and manifest["stage"] == stage:
+        print(f"{stage.replace('_', '-')}: again, because {'; '.join(why)}", flush=True)
+
+
+def stage_version(stage: str) -> int:
+    return STAGE_VERSIONS.get(stage, 1)
 
 
 def still_there(output: Mapping[str, Any]) -> bool:
@@ -139,6 +161,7 @@ def write_manifest(
     }
     manifest = {
         "stage": stage,
+        "version": stage_version(stage),
         "arguments": dict(arguments),
         "inputs": dict(inputs),
         "outputs": written,

@@ -17,7 +17,7 @@ from typing import Any
 
 from teacherlm import ROOT
 from teacherlm.benchmarks import read_yaml
-from teacherlm.errors import Parser, UserError, reason, run
+from teacherlm.errors import Parser, UserError, print_for_shell, reason, run
 from teacherlm.files import require_hub_cache
 from teacherlm.manifests import describe
 
@@ -231,11 +231,11 @@ def main() -> None:
     args = parser.parse_args()
     model = find_model(args.name)
     if args.command == "folder":
-        print(local_folder(model))
+        print_for_shell(str(local_folder(model)))
         return
     for dotted in args.fields:
         value = model.name if dotted == "name" else model.recommended(dotted)
-        print(for_shell(value))
+        print_for_shell(for_shell(value))
 
 
 def for_shell(value: Any) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from teacherlm.errors import UserError
 from teacherlm.files import cache_folder, whole_folder
+from teacherlm.lock import one_writer
 
 
 def packaged_model(name: str, package: Mapping[str, str]) -> Path:
@@ -28,11 +29,14 @@ def packaged_model(name: str, package: Mapping[str, str]) -> Path:
     if "folder" in package:
         return find(distribution, f"{package['folder']}/config.json", name).parent
     folder = cache_folder() / "models" / f"{name}-{distribution.version}"
-    if not folder.is_dir():  # it appears whole, so being there is being done
-        gguf = find(distribution, package["file"], name)
-        print(f"making {folder} from {package['file']} (once)", flush=True)
-        with whole_folder(folder) as partial:
-            dequantize(gguf, partial)
+    if folder.is_dir():  # it appears whole, so being there is being done
+        return folder
+    gguf = find(distribution, package["file"], name)
+    with one_writer(folder):
+        if not folder.is_dir():  # nobody made it meanwhile
+            print(f"making {folder} from {package['file']} (once)", flush=True)
+            with whole_folder(folder) as partial:
+                dequantize(gguf, partial)
     return folder
 
 

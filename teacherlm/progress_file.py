@@ -15,7 +15,8 @@ from typing import Any
 
 from teacherlm.errors import UserError
 from teacherlm.files import set_aside
-from teacherlm.records import drop_torn_line, dump_line
+from teacherlm.lock import lock_descriptor
+from teacherlm.records import cut_torn_line, dump_line
 
 FLUSH_SECONDS = 1.0
 """A crash of the machine costs the pieces of so many seconds; one of the program costs none of them."""
@@ -24,7 +25,7 @@ FLUSH_SECONDS = 1.0
 class ProgressFile:
     """An append-only file of pieces (completions, batches), found by their key: a number from 0.
 
-    Memory: eight bytes a piece.
+    Memory: eight bytes a piece. The file is locked (see lock.py) until it is closed: two processes never append to one.
 
     Args:
         path: of the file; it is made when missing.
@@ -32,35 +33,41 @@ class ProgressFile:
         restart: set a file of other work aside instead of refusing.
 
     Raises:
-        UserError: the file belongs to other work (what differs is named) and restart is not set.
+        UserError: another process appends to the file, or it belongs to other work (what differs is named) and restart
+            is not set.
     """
 
     def __init__(self, path: Path, work: Mapping[str, Any], restart: bool):
         self.path = path
         self.offsets = array("q")
         self.count = 0
-        if path.exists() and path.stat().st_size:
-            dropped = drop_torn_line(path)
-            if dropped:
-                print(f"{path}: the last line was torn by an interruption ({dropped} bytes), dropped")
-            differing = self.differences(work)
-            if differing and not restart:
+        self.open()
+        if dropped := cut_torn_line(self.file):
+            print(f"{path}: the last line was torn by an interruption ({dropped} bytes), dropped")
+        if differing := self.differences(work):
+            if not restart:
                 raise UserError(
                     f"{path}: begun with other settings: {'; '.join(differing)}; use the same ones to continue, or "
                     "--restart to begin anew (the old file is kept)"
                 )
-            if differing:
-                print(f"{path}: begun with other settings ({'; '.join(differing)}), kept as {set_aside(path)}")
-        if not path.exists() or not path.stat().st_size:
-            path.write_text(dump_line({"work": dict(work)}) + "\n", encoding="utf-8")
+            print(f"{path}: begun with other settings ({'; '.join(differing)}), kept as {set_aside(path)}")
+            self.open()
+        if not self.file.seek(0, os.SEEK_END):
+            self.file.write((dump_line({"work": dict(work)}) + "\n").encode())
+            self.file.flush()
         self.index()
-        self.file = open(path, "ab")
-        self.reader = open(path, "rb")
+        self.reader = open(path, "rb")  # closed after `file`: closing any descriptor of a file frees its locks
         self.synced = time.monotonic()
 
+    def open(self) -> None:
+        """Open the file for appending, and lock it."""
+        self.file = open(self.path, "a+b")
+        if not lock_descriptor(self.file.fileno(), self.path):
+            raise UserError(f"{self.path}: another process is writing to this file; wait until it has ended")
+
     def differences(self, work: Mapping[str, Any]) -> list[str]:
-        with open(self.path, "rb") as file:
-            line = file.readline()
+        self.file.seek(0)
+        line = self.file.readline()
         if not line:
             return []
         try:
@@ -72,18 +79,17 @@ class ProgressFile:
 
     def index(self) -> None:
         """Remember where each piece lies. A line that is none (a disk's fault) ends what is trusted."""
-        with open(self.path, "rb+") as file:
-            file.readline()
-            self.end = file.tell()
-            for line in file:
-                try:
-                    key = json.loads(line)["key"]
-                except (ValueError, KeyError, TypeError):
-                    print(f"{self.path}: from byte {self.end} on it cannot be read, dropped")
-                    file.truncate(self.end)
-                    break
-                self.remember(key, self.end)
-                self.end += len(line)
+        self.file.seek(0)
+        self.end = len(self.file.readline())
+        for line in self.file:
+            try:
+                key = json.loads(line)["key"]
+            except (ValueError, KeyError, TypeError):
+                print(f"{self.path}: from byte {self.end} on it cannot be read, dropped")
+                self.file.truncate(self.end)
+                break
+            self.remember(key, self.end)
+            self.end += len(line)
 
     def remember(self, key: int, offset: int) -> None:
         if key >= len(self.offsets):
@@ -109,9 +115,21 @@ class ProgressFile:
             self.synced = time.monotonic()
 
     def read(self, key: int) -> dict[str, Any]:
-        """What was appended under that key."""
+        """What was appended under that key.
+
+        Raises:
+            UserError: the file was changed by somebody else: what stands there is not the piece of that key.
+        """
         self.reader.seek(self.offsets[key])
-        return json.loads(self.reader.readline())
+        line = self.reader.readline()
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            piece = json.loads(line)
+            if piece.pop("key") == key:
+                return piece
+        raise UserError(
+            f"{self.path}: piece {key} is not where it was written: something else changed this file; remove it and "
+            "run the same command again"
+        )
 
     def close(self) -> None:
         """End writing; `read` goes on."""
@@ -121,7 +139,7 @@ class ProgressFile:
 
     def remove(self) -> None:
         self.reader.close()
-        self.path.unlink()
+        self.path.unlink(missing_ok=True)
 
 
 def peek(path: Path, work: Mapping[str, Any]) -> dict[int, dict[str, Any]]:

@@ -3,6 +3,8 @@
 Source: the prompts of TeacherLM (He et al. 2023, arXiv 2310.19019), byte for byte as its code has them.
 """
 
+import hashlib
+import json
 import re
 import string
 from dataclasses import dataclass
@@ -101,6 +103,20 @@ def prompt_fields(question: Question) -> dict[str, str]:
     """The four prompt fields of a sample: `text` as it is, the three for the teacher with blanks cleaned."""
     text = test_context(question.with_choices, question.preamble) + question.answer.removeprefix("(") + "."
     return {"text": text, **{field: remove_duplicated_block(text + ending) for field, ending in PROMPTS.items()}}
+
+
+def prompts_digest() -> dict[str, str]:
+    """What a stage whose output has prompts in it writes among its inputs: a digest of what the templates above make.
+
+    It is taken of texts, not of this file: of questions with two choices, with blanks that are cleaned, and with a
+    preamble.
+    """
+    asked = [Question("Is  it so? ", ("yes", "no"), 1), Question("Which\tone", ("a ", "", " c"), 0, "On birds. ")]
+    made: list[object] = [PROMPTS, KINDS, TAILS]
+    for question in asked:
+        fields = prompt_fields(question)
+        made += [fields, full_tail(fields["text"], {field: f" {kind}  . " for field, kind in KINDS.items()})]
+    return {"path": "prompts", "sha256": hashlib.sha256(json.dumps(made).encode()).hexdigest()}
 
 
 def full_tail(text: str, explanations: dict[str, str]) -> str:

@@ -170,15 +170,20 @@ def dump_line(record: Any) -> str:
 def drop_torn_line(path: Path) -> int:
     """Cut off what follows the last line break: a write that a crash interrupted. Returns the bytes dropped."""
     with open(path, "rb+") as file:
-        size = file.seek(0, os.SEEK_END)
-        end = size
-        while end:
-            start = max(0, end - 65536)
-            file.seek(start)
-            found = file.read(end - start).rfind(b"\n")
-            if found >= 0:
-                end = start + found + 1
-                break
-            end = start
-        file.truncate(end)
-        return size - end
+        return cut_torn_line(file)
+
+
+def cut_torn_line(file: IO[bytes]) -> int:
+    """`drop_torn_line` of a file that is open for reading and writing."""
+    size = file.seek(0, os.SEEK_END)
+    end = size
+    while end:
+        start = max(0, end - 65536)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            end = start + found + 1
+            break
+        end = start
+    file.truncate(end)
+    return size - end
