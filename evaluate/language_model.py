@@ -1,24 +1,24 @@
 """lm-eval's Hugging Face model with log-likelihoods from packed batches, in parts that several processes can share."""
 
 import functools
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 from batching import Group, Tokens, make_batches
 from lm_eval.models.huggingface import HFLM
-from safetensors.torch import load_file
-from tqdm import tqdm
+from lm_eval.models.utils import normalize_gen_kwargs, resolve_max_length
+from scored_model import ScoredModel
+from share import Answer, Share
 
-from teacherlm import loading
 from teacherlm.errors import UserError
-from teacherlm.interrupts import REQUEUE, Stop
-from teacherlm.memory import is_out_of_memory, keep_freed_memory
-from teacherlm.packed_attention import stop_packing, use_packing
-from teacherlm.packed_linear import PackedLinear, pack_linears
-from teacherlm.progress_file import ProgressFile
+from teacherlm.loading import load_tokenizer
+from teacherlm.memory import is_out_of_memory
+from teacherlm.model_config import position_count, vocabulary_size
+from teacherlm.self_check import generation_fault, make_sequences
+from teacherlm.tokens import decode_completion, require_embeddings, special_tokens
 
 CPU_STATES = 1 << 19
 """Numbers in a hidden state of a batch on a CPU, where larger batches are not faster."""
@@ -28,55 +28,7 @@ LOGITS = 1 << 22
 """That are normalised at a time."""
 LOOKED_AT = 256
 """Requests that are tokenized both ways, to say whether it matters."""
-
-Answer = Any
-"""Of a log-likelihood: [sum, whether greedy]; of a generation: the text; of a rolling log-likelihood: the sum."""
-
-
-class Share:
-    """Which parts of the work are this process's, and the answers so far.
-
-    Args:
-        progress: where the answers of finished parts are; None: nowhere, all parts are done here.
-        index, count: this process is the one numbered `index` of `count`.
-        others: parts that other processes have finished.
-        stop: whether to end with exit code REQUEUE after the part at work.
-    """
-
-    def __init__(
-        self,
-        progress: ProgressFile | None = None,
-        index: int = 0,
-        count: int = 1,
-        others: Mapping[int, dict[str, Any]] | None = None,
-        stop: Stop | None = None,
-    ):
-        self.progress, self.index, self.count = progress, index, count
-        self.others, self.stop = others or {}, stop
-        self.first = 0
-        self.missing: set[int] = set()
-
-    def do(self, parts: int, compute: Callable[[int], list[Answer]]) -> list[list[Answer] | None]:
-        """The answers of each part: those that are there, those computed here, None for other processes'."""
-        keys = range(self.first, self.first + parts)
-        self.first += parts
-        answers: list[list[Answer] | None] = []
-        for part, key in enumerate(tqdm(keys, disable=not sys.stderr.isatty() or parts < 2)):
-            if self.progress is not None and key in self.progress:
-                answers.append(self.progress.read(key)["answers"])
-            elif key in self.others:
-                answers.append(self.others[key]["answers"])
-            elif part * self.count // parts == self.index:
-                answers.append(compute(part))
-                if self.progress is not None:
-                    self.progress.append(key, {"answers": answers[-1]})
-                if self.stop is not None and self.stop.asked:
-                    print(f"evaluate: interrupted after {len(self.progress)} batches; the same command goes on")
-                    sys.exit(REQUEUE)
-            else:
-                answers.append(None)
-                self.missing.add(key)
-        return answers
+TOKENIZATIONS = ("auto", "apart", "joint")
 
 
 class LanguageModel(HFLM):
@@ -84,35 +36,47 @@ class LanguageModel(HFLM):
 
     Log-likelihoods: one forward pass for all requests whose input is the same (single-token choices of a question),
     without padding, prefixes that many inputs share computed once, logits only at the positions that are scored, and
-    their softmax in float32. Generation and models whose attention cannot be replaced: as HFLM.
+    their softmax in float32. Models that this would not compute exactly are computed padded, or one input at a time.
 
     Args:
-        joint: tokenize context and continuation together, as lm-eval does; otherwise apart and without special tokens,
-            as the reference does. Joint tokens differ wherever a merge crosses the border.
+        tokenization: of context and continuation. "apart", as the reference does; "joint", as lm-eval does and as the
+            texts are tokenized that students are trained on; "auto": apart where both give the same tokens, else
+            joint. Special tokens that begin a text stand before the context in each case.
         samples: inputs of a batch at most; None: as many as `tokens_at_a_time` allow.
+        digest: see ScoredModel.
     """
 
-    def __init__(self, folder: Path, device: str | None, dtype: str, joint: bool, samples: int | None):
+    def __init__(
+        self,
+        folder: Path,
+        device: str | None,
+        dtype: str,
+        tokenization: str = "auto",
+        samples: int | None = None,
+        digest: str | None = None,
+    ):
         if device is not None and device.isdigit():
             device = f"cuda:{device}"
         if device is None or (device.startswith("cuda") and not torch.cuda.is_available()):
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = loading.load_model(folder, dtype=getattr(torch, dtype)).to(device)
-        if device == "cpu":
-            pack_linears(model.base_model)  # not its head, which sees few positions and may be tied to the embeddings
-            keep_freed_memory()  # from now on: the unpacked weights go back to the system
-        super().__init__(pretrained=model, tokenizer=loading.load_tokenizer(folder), batch_size=samples or 8)
-        self.joint, self.samples = joint, samples
-        self.share = Share()
-        self.truncated = self.differing = self.looked_at = 0
-        self.packed = False
-        self.kept: tuple[Tokens, ...] = ()
-        self.encode = functools.lru_cache(maxsize=16)(functools.partial(self.tok_encode, add_special_tokens=False))
+        self.scored = ScoredModel(folder, device, dtype, digest)
+        super().__init__(pretrained=self.scored.model, tokenizer=load_tokenizer(folder), batch_size=samples or 8)
+        self.tokenization, self.samples = tokenization, samples
+        self.before, _ = special_tokens(self.tokenizer)
+        self.rows = vocabulary_size(self.config)
+        self.generates: tuple[bool, bool] | None = None
+        self.begin(Share())
+        self.encode = functools.lru_cache(maxsize=16)(self.tok_encode)
 
     def begin(self, share: Share) -> None:
         """Take the requests that follow as one piece of work; counts begin at zero."""
         self.share = share
+        self.joint = self.tokenization == "joint"
         self.truncated = self.differing = self.looked_at = 0
+
+    def prepare(self, longest: int) -> None:
+        self.scored.prepare(longest)
+        self._model = self.scored.model  # it may have been loaded anew
 
     def described(self) -> dict[str, Any]:
         """What the results say about how the requests of this piece of work were taken."""
@@ -121,36 +85,25 @@ class LanguageModel(HFLM):
             "tokenized_otherwise": f"{self.differing} of {self.looked_at}",
             "truncated": self.truncated,
         }
+        if self.scored.verdict is not None:
+            said["computed"] = self.scored.verdict.path
         if self.differing:
+            how = "tokenized together, as the texts that a student is trained on"
+            if not self.joint:
+                how = "tokenized apart, as asked; the texts that a student is trained on are tokenized together"
             print(
                 f"evaluate: {self.differing} of {self.looked_at} requests looked at have other tokens when context and "
-                "choice are tokenized the other way (--joint_tokenization)"
+                f"choice are tokenized the other way: {how} (--tokenization)"
             )
         if self.truncated:
             print(f"evaluate: {self.truncated} requests have more than {self.max_length} tokens: cut at the left")
         return said
 
-    def swap(self, folder: Path) -> bool:
-        """Put another checkpoint's weights into the model; returns whether they are weights of this model."""
-        state = self.model.state_dict()
-        modules = self.model.named_modules()
-        packed = {f"{name}.weight": module for name, module in modules if isinstance(module, PackedLinear)}
-        shapes = {name: part.weight.shape for name, part in packed.items()} | {n: p.shape for n, p in state.items()}
-        loaded: dict[str, torch.Tensor] = {}
-        for file in sorted(folder.glob("model*.safetensors")):
-            loaded |= load_file(file)
-        tied = set(state) - set(loaded)
-        fits = loaded and set(packed) <= set(loaded) and all(shapes.get(n) == p.shape for n, p in loaded.items())
-        there = {state[name].data_ptr() for name in set(state) & set(loaded)}
-        if not fits or any(state[name].data_ptr() not in there for name in tied):
-            return False
-        for name, tensor in loaded.items():
-            if name in packed:
-                packed[name].pack(tensor)
-            else:
-                state[name].copy_(tensor)
-        self.kept = ()
-        return True
+    @property
+    def max_length(self) -> int:
+        """Tokens that an input has at most."""
+        known = self._max_length or position_count(self.config)
+        return known or resolve_max_length(self.config.get_text_config(), self.tokenizer)
 
     def tokens_at_a_time(self) -> int:
         """By what the device has, not by what is free now, so that equal machines make equal batches.
@@ -166,19 +119,44 @@ class LanguageModel(HFLM):
         token = 20 * hidden * self.model.dtype.itemsize
         return min(GPU_TOKENS, max(least, 1 << (max(1, left // (4 * token)).bit_length() - 1)))
 
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """A text's tokens, without special tokens: those that begin a text are put where a text begins."""
+        return self.tokenizer.encode(string, add_special_tokens=False)
+
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        if self.joint:
-            return super()._encode_pair(context, continuation)
-        return self.encode(context), self.encode(continuation)
+        return self.encode_joint(context, continuation) if self.joint else self.encode_apart(context, continuation)
+
+    def encode_apart(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        return self.before + self.encode(context), self.encode(continuation)
+
+    def encode_joint(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """The tokens of the whole text, cut where they begin to differ from the context's own.
+
+        Where a token spans the border it belongs to the continuation, of each choice alike. lm-eval cuts at the number
+        of the context's tokens, which is the same place wherever no token spans the border.
+        """
+        alone, whole = self.encode(context), self.tok_encode(context + continuation)
+        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(alone, whole[:-1])))
+        return self.before + whole[:common], whole[common:]
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         for request in requests[:: -(-len(requests) // LOOKED_AT)]:
             context, continuation = request.args
             self.looked_at += 1
             if context:
-                before, after = super()._encode_pair(context, continuation)
-                self.differing += before + after != self.encode(context) + self.encode(continuation)
+                apart, joint = self.encode_apart(context, continuation), self.encode_joint(context, continuation)
+                self.differing += apart[0] + apart[1] != joint[0] + joint[1]
+        if self.tokenization == "auto":
+            self.joint = self.differing > 0
         return super().loglikelihood(requests, disable_tqdm=True)
+
+    def cut(self, whole: list[int]) -> tuple[int, ...]:
+        """The input of a request: all tokens but the last. A long one is cut at the left, behind the special tokens."""
+        if len(whole) <= self.max_length + 1:
+            return tuple(whole[:-1])
+        self.truncated += 1
+        start = self.before if whole[: len(self.before)] == self.before else []
+        return (*start, *whole[len(start) - self.max_length - 1 : -1])
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = True, override_bs: Any = None
@@ -187,22 +165,22 @@ class LanguageModel(HFLM):
         asked: list[list[int]] = []  # requests of each input
         for request, (_, context, continuation) in enumerate(requests):
             whole = context + continuation
-            self.truncated += len(whole) > self.max_length + 1
-            number = numbers.setdefault(tuple(whole[-(self.max_length + 1) :][:-1]), len(asked))
+            require_embeddings(whole, self.rows, f"request {request + 1}")
+            if len(continuation) > self.max_length:
+                raise UserError(
+                    f"request {request + 1}: the choice has {len(continuation)} tokens, the model takes at most "
+                    f"{self.max_length}; shorten it"
+                )
+            number = numbers.setdefault(self.cut(whole), len(asked))
             asked += [[]] if number == len(asked) else []
             asked[number].append(request)
         inputs = list(numbers)
+        self.prepare(max(map(len, inputs), default=0))
         targets = [[requests[request][2] for request in ones] for ones in asked]
         scored = [max(map(len, ones)) for ones in targets]
         batches = make_batches(inputs, scored, self.tokens_at_a_time(), self.samples)
-        if not self.packed:
-            self.packed = use_packing(self.model)
 
         def compute(part: int) -> list[Answer]:
-            if not self.packed:
-                members = [member for group in batches[part] for member in group.members]
-                some = [requests[request] for member in members for request in asked[member]]
-                return list(map(list, super(LanguageModel, self)._loglikelihood_tokens(some, True, len(members))))
             try:
                 return self.score(batches[part], inputs, scored, targets)
             except (MemoryError, RuntimeError) as error:
@@ -224,18 +202,7 @@ class LanguageModel(HFLM):
         self, batch: list[Group], inputs: list[Tokens], scored: list[int], targets: list[list[list[int]]]
     ) -> list[Answer]:
         """[log-likelihood, whether greedy] for each of the targets of each of the batch's inputs, in order."""
-        prefixes = self.keep_prefixes(batch, inputs)
-        tokens: list[int] = []
-        positions: list[int] = []
-        places: list[int] = []  # in the row, of all that is scored
-        for group in batch:
-            for member in group.members:
-                rest = inputs[member][group.prefix :]
-                tokens += rest
-                positions += range(group.prefix, len(inputs[member]))
-                places += range(len(tokens) - scored[member], len(tokens))
-        lengths = [len(inputs[member]) - group.prefix for group in batch for member in group.members]
-        logits_SV = self.forward(tokens, positions, lengths, places, prefixes=prefixes)
+        logits_SV = self.scored.logits(batch, inputs, scored)
         parts = logits_SV.split(max(1, LOGITS // logits_SV.shape[1]))
         norm_S = torch.cat([part.float().logsumexp(-1) for part in parts])
         best_S = logits_SV.argmax(-1)
@@ -251,44 +218,73 @@ class LanguageModel(HFLM):
         sums, greedy = (torch.stack(column).tolist() for column in zip(*answers))
         return [list(pair) for pair in zip(sums, greedy)]
 
-    def keep_prefixes(self, batch: list[Group], inputs: list[Tokens]) -> list[slice | None]:
-        """Compute the batch's prefixes, unless the last batch had the same; returns each member's place among them."""
-        wanted = tuple(inputs[group.members[0]][: group.prefix] for group in batch if group.prefix)
-        if wanted and wanted != self.kept:
-            positions = [position for prefix in wanted for position in range(len(prefix))]
-            self.forward(sum(wanted, ()), positions, list(map(len, wanted)), [0], record=True)
-            self.kept = wanted
-        places: list[slice | None] = []
-        begin = 0
-        for group in batch:
-            place = slice(begin, begin + group.prefix) if group.prefix else None
-            places += [place] * len(group.members)
-            begin += group.prefix
-        return places
-
-    def forward(
-        self, tokens: Sequence[int], positions: list[int], lengths: list[int], places: list[int], **options: Any
-    ) -> torch.Tensor:
-        """Logits [len(places), V] of a row of samples."""
-        row = [torch.tensor([numbers], device=self.device) for numbers in (tokens, positions)]
-        outputs = self.model(
-            input_ids=row[0],
-            position_ids=row[1],
-            lengths=torch.tensor(lengths),
-            logits_to_keep=torch.tensor(places, device=self.device),
-            use_cache=False,
-            **options,
-        )
-        return outputs.logits[0]
-
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
         return self.in_parts(requests, super().loglikelihood_rolling, 0.0)
 
+    # ------------------------------------------------------------------------------------------------------ generation
+
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
-        if self.packed:
-            stop_packing(self.model)
-            self.packed = False
+        for number, request in enumerate(requests):
+            asked = normalize_gen_kwargs(dict(request.args[1]), self.max_gen_toks)["max_gen_toks"]
+            if asked >= self.max_length:
+                raise UserError(
+                    f"request {number + 1}: {asked} new tokens were asked for, and the model takes {self.max_length}, "
+                    "the prompt included; give the task a smaller max_gen_toks"
+                )
+        self.scored.end_packing()
+        self.prepare(max((len(self.encode(request.args[0])) for request in requests), default=0) + self.max_gen_toks)
+        if self.generates is None:
+            self.generates = self.find_generation()
+        if not self.generates[0]:
+            self.batch_size_per_gpu = 1
         return self.in_parts(requests, functools.partial(super().generate_until, disable_tqdm=True), "")
+
+    def find_generation(self) -> tuple[bool, bool]:
+        """(whether prompts may be padded to be continued together, whether with the library's cache).
+
+        Raises:
+            UserError: the library's generation differs from its forward pass in each way.
+        """
+        prompts = make_sequences(self.config)
+        for how in ((True, True), (False, True), (False, False)):
+            if not generation_fault(self.model, prompts, self.scored.dtype, *how):
+                return how
+        raise UserError(
+            f"{self.config.model_type} is refused: the library's generation does not agree with its forward pass"
+        )
+
+    def tok_batch_encode(
+        self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **_: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prompts padded at the left, [B, T], and their mask. Long ones are cut behind the special tokens."""
+        rows = []
+        for number, string in enumerate(strings):
+            tokens = self.tok_encode(string)
+            require_embeddings(tokens, self.rows, f"prompt {number + 1}")
+            room = (left_truncate_len or self.max_length) - len(self.before)
+            self.truncated += len(tokens) > room
+            rows.append(self.before + tokens[-room:])
+        width = max(map(len, rows))
+        pad = self.tokenizer.pad_token_id
+        ids_BT = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+        mask_BT = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        return ids_BT, mask_BT
+
+    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
+        if self.generates[1]:
+            return super()._model_generate(context, max_length, stop, **options)
+        generate = self.model.generate
+        self.model.generate = lambda **others: generate(**{**others, "use_cache": False})
+        try:
+            return super()._model_generate(context, max_length, stop, **options)
+        finally:
+            del self.model.generate
+
+    def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
+        """The text of new tokens, with the blank at its beginning that decoders of SentencePiece's kind drop."""
+        if isinstance(tokens, list) and skip_special_tokens:
+            return decode_completion(self.tokenizer, self.encode(":"), tokens)
+        return super().tok_decode(tokens, skip_special_tokens)
 
     def in_parts(self, requests: list[Any], answer: Callable[[list[Any]], list[Answer]], nothing: Answer) -> list[Any]:
         """Answers of a method of the library, which is given some of the requests at a time."""

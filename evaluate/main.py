@@ -29,6 +29,16 @@ from teacherlm.records import write_records
 FAMILIES = ("hf", "hf-causal", "hf-causal-experimental", "bloom", "opt")
 DTYPES = ("float32", "bfloat16", "float16")
 WATCH_SECONDS = 30
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.model",
+)
+SAYS_NOTHING = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures")
+"""Settings in these files that differ between checkpoints of one model: the weights are computed in --dtype."""
 STEP = re.compile(r"checkpoint-\d+")
 
 
@@ -57,10 +67,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--batch_size", default="auto", help="inputs at once, at most (default: auto: by the device)")
     parser.add_argument(
-        "--joint_tokenization",
-        action="store_true",
-        help="tokenize context and choice together, as lm-eval does (default: apart, as the reference)",
+        "--tokenization",
+        default="auto",
+        choices=["auto", "apart", "joint"],
+        help="of context and choice: apart, as the reference; joint, as lm-eval and as students are trained; auto "
+        "(default): apart where both give the same tokens, else joint",
     )
+    parser.add_argument("--joint_tokenization", action="store_true", help="the same as --tokenization joint")
     parser.add_argument(
         "--permutations",
         default="none",
@@ -87,6 +100,8 @@ def parse_arguments() -> argparse.Namespace:
     else:
         args.batch_size = int(args.batch_size)
     args.shard = share_of(args.shard)
+    if args.joint_tokenization:
+        args.tokenization = "joint"
     return args
 
 
@@ -131,22 +146,33 @@ class Loader:
         self.folder: Path | None = None
         self.model: Any = None
 
-    def __call__(self, folder: Path) -> Any:
+    def __call__(self, folder: Path, digest: str) -> Any:
         if folder == self.folder:
             return self.model
         from language_model import LanguageModel
 
         args = self.args
-        if not (self.folder and same_tokenizer(folder, self.folder) and self.model.swap(folder)):
+        if not (self.folder and same_model(folder, self.folder) and self.model.scored.swap(folder, digest)):
             self.model = None  # its memory is needed for the next
-            self.model = LanguageModel(folder, args.device, args.dtype, args.joint_tokenization, args.batch_size)
+            how = (args.device, args.dtype, args.tokenization, args.batch_size)
+            self.model = LanguageModel(folder, *how, digest)
         self.folder = folder
         return self.model
 
 
-def same_tokenizer(one: Path, other: Path) -> bool:
-    files = [folder / "tokenizer.json" for folder in (one, other)]
-    return all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes()
+def same_model(one: Path, other: Path) -> bool:
+    """Whether two folders differ by nothing but their weights: the same configuration, generation and tokenizer."""
+    return all(content(one / name) == content(other / name) for name in MODEL_FILES)
+
+
+def content(file: Path) -> Any:
+    """What a file says, without what says nothing of how a model computes; None where there is no such file."""
+    if not file.is_file():
+        return None
+    if file.suffix != ".json":
+        return file.read_bytes()
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return {name: value for name, value in found.items() if name not in SAYS_NOTHING}
 
 
 def checkpoints(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
@@ -204,7 +230,7 @@ def step(path: Path) -> int:
 
 
 def evaluate(
-    args: argparse.Namespace, label: str, folder: Path, task: str, loaded: Callable[[Path], Any]
+    args: argparse.Namespace, label: str, folder: Path, task: str, loaded: Callable[[Path, str], Any]
 ) -> list[dict[str, Any]]:
     """The results of one model on one task: read when they are there and still hold, scored otherwise.
 
@@ -236,7 +262,7 @@ def evaluate_share(
     tasks = make_tasks(task, args.datasets or DATASETS, args.num_fewshot, args.seed, args.include_path)
     for name, made in tasks.items():
         use_permutations(made, args.permutations, name)
-    model = loaded(folder)
+    model = loaded(folder, inputs["model"]["sha256"])
     work = {**arguments, **{name: described["sha256"] for name, described in inputs.items()}}
     work |= {"tokens": model.tokens_at_a_time(), "samples": model.samples}
     work["version"] = manifests.stage_version("evaluate")
@@ -283,7 +309,7 @@ def describe_work(
     manifest = manifests.read_manifest(manifests.manifest_of(path))
     known = (manifest or {}).get("inputs", {})
     inputs = {"model": describe_model(folder, known.get("model")), **describe_task(args, task, known)}
-    names = ("num_fewshot", "dtype", "limit", "seed", "joint_tokenization", "permutations")
+    names = ("num_fewshot", "dtype", "limit", "seed", "tokenization", "permutations")
     arguments = {name: getattr(args, name) for name in names}
     return path, arguments, inputs, manifests.changes(manifest, "evaluate", arguments, inputs)
 

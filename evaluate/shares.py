@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from share import Share
+
 from teacherlm.interrupts import Stop
 from teacherlm.lock import if_free
 from teacherlm.progress_file import ProgressFile, peek
@@ -17,7 +19,6 @@ def score_share(
 
     Of several processes the one that ends last finds the shares of all.
     """
-    from language_model import Share
     from scoring import score
 
     index, count = shard

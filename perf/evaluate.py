@@ -218,7 +218,7 @@ def ours(contender: Contender, scenario: Scenario, folder: Path) -> Callable:
 
     model = make_model(scenario, folder, contender.dtype)
     loading.load_model = lambda *args, **options: model  # BLOOM's shape is in no folder
-    return scored_by(language_model.LanguageModel(folder, None, contender.dtype, joint=False, samples=None))
+    return scored_by(language_model.LanguageModel(folder, None, contender.dtype, "apart"))
 
 
 def scored_by(model: Any) -> Callable:

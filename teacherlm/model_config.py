@@ -5,6 +5,7 @@ configuration itself.
 """
 
 import json
+import re
 from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -31,6 +32,9 @@ ENCODERS = (
 POSITIONS = ("n_positions", "max_position_embeddings", "max_seq_len", "n_ctx", "max_sequence_length", "context_length")
 UNLIMITED = ("bloom", "mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma")
 """Model types without a limit, whatever their configuration still says of positions."""
+
+WINDOW = re.compile(r"^(?!.*(layer|pattern|num)).*(window|chunk_size)")
+"""Names of settings that bound how far a layer looks back, but not of those that say which layers do."""
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
@@ -90,5 +94,5 @@ def position_count(config: PreTrainedConfig) -> int | None:
 def attention_windows(config: PreTrainedConfig) -> list[int]:
     """Lengths at which a model's layers treat longer texts otherwise: attention windows and chunks, ascending."""
     text = config.get_text_config().to_dict()
-    found = {value for name, value in text.items() if ("window" in name or "chunk_size" in name) and type(value) is int}
+    found = {value for name, value in text.items() if WINDOW.search(name) and type(value) is int}
     return sorted(length for length in found if length > 1)

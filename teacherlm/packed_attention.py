@@ -15,14 +15,26 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.models.bloom.modeling_bloom import BloomAttention, build_alibi_tensor, dropout_add
 
+from teacherlm.errors import UserError
 from teacherlm.loading import base_model
+from teacherlm.model_config import attention_windows
 
 KINDS = {"sdpa": "packed_sdpa", "eager": "packed_eager"}
 ALIGNED = 8
 """Fused kernels take head sizes that are multiples of this."""
+HARMLESS = {
+    "cache_position", "cu_seq_lens_k", "cu_seq_lens_q", "layer_idx", "logits_to_keep", "max_length_k", "max_length_q",
+    "num_items_in_batch", "output_attentions", "output_hidden_states", "output_router_logits", "past_key_values",
+    "position_embeddings", "position_ids", "return_dict", "use_cache",
+}  # fmt: skip
+"""What models hand to their attention function that changes nothing within a sample."""
+
+
+class NotPackable(UserError):
+    """A model's attention is more than `Packing.attend` computes."""
 
 
 class Layout:
@@ -68,6 +80,8 @@ class Packing:
     prefixes: list[slice | None]
     """Of each layout, where its samples' common prefix stands in the recorded row."""
     recording = False
+    attention_before: str
+    """The library's attention that the model had."""
 
     def __init__(self, causal: Callable[..., torch.Tensor]):
         self.causal = causal
@@ -81,6 +95,8 @@ class Packing:
         runs = [list(run) for _, run in groupby(pairs, lambda pair: (pair[1], pair[0] if one_length else None))]
         self.layouts = [Layout([length for length, _ in run], device) for run in runs]
         self.prefixes = [run[0][1] for run in runs]
+        before = (prefix.stop - prefix.start if prefix is not None else 0 for prefix in self.prefixes)
+        self.longest = max(layout.longest + length for layout, length in zip(self.layouts, before))
         self.positions_N = positions_N
 
     def attend(
@@ -102,17 +118,19 @@ class Packing:
         return torch.cat(mixed, dim=1)
 
 
-def use_packing(model: PreTrainedModel, attention: str = "sdpa") -> bool:
+def use_packing(model: PreTrainedModel, attention: str = "sdpa", longest: int | None = None) -> bool:
     """Let a model take rows of samples, and from now on only these.
 
     Its forward's arguments are `input_ids` and `position_ids` [1, N] and the samples' `lengths` [B].
 
     Args:
         attention: "sdpa", "eager" or one of transformers' flash attentions.
+        longest: number of tokens that no sample exceeds; None: unknown.
 
     Returns:
-        Whether it could: not with a model whose attention the library does not let be replaced, or is another than
-        softmax over all that came before.
+        Whether it could. It cannot with a model whose attention the library does not let be replaced, whose attention
+        is another than softmax over all tokens before, or whose window is shorter than the longest sample. This reads
+        the model's settings; self_check.py compares what it computes.
 
     Raises:
         ValueError, ImportError: a model or machine that this attention is not made for.
@@ -121,8 +139,10 @@ def use_packing(model: PreTrainedModel, attention: str = "sdpa") -> bool:
     packing = Packing(causal_eager if attention == "eager" else causal_sdpa)
     bloom = model.config.model_type == "bloom"
     flash = attention not in KINDS
-    if not bloom and (not getattr(inner, "_supports_attention_backend", False) or has_other_attention(inner.config)):
+    replaceable = getattr(inner, "_supports_attention_backend", False)
+    if not bloom and (not replaceable or has_other_attention(inner.config, longest)):
         return False
+    packing.attention_before = inner.config._attn_implementation
     if not bloom:
         inner.set_attn_implementation(KINDS.get(attention, attention))
     elif flash:
@@ -152,23 +172,27 @@ def use_packing(model: PreTrainedModel, attention: str = "sdpa") -> bool:
 
 def stop_packing(model: PreTrainedModel) -> None:
     """Give a model its own attention back, for padded batches and generation."""
-    model.packing.hook.remove()
+    packing = model.packing
+    packing.hook.remove()
     for module in model.modules():
         del module.packing
         if isinstance(module, BloomAttention):
             del module.forward
     inner = base_model(model)
     if model.config.model_type == "bloom":
-        inner.config._attn_implementation = "eager"
+        inner.config._attn_implementation = packing.attention_before
     else:
-        inner.set_attn_implementation("sdpa")
+        inner.set_attn_implementation(packing.attention_before)
 
 
-def has_other_attention(config: Any) -> bool:
-    """Whether a model's attention is bounded by a window, capped, or has sinks, which `attend` has not."""
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    others = ("sliding_window", "attn_logit_softcapping")
-    return kinds != {"full_attention"} or any(getattr(config, name, None) for name in others)
+def has_other_attention(config: PreTrainedConfig, longest: int | None) -> bool:
+    """Whether a model's attention is bounded by a window that a sample can exceed, capped, or of other kinds, which
+    `attend` does not compute."""
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    bounded = any(longest is None or window < longest for window in attention_windows(config))
+    capped = getattr(text, "attn_logit_softcapping", None)
+    return bool(kinds - {"full_attention", "sliding_attention"} or bounded or capped)
 
 
 def attend(
@@ -179,6 +203,8 @@ def attend(
     attention_mask: None,
     dropout: float = 0.0,
     scaling: float | None = None,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention within each sample.
@@ -189,7 +215,19 @@ def attend(
 
     Returns:
         ([1, N, heads, D], None): there are no weights to return.
+
+    Raises:
+        NotPackable: the model asks for more than causal attention, such as capped scores, biases or sinks, or a sample
+            is longer than the window.
     """
+    unknown = sorted(name for name, value in options.items() if value is not None and name not in HARMLESS)
+    unknown += ["a mask of its own"] * (attention_mask is not None) + ["attention to later tokens"] * (
+        is_causal is False
+    )
+    if sliding_window is not None and sliding_window < module.packing.longest:
+        unknown.append(f"a window of {sliding_window} tokens")
+    if unknown:
+        raise NotPackable(f"the model's attention has {', '.join(unknown)}, which packed batches do not compute")
     return module.packing.attend(module, query, key, value, dropout, scaling), None
 
 

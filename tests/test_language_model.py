@@ -33,7 +33,7 @@ def hflm(folder: Path, joint: bool = True) -> HFLM:
 
 
 def ours(folder: Path, joint: bool = True, samples: int | None = None) -> LanguageModel:
-    return LanguageModel(folder, "cpu", "float32", joint, samples)
+    return LanguageModel(folder, "cpu", "float32", "joint" if joint else "apart", samples)
 
 
 @pytest.fixture(params=[40, 2048])
@@ -49,7 +49,7 @@ def test_likelihoods_are_lm_evals(tiny_model: Path, joint: bool, budget: int) ->
     expected = hflm(tiny_model, joint).loglikelihood(asked, disable_tqdm=True)
     model = ours(tiny_model, joint)
     found = model.loglikelihood(asked)
-    assert model.packed
+    assert model.scored.verdict.path == "packed"
     assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], abs=1e-4)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
 
@@ -95,12 +95,12 @@ def test_rolling_likelihoods_and_texts_are_lm_evals(tiny_model: Path) -> None:
 def test_a_model_whose_attention_cannot_be_replaced_is_padded(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("language_model.use_packing", lambda model: False)
+    monkeypatch.setattr("scored_model.use_packing", lambda model, longest: False)
     asked = requests("loglikelihood", [(context, choice) for context in CONTEXTS for choice in CHOICES])
     model = ours(tiny_llama, samples=4)
     expected = hflm(tiny_llama).loglikelihood(asked, disable_tqdm=True)
     assert [v for v, _ in model.loglikelihood(asked)] == pytest.approx([v for v, _ in expected], abs=1e-4)
-    assert not model.packed
+    assert model.scored.verdict.path == "padded"
 
 
 def test_tokens_that_differ_between_the_two_ways_are_counted(tiny_llama: Path) -> None:

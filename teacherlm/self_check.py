@@ -1,0 +1,240 @@
+"""Does a fast way of computing a model give what the library's plain forward pass gives?
+
+Before the first batch of a stage, a few short token sequences go through the way that is about to be used and through
+the plain forward pass: eager attention, one sequence at a time, no padding, no cache. A way that differs is not used.
+So a model that the fast ways were not written for is computed correctly, only more slowly.
+"""
+
+import contextlib
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from teacherlm.errors import UserError, reason
+from teacherlm.files import cache_folder, whole_file
+from teacherlm.loading import base_model
+from teacherlm.model_config import attention_windows, position_count, vocabulary_size
+
+VERSION = 1
+"""Raised whenever the check changes, so that no older verdict counts."""
+COMPARED = 12
+"""Positions at the end of each sequence whose logits are compared."""
+SHORT, MIDDLE = 5, 17
+"""Lengths of the short sequences; the longest sequence has at least 23 tokens."""
+STEPS = 6
+"""New tokens of each sequence in a check of generation."""
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Largest difference of logits, relative to their spread, that is rounding. A wrong computation differs by far more."""
+LONGEST = 8448
+"""Tokens of the longest check. A longer window is not reached by the texts of any benchmark here."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a model is to be computed.
+
+    Attributes:
+        path: the first of a stage's ways that agrees with the plain forward pass.
+        attention: the library's attention for it, such as "sdpa" or "eager".
+        plain_linears: whether linear layers have to stay as they are, because the model reads their weights itself.
+        why: what was wrong with the ways before it; empty when there were none.
+    """
+
+    path: str
+    attention: str
+    plain_linears: bool = False
+    why: str = ""
+
+
+def make_sequences(config: PreTrainedConfig, longest: int | None = None) -> list[list[int]]:
+    """Three token sequences of different lengths; the last is longer than the model's attention windows.
+
+    Args:
+        config: the model's.
+        longest: number of tokens that no text of the run exceeds; None: unknown.
+    """
+    bounds = [bound for bound in (position_count(config), longest, LONGEST) if bound is not None]
+    wanted = max([23, *(window + 7 for window in attention_windows(config))])
+    text = config.get_text_config()
+    special = {getattr(text, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    rows = vocabulary_size(config) or 2
+    generator = torch.Generator().manual_seed(0)
+    sequences = []
+    for length in (SHORT, MIDDLE, wanted):
+        drawn = torch.randint(rows, (4 * min([length, *bounds]),), generator=generator).tolist()
+        usual = [token for token in drawn if token not in special] or drawn
+        sequences.append((usual * 4)[: min([length, *bounds])])
+    return sequences
+
+
+@torch.inference_mode()
+def plain_logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """Logits [at most COMPARED, V] of each sequence's last positions, one sequence at a time, float32 on the CPU."""
+    options = plain_options(model)
+    logits = []
+    for tokens in sequences:
+        outputs = model(input_ids=torch.tensor([list(tokens)], device=model.device), **options)
+        logits.append(outputs.logits[0, -COMPARED:].float().cpu())
+    return logits
+
+
+def plain_options(model: PreTrainedModel, last: int = COMPARED) -> dict[str, Any]:
+    """Arguments of a model's forward, where it has them: no cache, and logits of the last positions only."""
+    known = inspect.signature(base_model(model).forward).parameters
+    wanted = {"use_cache": False, "logits_to_keep": last}
+    return {name: value for name, value in wanted.items() if name in known}
+
+
+def difference(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
+    """The largest root mean square difference at a position, relative to the spread of the expected logits there."""
+    worst = 0.0
+    for one, other in zip(found, expected, strict=True):
+        usable = other.isfinite()
+        spread = torch.where(usable, other, 0).std(-1).clamp(min=1e-6)
+        apart = torch.where(usable, one.float().cpu() - other, 0).square().mean(-1).sqrt()
+        error = (apart / spread).max().item()
+        worst = max(worst, error if error == error else float("inf"))
+    return worst
+
+
+def fault_of(compute: Callable[[], Sequence[torch.Tensor]], expected: Sequence[torch.Tensor], dtype: Any) -> str:
+    """What is wrong with a way to compute logits, in words; empty when it agrees with what is expected.
+
+    Args:
+        compute: gives the logits of the same sequences; what it raises is a fault as well.
+        dtype: of the computation.
+    """
+    try:
+        error = difference(compute(), expected)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # a model that the way was not written for fails in its own manner
+        return f"fails ({type(error).__name__}: {reason(error)[:120]})"
+    return f"differs by {error:.1e}" if error > TOLERANCE.get(dtype, 0.1) else ""
+
+
+def set_attention(model: PreTrainedModel, name: str) -> None:
+    """Set the library's attention of a model, also of one that the library does not let be switched."""
+    inner = base_model(model)
+    if inner._can_set_attn_implementation():
+        inner.set_attn_implementation(name)
+    else:
+        inner.config._attn_implementation = name
+
+
+@contextlib.contextmanager
+def attention_set(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Compute with another of the library's attentions for a while."""
+    before = base_model(model).config._attn_implementation
+    set_attention(model, name)
+    try:
+        yield
+    finally:
+        set_attention(model, before)
+
+
+def settle_attention(model: PreTrainedModel, sequences: Sequence[Sequence[int]], dtype: Any) -> list[torch.Tensor]:
+    """The logits that every way has to give; a model whose default attention does not give them gets eager attention.
+
+    The library's fused attention leaves out what some models do to their scores (caps, biases).
+
+    Raises:
+        UserError: the model is no causal decoder: its logits at a position change with the tokens after it.
+    """
+    inner = base_model(model)
+    if inner.config._attn_implementation == "eager":
+        expected = plain_logits(model, sequences)
+    else:
+        with attention_set(model, "eager"):
+            expected = plain_logits(model, sequences)
+        if fault := fault_of(lambda: plain_logits(model, sequences), expected, dtype):
+            print(
+                f"{inner.config.model_type}: computed with eager attention, {inner.config._attn_implementation} {fault}"
+            )
+            set_attention(model, "eager")
+    require_causal(model, sequences[1], expected[1], dtype)
+    return expected
+
+
+def require_causal(model: PreTrainedModel, tokens: Sequence[int], expected: torch.Tensor, dtype: Any) -> None:
+    other = [*tokens[:-1], tokens[0] if tokens[0] != tokens[-1] else tokens[1]]
+    if fault_of(lambda: [plain_logits(model, [other])[0][:-1]], [expected[:-1]], dtype):
+        name, kind = type(base_model(model)).__name__, base_model(model).config.model_type
+        raise UserError(
+            f"{name} ({kind}) is no causal decoder: what it predicts at a position changes with the tokens after it; a "
+            "causal decoder, such as LlamaForCausalLM, was expected"
+        )
+
+
+@torch.inference_mode()
+def generation_fault(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], dtype: Any, together: bool, use_cache: bool
+) -> str:
+    """What is wrong with the library's generation, by the logits that give each new token; empty when nothing is.
+
+    Args:
+        prompts: token sequences.
+        together: whether the prompts are padded at the left and continued as one batch.
+        use_cache: whether the library keeps keys, values and states between steps.
+    """
+    for batch in [list(prompts)] if together else [[prompt] for prompt in prompts]:
+        width = max(map(len, batch))
+        ids_BT = torch.tensor([[batch[0][0]] * (width - len(row)) + list(row) for row in batch], device=model.device)
+        mask_BT = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch], device=model.device)
+        try:
+            made = model.generate(
+                input_ids=ids_BT,
+                attention_mask=mask_BT,
+                do_sample=False,
+                max_new_tokens=STEPS,
+                min_new_tokens=STEPS,
+                pad_token_id=batch[0][0],
+                use_cache=use_cache,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # as in fault_of
+            return f"fails ({type(error).__name__}: {reason(error)[:120]})"
+        found_BSV = torch.stack(made.logits, dim=1).float().cpu()
+        rows = [[*row, *new] for row, new in zip(batch, made.sequences[:, width:].tolist())]
+        expected = [logits[-STEPS:] for logits in plain_logits(model, [row[:-1] for row in rows])]
+        if fault := fault_of(lambda found=found_BSV: list(found), expected, dtype):
+            return fault
+    return ""
+
+
+def remembered(key: Mapping[str, Any] | None, find: Callable[[], Verdict]) -> Verdict:
+    """A verdict from the user's cache, or a new one that is put there.
+
+    Args:
+        key: what the verdict depends on: the model's digest, the stage, dtype and device; None: it is not kept.
+        find: makes the check.
+    """
+    if key is None:
+        return find()
+    whole = {**key, "check": VERSION, "torch": torch.__version__, "transformers": version("transformers")}
+    name = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:32]
+    path = cache_folder() / "self_check" / f"{name}.json"
+    known = read_verdict(path)
+    if known is None:
+        known = find()
+        with contextlib.suppress(OSError, UserError), whole_file(path) as file:  # a cache that is full or read-only
+            json.dump(asdict(known), file)
+    return known
+
+
+def read_verdict(path: Path) -> Verdict | None:
+    try:
+        return Verdict(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
