@@ -40,7 +40,7 @@ def do_work(args: argparse.Namespace, teacher: Model, jobs: list[Job]) -> int:
         print(f"enhance: {before} of {wanted} completions were done before, going on")
     if before < wanted:
         sampling = Sampling(args.num_tokens, args.temperature, args.top_p, tuple(args.stop))
-        engine, described = make_engine(args, teacher, sampling)
+        engine, described = make_engine(args, teacher, sampling, jobs[0].inputs["teacher"]["sha256"])
         print(f"enhance: {total} records, {', '.join(by_field)}, {described}", flush=True)
         counts = {"engine": args.engine, "prompt_tokens": 0, "new_tokens": 0}
         stop = Stop()
@@ -145,8 +145,12 @@ def reseeded(seed: int, prompt: Prompt, attempt: int) -> Prompt:
     return Prompt(prompt.kind, prompt.index, prompt.number, prompt.text, new)
 
 
-def make_engine(args: argparse.Namespace, teacher: Model, sampling: Sampling) -> tuple[Any, str]:
-    """The engine, and what it is in words."""
+def make_engine(args: argparse.Namespace, teacher: Model, sampling: Sampling, digest: str) -> tuple[Any, str]:
+    """The engine, and what it is in words.
+
+    Args:
+        digest: of the teacher.
+    """
     if args.engine == "openai":
         from engines.openai_engine import OpenAIEngine
 
@@ -163,7 +167,7 @@ def make_engine(args: argparse.Namespace, teacher: Model, sampling: Sampling) ->
     from engines.transformers_engine import TransformersEngine
 
     batch_size = args.batch_size or teacher.recommended("enhance.batch")
-    engine = TransformersEngine(local_folder(teacher), args.dtype, sampling, batch_size)
+    engine = TransformersEngine(local_folder(teacher), args.dtype, sampling, batch_size, digest)
     return engine, f"on {engine.device.type} in {engine.dtype}, {engine.max_rows} at a time"
 
 

@@ -22,7 +22,7 @@ from teacherlm.memory import keep_freed_memory
 from teacherlm.model_config import attention_windows
 from teacherlm.packed_attention import stop_packing, use_packing
 from teacherlm.packed_linear import PackedLinear, pack_linears
-from teacherlm.self_check import COMPARED, Verdict, fault_of, plain_options
+from teacherlm.self_check import COMPARED, NOT_FOR_THIS, Verdict, fault_of, plain_options
 
 PATHS = ("packed", "padded", "single")
 
@@ -50,6 +50,7 @@ class ScoredModel:
         self.kept: tuple[Tokens, ...] = ()
 
     def load(self) -> torch.nn.Module:
+        self.linears_packed = False
         return load_model(self.folder, dtype=self.dtype).to(self.device).eval()
 
     # ------------------------------------------------------------------------------------------------- choosing a path
@@ -87,28 +88,28 @@ class ScoredModel:
         sequences.append([*sequences[2][:-3], *reversed(sequences[1][:3])])  # shares a prefix with the one before
         expected = self_check.settle_attention(self.model, sequences, self.dtype)
         attention = self.model.config._attn_implementation
-        faults: list[str] = []
-        for plain_linears in (False, True) if self.device == "cpu" else (True,):
-            if not plain_linears:
-                pack_linears(self.model.base_model)
-            for path in PATHS:
-                if fault := self.fault(path, sequences, expected):
-                    faults.append(f"{path} {fault}")
-                else:
-                    return Verdict(path, attention, plain_linears, "; ".join(faults))
+
+        def fault(path: str, plain_linears: bool) -> str:
+            self.shape_model(attention, plain_linears)
+            return self.fault(path, sequences, expected)
+
+        return self_check.first_exact(PATHS, self.device == "cpu", fault, attention, self.folder)
+
+    def shape_model(self, attention: str, plain_linears: bool) -> None:
+        """Give the model this attention, and its linear layers their form."""
+        if self.linears_packed and plain_linears:
             self.model = self.load()
-            self_check.set_attention(self.model, attention)
-        raise UserError(
-            f"the model in {self.folder} ({self.model.config.model_type}) is refused: no way to compute it agrees with "
-            f"the library's plain forward pass ({'; '.join(faults)})"
-        )
+        self_check.set_attention(self.model, attention)
+        if self.device == "cpu" and not plain_linears and not self.linears_packed:
+            pack_linears(self.model.base_model)  # not its head, which sees few positions and may be tied
+            self.linears_packed = True
 
     def fault(self, path: str, sequences: list[list[int]], expected: list[torch.Tensor]) -> str:
         """What is wrong with a path on these sequences, of which the last two share a prefix; empty when nothing is."""
         inputs = [tuple(tokens) for tokens in sequences]
         scored = [min(COMPARED, len(tokens)) for tokens in inputs]
         if path == "packed" and not use_packing(self.model, longest=max(map(len, inputs))):
-            return "cannot replace the attention"
+            return NOT_FOR_THIS
         self.packed = path == "packed"
 
         def compute(batch: list[Group], ends: list[int]) -> Callable[[], list[torch.Tensor]]:
@@ -125,9 +126,7 @@ class ScoredModel:
         return fault
 
     def apply(self, verdict: Verdict) -> None:
-        self_check.set_attention(self.model, verdict.attention)
-        if not verdict.plain_linears:
-            pack_linears(self.model.base_model)  # not its head, which sees few positions and may be tied
+        self.shape_model(verdict.attention, verdict.plain_linears)
         if self.device == "cpu":
             keep_freed_memory()  # from now on: the unpacked weights have gone back to the system
         if verdict.path != PATHS[0]:

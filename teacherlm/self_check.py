@@ -29,6 +29,8 @@ COMPARED = 12
 """Positions at the end of each sequence whose logits are compared."""
 SHORT, MIDDLE = 5, 17
 """Lengths of the short sequences; the longest sequence has at least 23 tokens."""
+NOT_FOR_THIS = "is not for this model"
+"""The fault of a path that a model's settings rule out."""
 STEPS = 6
 """New tokens of each sequence in a check of generation."""
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -211,6 +213,36 @@ def generation_fault(
         if fault := fault_of(lambda found=found_BSV: list(found), expected, dtype):
             return fault
     return ""
+
+
+def first_exact(
+    paths: Sequence[str], packs_linears: bool, fault: Callable[[str, bool], str], attention: str, folder: Path
+) -> Verdict:
+    """The verdict on the first path that agrees with the plain forward pass.
+
+    Args:
+        paths: ways to compute a model, the best first.
+        packs_linears: whether linear layers are packed on this device, where the model allows that.
+        fault: what is wrong with a path, with or without plain linear layers; empty when nothing is.
+        attention: the library's attention, as settled.
+        folder: of the model, for the message.
+
+    Raises:
+        UserError: no path agrees.
+    """
+    faults: list[str] = []
+    for path in paths:
+        for plain_linears in (False, True) if packs_linears else (True,):
+            found = fault(path, plain_linears)
+            if not found:
+                return Verdict(path, attention, plain_linears, "; ".join(dict.fromkeys(faults)))
+            faults.append(f"{path} {found}")
+            if found == NOT_FOR_THIS:
+                break
+    raise UserError(
+        f"the model in {folder} is refused: no way to compute it agrees with the library's plain forward pass "
+        f"({'; '.join(dict.fromkeys(faults))})"
+    )
 
 
 def remembered(key: Mapping[str, Any] | None, find: Callable[[], Verdict]) -> Verdict:

@@ -36,7 +36,7 @@ def attend(
         ([B, Q, heads, D], None): there are no weights to return.
     """
     rows, heads, length, size = query.shape
-    if length > 1:
+    if length > 1 or options.get("s_aux") is not None or options.get("position_bias") is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     groups = key.shape[1]
     folded = query.reshape(rows, groups, heads // groups, size)

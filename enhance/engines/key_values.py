@@ -1,7 +1,6 @@
 """The running batch's keys and values: rows leave and enter, columns are appended in place."""
 
 import torch
-from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicLayer
 
 GROWTH = 32
@@ -58,6 +57,11 @@ class KeyValues(Cache):
     def width(self) -> int:
         return self.layers[0].keys.shape[-2] if self.layers else 0
 
+    @property
+    def bytes_per_column(self) -> int:
+        """Bytes of the keys and values of one token in one row, over all layers."""
+        return sum(part[0, :, 0].nbytes for layer in self.layers for part in (layer.keys, layer.values))
+
     def drop(self, rows: list[int]) -> None:
         """Drop these rows: the last ones take their places, in memory too."""
         moves, left = moves_to_drop(rows, self.rows)
@@ -76,9 +80,9 @@ class KeyValues(Cache):
         """
         for position, layer in enumerate(self.layers):
             parts = [layer, *(other.layers[position] for other in others)]
-            rows, heads, _, size = layer.keys.shape
             rows = sum(part.keys.shape[0] for part in parts)
-            for name in ("keys", "values"):
+            for name in ("keys", "values"):  # some models give them other sizes (DeepSeek-V3)
+                _, heads, _, size = getattr(layer, name).shape
                 joined = getattr(layer, name).new_zeros(rows, heads, columns + GROWTH, size)
                 below = 0
                 for part in parts:
@@ -96,10 +100,3 @@ def moves_to_drop(rows: list[int], count: int) -> tuple[list[tuple[int, int]], i
     leaving = set(rows)
     staying = (row for row in range(left, count) if row not in leaving)
     return list(zip(staying, (row for row in rows if row < left))), left
-
-
-def bytes_per_column(config: PreTrainedConfig, dtype: torch.dtype) -> int:
-    """Bytes of the keys and values of one token in one row, over all layers."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * head_size * dtype.itemsize

@@ -2,15 +2,17 @@
 
 Sequences that end leave the batch at once and waiting prompts take their places, so that a long text does not make the
 others' places idle. The keys and values of the batch are one buffer a layer in which all rows end at the same column
-(padding is hidden by the attention mask); so every causal model of the library works as it is, whatever its position
-encoding. Measurements against other ways: docs/enhance.md.
+(padding is hidden by the attention mask). A model that this does not compute exactly is continued by the library, one
+prompt at a time. Measurements against other ways: docs/enhance.md.
 """
 
+import inspect
 import itertools
 import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,21 @@ from transformers import BitsAndBytesConfig
 
 from engines import Completion, Failure, Prompt, Sampling
 from engines.decode_attention import use_decode_attention
-from engines.key_values import GROWTH, KeyValues, bytes_per_column, moves_to_drop
+from engines.key_values import GROWTH, KeyValues, moves_to_drop
+from engines.plain_generation import complete_alone
 from engines.sampling import choose_tokens
-from teacherlm.errors import UserError
+from teacherlm import self_check
+from teacherlm.errors import UserError, reason
 from teacherlm.loading import load_model, load_tokenizer
+from teacherlm.model_config import position_count, vocabulary_size
 from teacherlm.packed_linear import pack_linears
+from teacherlm.self_check import Verdict
+from teacherlm.tokens import decode_completion, encode_prompt, require_embeddings
 
+PATHS = ("batched", "alone", "uncached")
+WORDS = {"alone": "one prompt at a time", "uncached": "one prompt at a time, without a cache"}
+"""Ways to compute a teacher, the fastest first: batches of our own; the library's generation, of one prompt at a time;
+the same with all tokens computed anew for each new one."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MEMORY_SHARE = 0.8
 """Of the memory that is free once the weights are loaded, so much may hold keys and values."""
@@ -66,32 +77,87 @@ class TransformersEngine:
         dtype: one of DTYPES, "auto" (see best_dtype), or "int8" (bitsandbytes, GPU only).
         sampling: see Sampling.
         batch_size: rows at a time; None: as many as fit into memory, at most MAX_ROWS.
+        digest: of the model, for the verdict of the self-check to be kept; None: it is not kept.
 
     Attributes:
         dtype: the one that is used.
+        verdict: whether the teacher is computed in batches, or by the library one prompt at a time.
         rows_filled, steps: of the decoding so far; their ratio is the mean number of rows.
+
+    Raises:
+        UserError: the model is refused, see loading.py and self_check.py.
     """
 
-    def __init__(self, folder: Path, dtype: str, sampling: Sampling, batch_size: int | None = None):
-        self.sampling = sampling
+    def __init__(
+        self, folder: Path, dtype: str, sampling: Sampling, batch_size: int | None = None, digest: str | None = None
+    ):
+        self.folder, self.sampling = folder, sampling
         self.dtype = best_dtype() if dtype == "auto" else dtype
         self.tokenizer = load_tokenizer(folder)
-        self.model = load_teacher(folder, self.dtype).eval()
+        self.model = load_teacher(folder, self.dtype)
         self.device = self.model.device
-        use_decode_attention(self.model)
-        if self.device.type == "cpu":
-            pack_linears(self.model)
-        self.max_rows = batch_size or MAX_ROWS
+        self.linears_packed = False
+        key = {"stage": "enhance", "model": digest, "dtype": self.dtype, "device": self.device.type}
+        self.verdict = self_check.remembered(key if digest else None, self.find_path)
+        self.shape_model(self.verdict.attention, self.verdict.plain_linears, self.verdict.path == "batched")
+        config = self.model.config
+        if self.verdict.path != PATHS[0]:
+            print(f"enhance: {config.model_type}: computed {WORDS[self.verdict.path]} ({self.verdict.why})", flush=True)
+        self.max_rows = 1 if self.verdict.path != "batched" else batch_size or MAX_ROWS
         self.memory = free_memory(self.device) * MEMORY_SHARE
-        self.window = getattr(self.model.config, "max_position_embeddings", None)  # ALiBi has none
-        self.takes_positions = self.model.config.model_type != "bloom"
+        self.window = position_count(config)
+        self.vocabulary = vocabulary_size(config)
         end = self.model.generation_config.eos_token_id
         end = self.tokenizer.eos_token_id if end is None else end
         self.end_tokens = set(end) if isinstance(end, (list, tuple)) else {end}
         self.rows_filled = self.steps = 0
+        self.column_bytes, self.layers = self.measure_cache() if self.verdict.path == "batched" else (0, 1)
+
+    @cached_property
+    def takes_positions(self) -> bool:
+        """Whether the model is told its tokens' positions; others (BLOOM, state models) do not know the argument."""
+        return "position_ids" in inspect.signature(self.model.forward).parameters
+
+    def find_path(self) -> Verdict:
+        """The first of PATHS whose logits are those of the library's plain forward pass."""
+        dtype = DTYPES.get(self.dtype)
+        sequences = self_check.make_sequences(self.model.config)
+        self_check.settle_attention(self.model, sequences, dtype)
+        attention = self.model.config._attn_implementation
+
+        def fault(path: str, plain_linears: bool) -> str:
+            self.shape_model(attention, plain_linears, path == "batched")
+            if path == "batched":
+                return batch_fault(self, sequences, dtype)
+            how = {"together": False, "use_cache": path == "alone"}
+            return self_check.generation_fault(self.model, sequences, dtype, **how)
+
+        return self_check.first_exact(PATHS, self.device.type == "cpu", fault, attention, self.folder)
+
+    def shape_model(self, attention: str, plain_linears: bool, batched: bool) -> None:
+        """Give the model this attention, our own where rows are batched, and its linear layers their form."""
+        if self.linears_packed and plain_linears:
+            self.model = load_teacher(self.folder, self.dtype)
+            self.linears_packed = False
+        self_check.set_attention(self.model, attention)
+        if batched:
+            use_decode_attention(self.model)
+        if self.device.type == "cpu" and not plain_linears and not self.linears_packed:
+            pack_linears(self.model)
+            self.linears_packed = True
+
+    @torch.inference_mode()
+    def measure_cache(self) -> tuple[int, int]:
+        """(bytes of the keys and values of one token, number of layers)."""
+        cache = KeyValues()
+        self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), past_key_values=cache)
+        return cache.bytes_per_column, len(cache.layers)
 
     def complete(self, prompts: Iterator[Prompt]) -> Iterator[Completion | Failure]:
         """Complete all prompts; yields each as it ends."""
+        if self.verdict.path != "batched":
+            yield from complete_alone(self, prompts, use_cache=self.verdict.path == "alone")
+            return
         batch = Batch(self)
         waiting: deque[Row] = deque()
         while True:
@@ -109,13 +175,25 @@ class TransformersEngine:
             prompt = next(prompts, None)
             if prompt is None:
                 return
-            tokens = self.tokenizer(prompt.text)["input_ids"]
-            if not tokens:
-                yield Failure(prompt, "the prompt has no tokens")
-            elif self.window is not None and len(tokens) >= self.window:
-                yield Failure(prompt, f"the prompt has {len(tokens)} tokens, the teacher's window is {self.window}")
+            made = self.row_of(prompt)
+            if isinstance(made, Failure):
+                yield made
             else:
-                waiting.append(Row(prompt, tokens, torch.Generator(self.device)))
+                waiting.append(made)
+
+    def row_of(self, prompt: Prompt) -> Row | Failure:
+        """A prompt as a row, or why it cannot be one.
+
+        Raises:
+            UserError: the tokenizer has tokens that the model has no embedding for.
+        """
+        tokens = encode_prompt(self.tokenizer, prompt.text)
+        require_embeddings(tokens, self.vocabulary, f"record {prompt.index + 1}")
+        if not tokens:
+            return Failure(prompt, "the prompt has no tokens")
+        if self.window is not None and len(tokens) >= self.window:
+            return Failure(prompt, f"the prompt has {len(tokens)} tokens, the teacher's window is {self.window}")
+        return Row(prompt, tokens, torch.Generator(self.device))
 
     def guarded(self, batch: "Batch", waiting: deque[Row], work: Any) -> Iterator[Completion | Failure]:
         """Do one piece of work. Out of memory, all rows wait again and from now on half as many go together.
@@ -150,7 +228,7 @@ class TransformersEngine:
 
     def text(self, row: Row) -> str:
         new = row.new[:-1] if row.new[-1] in self.end_tokens else row.new  # an end that is no special token would show
-        return self.tokenizer.decode(new, skip_special_tokens=True)
+        return decode_completion(self.tokenizer, row.tokens, new)
 
     def completion(self, row: Row) -> Completion:
         text = self.text(row)
@@ -194,20 +272,23 @@ class Batch:
 
     def size(self, rows: int, width: int) -> float:
         """Bytes of so many rows; with one layer more, because layers are rebuilt one by one."""
-        config = self.engine.model.config
-        share = 1 + 1 / config.num_hidden_layers
-        return share * rows * (width + GROWTH) * bytes_per_column(config, self.engine.model.dtype)
+        share = 1 + 1 / self.engine.layers
+        return share * rows * (width + GROWTH) * self.engine.column_bytes
 
     @torch.inference_mode()
     def admit(self, waiting: deque[Row]) -> None:
         """Let waiting rows in: compute their prompts, choose their first tokens, join them to the batch."""
         new = [waiting.popleft() for _ in range(self.joining(waiting))]
-        new.sort(key=lambda row: len(row.tokens))  # rows that are computed together need little padding
         try:
-            caches = [self.prefill(rows) for rows in groups(new, PREFILL_TOKENS[self.engine.device.type])]
+            self.enter(new)
         except torch.cuda.OutOfMemoryError:
-            waiting.extendleft(reversed(new))
+            if self.rows[-len(new) :] != new:
+                waiting.extendleft(reversed(new))
             raise
+
+    def enter(self, new: list[Row]) -> None:
+        new.sort(key=lambda row: len(row.tokens))  # rows that are computed together need little padding
+        caches = [self.prefill(rows) for rows in groups(new, PREFILL_TOKENS[self.engine.device.type])]
         if self.cache is None:
             self.cache = caches.pop(0)
         self.rows += new
@@ -261,9 +342,13 @@ class Batch:
             logits_to_keep=1,
             **positions,
         ).logits
+        self.choose(rows, logits_B1V[:, -1])
+
+    def choose(self, rows: list[Row], logits_BV: torch.Tensor) -> None:
+        """Give each row its next token."""
         sampling = self.engine.sampling
         generators = [row.generator for row in rows]
-        chosen_B = choose_tokens(logits_B1V[:, -1], generators, sampling.temperature, sampling.top_p)
+        chosen_B = choose_tokens(logits_BV, generators, sampling.temperature, sampling.top_p)
         for row, token in zip(rows, chosen_B.tolist()):
             row.new.append(token)
 
@@ -301,6 +386,42 @@ class Batch:
         return dropped
 
 
+class CheckedBatch(Batch):
+    """A batch of the self-check: takes the likeliest tokens, and keeps the logits that they were taken from."""
+
+    def __init__(self, engine: TransformersEngine):
+        super().__init__(engine)
+        self.seen: dict[int, list[torch.Tensor]] = {}
+
+    def choose(self, rows: list[Row], logits_BV: torch.Tensor) -> None:
+        for row, logits_V in zip(rows, logits_BV):
+            self.seen.setdefault(row.prompt.index, []).append(logits_V.float().cpu())
+            row.new.append(int(logits_V.argmax()))
+
+
+def batch_fault(engine: TransformersEngine, sequences: list[list[int]], dtype: Any) -> str:
+    """What is wrong with a batch that rows of other lengths join and leave; empty when nothing is."""
+    prompts = [Prompt("check", index, 0, "", 0) for index in range(len(sequences))]
+    rows = [Row(prompt, tokens, torch.Generator(engine.device)) for prompt, tokens in zip(prompts, sequences)]
+    batch = CheckedBatch(engine)
+    try:
+        with torch.inference_mode():
+            batch.enter(rows[:2])
+            batch.step()
+            batch.enter(rows[2:])
+            for leaving in (0, None, None):
+                batch.step()
+                if leaving is not None:
+                    batch.drop([leaving])
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # as in self_check.fault_of
+        return f"fails ({type(error).__name__}: {reason(error)[:120]})"
+    found = [torch.stack(batch.seen[index]) for index in range(len(rows))]
+    whole = self_check.plain_logits(engine.model, [[*row.tokens, *row.new[:-1]] for row in rows])
+    return self_check.fault_of(lambda: found, [logits[-len(row.new) :] for logits, row in zip(whole, rows)], dtype)
+
+
 def groups(rows: list[Row], tokens: int) -> Iterator[list[Row]]:
     """Rows, shortest first, in groups that have at most so many tokens with their padding, or one row."""
     group: list[Row] = []
@@ -318,10 +439,10 @@ def load_teacher(folder: Path, dtype: str) -> torch.nn.Module:
     if dtype == "int8":
         if not gpus:
             raise UserError("--dtype int8 needs a GPU (bitsandbytes); use --dtype auto here")
-        return load_model(folder, quantization_config=BitsAndBytesConfig(load_in_8bit=True), device_map="auto")
+        return load_model(folder, quantization_config=BitsAndBytesConfig(load_in_8bit=True), device_map="auto").eval()
     if gpus > 1:
-        return load_model(folder, dtype=DTYPES[dtype], device_map="auto")
-    return load_model(folder, dtype=DTYPES[dtype]).to("cuda" if gpus else "cpu")
+        return load_model(folder, dtype=DTYPES[dtype], device_map="auto").eval()
+    return load_model(folder, dtype=DTYPES[dtype]).to("cuda" if gpus else "cpu").eval()
 
 
 def free_memory(device: torch.device) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from engines import Completion, Failure, Prompt, Sampling
 from teacherlm.errors import UserError, reason
+from teacherlm.tokens import encode_prompt
 
 UNDER_WAY = 1024
 """Prompts that vLLM holds at a time; it batches what it can of them."""
@@ -54,7 +55,7 @@ class VLLMEngine:
                 if prompt is None:
                     exhausted = True
                     break
-                tokens = self.tokenizer(prompt.text)["input_ids"]
+                tokens = encode_prompt(self.tokenizer, prompt.text)
                 if len(tokens) >= self.window:
                     yield Failure(prompt, f"the prompt has {len(tokens)} tokens, the teacher's window is {self.window}")
                     continue

@@ -1,0 +1,72 @@
+"""The library's own generation, one prompt at a time: for teachers that the batches of this project do not compute
+exactly."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
+
+from engines import Completion, Failure, Prompt
+from engines.sampling import choose_tokens
+
+if TYPE_CHECKING:
+    from engines.transformers_engine import Row, TransformersEngine
+
+
+class Chooser(LogitsProcessor):
+    """Leaves one token to the library: the one that is drawn with the row's own random numbers."""
+
+    def __init__(self, engine: "TransformersEngine", row: "Row"):
+        self.sampling, self.generators = engine.sampling, [row.generator]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        chosen_B = choose_tokens(scores.clone(), self.generators, self.sampling.temperature, self.sampling.top_p)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen_B[:, None], 0.0)
+
+
+class Ended(StoppingCriteria):
+    """Ends a row where the engine ends it: at an end token, a stop text, or the window."""
+
+    def __init__(self, engine: "TransformersEngine", row: "Row"):
+        self.engine, self.row = engine, row
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        self.row.new = input_ids[0, len(self.row.tokens) :].tolist()
+        self.engine.steps += 1
+        self.engine.rows_filled += 1
+        return torch.tensor([self.engine.ended(self.row)], device=input_ids.device)
+
+
+def complete_alone(
+    engine: "TransformersEngine", prompts: Iterator[Prompt], use_cache: bool
+) -> Iterator[Completion | Failure]:
+    """Complete prompts one after the other; yields each as it ends.
+
+    Args:
+        use_cache: whether the library keeps keys, values and states between tokens.
+    """
+    # The model's own settings (penalties, temperatures) are not asked for; the engine ends the rows.
+    engine.model.generation_config = GenerationConfig(do_sample=False, eos_token_id=None)
+    for prompt in prompts:
+        row = engine.row_of(prompt)
+        if isinstance(row, Failure):
+            yield row
+            continue
+        row.generator.manual_seed(prompt.seed)
+        ids_1T = torch.tensor([row.tokens], device=engine.device)
+        try:
+            engine.model.generate(
+                input_ids=ids_1T,
+                attention_mask=torch.ones_like(ids_1T),
+                max_new_tokens=engine.sampling.num_tokens,
+                use_cache=use_cache,
+                logits_processor=[Chooser(engine, row)],
+                stopping_criteria=[Ended(engine, row)],
+                pad_token_id=0,
+            )
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            yield Failure(prompt, f"{len(row.tokens) + len(row.new)} tokens do not fit into the GPU's memory")
+            continue
+        yield engine.completion(row)
