@@ -1,6 +1,8 @@
 """Prepare a benchmark for the teacher, and post-process what the teacher wrote.
 
-Without arguments, from this folder, it does what is to be done for CREAK, as the reference's command does:
+Without arguments, from this folder, it does what is to be done for CREAK, as the reference's command does. The samples
+come from ./CREAK when you saved a dataset there with save_to_disk (a copy stays in CREAK.source); else from where they
+came before; else from the hub.
 
 1. prepare: CREAK.jsonl (each training sample with its four prompt fields), the test set for evaluate/, and CREAK/, a
    DatasetDict with the same fields;
@@ -14,7 +16,7 @@ What is done and unchanged is skipped.
 import argparse
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,8 @@ from typing import Any
 from dataset_folder import gather_types, write_dataset_dict
 from post_process import enhanced_files, is_post_processed, post_process
 from quality import FLAGS, read_filter
-from saved_folder import finish, keep_foreign, save, saving
+from saved_folder import finish, is_theirs, save, saving
+from source_folder import describe_source, find_source, keep_source, source_in_words
 
 from teacherlm import ROOT, manifests
 from teacherlm.benchmarks import Benchmark, load_benchmark
@@ -31,7 +34,7 @@ from teacherlm.files import require_file_place, require_folder_place, require_wr
 from teacherlm.lock import one_writer
 from teacherlm.prompts import prompts_digest
 from teacherlm.records import Record, read_records, write_records
-from teacherlm.sources import read_split, source_files
+from teacherlm.sources import read_split
 
 FEWSHOT = "fewshot"
 """Folder in a test set's: examples that are not in it."""
@@ -43,7 +46,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--benchmark", default="creak", help="name of a YAML in benchmarks/, or its path (default: creak)"
     )
-    parser.add_argument("--data", type=Path, help="local folder with the benchmark's files (default: the hub)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="local folder with the benchmark's files, or a DatasetDict saved with save_to_disk (default: TITLE/ in "
+        "--output_dir when you saved it there, or what was read before, or the hub)",
+    )
     parser.add_argument("--output_dir", type=Path, default=Path(), help="where the files go (default: this folder)")
     parser.add_argument(
         "--test_dir",
@@ -78,7 +86,7 @@ def main() -> None:
     if args.test_only:
         require_writable(args.test_dir)
         with one_writer(test):
-            prepare_tests(benchmark, args.data, args.test_dir)
+            prepare_tests(benchmark, args.data, args.output_dir, args.test_dir)
     elif args.list_missing:
         if not is_done(args, benchmark):
             print(0)
@@ -99,6 +107,9 @@ def make(args: argparse.Namespace, benchmark: Benchmark) -> None:
     if not args.post_process:
         prepare(benchmark, args.data, args.output_dir, args.test_dir, args.limit)
     if enhanced:
+        if is_theirs(args.output_dir / benchmark.title):
+            find_source(benchmark, None, args.output_dir)
+            keep_source(benchmark, args.output_dir)
         post_process(benchmark, enhanced, args.output_dir, args.test_dir / benchmark.name, args.filter)
 
 
@@ -112,7 +123,8 @@ def is_done(args: argparse.Namespace, benchmark: Benchmark) -> bool:
     if not args.post_process:
         manifest = manifests.read_manifest(manifests.manifest_of(jsonl))
         arguments = {"benchmark": benchmark.name, "limit": args.limit}
-        if manifests.changes(manifest, "prepare", arguments, describe_source(benchmark, args.data, manifest)):
+        source = find_source(benchmark, args.data, folder)
+        if manifests.changes(manifest, "prepare", arguments, describe_source(benchmark, source, folder, manifest)):
             return False
     if enhanced:
         return is_post_processed(benchmark, enhanced, folder, args.test_dir / benchmark.name, args.filter)
@@ -127,6 +139,7 @@ def is_done(args: argparse.Namespace, benchmark: Benchmark) -> bool:
 def prepare(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Path, limit: int | None) -> None:
     """Write TITLE.jsonl, the test set and the DatasetDict TITLE/, unless they are there and match their source."""
     started = time.time()
+    source = find_source(benchmark, data, folder)
     jsonl, saved, test = folder / f"{benchmark.title}.jsonl", folder / benchmark.title, test_dir / benchmark.name
     require_file_place(jsonl)
     for place in (saved, test):
@@ -136,49 +149,67 @@ def prepare(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Pat
     if manifest is None and jsonl.exists() and not mark_of(jsonl).exists():
         print(f"prepare: {jsonl} is there and has no manifest: taken as it is; remove it to have it made again")
         return
-    inputs = describe_source(benchmark, data, manifest)
+    inputs = describe_source(benchmark, source, folder, manifest)
+    place = source_in_words(inputs["source"])
     arguments = {"benchmark": benchmark.name, "limit": limit}
     changes = manifests.changes(manifest, "prepare", arguments, inputs)
     if not changes:
-        print(f"prepare: done already, nothing to do ({manifest_path} matches {benchmark.title}'s source)")
+        print(f"prepare: done already, nothing to do ({manifest_path} matches {benchmark.title}'s source, {place})")
     else:
         manifests.say_again("prepare", manifest, changes)
+        if manifest is not None:
+            print(f"prepare: the source is {place}")
         # A mistake in either split leaves both results as they were.
-        with own_work(jsonl), saving(partial(test_samples, benchmark, data), test) as tested:
+        with own_work(jsonl), saving_tests(benchmark, source, test) as tested:
             # The types are gathered although only the dataset below needs them: so they fail here, or not at all.
-            train = write_records(jsonl, gather_types(prepared(benchmark, "train", data, limit), {}))
-        save_fewshot(benchmark, data, test)
-        print(f"prepare: {jsonl} has {train} training samples, {test} has {tested} test samples")
+            train = write_records(jsonl, gather_types(prepared(benchmark, "train", source, limit), {}))
+        said = f", {test} has {tested} test samples" if tested is not None else ""
+        print(f"prepare: {jsonl} has {train} training samples{said}")
         manifests.write_manifest(
             manifest_path,
             stage="prepare",
             arguments=arguments,
             inputs=inputs,
             outputs={"records": manifests.describe(jsonl), "test set": manifests.describe(test)},
-            counts={"train": train, "test": tested},
+            counts={"train": train} | ({"test": tested} if tested is not None else {}),
             started=started,
         )
         mark_of(jsonl).unlink()
-    if not enhanced_files(benchmark, folder):
-        save_prompts(benchmark, data, saved, jsonl, test)
+    if source == saved:
+        source = keep_source(benchmark, folder)
+    if enhanced := enhanced_files(benchmark, folder):
+        say_stale(enhanced, jsonl)
+    else:
+        save_prompts(benchmark, source, saved, jsonl, test)
 
 
-def prepare_tests(benchmark: Benchmark, data: Path | None, test_dir: Path) -> None:
+def say_stale(enhanced: dict[str, Path], jsonl: Path) -> None:
+    """Say which of the teacher's files were made from other records than the prepared ones."""
+    for file in enhanced.values():
+        manifest = manifests.read_manifest(manifests.manifest_of(file))
+        records = (manifest or {}).get("inputs", {}).get("records")
+        if records is not None and manifests.describe(jsonl, records)["sha256"] != records["sha256"]:
+            print(f"prepare: {file} was made from an earlier {jsonl.name}; run enhance.sh again")
+
+
+def prepare_tests(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Path) -> None:
     """Write the test set alone, with its few-shot examples when their split is there."""
     started = time.time()
     test = test_dir / benchmark.name
     require_folder_place(test)
     manifest = manifests.read_manifest(manifests.manifest_of(test))
-    inputs = describe_source(benchmark, data, manifest, ("test",))
+    source = find_source(benchmark, data, folder)
+    inputs = describe_source(benchmark, source, folder, manifest, ("test",))
     if not manifests.changes(manifest, "prepare", {}, inputs):
         print(
             f"prepare: done already, nothing to do ({manifests.manifest_of(test)} matches {benchmark.title}'s source)"
         )
         return
-    tested = save(partial(test_samples, benchmark, data), test)
-    save_fewshot(benchmark, data, test)
-    finish(test, "prepare", inputs, {"test": tested}, started)
-    print(f"prepare: {test} has {tested} test samples")
+    with saving_tests(benchmark, source, test) as tested:
+        pass
+    if tested is not None:
+        finish(test, "prepare", inputs, {"test": tested}, started)
+        print(f"prepare: {test} has {tested} test samples")
 
 
 def mark_of(jsonl: Path) -> Path:
@@ -199,21 +230,6 @@ def own_work(jsonl: Path) -> Iterator[None]:
         raise
 
 
-def describe_source(
-    benchmark: Benchmark, data: Path | None, manifest: dict[str, Any] | None, splits: Iterable[str] | None = None
-) -> dict[str, Any]:
-    """Digests of what the prepared files depend on: YAML, prompts, and the source's files, or the hub's name."""
-    known = (manifest or {}).get("inputs", {})
-    files = source_files(benchmark, data, splits)
-    if files:
-        root = Path(benchmark.path.parent / benchmark.local) if data is None else data
-        source = manifests.describe(root, known.get("source"), files)
-    else:
-        source = {"path": f"hub: {benchmark.hub}", "sha256": f"{benchmark.hub} {benchmark.hub_config or ''}".strip()}
-    described = {"benchmark": manifests.describe(benchmark.path, known.get("benchmark")), "source": source}
-    return {**described, "prompts": prompts_digest()}
-
-
 def prepared(benchmark: Benchmark, split: str, data: Path | None, limit: int | None) -> Iterator[tuple[str, Record]]:
     for where, sample in read_split(benchmark, split, data, limit):
         yield where, benchmark.prepare(sample, where)
@@ -223,6 +239,21 @@ def test_samples(benchmark: Benchmark, data: Path | None) -> Iterator[tuple[str,
     for where, sample in read_split(benchmark, "test", data):
         benchmark.refuse_reserved(sample, where)  # it gets prompts in the DatasetDict
         yield where, benchmark.test_sample(sample, where)
+
+
+@contextlib.contextmanager
+def saving_tests(benchmark: Benchmark, source: Path | None, test: Path) -> Iterator[int | None]:
+    """Write the test set and its few-shot examples when the block ends well; yields the number of test samples.
+
+    A test set of the user's own stays as it is: then it is None.
+    """
+    if is_theirs(test):
+        print(f"prepare: {test} is there and this script did not make it: taken as it is; remove it to have it made")
+        yield None
+        return
+    with saving(partial(test_samples, benchmark, source), test) as tested:
+        yield tested
+    save_fewshot(benchmark, source, test)
 
 
 def save_fewshot(benchmark: Benchmark, data: Path | None, test: Path) -> None:
@@ -241,7 +272,7 @@ def fewshot_samples(benchmark: Benchmark, data: Path | None) -> Iterator[tuple[s
         yield where, benchmark.test_sample(sample, where)
 
 
-def save_prompts(benchmark: Benchmark, data: Path | None, saved: Path, jsonl: Path, test: Path) -> None:
+def save_prompts(benchmark: Benchmark, source: Path | None, saved: Path, jsonl: Path, test: Path) -> None:
     """Save the DatasetDict of the prepared training samples and the test split's samples, both with prompts."""
     started = time.time()
     manifest = manifests.read_manifest(manifests.manifest_of(saved))
@@ -249,10 +280,8 @@ def save_prompts(benchmark: Benchmark, data: Path | None, saved: Path, jsonl: Pa
     changes = manifests.changes(manifest, "prepare", {}, inputs)
     if not changes:
         return
-    if manifest is None:
-        keep_foreign(saved)
     test_name = benchmark.splits["test"]
-    streams = {"train": partial(stream_file, jsonl), test_name: partial(prepared, benchmark, "test", data, None)}
+    streams = {"train": partial(stream_file, jsonl), test_name: partial(prepared, benchmark, "test", source, None)}
     with whole_folder(saved) as whole:
         counts = write_dataset_dict(streams, whole)
     finish(saved, "prepare", inputs, counts, started)

@@ -68,9 +68,26 @@ def fill(folder: Path, stream: Stream) -> int:
             count += len(batch)
     state = folder / "state.json"
     described = json.loads(state.read_text(encoding="utf-8"))
-    described["_fingerprint"] = manifests.sha256(file)[:16]  # it names what `datasets` caches of this content
+    described["_fingerprint"] = fingerprint(file)  # it names what `datasets` caches of this content
     state.write_text(json.dumps(described, indent=2), encoding="utf-8")
     return count
+
+
+def fingerprint(file: Path) -> str:
+    return manifests.sha256(file)[:16]
+
+
+def has_our_fingerprints(folder: Path) -> bool:
+    """Whether `fill` wrote every dataset below `folder`: the fingerprints of `datasets` are no digests of its files."""
+    states = list(folder.rglob("state.json"))
+    try:
+        found = [(json.loads(state.read_text(encoding="utf-8")), state.parent) for state in states]
+        return bool(found) and all(
+            [state["_fingerprint"]] == [fingerprint(place / file["filename"]) for file in state["_data_files"]]
+            for state, place in found
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def batches(records: Iterable[Placed], rows: int) -> Iterator[list[Placed]]:

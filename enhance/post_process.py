@@ -10,7 +10,7 @@ from typing import Any
 
 from dataset_folder import Stream
 from quality import dropped_samples, measure_quality, quality_file, quality_inputs
-from saved_folder import finish, keep_foreign, save
+from saved_folder import finish, refuse_theirs, save
 
 from teacherlm import manifests
 from teacherlm.benchmarks import Benchmark
@@ -48,9 +48,9 @@ def post_process(
     if not changes:
         print(f"post-process: done already, nothing to do ({manifests.manifest_of(saved)} matches its inputs)")
         return
+    if unwanted:
+        refuse_theirs(saved)
     manifests.say_again("post_process", manifest, changes)
-    if manifest is None:
-        keep_foreign(saved)
     dropped = dropped_samples(quality_file(folder, benchmark.title), unwanted) if unwanted else {}
     count = save(partial(without, stream, dropped), saved)
     counts: dict[str, Any] = {"train": count}

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dataset_folder import Stream, write_dataset
+from dataset_folder import Stream, has_our_fingerprints, write_dataset
 
 from teacherlm import manifests
-from teacherlm.files import set_aside, whole_folder
+from teacherlm.errors import UserError
+from teacherlm.files import whole_folder
 
 
 def save(stream: Stream, folder: Path) -> int:
@@ -24,11 +25,36 @@ def saving(stream: Stream, folder: Path) -> Iterator[int]:
         yield write_dataset(stream, whole)
 
 
-def keep_foreign(folder: Path) -> None:
-    """Set aside a folder that this script did not write (no manifest): the user's own data is never overwritten."""
-    old = set_aside(folder)
-    if old is not None:
-        print(f"{folder} was there without a manifest: kept as {old}")
+def is_theirs(folder: Path) -> bool:
+    """Whether a person made what is in `folder`, or changed it after this script had made it."""
+    if not folder.is_dir() or not any(file.is_file() for file in folder.rglob("*")):
+        return folder.exists() and not folder.is_dir()
+    manifest = manifests.read_manifest(manifests.manifest_of(folder))
+    if manifest is not None and is_as_written(folder, manifest["outputs"].get("dataset")):
+        return False
+    return not has_our_fingerprints(folder)  # ours too, but a kill came before the manifest
+
+
+def is_as_written(folder: Path, output: dict[str, Any] | None) -> bool:
+    """Whether every file in a folder is one that its output was described with; missing files do not count.
+
+    What `datasets` caches beside a dataset (cache-*.arrow) does not count either.
+    """
+    found = manifests.describe(folder, output)["files"]
+    known = (output or {}).get("files", {})
+    return all(
+        name in known and file["sha256"] == known[name]["sha256"]
+        for name, file in found.items()
+        if not Path(name).name.startswith("cache-")
+    )
+
+
+def refuse_theirs(folder: Path) -> None:
+    """Raises:
+    UserError: what is in `folder` is the user's own, and would be overwritten.
+    """
+    if is_theirs(folder):
+        raise UserError(f"{folder}: it is there, and this script did not make it; move it away")
 
 
 def finish(

@@ -5,6 +5,7 @@ import csv
 import functools
 import io
 import itertools
+import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -40,8 +41,8 @@ def read_split(
         data = benchmark.path.parent / benchmark.local
     if data is None:
         samples = read_hub(benchmark, split)
-    elif (data / "dataset_dict.json").is_file():
-        samples = read_saved(data, benchmark.splits[split])
+    elif is_saved(data):
+        samples = read_saved(benchmark, split, data)
     else:
         samples = read_files(benchmark, split, data)
     return itertools.islice(samples, limit)
@@ -53,9 +54,42 @@ def source_files(benchmark: Benchmark, data: Path | None, splits: Iterable[str] 
         if benchmark.local is None:
             return []
         data = benchmark.path.parent / benchmark.local
-    if (data / "dataset_dict.json").is_file():
-        return sorted(file for file in data.rglob("*") if file.is_file())
+    if is_saved(data):
+        return saved_files(data)
     return sorted({file for split in splits or benchmark.splits for file in split_files(benchmark, split, data)})
+
+
+def is_saved(data: Path) -> bool:
+    """Whether a folder is one that `save_to_disk` wrote, of a DatasetDict or a Dataset."""
+    return any((data / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def saved_files(data: Path) -> list[Path]:
+    """The files of a saved dataset, and no others: what `datasets` caches beside them and what we write there go.
+
+    Raises:
+        UserError: a file that describes the dataset is missing or unreadable.
+    """
+    try:
+        found = {data / "dataset_dict.json"} if (data / "dataset_dict.json").is_file() else set()
+        parts = [data]
+        if found:
+            parts = [data / name for name in json.loads((data / "dataset_dict.json").read_bytes())["splits"]]
+        for part in parts:
+            state = json.loads((part / "state.json").read_bytes())
+            found |= {part / "state.json", part / "dataset_info.json"}
+            found |= {part / file["filename"] for file in state["_data_files"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise broken(data, error) from error
+    missing = [file for file in found if not file.is_file()]
+    if missing:
+        raise broken(data, f"{min(missing)} is missing")
+    return sorted(found)
+
+
+def broken(data: Path, why: object) -> UserError:
+    why = reason(why) if isinstance(why, Exception) else why
+    return UserError(f"{data}: cannot be read as a dataset that save_to_disk wrote ({why}); save or copy it again")
 
 
 def split_files(benchmark: Benchmark, split: str, data: Path) -> list[Path]:
@@ -151,14 +185,29 @@ def read_csv(file: Path, columns: tuple[str, ...] | None) -> Iterator[Sample]:
             raise UserError(f"{file}, line {reader.line_num}: no valid CSV in UTF-8: {error}") from error
 
 
-def read_saved(data: Path, split: str) -> Iterator[Sample]:
+def read_saved(benchmark: Benchmark, split: str, data: Path) -> Iterator[Sample]:
+    """A split of a folder that `DatasetDict.save_to_disk` wrote, with the hub's names of splits and fields."""
     import datasets
 
-    saved = datasets.load_from_disk(str(data))
-    if split not in saved:
-        raise UserError(f"{data}: no split {split!r}; there are: {', '.join(saved)}")
-    for number, sample in enumerate(saved[split], start=1):
-        where = f"{data}, {split} sample {number}"
+    name = benchmark.splits[split]
+    needed = f"{benchmark.title} needs {', '.join(dict.fromkeys(benchmark.splits.values()))}"
+    saved_files(data)
+    if not (data / "dataset_dict.json").is_file():
+        raise UserError(f"{data}: one Dataset without splits; a DatasetDict was expected: {needed}")
+    try:
+        saved = datasets.DatasetDict.load_from_disk(str(data))
+    except Exception as error:  # what the libraries raise over a damaged file is of a dozen kinds
+        raise broken(data, error) from error
+    if name not in saved:
+        raise UserError(f"{data}: no split {name!r}; there are: {', '.join(saved)}")
+    columns = saved[name].column_names
+    if absent := [field for field in benchmark.fields if field not in columns]:
+        raise UserError(
+            f"{data}, {name}: the field {absent[0]!r} is missing; {benchmark.title} needs "
+            f"{', '.join(benchmark.fields)}; there are: {', '.join(columns)}"
+        )
+    for number, sample in enumerate(saved[name], start=1):
+        where = f"{data}, {name} sample {number}"
         yield where, checked(sample, where)
 
 

@@ -149,15 +149,6 @@ def test_a_changed_enhanced_file_is_post_processed_again(work: Workplace) -> Non
     assert datasets.load_from_disk(str(work.output / "CREAK"))[1]["cot_tail"] == "Q: something new"
 
 
-def test_a_creak_folder_of_someone_else_is_kept(work: Workplace) -> None:
-    (work.output / "CREAK").mkdir(parents=True)
-    (work.output / "CREAK" / "notes.txt").write_text("mine")
-    assert "kept as" in work.prepare().stdout
-    (kept,) = work.output.glob("CREAK.old-*")
-    assert (kept / "notes.txt").read_text() == "mine"
-    assert len(datasets.load_from_disk(str(work.output / "CREAK"))["train"]) == 12
-
-
 def test_a_creak_jsonl_of_someone_else_is_taken_as_it_is(work: Workplace) -> None:
     work.output.mkdir()
     (work.output / "CREAK.jsonl").write_text('{"mine": 1}\n')
