@@ -111,16 +111,21 @@ def test_explanations_end_in_the_dataset_that_finetune_sh_reads(place: Path, pre
     assert prepare().stdout.count("done already") == 3
 
 
-def test_explanations_that_were_there_first_replace_it_once_it_is_kept(place: Path, prepare: Prepare) -> None:
-    """As with the files of the reference: ./CREAK is the source although CREAK.jsonl and CREAK_cot.jsonl are there."""
+@pytest.mark.parametrize("words", [(), ("--post_process",)])
+def test_explanations_that_were_there_first_replace_it_once_it_is_kept(
+    place: Path, prepare: Prepare, words: tuple[str, ...]
+) -> None:
+    """As with files of the reference: CREAK.jsonl and CREAK_cot.jsonl are there, without manifests."""
     save(place / "CREAK")
     before = files_of(place / "CREAK")
     record = {**TRAIN[0], "text": "Q", "cot_text": "Q C", "cot": " So.", "all": "Q C So."}
     for name in ("CREAK.jsonl", "CREAK_cot.jsonl"):
         (place / name).write_text(json.dumps(record) + "\n")
-    shutil.copytree(place / "CREAK" / "validation", place.parent / "tests" / "creak")
-    result = prepare("--post_process")
-    assert "the field 'question' is missing" not in result.stderr or result.returncode == 2
+    own = datasets.Dataset.from_list([{"question": "Mine? (A) True (B) False", "answer": "(A)"}])
+    own.save_to_disk(str(place.parent / "tests" / "creak"))
+    result = prepare(*words)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert datasets.load_from_disk(str(place / "CREAK"))["cot_tail"][:] == ["Q C So."]
     assert files_of(place / "CREAK.source") == before
 
 
