@@ -6,6 +6,7 @@ none is computed twice (as in Liger's fused loss, Hsu et al. 2024, arXiv 2410.10
 """
 
 import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -72,17 +73,24 @@ def loss_and_gradient(logits_NV, labels_N, share_N1):
     return loss, logits_NV.mul_(share_N1 / total_N1).scatter_add_(1, labels_N[:, None], -share_N1)
 
 
-def use_chunked_loss(model: PreTrainedModel) -> None:
+def use_chunked_loss(model: PreTrainedModel, whole: bool = False) -> Callable[[], None]:
     """Let a causal model return `loss`, the sum of shares x cross-entropy, for `labels` and `shares` [B, T].
 
     Labels are the next tokens already. The sum is computed where the output layer is called, with its weights: ZeRO-3
     has them there and only there. A model whose logits are more than one product, or whose output layer is no plain
     one, computes them all.
+
+    Args:
+        whole: compute all logits in any case.
+
+    Returns:
+        What gives the model its own loss back.
     """
     inner = base_model(model)
     head = inner.get_output_embeddings()
     plain = type(head) is torch.nn.Linear and head.bias is None
-    plain = plain and not any(getattr(model.config, name, None) for name in SCALED)
+    text = inner.config.get_text_config()
+    plain = plain and not whole and not any(getattr(text, name, None) for name in SCALED)
     batch: dict[str, torch.Tensor] = {}
 
     def begin(_: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -100,7 +108,15 @@ def use_chunked_loss(model: PreTrainedModel) -> None:
         )
         return (losses_N * batch["shares"]).sum()
 
-    model.register_forward_pre_hook(begin, with_kwargs=True)
+    hook = model.register_forward_pre_hook(begin, with_kwargs=True)
     if plain:
         head.forward = types.MethodType(chunked, head)
     inner.loss_function = finish
+
+    def undo() -> None:
+        hook.remove()
+        if plain:
+            del head.forward
+        del inner._loss_function
+
+    return undo

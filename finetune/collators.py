@@ -66,11 +66,10 @@ class PaddingCollator:
 
     Args:
         average: see share_out.
-        pad_token_id: fills `input_ids`.
     """
 
-    def __init__(self, average: str, pad_token_id: int):
-        self.average, self.pad_token_id = average, pad_token_id
+    def __init__(self, average: str):
+        self.average = average
 
     def __call__(self, samples: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         rows = [torch.tensor(sample["input_ids"]) for sample in samples]
@@ -80,7 +79,7 @@ class PaddingCollator:
         pad = torch.nn.utils.rnn.pad_sequence
         mask_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
         return {
-            "input_ids": pad(rows, batch_first=True, padding_value=self.pad_token_id),
+            "input_ids": pad(rows, batch_first=True),
             "attention_mask": mask_BT.long(),
             "labels": pad(list(map(torch.tensor, labels)), batch_first=True, padding_value=NO_LOSS),
             "shares": pad(list(map(torch.tensor, shares)), batch_first=True),

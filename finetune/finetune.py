@@ -6,6 +6,7 @@ resumes from the last whole one and goes on to the full number of epochs.
 All flags of transformers' TrainingArguments are taken as well; `finetune.py --help` lists them.
 """
 
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -34,6 +35,7 @@ def main() -> int:
         own, training = parse_arguments(sys.argv[1:])
         output = Path(training.output_dir)
         model_folder = local_folder(find_model(own.model_name_or_path))
+        own = fit_to_model(own, model_folder)
         require_folder_place(output)
         require_writable(output.parent)
         if own.list_missing:
@@ -59,7 +61,8 @@ def work(own: Any, training: Any, model_folder: Path, started: float) -> int:
             return 0
         tokens, phases, dev, tokenizer = load_samples(own, training, model_folder)
         last = agree(lambda: claim(output, arguments, inputs, own, tokens), training)
-    status, counts = train(own, training, tokens, phases, dev, tokenizer, model_folder, last)
+    student = (model_folder, inputs["student"]["sha256"])
+    status, counts = train(own, training, tokens, phases, dev, tokenizer, student, last)
     if status == 0 and is_first():
         conclude(output, manifest_path, {**arguments, **lengths}, inputs, counts, started)
     return status
@@ -109,6 +112,17 @@ def describe_run(
     return arguments, inputs
 
 
+def fit_to_model(own: Any, model_folder: Path) -> Any:
+    """The flags, with a --max_source_length that is at most what the student takes."""
+    from teacherlm.model_config import load_config, position_count
+
+    positions = position_count(load_config(model_folder))
+    if positions is None or own.max_source_length <= positions:
+        return own
+    say(f"finetune: the student takes {positions} tokens, so --max_source_length is {positions} and not more")
+    return dataclasses.replace(own, max_source_length=positions)
+
+
 def effective_batch(training: Any) -> int:
     return training.train_batch_size * training.gradient_accumulation_steps * training.world_size
 
@@ -120,6 +134,7 @@ def load_samples(own: Any, training: Any, model_folder: Path) -> tuple[Any, list
     from tasks import parse_task
 
     from teacherlm.loading import load_tokenizer
+    from teacherlm.model_config import load_config, vocabulary_size
 
     datasets.disable_progress_bars()
     task = parse_task(own.task_type)
@@ -127,7 +142,8 @@ def load_samples(own: Any, training: Any, model_folder: Path) -> tuple[Any, list
     if own.max_train_samples:
         dataset = dataset.select(range(min(len(dataset), own.max_train_samples)))
     tokenizer = load_tokenizer(model_folder)
-    how = (tokenizer, task, own.max_source_length, own.loss_on == "completion", training.seed)
+    vocabulary = vocabulary_size(load_config(model_folder))
+    how = (tokenizer, task, own.max_source_length, own.loss_on == "completion", training.seed, vocabulary)
     tokens, counts = tokenize(dataset, *how)
     dev = None
     if own.dev_dataset:
@@ -161,10 +177,14 @@ def train(
     phases: list[int],
     dev: Any,
     tokenizer: Any,
-    model_folder: Path,
+    student: tuple[Path, str],
     last: Path | None,
 ) -> tuple[int, dict[str, Any]]:
-    """Train to the full number of epochs, from `last` when there is one; returns exit code and counts."""
+    """Train to the full number of epochs, from `last` when there is one; returns exit code and counts.
+
+    Args:
+        student: its folder and digest.
+    """
     from dev import DevLoss
     from interrupts import Interrupts
     from student import load_student
@@ -184,7 +204,8 @@ def train(
     interrupts = Interrupts()
     start_wandb(training)
     try:
-        model, collate = load_student(own, model_folder, tokenizer)
+        longest = min(own.max_source_length, max(max(part["tokens"]) for part in (tokens, dev) if part is not None))
+        model, collate = load_student(own, training, *student, longest)
         trainer = FinetuneTrainer(
             model=model,
             args=training,

@@ -11,6 +11,7 @@ from tasks import Task, choose_samples
 
 from teacherlm.errors import UserError
 from teacherlm.prompts import completion_start
+from teacherlm.tokens import require_embeddings, special_tokens
 
 
 def require_dataset(folder: Path) -> None:
@@ -50,23 +51,34 @@ def load_split(folder: Path, task: Task, train: bool) -> Dataset:
 
 
 def tokenize(
-    dataset: Dataset, tokenizer: Any, task: Task, max_length: int, completion_only: bool, seed: int
+    dataset: Dataset,
+    tokenizer: Any,
+    task: Task,
+    max_length: int,
+    completion_only: bool,
+    seed: int,
+    vocabulary: int | None = None,
 ) -> tuple[Dataset, list[int]]:
     """Token ids of an epoch's samples, field after field, without a cache file; and how many samples each field has.
 
-    A sample longer than `max_length` keeps its last tokens, as in the reference: the explanation is at the end.
+    The tokenizer's special tokens are around each text. A sample longer than `max_length` keeps those at its beginning
+    and its last tokens, as in the reference: the explanation is at the end.
+
+    Args:
+        vocabulary: rows of the model's embedding; None: unknown.
 
     Returns:
         Columns `input_ids`; `skipped`, how many of them at the left have no loss (0, or those of the question);
         `sample` and `field`, where they come from; `tokens`, how many there were before the cut.
 
     Raises:
-        UserError: a sample has no text, or no place where its completion begins; or all samples are too long.
+        UserError: a sample has no text, no place where its completion begins, or a token without an embedding; or all
+            samples are too long.
     """
     parts = []
     for field, numbers in choose_samples(task, len(dataset), seed):
         samples = dataset.select_columns([field]).select(numbers)
-        encode = partial(encode_batch, tokenizer, field, numbers, max_length, completion_only)
+        encode = partial(encode_batch, tokenizer, field, numbers, max_length, completion_only, vocabulary)
         parts.append(samples.map(encode, batched=True, with_indices=True, remove_columns=[field], keep_in_memory=True))
     tokens = concatenate_datasets(parts)
     if all(count > max_length for count in tokens["tokens"]):
@@ -83,6 +95,7 @@ def encode_batch(
     numbers: list[int],
     max_length: int,
     completion_only: bool,
+    vocabulary: int | None,
     batch: Mapping[str, list[str]],
     places: list[int],
 ) -> dict[str, list[Any]]:
@@ -96,15 +109,20 @@ def encode_batch(
     for place, text in zip(places, texts):
         if not text:
             raise UserError(f"sample {numbers[place] + 1}: the field {field!r} is empty; remove this sample")
-    encoded = tokenizer(texts, return_offsets_mapping=completion_only)
-    rows = encoded["input_ids"]
+    before, after = special_tokens(tokenizer)
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=completion_only)
+    rows = [before + ids + after for ids in encoded["input_ids"]]
+    for place, row in zip(places, rows):
+        require_embeddings(row, vocabulary, f"sample {numbers[place] + 1}")
+    long = [max(0, len(row) - max_length) for row in rows]
     skipped = [0] * len(rows)
     if completion_only:
         starts = [find_completion(text, field, numbers[place] + 1) for place, text in zip(places, texts)]
-        skipped = [sum(end <= start for _, end in row) for row, start in zip(encoded["offset_mapping"], starts)]
+        asked = [sum(end <= start for _, end in row) for row, start in zip(encoded["offset_mapping"], starts)]
+        skipped = [len(before) + max(0, count - gone) for count, gone in zip(asked, long)]
     return {
-        "input_ids": [row[-max_length:] for row in rows],
-        "skipped": [max(0, skip - max(0, len(row) - max_length)) for row, skip in zip(rows, skipped)],
+        "input_ids": [row[: len(before)] + row[len(before) + gone :] for row, gone in zip(rows, long)],
+        "skipped": skipped,
         "sample": [numbers[place] + 1 for place in places],
         "field": [field] * len(rows),
         "tokens": list(map(len, rows)),

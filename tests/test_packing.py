@@ -167,7 +167,7 @@ def test_a_model_without_replaceable_attention_is_padded(tiny_llama: Path) -> No
     assert not use_packing(model)
     use_chunked_loss(model)
     samples = encoded(tiny_llama)
-    batch = PaddingCollator("token", 0)(samples)
+    batch = PaddingCollator("token")(samples)
     batch.pop("samples")
     batch["shares"] /= batch["shares"].sum()
     loss = model(**batch, use_cache=False).loss
@@ -181,7 +181,7 @@ def test_a_model_that_scales_its_logits_computes_them_all(tiny_llama: Path) -> N
     model.config.final_logit_softcapping = 30.0
     use_chunked_loss(model)
     samples = encoded(tiny_llama)
-    batch = PaddingCollator("token", 0)(samples)
+    batch = PaddingCollator("token")(samples)
     batch.pop("samples")
     batch["shares"] /= batch["shares"].sum()
     output = model(**batch, use_cache=False)
