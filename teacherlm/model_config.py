@@ -6,7 +6,9 @@ configuration itself.
 
 import json
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -92,7 +94,26 @@ def position_count(config: PreTrainedConfig) -> int | None:
 
 
 def attention_windows(config: PreTrainedConfig) -> list[int]:
-    """Lengths at which a model's layers treat longer texts otherwise: attention windows and chunks, ascending."""
-    text = config.get_text_config().to_dict()
-    found = {value for name, value in text.items() if WINDOW.search(name) and type(value) is int}
+    """Lengths at which a model treats longer texts otherwise, ascending: attention windows, chunks, rescaled positions."""
+    text = config.get_text_config()
+    known = text.to_dict()
+    found = {value for name, value in known.items() if WINDOW.search(name) and type(value) is int}
+    found |= set(rescaled_from(known.get("rope_parameters"), known.get("max_position_embeddings")))
     return sorted(length for length in found if length > 1)
+
+
+def rescaled_from(rope: Any, positions: int | None) -> Iterator[int]:
+    """Lengths beyond which rotary positions are scaled by a text's length ("longrope", "dynamic").
+
+    Args:
+        rope: the settings of rotary positions, or of each kind of layer.
+        positions: the model's max_position_embeddings.
+    """
+    if not isinstance(rope, Mapping):
+        return
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        first = rope.get("original_max_position_embeddings") or positions
+        if type(first) is int:
+            yield first
+    for value in rope.values():
+        yield from rescaled_from(value, positions)
