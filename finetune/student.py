@@ -27,7 +27,7 @@ from teacherlm.errors import UserError, reason
 from teacherlm.loading import base_model, load_model
 from teacherlm.model_config import attention_windows
 from teacherlm.packed_attention import stop_packing, use_packing
-from teacherlm.self_check import COMPARED, NOT_FOR_THIS, TOLERANCE, Verdict
+from teacherlm.self_check import COMPARED, NOT_FOR_THIS, SHOWN, TOLERANCE, Verdict
 
 PATHS = ("packed", "packed-whole", "padded", "padded-whole", "single")
 WORDS = {
@@ -216,7 +216,7 @@ def loss_fault(
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # as in self_check.fault_of
-        return f"fails in training ({type(error).__name__}: {reason(error)[:120]})"
+        return f"fails in training ({type(error).__name__}: {reason(error)[:SHOWN]})"
     finally:
         model.eval()
         if training.gradient_checkpointing:

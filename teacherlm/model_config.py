@@ -94,7 +94,7 @@ def position_count(config: PreTrainedConfig) -> int | None:
 
 
 def attention_windows(config: PreTrainedConfig) -> list[int]:
-    """Lengths at which a model treats longer texts otherwise, ascending: attention windows, chunks, rescaled positions."""
+    """Lengths beyond which a model treats texts otherwise, ascending: of windows, of chunks, of rescaled positions."""
     text = config.get_text_config()
     known = text.to_dict()
     found = {value for name, value in known.items() if WINDOW.search(name) and type(value) is int}

@@ -27,10 +27,12 @@ VERSION = 1
 """Raised whenever the check changes, so that no older verdict counts."""
 COMPARED = 12
 """Positions at the end of each sequence whose logits are compared."""
-SHORT, MIDDLE = 5, 17
-"""Lengths of the short sequences; the longest sequence has at least 23 tokens."""
+SHORT, MIDDLE, LONG = 5, 17, 23
+"""Lengths of the sequences for a model without attention windows."""
 NOT_FOR_THIS = "is not for this model"
 """The fault of a path that a model's settings rule out."""
+SHOWN = 60
+"""Letters of a library's error that a line shows."""
 STEPS = 6
 """New tokens of each sequence in a check of generation."""
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -57,20 +59,25 @@ class Verdict:
 
 
 def make_sequences(config: PreTrainedConfig, longest: int | None = None) -> list[list[int]]:
-    """Three token sequences of different lengths; the last is longer than the model's attention windows.
+    """Three token sequences of different lengths.
+
+    Of a model with attention windows the last is longer than these; the second is a little shorter than the longest of
+    them, so that its continuation crosses it.
 
     Args:
         config: the model's.
         longest: number of tokens that no text of the run exceeds; None: unknown.
     """
     bounds = [bound for bound in (position_count(config), longest, LONGEST) if bound is not None]
-    wanted = max([23, *(window + 7 for window in attention_windows(config))])
+    windows = attention_windows(config)
+    middle = max([MIDDLE, *(window - 2 for window in windows)])
+    long = max([LONG, *(window + 7 for window in windows)])
     text = config.get_text_config()
     special = {getattr(text, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     rows = vocabulary_size(config) or 2
     generator = torch.Generator().manual_seed(0)
     sequences = []
-    for length in (SHORT, MIDDLE, wanted):
+    for length in (SHORT, middle, long):
         drawn = torch.randint(rows, (4 * min([length, *bounds]),), generator=generator).tolist()
         usual = [token for token in drawn if token not in special] or drawn
         sequences.append((usual * 4)[: min([length, *bounds])])
@@ -119,7 +126,7 @@ def fault_of(compute: Callable[[], Sequence[torch.Tensor]], expected: Sequence[t
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # a model that the way was not written for fails in its own manner
-        return f"fails ({type(error).__name__}: {reason(error)[:120]})"
+        return f"fails ({type(error).__name__}: {reason(error)[:SHOWN]})"
     return f"differs by {error:.1e}" if error > TOLERANCE.get(dtype, 0.1) else ""
 
 
@@ -206,7 +213,7 @@ def generation_fault(
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:  # as in fault_of
-            return f"fails ({type(error).__name__}: {reason(error)[:120]})"
+            return f"fails ({type(error).__name__}: {reason(error)[:SHOWN]})"
         found_BSV = torch.stack(made.logits, dim=1).float().cpu()
         rows = [[*row, *new] for row, new in zip(batch, made.sequences[:, width:].tolist())]
         expected = [logits[-STEPS:] for logits in plain_logits(model, [row[:-1] for row in rows])]

@@ -29,7 +29,7 @@ from teacherlm.errors import UserError, reason
 from teacherlm.loading import load_model, load_tokenizer
 from teacherlm.model_config import position_count, vocabulary_size
 from teacherlm.packed_linear import pack_linears
-from teacherlm.self_check import Verdict
+from teacherlm.self_check import SHOWN, Verdict
 from teacherlm.tokens import decode_completion, encode_prompt, require_embeddings
 
 PATHS = ("batched", "alone", "uncached")
@@ -97,6 +97,7 @@ class TransformersEngine:
         self.model = load_teacher(folder, self.dtype)
         self.device = self.model.device
         self.linears_packed = False
+        self.rows_filled = self.steps = 0
         key = {"stage": "enhance", "model": digest, "dtype": self.dtype, "device": self.device.type}
         self.verdict = self_check.remembered(key if digest else None, self.find_path)
         self.shape_model(self.verdict.attention, self.verdict.plain_linears, self.verdict.path == "batched")
@@ -110,8 +111,8 @@ class TransformersEngine:
         end = self.model.generation_config.eos_token_id
         end = self.tokenizer.eos_token_id if end is None else end
         self.end_tokens = set(end) if isinstance(end, (list, tuple)) else {end}
-        self.rows_filled = self.steps = 0
         self.column_bytes, self.layers = self.measure_cache() if self.verdict.path == "batched" else (0, 1)
+        self.rows_filled = self.steps = 0  # without those of the check
 
     @cached_property
     def takes_positions(self) -> bool:
@@ -416,7 +417,7 @@ def batch_fault(engine: TransformersEngine, sequences: list[list[int]], dtype: A
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # as in self_check.fault_of
-        return f"fails ({type(error).__name__}: {reason(error)[:120]})"
+        return f"fails ({type(error).__name__}: {reason(error)[:SHOWN]})"
     found = [torch.stack(batch.seen[index]) for index in range(len(rows))]
     whole = self_check.plain_logits(engine.model, [[*row.tokens, *row.new[:-1]] for row in rows])
     return self_check.fault_of(lambda: found, [logits[-len(row.new) :] for logits, row in zip(whole, rows)], dtype)
