@@ -102,6 +102,12 @@ def attention_windows(config: PreTrainedConfig) -> list[int]:
     return sorted(length for length in found if length > 1)
 
 
+def is_rescaled(config: PreTrainedConfig) -> bool:
+    """Whether the length of a text changes how its positions are encoded."""
+    text = config.get_text_config()
+    return any(rescaled_from(getattr(text, "rope_parameters", None), position_count(config)))
+
+
 def rescaled_from(rope: Any, positions: int | None) -> Iterator[int]:
     """Lengths beyond which rotary positions are scaled by a text's length ("longrope", "dynamic").
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from teacherlm.errors import UserError, reason
 from teacherlm.files import cache_folder, whole_file
 from teacherlm.loading import base_model
-from teacherlm.model_config import attention_windows, position_count, vocabulary_size
+from teacherlm.model_config import attention_windows, is_rescaled, position_count, vocabulary_size
 
 VERSION = 1
 """Raised whenever the check changes, so that no older verdict counts."""
@@ -183,6 +183,16 @@ def require_causal(model: PreTrainedModel, tokens: Sequence[int], expected: torc
         )
 
 
+def continued_logits(model: PreTrainedModel, prompt: Sequence[int], new: Sequence[int]) -> torch.Tensor:
+    """The logits [len(new), V] from which each new token is taken, by plain forward passes."""
+    whole = [*prompt, *new]
+    if not is_rescaled(model.config):
+        return plain_logits(model, [whole[:-1]])[0][-len(new) :]
+    # Where a text's length changes all positions, a later token changes what the earlier ones were taken from.
+    texts = [whole[:end] for end in range(len(prompt), len(whole))]
+    return torch.stack([logits[-1] for logits in plain_logits(model, texts)])
+
+
 @torch.inference_mode()
 def generation_fault(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], dtype: Any, together: bool, use_cache: bool
@@ -216,7 +226,7 @@ def generation_fault(
             return f"fails ({type(error).__name__}: {reason(error)[:SHOWN]})"
         found_BSV = torch.stack(made.logits, dim=1).float().cpu()
         rows = [[*row, *new] for row, new in zip(batch, made.sequences[:, width:].tolist())]
-        expected = [logits[-STEPS:] for logits in plain_logits(model, [row[:-1] for row in rows])]
+        expected = [continued_logits(model, row[:-STEPS], row[-STEPS:]) for row in rows]
         if fault := fault_of(lambda found=found_BSV: list(found), expected, dtype):
             return fault
     return ""

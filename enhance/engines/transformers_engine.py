@@ -419,8 +419,8 @@ def batch_fault(engine: TransformersEngine, sequences: list[list[int]], dtype: A
     except Exception as error:  # as in self_check.fault_of
         return f"fails ({type(error).__name__}: {reason(error)[:SHOWN]})"
     found = [torch.stack(batch.seen[index]) for index in range(len(rows))]
-    whole = self_check.plain_logits(engine.model, [[*row.tokens, *row.new[:-1]] for row in rows])
-    return self_check.fault_of(lambda: found, [logits[-len(row.new) :] for logits, row in zip(whole, rows)], dtype)
+    expected = [self_check.continued_logits(engine.model, row.tokens, row.new) for row in rows]
+    return self_check.fault_of(lambda: found, expected, dtype)
 
 
 def groups(rows: list[Row], tokens: int) -> Iterator[list[Row]]:
