@@ -19,6 +19,8 @@ from teacherlm.prompts import KINDS
 
 ATTEMPTS = 3
 """A sampled completion without a word is drawn again, with other random numbers, so often in all."""
+SPECIAL_TOKENS = 8
+"""More special tokens than these stand around no prompt."""
 
 
 def do_work(args: argparse.Namespace, teacher: Model, jobs: list[Job]) -> int:
@@ -31,7 +33,7 @@ def do_work(args: argparse.Namespace, teacher: Model, jobs: list[Job]) -> int:
     """
     started = time.time()
     by_field = {job.field: job for job in jobs}
-    total = check_records(args, jobs)
+    total, longest = check_records(args, jobs)
     wanted = sum(total * job.completions for job in jobs)
     before = sum(len(job.progress) for job in jobs)
     counts: dict[str, Any] = {}
@@ -40,7 +42,7 @@ def do_work(args: argparse.Namespace, teacher: Model, jobs: list[Job]) -> int:
         print(f"enhance: {before} of {wanted} completions were done before, going on")
     if before < wanted:
         sampling = Sampling(args.num_tokens, args.temperature, args.top_p, tuple(args.stop))
-        engine, described = make_engine(args, teacher, sampling, jobs[0].inputs["teacher"]["sha256"])
+        engine, described = make_engine(args, teacher, sampling, jobs[0].inputs["teacher"]["sha256"], longest)
         print(f"enhance: {total} records, {', '.join(by_field)}, {described}", flush=True)
         counts = {"engine": args.engine, "prompt_tokens": 0, "new_tokens": 0}
         stop = Stop()
@@ -103,13 +105,16 @@ def conclude(
         raise UserError(f"{'; '.join(too_many)}; the same command tries them again")
 
 
-def check_records(args: argparse.Namespace, jobs: list[Job]) -> int:
+def check_records(args: argparse.Namespace, jobs: list[Job]) -> tuple[int, int]:
     """Count the shard's records; every one must have the prompt fields, and none what will be added.
+
+    Returns:
+        How many records there are, and the number of bytes of the longest prompt.
 
     Raises:
         UserError: file, line and field of the first that does not.
     """
-    count = 0
+    count = longest = 0
     for _, line, record in shard_records(args.input, args.shard):
         count += 1
         for job in jobs:
@@ -122,7 +127,8 @@ def check_records(args: argparse.Namespace, jobs: list[Job]) -> int:
             for added in (job.kind, "all", f"{job.kind}_completions"):
                 if added in record:
                     raise UserError(f"{args.input}, line {line}: the field {added!r} is already there; rename it first")
-    return count
+            longest = max(longest, len(record[job.field].encode(errors="surrogatepass")))
+    return count, longest
 
 
 def missing_prompts(args: argparse.Namespace, jobs: list[Job]) -> Iterator[Prompt]:
@@ -145,11 +151,14 @@ def reseeded(seed: int, prompt: Prompt, attempt: int) -> Prompt:
     return Prompt(prompt.kind, prompt.index, prompt.number, prompt.text, new)
 
 
-def make_engine(args: argparse.Namespace, teacher: Model, sampling: Sampling, digest: str) -> tuple[Any, str]:
+def make_engine(
+    args: argparse.Namespace, teacher: Model, sampling: Sampling, digest: str, longest: int
+) -> tuple[Any, str]:
     """The engine, and what it is in words.
 
     Args:
         digest: of the teacher.
+        longest: bytes of the longest prompt.
     """
     if args.engine == "openai":
         from engines.openai_engine import OpenAIEngine
@@ -167,7 +176,9 @@ def make_engine(args: argparse.Namespace, teacher: Model, sampling: Sampling, di
     from engines.transformers_engine import TransformersEngine
 
     batch_size = args.batch_size or teacher.recommended("enhance.batch")
-    engine = TransformersEngine(local_folder(teacher), args.dtype, sampling, batch_size, digest)
+    # A token has at least one byte, so no text has more tokens than these.
+    bound = longest + args.num_tokens + SPECIAL_TOKENS
+    engine = TransformersEngine(local_folder(teacher), args.dtype, sampling, batch_size, digest, bound)
     return engine, f"on {engine.device.type} in {engine.dtype}, {engine.max_rows} at a time"
 
 

@@ -65,16 +65,9 @@ class ScoredModel:
             self.end_packing()
             self.model = self.load()
         self.checked = reach
-        # The verdict holds for all inputs that exceed the same windows.
-        limit = min((w for w in attention_windows(self.model.config) if w >= longest), default=None)
-        key = {
-            "stage": "evaluate",
-            "model": self.digest,
-            "dtype": str(self.dtype),
-            "device": self.device,
-            "longest": limit,
-        }
-        self.limit = limit
+        self.limit = self_check.window_beyond(self.model.config, longest)
+        key = {"stage": "evaluate", "model": self.digest, "dtype": str(self.dtype), "device": self.device}
+        key["longest"] = self.limit
         self.verdict = self_check.remembered(key if self.digest else None, self.find_path)
         self.apply(self.verdict)
 

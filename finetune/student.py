@@ -25,7 +25,6 @@ from transformers.integrations import deepspeed as zero
 from teacherlm import self_check
 from teacherlm.errors import UserError, reason
 from teacherlm.loading import base_model, load_model
-from teacherlm.model_config import attention_windows
 from teacherlm.packed_attention import stop_packing, use_packing
 from teacherlm.self_check import COMPARED, NOT_FOR_THIS, SHOWN, TOLERANCE, Verdict
 
@@ -49,9 +48,11 @@ def load_student(own: Any, training: Any, folder: Path, digest: str, longest: in
         UserError: it cannot be loaded, not with the attention that was asked for, or no way to compute it is exact.
     """
     model = load(own, folder)
-    windows = [window for window in attention_windows(base_model(model).config) if window >= longest]
     key = {"stage": "finetune", "model": digest, "attention": own.attention, "packing": own.packing, "peft": own.peft}
-    key |= {"checkpointing": training.gradient_checkpointing, "longest": min(windows, default=None)}
+    key |= {
+        "checkpointing": training.gradient_checkpointing,
+        "longest": self_check.window_beyond(base_model(model).config, longest),
+    }
     key["device"] = "cuda" if torch.cuda.is_available() else "cpu"
     if training.gradient_checkpointing and not base_model(model).supports_gradient_checkpointing:
         say(f"finetune: {base_model(model).config.model_type} has no gradient checkpointing: left out")

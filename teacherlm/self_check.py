@@ -69,7 +69,7 @@ def make_sequences(config: PreTrainedConfig, longest: int | None = None) -> list
         longest: number of tokens that no text of the run exceeds; None: unknown.
     """
     bounds = [bound for bound in (position_count(config), longest, LONGEST) if bound is not None]
-    windows = attention_windows(config)
+    windows = [window for window in attention_windows(config) if longest is None or window < longest]
     middle = max([MIDDLE, *(window - 2 for window in windows)])
     long = max([LONG, *(window + 7 for window in windows)])
     text = config.get_text_config()
@@ -82,6 +82,12 @@ def make_sequences(config: PreTrainedConfig, longest: int | None = None) -> list
         usual = [token for token in drawn if token not in special] or drawn
         sequences.append((usual * 4)[: min([length, *bounds])])
     return sequences
+
+
+def window_beyond(config: PreTrainedConfig, longest: int | None) -> int | None:
+    """The shortest attention window that no text of the run exceeds: a verdict holds up to it."""
+    windows = attention_windows(config)
+    return None if longest is None else min((window for window in windows if window >= longest), default=None)
 
 
 @torch.inference_mode()

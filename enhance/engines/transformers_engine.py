@@ -78,6 +78,7 @@ class TransformersEngine:
         sampling: see Sampling.
         batch_size: rows at a time; None: as many as fit into memory, at most MAX_ROWS.
         digest: of the model, for the verdict of the self-check to be kept; None: it is not kept.
+        longest: tokens that no prompt with its completion exceeds; None: unknown.
 
     Attributes:
         dtype: the one that is used.
@@ -89,9 +90,15 @@ class TransformersEngine:
     """
 
     def __init__(
-        self, folder: Path, dtype: str, sampling: Sampling, batch_size: int | None = None, digest: str | None = None
+        self,
+        folder: Path,
+        dtype: str,
+        sampling: Sampling,
+        batch_size: int | None = None,
+        digest: str | None = None,
+        longest: int | None = None,
     ):
-        self.folder, self.sampling = folder, sampling
+        self.folder, self.sampling, self.longest = folder, sampling, longest
         self.dtype = best_dtype() if dtype == "auto" else dtype
         self.tokenizer = load_tokenizer(folder)
         self.model = load_teacher(folder, self.dtype)
@@ -99,6 +106,7 @@ class TransformersEngine:
         self.linears_packed = False
         self.rows_filled = self.steps = 0
         key = {"stage": "enhance", "model": digest, "dtype": self.dtype, "device": self.device.type}
+        key["longest"] = self_check.window_beyond(self.model.config, longest)
         self.verdict = self_check.remembered(key if digest else None, self.find_path)
         self.shape_model(self.verdict.attention, self.verdict.plain_linears, self.verdict.path == "batched")
         config = self.model.config
@@ -122,7 +130,7 @@ class TransformersEngine:
     def find_path(self) -> Verdict:
         """The first of PATHS whose logits are those of the library's plain forward pass."""
         dtype = DTYPES.get(self.dtype)
-        sequences = self_check.make_sequences(self.model.config)
+        sequences = self_check.make_sequences(self.model.config, self.longest)
         self_check.settle_attention(self.model, sequences, dtype)
         attention = self.model.config._attn_implementation
 
