@@ -36,8 +36,8 @@ def main() -> int:
         output = Path(training.output_dir)
         model_folder = local_folder(find_model(own.model_name_or_path))
         own = fit_to_model(own, model_folder)
-        require_folder_place(output)
         require_writable(output.parent)
+        require_folder_place(output)
         if own.list_missing:
             *_, changes = examine(own, training, model_folder)
             print("0" if changes else "")
