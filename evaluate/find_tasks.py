@@ -1,92 +1,186 @@
-"""Tasks by name: a file in lm_eval/tasks/, a benchmark's YAML alone, a part or group of a benchmark, lm-eval's own."""
+"""Tasks by name: those of task files, those of benchmarks without a file, and lm-eval's own.
+
+A name is looked for in this order; the first place that has it wins:
+1. `--include_path`: names of files, then of the tasks inside them;
+2. `lm_eval/tasks/`: names of files;
+3. `benchmarks/`: names of YAML files;
+4. `lm_eval/tasks/`: names of the tasks inside the files;
+5. `benchmarks/`: groups and parts (`mmlu_stem`, `mmlu_anatomy`);
+6. lm-eval's own tasks.
+"""
 
 import difflib
-import json
-from collections.abc import Mapping
+import fnmatch
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import datasets
-from task_api import Task, load_task_file
+import task_files
+from task_api import Task, file_of
+from task_classes import Kind, read_task_file, require_methods, require_no_arguments, task_errors
 
 from teacherlm import benchmarks
 from teacherlm.benchmarks import Benchmark
-from teacherlm.errors import UserError, reason, shown
+from teacherlm.errors import UserError, reason
 from teacherlm.files import require_hub_cache
-from teacherlm.prompts import LETTERS
-
-HERE = Path(__file__).resolve().parent
-TASKS = HERE / "lm_eval" / "tasks"
-DATASETS = HERE / "lm_eval" / "datasets"
-NEW_TASK = "new_task"
-"""The file that users copy."""
-TEMPLATE = "creak"
-"""The task file that a benchmark without one of its own is scored by."""
+from teacherlm.test_sets import load_test_set
 
 
 def make_tasks(name: str, folder: Path, num_fewshot: int | None, seed: int, include: Path | None) -> dict[str, Any]:
     """The tasks of that name, one or many (`mmlu`, `mmlu_stem`), with their test sets loaded.
 
     Args:
-        folder: of the test sets; a task file's relative `lm_eval/datasets/X` means `folder/X`.
+        folder: of the test sets; a task file's `lm_eval/datasets/X` means `folder/X`.
         num_fewshot: examples before each question; None: none, or what lm-eval's own task has.
         seed: draws them; with 0 it is the first ones of those there are.
         include: a folder with more task files.
 
     Raises:
-        UserError: no such task (near names are listed), or its test set is missing or not what the task reads.
+        UserError: no such task (near names are listed), its test set is missing or not what the task reads, or its code
+            fails.
     """
-    files = task_files(include)
-    kinds = task_classes(name, folder, files)
+    kinds = find_classes(name, folder, include)
     if kinds is None:
-        return library_tasks(name, num_fewshot, seed, [*files, *benchmarks.names()])
-    tasks = {}
-    checked = set()
-    for title, kind in kinds.items():
-        path = Path(kind.DATASET_PATH or "")
-        if path.parts[:2] == ("lm_eval", "datasets"):
-            path = folder / Path(*path.parts[2:])
-            kind.DATASET_PATH = str(path)
-            if path not in checked:
-                load_test_set(path, name, getattr(kind, "CHOICES", None))
-            checked.add(path)
-        kind.SEED = seed
-        task = kind()
+        return library_tasks(name, num_fewshot, seed, include)
+    return {title: make_task(kind, title, folder, num_fewshot or 0, seed) for title, kind in kinds.items()}
+
+
+def make_task(kind: Kind, title: str, folder: Path, num_fewshot: int, seed: int) -> Task:
+    """A task with its samples; what its own code raises is a UserError that names the file and the line."""
+    file = file_of(kind)
+    require_methods(kind, file)
+    require_no_arguments(kind, file)
+    with task_errors(f"the task {title}{missing_test_set(kind, folder)}", always=file):
+        task = type(kind.__name__, (kind,), {"TEST_SETS": folder, "__module__": kind.__module__})()
+        task.SEED = seed
         task.set_config("task", title)
-        task.set_config("num_fewshot", num_fewshot or 0)
+        task.set_config("num_fewshot", num_fewshot)
         task.set_fewshot_seed(seed)
-        check_fewshot(task, title, num_fewshot or 0)
-        tasks[title] = task
-    return tasks
+        check_fewshot(task, title, num_fewshot)
+        len(task.eval_docs)  # now, so that a task without samples is found before the model is loaded
+    return task
 
 
-def task_files(include: Path | None) -> dict[str, Path]:
-    """Task files by name; those of `include` come before this project's."""
-    folders = [TASKS, *([include] if include else [])]
-    return {path.stem: path for folder in folders for path in folder.glob("*.py") if path.stem != NEW_TASK}
+def missing_test_set(kind: Kind, folder: Path) -> str:
+    """What to add to an error of a task whose DATASET_PATH is a test set that is not there."""
+    written = str(kind.DATASET_PATH or "")
+    path = task_files.in_folder(written, folder)
+    if path == written or Path(path).exists():
+        return ""
+    name = Path(path).name
+    made = f", or make it: python3 enhance/data_prepare.py --benchmark {name}" if name in benchmarks.names() else ""
+    return f" (its test set is missing: there is no {path}, which DATASET_PATH names; put it there{made})"
 
 
-def task_classes(name: str, folder: Path, files: Mapping[str, Path]) -> dict[str, type[Task]] | None:
-    """The class of each task of a name of this project; None for another name."""
-    if name in files:
-        return {name: load_task_file(files[name])[0]}
+def find_classes(name: str, folder: Path, include: Path | None) -> dict[str, Kind] | None:
+    """The class of each task of a name of this project, by the task's own name; None for any other name."""
+    for place in task_files.task_folders(include):
+        if path := task_files.task_files(place).get(name):
+            return read_task_file(path).named(name)
+        if place == include and (kind := inside(place, name)):
+            return {name: kind}
     title, part = benchmarks.benchmark_and_part(name) or (None, None)
-    if title is None:
-        return None
+    if title != name and (kind := inside(task_files.TASKS, name)):
+        return {name: kind}
+    return benchmark_classes(title, part, folder) if title else None
+
+
+def inside(folder: Path, name: str) -> Kind | None:
+    """The task of that name inside one of the files of a folder.
+
+    Raises:
+        UserError: it is the name of several.
+    """
+    found = {kind: tasks.path for tasks in read_folder(folder) for kind in tasks.names.get(name, ())}
+    if len(found) > 1:
+        files = " and ".join(sorted({str(path) for path in found.values()}))
+        raise UserError(f"{name} is the name of {len(found)} tasks in {files}; ask for one of them by another name")
+    return next(iter(found), None)
+
+
+def read_folder(folder: Path) -> Iterator[Any]:
+    """The tasks of each task file in a folder; files that have nothing of lm-eval's are somebody's other scripts."""
+    for path in (folder / f"{task_files.REGISTRY}.py", *task_files.task_files(folder).values()):
+        if path.is_file() and any(b"lm_eval" in file.read_bytes() for file in task_files.sources(path)):
+            yield read_task_file(path)
+
+
+def expand(names: list[str], folder: Path, include: Path | None) -> list[str]:
+    """The names of tasks, with each wildcard (`mmlu_*`) replaced by the single tasks that match it, never by a group.
+
+    Raises:
+        UserError: a wildcard matches nothing.
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        found |= dict.fromkeys(matches(name, folder, include) if is_pattern(name) else [name])
+    return list(found)
+
+
+def is_pattern(name: str) -> bool:
+    return any(mark in name for mark in "*?[")
+
+
+def matches(pattern: str, folder: Path, include: Path | None) -> list[str]:
+    def accepts(name: str) -> bool:
+        return fnmatch.fnmatchcase(name, pattern)
+
+    found: dict[Kind | str, str] = {}
+    for place in task_files.task_folders(include):
+        for tasks in read_folder(place):
+            for name, kind in tasks.matching(accepts).items():
+                found.setdefault(kind, name)
+    names = {*found.values(), *filter(accepts, benchmark_tasks(pattern, folder))}
+    if names:
+        return sorted(names)
+    from lm_eval.tasks import TaskManager
+
+    names = {*filter(accepts, TaskManager().all_subtasks)}
+    if not names:
+        raise UserError(f"no task matches {pattern!r}; there are: {', '.join(own_names(include))}")
+    return sorted(names)
+
+
+def benchmark_tasks(pattern: str, folder: Path) -> Iterator[str]:
+    """The names of the benchmarks' single tasks; those of one in parts are known from its test set.
+
+    It is read only where the pattern may match a part, so that nobody needs MMLU for `cre*`.
+    """
+    begin = re.split(r"[*?[]", pattern)[0]
+    for title in benchmarks.names():
+        benchmark = benchmarks.load_benchmark(title)
+        if benchmark.file_field is None:
+            yield title
+        elif f"{title}_".startswith(begin) or begin.startswith(f"{title}_"):
+            yield from (f"{title}_{part}" for part in parts_of(benchmark, folder, None))
+
+
+def own_names(include: Path | None) -> list[str]:
+    """The names of task files and benchmarks, for messages."""
+    files = [name for place in task_files.task_folders(include) for name in task_files.task_files(place)]
+    return sorted({*files, *benchmarks.names()})
+
+
+def benchmark_classes(title: str, part: str | None, folder: Path) -> dict[str, Kind] | None:
+    """The tasks of a benchmark without a task file, or of a group or part of it; None where it has no such part."""
     benchmark = benchmarks.load_benchmark(title)
-    base = load_task_file(TASKS / f"{TEMPLATE}.py")[0]
+    [base] = read_task_file(task_files.TASKS / f"{task_files.TEMPLATE}.py").tasks.values()
     if benchmark.file_field is None:
-        return {name: multiple_choice(base, benchmark)} if part is None else None
-    return {
-        f"{title}_{value}": multiple_choice(base, benchmark, value) for value in parts_of(benchmark, folder, part)
-    } or None
+        return {title: multiple_choice(base, benchmark)} if part is None else None
+    parts = parts_of(benchmark, folder, part)
+    return {f"{title}_{value}": multiple_choice(base, benchmark, value) for value in parts} or None
 
 
-def multiple_choice(base: type[Task], benchmark: Benchmark, value: str | None = None) -> type[Task]:
+def multiple_choice(base: Kind, benchmark: Benchmark, value: str | None = None) -> Kind:
     """The task of a benchmark's YAML, or of the part of it whose field `file_field` has that value."""
     part = None if value is None else (benchmark.file_field, value)
-    path = f"lm_eval/datasets/{benchmark.name}"
-    return type(benchmark.name, (base,), {"DATASET_PATH": path, "CHOICES": len(benchmark.choices), "PART": part})
+    changed = {
+        "DATASET_PATH": f"{task_files.OLD_DATASETS}/{benchmark.name}",
+        "CHOICES": len(benchmark.choices),
+        "PART": part,
+    }
+    return type(benchmark.name, (base,), {**changed, "__module__": base.__module__})
 
 
 def parts_of(benchmark: Benchmark, folder: Path, wanted: str | None) -> list[str]:
@@ -107,17 +201,17 @@ def categories(name: str, tasks: Mapping[str, Any]) -> dict[str, list[str]]:
     return {group: names for group, names in found.items() if names}
 
 
-def library_tasks(name: str, num_fewshot: int | None, seed: int, known: list[str]) -> dict[str, Any]:
-    """lm-eval's own tasks of a name, whose data comes from the hub.
-
-    Args:
-        known: names of this project, for the message that there is no such task.
-    """
+def library_tasks(name: str, num_fewshot: int | None, seed: int, include: Path | None) -> dict[str, Any]:
+    """lm-eval's own tasks of a name, whose data comes from the hub."""
     from lm_eval.tasks import TaskManager
 
+    if name == task_files.NEW_TASK:
+        raise UserError(
+            f"{name}.py is there to be copied: cp lm_eval/tasks/{name}.py lm_eval/tasks/NAME.py, edit, --tasks NAME"
+        )
     manager = TaskManager()
     if name not in manager.all_tasks:
-        own = sorted(set(known))
+        own = own_names(include)
         near = difflib.get_close_matches(name, [*own, *manager.all_tasks], cutoff=0.6) or own
         raise UserError(f"no task {name!r}; there are: {', '.join(near)}")
     require_hub_cache()
@@ -130,39 +224,6 @@ def library_tasks(name: str, num_fewshot: int | None, seed: int, known: list[str
         if num_fewshot is not None:
             task.set_config("num_fewshot", num_fewshot)
     return tasks
-
-
-def load_test_set(path: Path, name: str, choices: int | None) -> datasets.Dataset:
-    """The samples in a folder.
-
-    Args:
-        choices: how many letters an answer may be; None: it may be anything.
-
-    Raises:
-        UserError: there are none, without `question` or `answer`, or with an answer that is none of the letters.
-    """
-    if not (path / "dataset_info.json").is_file():
-        raise UserError(
-            f"{path}: the test set of {name} is missing; make it with: "
-            f"python3 enhance/data_prepare.py --benchmark {name} (or give its folder with --datasets)"
-        )
-    features = json.loads((path / "dataset_info.json").read_text(encoding="utf-8")).get("features") or {}
-    for needed in ("question", "answer"):
-        if needed not in features:
-            raise UserError(f"{path}: its samples have no field {needed!r}; they have: {', '.join(features)}")
-    try:
-        samples = datasets.load_from_disk(str(path))
-        answers = list(samples["answer"])
-    except Exception as error:  # the library's own; of a folder without samples an IndexError
-        raise UserError(f"{path}: there are no samples in it, or they cannot be read ({reason(error)})") from error
-    if not answers:
-        raise UserError(f"{path}: there are no samples in it")
-    accepted = {f"({letter})" for letter in LETTERS[: choices or 0]}
-    for number, answer in enumerate(answers):
-        if choices is not None and answer not in accepted:
-            expected = f"(A) to ({LETTERS[choices - 1]})"
-            raise UserError(f"{path}, sample {number}: the answer is {shown(answer)}; one of {expected} was expected")
-    return samples
 
 
 def check_fewshot(task: Task, name: str, count: int) -> None:

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from result_names import file_name, identity, take_name
 from shares import remove_progress, score_share, share_lock
+from task_inputs import DATASETS, describe_task
 
 from teacherlm import manifests, tables
-from teacherlm.benchmarks import FOLDER, benchmark_and_part
 from teacherlm.errors import LIST_MISSING, Parser, UserError, reason, run, share_of
 from teacherlm.files import require_file_place, require_writable, whole_file
 from teacherlm.lock import one_writer
@@ -50,7 +51,11 @@ def parse_arguments() -> argparse.Namespace:
         required=True,
         help="pretrained=MODEL: a name in models/, a folder, or a hub id; dtype=... as --dtype",
     )
-    parser.add_argument("--tasks", required=True, help="names with commas: files in lm_eval/tasks/, or benchmarks/")
+    parser.add_argument(
+        "--tasks",
+        required=True,
+        help="names with commas: of task files, tasks in them, benchmarks/, lm-eval's own; 'mmlu_*' for all that match",
+    )
     parser.add_argument("--checkpoints", type=Path, help="score each checkpoint-N of this folder too")
     parser.add_argument(
         "--watch", action="store_true", help="wait for more of the --checkpoints until their finetuning has ended"
@@ -123,6 +128,10 @@ def main() -> None:
     folder = local_folder(base)
     name = label(folder) if STEP.fullmatch(folder.name) else base.name
     models = itertools.chain([(name, folder)], checkpoints(args))
+    if any(mark in name for name in args.tasks for mark in "*?["):
+        from find_tasks import expand
+
+        args.tasks = expand(args.tasks, args.datasets or DATASETS, args.include_path)
     if args.list_missing:
         for number, (name, folder) in enumerate(models):
             if any(describe_work(args, name, folder, task)[-1] for task in args.tasks):
@@ -130,9 +139,10 @@ def main() -> None:
         return
     loaded = Loader(args)
     results = []
-    for name, folder in models:
+    for number, (name, folder) in enumerate(models):
         for task in args.tasks:
-            results += evaluate(args, name, folder, task, loaded)
+            owner = identity(None if number else base, folder)
+            results += evaluate(args, name, folder, owner, task, loaded)
     print(table(results))
     for task in args.tasks:
         print(curve(task, [result for result in results if result["task"] == task]), end="")
@@ -230,7 +240,7 @@ def step(path: Path) -> int:
 
 
 def evaluate(
-    args: argparse.Namespace, label: str, folder: Path, task: str, loaded: Callable[[Path, str], Any]
+    args: argparse.Namespace, label: str, folder: Path, owner: str, task: str, loaded: Callable[[Path, str], Any]
 ) -> list[dict[str, Any]]:
     """The results of one model on one task: read when they are there and still hold, scored otherwise.
 
@@ -239,11 +249,11 @@ def evaluate(
     path = result_path(args, label, task)
     require_file_place(path)
     with one_writer(share_lock(path, *args.shard)):
-        return evaluate_share(args, label, folder, task, loaded)
+        return evaluate_share(args, label, folder, owner, task, loaded)
 
 
 def evaluate_share(
-    args: argparse.Namespace, label: str, folder: Path, task: str, loaded: Callable[[Path], Any]
+    args: argparse.Namespace, label: str, folder: Path, owner: str, task: str, loaded: Callable[[Path, str], Any]
 ) -> list[dict[str, Any]]:
     started = time.time()
     path, arguments, inputs, changes = describe_work(args, label, folder, task)
@@ -252,7 +262,7 @@ def evaluate_share(
         remove_progress(path)
         return [json.loads(path.read_text(encoding="utf-8"))]
 
-    from find_tasks import DATASETS, categories, make_tasks
+    from find_tasks import categories, make_tasks
     from permutations import use_permutations
     from scoring import combine
 
@@ -262,6 +272,7 @@ def evaluate_share(
     tasks = make_tasks(task, args.datasets or DATASETS, args.num_fewshot, args.seed, args.include_path)
     for name, made in tasks.items():
         use_permutations(made, args.permutations, name)
+    take_name(path.parent, owner, folder, inputs["model"]["sha256"])
     model = loaded(folder, inputs["model"]["sha256"])
     work = {**arguments, **{name: described["sha256"] for name, described in inputs.items()}}
     work |= {"tokens": model.tokens_at_a_time(), "samples": model.samples}
@@ -279,7 +290,7 @@ def evaluate_share(
         results, samples = scored
         result = results[0] if list(tasks) == [task] else combine(task, results, categories(task, tasks))
         result = {"model": label, "path": str(folder), **result, **arguments, **model.described()}
-        samples_path = path.with_name(f"{task}_samples.jsonl")
+        samples_path = path.with_name(f"{path.stem}_samples.jsonl")
         write_records(samples_path, samples)
         with whole_file(path) as file:
             json.dump(result, file, indent=2)
@@ -298,7 +309,7 @@ def evaluate_share(
 
 
 def result_path(args: argparse.Namespace, label: str, task: str) -> Path:
-    return args.output_path / label / f"{task}.json"
+    return args.output_path / label / f"{file_name(task)}.json"
 
 
 def describe_work(
@@ -308,25 +319,11 @@ def describe_work(
     path = result_path(args, label, task)
     manifest = manifests.read_manifest(manifests.manifest_of(path))
     known = (manifest or {}).get("inputs", {})
-    inputs = {"model": describe_model(folder, known.get("model")), **describe_task(args, task, known)}
+    model = describe_model(folder, known.get("model"))
+    inputs = {"model": model, **describe_task(task, args.datasets or DATASETS, args.include_path, known)}
     names = ("num_fewshot", "dtype", "limit", "seed", "tokenization", "permutations")
     arguments = {name: getattr(args, name) for name in names}
     return path, arguments, inputs, manifests.changes(manifest, "evaluate", arguments, inputs)
-
-
-def describe_task(args: argparse.Namespace, task: str, known: dict[str, Any]) -> dict[str, Any]:
-    """Digests of what the questions come from, as far as it is there: test set, task file, benchmark and prompts."""
-    here = Path(__file__).resolve().parent / "lm_eval"
-    sets = args.datasets or here / "datasets"
-    benchmark, _ = benchmark_and_part(task) or (task, None)
-    name = task if (sets / task).is_dir() else benchmark
-    files = [folder / f"{task}.py" for folder in (args.include_path, here / "tasks") if folder]
-    places = {"test set": sets / name, "benchmark": FOLDER / f"{benchmark}.yaml"}
-    if places["benchmark"].exists():
-        files.append(here / "tasks" / "creak.py")  # of a benchmark without a task file of its own
-    places["task file"] = next((file for file in files if file.exists()), files[0])
-    found = {name: manifests.describe(path, known.get(name)) for name, path in places.items() if path.exists()}
-    return {**found, "prompts": prompts_digest()} if found else {}
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -27,8 +27,13 @@ def use_permutations(task: Any, kind: str, name: str) -> None:
         return
     if not hasattr(task, "orders"):
         raise UserError(f"--permutations: {name} is lm-eval's own task; only tasks of this project can be permuted")
-    doc = next(iter(task.test_docs()))
+    doc = next(iter(task.eval_docs))
     choices = len(split_question(doc, name)[1])
+    asked = [request.arguments[1:] for request in task.requests(doc)]
+    if asked != [(letter,) for letter in LETTERS[:choices]]:
+        raise UserError(
+            f"--permutations: {name} does not ask for the letters of the {choices} choices of its questions"
+        )
     orders = cyclic(choices) if kind == "cyclic" else list(itertools.permutations(range(choices)))
     task.orders = [lambda doc, order=order: reorder(doc, order, name) for order in orders]
     process: Callable = task.process_results
@@ -64,8 +69,8 @@ def reorder(doc: Mapping[str, Any], order: Sequence[int], name: str) -> dict[str
 
 def split_question(doc: Mapping[str, Any], name: str) -> tuple[str, list[str]]:
     """`question (A) first (B) second` -> the question and its choices; looked for from the end, where they are."""
-    text = doc.get("question")
-    if not isinstance(text, str) or not isinstance(doc.get("answer"), str):
+    text, answer = (doc.get("question"), doc.get("answer")) if isinstance(doc, Mapping) else (None, None)
+    if not isinstance(text, str) or not isinstance(answer, str):
         raise UserError(f"--permutations: the samples of {name} have no question and answer")
     last = max((letter for letter in LETTERS if f" ({letter}) " in f" {text}"), default="A")
     choices: list[str] = []

@@ -1,13 +1,20 @@
 """Score tasks with lm-eval's evaluator: accuracy, errors, and what the model said to each sample."""
 
+import contextlib
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from language_model import LanguageModel
 from lm_eval import evaluator
 from scipy.stats import binomtest, norm
+from task_api import Task
+from task_classes import task_errors
+
+from teacherlm.errors import UserError
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about settings that are not used here
 
@@ -19,32 +26,51 @@ BOOTSTRAPS = 1000
 def score(
     model: LanguageModel, tasks: Mapping[str, Any], limit: int | None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Score some tasks; returns a result for each (metrics, errors, counts) and one record a sample."""
-    scored = evaluator.evaluate(model, {"tasks": dict(tasks), "groups": {}}, limit=limit, bootstrap_iters=BOOTSTRAPS)
+    """Score some tasks; returns a result for each (metrics, errors, counts) and one record a sample.
+
+    Raises:
+        UserError: the code of a task file fails, or makes no metrics of its answers.
+    """
+    with task_errors(f"scoring {', '.join(tasks)[:60]}"):
+        scored = evaluator.evaluate(
+            model, {"tasks": dict(tasks), "groups": {}}, limit=limit, bootstrap_iters=BOOTSTRAPS
+        )
     results, records = [], []
     for name, task in tasks.items():
         samples = scored["samples"][name]
-        results.append(result_of(name, scored["results"][name], samples, metrics_of(task)))
+        results.append(result_of(name, scored["results"][name], samples, metrics_of(task, name, samples)))
         records += [{"task": name, **sample_record(sample, getattr(task, "debias", None))} for sample in samples]
     return results, records
 
 
-def metrics_of(task: Any) -> list[str]:
-    """The names of a task's metrics; accuracy first, where it is one of them."""
-    names = list(task.aggregation())
-    return sorted(names, key=lambda name: name != "acc")
+def metrics_of(task: Any, name: str, samples: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The names of a task's metrics that its samples have; accuracy first, where it is one of them.
+
+    Raises:
+        UserError: there are none, or one that the task does not say how to aggregate.
+    """
+    found = {metric for sample in samples for metric in sample["metrics"]}
+    names = [metric for metric in task.aggregation() if metric in found or not isinstance(task, Task)]
+    if isinstance(task, Task) and (found != set(names) or not names):
+        given = ", ".join(sorted(found - set(names))) or "no metric"
+        raise UserError(
+            f"the task {name}: process_results() returns {given}, and aggregation() has "
+            f"{', '.join(task.aggregation()) or 'none'}; it must say how each metric of a sample becomes one number"
+        )
+    return sorted(names, key=lambda metric: metric != "acc")
 
 
 def result_of(name: str, metrics: Mapping[str, Any], samples: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
     """The result of a task. `metric` is the first of `names`, `metrics` has all of them.
 
-    The 95 % interval of a share of right answers is Wilson's (1927), which holds for few samples and for accuracies
-    near 0 and 1 too; that of another mean is the normal one of its standard error.
+    `is_mean` says whether that is the mean of the samples' values. The 95 % interval of a share of right answers
+    is Wilson's (1927), which holds for few samples and for accuracies near 0 and 1 too; that of another mean is the
+    normal one of its standard error.
     """
     found = {metric: number(metrics, metric) for metric in names}
     errors = {metric: number(metrics, f"{metric}_stderr") for metric in names}
     first = names[0]
-    values = [sample.get(first) for sample in samples]
+    values = [plain(sample.get(first)) for sample in samples]
     result = {
         "task": name,
         "metric": first,
@@ -53,10 +79,13 @@ def result_of(name: str, metrics: Mapping[str, Any], samples: list[dict[str, Any
         "interval_95": None,
         "n": len(samples),
     }
-    if all(value in (0, 1) for value in values):
+    result["is_mean"] = None not in (*values, found[first]) and math.isclose(
+        found[first], np.mean(values), abs_tol=1e-9
+    )
+    if all(value in (0, 1) for value in values) and result["is_mean"]:
         result["correct"] = int(sum(values))
         result["interval_95"] = wilson(result["correct"], len(samples))
-    elif result["stderr"] is not None:
+    elif result["stderr"] is not None and found[first] is not None:
         result["interval_95"] = [found[first] + sign * Z_95 * errors[first] for sign in (-1, 1)]
     return {**result, "metrics": {metric: {"value": found[metric], "stderr": errors[metric]} for metric in names}}
 
@@ -72,7 +101,8 @@ def combine(name: str, results: list[dict[str, Any]], groups: Mapping[str, list[
     """The result of several tasks together.
 
     `value` is the share of all questions that is answered rightly (the micro-average, as the MMLU paper's), `macro` the
-    mean over the tasks; `groups` has the same of each group, and `tasks` the tasks' own results.
+    mean over the tasks; `groups` has the same of each group, and `tasks` the tasks' own results. Tasks with different
+    metrics have neither, and metrics that are no means of their samples (F1, perplexity) no micro-average.
     """
     together = average(results)
     by_name = {result["task"]: result for result in results}
@@ -82,15 +112,18 @@ def combine(name: str, results: list[dict[str, Any]], groups: Mapping[str, list[
 
 def average(results: list[dict[str, Any]]) -> dict[str, Any]:
     n = sum(result["n"] for result in results)
-    known = all(result["value"] is not None for result in results)
+    known = len({result["metric"] for result in results}) == 1 and all(
+        result["value"] is not None for result in results
+    )
+    pooled = known and all(result["is_mean"] for result in results)
     found: dict[str, Any] = {
-        "value": sum(result["value"] * result["n"] for result in results) / n if known else None,
+        "value": sum(result["value"] * result["n"] for result in results) / n if pooled else None,
         "macro": sum(result["value"] for result in results) / len(results) if known else None,
         "stderr": None,
         "interval_95": None,
         "n": n,
     }
-    if all("correct" in result for result in results):
+    if pooled and all("correct" in result for result in results):
         found["correct"] = sum(result["correct"] for result in results)
         found["interval_95"] = wilson(found["correct"], n)
         found["stderr"] = math.sqrt(found["value"] * (1 - found["value"]) / (n - 1)) if n > 1 else None
@@ -104,8 +137,16 @@ def wilson(correct: int, n: int) -> list[float]:
 
 def number(metrics: Mapping[str, Any], name: str) -> float | None:
     """A metric by its name, whatever filter the library names after the comma; None where there is none."""
-    values = [value for key, value in metrics.items() if key.split(",")[0] == name]
-    return float(values[0]) if values and isinstance(values[0], int | float) and math.isfinite(values[0]) else None
+    values = [plain(value) for key, value in metrics.items() if key.rpartition(",")[0] == name]
+    return float(values[0]) if values and values[0] is not None and math.isfinite(values[0]) else None
+
+
+def plain(value: Any) -> int | float | bool | None:
+    """A number of Python's, numpy's or torch's as one of Python's; None for anything else."""
+    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
+        with contextlib.suppress(ValueError, RuntimeError):  # several numbers
+            value = value.item()
+    return value if isinstance(value, int | float) else None
 
 
 def sample_record(sample: dict[str, Any], debias: Callable[[list[float]], list[float]] | None) -> dict[str, Any]:
@@ -131,4 +172,5 @@ def sample_record(sample: dict[str, Any], debias: Callable[[list[float]], list[f
         record |= {"choice": max(likelihoods, key=likelihoods.get), "loglikelihoods": likelihoods}
     else:
         record["answers"] = numbers
-    return record | {metric: sample[metric] for metric in sample["metrics"] if isinstance(sample[metric], int | float)}
+    values = {metric: plain(sample[metric]) for metric in sample["metrics"]}
+    return record | {metric: value for metric, value in values.items() if value is not None}

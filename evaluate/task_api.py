@@ -1,16 +1,17 @@
-"""Task files in the reference's API, on the pinned lm-eval library.
+"""Task files in the API of lm-eval 0.2 and 0.3, on the pinned lm-eval library.
 
-The reference's tasks are written for lm-eval 0.2 / 0.3: `from lm_eval.base import rf, Task`, and `construct_requests`
-returns requests like `ll, _ = rf.loglikelihood(ctx, "A")`. The library has neither any more. `install` makes these two
-names importable; the Task below carries such a task through lm-eval 0.4's evaluator, unchanged.
+The reference's tasks are written for those versions: `from lm_eval.base import rf, Task`, and `construct_requests`
+returns requests like `ll, _ = rf.loglikelihood(ctx, "A")`. The library no longer has either. The Task below carries
+such a task, unchanged, through lm-eval 0.4's evaluator; old_modules.py makes the old names importable.
 """
 
 import functools
-import importlib.util
+import inspect
+import math
 import random
+import re
 import sys
-import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ import lm_eval.api.metrics
 import lm_eval.api.task
 import numpy as np
 from lm_eval.api.instance import Instance
+from task_data import load_samples
+from task_files import in_folder
 
-from teacherlm.errors import UserError
+from teacherlm.errors import UserError, reason
 
 REQUEST_TYPES = {
     "loglikelihood": "loglikelihood",
@@ -57,22 +60,62 @@ class RequestFactory:
         return Request("loglikelihood_rolling", (text,))
 
     def greedy_until(self, context: str, until: Any) -> Request:
-        until = until if isinstance(until, dict) else {"until": until}
-        return Request("greedy_until", (context, {"do_sample": False, **until}))
+        settings = dict(until) if isinstance(until, Mapping) else {"until": until}
+        if "max_length" in settings:  # its name in lm-eval 0.3
+            settings["max_gen_toks"] = settings.pop("max_length")
+        return Request("greedy_until", (context, {"do_sample": False, **settings}))
 
 
 class Task(lm_eval.api.task.Task):
-    """The base class of task files: lm-eval's own, with the old `construct_requests(doc, ctx)` and request parts."""
+    """The base class of task files: lm-eval's own, with what a task of lm-eval 0.3 relies on.
+
+    That is `construct_requests(doc, ctx)` with parts of requests, `fewshot_context` with a description, and samples
+    that are loaded by DATASET_PATH and DATASET_NAME.
+    """
 
     OUTPUT_TYPE = "loglikelihood"
+    TEST_SETS = Path("lm_eval/datasets")
+    """The folder that `lm_eval/datasets` in a DATASET_PATH means."""
     orders: Sequence[Callable[[dict], dict]] = (lambda doc: doc,)
     """What makes of a sample each of those that are asked; see permutations.py."""
 
+    def __init__(self, data_dir: str | None = None, cache_dir: str | None = None, download_mode: Any = None):
+        if self.DATASET_PATH:
+            self.DATASET_PATH = in_folder(str(self.DATASET_PATH), self.TEST_SETS)
+        super().__init__(data_dir, cache_dir, download_mode)
+
+    def download(self, data_dir: str | None = None, cache_dir: str | None = None, download_mode: Any = None) -> None:
+        options = {"data_dir": data_dir, "cache_dir": cache_dir, "download_mode": download_mode}
+        try:
+            self.dataset = load_samples(self.DATASET_PATH, self.DATASET_NAME, **options)
+        except Exception as error:  # of the data, of the hub, of the network, of a loading script
+            where = f"DATASET_PATH {self.DATASET_PATH!r}, DATASET_NAME {self.DATASET_NAME!r}"
+            raise UserError(
+                f"{file_of(type(self))}: its samples ({where}) cannot be loaded: {reason(error)}"
+            ) from error
+
     @functools.cached_property
     def eval_docs(self) -> Sequence[Any]:
-        """The samples, gone through more than once, which those of old tasks (a `map`, a generator) cannot be."""
-        docs = self.test_docs() if self.has_test_docs() else self.validation_docs()
-        return docs if hasattr(docs, "__getitem__") else list(docs)
+        """The samples, gone through more than once, which those of old tasks (a `map`, a generator) cannot be.
+
+        Raises:
+            UserError: there are none.
+        """
+        name = "test_docs" if self.has_test_docs() else "validation_docs"
+        if name == "validation_docs" and not self.has_validation_docs():
+            raise UserError(
+                f"{file_of(type(self))}: the class {type(self).__name__} has no samples to score: has_test_docs() or "
+                "has_validation_docs() must return True, and test_docs() or validation_docs() the samples"
+            )
+        docs = getattr(self, name)()
+        if isinstance(docs, Mapping) or not isinstance(docs, Iterable):
+            has = f" of {', '.join(map(str, docs))}" if docs else ""
+            what = f"{type(docs).__name__}{has}"
+            raise UserError(f"{file_of(type(self))}: {name}() returned a {what} where samples were expected")
+        docs = docs if isinstance(docs, Sized) and hasattr(docs, "__getitem__") else list(docs)
+        if not len(docs):
+            raise UserError(f"{file_of(type(self))}: {name}() returned no samples")
+        return docs
 
     def build_all_requests(
         self, *, limit: int | None = None, samples: Any = None, rank: int = 0, world_size: int = 1, **_: Any
@@ -80,14 +123,10 @@ class Task(lm_eval.api.task.Task):
         """Make the library's Instances from the requests of every sample of this rank."""
         self._instances = []
         self._parts: list[int | None] = []
-        shots = self.config.num_fewshot or 0
         for doc_id, doc in self.doc_iterator(rank=rank, limit=limit, samples=samples, world_size=world_size):
-            requests: list[Request] = []
-            for order in self.orders:
-                asked = order(doc)
-                context = self.fewshot_context(asked, shots, rnd=self.fewshot_rnd or random.Random(0))
-                constructed = self.construct_requests(asked, context)
-                requests += [constructed] if isinstance(constructed, Request) else constructed
+            requests = [request for order in self.orders for request in self.requests(order(doc))]
+            if not requests:
+                raise UserError(f"{file_of(type(self))}: construct_requests() returned no request for sample {doc_id}")
             for number, request in enumerate(requests):
                 instance = Instance(
                     request_type=REQUEST_TYPES[request.kind],
@@ -99,12 +138,66 @@ class Task(lm_eval.api.task.Task):
                 self._instances.append(instance)
                 self._parts.append(request.part)
 
+    def requests(self, doc: Any) -> list[Request]:
+        """What the model is asked about a sample."""
+        constructed = self.construct_requests(doc, self.context(doc))
+        return [constructed] if isinstance(constructed, Request) else list(constructed or ())
+
+    def context(self, doc: Any) -> str:
+        """What `fewshot_context` makes of a sample, given what lm-eval 0.3 gave it: all by keyword."""
+        given = {"num_fewshot": self.config.num_fewshot or 0, "rnd": self.fewshot_rnd, "description": ""}
+        taken = inspect.signature(self.fewshot_context).parameters.values()
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
+            given = {parameter.name: given[parameter.name] for parameter in taken if parameter.name in given}
+        return self.fewshot_context(doc=doc, **given)
+
+    def fewshot_context(
+        self,
+        doc: Any,
+        num_fewshot: int,
+        provide_description: bool | None = None,
+        rnd: random.Random | None = None,
+        description: str | None = None,
+    ) -> str:
+        """The description and a blank line, then the examples, then the question."""
+        context = super().fewshot_context(doc, num_fewshot, rnd=rnd)
+        return f"{description}\n\n{context}" if description else context
+
     def apply_filters(self) -> None:
         """Take the model's first answer to each request, and of it the part that the task asked for."""
         super().apply_filters()
         for instance, part in zip(self._instances, self._parts):
             if part is not None:
                 instance.filtered_resps = {key: answer[part] for key, answer in instance.filtered_resps.items()}
+
+
+class HFTask(Task):
+    """A task whose splits are those of its data set, each sample passed through `_convert_standard`; of lm-eval 0.2."""
+
+    def download(self, data_dir: str | None = None, cache_dir: str | None = None, download_mode: Any = None) -> None:
+        super().download(data_dir, cache_dir, download_mode)
+        self.data = self.dataset
+
+    def has_training_docs(self) -> bool:
+        return "train" in self.data
+
+    def has_validation_docs(self) -> bool:
+        return "validation" in self.data
+
+    def has_test_docs(self) -> bool:
+        return "test" in self.data
+
+    def _convert_standard(self, doc: Any) -> Any:
+        return doc
+
+    def training_docs(self) -> list[Any]:
+        return [self._convert_standard(doc) for doc in self.data["train"]]
+
+    def validation_docs(self) -> Iterator[Any]:
+        return map(self._convert_standard, self.data["validation"])
+
+    def test_docs(self) -> Iterator[Any]:
+        return map(self._convert_standard, self.data["test"])
 
 
 class MultipleChoiceTask(Task):
@@ -129,66 +222,72 @@ class MultipleChoiceTask(Task):
 
 
 class PerplexityTask(Task):
-    """Texts, each scored as a whole; `doc_to_target` gives them."""
+    """Texts, each scored as a whole. `count_words` and `count_bytes` say by what a text's log-likelihood is divided."""
 
     def has_training_docs(self) -> bool:
         return False
 
+    def fewshot_context(self, doc: Any, num_fewshot: int, **_: Any) -> str:
+        if num_fewshot:
+            raise UserError(
+                f"--num_fewshot {num_fewshot}: {self.config.task} scores whole texts, which have no examples"
+            )
+        return ""
+
+    def doc_to_decontamination_query(self, doc: Any) -> Any:
+        return doc
+
     def doc_to_text(self, doc: Any) -> str:
         return ""
+
+    def doc_to_target(self, doc: Any) -> Any:
+        return doc
 
     def construct_requests(self, doc: Any, ctx: str) -> Request:
         return rf.loglikelihood_rolling(self.doc_to_target(doc))
 
     def process_results(self, doc: Any, results: Sequence[float]) -> dict[str, tuple[float, int]]:
-        text = self.doc_to_target(doc)
-        of_words, of_bytes = (results[0], len(text.split())), (results[0], len(text.encode()))
+        (likelihood,) = results
+        of_words, of_bytes = (likelihood, self.count("words", doc)), (likelihood, self.count("bytes", doc))
         return {"word_perplexity": of_words, "byte_perplexity": of_bytes, "bits_per_byte": of_bytes}
 
     def aggregation(self) -> dict[str, Callable]:
-        perplexity = lm_eval.api.metrics.weighted_perplexity
         bits = lm_eval.api.metrics.bits_per_byte
-        return {"word_perplexity": perplexity, "byte_perplexity": perplexity, "bits_per_byte": bits}
+        return {"word_perplexity": weighted_perplexity, "byte_perplexity": weighted_perplexity, "bits_per_byte": bits}
 
     def higher_is_better(self) -> dict[str, bool]:
         return dict.fromkeys(self.aggregation(), False)
+
+    def count(self, what: str, doc: Any) -> int:
+        """Words or bytes of a sample; as in lm-eval 0.3, `count_words` and `count_bytes` get the sample itself.
+
+        Where a sample is no text and the task has no method of its own to count, the scored text is counted.
+        """
+        counter = getattr(self, f"count_{what}")
+        default = getattr(PerplexityTask, f"count_{what}").__func__
+        is_own = getattr(counter, "__func__", None) is not default
+        return counter(doc if is_own or isinstance(doc, str) else self.doc_to_target(doc))
+
+    @classmethod
+    def count_bytes(cls, doc: str) -> int:
+        return len(doc.encode("utf-8"))
+
+    @classmethod
+    def count_words(cls, doc: str) -> int:
+        return len(re.split(r"\s+", doc))
+
+
+def weighted_perplexity(items: Sequence[tuple[float, int]]) -> float:
+    """The library's; infinite where a float cannot hold it, as of a text that is one very long word."""
+    try:
+        return lm_eval.api.metrics.weighted_perplexity(items)
+    except OverflowError:
+        return math.inf
 
 
 rf = RequestFactory()
 
 
-def install() -> None:
-    """Make `lm_eval.base` (rf, Task and its two kinds) and `lm_eval.metrics` importable for task files."""
-    base = types.ModuleType("lm_eval.base", "The old API's names; see evaluate/task_api.py.")
-    base.Task, base.MultipleChoiceTask, base.PerplexityTask, base.rf = Task, MultipleChoiceTask, PerplexityTask, rf
-    sys.modules["lm_eval.base"] = base
-    sys.modules["lm_eval.metrics"] = lm_eval.api.metrics
-
-
-def load_task_file(path: Path) -> list[type[Task]]:
-    """The task classes that a file defines.
-
-    Raises:
-        UserError: the file cannot be imported, defines no task, or a task lacks required methods (they are named).
-    """
-    install()
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # task files may build on one another
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UserError(f"{path}, line {error.lineno}: {error.msg}") from error
-    except Exception as error:
-        raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
-    classes = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Task)]
-    classes = [c for c in classes if c.__module__ == path.stem]
-    if not classes:
-        raise UserError(f"{path}: no class that is derived from lm_eval.base.Task")
-    for found in classes:
-        if found.__abstractmethods__:
-            missing = ", ".join(sorted(found.__abstractmethods__))
-            raise UserError(f"{path}: the class {found.__name__} lacks {missing}")
-    return classes
+def file_of(kind: type) -> str:
+    """The file that defines a task."""
+    return getattr(sys.modules.get(kind.__module__), "__file__", None) or kind.__module__

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import find_tasks
 import pytest
+import task_files
 from conftest import ROOT, contents, only_error, read_lines
 from datasets import Dataset
 from test_evaluate import reference_likelihoods, words
@@ -95,7 +95,7 @@ def test_a_request_has_two_parts_the_sum_and_whether_it_is_greedy(
     )
     (tmp_path / "weather.py").write_text(source)
     Dataset.from_dict({"question": ["The rain is f"], "answer": ["or today"]}).save_to_disk(str(tmp_path / "weather"))
-    monkeypatch.setattr(find_tasks, "TASKS", tmp_path)
+    monkeypatch.setattr(task_files, "TASKS", tmp_path)
     assert inside("evaluate", *words(tiny_llama, "weather", tmp_path, tmp_path / "results")).returncode == 0
     assert read_lines(tmp_path / "results" / "tiny" / "weather_samples.jsonl")[0]["acc"] == 1
 
@@ -118,7 +118,7 @@ def test_a_broken_task_file_is_named(
 ) -> None:
     change, expected = BROKEN[kind]
     (tmp_path / "weather.py").write_text(change(OLD_TASK))
-    monkeypatch.setattr(find_tasks, "TASKS", tmp_path)
+    monkeypatch.setattr(task_files, "TASKS", tmp_path)
     error = only_error(inside("evaluate", *words(tiny_llama, "weather", tmp_path, tmp_path / "results")))
     assert str(tmp_path / expected) in error
 
@@ -128,7 +128,7 @@ def test_a_task_without_an_accuracy_is_scored_by_what_it_has(
 ) -> None:
     (tmp_path / "weather.py").write_text(OLD_TASK.replace('"acc"', '"hits"'))
     Dataset.from_dict({"question": ["The rain is f"], "answer": ["or today"]}).save_to_disk(str(tmp_path / "weather"))
-    monkeypatch.setattr(find_tasks, "TASKS", tmp_path)
+    monkeypatch.setattr(task_files, "TASKS", tmp_path)
     result = inside("evaluate", *words(tiny_llama, "weather", tmp_path, tmp_path / "results"))
     assert result.returncode == 0, result.stderr
     written = json.loads((tmp_path / "results" / "tiny" / "weather.json").read_text())

@@ -12,6 +12,7 @@ from lm_eval.base import Task, rf
 from lm_eval.metrics import mean
 
 from teacherlm.prompts import LETTERS, test_context
+from teacherlm.test_sets import load_test_set
 
 
 class CREAK(Task):
@@ -23,7 +24,8 @@ class CREAK(Task):
     SEED = 0
 
     def download(self, data_dir=None, cache_dir=None, download_mode=None):
-        self.dataset = self.part_of(datasets.load_from_disk(self.DATASET_PATH))
+        benchmark = Path(self.DATASET_PATH).name
+        self.dataset = self.part_of(load_test_set(Path(self.DATASET_PATH), benchmark, self.CHOICES))
         examples = Path(self.DATASET_PATH) / "fewshot"
         self.examples = self.part_of(datasets.load_from_disk(str(examples))) if examples.is_dir() else None
 

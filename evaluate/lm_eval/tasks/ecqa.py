@@ -1,6 +1,6 @@
 """ECQA: commonsense questions with five choices (Aggarwal et al. 2021)."""
 
-from creak import CREAK
+from .creak import CREAK
 
 
 class ECQA(CREAK):

@@ -1,6 +1,6 @@
 """StrategyQA: yes or no, given the facts (Geva et al. 2021, arXiv 2101.02235)."""
 
-from creak import CREAK
+from .creak import CREAK
 
 
 class StrategyQA(CREAK):
