@@ -11,6 +11,7 @@ A name is looked for in this order; the first place that has it wins:
 
 import difflib
 import fnmatch
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -134,9 +135,7 @@ def matches(pattern: str, folder: Path, include: Path | None) -> list[str]:
     names = {*found.values(), *filter(accepts, benchmark_tasks(pattern, folder))}
     if names:
         return sorted(names)
-    from lm_eval.tasks import TaskManager
-
-    names = {*filter(accepts, TaskManager().all_subtasks)}
+    names = {*filter(accepts, library().all_subtasks)}
     if not names:
         raise UserError(f"no task matches {pattern!r}; there are: {', '.join(own_names(include))}")
     return sorted(names)
@@ -203,13 +202,11 @@ def categories(name: str, tasks: Mapping[str, Any]) -> dict[str, list[str]]:
 
 def library_tasks(name: str, num_fewshot: int | None, seed: int, include: Path | None) -> dict[str, Any]:
     """lm-eval's own tasks of a name, whose data comes from the hub."""
-    from lm_eval.tasks import TaskManager
-
     if name == task_files.NEW_TASK:
         raise UserError(
             f"{name}.py is there to be copied: cp lm_eval/tasks/{name}.py lm_eval/tasks/NAME.py, edit, --tasks NAME"
         )
-    manager = TaskManager()
+    manager = library()
     if name not in manager.all_tasks:
         own = own_names(include)
         near = difflib.get_close_matches(name, [*own, *manager.all_tasks], cutoff=0.6) or own
@@ -224,6 +221,14 @@ def library_tasks(name: str, num_fewshot: int | None, seed: int, include: Path |
         if num_fewshot is not None:
             task.set_config("num_fewshot", num_fewshot)
     return tasks
+
+
+@functools.cache
+def library() -> Any:
+    """What knows lm-eval's own tasks; it reads some ten thousand YAML files, which takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 def check_fewshot(task: Task, name: str, count: int) -> None:

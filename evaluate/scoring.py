@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from task_classes import task_errors
 from teacherlm.errors import UserError
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about settings that are not used here
+os.environ["DISABLE_MULTIPROC"] = "1"  # a bootstrap of 1,000 is one piece of work: a fork with the model gains nothing
 
 Z_95 = norm.ppf(0.975)
 BOOTSTRAPS = 1000

@@ -16,6 +16,8 @@ import datasets
 from teacherlm.errors import UserError
 from teacherlm.files import require_hub_cache
 
+HOW_TO = "put the samples there (by save_to_disk, or as JSON lines: test.jsonl, validation.jsonl, train.jsonl)"
+
 
 def load_samples(path: str | None, name: str | None, **options: Any) -> Any:
     """The samples of a DATASET_PATH and a DATASET_NAME, as `datasets.load_dataset` gives them.
@@ -34,14 +36,13 @@ def load_samples(path: str | None, name: str | None, **options: Any) -> Any:
             return run_script(place, name, options.get("data_dir"), options.get("cache_dir"))
         if not place.parent.is_dir():
             raise UserError(
-                f"the loading script {place} of lm-eval 0.3 is missing; put it there, or its samples into the folder "
-                f"{place.parent} (save_to_disk, or JSON lines: test.jsonl, validation.jsonl, train.jsonl)"
+                f"neither the loading script {place} nor the folder of its samples, {place.parent}, is there; {HOW_TO}"
             )
         place = place.parent
     if place.is_dir():
         return load_folder(place, name, **options)
     if place.is_absolute() or path.startswith((".", "~")):
-        raise UserError(f"no such folder: {path}")
+        raise UserError(f"no such folder: {path}; {HOW_TO}")
     require_hub_cache()
     return datasets.load_dataset(path, name, **options)
 

@@ -245,4 +245,4 @@ class ImportsOfTaskFiles(ast.NodeTransformer):
         return statements
 
 
-sys.meta_path.append(TaskFinder())
+sys.meta_path.insert(0, TaskFinder())  # before the finder of folders, which would load these files as they are

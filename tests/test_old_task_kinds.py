@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import scoring
 import torch
 from datasets import Dataset, DatasetDict
 from test_evaluate import reference_likelihoods
@@ -94,7 +95,10 @@ def test_a_loading_script_of_the_user_s_own_is_run(tiny_llama: Path, tmp_path: P
     assert [sample["prompt"] for sample in samples] == ["Bees hum."]
 
 
-def test_yes_and_no_after_examples_from_json_lines(tiny_llama: Path, tmp_path: Path, inside: Callable) -> None:
+def test_yes_and_no_after_examples_from_json_lines(
+    tiny_llama: Path, tmp_path: Path, inside: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "BOOTSTRAPS", 10)
     claims = [
         ("Bees hum", True),
         ("Stones sing", False),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import scoring
 import torch
 from conftest import ROOT, only_error, read_lines
 from test_evaluate import reference_likelihoods
@@ -23,7 +24,10 @@ def score(inside: Callable, model: Path, task: str, output: Path, *more: object)
     return json.loads((folder / f"{task}.json").read_text()), read_lines(folder / f"{task}_samples.jsonl")
 
 
-def test_choices_of_one_token(tiny_model: Path, tmp_path: Path, inside: Callable) -> None:
+def test_choices_of_one_token(
+    tiny_model: Path, tmp_path: Path, inside: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "BOOTSTRAPS", 10)
     result, samples = score(inside, tiny_model, "weather", tmp_path)
     labels = [1, 0, 1, 0]
     theirs = reference_likelihoods(tiny_model, [sample["prompt"] for sample in samples], [" yes", " no"])
