@@ -115,17 +115,13 @@ def expand(names: list[str], folder: Path, include: Path | None) -> list[str]:
     """
     found: dict[str, None] = {}
     for name in names:
-        found |= dict.fromkeys(matches(name, folder, include) if is_pattern(name) else [name])
+        found |= dict.fromkeys(matches(name, folder, include) if task_files.is_pattern(name) else [name])
     return list(found)
-
-
-def is_pattern(name: str) -> bool:
-    return any(mark in name for mark in "*?[")
 
 
 def matches(pattern: str, folder: Path, include: Path | None) -> list[str]:
     def accepts(name: str) -> bool:
-        return fnmatch.fnmatchcase(name, pattern)
+        return name == pattern or fnmatch.fnmatchcase(name, pattern)
 
     found: dict[Kind | str, str] = {}
     for place in task_files.task_folders(include):

@@ -17,6 +17,7 @@ from typing import Any
 
 from result_names import file_name, identity, take_name
 from shares import remove_progress, score_share, share_lock
+from task_files import is_pattern
 from task_inputs import DATASETS, describe_task
 
 from teacherlm import manifests, tables
@@ -24,7 +25,6 @@ from teacherlm.errors import LIST_MISSING, Parser, UserError, reason, run, share
 from teacherlm.files import require_file_place, require_writable, whole_file
 from teacherlm.lock import one_writer
 from teacherlm.models import describe_model, find_model, local_folder
-from teacherlm.prompts import prompts_digest
 from teacherlm.records import write_records
 
 FAMILIES = ("hf", "hf-causal", "hf-causal-experimental", "bloom", "opt")
@@ -95,7 +95,7 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     args.pretrained, dtype = model_args(args.model_args)
     args.dtype = dtype or args.dtype
-    args.tasks = [name for name in args.tasks.split(",") if name]
+    args.tasks = [name.strip() for name in args.tasks.split(",") if name.strip()]
     if not args.tasks:
         raise UserError("--tasks: at least one name was expected")
     if args.batch_size == "auto":
@@ -128,7 +128,7 @@ def main() -> None:
     folder = local_folder(base)
     name = label(folder) if STEP.fullmatch(folder.name) else base.name
     models = itertools.chain([(name, folder)], checkpoints(args))
-    if any(mark in name for name in args.tasks for mark in "*?["):
+    if any(map(is_pattern, args.tasks)):
         from find_tasks import expand
 
         args.tasks = expand(args.tasks, args.datasets or DATASETS, args.include_path)

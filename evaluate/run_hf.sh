@@ -8,7 +8,7 @@ usage: bash $(basename -- "$0") MODEL TASK[,TASK ...] [FLAG ...]
 
   MODEL     a name in models/, a folder (a checkpoint-N too), or a hub id
   TASK      creak, ecqa, strategy_qa, mmlu, mmlu_stem, mmlu_anatomy, another file in lm_eval/tasks/ or benchmarks/,
-            or one of lm-eval's own
+            a class in such a file, 'mmlu_*' for all that match, or one of lm-eval's own
   FLAG ...  go to main.py: --batch_size, --output_path, --checkpoints, ... (main.py --help)
 
   NUM_GPUS  processes that share the questions, a GPU each (default: all that are seen); without a GPU they share the CPU

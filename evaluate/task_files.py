@@ -49,6 +49,11 @@ def task_folders(include: Path | None) -> list[Path]:
     return [*([include] if include else []), TASKS]
 
 
+def is_pattern(name: str) -> bool:
+    """Whether a task's name has wildcards, as file names have in a shell."""
+    return any(mark in name for mark in "*?[")
+
+
 def in_folder(path: str, folder: Path) -> str:
     """A DATASET_PATH with `lm_eval/datasets` replaced by the folder of the test sets; a slash at its end stays."""
     plain = path.removeprefix("./")

@@ -15,7 +15,7 @@ DATASETS = task_files.HERE / "lm_eval" / "datasets"
 
 
 def describe_task(name: str, folder: Path, include: Path | None, known: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Digests of what a task is known to read: Python files, what DATASET_PATH names, the benchmark's YAML, the prompts.
+    """Digests of what a task is known to read: Python files, what DATASET_PATH names, the YAML, the prompts.
 
     Args:
         folder: of the test sets.
