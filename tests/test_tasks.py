@@ -73,7 +73,7 @@ def test_a_task_in_the_reference_s_api_runs_unchanged_and_is_tokenized_apart(tin
     test_set = Dataset.from_dict({"question": questions, "answer": answers})
     test_set.save_to_disk(str(evaluate / "lm_eval" / "datasets" / "weather"))
 
-    command = ["bash", "run_hf.sh", str(tiny_llama), "weather"]
+    command = ["bash", "run_hf.sh", str(tiny_llama), "weather", "--tokenization", "apart"]
     environment = {**os.environ, "PYTHON": sys.executable}
     result = subprocess.run(command, cwd=evaluate, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
