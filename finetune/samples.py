@@ -84,7 +84,7 @@ def tokenize(
     if all(count > max_length for count in tokens["tokens"]):
         raise UserError(
             f"all {len(tokens)} samples have more than {max_length} tokens, the shortest {min(tokens['tokens'])}: "
-            "raise --max_source_length"
+            "raise --max_source_length, or take a student that takes more"
         )
     return tokens, [len(part) for part in parts]
 

@@ -29,7 +29,7 @@ def attend(
 
     Args:
         query: [B, heads, Q, D].
-        key, value: [B, groups, T, D].
+        key, value: [B, groups, T, D]; values may be of another size than keys.
         attention_mask: [B, 1, Q, T], true where to attend; None: everywhere.
 
     Returns:
@@ -50,7 +50,7 @@ def attend(
         if attention_mask is not None:
             scores = scores.masked_fill(~attention_mask, -torch.inf)
         mixed = scores.softmax(-1).to(value.dtype) @ value
-    return mixed.reshape(rows, 1, heads, size), None
+    return mixed.reshape(rows, 1, heads, value.shape[-1]), None
 
 
 def use_decode_attention(model: PreTrainedModel) -> None:

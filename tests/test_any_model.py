@@ -1,0 +1,327 @@
+"""Models that the code was not written for are computed exactly, by the library's plain forward pass, or refused."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from any_models import SIZES, byte_tokenizer, llama_config, reference, save, sentencepiece_tokenizer
+from conftest import only_error, read_lines
+from datasets import Dataset
+from engines import Prompt, Sampling
+from engines.transformers_engine import TransformersEngine
+from language_model import LanguageModel
+from lm_eval.api.instance import Instance
+from samples import tokenize
+from tasks import parse_task
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from teacherlm import tokens
+from teacherlm.loading import load_model, load_tokenizer
+
+Inside = Callable[..., object]
+CONTEXT = "Q: Bees are insects. (A) True (B) False A: The answer is ("
+STAGES = ("enhance", "finetune", "evaluate")
+
+
+def ask(*pairs: tuple[str, str]) -> list[Instance]:
+    return [
+        Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=0, metadata=("", 0, 1)) for pair in pairs
+    ]
+
+
+def words(stage: str, model: Path, prepared: Path, folder: Path) -> list[object]:
+    """The flags of a short run of a stage."""
+    flags = {
+        "enhance": {"--name": model, "--input": prepared / "SAMPLE.jsonl", "--output": folder / "out.jsonl"}
+        | {"--task_type": "cot_text", "--num_tokens": 4},
+        "finetune": {"--model_name_or_path": model, "--dataset_name": prepared / "SAMPLE", "--task_type": "text"}
+        | {"--output_dir": folder / "run", "--num_train_epochs": 1, "--per_device_train_batch_size": 8},
+        "evaluate": {"--model_args": f"pretrained={model}", "--tasks": "sample", "--datasets": prepared / "tests"}
+        | {"--output_path": folder / "results"},
+    }[stage]
+    return [word for pair in flags.items() for word in pair]
+
+
+def refused_model(kind: str, folder: Path) -> Path:
+    """A model that no stage may take."""
+    bert = {name: value for name, value in SIZES.items() if name not in ("num_key_value_heads", "bos_token_id")}
+    tiny = {"vocab_size": 600, "d_model": 32}
+    if kind == "without its head":
+        return save(folder, LlamaForCausalLM(llama_config()), without=("lm_head.weight",))
+    if kind == "without half of a layer":
+        return save(folder, LlamaForCausalLM(llama_config()), without=("model.layers.1.mlp.up_proj.weight",))
+    if kind == "of another shape":
+        save(folder, LlamaForCausalLM(llama_config(intermediate_size=48)))
+        llama_config().save_pretrained(folder)
+        return folder
+    if kind == "with a layer too many":
+        save(folder, LlamaForCausalLM(llama_config(num_hidden_layers=3)))
+        llama_config().save_pretrained(folder)
+        return folder
+    if kind == "BERT":
+        return save(folder, transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=600, **bert)))
+    if kind == "RoBERTa":
+        return save(folder, transformers.RobertaForCausalLM(transformers.RobertaConfig(vocab_size=600, **bert)))
+    if kind == "BART":
+        config = transformers.BartConfig(**tiny, encoder_layers=1, decoder_layers=1, max_position_embeddings=512)
+        return save(folder, transformers.BartForConditionalGeneration(config))
+    config = transformers.T5Config(**tiny, d_ff=64, num_layers=1, num_heads=4, d_kv=8)
+    return save(folder, transformers.T5ForConditionalGeneration(config))
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("without its head", "lm_head.weight"),
+        ("without half of a layer", "model.layers.1.mlp.up_proj.weight"),
+        ("of another shape", "[32, 48]"),
+        ("with a layer too many", "model.layers.2."),
+        ("BERT", "BertForMaskedLM (bert)"),
+        ("RoBERTa", "RobertaForCausalLM (roberta), an encoder"),
+        ("BART", "BartForConditionalGeneration (bart), an encoder-decoder"),
+        ("T5", "T5ForConditionalGeneration (t5), an encoder-decoder"),
+    ],
+)
+def test_a_model_that_is_not_whole_or_no_decoder_is_refused_by_every_stage(
+    kind: str, says: str, prepared: Path, inside: Inside, tmp_path: Path
+) -> None:
+    model = refused_model(kind, tmp_path / "model")
+    for stage in STAGES:
+        message = only_error(inside(stage, *words(stage, model, prepared, tmp_path)))
+        assert says in message, stage
+        assert "is the copy whole" not in message
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, prepared: Path, inside: Inside) -> None:
+    model = LlamaForCausalLM(llama_config())
+    save(tmp_path / "model", model)
+    model.model.norm.weight.data[3] = float("nan")
+    model.save_pretrained(tmp_path / "model")
+    for stage in STAGES:
+        message = only_error(inside(stage, *words(stage, tmp_path / "model", prepared, tmp_path)))
+        assert "model.norm.weight" in message
+
+
+def test_a_checkpoint_is_scored_with_its_own_configuration(tmp_path: Path, prepared: Path, inside: Inside) -> None:
+    first = save(tmp_path / "first", LlamaForCausalLM(llama_config()))
+    run = tmp_path / "run"
+    for step, theta in ((2, 10000.0), (4, 50.0)):
+        config = llama_config(rope_parameters={"rope_type": "default", "rope_theta": theta})
+        save(run / f"checkpoint-{step}", LlamaForCausalLM(config))
+    flags = words("evaluate", first, prepared, tmp_path)
+    assert inside("evaluate", *flags, "--checkpoints", run, "--limit", 6).returncode == 0
+    for step in (2, 4):
+        tokenizer = load_tokenizer(first)
+        for sample in read_lines(tmp_path / "results" / "run" / f"checkpoint-{step}" / "sample_samples.jsonl"):
+            expected = reference(run / f"checkpoint-{step}", tokenizer(sample["prompt"])["input_ids"])[-1]
+            for letter, found in sample["loglikelihoods"].items():
+                assert found == pytest.approx(float(expected[tokenizer(letter)["input_ids"][0]]), abs=1e-4)
+
+
+@pytest.mark.parametrize("around", ["$A", "<s> $A", "<s> $A </s>", "$A </s>"])
+def test_all_stages_agree_on_the_special_tokens(around: str, tmp_path: Path) -> None:
+    folder = save(tmp_path, LlamaForCausalLM(llama_config()), byte_tokenizer(around))
+    tokenizer = load_tokenizer(folder)
+    bare = tokenizer(CONTEXT, add_special_tokens=False)["input_ids"]
+    begins, ends = [1] * ("<s>" in around), [2] * ("</s>" in around)
+    assert tokens.encode_prompt(tokenizer, CONTEXT) == begins + bare
+    model = LanguageModel(folder, "cpu", "float32", "apart")
+    assert model._encode_pair(CONTEXT, "A")[0] == begins + bare
+    assert model.tok_batch_encode([CONTEXT])[0][0].tolist() == begins + bare
+    rows, _ = tokenize(Dataset.from_dict({"text": [CONTEXT]}), tokenizer, parse_task("text"), 512, False, 0)
+    assert rows[0]["input_ids"] == begins + bare + ends
+    (row,) = [TransformersEngine(folder, "float32", Sampling(3, 0, 1.0)).row_of(Prompt("cot_text", 0, 0, CONTEXT, 0))]
+    assert row.tokens == begins + bare
+
+
+def test_a_cut_sample_keeps_the_token_that_begins_a_text(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer("<s> $A")
+    dataset = Dataset.from_dict({"text": [f"{CONTEXT}A). Because bees have six legs.", "x y z"]})
+    whole, _ = tokenize(dataset, tokenizer, parse_task("text"), 512, False, 0)
+    cut, _ = tokenize(dataset, tokenizer, parse_task("text"), 10, False, 0)
+    assert cut[0]["input_ids"] == [1, *whole[0]["input_ids"][-9:]]
+    assert cut[1]["input_ids"] == whole[1]["input_ids"][:1] + whole[1]["input_ids"][1:][-9:]
+
+
+def test_the_first_blank_of_a_completion_survives(tmp_path: Path) -> None:
+    tokenizer = sentencepiece_tokenizer()
+    prompt = tokens.encode_prompt(tokenizer, "Let's think step by step.")
+    whole = tokens.encode_prompt(tokenizer, "Let's think step by step. Because it is so.")
+    assert whole[: len(prompt)] == prompt
+    assert tokenizer.decode(whole[len(prompt) :], skip_special_tokens=True)[0] != " "  # what was written before
+    assert tokens.decode_completion(tokenizer, prompt, whole[len(prompt) :]) == " Because it is so."
+    folder = save(tmp_path, LlamaForCausalLM(llama_config(vocab_size=400)), tokenizer)
+    assert LanguageModel(folder, "cpu", "float32").tok_decode(whole[len(prompt) :]) == " Because it is so."
+
+
+def test_choices_are_tokenized_as_the_student_was_trained(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    tokenizer = sentencepiece_tokenizer()
+    folder = save(tmp_path, LlamaForCausalLM(llama_config(vocab_size=400)), tokenizer)
+    model = LanguageModel(folder, "cpu", "float32")
+    found = [value for value, _ in model.loglikelihood(ask((CONTEXT, "A"), (CONTEXT, "B")))]
+    for letter, value in zip("AB", found):
+        whole = tokenizer(CONTEXT + letter)["input_ids"]
+        assert value == pytest.approx(float(reference(folder, whole[:-1])[-1, whole[-1]]), abs=1e-4)
+    assert model.described()["tokenization"] == "context and choice together"
+    assert "as the texts that a student is trained on" in capsys.readouterr().out
+    apart = LanguageModel(folder, "cpu", "float32", "apart")
+    assert [value for value, _ in apart.loglikelihood(ask((CONTEXT, "A"), (CONTEXT, "B")))] != pytest.approx(found)
+
+
+def test_a_choice_that_melts_into_the_context_is_scored_with_the_token_that_spans_both(tmp_path: Path) -> None:
+    folder = save(tmp_path, LlamaForCausalLM(llama_config()))
+    tokenizer = load_tokenizer(folder)
+    model = LanguageModel(folder, "cpu", "float32", "joint")
+    before, after = model._encode_pair("The an", "imal")
+    assert before + after == tokenizer("The animal")["input_ids"]
+    assert after
+    (found,) = model.loglikelihood(ask(("The an", "imal")))
+    logs = reference(folder, [*before, *after[:-1]])
+    expected = sum(float(logs[len(before) - 1 + place, token]) for place, token in enumerate(after))
+    assert found[0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_texts_longer_than_the_positions_are_cut(tmp_path: Path, prepared: Path, inside: Inside) -> None:
+    config = transformers.GPT2Config(vocab_size=600, n_positions=90, n_embd=32, n_layer=2, n_head=4)
+    model = save(tmp_path / "gpt2", transformers.GPT2LMHeadModel(config))
+    result = inside("finetune", *words("finetune", model, prepared, tmp_path), "--max_source_length", 2048)
+    assert result.returncode == 0, result.stderr
+    assert "90 tokens" in result.stdout
+    assert all(row["tokens"] > 90 for row in read_lines(tmp_path / "run" / "cut.jsonl"))
+    result = inside("evaluate", *words("evaluate", model, prepared, tmp_path), "--limit", 4)
+    assert result.returncode == 0, result.stderr
+    tokenizer = load_tokenizer(model)
+    prompts = [row["prompt"] for row in read_lines(tmp_path / "results" / "gpt2" / "sample_samples.jsonl")]
+    truncated = 2 * sum(len(tokenizer(prompt)["input_ids"]) > 90 for prompt in prompts)
+    assert json.loads((tmp_path / "results" / "gpt2" / "sample.json").read_text())["truncated"] == truncated
+    result = inside("enhance", *words("enhance", model, prepared, tmp_path))
+    assert (result.returncode, "the teacher's window is 90" in result.stderr) == (2, True)
+
+
+def test_a_tokenizer_that_is_larger_than_the_embedding_is_refused(
+    tmp_path: Path, prepared: Path, inside: Inside
+) -> None:
+    model = save(tmp_path / "model", LlamaForCausalLM(llama_config(vocab_size=300)), byte_tokenizer())
+    for stage in STAGES:
+        result = inside(stage, *words(stage, model, prepared, tmp_path))
+        assert (result.returncode, "300 rows" in result.stderr.splitlines()[-1]) == (2, True), stage
+
+
+def test_a_kept_prefix_is_computed_again_after_generation(tmp_path: Path) -> None:
+    folder = save(tmp_path, LlamaForCausalLM(llama_config()))
+    shots = "Q: Bees are insects. (A) True (B) False A: The answer is (A). "
+    pairs = [(f"{shots}Q: {word}. A: (", letter) for word in ("Ants", "Iron", "Salt") for letter in ("A", "B")]
+    model = LanguageModel(folder, "cpu", "float32")
+    expected = model.loglikelihood(ask(*pairs))
+    model.generate_until([Instance("generate_until", {}, (shots, {"until": ["."], "max_gen_toks": 3}), 0)])
+    assert model.loglikelihood(ask(*pairs)) == expected
+
+
+def generated(folder: Path, prompts: list[str], count: int = 12) -> tuple[str, list[list[int]]]:
+    """How an engine computes, and the new tokens' texts, rows of other lengths beside one another."""
+    engine = TransformersEngine(folder, "float32", Sampling(count, 0, 1.0), batch_size=2)
+    asked = (Prompt("cot_text", index, 0, prompt, 0) for index, prompt in enumerate(prompts))
+    made = {completion.prompt.index: completion.text for completion in engine.complete(asked)}
+    return engine.verdict.path, [made[index] for index in range(len(prompts))]
+
+
+def likeliest(folder: Path, prompt: str, count: int = 12) -> str:
+    """The same by plain forward passes over the whole text, a token at a time."""
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    tokenizer = load_tokenizer(folder)
+    before = tokens.encode_prompt(tokenizer, prompt)
+    after: list[int] = []
+    while len(after) < count and after[-1:] != [model.config.get_text_config().eos_token_id]:
+        with torch.no_grad():
+            after.append(int(model(input_ids=torch.tensor([before + after])).logits[0, -1].argmax()))
+    if after[-1] == model.config.get_text_config().eos_token_id:
+        after.pop()
+    return tokens.decode_completion(tokenizer, before, after)
+
+
+def gpt_neo() -> transformers.PreTrainedModel:
+    config = transformers.GPTNeoConfig(
+        vocab_size=600, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]],
+        window_size=8, max_position_embeddings=512, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return transformers.GPTNeoForCausalLM(config)
+
+
+def deepseek_v3() -> transformers.PreTrainedModel:
+    config = transformers.DeepseekV3Config(
+        vocab_size=600, **SIZES | {"num_key_value_heads": 4}, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8,
+        qk_nope_head_dim=8, v_head_dim=4, n_routed_experts=4, n_group=2, topk_group=1, num_experts_per_tok=2,
+        moe_intermediate_size=32, first_k_dense_replace=1,
+    )  # fmt: skip
+    return transformers.DeepseekV3ForCausalLM(config)
+
+
+def jamba() -> transformers.PreTrainedModel:
+    config = transformers.JambaConfig(
+        vocab_size=600, **SIZES, use_mamba_kernels=False, attn_layer_period=2, attn_layer_offset=1, num_experts=2,
+        expert_layer_period=2, mamba_d_state=4, mamba_dt_rank=4,
+    )  # fmt: skip
+    return transformers.JambaForCausalLM(config)
+
+
+def gemma2() -> transformers.PreTrainedModel:
+    config = transformers.Gemma2Config(
+        vocab_size=600, **SIZES, head_dim=8, attn_logit_softcapping=2.0, final_logit_softcapping=5.0, sliding_window=8
+    )
+    return transformers.Gemma2ForCausalLM(config)
+
+
+def gemma3() -> transformers.PreTrainedModel:
+    text = {"vocab_size": 600, **SIZES, "head_dim": 8, "sliding_window": 8}
+    text["layer_types"] = ["sliding_attention", "full_attention"]
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    return transformers.Gemma3ForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize(
+    ("make", "teacher"),
+    [(gpt_neo, "alone"), (deepseek_v3, "batched"), (jamba, "alone"), (gemma2, "batched"), (gemma3, "batched")],
+)
+def test_other_attention_and_states_are_computed_exactly(
+    make: Callable, teacher: str, tmp_path: Path, prepared: Path, inside: Inside
+) -> None:
+    torch.manual_seed(0)
+    folder = save(tmp_path / "model", make())
+    prompts = ["Bees are", "The capital of France is a city on the river", "Iron", "A very old pear tree stood in it"]
+    dtype = torch.float32 if make in (deepseek_v3, jamba) else torch.float64  # torch's experts take no more
+    path, texts = generated(folder, prompts)
+    assert path == teacher
+    assert texts == [likeliest(folder, prompt) for prompt in prompts]
+    model = LanguageModel(folder, "cpu", "float32")
+    contexts = [f"{prompt} {CONTEXT}" for prompt in prompts]
+    found = model.loglikelihood(ask(*((context, letter) for context in contexts for letter in "AB")))
+    tokenizer = load_tokenizer(folder)
+    for number, (value, _) in enumerate(found):
+        logs = reference(folder, tokenizer(contexts[number // 2])["input_ids"], dtype)[-1]
+        assert value == pytest.approx(float(logs[tokenizer("AB"[number % 2])["input_ids"][0]]), abs=2e-4)
+    flags = [*words("finetune", folder, prepared, tmp_path), "--max_train_samples", 4, "--learning_rate", 1e-9]
+    result = inside("finetune", *flags, "--logging_steps", 1, "--gradient_checkpointing", "true")
+    assert result.returncode == 0, result.stderr
+    texts = [sample["text"] for sample in read_lines(prepared / "SAMPLE.jsonl")[:4]]
+    losses = [
+        reference(folder, ids, dtype)[:-1].gather(1, torch.tensor(ids)[1:, None])
+        for ids in tokenizer(texts)["input_ids"]
+    ]
+    (line,) = read_lines(tmp_path / "run" / "log.jsonl")
+    assert line["loss"] == pytest.approx(-float(torch.cat(losses).mean()), abs=2e-4)
+    shutil.rmtree(tmp_path / "run")
+
+
+def test_the_models_of_the_paper_are_computed_in_the_fast_ways(tiny_model: Path) -> None:
+    assert TransformersEngine(tiny_model, "float32", Sampling(3, 0, 1.0)).verdict.path == "batched"
+    model = LanguageModel(tiny_model, "cpu", "float32")
+    model.loglikelihood(ask((CONTEXT, "A")))
+    assert model.scored.verdict.path == "packed"
+    assert load_model(tiny_model).config.get_text_config().vocab_size
