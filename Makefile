@@ -16,7 +16,7 @@ STAGE_PYTHON := $(if $(CONTAINER),containers/python.sh,$(PYTHON))
 LOAD_SITE := root=. && source slurm/lib/site.bash && load_site && export RUNS &&
 
 .PHONY: help install demo creak ecqa strategy_qa mmlu sample atlas-zeroshot atlas-5-shot atlas-5-shot-multi atlas-full atlas-demo report compare status logs cancel download site container container-test container-diff
-.PHONY: lock test test-cluster prove lint perf
+.PHONY: lock test test-cluster check-gpu prove lint perf
 .PHONY: doctor clean
 
 help: ## list the targets
@@ -91,6 +91,9 @@ test: $(VENV)/installed.txt ## run the tests
 test-cluster: $(VENV)/installed.txt ## run the tests on a real Slurm of this machine's own (as root; installs its packages)
 	@bash tests/cluster/install.sh
 	@$(PYTHON) -m pytest -m cluster
+
+check-gpu: $(VENV)/installed.txt ## run the tests that need a GPU
+	@$(PYTHON) -m pytest -m gpu
 
 lint: $(VENV)/installed.txt ## check format, code and shell scripts
 	@$(VENV)/bin/ruff format --check .

@@ -41,6 +41,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     reasons = {
         "cluster": "runs a Slurm of its own, as root: make test-cluster",
         "container": "needs an image: make container-test",
+        "gpu": "needs a GPU: make check-gpu",
     }
     for name, reason in reasons.items():
         if name not in config.option.markexpr:

@@ -8,7 +8,6 @@ import scipy.stats
 import torch
 from conftest import sample_claims
 from engines import Completion, Prompt, Sampling
-from engines.key_values import bytes_per_column
 from engines.sampling import choose_tokens, keep_nucleus
 from engines.transformers_engine import TransformersEngine
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -50,7 +49,7 @@ def test_rows_that_outgrow_the_memory_wait_and_come_out_the_same(tiny_model: Pat
     engine = TransformersEngine(tiny_model, "float32", Sampling(30, 1.0, 1.0))
     expected = completions(engine, 0, 10)
     roomy = engine.steps
-    engine.memory = 2 * 3 * 50 * bytes_per_column(engine.model.config, torch.float32)
+    engine.memory = 2 * 3 * 50 * engine.column_bytes
     assert completions(engine, 0, 10) == expected
     assert engine.steps - roomy > roomy  # it did have to make them wait
 
