@@ -1,4 +1,4 @@
-"""The three stages on a GPU: the same numbers as the library's plain forward pass on a CPU. `make check-gpu` runs them."""
+"""The three stages on a GPU: the same numbers as by the plain forward pass on a CPU. `make check-gpu` runs them."""
 
 from collections.abc import Callable
 from pathlib import Path
