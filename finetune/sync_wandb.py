@@ -12,6 +12,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from teacherlm.errors import Parser, UserError, reason, run
+from teacherlm.files import require_writable
+from teacherlm.lock import one_writer
 
 PATTERN = "**/wandb/offline-run-*"
 
@@ -30,6 +32,13 @@ def main() -> int:
         raise UserError("wandb is not installed here; pip install -e .[tracking] brings it")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the STORE_DIR of the finetuning")
+    require_writable(folder)  # wandb marks what it has sent
+    with one_writer(folder / "sync_wandb"):
+        return send_all(folder)
+
+
+def send_all(folder: Path) -> int:
+    """Send what was not sent before; returns the exit code."""
     runs = sorted(path for path in folder.glob(PATTERN) if path.is_dir())
     waiting = [path for path in runs if not any(path.glob("*.synced"))]
     print(f"sync_wandb: {len(runs)} offline runs below {folder}, {len(waiting)} of them to be sent")

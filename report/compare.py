@@ -23,6 +23,7 @@ from run_folder import Run, RunFolder, Scored, is_run_folder, read_run_folder
 from teacherlm import tables
 from teacherlm.errors import Parser, UserError, run
 from teacherlm.files import require_writable, whole_file
+from teacherlm.lock import one_writer
 
 
 def main() -> None:
@@ -42,12 +43,13 @@ def main() -> None:
         )
     made, missing = compare_atlas(atlas) if atlas else compare_runs(found)
     page = output / "index.html"
-    with whole_file(page) as file:
-        file.write(render(" and ".join(args.names), made, missing, None))
-    for section in made:
-        for part in section.parts:
-            if part.rows:
-                write_tables(output, part.name, part)
+    with one_writer(page):  # the tables beside it too
+        with whole_file(page) as file:
+            file.write(render(" and ".join(args.names), made, missing, None))
+        for section in made:
+            for part in section.parts:
+                if part.rows:
+                    write_tables(output, part.name, part)
     print(f"compare: {page}, its tables beside it as Markdown and CSV")
     if args.open:
         webbrowser.open(page.resolve().as_uri())

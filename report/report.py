@@ -21,7 +21,8 @@ from sample_browser import browse
 
 from teacherlm import manifests
 from teacherlm.errors import Parser, UserError, run
-from teacherlm.files import require_writable, whole_file
+from teacherlm.files import require_file_place, require_writable, whole_file
+from teacherlm.lock import one_writer
 
 HERE = Path(__file__).resolve().parent
 
@@ -60,15 +61,22 @@ def find_folders(runs: Path, benchmark: str | None, samples: str | None) -> list
 
 def write_page(folder: Path) -> Path:
     """Write a folder's page, unless it is there and of the same files."""
-    started = time.time()
     page = folder / "report" / "index.html"
     require_writable(page.parent)
+    require_file_place(page)
+    with one_writer(page):
+        make_page(folder, page)
+    return page
+
+
+def make_page(folder: Path, page: Path) -> None:
+    started = time.time()
     manifest_path = manifests.manifest_of(page.parent)
     manifest = manifests.read_manifest(manifest_path)
     inputs = describe_inputs(folder, (manifest or {}).get("inputs", {}))
     if not manifests.changes(manifest, "report", {}, inputs):
         print(f"report: done already, nothing to do ({page} is of the files that are there)")
-        return page
+        return
     found = read_run_folder(folder)
     html, counts = atlas_page(found) if is_atlas_folder(folder) else page_of(found)
     with whole_file(page) as file:
@@ -84,7 +92,6 @@ def write_page(folder: Path) -> Path:
     )
     missing = counts["missing"]
     print(f"report: {page}" + (f", which says what is missing ({missing})" if missing else ""))
-    return page
 
 
 def describe_inputs(folder: Path, known: dict[str, Any]) -> dict[str, Any]:

@@ -155,4 +155,5 @@ def command(name: str, words: list[str], without: str) -> Finding:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name may have letters that the terminal lacks
     sys.exit(main())

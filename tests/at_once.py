@@ -9,7 +9,7 @@ from pathlib import Path
 from conftest import ROOT, STAGES
 
 SERVER = """
-import json, os, runpy, signal, sys, time
+import io, json, os, runpy, signal, sys, time
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 sys.path[:0] = {folders!r}
@@ -18,18 +18,21 @@ import language_model, merge, permutations, samples, scoring, student, trainer, 
 import engines.transformers_engine
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-def start(words, delay, output):
+def start(words, delay, output, encoding):
     child = os.fork()
     if child:
         return child
     sys.stdin.close()
     os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
     os.dup2(1, 2)
+    sys.stdout = io.TextIOWrapper(io.FileIO(1, "w"), encoding=encoding, errors="strict", line_buffering=True)
+    sys.stderr = io.TextIOWrapper(io.FileIO(2, "w"), encoding=encoding, errors="strict", line_buffering=True)
     time.sleep(delay)
     sys.argv = words
     try:
         runpy.run_path(words[0], run_name="__main__")
     except SystemExit as end:
+        sys.stdout.flush()
         os._exit(end.code or 0)
     except BaseException:
         import traceback
@@ -63,17 +66,23 @@ class AtOnce:
         return self
 
     def run(
-        self, *commands: list[object], delays: list[float] | None = None, kill: tuple[int, float] | None = None
+        self,
+        *commands: list[object],
+        delays: list[float] | None = None,
+        kill: tuple[int, float] | None = None,
+        encoding: str = "utf-8",
     ) -> tuple[list[int], list[str]]:
         """Run some commands, [stage, word, ...] each, to their ends; their exit codes, and what they printed.
 
         Args:
             delays: seconds from the common start to each command's own.
             kill: (number of a command, seconds from the common start): it gets a SIGKILL then.
+            encoding: of what they print, as PYTHONIOENCODING sets it.
         """
         outputs = [self.place / f"output-{number}" for number in range(len(commands))]
         words = [[str(STAGES[stage]), *map(str, more)] for stage, *more in commands]
-        runs = list(zip(words, delays or [0.0] * len(commands), map(str, outputs)))
+        starts = delays or [0.0] * len(commands)
+        runs = [(*run, encoding) for run in zip(words, starts, map(str, outputs))]
         self.process.stdin.write(json.dumps({"runs": runs, "kill": kill}) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline()), [path.read_text() for path in outputs]

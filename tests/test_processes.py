@@ -15,11 +15,17 @@ EPOCHS, STEPS = 2, 6  # of 24 samples, 4 a step
 
 
 def finetune(model: Path, dataset: Path, store: Path, processes: int, *words: object) -> subprocess.CompletedProcess:
-    """finetune.sh with 4 samples a step."""
+    """finetune.sh with 4 samples a step, to its end."""
+    started = start(model, dataset, store, processes, *words)
+    output, errors = started.communicate()
+    return subprocess.CompletedProcess(started.args, started.returncode, output, errors)
+
+
+def start(model: Path, dataset: Path, store: Path, processes: int, *words: object) -> subprocess.Popen:
     positional = [model, dataset, 4 // processes, 1, 1e-3, EPOCHS, "cot_text", "run", store, "test"]
     command = ["bash", ROOT / "finetune" / "finetune.sh", *positional, "--logging_steps", 1, *words]
     environment = {**os.environ, "PYTHON": sys.executable, "NUM_GPUS": str(processes), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+    return subprocess.Popen(list(map(str, command)), env=environment, stdout=-1, stderr=-1, text=True)
 
 
 def losses(store: Path, kind: str = "loss") -> list[float]:

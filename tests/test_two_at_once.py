@@ -3,18 +3,25 @@
 Each case runs a few times in `make test`, and a hundred times in `make prove ONLY=at_once`.
 """
 
+import itertools
 import json
 import random
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from at_once import AtOnce
+from conftest import read_lines
 from test_enhance import prompts
 from test_evaluate import words as evaluate_words
 from test_finetune import flags, read_log, weights
+from test_processes import start
+
+from teacherlm.lock import one_writer
 
 RECORDS = 4
 TEXTS = ["--task_type", "cot_text", "--num_tokens", 10, "--dtype", "float32", "--batch_size", 1]
@@ -172,6 +179,46 @@ def remove_leftovers(folder: Path) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_at_once(name: str, place: Place, at_once: AtOnce, alone: Callable, tmp_path: Path) -> None:
     repeat(name, 4, place, at_once, alone(name), tmp_path)
+
+
+def test_an_input_that_is_changed_meanwhile_is_not_joined_with_the_old_explanations(
+    place: Place, at_once: AtOnce, tmp_path: Path
+) -> None:
+    """The prompts of two records change places while the teacher writes."""
+    records, output = tmp_path / "SAMPLE.jsonl", tmp_path / "SAMPLE_cot.jsonl"
+    shutil.copy(place.records, records)
+    lines = records.read_text().splitlines(keepends=True)
+    progress = tmp_path / f".{output.name}.progress"
+    command = ["enhance", "--name", place.model, "--input", records, "--output", output, *TEXTS, "--num_tokens", 100]
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(at_once.run, command)
+        while not progress.exists() or progress.read_bytes().count(b"\n") < 2:
+            assert not running.done(), running.result()
+            time.sleep(0.001)
+        swapped = tmp_path / "swapped"
+        swapped.write_text("".join([lines[1], lines[0], *lines[2:]]))
+        swapped.replace(records)
+        codes, said = running.result()
+    assert codes == [2], said
+    assert "is not what the teacher completed: this file was changed meanwhile" in said[0]
+    assert not output.exists()
+    codes, said = at_once.run([*command, "--restart"])
+    assert codes == [0], said
+    assert [record["ex_id"] for record in read_lines(output)][:2] == [json.loads(lines[n])["ex_id"] for n in (1, 0)]
+
+
+def test_two_ranks_wait_for_another_process(tiny_llama: Path, prepared: Path, tmp_path: Path) -> None:
+    """Only the first takes the lock, and neither waits in a collective that would run into its timeout."""
+    with one_writer(tmp_path / "run"):
+        ranks = start(tiny_llama, prepared / "SAMPLE", tmp_path, 2, "--num_train_epochs", 1)
+        lines = itertools.takewhile(lambda line: not line.startswith("waiting for"), ranks.stdout)
+        assert not any("samples of cot_text" in line for line in lines)
+        assert ranks.poll() is None
+        assert not (tmp_path / "run").exists()
+    output, errors = ranks.communicate()
+    assert ranks.returncode == 0, errors
+    assert "24 samples of cot_text an epoch" in output
+    assert [record["step"] for record in read_lines(tmp_path / "run" / "log.jsonl")] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.slow

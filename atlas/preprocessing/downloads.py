@@ -9,7 +9,8 @@ import requests
 from tqdm import tqdm
 
 from teacherlm.errors import UserError, reason
-from teacherlm.files import sync_file, whole_file
+from teacherlm.files import require_file_place, require_writable, sync_file, through_links, whole_file
+from teacherlm.lock import one_writer
 from teacherlm.manifests import sha256
 
 BASE_URL = "https://dl.fbaipublicfiles.com/atlas"
@@ -28,17 +29,23 @@ def download(url: str, target: Path) -> None:
 
     An interrupted download goes on where it ended, if the server still has the same file (its ETag). What arrived is
     checked against the length and the MD5 that the server says, and against `{url}.sha256` where there is one; its
-    digest is written to `.{name}.download.json` beside it.
+    digest is written to `.{name}.download.json` beside it. A symbolic link stays one: what it leads to is fetched.
 
     Raises:
         UserError: the server cannot be reached, has no such file, or what arrived is not what it said.
     """
+    require_writable(target.parent)
+    require_file_place(target)
+    with one_writer(target):
+        fetch_whole(url, through_links(target))
+
+
+def fetch_whole(url: str, target: Path) -> None:
     record = target.with_name(f".{target.name}.download.json")
     if is_whole(target, record):
         print(f"{target}: there already")
         return
     partial = target.with_name(f".{target.name}.part")
-    partial.parent.mkdir(parents=True, exist_ok=True)
     try:
         etag, length = fetch(url, partial, partial.with_name(f"{partial.name}.etag"))
         expected = published_digest(url)

@@ -27,6 +27,7 @@ from teacherlm import manifests
 from teacherlm.benchmarks import load_benchmark
 from teacherlm.errors import LIST_MISSING, Parser, UserError, reason, run
 from teacherlm.files import require_writable, whole_folder
+from teacherlm.lock import one_writer
 from teacherlm.prompts import LETTERS
 from teacherlm.records import Record, write_records
 from teacherlm.sources import read_split
@@ -49,9 +50,15 @@ def main() -> None:
     source.add_argument("--data_directory", type=Path, help="or its unpacked folder, with dev/, test/ and so on")
     parser.add_argument("--list_missing", action="store_true", help=LIST_MISSING)
     args = parser.parse_args()
-    started = time.time()
     output = args.output_directory / "data" / "mmlu_data"
     require_writable(output)
+    with one_writer(*([] if args.list_missing else [output])):
+        prepare(args, output)
+
+
+def prepare(args: argparse.Namespace, output: Path) -> None:
+    """Write the three trees, unless they are there; or say whether they are."""
+    started = time.time()
     if not args.data_tar and not args.data_directory:
         args.data_tar = output / "data.tar"
         if not args.list_missing:
