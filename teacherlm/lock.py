@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from teacherlm.errors import UserError
+from teacherlm.files import through_links
 from teacherlm.manifests import timestamp
 
 NOT_SUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
@@ -66,8 +67,12 @@ def if_free(output: Path) -> Iterator[bool]:
 
 
 def lock_file(output: Path) -> Path:
-    """The file that is locked: beside the output itself, also where `output` is a symbolic link to it."""
-    target = Path(os.path.realpath(output))
+    """The file that is locked: beside the output itself, also where `output` is a symbolic link to it.
+
+    Raises:
+        UserError: the link leads nowhere.
+    """
+    target = Path(os.path.realpath(through_links(output)))
     return target.with_name(f".{target.name}.lock")
 
 
