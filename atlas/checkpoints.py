@@ -2,7 +2,8 @@
 
 This project's checkpoint is a folder: reader/ and retriever/ (with query_encoder/ and, when it has weights of its own,
 passage_encoder/) are model folders of transformers, atlas.json says the step. The released checkpoints are one pickle,
-model.pth.tar: a dictionary with `step`, `model` (names that start with reader. and retriever.), `opt` and more.
+model.pth.tar: a dictionary with `step`, `model` (names that start with reader. and retriever.), `opt` and more. Their
+retrievers have a LayerNorm of their own (layer_norm.py), which is noted in what is saved of them here.
 """
 
 import argparse
@@ -17,8 +18,10 @@ import torch
 
 from atlas import reader as readers
 from atlas import retriever as retrievers
+from atlas.layer_norm import use_mean_square
 from teacherlm.errors import UserError, reason
 from teacherlm.files import whole_folder
+from teacherlm.loading import is_finite
 
 NAME = "atlas.json"
 RELEASED = "model.pth.tar"
@@ -110,22 +113,34 @@ class Released:
         """Put the weights whose names begin with `prefix` into a model.
 
         Raises:
-            UserError: names or shapes are not those of the model.
+            UserError: names or shapes are not those of the model, or numbers are not finite.
         """
         weights = self.part(prefix)
         if not weights:
             raise UserError(f"{self.file}: no weights named {prefix}...")
-        try:
-            missing, unexpected = model.load_state_dict(weights, strict=False)
-        except RuntimeError as error:
-            raise UserError(f"{self.file}: {prefix} is of another shape than {shape} ({reason(error)})") from error
         tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-        if not getattr(model.config, "scale_decoder_outputs", True):
-            tied -= {"lm_head.weight"}  # all but the first T5 have a head of its own
-        missing = [name for name in missing if name not in tied]
-        if missing or unexpected:
-            wrong = f"{missing[0]} is missing" if missing else f"{unexpected[0]} is unknown"
-            raise UserError(f"{self.file}: {prefix}* are not the weights of {shape}: {wrong}")
+        if readers.has_own_head(model.config):
+            tied -= {"lm_head.weight"}
+        expected = model.state_dict()
+        for name in sorted(expected.keys() | weights.keys()):
+            if name not in expected:
+                raise UserError(f"{self.file}: {prefix}* are not the weights of {shape}: {name} is unknown")
+            if name not in weights:
+                if name in tied:
+                    continue
+                raise UserError(f"{self.file}: {prefix}* are not the weights of {shape}: {name} is missing")
+            found, wanted = list(weights[name].shape), list(expected[name].shape)
+            if found != wanted:
+                raise UserError(
+                    f"{self.file}: {prefix}{name} is of another shape than {shape}: {found}, not {wanted}; give the "
+                    "model of this size (--reader_model_type, --retriever_model_path)"
+                )
+            if not is_finite(weights[name]):
+                raise UserError(
+                    f"{self.file}: {prefix}{name} holds numbers that are not finite (NaN or infinity); use another "
+                    "checkpoint"
+                )
+        model.load_state_dict(weights, strict=False)
 
 
 def load_released(
@@ -142,6 +157,8 @@ def load_released(
     retriever = reader = None
     if retriever_folder is not None:
         retriever = retrievers.empty_retriever(retriever_folder, untied or released.untied)
+        for encoder in {retriever.query, retriever.passage}:
+            use_mean_square(encoder)
         if released.untied:
             released.fill(retriever.query, "retriever.query_contriever.", str(retriever_folder))
             released.fill(retriever.passage, "retriever.passage_contriever.", str(retriever_folder))

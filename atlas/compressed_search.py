@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,27 @@ def train(kind: str, code_size: int | None, count: int, sample_ND: np.ndarray) -
         index.nprobe = lists
     index.train(sample_ND)
     return index
+
+
+def require_finite_numbers(index: Any, file: Path, rows: int = 65_536) -> None:
+    """Refuse a FAISS file of whole vectors one of which has a NaN or an infinity: it would come first for every query.
+
+    Codes are always numbers, and an index of lists leaves such a vector out of them.
+
+    Args:
+        index: as it was read from the file.
+        rows: vectors that are looked at together.
+    """
+    import faiss
+
+    for start in range(0, index.ntotal if isinstance(index, faiss.IndexFlat) else 0, rows):
+        vectors = index.reconstruct_n(start, min(rows, index.ntotal - start))
+        bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if len(bad):
+            raise UserError(
+                f"{file}: the vector of row {start + bad[0]} has numbers that are not finite (NaN or infinity); make "
+                "the index again"
+            )
 
 
 def sample_size(kind: str, count: int) -> int:

@@ -14,7 +14,7 @@ from atlas.index import Index
 from atlas.model import Model
 from atlas.retrieval import look_up, retrieve
 from teacherlm import manifests
-from teacherlm.errors import UserError
+from teacherlm.errors import UserError, shown
 from teacherlm.files import whole_file
 from teacherlm.interrupts import Stop
 from teacherlm.progress_file import ProgressFile, done_keys
@@ -82,16 +82,23 @@ def evaluate(of: Evaluation, questions: list[Record], model: Model, index: Index
     mine = [(number, questions[number]) for number in missing[workers.rank() :: workers.size()]]
     workers.wait_for_all()  # all have seen the same files before one is appended to
     try:
-        for number, prediction in predict(of.asked, mine, model, index):
-            progress.append(number, prediction)
-            if stop.asked:
-                return False
+        finished = workers.each(lambda: keep_predictions(progress, predict(of.asked, mine, model, index), stop))
     finally:
         progress.close()
-    workers.wait_for_all()
+    if not all(workers.gather_objects(finished)):
+        return False
     if workers.is_first():
         conclude(of, len(questions))
     workers.wait_for_all()
+    return True
+
+
+def keep_predictions(progress: ProgressFile, made: Iterator[tuple[int, dict[str, Any]]], stop: Stop) -> bool:
+    """Keep each prediction when it is made; False when it was interrupted."""
+    for number, prediction in made:
+        progress.append(number, prediction)
+        if stop.asked:
+            return False
     return True
 
 
@@ -163,6 +170,11 @@ def read(asked: argparse.Namespace, of: reader.Reader, predictions: list[dict[st
         logits_BTV = decoded.logits
         written = reader.generate(of, encoded, asked.generation_max_length, decoded.past_key_values)
         for prediction, logits_TV, text in zip(batch, logits_BTV.float(), written):
+            if not logits_TV[1, tokens].isfinite().all():
+                raise UserError(
+                    f"the reader's logits for {shown(prediction['query'])} are not finite (NaN or infinity); give "
+                    "--precision fp32 or bf16, or another checkpoint"
+                )
             prediction["generation"] = text
             prediction["choice_logits"] = dict(zip(letters, logits_TV[1, tokens].tolist()))
         losses_BT = reader.target_losses(logits_BTV, labels_BT)

@@ -144,6 +144,20 @@ def above(scores_QN: torch.Tensor, bound_Q1: torch.Tensor) -> tuple[torch.Tensor
     return query, column
 
 
+EXPONENT = 0x7C00
+"""The bits of a float16's exponent, all of which a NaN or an infinity has."""
+
+
+def first_bad_row(halves_ND: torch.Tensor) -> int | None:
+    """The first row of float16 vectors that has a NaN or an infinity; None where all numbers are finite."""
+    size = max(1, BLOCK_VALUES[halves_ND.device.type] // halves_ND.shape[1])
+    for start in range(0, len(halves_ND), size):
+        exponents_ND = halves_ND[start : start + size].view(torch.int16) & EXPONENT
+        if exponents_ND.amax() == EXPONENT:
+            return start + int((exponents_ND == EXPONENT).any(dim=1).nonzero()[0])
+    return None
+
+
 def stable_top_k(scores_QN: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """torch.topk, but of equal scores at the k-th place the first columns."""
     scores_QK, columns_QK = torch.topk(scores_QN, k, dim=1)

@@ -8,8 +8,10 @@ import torch
 import torch.distributed as dist
 
 from atlas import compressed_search, workers
+from atlas.flat_search import first_bad_row
 from atlas.passages import Passages
 from atlas.retriever import CHUNK, Retriever, embed
+from teacherlm.errors import UserError
 
 QUERIES = 2048
 """Queries of all workers that are searched at a time."""
@@ -54,6 +56,9 @@ class Index:
 
     def search_slice(self, queries_QD: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         everyone_QD, counts = workers.gather_rows(queries_QD.float())
+        if not everyone_QD.isfinite().all():  # every worker sees it, and ends
+            mistake = "a query's vector has numbers that are not finite (NaN or infinity); is the retriever whole?"
+            raise UserError(mistake) if workers.is_first() else SystemExit(2)
         scores_QK, rows_QK = self.vectors.search(everyone_QD.to(queries_QD.device), k)
         scores_QK, rows_QK = filled(scores_QK.cpu(), k, -torch.inf), filled(rows_QK.cpu(), k, -1)
         if dist.is_initialized():
@@ -84,6 +89,9 @@ def embed_share(
         text_format: of a passage's text, with {title} and {text}.
         max_length: tokens of a text, at most.
         batch_size: passages of a batch, at most.
+
+    Raises:
+        UserError: a vector has numbers that are not finite.
     """
     start, end = workers.share_of(len(passages))
     device = next(retriever.parameters()).device
@@ -96,6 +104,11 @@ def embed_share(
             where = torch.tensor(numbers, device=device) + chunk - start
             vectors_ND[where] = batch_BD.to(torch.float16)
             done += len(numbers)
+        if (bad := first_bad_row(vectors_ND[chunk - start : stop - start])) is not None:
+            raise UserError(
+                f"{passages.path}: the vector of row {chunk + bad} (the passage {passages[chunk + bad]['id']!r}) has "
+                "numbers that are not finite (NaN or infinity) in float16; is the retriever's checkpoint whole?"
+            )
         if done - said >= ROWS_BETWEEN_NOTES:
             said = done
             workers.say(f"index: {done} of {end - start} passages, {done / (time.monotonic() - began):.0f} a second")

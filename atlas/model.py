@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from atlas import checkpoints, workers
+from atlas import checkpoints, contents, workers
 from atlas import reader as readers
 from atlas import retriever as retrievers
 from atlas.flat_search import FlatVectors
 from atlas.index import Index, Vectors, compress, embed_share
-from atlas.index_files import NAME, load_index, save_index
+from atlas.index_files import describe_index, load_index, save_index
 from atlas.passages import Passages, converted
 from atlas.reader import Reader
 from atlas.retriever import Retriever
@@ -92,8 +92,6 @@ def step_of(options: argparse.Namespace) -> int:
 def describe_sources(options: argparse.Namespace, known: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Digests of what the predictions come from beside the questions: the model, and its passages or index.
 
-    Of an index it is its description's, or its first shard's where it is a published one.
-
     Args:
         known: earlier ones: files that are unchanged since then are not read again.
     """
@@ -105,12 +103,10 @@ def describe_sources(options: argparse.Namespace, known: dict[str, Any]) -> dict
         if options.retrieves:
             found["retriever"] = describe_model(folder_of(options.retriever_model_path), known.get("retriever"))
     if options.load_index_path:
-        folder = options.load_index_path
-        files = [folder / name for name in (NAME, "embeddings.0.pt") if (folder / name).is_file()][:1]
-        found["index"] = manifests.describe(folder, known.get("index"), files)
+        found["index"] = describe_index(options.load_index_path, options.save_index_n_shards)
     elif options.retrieves:
         for number, file in enumerate(options.passages):
-            found[f"passages {number}"] = manifests.describe(file, known.get(f"passages {number}"))
+            found[f"passages {number}"] = contents.describe(file)
     return found
 
 
@@ -125,7 +121,8 @@ def make_index(options: argparse.Namespace, model: Model, device: torch.device, 
     retriever = model.retriever
     if options.load_index_path:
         place, kind, code_size = options.load_index_path, options.compressed, options.faiss_code_size
-        return load_index(place, kind, code_size, None if trained else model.encoder, retriever.dimension, device)
+        encoder = None if trained else model.encoder
+        return load_index(place, kind, code_size, encoder, retriever.dimension, device, options.save_index_n_shards)
     passages = Passages(workers.from_first(lambda: converted(options.passages, options.max_passages)))
     workers.say(f"index: {len(passages)} passages to embed, by {workers.size()} workers")
     vectors = embed_passages(options, model, passages)
@@ -141,13 +138,15 @@ def embed_passages(options: argparse.Namespace, model: Model, passages: Passages
     """The vectors of this worker's share of the passages, as the passage encoder is now; all workers call it."""
     kind = next(model.retriever.parameters()).device.type
     with torch.autocast(kind, torch.float16, enabled=kind == "cuda"):
-        vectors_ND = embed_share(
-            passages,
-            model.retriever,
-            model.retriever_tokenizer,
-            options.retriever_format,
-            options.text_maxlength,
-            options.per_gpu_embedder_batch_size,
+        vectors_ND = workers.each(
+            lambda: embed_share(
+                passages,
+                model.retriever,
+                model.retriever_tokenizer,
+                options.retriever_format,
+                options.text_maxlength,
+                options.per_gpu_embedder_batch_size,
+            )
         )
     if options.compressed:
         return compress(vectors_ND, len(passages), options.compressed, options.faiss_code_size)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from atlas import contents
 from teacherlm.errors import UserError, shown
 from teacherlm.files import cache_folder, whole_path
+from teacherlm.lock import one_writer
 from teacherlm.records import Record, read_records
 
 FIELDS = ("id", "title", "text")
@@ -59,10 +61,15 @@ def read_passages(files: Sequence[Path], limit: int) -> Iterator[dict[str, str]]
             if count == limit:
                 return
             count += 1
-            yield checked(record, f"{file}, line {number}")
+            where = f"{file}, line {number}"
+            passage = passage_of(record, where)
+            if not passage["text"].strip():
+                raise UserError(f"{where}: the field 'text' is empty; remove this passage")
+            yield passage
 
 
-def checked(record: Record, where: str) -> dict[str, str]:
+def passage_of(record: Record, where: str) -> dict[str, str]:
+    """A passage of the fields id, title and text."""
     if not isinstance(record.get("id"), str | int):
         raise UserError(f"{where}: the field 'id' is missing; a passage is {{id, title, section, text}}")
     for name in ("text", "title", "section"):
@@ -70,8 +77,6 @@ def checked(record: Record, where: str) -> dict[str, str]:
         if not isinstance(value, str):
             state = f"must be a text, found {shown(value)}" if name in record else "is missing"
             raise UserError(f"{where}: the field {name!r} {state}; a passage is {{id, title, section, text}}")
-    if not record["text"].strip():
-        raise UserError(f"{where}: the field 'text' is empty; remove this passage")
     title = record.get("title", "")
     if record.get("section"):
         title = f"{title}: {record['section']}"
@@ -96,14 +101,29 @@ def write_passages(path: Path, passages: Iterable[dict[str, str]]) -> None:
 
 
 def converted(files: Sequence[Path], limit: int) -> Path:
-    """The Arrow file of some JSON lines files, in the user's cache: made at the first call, found at the next.
+    """The Arrow file of the first `limit` passages (-1: all) of some JSON lines files, named by their contents.
 
     Raises:
         UserError: a passage is malformed.
     """
-    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = hashlib.sha256(json.dumps([stats, limit]).encode()).hexdigest()[:16]
+    described = {file: contents.describe(file) for file in files}
+    key = json.dumps([[found["sha256"] for found in map(described.get, files)], limit])
+    passages = read_passages(files, limit)
+    for file, found in described.items():
+        passages = contents.while_unchanged(file, None, found, passages)
+    return converted_once(hashlib.sha256(key.encode()).hexdigest()[:32], passages)
+
+
+def converted_once(key: str, passages: Iterable[dict[str, str]]) -> Path:
+    """The Arrow file `key` in the user's cache: the first process that asks for it makes it, others wait meanwhile.
+
+    Args:
+        key: a digest of what the passages are read from.
+        passages: read only where the file is not there.
+    """
     path = cache_folder() / "passages" / f"{key}.arrow"
     if not path.is_file():
-        write_passages(path, read_passages(files, limit))
+        with one_writer(path):
+            if not path.is_file():
+                write_passages(path, passages)
     return path

@@ -15,7 +15,7 @@ from transformers import AutoConfig, DynamicCache, EncoderDecoderCache, PreTrain
 from transformers.modeling_outputs import BaseModelOutput
 
 from teacherlm.errors import UserError, reason
-from teacherlm.loading import without_warnings
+from teacherlm.loading import check_weights, without_warnings
 
 TOKENS_AT_A_TIME = {"cpu": 2048, "cuda": 65_536}
 """Tokens that are encoded together, padding included. More of them need more padding; a CPU's cores have enough to do
@@ -41,14 +41,25 @@ def load_reader(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedM
     """A T5 from a folder.
 
     Raises:
-        UserError: it cannot be loaded, or is no T5.
+        UserError: it cannot be loaded, is no T5, or its weights are not whole (see check_weights).
     """
-    require_t5(folder)
+    config = require_t5(folder)
     try:
-        with without_warnings():  # of each T5 that has a head of its own, as all newer ones have
-            return T5ForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+        with without_warnings():  # check_weights says what the library would warn of
+            model, info = T5ForConditionalGeneration.from_pretrained(
+                folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except Exception as error:  # a broken file raises whatever its parser does
         raise UserError(f"the reader in {folder} cannot be loaded: {reason(error)}; is the copy whole?") from error
+    if has_own_head(config) and model.lm_head.weight is model.shared.weight:  # as the library makes it without one
+        info["missing_keys"] = {*info["missing_keys"], "lm_head.weight"}
+    check_weights(model, info, folder)
+    return model
+
+
+def has_own_head(config: Any) -> bool:
+    """Whether a T5 has an output layer of its own: all but the first kind, whose head is its embedding."""
+    return not getattr(config, "scale_decoder_outputs", True)
 
 
 def empty_reader(folder: Path) -> PreTrainedModel:

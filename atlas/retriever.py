@@ -13,8 +13,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
+from atlas import layer_norm
+from atlas.layer_norm import use_described_norm
 from teacherlm.errors import UserError, reason
-from teacherlm.loading import load_tokenizer, without_warnings
+from teacherlm.loading import check_weights, load_tokenizer, without_warnings
 
 POOLINGS = ("average", "sqrt", "cls")
 MAXIMUM_LENGTH = 512
@@ -93,10 +95,15 @@ def empty_retriever(folder: Path, untied: bool) -> Retriever:
 
 def load_encoder(folder: Path) -> PreTrainedModel:
     try:
-        with without_warnings():  # of the pooling layer, which is left out
-            return AutoModel.from_pretrained(folder, add_pooling_layer=False)
+        with without_warnings():  # check_weights says what the library would warn of; the pooling layer is left out
+            encoder, info = AutoModel.from_pretrained(
+                folder, add_pooling_layer=False, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except Exception as error:  # a broken file raises whatever its parser does
         raise UserError(f"the retriever in {folder} cannot be loaded: {reason(error)}; a BERT was expected") from error
+    check_weights(encoder, info, folder)
+    use_described_norm(encoder, folder)
+    return encoder
 
 
 def described_pooling(folder: Path) -> tuple[str, bool]:
@@ -123,7 +130,9 @@ def read_json(path: Path) -> Any:
 
 def fingerprint(retriever: Retriever, text_format: str, max_length: int) -> str:
     """What embeddings of passages depend on: the encoder's weights, how they are pooled, and what it is given."""
-    digest = hashlib.sha256(json.dumps([retriever.pooling, retriever.normalize, text_format, max_length]).encode())
+    form = [retriever.pooling, retriever.normalize, text_format, max_length]
+    form += [norm] if (norm := getattr(retriever.passage.config, layer_norm.KEY, None)) else []
+    digest = hashlib.sha256(json.dumps(form).encode())
     for name, tensor in sorted(retriever.passage.state_dict().items()):
         if tensor.is_floating_point():
             digest.update(name.encode())

@@ -19,7 +19,7 @@ sys.path[:] = [str(HERE.parent), *(place for place in sys.path if place != str(H
 
 import torch  # noqa: E402
 
-from atlas import options, training, workers  # noqa: E402
+from atlas import options, steps, training, workers  # noqa: E402
 from atlas.evaluation import Evaluation, evaluate, read_questions  # noqa: E402
 from atlas.flat_search import FlatVectors  # noqa: E402
 from atlas.model import describe_sources, embed_passages, load_model, make_index  # noqa: E402
@@ -114,7 +114,8 @@ class Training:
         self.trains_passages = asked.train_retriever and not asked.query_side_retriever_training
         self.refresh = IndexRefresh(asked.refresh_index, asked.freeze_retriever_steps, self.trains_passages)
         total = asked.scheduler_steps or asked.total_steps
-        self.share = learning_rate(asked.scheduler, asked.warmup_steps, total // asked.accumulation_steps)
+        self.share = learning_rate(asked.scheduler, asked.warmup_steps, total)
+        self.skips = steps.Skips(asked, folder)
 
     def run(self) -> int:
         asked = self.asked
@@ -159,18 +160,20 @@ class Training:
         with training.autocast(asked, self.model.reader.device):
             batch = training.Batch(asked, self.model, examples, self.index, learns)
         self.trainee.train()
+        first_batch = self.step - self.step % asked.accumulation_steps
+        skipped = False
         with self.accelerator.accumulate(self.wrapped):
             reader_loss, retriever_loss = self.wrapped(batch)
-            training.set_rates(self.raw_optimizer, self.share(self.step // asked.accumulation_steps), learns)
+            steps.set_rates(self.raw_optimizer, self.share(first_batch), learns)
             self.accelerator.backward(reader_loss if retriever_loss is None else reader_loss + retriever_loss)
             if self.accelerator.sync_gradients:
-                self.accelerator.clip_grad_norm_(self.trainee.parameters(), asked.clip)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+                skipped = not steps.take_step(self.accelerator, self.trainee, self.optimizer, asked.clip)
+                self.skips.note(skipped, self.step + 1)
             if not learns:
-                training.forget_steps(self.raw_optimizer)
-        losses = {"reader_loss": reader_loss.item()}
-        return losses if retriever_loss is None else {**losses, "retriever_loss": retriever_loss.item()}
+                steps.forget_steps(self.raw_optimizer)
+        losses = {"reader_loss": reader_loss, **({} if retriever_loss is None else {"retriever_loss": retriever_loss})}
+        losses = {name: loss.item() for name, loss in losses.items() if loss.isfinite()}
+        return {**losses, "skipped_steps": 1} if skipped else losses
 
     def evaluate(self) -> bool:
         """Evaluate all files, where that is due and not done; False when it was interrupted."""
@@ -201,7 +204,11 @@ class Training:
             arguments=self.described["arguments"],
             inputs=self.described["inputs"],
             outputs={checkpoint.name: manifests.describe(checkpoint)},
-            counts={"steps": self.step, "seconds": round(time.time() - self.started, 1)},
+            counts={
+                "steps": self.step,
+                "skipped_steps": sum(line.get("skipped_steps", 0) for _, line in read_records(self.log.path)),
+                "seconds": round(time.time() - self.started, 1),
+            },
             started=self.started,
         )
         print(f"train: {self.step} steps -> {checkpoint}", flush=True)
@@ -221,18 +228,21 @@ class Log:
         self.losses.append(losses)
 
     def write(self, step: int, rates: list[float]) -> None:
-        """A line of all workers' means, by the first."""
+        """A line of all workers' means, by the first; steps that were skipped are counted."""
+        skipped = sum(losses.pop("skipped_steps", 0) for losses in self.losses)
         names = sorted({name for losses in self.losses for name in losses})
         mine = {name: [losses[name] for losses in self.losses if name in losses] for name in names}
         everyone = workers.gather_objects(mine)
+        names = sorted({name for of_worker in everyone for name in of_worker})
         seconds = (time.monotonic() - self.began) / len(self.losses)
         self.losses, self.began = [], time.monotonic()
         if not workers.is_first():
             return
         line: dict[str, Any] = {"step": step}
         for name in names:
-            values = [value for of_worker in everyone for value in of_worker[name]]
+            values = [value for of_worker in everyone for value in of_worker.get(name, ())]
             line[name] = sum(values) / len(values)
+        line |= {"skipped_steps": skipped} if skipped else {}
         line |= {"learning_rates": rates, "seconds_per_step": round(seconds, 3)}
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(dump_line(line) + "\n")

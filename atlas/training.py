@@ -112,21 +112,32 @@ class Trainee(nn.Module):
         self.asked, self.reader = asked, model.reader
         self.reader_model = model.reader.model
         self.retriever = model.retriever if asked.train_retriever else None
+        self.frozen = None
+        """The passage encoder, where it does not learn."""
         if self.retriever is not None and asked.query_side_retriever_training:
-            self.retriever.passage.requires_grad_(False)
+            self.frozen = self.retriever.passage.requires_grad_(False)
         set_dropout(self, asked.dropout)
         checkpointed = [self.reader_model] if asked.use_gradient_checkpoint_reader else []
         if self.retriever is not None and asked.use_gradient_checkpoint_retriever:
-            checkpointed += {self.retriever.query, self.retriever.passage}
+            checkpointed += {self.retriever.query, self.retriever.passage} - {self.frozen}
         for model in checkpointed:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def train(self, mode: bool = True) -> "Trainee":
+        """A passage encoder that does not learn stays in evaluation mode: its vectors are those of the index."""
+        super().train(mode)
+        if self.frozen is not None:
+            self.frozen.eval()
+        return self
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(the reader's loss, the retriever's, if it learns)."""
         asked, distilled = self.asked, None
         if batch.queries is not None:
             queries_BD = self.retriever(**batch.queries, of_passages=False)
-            passages_BND = self.retriever(**batch.passages, of_passages=True).unflatten(0, (len(queries_BD), -1))
+            with torch.set_grad_enabled(self.frozen is None):
+                passages_BD = self.retriever(**batch.passages, of_passages=True)
+            passages_BND = passages_BD.unflatten(0, (len(queries_BD), -1))
             distilled = losses.retriever_loss(
                 asked.gold_score_mode,
                 self.reader,
@@ -170,23 +181,6 @@ def optimizer_of(trainee: Trainee, asked: argparse.Namespace) -> torch.optim.Opt
 def autocast(asked: argparse.Namespace, device: torch.device) -> torch.autocast:
     """The arithmetic of --precision, for what is computed around a step; weights stay float32."""
     return torch.autocast(device.type, DTYPES[asked.precision], enabled=asked.precision != "fp32")
-
-
-def set_rates(optimizer: torch.optim.Optimizer, share: float, retriever_learns: bool) -> None:
-    """Give each group its learning rate, `share` of its `base`. Before `backward`: there DeepSpeed takes its step."""
-    for number, group in enumerate(optimizer.param_groups):
-        group["lr"] = group["base"] * share if number == 0 or retriever_learns else 0.0
-
-
-def forget_steps(optimizer: torch.optim.Optimizer) -> None:
-    """Let Adam begin with the retriever when that begins to learn, after a step in which it did not.
-
-    DeepSpeed takes a gradient that is not there for zero, and counts the step: Adam's first real ones would be smaller.
-    """
-    for group in optimizer.param_groups[1:]:
-        for weight in group["params"]:
-            if weight in optimizer.state:
-                optimizer.state[weight]["step"].zero_()
 
 
 def share(asked: argparse.Namespace, trainee: Trainee, optimizer: torch.optim.Optimizer) -> tuple[Any, Any, Any]:

@@ -123,6 +123,24 @@ def from_first(work: Callable[[], Any]) -> Any:
     return result[0]
 
 
+def each(work: Callable[[], Any]) -> Any:
+    """Let every worker do its part, which must not wait for another's; what this one's gives.
+
+    Raises:
+        UserError: of the first worker that has one, in the first worker, which says it; the others end with the same
+            status. So no worker waits for one that has ended.
+    """
+    result = mistake = None
+    try:
+        result = work()
+    except UserError as error:
+        mistake = error
+    mistakes = [found for found in gather_objects(mistake) if found is not None]
+    if mistakes:
+        raise mistakes[0] if is_first() else SystemExit(2)
+    return result
+
+
 def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
     """The rows of all workers, one after the other, on the CPU, and how many are whose.
 

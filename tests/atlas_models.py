@@ -26,7 +26,7 @@ TEXT = (
 WORDS = TEXT.split()
 
 
-def make_tiny_t5(folder: Path, gated: bool = True, dropout: float = 0.0) -> Path:
+def make_tiny_t5(folder: Path, gated: bool = True, dropout: float = 0.0, width: int = 32) -> Path:
     """A random T5 of the newer kind (gated, its head apart) or of the first one, with a tokenizer like T5's."""
     import torch
     from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
@@ -39,7 +39,7 @@ def make_tiny_t5(folder: Path, gated: bool = True, dropout: float = 0.0) -> Path
     tokenizer = T5Tokenizer(vocab=vocabulary, extra_ids=10)
     config = T5Config(
         vocab_size=len(tokenizer),
-        d_model=32,
+        d_model=width,
         d_kv=8,
         d_ff=64,
         num_layers=2,

@@ -1,11 +1,11 @@
 """T5 and BERT in plain PyTorch, float64, one text at a time: what the fast ways in atlas/ are held against.
 
-Written from the papers (Raffel et al. 2020, section 2.1; Devlin et al. 2019) and the names of the weights; no dropout,
-no padding, no cache, no batch.
+Written from the papers (Raffel et al. 2020, section 2.1; Devlin et al. 2019) and the names of the weights; no padding,
+no cache, no batch; dropout only with factors that are given.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch.nn.functional import gelu, softmax
@@ -94,31 +94,48 @@ class PlainT5:
 
 
 class PlainBert:
-    def __init__(self, model: torch.nn.Module):
-        self.weights = {name: tensor.double() for name, tensor in model.state_dict().items()}
-        self.config = model.config
+    """A BERT without its pooling layer.
+
+    Args:
+        norm: what LayerNorm divides by, the root of: `variance`, as BERT does, or `mean_square`, as released ATLAS
+            checkpoints need it.
+        masks: factors of dropout (0 or 1 / (1 - p)) in the order in which they are drawn; none: no dropout.
+    """
+
+    def __init__(self, model: torch.nn.Module, norm: str = "variance", masks: Iterator[torch.Tensor] | None = None):
+        self.weights = {name: tensor.detach().double() for name, tensor in model.state_dict().items()}
+        self.config, self.kind, self.masks = model.config, norm, masks
+
+    def drop(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.masks is None else x * next(self.masks)
 
     def linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
         return x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
 
     def norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        x = x - x.mean(-1, keepdim=True)
-        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.config.layer_norm_eps)
+        centered = x - x.mean(-1, keepdim=True)
+        squares = (centered if self.kind == "variance" else x).pow(2).mean(-1, keepdim=True)
+        x = centered / torch.sqrt(squares + self.config.layer_norm_eps)
         return x * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
 
     def states(self, tokens: list[int]) -> torch.Tensor:
         """The last hidden states (L, D)."""
         x = self.weights["embeddings.word_embeddings.weight"][tokens]
         x = x + self.weights["embeddings.position_embeddings.weight"][: len(tokens)]
-        x = self.norm("embeddings.LayerNorm", x + self.weights["embeddings.token_type_embeddings.weight"][0])
-        heads = self.config.num_attention_heads
-        scale = (self.config.hidden_size // heads) ** -0.5
-        nowhere = torch.zeros(1, 1, 1, dtype=torch.float64)
+        x = self.drop(self.norm("embeddings.LayerNorm", x + self.weights["embeddings.token_type_embeddings.weight"][0]))
         for layer in range(self.config.num_hidden_layers):
             name = f"encoder.layer.{layer}"
-            q, k, v = (self.linear(f"{name}.attention.self.{part}", x) for part in ("query", "key", "value"))
-            attended = self.linear(f"{name}.attention.output.dense", attend(q * scale, k, v, heads, nowhere))
-            x = self.norm(f"{name}.attention.output.LayerNorm", x + attended)
-            hidden = gelu(self.linear(f"{name}.intermediate.dense", x))
-            x = self.norm(f"{name}.output.LayerNorm", x + self.linear(f"{name}.output.dense", hidden))
+            attended = self.linear(f"{name}.attention.output.dense", self.attend(f"{name}.attention.self", x))
+            x = self.norm(f"{name}.attention.output.LayerNorm", x + self.drop(attended))
+            hidden = self.linear(f"{name}.output.dense", gelu(self.linear(f"{name}.intermediate.dense", x)))
+            x = self.norm(f"{name}.output.LayerNorm", x + self.drop(hidden))
         return x
+
+    def attend(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        heads = self.config.num_attention_heads
+        q, k, v = (
+            self.linear(f"{name}.{part}", x).view(len(x), heads, -1).transpose(0, 1)
+            for part in ("query", "key", "value")
+        )
+        weights = self.drop(softmax(q @ k.transpose(1, 2) * q.shape[-1] ** -0.5, dim=-1))
+        return (weights @ v).transpose(0, 1).reshape(len(x), -1)

@@ -1,13 +1,17 @@
 """Checkpoints: the released format (a pickle of tensors and plain values), and this project's folders."""
 
 import argparse
+import json
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from atlas_models import make_tiny_bert, make_tiny_t5
+from atlas_models import make_passages, make_tiny_bert, make_tiny_t5
+from plain_models import PlainBert
+from safetensors.torch import load_file, save_file
 
 from atlas import checkpoints, reader, retriever
 from teacherlm.errors import UserError
@@ -106,8 +110,12 @@ def test_code_in_a_pickle_is_refused(parts: SimpleNamespace, tmp_path: Path, mon
 def test_what_does_not_fit_is_named(parts: SimpleNamespace, tmp_path: Path) -> None:
     file = release(parts, tmp_path / "model.pth.tar")
     wider = make_tiny_bert(tmp_path / "wider", dimension=64)
-    with pytest.raises(UserError, match=r"retriever.contriever. is of another shape than .*wider"):
+    named = r"retriever.contriever.embeddings.LayerNorm.bias is of another shape than .*wider: \[32\], not \[64\]"
+    with pytest.raises(UserError, match=named):
         checkpoints.load_released(file, None, wider, untied=False)
+    wider = make_tiny_t5(tmp_path / "wider-t5", width=64)
+    with pytest.raises(UserError, match=r"reader.decoder.block.0.* is of another shape .*: \[.*32\], not \[.*64\]"):
+        checkpoints.load_released(file, wider, None, untied=False)
     weights = {f"reader.{name}": tensor for name, tensor in parts.reader.state_dict().items()}
     del weights["reader.lm_head.weight"]
     short = release(parts, tmp_path / "short.tar", model=weights)
@@ -118,6 +126,86 @@ def test_what_does_not_fit_is_named(parts: SimpleNamespace, tmp_path: Path) -> N
     file.write_bytes(file.read_bytes()[:-5000])
     with pytest.raises(UserError, match="refused or damaged"):
         checkpoints.load_released(file, parts.t5, None, untied=False)
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("reader", "decoder.final_layer_norm.weight"),
+        ("contriever", "encoder.layer.1.output.dense.bias"),
+    ],
+)
+def test_weights_that_are_not_finite_are_refused(parts: SimpleNamespace, tmp_path: Path, part: str, name: str) -> None:
+    """In the released format, and in a folder, whole or with a weight less."""
+    file = release(parts, tmp_path / "model.pth.tar")
+    saved = torch.load(file, weights_only=False)
+    prefix = "reader." if part == "reader" else "retriever.contriever."
+    saved["model"][prefix + name][1] = float("nan")
+    torch.save(saved, file)
+    with pytest.raises(UserError, match=f"{prefix}{name} holds numbers that are not finite"):
+        checkpoints.load_released(file, parts.t5, parts.bert, untied=False)
+
+    def load() -> None:
+        reader.load_reader(folder) if part == "reader" else retriever.load_retriever(folder, untied=False)
+
+    folder = tmp_path / "folder"
+    shutil.copytree(parts.t5 if part == "reader" else parts.bert, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights[name][1] = float("inf")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=f"the tensor {name} holds numbers that are not finite"):
+        load()
+    for change, message in (
+        ({}, f"lacks the tensor {name}"),
+        ({name: torch.zeros(7)}, rf"the tensor {name} has the shape \[7\]"),
+    ):
+        weights.pop(name, None)
+        save_file({**weights, **change}, folder / "model.safetensors", {"format": "pt"})
+        with pytest.raises(UserError, match=message):
+            load()
+
+
+def test_a_t5_without_its_head_is_refused(parts: SimpleNamespace, tmp_path: Path) -> None:
+    """transformers gives it the embedding for a head, without a word."""
+    shutil.copytree(parts.t5, tmp_path / "t5")
+    weights = load_file(parts.t5 / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, tmp_path / "t5" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks the tensor lm_head.weight"):
+        reader.load_reader(tmp_path / "t5")
+    reader.load_reader(make_tiny_t5(tmp_path / "first", gated=False))  # the first kind has none
+
+
+@torch.no_grad()
+def test_a_released_retriever_has_the_layer_norm_of_its_kind(parts: SimpleNamespace, tmp_path: Path) -> None:
+    """Against BERT in float64, one text at a time; also saved and loaded again. The hub's BERT has the ordinary one."""
+    released, _ = checkpoints.load_released(release(parts, tmp_path / "model.tar"), None, parts.bert, untied=True)
+    tokenizer = load_tokenizer(parts.bert)
+    checkpoints.save_retriever(tmp_path / "saved", released, tokenizer)
+    again, _ = retriever.load_retriever(tmp_path / "saved", untied=False)
+    ordinary, _ = retriever.load_retriever(parts.bert, untied=False)
+    ordinary.query.load_state_dict(parts.encoder.state_dict())
+    texts = [f"{passage['title']} {passage['text']}" for passage in make_passages(12)]
+    for made, kind in ((released, "mean_square"), (again, "mean_square"), (ordinary, "variance")):
+        plain = PlainBert(made.query, norm=kind)
+        for of_passages in (False, True):
+            found = torch.empty(len(texts), 32)
+            for numbers, vectors in retriever.embed(made.eval(), tokenizer, texts, 50, 5, of_passages):
+                found[numbers] = vectors
+            for text, vector in zip(texts, found):
+                expected = plain.states(tokenizer(text, truncation=True, max_length=50)["input_ids"]).mean(0)
+                torch.testing.assert_close(vector.double(), expected, atol=1e-5, rtol=0)
+    assert json.loads((tmp_path / "saved" / "query_encoder" / "config.json").read_text())["layer_norm"] == "mean_square"
+    assert retriever.fingerprint(released, "{text}", 50) == retriever.fingerprint(again, "{text}", 50)
+    assert retriever.fingerprint(released, "{text}", 50) != retriever.fingerprint(ordinary, "{text}", 50)
+
+
+def test_a_layer_norm_that_is_not_known_is_refused(parts: SimpleNamespace, tmp_path: Path) -> None:
+    shutil.copytree(parts.bert, tmp_path / "bert")
+    config = json.loads((tmp_path / "bert" / "config.json").read_text())
+    (tmp_path / "bert" / "config.json").write_text(json.dumps({**config, "layer_norm": "root"}))
+    with pytest.raises(UserError, match="asks for the layer_norm 'root'"):
+        retriever.load_retriever(tmp_path / "bert", untied=False)
 
 
 def test_this_project_s_checkpoints_are_model_folders(parts: SimpleNamespace, tmp_path: Path) -> None:

@@ -28,6 +28,10 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answer)
         self.asked: list[tuple[str, str | None]] = []
 
+    def body(self, path: str) -> bytes:
+        """What is served under a name."""
+        return self.content
+
 
 class Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
@@ -42,7 +46,8 @@ class Answer(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(body)
             return
-        body, etag = self.server.content, f'"{hashlib.md5(self.server.content).hexdigest()}"'
+        body = self.server.body(self.path)
+        etag = f'"{hashlib.md5(body).hexdigest()}"'
         start = 0
         if (found := re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))) and self.headers.get("If-Range") == etag:
             start = int(found.group(1))

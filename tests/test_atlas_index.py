@@ -1,18 +1,20 @@
 """Passages and indices on disk: what is saved is loaded, by any number of workers' files; what is damaged is named."""
 
 import json
-import pickle
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from atlas_models import make_passages, write_lines
+from atlas_models import make_passages, make_tiny_bert, write_lines
 
 from atlas import passages as passage_files
+from atlas import retriever
 from atlas.flat_search import FlatVectors
-from atlas.index import Index, compress
-from atlas.index_files import load_index, save_index
+from atlas.index import Index, compress, embed_share
+from atlas.index_files import load_compressed, load_index, save_index
 from teacherlm.errors import UserError
 
 COUNT, DIMENSION = 500, 16
@@ -82,30 +84,6 @@ def test_a_flat_index_can_be_compressed_when_it_is_loaded(index: Index, tmp_path
     assert torch.equal(rows, expected_rows)
 
 
-def test_the_published_format_is_read(index: Index, tmp_path: Path) -> None:
-    """embeddings.N.pt is (dimension, passages) in float16; passages.N.pt a pickled list, titles with their sections."""
-    folder = tmp_path / "published"
-    folder.mkdir()
-    vectors, start = torch.cat(index.vectors.segments), 0
-    for shard, rows in enumerate([200, 1, 299]):
-        torch.save(vectors[start : start + rows].T.clone(), folder / f"embeddings.{shard}.pt")
-        listed = [{**index.passages[row], "section": "x"} for row in range(start, start + rows)]
-        (folder / f"passages.{shard}.pt").write_bytes(pickle.dumps(listed, protocol=4))
-        start += rows
-    loaded = load(folder)
-    for found, expected in zip(loaded.search(queries(), 10), index.search(queries(), 10)):
-        assert torch.equal(found, expected)
-    assert [loaded.passages[row] for row in (0, 200, 499)] == [index.passages[row] for row in (0, 200, 499)]
-    (folder / "passages.1.pt").write_bytes(pickle.dumps([print]))
-    for file in (tmp_path / "cache" / "passages").glob("*published*"):
-        file.unlink()
-    with pytest.raises(UserError, match=r"passages.1.pt: no pickled list .*builtins.print"):
-        load(folder)
-    (folder / "embeddings.1.pt").unlink()
-    with pytest.raises(UserError, match=r"embeddings.1.pt: this shard is missing"):
-        load(folder)
-
-
 def test_what_is_damaged_or_another_s_is_named(index: Index, tmp_path: Path) -> None:
     folder = tmp_path / "index"
     save_index(folder, index, 3, None, None)
@@ -136,6 +114,70 @@ def test_what_is_damaged_or_another_s_is_named(index: Index, tmp_path: Path) -> 
         load(folder)
     with pytest.raises(UserError, match="no such folder"):
         load(tmp_path / "nowhere")
+
+
+def test_a_file_of_another_index_is_refused(index: Index, tmp_path: Path) -> None:
+    """As after copying another index of the same shape over it, interrupted halfway."""
+    save_index(tmp_path / "one", index, 3, None, None)
+    index.vectors = FlatVectors([torch.cat(index.vectors.segments).flip(0)], 0)
+    save_index(tmp_path / "other", index, 3, None, None)
+    assert torch.equal(load(tmp_path / "other").vectors.segments[0][0], index.vectors.segments[0][0])
+    shutil.copyfile(tmp_path / "one" / "embeddings.00001.npy", tmp_path / "other" / "embeddings.00001.npy")
+    with pytest.raises(UserError, match=r"embeddings.00001.npy: not the file that index.json describes"):
+        load(tmp_path / "other")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_vectors_that_are_not_finite_are_refused(index: Index, tmp_path: Path, value: float) -> None:
+    """Every query's best passage would be the one with such a vector."""
+    index.vectors.segments[0][200, 3] = value
+    save_index(tmp_path / "index", index, 3, None, None)
+    with pytest.raises(UserError, match=r"embeddings.00001.npy: the vector of row 34 has numbers that are not finite"):
+        load(tmp_path / "index")
+
+
+def test_faiss_vectors_that_are_not_finite_are_refused(index: Index, tmp_path: Path) -> None:
+    import faiss
+
+    index.vectors = compress(torch.cat(index.vectors.segments), COUNT, "flat", None)
+    save_index(tmp_path / "index", index, 1, "flat", None)
+    (file,) = (tmp_path / "index").glob("faiss.*")
+    saved = faiss.read_index(str(file))
+    saved.add(np.full((1, DIMENSION), np.nan, dtype=np.float32))
+    faiss.write_index(saved, str(file))
+    with pytest.raises(UserError, match=f"faiss.flat.00000.index: the vector of row {COUNT} has numbers that"):
+        load_compressed([(file, COUNT + 1)])
+
+
+def test_embedding_names_the_passage_whose_vector_is_not_finite(index: Index, tmp_path: Path) -> None:
+    """In float16: 70,000 is more than it can hold."""
+    made, tokenizer = retriever.load_retriever(make_tiny_bert(tmp_path / "bert"), untied=False)
+    with torch.no_grad():
+        made.query.embeddings.LayerNorm.bias[0] = 7e4
+        made.query.encoder.layer = torch.nn.ModuleList()
+    with pytest.raises(UserError, match=r"the vector of row 0 \(the passage '0'\) has numbers that are not finite"):
+        embed_share(index.passages, made.eval(), tokenizer, "{title} {text}", 50, 8)
+
+
+def test_a_query_whose_vector_is_not_finite_is_refused(index: Index) -> None:
+    asked = queries()
+    asked[4, 0] = float("nan")
+    with pytest.raises(UserError, match="a query's vector has numbers that are not finite"):
+        index.search(asked, 10)
+
+
+def test_passages_are_found_by_their_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same name, size and time, other contents; and the same contents under another name."""
+    monkeypatch.setenv("TEACHERLM_CACHE", str(tmp_path / "cache"))
+    file = write_lines(tmp_path / "p.jsonl", [{"id": "1", "title": "t", "text": "old"}])
+    time = file.stat().st_mtime_ns
+    first = passage_files.converted([file], -1)
+    assert passage_files.Passages(first)[0]["text"] == "old"
+    write_lines(file, [{"id": "1", "title": "t", "text": "new"}])
+    os.utime(file, ns=(time, time))
+    assert passage_files.Passages(passage_files.converted([file], -1))[0]["text"] == "new"
+    other = write_lines(tmp_path / "q.jsonl", [{"id": "1", "title": "t", "text": "old"}])
+    assert passage_files.converted([other], -1) == first
 
 
 def test_a_truncated_faiss_file_is_named(index: Index, tmp_path: Path) -> None:
