@@ -26,7 +26,9 @@ SHAPING = ("precision", "reader_model_type", "retriever_model_path", "query_side
 SHAPING += ("text_maxlength", "target_maxlength", "n_context", "encoder_format", "retriever_format")
 SHAPING += ("generation_max_length", "closed_book", "use_file_passages", "retrieve_only", "max_passages")
 SHAPING += ("multiple_choice_num_options", "multiple_choice_eval_permutations", "index_mode", "faiss_index_type")
-SHAPING += ("faiss_code_size", "write_results", "dont_write_passages")
+SHAPING += ("faiss_code_size", "write_results", "dont_write_passages", "decoder_format")
+SHAPING += ("generation_min_length", "generation_num_beams", "generation_length_penalty", "retrieve_with_rerank")
+SHAPING += ("n_to_rerank_with_retrieve_with_rerank",)
 """Flags that predictions depend on."""
 NO_PASSAGE = {"title": "", "text": ""}
 
@@ -41,6 +43,11 @@ def read_questions(asked: argparse.Namespace, path: Path) -> list[Record]:
     return questions
 
 
+def result_of(asked: argparse.Namespace, path: Path, step: int) -> Path:
+    """Where the predictions for a file of questions go."""
+    return asked.checkpoint_dir / asked.name / f"{path.stem}-step-{step}.jsonl"
+
+
 class Evaluation:
     """One file of questions: where its predictions go, what they depend on, and whether they are there.
 
@@ -53,7 +60,7 @@ class Evaluation:
 
     def __init__(self, asked: argparse.Namespace, path: Path, step: int, sources: Callable[[dict[str, Any]], dict]):
         self.asked, self.path, self.started, self.sources = asked, path, time.time(), sources
-        self.result = asked.checkpoint_dir / asked.name / f"{path.stem}-step-{step}.jsonl"
+        self.result = result_of(asked, path, step)
         self.arguments, self.inputs, self.done = workers.from_first(self.describe)
         self.work = {**self.arguments, **{name: described["sha256"] for name, described in self.inputs.items()}}
 
@@ -115,7 +122,7 @@ def predict(
     rows = None
     if index is not None:
         queries = [order["query"] for asked_of in orders for order in asked_of]
-        _, rows = retrieve(model, index, queries, asked.n_context, asked.text_maxlength)
+        _, rows = retrieve(asked, model, index, queries, asked.n_context)
     by_length = sorted(range(len(questions)), key=lambda place: -len(orders[place][0]["query"]))
     together = max(1, asked.per_gpu_batch_size // max(map(len, orders), default=1))
     for start in range(0, len(by_length), together):
@@ -164,19 +171,22 @@ def read(asked: argparse.Namespace, of: reader.Reader, predictions: list[dict[st
             for p in batch
         ]
         encoded = reader.encode(of, texts)
-        targets = [multiple_choice.target(prediction["metadata"]) for prediction in batch]
+        targets = [multiple_choice.target(prediction["metadata"], asked.decoder_format) for prediction in batch]
         labels_BT = reader.target_labels(of, targets, asked.target_maxlength)
+        places = multiple_choice.letter_places(of.tokenizer, labels_BT.tolist())
         decoded = reader.decode(of, encoded, labels_BT, use_cache=True)
         logits_BTV = decoded.logits
-        written = reader.generate(of, encoded, asked.generation_max_length, decoded.past_key_values)
-        for prediction, logits_TV, text in zip(batch, logits_BTV.float(), written):
-            if not logits_TV[1, tokens].isfinite().all():
+        form = {"min_length": asked.generation_min_length, "length_penalty": asked.generation_length_penalty}
+        form |= {"num_beams": asked.generation_num_beams}
+        written = reader.generate(of, encoded, asked.generation_max_length, decoded.past_key_values, **form)
+        for prediction, logits_TV, place, text in zip(batch, logits_BTV.float(), places, written):
+            if not logits_TV[place, tokens].isfinite().all():
                 raise UserError(
                     f"the reader's logits for {shown(prediction['query'])} are not finite (NaN or infinity); give "
                     "--precision fp32 or bf16, or another checkpoint"
                 )
             prediction["generation"] = text
-            prediction["choice_logits"] = dict(zip(letters, logits_TV[1, tokens].tolist()))
+            prediction["choice_logits"] = dict(zip(letters, logits_TV[place, tokens].tolist()))
         losses_BT = reader.target_losses(logits_BTV, labels_BT)
         losses += (losses_BT.sum(dim=1) / (labels_BT != reader.IGNORED).sum(dim=1)).tolist()
     return losses

@@ -4,7 +4,6 @@ Another number of workers than wrote it can read it. index.json has a digest of 
 off is refused. The reference's published indices are read too (published.py).
 """
 
-import contextlib
 import functools
 import json
 import shutil
@@ -23,7 +22,6 @@ from atlas.passages import Passages
 from atlas.published import SHARDS, check_dimension, describe_published, is_published, load_published, require_finite
 from teacherlm.errors import UserError, reason
 from teacherlm.files import whole_file, whole_path
-from teacherlm.lock import one_writer
 from teacherlm.manifests import sha256
 
 NAME = "index.json"
@@ -45,8 +43,7 @@ def save_index(folder: Path, index: Index, n_shards: int, kind: str | None, code
         n_shards: files of vectors in all, at least one a worker.
         kind, code_size: of a compressed index; None: flat.
     """
-    with contextlib.ExitStack() as stack:
-        workers.from_first(lambda: stack.enter_context(one_writer(folder)))
+    with workers.only_writer(folder):
         workers.from_first(functools.partial(begin_saving, folder, index.passages))
         each = max(1, n_shards // workers.size())
         if kind is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from atlas.reader import IGNORED
 from teacherlm.errors import UserError, shown
 from teacherlm.prompts import LETTERS
 from teacherlm.records import Record, read_records
@@ -82,7 +83,7 @@ def orders(n: int, kind: str) -> list[tuple[int, ...]]:
 
 
 def prompt(tokenizer: Any, question: Record) -> str:
-    """What retriever and reader are asked, at most MAXIMUM_PROMPT_LENGTH tokens of the reader's tokenizer.
+    """What retriever and reader are asked: MAXIMUM_PROMPT_LENGTH tokens of the reader's, unless options are longer.
 
     A question too long loses tokens from its left: what is asked stands at the end.
     """
@@ -95,7 +96,9 @@ def prompt(tokenizer: Any, question: Record) -> str:
     if length(tokenizer, whole) <= MAXIMUM_PROMPT_LENGTH:
         return whole
     left = MAXIMUM_PROMPT_LENGTH - length(tokenizer, written(""))
-    tokens = tokenizer(question["question"])["input_ids"][-left:] if left > 0 else []
+    # Where the options alone are too long, `left` is not positive: then the reference, and so this, leaves out as many
+    # tokens of the question's beginning as the options are too long, and the prompt is longer than the maximum.
+    tokens = tokenizer(question["question"])["input_ids"][-left:]
     return written(tokenizer.decode(tokens, skip_special_tokens=True))
 
 
@@ -103,8 +106,25 @@ def length(tokenizer: Any, text: str) -> int:
     return len(tokenizer(text)["input_ids"])
 
 
-def target(question: Record) -> str:
-    return f"{SENTINEL} {question['answer']}"
+def target(question: Record, decoder_format: str | None = None) -> str:
+    """What the reader is to write; `decoder_format` has a place for it, {target}."""
+    text = f"{SENTINEL} {question['answer']}"
+    return text if decoder_format is None else decoder_format.format(target=text)
+
+
+def letter_places(tokenizer: Any, labels_BT: Sequence[Sequence[int]]) -> list[int]:
+    """Where the letter stands in each target, which is after its sentinel: 1, unless the target has another format.
+
+    Raises:
+        UserError: a target has lost its letter.
+    """
+    sentinel, places = tokenizer.convert_tokens_to_ids(SENTINEL), []
+    for labels in labels_BT:
+        place = max((place for place, label in enumerate(labels) if label == sentinel), default=len(labels)) + 1
+        if place >= len(labels) or labels[place] in (IGNORED, tokenizer.eos_token_id):
+            raise UserError("--target_maxlength cuts the letter off the target; a larger one was expected")
+        places.append(place)
+    return places
 
 
 def choice_tokens(tokenizer: Any, letters: Sequence[str]) -> list[int]:

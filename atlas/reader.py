@@ -156,21 +156,32 @@ def target_losses(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Te
 
 
 def generate(
-    reader: Reader, encoded: Encoded, max_length: int, decoded: EncoderDecoderCache | None = None
+    reader: Reader,
+    encoded: Encoded,
+    max_length: int,
+    decoded: EncoderDecoderCache | None = None,
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
+    min_length: int | None = None,
 ) -> list[str]:
-    """What the reader writes by itself, greedily, at most `max_length` tokens.
+    """What the reader writes by itself, at most `max_length` tokens.
 
     Args:
         decoded: past_key_values of `decode` on the same states, whose keys and values of the states are used again.
+        num_beams: of beam search; 1: greedy.
+        length_penalty: of beam search, the power of its length by which a text's log-probability is divided.
+        min_length: tokens that are written at least, the first one (<pad>) included, as in the reference.
     """
-    known = {}
-    if decoded is not None:
+    known: dict[str, Any] = {} if num_beams == 1 else {"length_penalty": length_penalty}
+    if min_length is not None:
+        known["min_length"] = min_length
+    if decoded is not None and num_beams == 1:
         known["past_key_values"] = EncoderDecoderCache(DynamicCache(), decoded.cross_attention_cache)
     tokens = reader.model.generate(
         encoder_outputs=BaseModelOutput(last_hidden_state=encoded.states),
         attention_mask=encoded.mask,
         max_length=max_length,
-        num_beams=1,
+        num_beams=num_beams,
         do_sample=False,
         **known,
     )

@@ -20,7 +20,7 @@ sys.path[:] = [str(HERE.parent), *(place for place in sys.path if place != str(H
 import torch  # noqa: E402
 
 from atlas import options, steps, training, workers  # noqa: E402
-from atlas.evaluation import Evaluation, evaluate, read_questions  # noqa: E402
+from atlas.evaluation import Evaluation, evaluate, read_questions, result_of  # noqa: E402
 from atlas.flat_search import FlatVectors  # noqa: E402
 from atlas.model import describe_sources, embed_passages, load_model, make_index  # noqa: E402
 from atlas.schedules import IndexRefresh, learning_rate  # noqa: E402
@@ -37,7 +37,8 @@ NOT_SHAPING = ("name", "checkpoint_dir", "model_path", "eval_data", "main_port",
 NOT_SHAPING += ("train_data", "passages", "load_index_path", "save_index_path", "save_index_n_shards", "eval_freq")
 NOT_SHAPING += ("log_freq", "save_freq", "save_optimizer", "per_gpu_embedder_batch_size", "generation_max_length")
 NOT_SHAPING += ("multiple_choice_eval_permutations", "shard_optim", "shard_grads", "use_gradient_checkpoint_reader")
-NOT_SHAPING += ("use_gradient_checkpoint_retriever", "per_gpu_batch_size", "retrieve_only", "list_missing")
+NOT_SHAPING += ("use_gradient_checkpoint_retriever", "per_gpu_batch_size", "retrieve_only", "list_missing", "notes")
+NOT_SHAPING += ("generation_min_length", "generation_num_beams", "generation_length_penalty")
 """Flags that say where things are or how they are computed; the weights depend on the others."""
 
 
@@ -49,18 +50,20 @@ def main() -> int:
     folder = asked.checkpoint_dir / asked.name
     require_writable(folder)
     device = workers.join_workers(asked.main_port)
-    described = workers.from_first(functools.partial(describe_run, asked, folder))
     if asked.list_missing:
-        print("" if described["done"] else "0")
+        print("" if describe_run(asked, folder)["done"] else "0")
         return 0
-    if described["done"]:
-        workers.say(f"train: done already, nothing to do ({manifests.manifest_of(folder)} matches its inputs)")
-        return 0
-    stop = Stop()
-    try:
-        return Training(asked, folder, described, device, stop).run()
-    finally:
-        stop.restore()
+    options.say_notes(asked, "train")
+    with workers.only_writer(folder):
+        described = workers.from_first(functools.partial(describe_run, asked, folder))
+        if described["done"]:
+            workers.say(f"train: done already, nothing to do ({manifests.manifest_of(folder)} matches its inputs)")
+            return 0
+        stop = Stop()
+        try:
+            return Training(asked, folder, described, device, stop).run()
+        finally:
+            stop.restore()
 
 
 def describe_run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -183,8 +186,11 @@ class Training:
         source = {"run": {"path": str(self.folder), "sha256": digest, "files": {}}}
         self.trainee.eval()
         for path, questions in self.tests:
-            evaluation = Evaluation(self.asked, path, self.step, lambda known: source)
-            with training.autocast(self.asked, self.model.reader.device):
+            with (
+                workers.only_writer(result_of(self.asked, path, self.step)),
+                training.autocast(self.asked, self.model.reader.device),
+            ):
+                evaluation = Evaluation(self.asked, path, self.step, lambda known: source)
                 if not evaluation.done and not evaluate(evaluation, questions, self.model, self.index, self.stop):
                     return False
         return True

@@ -81,7 +81,7 @@ class Batch:
     ):
         prompts = [multiple_choice.prompt(model.reader_tokenizer, example) for example in examples]
         if index is not None:
-            _, rows = retrieve(model, index, prompts, asked.retriever_n_context, asked.text_maxlength)
+            _, rows = retrieve(asked, model, index, prompts, asked.retriever_n_context)
             found = [look_up(index, row) for row in rows]
         else:
             found = [[NO_PASSAGE] if asked.closed_book else example["passages"] for example in examples]
@@ -89,8 +89,9 @@ class Batch:
             [asked.encoder_format.format(query=prompt, title=p["title"], text=p["text"]) for p in passages]
             for prompt, passages in zip(prompts, found)
         ]
-        targets = [multiple_choice.target(example) for example in examples]
+        targets = [multiple_choice.target(example, asked.decoder_format) for example in examples]
         self.labels = readers.target_labels(model.reader, targets, asked.target_maxlength)
+        multiple_choice.letter_places(model.reader_tokenizer, self.labels.tolist())
         self.queries = self.passages = None
         if learns:
             texts = [asked.retriever_format.format(title=p["title"], text=p["text"]) for row in found for p in row]

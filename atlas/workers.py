@@ -1,15 +1,18 @@
 """The workers of a run: processes that srun or torchrun started, one a GPU; each holds its share of the index."""
 
+import contextlib
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from teacherlm.errors import UserError
+from teacherlm.lock import one_writer
 
 TIMEOUT = timedelta(hours=12)
 """How long a worker waits for the others: they embed passages or read questions, each for itself, for hours."""
@@ -121,6 +124,14 @@ def from_first(work: Callable[[], Any]) -> Any:
     if isinstance(result[0], UserError):
         raise result[0] if is_first() else SystemExit(2)
     return result[0]
+
+
+@contextlib.contextmanager
+def only_writer(*outputs: Path) -> Iterator[None]:
+    """While the block runs, no other run writes these outputs: the first worker holds their locks, for all workers."""
+    with contextlib.ExitStack() as stack:
+        from_first(lambda: stack.enter_context(one_writer(*outputs)))
+        yield
 
 
 def each(work: Callable[[], Any]) -> Any:

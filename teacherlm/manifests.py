@@ -25,6 +25,9 @@ NAME = "manifest.json"
 STAGE_VERSIONS = {
     "enhance": 2,  # BOS in prompts, blanks of SentencePiece tokenizers, no EOS at a prompt's end
     "finetune": 2,  # BOS before samples, plain attention where the packed one is not exact
+    "atlas evaluate": 2,  # released LayerNorm, prompts whose options are too long, checks of the index
+    "atlas train": 2,  # frozen encoder without dropout, skipped steps, warm-up counted in batches
+    "prepare_mmlu": 2,  # one kind of line break
     "evaluate": 2,  # BOS before contexts, tokenization as in finetuning, plain attention likewise
 }
 """Stage -> the version of its code, 1 by default. Raise it when a change of the code changes the numbers that the stage

@@ -181,8 +181,21 @@ def read_csv(file: Path, columns: tuple[str, ...] | None) -> Iterator[Sample]:
                 yield where, sample
             if not found:
                 raise UserError(f"{file}: empty; at least one row was expected")
-        except (csv.Error, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file}, line {undecodable_line(file)}: no valid CSV in UTF-8: {reason(error)}") from error
+        except csv.Error as error:
             raise UserError(f"{file}, line {reader.line_num}: no valid CSV in UTF-8: {error}") from error
+
+
+def undecodable_line(file: Path) -> int:
+    """The number of the first line that is not UTF-8. A file is decoded in blocks, ahead of the line that is read."""
+    with open_bytes(file) as handle:
+        for number, line in enumerate(handle, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return 1
 
 
 def read_saved(benchmark: Benchmark, split: str, data: Path) -> Iterator[Sample]:

@@ -1,5 +1,6 @@
 """evaluate.py as people call it: one worker and two, interrupted, closed book, retrieval only, and bad input."""
 
+import hashlib
 import random
 import signal
 import subprocess
@@ -235,6 +236,80 @@ def test_several_files_and_a_compressed_index(place: Path, tmp_path: Path) -> No
     loaded = evaluate(place, tmp_path / "a", "--load_index_path", tmp_path / "index", *faiss[:4])
     assert loaded.returncode == 0, loaded.stderr
     assert_alike(predictions(tmp_path / "a"), predictions(tmp_path))
+
+
+def test_flags_of_training_are_ignored_and_those_of_the_reference_accepted(
+    place: Path, alone: Path, tmp_path: Path
+) -> None:
+    """One list of flags serves both commands. A larger share of the index, ranked anew, gives the same passages."""
+    of_training = [
+        "--train_data",
+        place / "test.jsonl",
+        "--lr",
+        5e-5,
+        "--refresh_index",
+        -1,
+        "--shuffle",
+        "--shard_optim",
+    ]
+    of_reference = ["--alpha", 1.0, "--filtering_overretrieve_ratio", 2, "--retrieve_with_rerank"]
+    of_reference += ["--n_to_rerank_with_retrieve_with_rerank", 60, "--decoder_format", "the answer {target}"]
+    done = evaluate(place, tmp_path, "--load_index_path", alone / "index", *of_training, *of_reference)
+    assert done.returncode == 0, done.stderr
+    ignored = "--train_data, --shuffle, --lr, --shard_optim, --refresh_index"
+    assert done.stdout.count(f"evaluate: ignored, of train.py: {ignored}\n") == 1
+    assert done.stdout.count("evaluate: --alpha is not used: ") == 1
+    for found, before in zip(predictions(tmp_path), predictions(alone)):
+        for asked, other in zip(found["permutations"], before["permutations"]):
+            assert asked["passages"] == other["passages"]
+            assert asked["choice_logits"] != other["choice_logits"]  # the decoder has `the answer` before the letter
+
+
+def test_ranking_anew_is_by_the_encoder_as_it_is_now(place: Path, alone: Path, tmp_path: Path) -> None:
+    """With an index of other vectors, all of whose passages are ranked again, the best are the encoder's own."""
+    import json
+    import shutil
+
+    import numpy as np
+
+    shutil.copytree(alone / "index", tmp_path / "index")
+    described = json.loads((tmp_path / "index" / "index.json").read_text())
+    for shard in described["shards"]:
+        file = tmp_path / "index" / shard["file"]
+        np.save(file, np.load(file)[:, ::-1].copy())
+        shard["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (tmp_path / "index" / "index.json").write_text(json.dumps(described))
+    index = ["--load_index_path", tmp_path / "index", "--retrieve_only"]
+    more = ["--retrieve_with_rerank", "--n_to_rerank_with_retrieve_with_rerank"]
+    expected = [line["permutations"][0]["passages"] for line in predictions(alone)]
+    for words, same in (([], False), ([*more, 3], False), ([*more, 60], True)):
+        output = tmp_path / str(len(words)) / str(same)
+        assert evaluate(place, output, *index, *words).returncode == 0
+        assert ([line["passages"] for line in predictions(output)] == expected) == same
+    message = only_error(evaluate(place, tmp_path / "x", *index, *more, 2))
+    assert "--n_to_rerank_with_retrieve_with_rerank 2: at least --n_context 3 was expected" in message
+
+
+def test_a_file_of_the_documentation_s_mistake_is_named(place: Path, tmp_path: Path) -> None:
+    there = write_lines(tmp_path / "individual_test" / "virology.test.jsonl", make_questions(1))
+    missing = tmp_path / "individual_valid" / "virology.test.jsonl"
+    message = only_error(evaluate(place, tmp_path, "--closed_book", "--eval_data", missing))
+    assert f"{missing}: no such file (--eval_data); {there} is there" in message
+
+
+def test_no_predictions_are_written_from_logits_that_are_not_finite(place: Path, tmp_path: Path) -> None:
+    """Weights that are all finite, and products of them that are not."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(place / "t5", tmp_path / "t5")
+    weights = load_file(place / "t5" / "model.safetensors")
+    weights["lm_head.weight"] *= 1e38
+    save_file(weights, tmp_path / "t5" / "model.safetensors", {"format": "pt"})
+    message = only_error(evaluate(place, tmp_path, "--closed_book", "--reader_model_type", tmp_path / "t5"))
+    assert "the reader's logits for 'question: " in message and "are not finite" in message
+    assert not (tmp_path / "run" / "test-step-0.jsonl").exists()
 
 
 def test_bad_input_is_one_line(place: Path, alone: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from atlas_models import make_passages, make_questions, make_tiny_bert, make_tiny_t5
 from plain_models import PlainBert, PlainT5
+from transformers.modeling_outputs import BaseModelOutput
 
 from atlas import multiple_choice, reader, retriever
 from teacherlm.errors import UserError
@@ -80,6 +81,27 @@ def test_what_is_generated_is_the_greedy_choice_of_the_logits(t5: reader.Reader)
         while len(tokens) < 6 and tokens[-1] != 1:
             tokens.append(plain.decode(encoded, tokens)[-1].argmax().item())
         assert text == t5.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+@torch.no_grad()
+def test_beams_lengths_and_their_penalty_are_the_library_s(t5: reader.Reader) -> None:
+    """Each question by itself, its passages encoded one at a time; with a cache at hand, which beams cannot use."""
+    texts, targets = texts_of(t5, 2)
+    encoded = reader.encode(t5, texts)
+    cache = reader.decode(t5, encoded, reader.target_labels(t5, targets, None), use_cache=True).past_key_values
+    greedy = reader.generate(t5, encoded, 9, cache)
+    found = {}
+    for form in ({"num_beams": 3}, {"num_beams": 3, "length_penalty": -4.0}, {"min_length": 7}):
+        found[str(form)] = written = reader.generate(t5, encoded, 9, cache, **form)
+        for passages, text in zip(texts, written):
+            tokens = [t5.tokenizer(p, truncation=True, max_length=60, return_tensors="pt") for p in passages]
+            states = torch.cat([t5.model.encoder(**of).last_hidden_state[0] for of in tokens])[None]
+            expected = t5.model.generate(
+                encoder_outputs=BaseModelOutput(last_hidden_state=states), max_length=9, do_sample=False, **form
+            )
+            assert text == t5.tokenizer.decode(expected[0], skip_special_tokens=True)
+            assert "min_length" not in form or expected.shape[1] >= 7
+    assert any(written != greedy for written in found.values())
 
 
 @torch.no_grad()

@@ -40,6 +40,32 @@ def test_a_long_question_loses_its_beginning(tokenizer: object) -> None:
     assert prompt.endswith("river king ? options: (A) one (B) two (C) three (D) the old one answer: <extra_id_0>")
 
 
+@pytest.mark.parametrize("words", [346, 347, 360])
+def test_options_that_fill_the_prompt_leave_the_question_s_tail(tokenizer: object, words: int) -> None:
+    """As in the reference, which slices with the number of tokens that are left, also where that is not positive."""
+    options = {**QUESTION["options"], "D": " ".join(["river"] * words)}
+    text = "the first king of the city and one old queen of the island ?"
+    listed = " ".join(f"({letter}) {option}" for letter, option in options.items())
+    empty = f"question:  options: {listed} answer: <extra_id_0>"
+    left = mc.MAXIMUM_PROMPT_LENGTH - mc.length(tokenizer, empty)
+    assert left <= 0
+    kept = tokenizer.decode(tokenizer(text)["input_ids"][-left:], skip_special_tokens=True)
+    prompt = mc.prompt(tokenizer, {**QUESTION, "question": text, "options": options})
+    assert prompt == f"question: {kept.strip()} options: {listed} answer: <extra_id_0>"
+    assert (kept == "") == (-left >= len(tokenizer(text)["input_ids"]))
+
+
+def test_the_letter_is_found_in_any_format(tokenizer: object) -> None:
+    """After the sentinel; a target that was cut before its letter is refused."""
+    for form in (None, "{target}", "the answer is {target} of one"):
+        tokens = tokenizer(mc.target(QUESTION, form))["input_ids"]
+        (place,) = mc.letter_places(tokenizer, [tokens])
+        assert tokens[place] == mc.choice_tokens(tokenizer, "ABCD")[2]
+        assert form != "{target}" or place == 1
+    with pytest.raises(UserError, match="--target_maxlength cuts the letter off"):
+        mc.letter_places(tokenizer, [tokens[:place]])
+
+
 def test_permutations_keep_the_answer_s_text() -> None:
     for kind, count in (("single", 1), ("cyclic", 4), ("all", 24)):
         asked = mc.permutations(QUESTION, kind)

@@ -75,6 +75,27 @@ def test_a_folder_of_domains_in_either_spelling(tmp_path: Path) -> None:
     assert "runs/astronomy/astronomy.test-step-12.jsonl: no such file" in only_error(score(*asked, "--step", 12))
 
 
+def test_step_1_of_a_zero_shot_run_is_its_step_0(tmp_path: Path) -> None:
+    """The documentation of the reference asks for step 1; no other step is guessed."""
+    lines = [prediction(question(d, n), *mark) for d, marks in RIGHT.items() for n, mark in enumerate(marks)]
+    write_lines(tmp_path / "combined_test-step-0.jsonl", lines)
+    asked = tmp_path / "combined_test-step-1.jsonl"
+    done = score("--predictions_path", asked, "--gold_path", gold_file(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert f"{asked}: no such file; combined_test-step-0.jsonl is scored" in done.stdout
+    assert done.stdout.endswith(TABLE)
+    other = score("--predictions_path", tmp_path / "combined_test-step-16.jsonl", "--gold_path", gold_file(tmp_path))
+    assert "combined_test-step-16.jsonl: no such file; there are combined_test-step-0.jsonl" in only_error(other)
+    write_lines(tmp_path / "combined_test-step-8.jsonl", lines)
+    message = only_error(score("--predictions_path", asked, "--gold_path", gold_file(tmp_path)))
+    assert "no such file; there are combined_test-step-0.jsonl, combined_test-step-8.jsonl" in message
+    folder = ["--predictions_path", tmp_path, "--gold_path", gold_file(tmp_path), "--split", "test", "--step", 4]
+    message = only_error(score(*folder))
+    assert "combined.test-step-4.jsonl: no such file; there are combined_test-step-0.jsonl, combined_t" in message
+    message = only_error(score("--predictions_path", tmp_path / "nowhere.jsonl", "--gold_path", gold_file(tmp_path)))
+    assert "nowhere.jsonl: no such file; predictions of evaluate.py were expected" in message
+
+
 def test_a_part_is_not_scored(tmp_path: Path) -> None:
     gold = gold_file(tmp_path)
     lines = [prediction(q, 1, 1) for q in read_lines(gold) if q["question"] not in ("philosophy 2", "virology 0")]

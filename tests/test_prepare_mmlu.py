@@ -77,7 +77,7 @@ def test_every_test_question_is_in_its_domain_s_file(made: Path, archive_folder:
     """Against a reading of the archive with Python's csv alone."""
     count = 0
     for file in sorted((archive_folder / "test").iterdir()):
-        with open(file, newline="", encoding="utf-8") as handle:
+        with open(file, encoding="utf-8") as handle:  # with universal newlines, as the reference opens it
             rows = list(csv.reader(handle))
         domain = file.name.removesuffix("_test.csv")
         for tree in ("5-shot", "5-shot-multitask", "full"):
@@ -88,6 +88,18 @@ def test_every_test_question_is_in_its_domain_s_file(made: Path, archive_folder:
             assert all(list(q["options"]) == list("ABCD") for q in lines)
         count += len(rows)
     assert count == 14_042 == len(read_lines(made / "full" / "combined_test.jsonl"))
+
+
+def test_no_carriage_return_is_left_in_a_question(made: Path, archive_folder: Path) -> None:
+    """college_mathematics has one with \\r\\n; the reference reads \\n."""
+    raw = [file.read_bytes() for file in sorted((archive_folder / "dev").iterdir())]
+    assert any(b"\r" in line.rstrip(b"\r\n") or b"\r\n" in line for line in raw)
+    for file in (made / "full" / "train.jsonl", made / "full" / "combined_test.jsonl"):
+        assert all("\r" not in text for q in read_lines(file) for text in (q["question"], *q["options"].values()))
+    with open(archive_folder / "dev" / "college_mathematics_dev.csv", encoding="utf-8") as handle:
+        expected = [row[0] for row in csv.reader(handle)]
+    lines = read_lines(made / "5-shot" / "individual_train" / "college_mathematics.5-shot-train.jsonl")
+    assert [q["question"] for q in lines] == expected
 
 
 def test_the_auxiliary_questions_are_shuffled_with_seed_10(made: Path, archive_folder: Path) -> None:
@@ -143,3 +155,8 @@ def test_what_is_wrong_with_an_archive_is_said(archive_folder: Path, tmp_path: P
     message = only_error(prepare(tmp_path / "out", "--data_directory", five))
     assert "virology_val.csv, line 2: 6 columns were expected, found 5" in message
     assert not (tmp_path / "out" / "data" / "mmlu_data" / "5-shot").exists()
+    rows = [b"question %d,one,two,three,four,A\n" % number for number in range(300)]
+    rows[250] = b"caf\xe9,one,two,three,four,A\n"  # Latin-1, behind a decoder's first block
+    broken.write_bytes(b"".join(rows))
+    message = only_error(prepare(tmp_path / "out", "--data_directory", five))
+    assert "virology_val.csv, line 251: no valid CSV in UTF-8" in message

@@ -43,6 +43,7 @@ def main() -> None:
         "--select-step", type=Path, metavar="GOLD", help="choose the step of a folder by its validation questions"
     )
     args = parser.parse_args()
+    args.predictions_path = predictions_there(args.predictions_path)
     gold = read_gold(args.gold_path)
     if args.select_step:
         args.step, args.split = select_step(args.predictions_path, read_gold(args.select_step)), "test"
@@ -54,6 +55,35 @@ def main() -> None:
     if args.predictions_path.is_dir() and not is_one_run(args.predictions_path):
         print(table(gold, predictions, {domain: [domain] for domain in sorted(gold)}), end="\n\n")
     print(table(gold, predictions, categories(gold)))
+
+
+def predictions_there(path: Path) -> Path:
+    """A file or a folder of predictions.
+
+    The zero-shot experiment's documentation names step 1, but a run without training writes step 0, here as in the
+    reference: that file is taken, and a line says so.
+
+    Raises:
+        UserError: it is not there; those of the same questions that are there are named.
+    """
+    if path.exists():
+        return path
+    name, mark, _ = path.name.partition("-step-")
+    there = steps_there(path.parent, f"{name}{mark}") if mark else []
+    if path.name == f"{name}-step-1.jsonl" and [file.name for file in there] == [f"{name}-step-0.jsonl"]:
+        print(f"{path}: no such file; {there[0].name} is scored, as a run without training is at step 0")
+        return there[0]
+    hint = (
+        f"there are {', '.join(file.name for file in there)}" if there else "predictions of evaluate.py were expected"
+    )
+    raise UserError(f"{path}: no such file; {hint}")
+
+
+def steps_there(folder: Path, beginning: str) -> list[Path]:
+    """The predictions whose names begin so, by their step."""
+    found = (re.fullmatch(r"(\d+)\.jsonl", path.name.removeprefix(beginning)) for path in folder.glob("*.jsonl"))
+    steps = sorted(int(match[1]) for match in found if match)
+    return [folder / f"{beginning}{step}.jsonl" for step in steps]
 
 
 def is_one_run(folder: Path) -> bool:
@@ -105,7 +135,10 @@ def named(folder: Path, name: str, split: str, step: int) -> Path:
     for file in names:
         if (folder / file).is_file():
             return folder / file
-    raise UserError(f"{folder / names[0]}: no such file; did the run reach step {step}?")
+    endings = [file.rpartition("-")[0] for file in names]
+    there = sorted({file.name for ending in endings for file in steps_there(folder, f"{ending}-")})
+    hint = f"there are {', '.join(there)}" if there else f"did the run reach step {step}?"
+    raise UserError(f"{folder / names[0]}: no such file; {hint}")
 
 
 def key_of(question: Mapping[str, Any]) -> Key:

@@ -131,13 +131,18 @@ def read_domains(folder: Path, name: str) -> Iterator[tuple[str, list[Record]]]:
         domain = sample[benchmark.file_field]
         domains.setdefault(domain, []).append(
             {
-                "question": sample["question"],
-                "options": dict(zip("ABCD", sample["choices"])),
+                "question": line_feeds(sample["question"]),
+                "options": {letter: line_feeds(text) for letter, text in zip("ABCD", sample["choices"])},
                 "answer": LETTERS[question.gold],
                 "dataset": file_name.replace("*", domain).removesuffix(".csv"),
             }
         )
     yield from sorted(domains.items())
+
+
+def line_feeds(text: str) -> str:
+    """With one kind of line break, as Python reads a text file: the reference's questions have no other."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def five_shot(data: Mapping[str, Split], tree: Path) -> None:
