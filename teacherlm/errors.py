@@ -43,9 +43,9 @@ def disk_error(error: BaseException) -> UserError | None:
 
 
 def locale_error(error: BaseException) -> UserError | None:
-    """The UserError for a file's name that the locale has no letters for, or None when it is another error."""
+    """The UserError for a name that the locale has no letters for, or None when it is another error."""
     encoding = sys.getfilesystemencoding()
-    if isinstance(error, UnicodeEncodeError) and error.encoding == encoding != "utf-8":
+    if isinstance(error, UnicodeEncodeError) and encoding != "utf-8":
         return UserError(f"the locale's encoding {encoding} has no letters for {error.object!a}; export LC_ALL=C.UTF-8")
     return None
 

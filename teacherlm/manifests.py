@@ -81,7 +81,7 @@ def describe(path: Path, known: Mapping[str, Any] | None = None, files: list[Pat
         digest = described[path.name]["sha256"]
     else:  # as of the output of sha256sum in that folder
         lines = "".join(f"{described[name]['sha256']}  {name}\n" for name in sorted(described))
-        digest = hashlib.sha256(lines.encode()).hexdigest()
+        digest = hashlib.sha256(os.fsencode(lines)).hexdigest()
     return {"path": str(path), "sha256": digest, "files": described}
 
 
@@ -176,9 +176,10 @@ def write_manifest(
         "started": timestamp(started),
         "finished": timestamp(time.time()),
     }
+    text = json.dumps(manifest, indent=2, ensure_ascii=False)
     with whole_file(path) as file:
-        json.dump(manifest, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+        # Bytes of a name that the locale could not decode are written as JSON escapes them: \udcc3
+        file.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
 
 
 def versions() -> dict[str, str | None]:
