@@ -22,6 +22,10 @@ FLUSH_SECONDS = 1.0
 """A crash of the machine costs the pieces of so many seconds; one of the program costs none of them."""
 
 
+KILLED_SECONDS = 30
+"""How long a killed process may take to vanish: its last writes may have to go to a slow disk."""
+
+
 class ProgressFile:
     """An append-only file of pieces (completions, batches), found by their key: a number from 0.
 
@@ -60,9 +64,15 @@ class ProgressFile:
         self.synced = time.monotonic()
 
     def open(self) -> None:
-        """Open the file for appending, and lock it."""
+        """Open the file for appending, and lock it.
+
+        A killed process loses its locks one after the other, so that of the output may be free before this one.
+        """
         self.file = open(self.path, "a+b")
-        if not lock_descriptor(self.file.fileno(), self.path):
+        end = time.monotonic() + KILLED_SECONDS
+        while not (free := lock_descriptor(self.file.fileno(), self.path)) and time.monotonic() < end:
+            time.sleep(0.05)
+        if not free:
             raise UserError(f"{self.path}: another process is writing to this file; wait until it has ended")
 
     def differences(self, work: Mapping[str, Any]) -> list[str]:

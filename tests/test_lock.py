@@ -1,5 +1,7 @@
 """The lock beside an output: one holder at a time among processes that really run at once, whatever happens to one."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -9,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from teacherlm import progress_file
+from teacherlm.errors import UserError
 from teacherlm.lock import if_free, lock_file, one_writer
+from teacherlm.progress_file import ProgressFile
 
 COUNT = """
 import sys, time
@@ -130,10 +135,6 @@ def test_a_signal_ends_the_waiting(tmp_path: Path) -> None:
 
 def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lustre without `flock` answers ENOSYS to fcntl; none of the file systems here does."""
-    import errno
-    import fcntl
-
-    from teacherlm.errors import UserError
 
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
@@ -141,3 +142,41 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(fcntl, "lockf", refuse)
     with pytest.raises(UserError, match="has no file locks"), one_writer(tmp_path / "out"):
         pass
+
+
+APPEND = """
+import sys
+from pathlib import Path
+from teacherlm.progress_file import ProgressFile
+progress = ProgressFile(Path(sys.argv[1]), {"seed": 0}, restart=False)
+progress.append(0, {"text": "mine"})
+print("has it", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_progress_file_is_appended_to_by_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / ".out.progress"
+    other = python(APPEND, path)
+    assert other.stdout.readline() == "has it\n"
+    before = path.read_bytes()
+    monkeypatch.setattr(progress_file, "KILLED_SECONDS", 0.2)
+    with pytest.raises(UserError, match="another process is writing to this file"):
+        ProgressFile(path, {"seed": 0}, restart=True)
+    assert path.read_bytes() == before
+    other.kill()
+    other.wait()
+    progress = ProgressFile(path, {"seed": 0}, restart=False)
+    assert progress.read(0) == {"text": "mine"}
+
+
+def test_what_is_read_back_is_of_its_key(tmp_path: Path) -> None:
+    """Somebody edits the file while it is used: a line of the same length in the place of another."""
+    path = tmp_path / ".out.progress"
+    progress = ProgressFile(path, {"seed": 0}, restart=False)
+    for key in range(3):
+        progress.append(key, {"text": "abc"})
+    path.write_bytes(path.read_bytes().replace(b'"key": 1', b'"key": 7'))
+    assert progress.read(0) == {"text": "abc"}
+    with pytest.raises(UserError, match="piece 1 is not where it was written: something else changed this file"):
+        progress.read(1)
