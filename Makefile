@@ -15,12 +15,17 @@ STAGE_PYTHON := $(if $(CONTAINER),containers/python.sh,$(PYTHON))
 # RUNS may come from the site's settings.
 LOAD_SITE := root=. && source slurm/lib/site.bash && load_site && export RUNS &&
 
-.PHONY: help install demo creak ecqa strategy_qa mmlu sample atlas-zeroshot atlas-5-shot atlas-5-shot-multi atlas-full atlas-demo report compare status logs cancel download site container container-test container-diff
+.PHONY: help install demo atlas-zeroshot atlas-5-shot atlas-5-shot-multi atlas-full atlas-demo report compare status logs cancel download site container container-test container-diff
 .PHONY: lock test test-cluster check-gpu prove lint perf
 .PHONY: doctor clean
+TARGETS := Makefile $(shell sed -n 's/^\.PHONY: //p' Makefile)
+# Each benchmarks/NAME.yaml is a target, but for names that stand above: those run by bash slurm/chain.sh NAME.
+BENCHMARKS := $(filter-out $(TARGETS),$(shell ls benchmarks | sed -n 's/^\([A-Za-z0-9][A-Za-z0-9_.-]*\)\.yaml$$/\1/p'))
+.PHONY: $(BENCHMARKS)
 
 help: ## list the targets
-	@grep -E '^[a-z0-9_ -]+:.*## ' $(MAKEFILE_LIST) | while IFS= read -r line; do \
+	@grep -E '^([a-z0-9_ -]+|\$$\(BENCHMARKS\)):.*## ' $(MAKEFILE_LIST) | while IFS= read -r line; do \
+	    line=$${line/'$$(BENCHMARKS)'/'$(BENCHMARKS)'}; \
 	    printf '  %-32s %s\n' "make $${line%%:*}" "$${line##*## }"; done
 	@printf '\nVariables of a run: %s\n' "STUDENT TEACHER TASK LIMIT EPOCHS SEED NUM_TOKENS RUNS (bash slurm/chain.sh --help)"
 
@@ -41,7 +46,7 @@ $(VENV)/installed.txt: $(wildcard requirements/*.txt) pyproject.toml
 demo: $(INSTALLED) ## the whole chain on the sample benchmark with small real weights, some minutes on a CPU
 	@LIMIT=$${LIMIT:-48} NUM_TOKENS=$${NUM_TOKENS:-48} EPOCHS=$${EPOCHS:-2} LAUNCHER=local bash slurm/chain.sh sample
 
-creak ecqa strategy_qa mmlu sample: $(INSTALLED) ## the whole chain on a benchmark: make creak STUDENT=bloomz-7b1 TASK=cot_tail
+$(BENCHMARKS): $(INSTALLED) ## the whole chain on a benchmark, any of benchmarks/*.yaml: make creak STUDENT=bloomz-7b1
 	@bash slurm/chain.sh $@
 
 atlas-zeroshot atlas-5-shot atlas-5-shot-multi atlas-full: $(INSTALLED) ## ATLAS on MMLU: make atlas-zeroshot DATA_DIR=... SIZE=xl (docs/atlas.md)
@@ -111,3 +116,7 @@ doctor: ## say what this machine has and lacks for each stage, and how to mend i
 
 clean: ## remove .venv (runs/ and the user's caches stay)
 	rm -rf $(VENV)
+
+comma := ,
+.DEFAULT:
+	$(error no benchmark or target '$@'; benchmarks: $(subst $() ,$(comma) ,$(strip $(BENCHMARKS))); make help lists the targets)

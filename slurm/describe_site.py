@@ -77,7 +77,8 @@ def ask(*command: str) -> list[str]:
     except FileNotFoundError:
         raise UserError(f"{command[0]}: no such command; is this a login node of the cluster?") from None
     except subprocess.CalledProcessError as error:
-        raise UserError(f"{command[0]} failed: {error.stderr.strip()}") from error
+        reason = error.stderr.strip().rpartition("\n")[2]  # the last line has it
+        raise UserError(f"Slurm does not answer ({reason}); ask again later") from error
 
 
 def site_env(partitions: list[Partition], accounts: list[str]) -> str:

@@ -70,7 +70,8 @@ def read_queue() -> dict[tuple[str, int], str]:
     except FileNotFoundError:
         raise UserError("squeue: no such command; is this a login node of the cluster?") from None
     except subprocess.CalledProcessError as error:
-        raise UserError(f"squeue failed: {error.stderr.strip()}") from error
+        reason = error.stderr.strip().rpartition("\n")[2]  # the last line has it
+        raise UserError(f"Slurm does not answer ({reason}); ask again later") from error
     queue = {}
     for line in lines:
         job, number, state, reason = line.split("|", 3)

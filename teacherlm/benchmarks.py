@@ -6,25 +6,21 @@ Run as a script it answers a shell's question: `python -m teacherlm.benchmarks t
 files are called by.
 """
 
-import dataclasses
 import difflib
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import jinja2.meta
-import yaml
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from teacherlm import ROOT
 from teacherlm.errors import Parser, UserError, print_for_shell, run, shown
 from teacherlm.prompts import KINDS, LETTERS, PROMPTS, TAILS, Question, prompt_fields, remove_duplicated_block
 from teacherlm.records import Record
+from teacherlm.yaml_files import Unquoted, read_yaml
 
 FOLDER = ROOT / "benchmarks"
 RESERVED = ("text", *PROMPTS, *KINDS.values(), *(f"{kind}_completions" for kind in KINDS.values()), "all", *TAILS)
@@ -65,7 +61,7 @@ class Benchmark:
     files: Mapping[str, str] = field(default_factory=dict)
     columns: tuple[str, ...] | None = None
     file_field: str | None = None
-    groups: Mapping[str, Any] = field(default_factory=dict)
+    groups: Mapping[str, list[str]] = field(default_factory=dict)
     labels: Mapping[str, str] | None = None
     answer_is: str = "letter"
     preamble: str = ""
@@ -137,7 +133,9 @@ class Benchmark:
         """Index of the choice that an answer names: by the YAML's `labels`, by its letter, index or text."""
         letters = LETTERS[: len(choices)]
         if self.labels is not None:
-            accepted = {label: letters.index(letter) for label, letter in self.labels.items()}
+            accepted = {
+                label: letters.index(letter) for label, letter in {**self.boolean_labels, **self.labels}.items()
+            }
         elif self.answer_is == "text":
             accepted = {text: index for index, text in enumerate(choices)}  # of equal texts the last, as the reference
         elif self.answer_is == "index":
@@ -151,6 +149,16 @@ class Benchmark:
                 f"{where}: the field {fields} is {shown(answer)}; expected one of {', '.join(map(repr, accepted))}"
             )
         return accepted[answer]
+
+    @cached_property
+    def boolean_labels(self) -> dict[str, str]:
+        """Letters of what a boolean renders to, where `labels` has an unquoted true or false."""
+        labels = (self.labels or {}).items()
+        return {
+            label.capitalize(): letter
+            for label, letter in reversed(labels)
+            if isinstance(label, Unquoted) and label.lower() in ("true", "false")
+        }
 
     def prepare(self, sample: Record, where: str) -> Record:
         """A training sample with its four prompt fields: what the teacher reads."""
@@ -202,19 +210,16 @@ def load_benchmark(name: str) -> Benchmark:
         near = difflib.get_close_matches(name, names(), cutoff=0.4) or names()
         raise UserError(f"no benchmark {name!r}; there are: {', '.join(near)} (or give the path of a YAML file)")
     content = read_yaml(path, Benchmark, computed={"path"})
-    for key in ("choices", "columns"):
-        if key in content:
-            content[key] = tuple(content[key])
     benchmark = Benchmark(path=path, **content)
-    if not all(isinstance(choice, str) for choice in benchmark.choices):
-        raise UserError(f"{path}: choices: texts in quotes were expected, found {list(benchmark.choices)!r}")
     if not 2 <= len(benchmark.choices) <= len(LETTERS):
         raise UserError(f"{path}: choices: 2 to {len(LETTERS)} templates were expected, found {len(benchmark.choices)}")
     if benchmark.answer_is not in ("letter", "index", "text"):
         raise UserError(f"{path}: answer_is: letter, index or text was expected, found {benchmark.answer_is!r}")
     for label, letter in (benchmark.labels or {}).items():
-        if not isinstance(label, str) or letter not in tuple(LETTERS[: len(benchmark.choices)]):
-            raise UserError(f"{path}: labels: {label!r}: {letter!r} is no pair of a quoted label and a choice's letter")
+        if letter not in tuple(LETTERS[: len(benchmark.choices)]):
+            raise UserError(f"{path}: labels: {label!r}: {letter!r} is no pair of a label and a choice's letter")
+        if benchmark.boolean_labels.get(label.capitalize(), letter) != letter:
+            raise UserError(f"{path}: labels: {label}: the same boolean stands for another letter; put them in quotes")
     if missing := {"train", "test"} - set(benchmark.splits):
         raise UserError(
             f"{path}: splits: {' and '.join(sorted(missing))} missing; it names the source's split for each"
@@ -223,50 +228,8 @@ def load_benchmark(name: str) -> Benchmark:
         raise UserError(f"{path}: file_field: each of the files must have one * in its name, which the field becomes")
     if benchmark.groups and not benchmark.file_field:
         raise UserError(f"{path}: groups: they are of values of the file_field, which is missing")
-    for name, values in benchmark.groups.items():
-        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            raise UserError(f"{path}: groups: {name}: a list of texts was expected, found {values!r}")
     benchmark.compile()  # now, so that a broken template is found before any data is read
     return benchmark
-
-
-def read_yaml(path: Path, kind: type, computed: set[str]) -> dict[str, Any]:
-    """The mapping in a YAML file, checked against a dataclass: no unknown key, no missing one.
-
-    Args:
-        computed: fields of the dataclass that do not come from the file.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: no valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a mapping of names to values was expected")
-    fields = {f.name: f for f in dataclasses.fields(kind) if f.name not in computed}
-    for key in content:
-        if key not in fields:
-            raise UserError(f"{path}: unknown field {key!r}; known: {', '.join(fields)}")
-    for key, described in fields.items():
-        required = described.default is dataclasses.MISSING and described.default_factory is dataclasses.MISSING
-        if required and content.get(key) is None:
-            raise UserError(f"{path}: the field {key!r} is missing")
-    found = {key: value for key, value in content.items() if value is not None}
-    for key, value in found.items():
-        python, words = yaml_type(fields[key].type)
-        if not isinstance(value, python):
-            raise UserError(f"{path}: {key}: {words} was expected, found {value!r}")
-    return found
-
-
-def yaml_type(annotation: Any) -> tuple[Any, str]:
-    """What YAML must give for a field of a dataclass, and in words; of `str | None` the first counts."""
-    kind = typing.get_args(annotation)[0] if isinstance(annotation, types.UnionType) else annotation
-    return {
-        str: (str, "a text (in quotes)"),
-        float: ((int, float), "a number"),
-        tuple: (list, "a list"),
-        Mapping: (dict, "a mapping"),
-    }[typing.get_origin(kind) or kind]
 
 
 def main() -> None:

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from teacherlm import ROOT
-from teacherlm.benchmarks import read_yaml
 from teacherlm.errors import Parser, UserError, print_for_shell, reason, run
 from teacherlm.files import require_hub_cache
 from teacherlm.manifests import describe
+from teacherlm.yaml_files import as_meant, read_yaml
 
 FOLDER = ROOT / "models"
 
@@ -90,7 +90,12 @@ def find_model(name: str) -> Model:
     """
     described = FOLDER / f"{name}.yaml"
     if "/" not in name and described.is_file():
-        model = Model(name=name, **read_yaml(described, Model, computed={"name", "server", "explanations"}))
+        content = read_yaml(described, Model, computed={"name", "server", "explanations"})
+        asked = {
+            stage: typed(content[stage], DEFAULTS[stage], f"{described}: {stage}")
+            for stage in DEFAULTS.keys() & content
+        }
+        model = Model(name=name, **content | asked)
         if sum(source is not None for source in (model.hub, model.path, model.package)) != 1:
             raise UserError(f"{described}: exactly one of hub, path and package says where the weights are")
         return model
@@ -109,6 +114,23 @@ def find_model(name: str) -> Model:
     raise UserError(
         f"no model {name!r}; the nearest in models/: {', '.join(near)} (or give a folder, or a hub id owner/name)"
     )
+
+
+def typed(values: Any, defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Recommended values of a YAML, each of the type of its default; `deepspeed`, which is none by default, a text.
+
+    Raises:
+        UserError: a value is of another type, or there is no default of that name.
+    """
+    found = {}
+    for name, value in as_meant(values, Mapping[str, Any], where).items():
+        if name not in defaults:
+            raise UserError(f"{where}: unknown field {name!r}; known: {', '.join(defaults)}")
+        if isinstance(defaults[name], Mapping):
+            found[name] = typed(value, defaults[name], f"{where}: {name}")
+        elif value is not None:
+            found[name] = as_meant(value, str if defaults[name] is None else type(defaults[name]), f"{where}: {name}")
+    return found
 
 
 def local_folder(model: Model) -> Path:

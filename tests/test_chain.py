@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -118,13 +119,65 @@ def test_another_seed_reruns_what_depends_on_it_and_no_more(
     assert after[trained.format(run)][0] != after[trained.format(run.replace("seed1", "seed0"))][0]
 
 
-def test_local_data_and_text_alone_need_no_teacher(chain: Chain, claims: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def make(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    """`make TARGET VARIABLE=value ...` in a copy of the checkout, which has a benchmark more."""
+    checkout = tmp_path_factory.mktemp("checkout")
+    for name in ("benchmarks", "enhance", "evaluate", "finetune", "models", "report", "slurm", "teacherlm"):
+        ignore = shutil.ignore_patterns("__pycache__", "site.env")
+        shutil.copytree(ROOT / name, checkout / name, ignore=ignore)
+    shutil.copy(ROOT / "Makefile", checkout)
+    creak = (ROOT / "benchmarks" / "creak.yaml").read_text(encoding="utf-8")
+    for old, new in (
+        ("title: CREAK", "title: Mine"),
+        ('"True", "False"', "Yes, No"),
+        ('"true": A, "false"', "true: A, false"),
+    ):
+        assert old in creak
+        creak = creak.replace(old, new)
+    (checkout / "benchmarks" / "my-claims_2.yaml").write_text(creak)
+    for odd in ("report", "two words", "a:b"):  # names that make has, or could not have
+        (checkout / "benchmarks" / f"{odd}.yaml").write_text(creak)
+    (checkout / "pyproject.toml").touch()
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    python = checkout / ".venv" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    (checkout / ".venv" / "installed.txt").touch()
+
+    def run(target: str, *words: object) -> subprocess.CompletedProcess:
+        small = {"LIMIT": 8, "EPOCHS": 1, "BATCH": 4, "TASK": "text", "LAUNCHER": "local", "PYTHONPATH": checkout}
+        environment = {**os.environ, **{name: str(value) for name, value in small.items()}, "STUDENT": str(tiny_llama)}
+        environment.pop("CONTAINER", None)
+        command = ["make", target, *map(str, words)]
+        return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+
+    return run
+
+
+def test_make_takes_a_new_benchmark_from_its_yaml_alone(make: Chain, claims: Path, tmp_path: Path) -> None:
+    """With local data; and text alone needs no teacher."""
     data = claims.rename(tmp_path / "my claims")
-    result = chain("creak", TASK="text", TEACHER="", CREAK_DATA=data, RUNS=tmp_path / "runs", EPOCHS=1)
+    result = make("my-claims_2", f"MY_CLAIMS_2_DATA={data}", f"RUNS={tmp_path / 'runs'}")
     assert result.returncode == 0, result.stderr
     stages = [line.removeprefix("== ") for line in result.stdout.splitlines() if line.startswith("== ")]
     assert stages == ["prepare", "finetune", "evaluate", "report"]
-    assert "accuracy on 8 test questions of creak" in result.stdout
+    assert "accuracy on 8 test questions of my-claims_2" in result.stdout
+    record = json.loads((tmp_path / "runs/my-claims_2/limit-8/prepare/Mine.jsonl").read_text().splitlines()[0])
+    assert record["text"].endswith(f"(A) Yes (B) No A: The answer is ({'A' if record['label'] == 'true' else 'B'}).")
+
+
+def test_make_names_what_there_is_for_a_name_that_is_none(make: Chain) -> None:
+    result = make("my-claims")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("Makefile:")
+    assert (
+        "no benchmark or target 'my-claims'; benchmarks: creak, ecqa, mmlu, my-claims_2, sample, strategy_qa;"
+        in only_error(result)
+    )
+    there = make("pyproject.toml")
+    assert (there.returncode, there.stderr) == (0, "")
+    assert "make creak ecqa mmlu my-claims_2 sample strategy_qa " in make("help").stdout
 
 
 @pytest.mark.parametrize(
@@ -145,6 +198,23 @@ def test_a_mistake_is_one_line(
     result = chain(benchmark, **variables, RUNS=tmp_path / "runs")
     assert named in only_error(result)
     assert not list(tmp_path.rglob("*.json*"))
+
+
+def test_slurm_that_does_not_answer_is_one_line_and_names_the_way_out(chain: Chain, tmp_path: Path) -> None:
+    """On a machine with slurm-client and no cluster; the real programs are in tests/test_cluster_submission.py."""
+    said = (
+        "squeue: error: resolve_ctls_from_dns_srv: Unknown host\nsqueue: fatal: Could not establish a configuration\n"
+    )
+    (tmp_path / "said").write_text(said)
+    for name in ("squeue", "sbatch"):
+        (tmp_path / name).write_text(f"#!/bin/sh\ncat '{tmp_path}/said' >&2\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    result = chain(PATH=f"{tmp_path}:{os.environ['PATH']}", LAUNCHER="", RUNS=tmp_path / "runs")
+    assert only_error(result) == (
+        "chain.sh: error: Slurm does not answer (squeue: fatal: Could not establish a configuration); "
+        "LAUNCHER=local runs the chain on this machine"
+    )
+    assert not (tmp_path / "runs").exists()
 
 
 def test_filter_drops_samples_into_a_dataset_and_a_run_of_their_own(chain: Chain, claims: Path, tmp_path: Path) -> None:

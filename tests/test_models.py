@@ -1,6 +1,7 @@
 """A model is a name of models/, a folder or a hub id, and in the end a folder that loads."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from conftest import ROOT
 
 from teacherlm.errors import UserError
 from teacherlm.loading import load_model, load_tokenizer
-from teacherlm.models import find_model, local_folder, names
+from teacherlm.models import Model, find_model, local_folder, names
 
 STUDENTS = {f"{family}-{size}" for family in ("bloom", "bloomz") for size in ("560m", "1b1", "1b7", "3b", "7b1")}
 STUDENTS |= {f"opt-{size}" for size in ("125m", "350m", "1.3b", "2.7b", "6.7b", "13b")} | {"smollm2-135m"}
@@ -162,3 +163,59 @@ def test_a_tokenizer_without_a_pad_token_pads_with_its_end(tmp_path: Path, tiny_
     config.write_text(config.read_text().replace('"pad_token": "<pad>"', '"pad_token": null'))
     tokenizer = load_tokenizer(folder)
     assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("</s>", tokenizer.eos_token_id)
+
+
+@pytest.fixture
+def own_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Model]:
+    """The model of a YAML in a models/ of the test's own."""
+
+    def find(text: str) -> Model:
+        (tmp_path / "mine.yaml").write_text(f"hub: some/one\n{text}\n")
+        return find_model("mine")
+
+    monkeypatch.setattr("teacherlm.models.FOLDER", tmp_path)
+    return find
+
+
+@pytest.mark.parametrize(
+    ("text", "dotted", "value"),
+    [
+        ("slurm: {finetune: {time: 24:00:00}}", "slurm.finetune.time", "24:00:00"),  # YAML 1.1: 86,400 minutes
+        ("slurm: {finetune: {time: 1-12:00}}", "slurm.finetune.time", "1-12:00"),
+        ("slurm: {evaluate: {memory: 48000, gpus: 2}}", "slurm.evaluate.memory", "48000"),
+        ("slurm: {evaluate: {gpus: '2'}}", "slurm.evaluate.gpus", 2),
+        ("finetune: {learning_rate: 1e-5}", "finetune.learning_rate", 1e-5),  # YAML 1.1: a text
+        ("finetune: {deepspeed: zero2, gradient_checkpointing: off}", "finetune.gradient_checkpointing", False),
+        ("finetune: {gradient_checkpointing: Yes}", "finetune.gradient_checkpointing", True),
+        ("finetune: {deepspeed: null}", "finetune.deepspeed", None),
+        ("enhance: {batch: 4}", "enhance.num_tokens", 2048),
+    ],
+)
+def test_values_without_quotes_are_what_their_field_means(
+    own_yaml: Callable[[str], Model], text: str, dotted: str, value: object
+) -> None:
+    found = own_yaml(text).recommended(dotted)
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_parameters_and_revisions_without_quotes(own_yaml: Callable[[str], Model]) -> None:
+    model = own_yaml("parameters: 7e9\nrevision: 1.0")
+    assert (model.parameters, model.revision) == (7e9, "1.0")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("finetune: {bacth: 8}", "finetune: unknown field 'bacth'; known: batch, accumulation,"),
+        ("finetune: {batch: many}", "finetune: batch: a whole number was expected, found 'many'"),
+        ("finetune: {gradient_checkpointing: maybe}", "gradient_checkpointing: true or false was expected"),
+        ("slurm: {finetune: 4}", "slurm: finetune: a mapping was expected, found '4'"),
+        ("slurm: {train: {gpus: 1}}", "slurm: unknown field 'train'; known: enhance, finetune, evaluate"),
+        ("parameters: large", "parameters: a number was expected, found 'large'"),
+        ("family: bloom\nfamily: opt", "no valid YAML, line 3: 'family' is there twice"),
+    ],
+)
+def test_a_mistake_in_a_model_s_yaml_is_named(own_yaml: Callable[[str], Model], text: str, words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)) as caught:
+        own_yaml(text)
+    assert "mine.yaml: " in str(caught.value)

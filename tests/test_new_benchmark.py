@@ -109,18 +109,25 @@ def test_an_unknown_benchmark_that_is_near_to_none_lists_all() -> None:
     [
         ("", "promt: x\n", "unknown field 'promt'; known: title, question"),
         ("title: CommonsenseQA", "", "the field 'title' is missing"),
-        ("title: CommonsenseQA", "title: 3", "title: a text (in quotes) was expected, found 3"),
+        ("title: CommonsenseQA", "title: [3]", "title: a text was expected, found ['3']"),
         ("title: CommonsenseQA", "title: 'C", "no valid YAML"),
         ('"{{ question }}"', '"{{ question "', "the template question is no valid Jinja2"),
         ('"{{ question }}"', '"{{ question | shout }}"', "No filter named 'shout'"),
         ("[1] }}", "[1] }", "the template choice B is no valid Jinja2"),
-        ("", "labels: {true: A}\n", "labels: True: 'A' is no pair of a quoted label and a choice's letter"),
+        ("", "labels: {true: yes}\n", "labels: 'true': 'yes' is no pair of a label and a choice's letter"),
+        ("", "labels: {yes: A, no: B, yes: C}\n", "no valid YAML, line 8: 'yes' is there twice"),
+        ("", "labels: {true: A, TRUE: B}\n", "labels: TRUE: the same boolean stands for another letter; put them in"),
+        ("", "labels: {null: A}\n", "no valid YAML, line 8: null: put it in quotes"),
+        ("", "labels: {yes: , no: B}\n", "labels: yes: a text was expected, found nothing"),
+        ("", "labels: {[a]: A}\n", "no valid YAML, line 8: a name was expected"),
+        ("", "title: Twice\n", "no valid YAML, line 8: 'title' is there twice"),
+        ("", "groups: {stem: anatomy}\n", "groups: stem: a list was expected, found 'anatomy'"),
         ("", "labels: {'true': D}\n", "labels: 'true': 'D' is no pair"),
         ("", "labels: {'true': AB}\n", "labels: 'true': 'AB' is no pair"),
         ("", "labels: [A, B]\n", "labels: a mapping was expected"),
         ("choices: [", "choices: [] #", "choices: 2 to 26 templates were expected, found 0"),
         ("choices: [", "choices: [one] #", "choices: 2 to 26 templates were expected, found 1"),
-        ("choices: [", "choices: [True, False] #", "choices: texts in quotes were expected"),
+        ("choices: [", "choices: [~, No] #", "choices: a text was expected, found nothing (in quotes it is a text)"),
         ("choices: [", "choices: one #", "choices: a list was expected, found 'one'"),
         ("test: validation", "dev: dev", "splits: test missing"),
         ("", "answer_is: number\n", "answer_is: letter, index or text was expected, found 'number'"),
@@ -132,6 +139,46 @@ def test_a_mistake_in_the_yaml_is_named(tmp_path: Path, old: str, new: str, word
     message = mistake(lambda: load_benchmark(path))
     assert message.startswith(f"{path}: ")
     assert words in message
+
+
+@pytest.mark.parametrize(
+    ("labels", "answers"),
+    [
+        ("{yes: A, no: B}", {"yes": "A", "no": "B"}),
+        ("{Yes: B, No: A}", {"Yes": "B", "No": "A"}),
+        ("{on: A, off: B}", {"on": "A", "off": "B"}),
+        ("{y: A, n: B}", {"y": "A", "n": "B"}),
+        ("{true: A, false: B}", {"true": "A", "false": "B", True: "A", False: "B"}),
+        ("{True: A, False: B}", {"True": "A", "False": "B", True: "A", False: "B"}),
+        ("{1: A, 0: B}", {"1": "A", "0": "B", 1: "A", 0: "B"}),
+        ("{1.50: A, 007: B, 1e3: C}", {"1.50": "A", "007": "B", "1e3": "C"}),
+        ("{12:30: A, 2020-01-01: B}", {"12:30": "A", "2020-01-01": "B"}),
+        ("{None: A, 0x1F: B}", {"None": "A", "0x1F": "B"}),
+    ],
+)
+def test_labels_without_quotes_are_what_people_wrote(tmp_path: Path, labels: str, answers: dict[object, str]) -> None:
+    benchmark = load_benchmark(written(tmp_path, "", f"labels: {labels}\n"))
+    for answer, letter in answers.items():
+        assert benchmark.ask({**SAMPLE, "answerKey": answer}, "").answer == f"({letter})"
+
+
+def test_a_boolean_is_no_yes(tmp_path: Path) -> None:
+    benchmark = load_benchmark(written(tmp_path, "", "labels: {yes: A, no: B}\n"))
+    message = mistake(lambda: benchmark.ask({**SAMPLE, "answerKey": True}, "line 1"))
+    assert message == "line 1: the field 'answerKey' is 'True'; expected one of 'yes', 'no'"
+
+
+def test_choices_and_texts_without_quotes_are_what_people_wrote(tmp_path: Path) -> None:
+    (tmp_path / "odd.yaml").write_text(
+        "title: 2048\nhub: null\nsplits: {train: on, test: 1}\nquestion: '{{ q }}'\nchoices: [Yes, No, 3, 1.0, N]\n"
+        "answer: N\nlabels:\n  N: E\n"
+    )
+    benchmark = load_benchmark(str(tmp_path / "odd.yaml"))
+    assert benchmark.choices == ("Yes", "No", "3", "1.0", "N")
+    assert (benchmark.title, benchmark.hub, benchmark.splits) == ("2048", None, {"train": "on", "test": "1"})
+    assert type(benchmark.title) is str  # records take no others
+    asked = benchmark.ask({"q": "Which?"}, "")
+    assert (asked.with_choices, asked.answer) == ("Which? (A) Yes (B) No (C) 3 (D) 1.0 (E) N", "(E)")
 
 
 def test_a_yaml_that_is_no_mapping_is_named(tmp_path: Path) -> None:

@@ -4,18 +4,26 @@
 
 submit_chain() {
     local stage started=0 queue wanted job row after=() list lists=() others waits rows=()
+    submitted=() stopped=0 # not local: the traps read them
+    read_queue
     require_models
-    mkdir -p "$chain/logs" "$run_folder/.locks"
+    mkdir -p "$chain/logs" "$run_folder/.locks" 2>/dev/null || fail "$chain: cannot be made; choose another folder (RUNS)"
     chain=$(cd -- "$chain" && pwd)
     exec 9>>"$run_folder/.locks/submission" # two submissions at once would both find that nothing is under way
     flock 9
-    queue=$(squeue --noheader --user="$(id -un)" --format=%F) # job numbers, a line each
+    read_queue
     refuse_twice
+    listed=$(stat --format=%s "$chain/jobs.tsv" 2>/dev/null || true) # bytes
+    trap 'stopped=130' INT
+    trap 'stopped=143' TERM
+    trap 'stopped=129' HUP
+    trap withdraw EXIT
     for list in "$run_folder"/chains/*/jobs.tsv; do
         [[ $list -ef $chain/jobs.tsv ]] || lists+=("$list") # of other chains in this folder
     done
     [[ ${DRY_RUN:-0} == 1 ]] || save_settings
     for stage in "${stages[@]}"; do
+        ((stopped == 0)) || exit "$stopped"
         mapfile -t wanted < <(tasks_of "$stage")
         ((started)) || find_missing "$stage"
         ((${#wanted[@]})) || continue
@@ -26,9 +34,11 @@ submit_chain() {
         printf -v row '%s\t%s\t%s\t%s\t%s\t%s' \
             "$stage" "$job" "$(ranges "${wanted[@]}")" "${waits[*]:--}" "$(work_of "$stage")" "$(log_of "$stage")"
         rows+=("$row")
-        [[ ${DRY_RUN:-0} == 1 ]] || echo "$row" >>"$chain/jobs.tsv"
+        [[ ${DRY_RUN:-0} == 1 ]] || write_row "$row"
         after=("$job")
     done
+    ((stopped == 0)) || exit "$stopped"
+    trap - INT TERM HUP EXIT # all is submitted: what comes now is only said
     show
     [[ ${DRY_RUN:-0} == 1 ]] || warn_of_what_cannot_run
 }
@@ -52,12 +62,49 @@ submit() { # STAGE
         printf '%q ' "${command[@]}"
         echo
     else
-        if ! job=$("${command[@]}"); then
-            ((${#after[@]} == 0)) || scancel "${after[@]}" # its dependants, there are none, would go with it
+        # sbatch ignores Ctrl-C, so that it ends with the number of a job that Slurm has taken.
+        job=$(trap '' INT TERM HUP && exec "${command[@]}") ||
             fail "Slurm did not take the stage $1, as it says above; the line was: $(printf '%q ' "${command[@]}")"
-        fi
-        job=${job%%;*} # a federation adds the cluster's name
+        submitted+=("${job%%;*}") # a federation adds the cluster's name
+        job=${submitted[-1]}
     fi
+}
+
+# A submission that ends early, by a refusal, a full disk or a signal: cancel every job of this call. The trap of EXIT.
+withdraw() {
+    local status=$? jobs
+    trap '' INT TERM HUP
+    set +e
+    # A job may have been taken although sbatch failed, when the answer was lost.
+    mapfile -t jobs < <({ jobs_of_chain && printf '%s\n' "${submitted[@]}"; } | sed '/^$/d' | sort --unique --numeric-sort)
+    if ((${#jobs[@]} == 0)) || scancel "${jobs[@]}"; then
+        if [[ -n $listed ]]; then truncate --size="$listed" "$chain/jobs.tsv"; else rm -f "$chain/jobs.tsv"; fi
+        ((${#jobs[@]} == 0)) || echo "chain.sh: cancelled what was submitted: jobs ${jobs[*]}" >&2
+    else
+        echo "chain.sh: jobs ${jobs[*]} are still in the queue; when Slurm answers again: scancel ${jobs[*]}" >&2
+    fi
+    exit "$status"
+}
+
+# The jobs of this chain that Slurm has, by their logs' folder.
+jobs_of_chain() {
+    local job log
+    [[ ${DRY_RUN:-0} != 1 ]] || return 0
+    while read -r job log; do
+        [[ $log == "${chain//%/%%}/logs/"* ]] && echo "$job"
+    done < <(squeue --noheader --user="$(id -un)" --Format='ArrayJobID:24,STDOUT:4096' 2>/dev/null) | sort --unique
+    return 0
+}
+
+write_row() { # ROW; said by `fail` alone, not by echo too
+    { echo "$1" >>"$chain/jobs.tsv"; } 2>/dev/null || fail "$chain/jobs.tsv: cannot be written; is the disk full?"
+}
+
+# The numbers of the user's jobs, a line each: `queue`.
+read_queue() {
+    queue=$(timeout 60 squeue --noheader --user="$(id -un)" --format=%F 2>&1) && return
+    queue=${queue##*$'\n'} # the last line has the reason
+    fail "Slurm does not answer (${queue:-squeue waited for a minute}); LAUNCHER=local runs the chain on this machine"
 }
 
 # The tasks of a stage that are not done: `wanted`.
@@ -99,22 +146,27 @@ under_way() { # WORK LIST ...
     done < <(cat -- "${@:2}" 2>/dev/null) | sort --unique
 }
 
+# A job in the queue that is in no list is of a submission that was killed before it could note it.
 refuse_twice() {
-    local jobs
+    local jobs unknown
     mapfile -t jobs < <(under_way all "$chain/jobs.tsv")
+    mapfile -t unknown < <(jobs_of_chain | grep --invert-match --line-regexp --fixed-strings -- "$(printf '%s\n' "${jobs[@]}")")
+    if ((${#unknown[@]})); then
+        scancel "${unknown[@]}"
+        echo "chain.sh: cancelled jobs ${unknown[*]}, which a submission that was killed had left" >&2
+    fi
     ((${#jobs[@]} == 0)) ||
         fail "this chain is under way (jobs ${jobs[*]}): make status shows it, make cancel ends it"
 }
 
 save_settings() {
-    local name
-    {
-        printf 'CHAIN_BENCHMARK=%q\n' "$benchmark"
-        printf 'cd -- %q\n' "$PWD"
-        for name in "${SAVED[@]}"; do
-            [[ -z ${!name:-} ]] || printf 'export %s=%q\n' "$name" "${!name}"
-        done
-    } >"$chain/settings.env.partial"
+    local name text
+    printf -v text 'CHAIN_BENCHMARK=%q\ncd -- %q\n' "$benchmark" "$PWD"
+    for name in "${SAVED[@]}"; do
+        [[ -z ${!name:-} ]] || text+=$(printf 'export %s=%q' "$name" "${!name}")$'\n'
+    done
+    { printf '%s' "$text" >"$chain/settings.env.partial"; } 2>/dev/null ||
+        fail "$chain/settings.env: cannot be written; is the disk full?"
     mv "$chain/settings.env.partial" "$chain/settings.env"
 }
 
@@ -125,7 +177,7 @@ warn_of_what_cannot_run() {
     for row in "${rows[@]}"; do
         IFS=$'\t' read -r stage job _ <<<"$row"
         read -r partition limit reason < <(squeue --noheader --jobs="$job" --format='%P %l %r') || continue # it has ended
-        most=$(sinfo --noheader --partition="$partition" --format=%l | while read -r one; do seconds_of "$one"; done | sort -n | tail -n 1)
+        most=$(sinfo --noheader --partition="$partition" --format=%l | while read -r one; do seconds_of "$one"; done | sort -n | tail -n 1) || continue
         if (($(seconds_of "$limit") > ${most:-0})); then
             reason="it asks for more time ($limit) than its partition $partition allows"
         elif [[ $reason =~ ^(Partition(Config|NodeLimit)|BadConstraints|(Assoc|QOS).*Max.*Per(Job|Node).*)$ ]]; then
