@@ -29,7 +29,7 @@ from source_folder import describe_source, find_source, keep_source, source_in_w
 
 from teacherlm import ROOT, manifests
 from teacherlm.benchmarks import Benchmark, load_benchmark
-from teacherlm.errors import LIST_MISSING, Parser, UserError, run
+from teacherlm.errors import LIST_MISSING, Parser, UserError, require_number, run
 from teacherlm.files import require_file_place, require_folder_place, require_writable, whole_folder
 from teacherlm.lock import one_writer
 from teacherlm.prompts import prompts_digest
@@ -74,8 +74,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--list_missing", action="store_true", help=LIST_MISSING)
     args = parser.parse_args()
-    if args.limit is not None and args.limit < 1:
-        raise UserError(f"--limit: a positive number was expected, found {args.limit}")
+    require_number("limit", args.limit, least=1)
     return args
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from job import Job, make_jobs
 from work import do_work
 
-from teacherlm.errors import LIST_MISSING, Parser, UserError, run, share_of
+from teacherlm.errors import LIST_MISSING, Parser, UserError, require_number, run, share_of
 from teacherlm.files import require_writable
 from teacherlm.lock import one_writer
 from teacherlm.models import Model, find_model
@@ -59,11 +59,8 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
     """
     least = {"num_completions": 1, "max_failures": 0, "num_tokens": 1, "temperature": 0, "seed": 0, "batch_size": 1}
     for name, low in least.items():
-        value = getattr(args, name)
-        if value is not None and value < low:
-            raise UserError(f"--{name}: at least {low} was expected, found {value}")
-    if not 0 < args.top_p <= 1:
-        raise UserError(f"--top_p: above 0 and at most 1 was expected, found {args.top_p}")
+        require_number(name, getattr(args, name), least=low)
+    require_number("top_p", args.top_p, above=0, most=1)
     if args.num_completions > 1 and args.temperature == 0:
         raise UserError("--num_completions: with --temperature 0 all of them would be the same")
     args.task_type = list(dict.fromkeys(args.task_type.split(",")))  # one named twice is made once

@@ -15,7 +15,7 @@ from job import shard_path
 from more_itertools import peekable
 
 from teacherlm import manifests
-from teacherlm.errors import LIST_MISSING, Parser, UserError, run
+from teacherlm.errors import LIST_MISSING, Parser, UserError, require_number, run
 from teacherlm.files import require_file_place, require_writable, set_aside
 from teacherlm.lock import one_writer
 from teacherlm.records import Record, read_records, write_records
@@ -28,8 +28,7 @@ def main() -> None:
     parser.add_argument("--shards", required=True, type=int, help="how many there are: the N of --shard I/N")
     parser.add_argument("--list_missing", action="store_true", help=LIST_MISSING)
     args = parser.parse_args()
-    if args.shards < 2:
-        raise UserError(f"--shards: at least 2 was expected, found {args.shards}")
+    require_number("shards", args.shards, least=2)
     paths = [shard_path(args.output, (index, args.shards)) for index in range(args.shards)]
     # The shards are locked too, so that none of them is made anew while it is read.
     with one_writer(*([] if args.list_missing else [args.output, *paths])):

@@ -21,7 +21,7 @@ from task_files import is_pattern
 from task_inputs import DATASETS, describe_task
 
 from teacherlm import manifests, tables
-from teacherlm.errors import LIST_MISSING, Parser, UserError, reason, run, share_of
+from teacherlm.errors import LIST_MISSING, Parser, UserError, reason, require_number, run, share_of
 from teacherlm.files import require_file_place, require_writable, whole_file
 from teacherlm.lock import one_writer
 from teacherlm.models import describe_model, find_model, local_folder
@@ -100,13 +100,15 @@ def parse_arguments() -> argparse.Namespace:
         raise UserError("--tasks: at least one name was expected")
     if args.batch_size == "auto":
         args.batch_size = None
-    elif not args.batch_size.isdigit() or int(args.batch_size) < 1:
+    elif not args.batch_size.isdecimal() or int(args.batch_size) < 1:
         raise UserError(f"--batch_size: a positive number or auto was expected, found {args.batch_size!r}")
     else:
         args.batch_size = int(args.batch_size)
     args.shard = share_of(args.shard)
     if args.joint_tokenization:
         args.tokenization = "joint"
+    for name, low in {"limit": 1, "num_fewshot": 0, "seed": 0}.items():
+        require_number(name, getattr(args, name), least=low)
     return args
 
 

@@ -7,15 +7,21 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig
 
+from teacherlm.adapters import base_reference
 from teacherlm.errors import UserError
 from teacherlm.loading import base_model, load_model
+from teacherlm.models import find_model
 
 MERGED = "merged"
 """Folder in a checkpoint of adapters: the student with them added to its weights."""
 
 
-def load_with_adapters(folder: Path, kind: str, rank: int) -> torch.nn.Module:
+def load_with_adapters(folder: Path, name: str, kind: str, rank: int) -> torch.nn.Module:
     """A student whose weights are frozen (in 4 bits, "qlora") and whose linear layers have adapters.
+
+    Args:
+        folder: the student's.
+        name: what the user calls the student; the adapters keep where it is: its hub id and commit, or its path.
 
     The adapters' scale is alpha / rank = 2, all linear layers but the output have one, as the QLoRA paper found best.
 
@@ -43,7 +49,10 @@ def load_with_adapters(folder: Path, kind: str, rank: int) -> torch.nn.Module:
         model = prepare_model_for_kbit_training(model)
     model.enable_input_require_grads()  # gradient checkpointing needs an input that has a gradient
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    # Afterwards: peft puts the path in here that the model was loaded from, which may be relative.
+    config.base_model_name_or_path, config.revision = base_reference(find_model(name), folder)
+    return adapted
 
 
 def has_adapters(model: torch.nn.Module) -> bool:

@@ -5,16 +5,19 @@ import importlib.util
 import netrc
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import torch
+from known_flags import FORMER, REFUSED
+from optimizers import check_optimizer
 from processes import say
 from transformers import HfArgumentParser, TrainingArguments
 
-from teacherlm.errors import LIST_MISSING, UserError, reason
+from teacherlm.errors import LIST_MISSING, UserError, one_line, require_number
 from teacherlm.models import find_model
 
 CONFIGS = Path(__file__).resolve().parent / "deepspeed"
@@ -55,6 +58,9 @@ class FinetuneArguments:
     dev_dataset: str | None = field(
         default=None, metadata={"help": "a datasets folder whose loss is taken each epoch; of a DatasetDict not train"}
     )
+    shuffle: bool = field(
+        default=True, metadata={"help": "false: in each epoch the samples in the dataset's order, as the reference"}
+    )
     early_stop: int | None = field(
         default=None, metadata={"help": "stop after so many epochs without a better loss on --dev_dataset"}
     )
@@ -69,6 +75,34 @@ CHOICES = {
     "loss_average": ("token", "sample", "batch"),
     "attention": ("sdpa", "eager", "flash_attention_2"),
     "peft": ("none", "lora", "qlora"),
+    "save_strategy": ("epoch", "steps"),
+}
+
+RANGES: dict[str, dict[str, float]] = {
+    "max_source_length": {"least": 2},
+    "max_train_samples": {"least": 1},
+    "peft_rank": {"least": 1},
+    "early_stop": {"least": 1},
+    "per_device_train_batch_size": {"least": 1},
+    "per_device_eval_batch_size": {"least": 1},
+    "gradient_accumulation_steps": {"least": 1},
+    "num_train_epochs": {"above": 0},
+    "learning_rate": {"least": 0},
+    "warmup_steps": {"least": 0},
+    "weight_decay": {"least": 0},
+    "adam_beta1": {"least": 0, "below": 1},
+    "adam_beta2": {"least": 0, "below": 1},
+    "adam_epsilon": {"least": 0},
+    "max_grad_norm": {"least": 0},
+    "neftune_noise_alpha": {"above": 0},
+    "logging_steps": {"above": 0},
+    "save_steps": {"above": 0},
+    "save_total_limit": {"least": 1},
+    "torch_empty_cache_steps": {"least": 1},
+    "seed": {"least": 0, "most": 2**32 - 1},
+    "dataloader_num_workers": {"least": 0},
+    "dataloader_prefetch_factor": {"least": 1},
+    "ddp_timeout": {"least": 1},
 }
 
 
@@ -76,43 +110,111 @@ def parse_arguments(argv: list[str]) -> tuple[FinetuneArguments, TrainingArgumen
     """Parse and check the flags.
 
     `--lr constant` is the reference's short form of `--lr_scheduler_type constant`. What the machine cannot do is
-    switched off and said: without a GPU fp16, DeepSpeed in a single process and bf16 in several; wandb where it is
-    missing.
+    switched off and said: without a GPU fp16, tf32, DeepSpeed in a single process and bf16 in several; wandb where it
+    is missing.
 
     Raises:
-        UserError: an unknown flag or a value out of its range.
+        UserError: an unknown flag, a value out of its range, or a flag that would have no effect.
     """
     parser = HfArgumentParser(
         (FinetuneArguments, TrainingArguments), description=__doc__, allow_abbrev=False, prog="finetune.py"
     )
     parser.error = refuse  # HfArgumentParser's own answer is the usage of 130 flags
-    argv = ["--lr_scheduler_type" if word == "--lr" else word for word in argv]
-    try:
-        own, training, unknown = parser.parse_args_into_dataclasses(
-            for_this_machine(argv), return_remaining_strings=True, look_for_args_file=False
-        )
-    except ValueError as error:  # of TrainingArguments: values that do not go together
-        refuse(reason(error))
+    argv = ["--lr_scheduler_type" if word == "--lr" else word for word in map(underscored, argv)]
+    argv = without_former_flags(argv)
+    asked, unknown = parser.parse_known_args(argv)
     if unknown:
         refuse(f"unknown: {' '.join(unknown)}")
-    if training.eval_strategy != "no":
-        raise UserError("--eval_strategy: 'no' was expected; the scripts in evaluate/ score the checkpoints")
-    for name, choices in CHOICES.items():
-        if getattr(own, name) not in choices:
-            raise UserError(f"--{name}: {' or '.join(choices)} was expected, found {getattr(own, name)!r}")
-    for name, low in (("max_source_length", 2), ("max_train_samples", 1), ("peft_rank", 1), ("early_stop", 1)):
-        value = getattr(own, name)
-        if value is not None and value < low:
-            raise UserError(f"--{name}: at least {low} was expected, found {value}")
-    if own.early_stop is not None and own.dev_dataset is None:
-        raise UserError("--early_stop needs --dev_dataset, whose loss it looks at")
-    if training.per_device_train_batch_size < 1 or training.gradient_accumulation_steps < 1:
-        raise UserError(
-            "--per_device_train_batch_size and --gradient_accumulation_steps: positive numbers were expected"
-        )
+    given = set_flags(parser, asked)
+    check_values(asked)
+    check_effects(given)
+    try:
+        own, training = parser.parse_args_into_dataclasses(for_this_machine(argv), look_for_args_file=False)
+    except ValueError as error:  # of TrainingArguments: values that do not go together
+        refuse(one_line(error))
+    check_optimizer(training, given)
+    if own.merge_adapters and training.deepspeed and training.hf_deepspeed_config.is_zero3():
+        raise UserError("--merge_adapters needs whole weights on each GPU: take another --deepspeed than zero3")
     training.remove_unused_columns = False  # the collators use columns that the model does not know
     training._n_gpu = min(training.n_gpu, 1)  # finetune.sh starts a process a GPU; torch's DataParallel is slower
     return own, training
+
+
+def set_flags(parser: HfArgumentParser, asked: argparse.Namespace) -> dict[str, Any]:
+    """The flags that have another value than their default, as argparse gives it."""
+    required = [word for action in parser._actions if action.required for word in (action.option_strings[0], "")]
+    defaults = vars(parser.parse_args(required))
+    return {name: value for name, value in vars(asked).items() if value != defaults[name]}
+
+
+def underscored(word: str) -> str:
+    """A flag with the underscores of its field's name: `--report-to` is `--report_to` too."""
+    if not word.startswith("--"):
+        return word
+    name, mark, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + mark + value
+
+
+def without_former_flags(argv: list[str]) -> list[str]:
+    """The flags without those that the reference takes and that ask for what is done in any case.
+
+    Raises:
+        UserError: one of them asks for something else; the message names what to use.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for name in FORMER:
+        parser.add_argument(f"--{name}", nargs="?", const="true")
+    former, rest = parser.parse_known_args(argv)
+    for name, value in vars(former).items():
+        accepted, instead = FORMER[name]
+        if accepted is not None and value.lower() != accepted.lower():
+            raise UserError(f"--{name} {value}: not a flag of this finetune.py: {instead}")
+    return rest
+
+
+def check_values(asked: argparse.Namespace) -> None:
+    for name, value in vars(asked).items():
+        if isinstance(value, float) or name in RANGES:
+            require_number(name, value, **RANGES.get(name, {}))
+    if asked.max_steps != -1:
+        require_number("max_steps", asked.max_steps, least=1)
+    for name, choices in CHOICES.items():
+        value = getattr(asked, name)
+        if getattr(value, "value", value) not in choices:
+            raise UserError(f"--{name}: {' or '.join(choices)} was expected, found {value!r}")
+
+
+def check_effects(given: Mapping[str, Any]) -> None:
+    """Refuse flags that would change nothing, so that nobody takes their results for those of the flag.
+
+    Args:
+        given: flags with another value than their default.
+
+    Raises:
+        UserError: it says what to use instead, where there is something.
+    """
+    for name in given:
+        if name in REFUSED:
+            raise UserError(f"--{name} is not supported here: {REFUSED[name]}; leave it out")
+    needs = {  # flag -> the flag and values that it needs
+        "early_stop": ("dev_dataset", None),
+        "peft_rank": ("peft", ("lora", "qlora")),
+        "merge_adapters": ("peft", ("lora",)),  # the weights of qlora are in 4 bits: nothing can be added to them
+        "gradient_checkpointing_kwargs": ("gradient_checkpointing", None),
+    }
+    for name, (other, values) in needs.items():
+        if name in given and (other not in given or (values and given[other] not in values)):
+            raise UserError(f"--{name} needs --{other}{' ' + ' or '.join(values) if values else ''}")
+    schedule = getattr(given.get("lr_scheduler_type"), "value", given.get("lr_scheduler_type"))
+    if schedule in ("reduce_lr_on_plateau", "greedy"):
+        raise UserError(f"--lr {schedule} is not supported here: it needs the loss of an evaluation at each step")
+    if given.get("packing") is False and "attention" in given:
+        raise UserError("--attention has no effect with --packing false: padded batches have the library's attention")
+    if "neftune_noise_alpha" in given and given.get("packing") is not False:
+        raise UserError(
+            "--neftune_noise_alpha needs --packing false: its noise is scaled by the length of a row, which holds "
+            "several samples when they are packed"
+        )
 
 
 def refuse(message: str) -> NoReturn:
@@ -124,6 +226,7 @@ def for_this_machine(argv: list[str]) -> list[str]:
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--fp16", nargs="?", const="true")
     early.add_argument("--bf16", nargs="?", const="true")
+    early.add_argument("--tf32")
     early.add_argument("--deepspeed")
     early.add_argument("--report_to", default="none")
     early.add_argument("--model_name_or_path")
@@ -136,12 +239,15 @@ def for_this_machine(argv: list[str]) -> list[str]:
     else:
         left = [name for name in wanted if name == "fp16" or processes > 1]
         wanted = [name for name in wanted if name not in left]
+        left += ["tf32"] if known.tf32 else []
         left += ["deepspeed"] if known.deepspeed and processes == 1 else []
         what = f"; --{' and --'.join(left)} left out" if left else ""
         where = "in one process" if processes == 1 else f"in {processes} processes"
         precision = "bfloat16" if wanted else "float32"
         say(f"finetune: no GPU here: training {where} on the CPU, in {precision}{what}")
     rest += [word for name in wanted for word in (f"--{name}", "true")]
+    if known.tf32 and torch.cuda.is_available():
+        rest += ["--tf32", known.tf32]
     config = None
     if torch.cuda.is_available() or processes > 1:
         config = deepspeed_config(known.deepspeed, known.model_name_or_path, processes)

@@ -2,11 +2,14 @@
 
 import contextlib
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from recorded import with_defaults
+from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from teacherlm import manifests
@@ -20,8 +23,7 @@ def claim_folder(folder: Path, arguments: Mapping[str, Any], inputs: Mapping[str
     """Make the folder this run's own, and return its last whole checkpoint, or None.
 
     Args:
-        arguments, inputs: what the checkpoints depend on; kept in run.json. The number of epochs is not among it:
-            more of them continue the same run.
+        arguments, inputs: what the checkpoints depend on, see recorded.py; kept in run.json.
         restart: a folder of another run is set aside instead of refused.
 
     Raises:
@@ -30,8 +32,8 @@ def claim_folder(folder: Path, arguments: Mapping[str, Any], inputs: Mapping[str
     shutil.rmtree(folder / ".partial", ignore_errors=True)
     if folder.is_dir() and any(folder.iterdir()):
         run = None
-        with contextlib.suppress(OSError, ValueError):
-            run = json.loads((folder / RUN).read_text(encoding="utf-8"))
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            run = with_defaults(json.loads((folder / RUN).read_text(encoding="utf-8")))
         if run is None:
             other = [f"it has no {RUN}, so it is not known what made it"]
         else:
@@ -49,4 +51,39 @@ def claim_folder(folder: Path, arguments: Mapping[str, Any], inputs: Mapping[str
     with whole_file(folder / RUN) as file:
         json.dump(run, file, indent=2)
     last = get_last_checkpoint(str(folder))
+    if last and not saved_states(Path(last)):
+        print(f"finetune: {last} has no optimizer's states (--save_only_model); training begins anew")
+        return None
     return Path(last) if last else None
+
+
+def saved_states(checkpoint: Path) -> str | None:
+    """Who saved the states of a checkpoint's optimizer, "torch" or "DeepSpeed"; None where there are none."""
+    if (checkpoint / "optimizer.pt").is_file():
+        return "torch"
+    return "DeepSpeed" if any(checkpoint.glob("global_step*")) else None
+
+
+def check_resumable(checkpoint: Path, training: TrainingArguments) -> None:
+    """Refuse to continue from a checkpoint whose states this run cannot load, or which is beyond this run's end.
+
+    Raises:
+        UserError: it says what to do.
+    """
+    maker = "DeepSpeed" if training.deepspeed else "torch"
+    if (saved := saved_states(checkpoint)) != maker:
+        how = f"with --deepspeed {'NAME' if saved == 'DeepSpeed' else 'none'}"
+        raise UserError(
+            f"{checkpoint}: its optimizer's states are {saved}'s, which {maker} cannot load; go on {how}, or choose "
+            "another run name"
+        )
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    asked = {"max_steps": training.max_steps} if training.max_steps > 0 else {}
+    asked = asked or {"num_train_epochs": training.num_train_epochs}
+    for flag, length in asked.items():
+        reached = state["global_step"] if flag == "max_steps" else state["epoch"]
+        if reached > math.ceil(length):
+            raise UserError(
+                f"{checkpoint}: the run is longer already than --{flag} {length:g} ({reached:g}); ask for at least as "
+                "much, or choose another run name"
+            )

@@ -15,12 +15,13 @@ from typing import Any
 from processes import agree, exit_code_kept, hosts, is_first, is_lost_peer, join_processes, said_once, say, take_turn
 
 from teacherlm import manifests
-from teacherlm.errors import run
+from teacherlm.adapters import is_adapter
+from teacherlm.errors import UserError, run
 from teacherlm.files import require_folder_place, require_writable
 from teacherlm.interrupts import REQUEUE
 from teacherlm.lock import OutputLock
 from teacherlm.memory import is_out_of_memory
-from teacherlm.models import describe_model, find_model, local_folder
+from teacherlm.models import describe_files, describe_model, find_model, local_folder
 
 OUT_OF_MEMORY = 76
 """Exit code when a smaller batch would help; finetune.sh tries one with AUTO_BATCH=1."""
@@ -55,16 +56,16 @@ def work(own: Any, training: Any, model_folder: Path, started: float) -> int:
     output = Path(training.output_dir)
     manifest_path = manifests.manifest_of(output)
     with said_once():
-        arguments, lengths, inputs, changes = agree(lambda: examine(own, training, model_folder), training)
+        arguments, length, inputs, changes = agree(lambda: examine(own, training, model_folder), training)
         if not changes:
             say(f"finetune: done already, nothing to do ({manifest_path} matches its inputs)")
             return 0
         tokens, phases, dev, tokenizer = load_samples(own, training, model_folder)
-        last = agree(lambda: claim(output, arguments, inputs, own, tokens), training)
+        last = agree(lambda: claim(arguments, inputs, own, training, tokens), training)
     student = (model_folder, inputs["student"]["sha256"])
     status, counts = train(own, training, tokens, phases, dev, tokenizer, student, last)
     if status == 0 and is_first():
-        conclude(output, manifest_path, {**arguments, **lengths}, inputs, counts, started)
+        conclude(output, manifest_path, {**arguments, **length}, inputs, counts, started)
     return status
 
 
@@ -72,36 +73,32 @@ def examine(
     own: Any, training: Any, model_folder: Path
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
     """(what the checkpoints depend on, how long the training is, digests of the inputs, why it is not done)."""
-    manifest = manifests.read_manifest(manifests.manifest_of(Path(training.output_dir)))
+    from recorded import OF_THE_MACHINE, lengths, with_defaults
+
+    manifest = with_defaults(manifests.read_manifest(manifests.manifest_of(Path(training.output_dir))))
     arguments, inputs = describe_run(own, training, model_folder, manifest)
-    lengths = {"num_train_epochs": training.num_train_epochs, "max_steps": training.max_steps}
-    lengths["early_stop"] = own.early_stop
+    length = lengths(own, training)
     if own.list_missing and manifest:  # asked on a cluster's login node, whose hardware is not that of its nodes
-        machine = ("effective_batch", "precision")
-        arguments |= {name: manifest["arguments"][name] for name in machine if name in manifest["arguments"]}
-    return arguments, lengths, inputs, manifests.changes(manifest, "finetune", {**arguments, **lengths}, inputs)
+        arguments |= {name: manifest["arguments"].get(name) for name in OF_THE_MACHINE}
+    return arguments, length, inputs, manifests.changes(manifest, "finetune", {**arguments, **length}, inputs)
 
 
 def describe_run(
     own: Any, training: Any, model_folder: Path, manifest: dict[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the checkpoints depend on: flags that shape the numbers, and digests of dataset and student."""
+    """What the checkpoints depend on: the flags that change numbers, and digests of dataset and student."""
+    from adapters import MERGED
+    from recorded import recorded_arguments
     from samples import require_dataset
 
+    if is_adapter(model_folder):
+        raise UserError(
+            f"{model_folder}: these are adapters; give an ordinary model, such as the folder {MERGED} that "
+            "--merge_adapters true makes"
+        )
     dataset_folder = Path(own.dataset_name)
     require_dataset(dataset_folder)
     known = (manifest or {}).get("inputs", {})
-    names = ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "seed")
-    own_names = ("task_type", "max_source_length", "max_train_samples", "loss_on", "loss_average", "peft")
-    arguments = {name: getattr(own, name) for name in own_names}
-    arguments |= {name: getattr(training, name) for name in names}
-    arguments["lr_scheduler_type"] = str(training.lr_scheduler_type.value)
-    arguments["effective_batch"] = effective_batch(training)
-    if own.peft != "none":
-        arguments["peft_rank"] = own.peft_rank
-    if own.loss_average == "batch":
-        arguments["per_device_train_batch_size"] = training.per_device_train_batch_size
-    arguments["precision"] = "bf16" if training.bf16 else "fp16" if training.fp16 else "fp32"
     inputs = {
         "dataset": manifests.describe(dataset_folder, known.get("dataset")),
         "student": describe_model(model_folder, known.get("student")),
@@ -109,7 +106,7 @@ def describe_run(
     if own.dev_dataset:
         require_dataset(Path(own.dev_dataset))
         inputs["dev"] = manifests.describe(Path(own.dev_dataset), known.get("dev"))
-    return arguments, inputs
+    return recorded_arguments(own, training), inputs
 
 
 def fit_to_model(own: Any, model_folder: Path) -> Any:
@@ -123,15 +120,11 @@ def fit_to_model(own: Any, model_folder: Path) -> Any:
     return dataclasses.replace(own, max_source_length=positions)
 
 
-def effective_batch(training: Any) -> int:
-    return training.train_batch_size * training.gradient_accumulation_steps * training.world_size
-
-
 def load_samples(own: Any, training: Any, model_folder: Path) -> tuple[Any, list[int], Any, Any]:
     """An epoch's samples as tokens, how many are in each of its phases, the dev samples or None, and the tokenizer."""
     import datasets
     from samples import load_split, tokenize
-    from tasks import parse_task
+    from tasks import dataset_order, parse_task
 
     from teacherlm.loading import load_tokenizer
     from teacherlm.model_config import load_config, vocabulary_size
@@ -145,20 +138,25 @@ def load_samples(own: Any, training: Any, model_folder: Path) -> tuple[Any, list
     vocabulary = vocabulary_size(load_config(model_folder))
     how = (tokenizer, task, own.max_source_length, own.loss_on == "completion", training.seed, vocabulary)
     tokens, counts = tokenize(dataset, *how)
+    if not own.shuffle and not task.in_order:
+        tokens = tokens.select(dataset_order(tokens["sample"]))
     dev = None
     if own.dev_dataset:
         dev, _ = tokenize(load_split(Path(own.dev_dataset), task, train=False), *how)
     return tokens, counts if task.in_order else [len(tokens)], dev, tokenizer
 
 
-def claim(output: Path, arguments: dict[str, Any], inputs: dict[str, Any], own: Any, tokens: Any) -> Path | None:
+def claim(arguments: dict[str, Any], inputs: dict[str, Any], own: Any, training: Any, tokens: Any) -> Path | None:
     """Make the output folder this run's own; list the samples that were cut; return the checkpoint to go on from."""
-    from checkpoints import claim_folder
+    from checkpoints import check_resumable, claim_folder
     from samples import cut_samples
 
     from teacherlm.records import write_records
 
+    output = Path(training.output_dir)
     last = claim_folder(output, arguments, inputs, own.restart)
+    if last is not None:
+        check_resumable(last, training)
     if cut := cut_samples(tokens, own.max_source_length):
         write_records(output / "cut.jsonl", cut)
         print(
@@ -187,6 +185,7 @@ def train(
     """
     from dev import DevLoss
     from interrupts import Interrupts
+    from recorded import effective_batch
     from student import load_student
     from trainer import FinetuneTrainer
     from transformers import set_seed
@@ -214,8 +213,10 @@ def train(
             processing_class=tokenizer,
             data_collator=collate,
             phases=phases,
+            shuffle=own.shuffle,
             resumed=last,
             merge_adapters=own.merge_adapters,
+            student=student[1],
             callbacks=[
                 LossLog(Path(training.output_dir) / LOG, last),
                 *([DevLoss(own.early_stop)] if dev is not None else []),
@@ -270,7 +271,7 @@ def conclude(
         stage="finetune",
         arguments=arguments,
         inputs=inputs,
-        outputs={path.name: describe_model(path) for path in checkpoints},
+        outputs={path.name: describe_files(path) for path in checkpoints},
         counts={**counts, "seconds": round(time.time() - started, 1)},
         started=started,
     )

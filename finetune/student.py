@@ -73,7 +73,7 @@ def load_student(own: Any, training: Any, folder: Path, digest: str, longest: in
 def load(own: Any, folder: Path) -> torch.nn.Module:
     if own.peft == "none":
         return load_model(folder, dtype=torch.float32)
-    return load_with_adapters(folder, own.peft, own.peft_rank)
+    return load_with_adapters(folder, own.model_name_or_path, own.peft, own.peft_rank)
 
 
 @contextlib.contextmanager

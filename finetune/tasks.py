@@ -59,27 +59,45 @@ def choose_samples(task: Task, count: int, seed: int) -> list[tuple[str, list[in
     return chosen
 
 
+def dataset_order(samples: list[int]) -> list[int]:
+    """Positions of an epoch's samples in the dataset's order, for --shuffle false of a mixture: each sample in all of
+    its fields, in the order of the fields, before the next sample.
+
+    Args:
+        samples: the number of each in the dataset.
+    """
+    return sorted(range(len(samples)), key=samples.__getitem__)  # the sort is stable: fields keep their order
+
+
 class PhaseSampler(torch.utils.data.Sampler[int]):
-    """The order of an epoch: shuffled within each phase, phase after phase; another one each epoch.
+    """The order of an epoch: phase after phase, shuffled within each, differently in each epoch.
 
     It depends on seed and epoch alone, so that a resumed run goes on with the same order.
 
     Args:
         phases: number of samples of each phase.
+        shuffle: False keeps the order of the samples, in every epoch.
+        multiple: of devices x their batch. The epoch is filled up to a multiple of it with the index after the last
+            sample, which stands for a sample without a loss (trainer.with_filler), so that all processes have as many
+            batches and no sample counts twice.
     """
 
-    def __init__(self, phases: list[int], seed: int):
-        self.phases, self.seed, self.epoch = phases, seed, 0
+    def __init__(self, phases: list[int], seed: int, shuffle: bool = True, multiple: int = 1):
+        self.phases, self.seed, self.shuffle, self.epoch = phases, seed, shuffle, 0
+        self.samples = sum(phases)
+        self.length = -(-self.samples // multiple) * multiple
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return sum(self.phases)
+        return self.length
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         first = 0
         for count in self.phases:
-            yield from (torch.randperm(count, generator=generator) + first).tolist()
+            order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
+            yield from (order + first).tolist()
             first += count
+        yield from [self.samples] * (self.length - self.samples)

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from adapters import MERGED, has_adapters, save_merged
+from datasets import Dataset, concatenate_datasets
 from dev import best_step
 from tasks import PhaseSampler
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 from watching import machine_memory, model_flops_utilization
 
+from teacherlm.adapters import write_base_digest
 from teacherlm.errors import UserError
 from teacherlm.files import sync_file, sync_folder
 from teacherlm.memory import give_back_freed_memory
@@ -22,6 +24,15 @@ from teacherlm.memory import give_back_freed_memory
 RUNNING_LOSS = "running_loss.json"
 INTERRUPTED = "interrupted"
 """A file in a checkpoint that a signal asked for; the next checkpoint replaces such a one."""
+
+
+def with_filler(tokens: Dataset) -> Dataset:
+    """The samples and, after them, one of a single token without a loss; see PhaseSampler.
+
+    Without it accelerate would fill the last batches with samples of the epoch's beginning, which would count twice.
+    """
+    filler = {**tokens[0], "input_ids": tokens[0]["input_ids"][:1], "skipped": 1, "sample": 0}
+    return concatenate_datasets([tokens, Dataset.from_list([filler], features=tokens.features)])
 
 
 class FinetuneTrainer(Trainer):
@@ -34,22 +45,43 @@ class FinetuneTrainer(Trainer):
     interrupted is never resumed from, evaluated or counted. A loss that is no number ends the training, unsaved.
 
     Args:
-        phases: numbers of samples, see PhaseSampler.
+        phases, shuffle: see PhaseSampler.
         resumed: the checkpoint that training goes on from.
         merge_adapters: save a merged model in each checkpoint of adapters.
+        student: digest of the model that is trained, which a checkpoint of adapters keeps.
     """
 
     _saving_to: Path | None = None
 
-    def __init__(self, *, phases: list[int], resumed: Path | None = None, merge_adapters: bool = False, **options: Any):
-        super().__init__(**options)
-        self.phases, self.merge_adapters = phases, merge_adapters
+    def __init__(
+        self,
+        *,
+        phases: list[int],
+        shuffle: bool = True,
+        resumed: Path | None = None,
+        merge_adapters: bool = False,
+        student: str = "",
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
+        **options: Any,
+    ):
+        dev = None if eval_dataset is None else with_filler(eval_dataset)
+        super().__init__(train_dataset=with_filler(train_dataset), eval_dataset=dev, **options)
+        self.phases, self.shuffle, self.merge_adapters, self.student = phases, shuffle, merge_adapters, student
         self.loss_is_scaled_for_ga = True
         self.carried = json.loads((resumed / RUNNING_LOSS).read_text()) if resumed else None
         self.tokens, self.clock = 0, time.monotonic()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PhaseSampler:
-        return PhaseSampler(self.phases, self.args.seed)
+        return PhaseSampler(self.phases, self.args.seed, self.shuffle, self.at_once(self.args.train_batch_size))
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> PhaseSampler:
+        samples = len(eval_dataset) - 1
+        return PhaseSampler([samples], 0, shuffle=False, multiple=self.at_once(self.args.eval_batch_size))
+
+    def at_once(self, batch: int) -> int:
+        """Samples that all processes compute at once; a single process may have a smaller last batch."""
+        return batch * self.args.world_size if self.args.world_size > 1 else 1
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device) -> Any:
         """The sum of shares of a step, as each process has to divide by it: gradients are averaged over processes."""
@@ -148,6 +180,8 @@ class FinetuneTrainer(Trainer):
 
     def publish(self, whole: Path, checkpoint: Path) -> None:
         """Give a checkpoint its name, now that all of it is there."""
+        if has_adapters(self.model):
+            write_base_digest(whole, self.student)
         if self.merge_adapters and has_adapters(self.model):
             save_merged(self.accelerator.unwrap_model(self.model), self.processing_class, whole / MERGED)
         since = self._globalstep_last_logged

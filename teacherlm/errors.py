@@ -3,6 +3,8 @@
 import argparse
 import errno
 import io
+import math
+import operator
 import os
 import sys
 from collections.abc import Callable
@@ -92,6 +94,34 @@ def run(main: Callable[[], int | None]) -> None:
         status = 2
     sys.stdout.flush()
     sys.exit(status)
+
+
+def require_number(
+    name: str,
+    value: float | None,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Refuse a flag's number that is not finite or out of its range; None, a flag that was not given, is accepted.
+
+    Raises:
+        UserError: it names the flag, the range and the number.
+    """
+    if value is None:
+        return
+    if not math.isfinite(value):
+        raise UserError(f"--{name}: a finite number was expected, found {value}")
+    for bound, holds, words in (
+        (least, operator.ge, "at least"),
+        (above, operator.gt, "more than"),
+        (most, operator.le, "at most"),
+        (below, operator.lt, "less than"),
+    ):
+        if bound is not None and not holds(value, bound):
+            raise UserError(f"--{name}: {words} {bound} was expected, found {value}")
 
 
 def share_of(text: str) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from teacherlm.adapters import base_folder, is_adapter
 from teacherlm.errors import UserError, reason
 from teacherlm.model_config import load_config, require_causal_decoder, vocabulary_size
 
@@ -67,15 +68,33 @@ def load_model(folder: Path, **options: Any) -> PreTrainedModel:
         require_causal_decoder(config, folder)
         if getattr(config.get_text_config(), "attn_logit_softcapping", None):
             options.setdefault("attn_implementation", "eager")
+    source = base_folder(folder) if is_adapter(folder) else folder
     with without_warnings():  # check_weights says what the library would warn of
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
-                folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+                source, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
         except Exception as error:  # of a broken file, or of a package that the model needs
-            raise UserError(f"the model in {folder} cannot be loaded: {reason(error)}") from error
-    check_weights(model, info, folder)
+            raise UserError(f"the model in {source} cannot be loaded: {reason(error)}") from error
+    check_weights(model, info, source)
+    if source != folder:
+        load_adapters(model, folder)
     return model
+
+
+def load_adapters(model: PreTrainedModel, folder: Path) -> None:
+    """Put a folder's adapters onto their base model.
+
+    Raises:
+        UserError: they cannot be loaded, or some of their weights are missing or do not fit.
+    """
+    with without_warnings():
+        try:
+            info = model.load_adapter(str(folder))
+        except Exception as error:  # of peft, of a broken file, of weights that do not fit
+            raise UserError(f"the adapters in {folder} cannot be loaded: {reason(error)}") from error
+    if wrong := sorted({*info.missing_keys, *info.unexpected_keys}):
+        raise UserError(f"the adapters in {folder} do not fit their base model: see {listed(wrong)}")
 
 
 def check_weights(model: torch.nn.Module, info: Mapping[str, Any], folder: Path) -> None:

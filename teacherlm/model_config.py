@@ -4,7 +4,6 @@ A composite configuration (of vision and text) keeps these in its text part: `ge
 configuration itself.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from teacherlm.adapters import base_folder, is_adapter
 from teacherlm.errors import UserError, reason
 
 OTHER_HEADS = (
@@ -46,10 +46,9 @@ def load_config(folder: Path) -> PreTrainedConfig:
         UserError: it cannot be read.
     """
     try:
-        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-            adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-            return AutoConfig.from_pretrained(adapter["base_model_name_or_path"])
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(base_folder(folder) if is_adapter(folder) else folder)
+    except UserError:
+        raise
     except Exception as error:  # of the file system, of JSON, of the library's checks
         raise UserError(f"the configuration in {folder} cannot be read: {reason(error)}") from error
 

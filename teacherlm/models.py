@@ -9,6 +9,7 @@ value a line, `python -m teacherlm.models folder NAME` makes the folder and prin
 import contextlib
 import difflib
 import functools
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from teacherlm import ROOT
+from teacherlm.adapters import base_folder, check_base_digest, is_adapter
 from teacherlm.errors import Parser, UserError, print_for_shell, reason, run
 from teacherlm.files import require_hub_cache
 from teacherlm.manifests import describe
@@ -190,7 +192,9 @@ def check_folder(folder: Path) -> Path:
         raise UserError(f"no model at {folder}: no such folder; give a folder with config.json, tokenizer and weights")
     if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise UserError(f"no model at {folder}: config.json is missing there; give a folder that save_pretrained wrote")
-    if not any(any(folder.glob(pattern)) for pattern in (*WEIGHTS, *PICKLED_WEIGHTS, "adapter_config.json")):
+    if is_adapter(folder):
+        base_folder(folder)
+    if not any(any(folder.glob(pattern)) for pattern in (*WEIGHTS, *PICKLED_WEIGHTS, "adapter_model.bin")):
         raise UserError(f"no model at {folder}: no weights (*.safetensors) there")
     if not any(
         any(folder.glob(pattern)) for pattern in ("tokenizer.json", "tokenizer_config.json", "vocab.*", "*.model")
@@ -234,12 +238,38 @@ def download(hub: str, revision: str) -> Path:
 
 
 def describe_model(folder: Path, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Digest of what a model is: its configuration, tokenizer and weights, not a checkpoint's optimizer states."""
+    """Digest of what a model computes with: its configuration, tokenizer and weights.
+
+    That of adapters covers their base model as well, which is described under `base`.
+
+    Raises:
+        UserError: the base model of adapters is gone, or is not the one that they were trained on.
+    """
+    described = describe_files(folder, known)
+    if is_adapter(folder):
+        base = describe_base(base_folder(folder), (known or {}).get("base"))
+        check_base_digest(folder, base)
+        digests = f"{described['sha256']}  adapters\n{base['sha256']}  base\n"
+        described |= {"sha256": hashlib.sha256(digests.encode()).hexdigest(), "base": base}
+    return described
+
+
+def describe_files(folder: Path, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Digest of a model's files in a folder; optimizer states and what else lies beside them are left out."""
     found = {file for pattern in (*SMALL_FILES, *WEIGHTS) for file in folder.glob(pattern)}
     if not any(file.suffix == ".safetensors" for file in found):
-        found |= {file for pattern in PICKLED_WEIGHTS for file in folder.glob(pattern)}
+        found |= {file for pattern in (*PICKLED_WEIGHTS, "adapter_model.bin") for file in folder.glob(pattern)}
     files = sorted(file for file in found if not any(file.match(pattern) for pattern in NO_WEIGHTS))
     return describe(folder, known, files)
+
+
+BASES: dict[Path, dict[str, Any]] = {}
+"""The last description of each base model, by its folder: checkpoints share one, whose weights are read once."""
+
+
+def describe_base(folder: Path, known: Mapping[str, Any] | None) -> dict[str, Any]:
+    BASES[folder] = describe_files(folder, BASES.get(folder) or known)
+    return BASES[folder]
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import pytest
 from conftest import sample_claims
 from datasets import Dataset
 from samples import cut_samples, tokenize
-from tasks import PhaseSampler, Task, choose_samples, parse_task
+from tasks import PhaseSampler, Task, choose_samples, dataset_order, parse_task
 from transformers import AutoTokenizer
 
 from teacherlm.errors import UserError
@@ -111,3 +111,26 @@ def test_an_epoch_has_phase_after_phase_shuffled_anew() -> None:
     sampler.set_epoch(1)
     assert list(sampler) != first
     assert list(PhaseSampler([30, 20], seed=2)) != first
+
+
+def test_without_shuffling_an_epoch_has_the_dataset_s_order() -> None:
+    sampler = PhaseSampler([30, 20], seed=1, shuffle=False)
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        assert list(sampler) == list(range(50))
+
+
+def test_a_mixture_in_the_dataset_s_order_has_each_sample_in_all_its_fields(tiny_llama: Path) -> None:
+    dataset = Dataset.from_dict({"text": ["one", "two"], "cot_tail": ["three", "four"]})
+    task = parse_task("text:1,cot_tail:2")
+    tokens, _ = tokenize(dataset, AutoTokenizer.from_pretrained(tiny_llama), task, 9, False, 0)
+    ordered = tokens.select(dataset_order(tokens["sample"]))
+    assert ordered["sample"][:] == [1, 1, 1, 2, 2, 2]
+    assert ordered["field"][:] == ["text", "cot_tail", "cot_tail"] * 2
+
+
+def test_an_epoch_is_filled_up_with_no_sample_twice() -> None:
+    order = list(PhaseSampler([7, 3], seed=1, multiple=4))
+    assert sorted(order) == [*range(10), 10, 10]  # 10 is the filler
+    assert order[10:] == [10, 10]
+    assert len(PhaseSampler([8], seed=1, multiple=4)) == 8
