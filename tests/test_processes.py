@@ -90,6 +90,8 @@ def test_a_mistake_that_one_process_alone_sees_is_said_too(tiny_llama: Path, pre
         prepared / "SAMPLE",
         "--output_dir",
         tmp_path / "run",
+        "--task_type",
+        "text",
     ]
     command = [sys.executable, ROOT / "finetune" / "finetune.py", *words, "--deepspeed", "zero4"]
     place = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
