@@ -1,5 +1,6 @@
 """Finetuning with what cannot work: one line that says what to do, and earlier checkpoints as they were."""
 
+import json
 import os
 import pickle
 import shutil
@@ -102,9 +103,12 @@ def test_samples_that_are_cut_are_listed(tiny_llama: Path, prepared: Path, tmp_p
 @pytest.mark.parametrize("automatic", ["0", "1"])
 def test_out_of_memory(automatic: str, tiny_llama: Path, tmp_path: Path) -> None:
     """For real: the process may hold so much that 64 long samples do not fit and 16 do."""
+    model = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 2048}))
     text = "Q: is the moon a planet? " * 120
     Dataset.from_dict({"text": [text] * 64}).save_to_disk(str(tmp_path / "long"))
-    positional = [tiny_llama, tmp_path / "long", 64, 1, 1e-3, 1, "text", "run", tmp_path, "test"]
+    positional = [model, tmp_path / "long", 64, 1, 1e-3, 1, "text", "run", tmp_path, "test"]
     options = ["--gradient_checkpointing", "false", "--attention", "eager"]
     command = ["bash", ROOT / "finetune" / "finetune.sh", *positional, *options]
     limited = ["bash", "-c", 'ulimit -v "$0" && exec "$@"', 5_500_000, *command]
