@@ -25,6 +25,7 @@ from teacherlm.packed_linear import PackedLinear, pack_linears
 from teacherlm.self_check import COMPARED, NOT_FOR_THIS, Verdict, fault_of, plain_options
 
 PATHS = ("packed", "padded", "single")
+WORDS = {"padded": "in padded batches", "single": "one input at a time"}
 
 
 class ScoredModel:
@@ -78,7 +79,7 @@ class ScoredModel:
             UserError: there is none, or the model is no causal decoder.
         """
         sequences = self_check.make_sequences(self.model.config, self.limit)
-        sequences.append([*sequences[2][:-3], *reversed(sequences[1][:3])])  # shares a prefix with the one before
+        sequences.append([*sequences[-1][:-3], *reversed(sequences[-1][:3])])  # shares a prefix with the one before
         expected = self_check.settle_attention(self.model, sequences, self.dtype)
         attention = self.model.config._attn_implementation
 
@@ -109,12 +110,13 @@ class ScoredModel:
             members = [member for group in batch for member in group.members]
             return lambda: list(self.logits_by(path, batch, inputs, ends).split([ends[member] for member in members]))
 
-        fault = fault_of(compute([Group(0, (0, 1, 2))], scored), expected[:3], self.dtype)
-        shared = len(inputs[3]) - 3
+        *alone, one, other = range(len(inputs))
+        fault = fault_of(compute([Group(0, (*alone, one))], scored), expected[:-1], self.dtype)
+        shared = len(inputs[one]) - 3
         if not fault and shared >= SHORTEST_PREFIX:
-            ends = [*scored[:2], 3, 3]
-            wanted = [expected[0], *(logits[-3:] for logits in expected[2:])]
-            fault = fault_of(compute([Group(0, (0,)), Group(shared, (2, 3))], ends), wanted, self.dtype)
+            ends = [*scored[:-2], 3, 3]
+            wanted = [expected[0], *(logits[-3:] for logits in expected[-2:])]
+            fault = fault_of(compute([Group(0, (0,)), Group(shared, (one, other))], ends), wanted, self.dtype)
         self.end_packing()
         return fault
 
@@ -123,7 +125,9 @@ class ScoredModel:
         if self.device == "cpu":
             keep_freed_memory()  # from now on: the unpacked weights have gone back to the system
         if verdict.path != PATHS[0]:
-            print(f"evaluate: {self.model.config.model_type}: computed {verdict.path} ({verdict.why})", flush=True)
+            print(
+                f"evaluate: {self.model.config.model_type}: computed {WORDS[verdict.path]} ({verdict.why})", flush=True
+            )
 
     def end_packing(self) -> None:
         """Give the model its own attention, for padded batches and generation."""

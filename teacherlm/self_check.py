@@ -27,8 +27,9 @@ VERSION = 1
 """Raised whenever the check changes, so that no older verdict counts."""
 COMPARED = 12
 """Positions at the end of each sequence whose logits are compared."""
-SHORT, MIDDLE, LONG = 5, 17, 23
-"""Lengths of the sequences for a model without attention windows."""
+LENGTHS = (5, 8, 11, 14, 18, 64)
+"""Of the sequences for a model without attention windows; with different remainders, for models that see tokens in
+blocks."""
 NOT_FOR_THIS = "is not for this model"
 """The fault of a path that a model's settings rule out."""
 SHOWN = 60
@@ -59,25 +60,28 @@ class Verdict:
 
 
 def make_sequences(config: PreTrainedConfig, longest: int | None = None) -> list[list[int]]:
-    """Three token sequences of different lengths.
+    """Short token sequences of different lengths.
 
-    Of a model with attention windows the last is longer than these; the second is a little shorter than the longest of
-    them, so that its continuation crosses it.
+    Of a model with attention windows the last is longer than these; the one before is a little shorter than the longest
+    of them, so that its continuation crosses it.
 
     Args:
         config: the model's.
         longest: number of tokens that no text of the run exceeds; None: unknown.
     """
-    bounds = [bound for bound in (position_count(config), longest, LONGEST) if bound is not None]
+    positions = position_count(config)
+    room = None if positions is None else max(2, positions - STEPS)  # for a continuation
+    bounds = [bound for bound in (room, longest, LONGEST) if bound is not None]
     windows = [window for window in attention_windows(config) if longest is None or window < longest]
-    middle = max([MIDDLE, *(window - 2 for window in windows)])
-    long = max([LONG, *(window + 7 for window in windows)])
+    lengths = [*LENGTHS[:-2]]
+    lengths.append(max([LENGTHS[-2], *(window - 2 for window in windows)]))
+    lengths.append(max([LENGTHS[-1], *(window + 7 for window in windows)]))
     text = config.get_text_config()
     special = {getattr(text, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     rows = vocabulary_size(config) or 2
     generator = torch.Generator().manual_seed(0)
     sequences = []
-    for length in (SHORT, middle, long):
+    for length in lengths:
         drawn = torch.randint(rows, (4 * min([length, *bounds]),), generator=generator).tolist()
         usual = [token for token in drawn if token not in special] or drawn
         sequences.append((usual * 4)[: min([length, *bounds])])
@@ -175,7 +179,7 @@ def settle_attention(model: PreTrainedModel, sequences: Sequence[Sequence[int]],
                 f"{inner.config.model_type}: computed with eager attention, {inner.config._attn_implementation} {fault}"
             )
             set_attention(model, "eager")
-    require_causal(model, sequences[1], expected[1], dtype)
+    require_causal(model, sequences[-2], expected[-2], dtype)
     return expected
 
 

@@ -9,6 +9,7 @@ from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from engines import Completion, Failure, Prompt
 from engines.sampling import choose_tokens
+from teacherlm.self_check import plain_options
 
 if TYPE_CHECKING:
     from engines.transformers_engine import Row, TransformersEngine
@@ -44,7 +45,8 @@ def complete_alone(
     """Complete prompts one after the other; yields each as it ends.
 
     Args:
-        use_cache: whether the library keeps keys, values and states between tokens.
+        use_cache: let the library generate, which keeps keys, values and states between tokens; else each new token is
+            taken from a plain forward pass over the whole text.
     """
     # The model's own settings (penalties, temperatures) are not asked for; the engine ends the rows.
     engine.model.generation_config = GenerationConfig(do_sample=False, eos_token_id=None)
@@ -54,19 +56,36 @@ def complete_alone(
             yield row
             continue
         row.generator.manual_seed(prompt.seed)
-        ids_1T = torch.tensor([row.tokens], device=engine.device)
         try:
-            engine.model.generate(
-                input_ids=ids_1T,
-                attention_mask=torch.ones_like(ids_1T),
-                max_new_tokens=engine.sampling.num_tokens,
-                use_cache=use_cache,
-                logits_processor=[Chooser(engine, row)],
-                stopping_criteria=[Ended(engine, row)],
-                pad_token_id=0,
-            )
+            generate(engine, row) if use_cache else write(engine, row)
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
             yield Failure(prompt, f"{len(row.tokens) + len(row.new)} tokens do not fit into the GPU's memory")
             continue
         yield engine.completion(row)
+
+
+def generate(engine: "TransformersEngine", row: "Row") -> None:
+    """Continue a row with the library's generation."""
+    ids_1T = torch.tensor([row.tokens], device=engine.device)
+    engine.model.generate(
+        input_ids=ids_1T,
+        attention_mask=torch.ones_like(ids_1T),
+        max_new_tokens=engine.sampling.num_tokens,
+        logits_processor=[Chooser(engine, row)],
+        stopping_criteria=[Ended(engine, row)],
+        pad_token_id=0,
+    )
+
+
+@torch.inference_mode()
+def write(engine: "TransformersEngine", row: "Row") -> None:
+    """Continue a row with plain forward passes."""
+    sampling, options = engine.sampling, plain_options(engine.model, 1)
+    while not row.new or not engine.ended(row):
+        ids_1T = torch.tensor([row.tokens + row.new], device=engine.device)
+        logits_1V = engine.model(input_ids=ids_1T, **options).logits[:, -1]
+        chosen_1 = choose_tokens(logits_1V, [row.generator], sampling.temperature, sampling.top_p)
+        row.new.append(int(chosen_1))
+        engine.steps += 1
+        engine.rows_filled += 1
