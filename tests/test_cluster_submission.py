@@ -118,6 +118,25 @@ def test_a_job_whose_number_got_lost_is_cancelled_too(cluster: Cluster, sbatch: 
 
 
 @pytest.mark.usefixtures("quiet")
+def test_a_controller_that_goes_away_while_it_submits_is_said_with_the_jobs_that_are_left(
+    cluster: Cluster, sbatch: Callable, tmp_path: Path
+) -> None:
+    """Slurm's programs find no controller any more from the third stage on; what is noted stays noted."""
+    gone = sbatch("merge", f"touch {tmp_path}/gone; exit 1")
+    for name in ("squeue", "scancel"):
+        own = tmp_path / "bin" / name
+        own.write_text(f'#!/bin/bash\n[[ ! -e {tmp_path}/gone ]] || exit 1\nexec {shutil.which(name)} "$@"\n')
+        own.chmod(0o755)
+    result = cluster.make("gone", **gone)
+    assert result.returncode == 2
+    jobs = [row[1] for row in cluster.jobs("gone")]
+    assert len(jobs) == 2
+    assert f"jobs {' '.join(jobs)} are still in the queue; when Slurm answers again: scancel" in result.stderr
+    assert "cancelled jobs" in cluster.steer("cancel", "gone").stdout
+    assert queue(cluster) == []
+
+
+@pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)]
 )

@@ -72,12 +72,13 @@ submit() { # STAGE
 
 # A submission that ends early, by a refusal, a full disk or a signal: cancel every job of this call. The trap of EXIT.
 withdraw() {
-    local status=$? jobs
+    local status=$? found jobs
     trap '' INT TERM HUP
     set +e
-    # A job may have been taken although sbatch failed, when the answer was lost.
-    mapfile -t jobs < <({ jobs_of_chain && printf '%s\n' "${submitted[@]}"; } | sed '/^$/d' | sort --unique --numeric-sort)
-    if ((${#jobs[@]} == 0)) || scancel "${jobs[@]}"; then
+    # Slurm's own list comes first: it may have a job although sbatch failed, when the answer was lost.
+    found=$(jobs_of_chain) || found=$(printf '%s\n' "${submitted[@]}")
+    read -r -d '' -a jobs <<<"$found"
+    if ((${#jobs[@]} == 0)) || scancel "${jobs[@]}" || { found=$(jobs_of_chain) && [[ -z $found ]]; }; then
         if [[ -n $listed ]]; then truncate --size="$listed" "$chain/jobs.tsv"; else rm -f "$chain/jobs.tsv"; fi
         ((${#jobs[@]} == 0)) || echo "chain.sh: cancelled what was submitted: jobs ${jobs[*]}" >&2
     else
@@ -86,14 +87,14 @@ withdraw() {
     exit "$status"
 }
 
-# The jobs of this chain that Slurm has, by their logs' folder.
+# The jobs of this chain that Slurm has, by their logs' folder; fails where Slurm does not answer.
 jobs_of_chain() {
-    local job log
+    local text job log
     [[ ${DRY_RUN:-0} != 1 ]] || return 0
+    text=$(timeout 60 squeue --noheader --user="$(id -un)" --Format='ArrayJobID:24,STDOUT:4096' 2>/dev/null) || return
     while read -r job log; do
-        [[ $log == "${chain//%/%%}/logs/"* ]] && echo "$job"
-    done < <(squeue --noheader --user="$(id -un)" --Format='ArrayJobID:24,STDOUT:4096' 2>/dev/null) | sort --unique
-    return 0
+        [[ $log != "${chain//%/%%}/logs/"* ]] || echo "$job"
+    done <<<"$text" | sort --unique --numeric-sort
 }
 
 write_row() { # ROW; said by `fail` alone, not by echo too
