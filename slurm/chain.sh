@@ -22,6 +22,7 @@ usage: [VARIABLE=value ...] bash slurm/chain.sh BENCHMARK      (or: make BENCHMA
                  (docs/report.md says how they are found)                              none
   SHARDS         so many parts the teacher's work is cut into, a job each              1
   BATCH, ACCUMULATION, LEARNING_RATE    of finetuning                                  the student's YAML
+  TOKENIZATION   of question and letter when they are scored: auto, apart or joint     auto: as the student was trained
   RUNS           the folder under which everything goes                                runs
   BENCHMARK_DATA (CREAK_DATA, ...)      a folder with the benchmark's files            the hub
 

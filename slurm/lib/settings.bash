@@ -3,7 +3,7 @@
 # Sourced by chain.sh and by the jobs; `root` is the checkout.
 
 SAVED=(STUDENT MODEL TEACHER TASK LIMIT EPOCHS SEED NUM_TOKENS TEMPERATURE MAX_FAILURES FILTER BATCH ACCUMULATION
-    LEARNING_RATE SHARDS RUNS PYTHON WANDB_PROJECT REPORT_TO SIGNAL_SECONDS SITE CONTAINER APPTAINER_BIND)
+    LEARNING_RATE TOKENIZATION SHARDS RUNS PYTHON WANDB_PROJECT REPORT_TO SIGNAL_SECONDS SITE CONTAINER APPTAINER_BIND)
 # The variables that a job must have as they were at submission.
 
 settings() { # BENCHMARK
@@ -20,6 +20,8 @@ settings() { # BENCHMARK
     student=${STUDENT:-${MODEL:-smollm2-135m}} task=${TASK:-cot_tail}
     teacher=${TEACHER:-$student} seed=${SEED:-0} epochs=${EPOCHS:-10} temperature=${TEMPERATURE:-1} shards=${SHARDS:-1}
     [[ $epochs =~ ^[1-9][0-9]*$ ]] || fail "EPOCHS=$epochs: a positive number was expected"
+    tokenization=${TOKENIZATION:-auto}
+    [[ $tokenization =~ ^(auto|apart|joint)$ ]] || fail "TOKENIZATION=$tokenization: auto, apart or joint was expected"
     [[ $shards =~ ^[1-9][0-9]*$ ]] || fail "SHARDS=$shards: a positive number was expected"
     data_variable=${benchmark//[^[:alnum:]]/_}
     data_variable=${data_variable^^}_DATA

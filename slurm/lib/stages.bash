@@ -43,7 +43,8 @@ stage_evaluate() { # [MODEL: 0 is the untrained student, N its Nth checkpoint]; 
         [[ -n $model ]] || { echo "evaluate: no such checkpoint: the finetuning made fewer"; exit 0; }
     fi
     exec "$PYTHON" "$root/evaluate/main.py" --model_args "pretrained=$model" --tasks "$benchmark" \
-        --datasets "$prepared/test" --output_path "$evaluated" "${which[@]}" "$@"
+        --datasets "$prepared/test" --output_path "$evaluated" --tokenization "$tokenization" \
+        "${which[@]}" "$@"
 }
 
 checkpoint() { # N: the folder of the Nth
