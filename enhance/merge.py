@@ -5,6 +5,7 @@ would have written. Memory does not grow with the number of records.
 """
 
 import argparse
+import filecmp
 import itertools
 import time
 from collections.abc import Iterator
@@ -57,9 +58,11 @@ def merge(args: argparse.Namespace, paths: list[Path]) -> None:
     if changes and manifest is not None:
         print(f"merge: again, because {'; '.join(changes)}")
     old = set_aside(args.output)
-    if old:
-        print(f"merge: the former {args.output} is kept as {old}")
     written = write_records(args.output, merged(args.input, paths, failures))
+    if old and filecmp.cmp(old, args.output, shallow=False):  # this very work, killed before its manifest
+        old.unlink()
+    elif old:
+        print(f"merge: the former {args.output} is kept as {old}")
     manifests.write_manifest(
         manifest_path,
         stage="enhance",

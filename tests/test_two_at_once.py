@@ -23,8 +23,8 @@ from test_processes import start
 
 from teacherlm.lock import one_writer
 
-RECORDS = 4
-TEXTS = ["--task_type", "cot_text", "--num_tokens", 10, "--dtype", "float32", "--batch_size", 1]
+RECORDS = 3
+TEXTS = ["--task_type", "cot_text", "--num_tokens", 6, "--dtype", "float32", "--batch_size", 1]
 Command = list[object]
 
 
