@@ -44,8 +44,8 @@ def identity(model: Model | None, folder: Path) -> str:
 def take_name(results: Path, owner: str, folder: Path, digest: str) -> None:
     """Make sure that a folder of results is this model's; a new one becomes so.
 
-    It is this model's if it belongs to the same identity, to the same weights, or to a folder that is gone and lay at
-    the same place relative to it: both may have been moved together.
+    It is this model's if it belongs to the same identity, if all results in it are of the same weights, or if it belongs
+    to a folder that is gone and lay at the same place relative to it: both may have been moved together.
 
     Args:
         results: OUTPUT/NAME.
@@ -55,32 +55,32 @@ def take_name(results: Path, owner: str, folder: Path, digest: str) -> None:
     Raises:
         UserError: it belongs to another model.
     """
-    mine = {"model": owner, "place": os.path.relpath(folder.resolve(), results.resolve()), "sha256": digest}
+    place = os.path.relpath(folder.resolve(), results.resolve())
     with one_writer(results / OWNER):
-        known = read_owner(results)
-        if known and not is_same(known, mine):
-            raise UserError(
-                f"{results} has the results of another model of this name, {known['model']}; "
-                f"give another --output_path for those of {owner}"
-            )
-        if not known or known.get("model") == owner:
+        models = scored_models(results)
+        known = read_owner(results) or (models[0] if models else None)
+        if known is None:
             with whole_file(results / OWNER) as file:
-                file.write(json.dumps(mine) + "\n")
-
-
-def is_same(known: dict[str, Any], mine: dict[str, Any]) -> bool:
-    moved = known.get("place") == mine["place"] and not Path(known["model"]).exists()
-    return moved or any(known.get(key) == mine[key] for key in ("model", "sha256"))
+                file.write(json.dumps({"model": owner, "place": place}) + "\n")
+            return
+    moved = known.get("place") == place and not Path(known["model"]).exists()
+    same_weights = {model["sha256"] for model in models} == {digest}
+    if known["model"] != owner and not moved and not same_weights:
+        raise UserError(
+            f"{results} has the results of another model of this name, {known['model']}; "
+            f"give another --output_path for those of {owner}"
+        )
 
 
 def read_owner(results: Path) -> dict[str, Any] | None:
-    """Whose results are in a folder; of one without `.model`, that of its first result. None: nobody's yet."""
+    """Which model a folder's name belongs to; None: nothing says it."""
     try:
         return json.loads((results / OWNER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        pass
-    for path in sorted(results.glob(f"*.{NAME}")):
-        model = (read_manifest(path) or {}).get("inputs", {}).get("model")
-        if model:
-            return {"model": str(Path(model["path"]).resolve()), "sha256": model["sha256"]}
-    return None
+        return None
+
+
+def scored_models(results: Path) -> list[dict[str, Any]]:
+    """The models that the results in a folder were scored with, as their manifests have them."""
+    found = [(read_manifest(path) or {}).get("inputs", {}).get("model") for path in sorted(results.glob(f"*.{NAME}"))]
+    return [{"model": str(Path(model["path"]).resolve()), "sha256": model["sha256"]} for model in found if model]
