@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from result_names import file_name, identity, take_name
+from result_names import OWNER, file_name, owner_of, require_name, take_name
+from result_tables import curve, table
 from shares import remove_progress, score_share, share_lock
 from task_files import is_pattern
 from task_inputs import DATASETS, describe_task
 
-from teacherlm import manifests, tables
+from teacherlm import manifests
 from teacherlm.errors import LIST_MISSING, Parser, UserError, reason, require_number, run, share_of
 from teacherlm.files import require_file_place, require_writable, whole_file
 from teacherlm.lock import one_writer
@@ -143,7 +144,7 @@ def main() -> None:
     results = []
     for number, (name, folder) in enumerate(models):
         for task in args.tasks:
-            owner = identity(None if number else base, folder)
+            owner = owner_of(None if number else base, folder, args.output_path / name)
             results += evaluate(args, name, folder, owner, task, loaded)
     print(table(results))
     for task in args.tasks:
@@ -242,7 +243,12 @@ def step(path: Path) -> int:
 
 
 def evaluate(
-    args: argparse.Namespace, label: str, folder: Path, owner: str, task: str, loaded: Callable[[Path, str], Any]
+    args: argparse.Namespace,
+    label: str,
+    folder: Path,
+    owner: dict[str, str],
+    task: str,
+    loaded: Callable[[Path, str], Any],
 ) -> list[dict[str, Any]]:
     """The results of one model on one task: read when they are there and still hold, scored otherwise.
 
@@ -255,7 +261,12 @@ def evaluate(
 
 
 def evaluate_share(
-    args: argparse.Namespace, label: str, folder: Path, owner: str, task: str, loaded: Callable[[Path, str], Any]
+    args: argparse.Namespace,
+    label: str,
+    folder: Path,
+    owner: dict[str, str],
+    task: str,
+    loaded: Callable[[Path, str], Any],
 ) -> list[dict[str, Any]]:
     started = time.time()
     path, arguments, inputs, changes = describe_work(args, label, folder, task)
@@ -274,8 +285,11 @@ def evaluate_share(
     tasks = make_tasks(task, args.datasets or DATASETS, args.num_fewshot, args.seed, args.include_path)
     for name, made in tasks.items():
         use_permutations(made, args.permutations, name)
-    take_name(path.parent, owner, folder, inputs["model"]["sha256"])
-    model = loaded(folder, inputs["model"]["sha256"])
+    digest = inputs["model"]["sha256"]
+    inputs["model"] |= owner
+    require_name(path.parent, owner, digest)
+    model = loaded(folder, digest)
+    take_name(path.parent, owner, digest)
     work = {**arguments, **{name: described["sha256"] for name, described in inputs.items()}}
     work |= {"tokens": model.tokens_at_a_time(), "samples": model.samples}
     work["version"] = manifests.stage_version("evaluate")
@@ -307,6 +321,7 @@ def evaluate_share(
             started=started,
         )
         remove_progress(path)
+        path.with_name(OWNER).unlink(missing_ok=True)  # the manifest says it from now on
         return [result]
 
 
@@ -326,31 +341,6 @@ def describe_work(
     names = ("num_fewshot", "dtype", "limit", "seed", "tokenization", "permutations")
     arguments = {name: getattr(args, name) for name in names}
     return path, arguments, inputs, manifests.changes(manifest, "evaluate", arguments, inputs)
-
-
-def table(results: list[dict[str, Any]]) -> str:
-    """A table of the results, with standard errors, as lm-eval prints it."""
-    metrics = list(dict.fromkeys(result["metric"] for result in results))
-    rows = [("model", "task", "n", " / ".join(metrics), "stderr", "95 % interval")]
-    for result in results:
-        name = result["task"] if len(metrics) == 1 else f"{result['task']}, {result['metric']}"
-        rows += [row(result["model"], part["task"], part) for part in result.get("tasks", ())]
-        rows += [row(result["model"], f"{name}: {group}", part) for group, part in result.get("groups", {}).items()]
-        rows.append(row(result["model"], name, result))
-    return tables.table(rows)
-
-
-def curve(task: str, results: list[dict[str, Any]]) -> str:
-    """How a task's accuracy goes from checkpoint to checkpoint; nothing where there is only one."""
-    rows = [(r["model"], r["interval_95"][0], r["value"], r["interval_95"][1]) for r in results if r["interval_95"]]
-    return f"\n{task}\n{tables.draw_intervals(rows)}\n" if len(rows) > 1 else ""
-
-
-def row(model: str, name: str, result: dict[str, Any]) -> tuple[str, ...]:
-    interval = "-" if result["interval_95"] is None else "{:.4f} - {:.4f}".format(*result["interval_95"])
-    error = "-" if result["stderr"] is None else f"± {result['stderr']:.4f}"  # one sample has none
-    value = "-" if result["value"] is None else f"{result['value']:.4f}"  # a metric without a number: of no sample
-    return (model, name, str(result["n"]), value, error, interval)
 
 
 if __name__ == "__main__":

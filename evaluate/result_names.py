@@ -1,12 +1,14 @@
 """Which model a result's name belongs to, so that no two models ever share one.
 
 A model's results lie in OUTPUT/NAME/. The name is short (`final`, `run/checkpoint-30`), so another model may have the
-same one. The file `.model` in the folder says which model the name belongs to; any other model is refused there.
+same one. The manifests in the folder say which model the name belongs to, and until there is one, the file `.model`
+does. Any other model is refused there.
 """
 
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,6 +20,7 @@ from teacherlm.manifests import NAME, read_manifest
 from teacherlm.models import Model
 
 OWNER = ".model"
+"""In a folder of results that has none yet: the model that is being scored."""
 
 
 def file_name(task: str) -> str:
@@ -41,39 +44,53 @@ def identity(model: Model | None, folder: Path) -> str:
     return str(folder.resolve())
 
 
-def take_name(results: Path, owner: str, folder: Path, digest: str) -> None:
-    """Make sure that a folder of results is this model's; a new one becomes so.
+def owner_of(model: Model | None, folder: Path, results: Path) -> dict[str, str]:
+    """What a result's manifest says of its model: its identity, and where it lies relative to the results."""
+    return {"identity": identity(model, folder), "place": os.path.relpath(folder.resolve(), results.resolve())}
 
-    It is this model's if it belongs to the same identity, if all results in it are of the same weights, or if it belongs
-    to a folder that is gone and lay at the same place relative to it: both may have been moved together.
+
+def require_name(results: Path, owner: Mapping[str, str], digest: str) -> None:
+    """Make sure that a folder of results is nobody's yet, or this model's.
+
+    It is this model's if it belongs to the same identity, if all results in it are of the same weights, or if it
+    belongs to a folder that is gone and lay at the same place relative to it: both may have been moved together.
 
     Args:
         results: OUTPUT/NAME.
-        owner: see `identity`.
-        folder, digest: of the model.
+        owner: see `owner_of`.
+        digest: of the model.
 
     Raises:
         UserError: it belongs to another model.
     """
-    place = os.path.relpath(folder.resolve(), results.resolve())
-    with one_writer(results / OWNER):
-        models = scored_models(results)
-        known = read_owner(results) or (models[0] if models else None)
-        if known is None:
-            with whole_file(results / OWNER) as file:
-                file.write(json.dumps({"model": owner, "place": place}) + "\n")
-            return
-    moved = known.get("place") == place and not Path(known["model"]).exists()
-    same_weights = {model["sha256"] for model in models} == {digest}
-    if known["model"] != owner and not moved and not same_weights:
+    models = [owner_at_work(results), *scored_models(results)]
+    known = next(filter(None, models), None)
+    if known is None or known["identity"] == owner["identity"]:
+        return
+    moved = known.get("place") == owner["place"] and not Path(known["identity"]).exists()
+    same_weights = {model.get("sha256") for model in models if model} == {digest}
+    if not moved and not same_weights:
         raise UserError(
-            f"{results} has the results of another model of this name, {known['model']}; "
-            f"give another --output_path for those of {owner}"
+            f"{results} has the results of another model of this name, {known['identity']}; "
+            f"give another --output_path for those of {owner['identity']}"
         )
 
 
-def read_owner(results: Path) -> dict[str, Any] | None:
-    """Which model a folder's name belongs to; None: nothing says it."""
+def take_name(results: Path, owner: Mapping[str, str], digest: str) -> None:
+    """Make a folder of results this model's, before the first result is there.
+
+    Raises:
+        UserError: it belongs to another model.
+    """
+    with one_writer(results / OWNER):
+        require_name(results, owner, digest)
+        if not scored_models(results):
+            with whole_file(results / OWNER) as file:
+                file.write(json.dumps({**owner, "sha256": digest}) + "\n")
+
+
+def owner_at_work(results: Path) -> dict[str, Any] | None:
+    """The model that took a folder of results and has none there yet."""
     try:
         return json.loads((results / OWNER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -83,4 +100,4 @@ def read_owner(results: Path) -> dict[str, Any] | None:
 def scored_models(results: Path) -> list[dict[str, Any]]:
     """The models that the results in a folder were scored with, as their manifests have them."""
     found = [(read_manifest(path) or {}).get("inputs", {}).get("model") for path in sorted(results.glob(f"*.{NAME}"))]
-    return [{"model": str(Path(model["path"]).resolve()), "sha256": model["sha256"]} for model in found if model]
+    return [{"identity": str(Path(model["path"]).resolve()), **model} for model in found if model]

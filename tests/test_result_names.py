@@ -82,7 +82,10 @@ def test_results_from_before_names_were_kept_are_not_overwritten(
 ) -> None:
     one, two = (copy(tiny_llama, tmp_path / name / "final", seed) for seed, name in enumerate("ab"))
     assert run(one).returncode == 0
-    (tmp_path / "out" / "final" / ".model").unlink()
+    path = tmp_path / "out" / "final" / "sample.manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["inputs"]["model"]["identity"], manifest["inputs"]["model"]["place"]
+    path.write_text(json.dumps(manifest))
     assert f"another model of this name, {one}" in only_error(run(two))
     assert "done already" in run(one).stdout
 
@@ -106,7 +109,7 @@ from pathlib import Path
 from result_names import take_name
 from teacherlm.errors import UserError
 try:
-    take_name(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[2]), sys.argv[2])
+    take_name(Path(sys.argv[1]), {"identity": sys.argv[2], "place": sys.argv[2]}, sys.argv[2])
 except UserError as error:
     sys.exit(str(error))
 """
@@ -129,4 +132,4 @@ def test_of_many_processes_at_once_one_has_the_name(tmp_path: Path) -> None:
     losers = [error for error in errors if error]
     assert len(losers) == 3
     assert all(f"has the results of another model of this name, {winner}; " in error for error in losers)
-    assert json.loads((tmp_path / "out" / ".model").read_text())["model"] == winner
+    assert json.loads((tmp_path / "out" / ".model").read_text())["identity"] == winner
