@@ -12,7 +12,8 @@ from engines.sampling import choose_tokens
 from teacherlm.self_check import plain_options
 
 if TYPE_CHECKING:
-    from engines.transformers_engine import Row, TransformersEngine
+    from engines.batch import Row
+    from engines.transformers_engine import TransformersEngine
 
 
 class Chooser(LogitsProcessor):
