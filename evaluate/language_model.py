@@ -110,7 +110,7 @@ class LanguageModel(HFLM):
 
         A token's states in a layer take some 20 hidden sizes; a fourth of what the weights leave is for them.
         """
-        hidden = self.config.get_text_config().hidden_size
+        hidden = self.model.get_input_embeddings().weight.shape[1]
         least = max(1, CPU_STATES // hidden)
         if self.device.type != "cuda":
             return least

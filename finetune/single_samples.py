@@ -1,13 +1,12 @@
 """Training one sample at a time, for models that neither packed nor padded batches compute exactly."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from collators import NO_LOSS
 
-from teacherlm.loading import base_model
+from teacherlm.self_check import plain_options
 
 
 def use_single_samples(model: torch.nn.Module) -> Callable[[], None]:
@@ -16,8 +15,8 @@ def use_single_samples(model: torch.nn.Module) -> Callable[[], None]:
     Each sample goes through the model's own forward pass alone, without padding. Returns what undoes it.
     """
     forward = model.forward
-    known = inspect.signature(base_model(model).forward).parameters
-    options = {"use_cache": False} if "use_cache" in known else {}
+    options = plain_options(model)
+    options.pop("logits_to_keep", None)
 
     def one_at_a_time(
         input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor, **_: Any

@@ -35,8 +35,9 @@ POSITIONS = ("n_positions", "max_position_embeddings", "max_seq_len", "n_ctx", "
 UNLIMITED = ("bloom", "mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma")
 """Model types without a limit, whatever their configuration still says of positions."""
 
-WINDOW = re.compile(r"^(?!.*(layer|pattern|num)).*(window|chunk_size)")
-"""Names of settings that bound how far a layer looks back, but not of those that say which layers do."""
+WINDOW = re.compile(r"^(?!.*(layer|pattern|num)).*(window|chunk_size|index_topk)")
+"""Names of settings that bound how far a layer looks back, or at how many tokens; not of those that say which layers
+do."""
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
@@ -69,6 +70,8 @@ def require_causal_decoder(config: PreTrainedConfig, folder: Path) -> None:
         what = "of a kind that transformers has no causal language model for"
     elif name.endswith(OTHER_HEADS):
         what = "a model with another head than that of a language model"
+    elif "dynamic" in rope_types(getattr(config.get_text_config(), "rope_parameters", None)):
+        what = "with positions that depend on the texts computed before (rope_type dynamic)"
     elif config.model_type in ENCODERS and not getattr(config, "is_decoder", False):
         what = "an encoder: each token sees those after it"
     if what is not None:
@@ -107,8 +110,15 @@ def is_rescaled(config: PreTrainedConfig) -> bool:
     return any(rescaled_from(getattr(text, "rope_parameters", None), position_count(config)))
 
 
+def rope_types(rope: Any) -> set[str]:
+    """The kinds of rotary positions that a model's settings name."""
+    if not isinstance(rope, Mapping):
+        return set()
+    return {str(rope.get("rope_type"))}.union(*map(rope_types, rope.values()))
+
+
 def rescaled_from(rope: Any, positions: int | None) -> Iterator[int]:
-    """Lengths beyond which rotary positions are scaled by a text's length ("longrope", "dynamic").
+    """Lengths beyond which rotary positions are scaled by a text's length ("longrope").
 
     Args:
         rope: the settings of rotary positions, or of each kind of layer.
@@ -116,7 +126,7 @@ def rescaled_from(rope: Any, positions: int | None) -> Iterator[int]:
     """
     if not isinstance(rope, Mapping):
         return
-    if rope.get("rope_type") in ("dynamic", "longrope"):
+    if rope.get("rope_type") == "longrope":
         first = rope.get("original_max_position_embeddings") or positions
         if type(first) is int:
             yield first

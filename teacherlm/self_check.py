@@ -108,8 +108,9 @@ def plain_logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> 
 def plain_options(model: PreTrainedModel, last: int = COMPARED) -> dict[str, Any]:
     """Arguments of a model's forward, where it has them: no cache, and logits of the last positions only."""
     known = inspect.signature(base_model(model).forward).parameters
-    wanted = {"use_cache": False, "logits_to_keep": last}
-    return {name: value for name, value in wanted.items() if name in known}
+    hands_on = any(one.kind is one.VAR_KEYWORD for one in known.values())  # to the model within, which has a cache
+    options: dict[str, Any] = {"use_cache": False} if "use_cache" in known or hands_on else {}
+    return options | ({"logits_to_keep": last} if "logits_to_keep" in known else {})
 
 
 def difference(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
@@ -166,9 +167,19 @@ def settle_attention(model: PreTrainedModel, sequences: Sequence[Sequence[int]],
     The library's fused attention leaves out what some models do to their scores (caps, biases).
 
     Raises:
-        UserError: the model is no causal decoder: its logits at a position change with the tokens after it.
+        UserError: the model is no causal decoder: its logits at a position change with the tokens after it; or the
+            library's own forward pass fails.
     """
     inner = base_model(model)
+    try:
+        plain_logits(model, sequences[:1])
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # as in fault_of
+        raise UserError(
+            f"{type(inner).__name__} ({inner.config.model_type}) is refused: the library's forward pass fails "
+            f"({type(error).__name__}: {reason(error)})"
+        ) from error
     if inner.config._attn_implementation == "eager":
         expected = plain_logits(model, sequences)
     else:
