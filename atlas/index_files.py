@@ -126,8 +126,8 @@ def describe_index(folder: Path, n_shards: int = SHARDS) -> dict[str, Any]:
     if not is_own(folder):
         return describe_published(folder, n_shards)
     index = read_description(folder)
-    recorded = {PASSAGES: index.get("passages_sha256")}  # of an index that was saved in format 1 there are none
-    recorded |= {shard["file"]: shard.get("sha256") for shard in index["shards"]}
+    recorded = {PASSAGES: index["passages_sha256"]}
+    recorded |= {shard["file"]: shard["sha256"] for shard in index["shards"]}
     described = contents.describe(folder, [folder / name for name in (NAME, *recorded)])
     for name, digest in recorded.items():
         if digest is not None and described["files"][name]["sha256"] != digest:
@@ -187,11 +187,14 @@ def load_index(
 def read_description(folder: Path) -> dict[str, Any]:
     try:
         described = json.loads((folder / NAME).read_text(encoding="utf-8"))
-        _ = [(shard["file"], shard["rows"]) for shard in described["shards"]]
-        _ = [described[name] for name in ("compressed", "passages", "dimension", "encoder")]
-    except (ValueError, KeyError, TypeError) as error:
+        known = {name: described[name] for name in ("passages", "dimension", "encoder", "compressed", "shards")}
+        known["passages_sha256"] = described.get("passages_sha256")  # an index of format 1 has no digests
+        known["shards"] = [
+            {"file": shard["file"], "rows": shard["rows"], "sha256": shard.get("sha256")} for shard in known["shards"]
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / NAME}: this is no index's description ({error!r}); make the index again") from error
-    return described
+    return known
 
 
 def load_own(

@@ -1,6 +1,7 @@
 """evaluate.py as people call it: one worker and two, interrupted, closed book, retrieval only, and bad input."""
 
 import hashlib
+import os
 import random
 import signal
 import subprocess
@@ -144,7 +145,8 @@ def test_killed_and_started_again_it_predicts_what_was_missing(place: Path, alon
     seen = 0
     for _ in range(3):
         command = [sys.executable, str(EVALUATE), *words(place, tmp_path, *more)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(command, env=os.environ | {"TEACHERLM_CACHE": str(place / "cache")}, **quiet)
         wanted = seen + draw.randint(1, 3)
         while process.poll() is None and not (own.exists() and own.read_bytes().count(b"\n") > wanted):
             time.sleep(0.01)
@@ -162,7 +164,10 @@ def test_killed_and_started_again_it_predicts_what_was_missing(place: Path, alon
 def test_a_signal_ends_it_with_75(place: Path, alone: Path, tmp_path: Path) -> None:
     more = ["--load_index_path", alone / "index"]
     process = subprocess.Popen(
-        [sys.executable, str(EVALUATE), *words(place, tmp_path, *more)], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(EVALUATE), *words(place, tmp_path, *more)],
+        env=os.environ | {"TEACHERLM_CACHE": str(place / "cache")},
+        stdout=subprocess.PIPE,
+        text=True,
     )
     for line in process.stdout:
         if "questions" in line:
