@@ -4,6 +4,7 @@ Each passage is encoded with the query, apart from the others; the decoder atten
 no positions in its cross-attention, so states can be put side by side without their padding.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ def load_reader(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedM
     Raises:
         UserError: it cannot be loaded, is no T5, or its weights are not whole (see check_weights).
     """
-    config = require_t5(folder)
+    require_t5(folder)
     try:
         with without_warnings():  # check_weights says what the library would warn of
             model, info = T5ForConditionalGeneration.from_pretrained(
@@ -51,14 +52,22 @@ def load_reader(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedM
             )
     except Exception as error:  # a broken file raises whatever its parser does
         raise UserError(f"the reader in {folder} cannot be loaded: {reason(error)}; is the copy whole?") from error
-    if has_own_head(config) and model.lm_head.weight is model.shared.weight:  # as the library makes it without one
+    if says_own_head(folder) and model.lm_head.weight is model.shared.weight:  # as the library makes it without one
         info["missing_keys"] = {*info["missing_keys"], "lm_head.weight"}
     check_weights(model, info, folder)
     return model
 
 
+def says_own_head(folder: Path) -> bool:
+    """Whether a folder's configuration says that its T5 has an output layer of its own, as those of the hub say.
+
+    The library reads and writes another value: a T5 that it made has its embedding for a head, whatever its kind.
+    """
+    return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings") is False
+
+
 def has_own_head(config: Any) -> bool:
-    """Whether a T5 has an output layer of its own: all but the first kind, whose head is its embedding."""
+    """Whether a released T5 has an output layer of its own: all but the first kind, whose head is its embedding."""
     return not getattr(config, "scale_decoder_outputs", True)
 
 

@@ -12,6 +12,7 @@ import torch
 from atlas_models import make_passages, make_tiny_bert, make_tiny_t5
 from plain_models import PlainBert
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, T5ForConditionalGeneration
 
 from atlas import checkpoints, reader, retriever
 from teacherlm.errors import UserError
@@ -166,14 +167,25 @@ def test_weights_that_are_not_finite_are_refused(parts: SimpleNamespace, tmp_pat
 
 
 def test_a_t5_without_its_head_is_refused(parts: SimpleNamespace, tmp_path: Path) -> None:
-    """transformers gives it the embedding for a head, without a word."""
+    """transformers gives it the embedding for a head, without a word. Those of the hub say that they are not tied."""
     shutil.copytree(parts.t5, tmp_path / "t5")
+    config = json.loads((parts.t5 / "config.json").read_text())
+    (tmp_path / "t5" / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    reader.load_reader(tmp_path / "t5")
     weights = load_file(parts.t5 / "model.safetensors")
     del weights["lm_head.weight"]
     save_file(weights, tmp_path / "t5" / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"lacks the tensor lm_head.weight"):
         reader.load_reader(tmp_path / "t5")
     reader.load_reader(make_tiny_t5(tmp_path / "first", gated=False))  # the first kind has none
+
+
+def test_a_t5_that_the_library_made_shares_its_embedding(parts: SimpleNamespace, tmp_path: Path) -> None:
+    """It is saved without a head (examples/small_reader.py makes such a one), and loaded so."""
+    made = T5ForConditionalGeneration(AutoConfig.from_pretrained(parts.t5))
+    made.save_pretrained(tmp_path)
+    loaded = reader.load_reader(tmp_path)
+    assert torch.equal(loaded.lm_head.weight, made.shared.weight)
 
 
 @torch.no_grad()
