@@ -27,9 +27,10 @@ VERSION = 1
 """Raised whenever the check changes, so that no older verdict counts."""
 COMPARED = 12
 """Positions at the end of each sequence whose logits are compared."""
-LENGTHS = (5, 8, 11, 14, 18, 64)
-"""Of the sequences for a model without attention windows; with different remainders, for models that see tokens in
-blocks."""
+SHORT = (5, 8, 11)
+MIDDLE, APART, LONG = 18, 7, 64
+"""Lengths of the sequences for a model without attention windows: the short ones, a middle one, and two long ones that
+are so far apart. They leave different remainders, for models that see tokens in blocks."""
 NOT_FOR_THIS = "is not for this model"
 """The fault of a path that a model's settings rule out."""
 SHOWN = 60
@@ -62,8 +63,8 @@ class Verdict:
 def make_sequences(config: PreTrainedConfig, longest: int | None = None) -> list[list[int]]:
     """Short token sequences of different lengths.
 
-    Of a model with attention windows the last is longer than these; the one before is a little shorter than the longest
-    of them, so that its continuation crosses it.
+    Of a model with attention windows the last two are longer than these; the one before them is a little shorter than
+    the longest window, so that its continuation crosses it.
 
     Args:
         config: the model's.
@@ -73,9 +74,9 @@ def make_sequences(config: PreTrainedConfig, longest: int | None = None) -> list
     room = None if positions is None else max(2, positions - STEPS)  # for a continuation
     bounds = [bound for bound in (room, longest, LONGEST) if bound is not None]
     windows = [window for window in attention_windows(config) if longest is None or window < longest]
-    lengths = [*LENGTHS[:-2]]
-    lengths.append(max([LENGTHS[-2], *(window - 2 for window in windows)]))
-    lengths.append(max([LENGTHS[-1], *(window + 7 for window in windows)]))
+    middle = max([MIDDLE, *(window - 2 for window in windows)])
+    long = max([LONG, *(window + 2 * APART + 1 for window in windows)])
+    lengths = [*SHORT, middle, long - APART, long]
     text = config.get_text_config()
     special = {getattr(text, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     rows = vocabulary_size(config) or 2
