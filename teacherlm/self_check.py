@@ -23,7 +23,7 @@ from teacherlm.files import cache_folder, whole_file
 from teacherlm.loading import base_model
 from teacherlm.model_config import attention_windows, is_rescaled, position_count, vocabulary_size
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the check changes, so that no older verdict counts."""
 COMPARED = 12
 """Positions at the end of each sequence whose logits are compared."""
