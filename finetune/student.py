@@ -59,7 +59,8 @@ def load_student(own: Any, training: Any, folder: Path, digest: str, longest: in
         training.gradient_checkpointing = False
 
     def find() -> Verdict:
-        with whole_model(own, folder, model) as checked:
+        # The check draws no random numbers of the training.
+        with torch.random.fork_rng(), whole_model(own, training, folder, model) as checked:
             return find_path(checked, own, training, folder, longest)
 
     verdict = agree(lambda: self_check.remembered(key, find), training)
@@ -77,18 +78,17 @@ def load(own: Any, folder: Path) -> torch.nn.Module:
 
 
 @contextlib.contextmanager
-def whole_model(own: Any, folder: Path, model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+def whole_model(own: Any, training: Any, folder: Path, model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     """The student with all its weights in this process, on the GPU where it fits there.
 
     Under ZeRO-3 each process has a part of the weights only: then it is another copy, which is gone afterwards.
     """
     if zero.is_deepspeed_zero3_enabled():
-        config = zero.deepspeed_config()
         zero.unset_hf_deepspeed_config()
         try:
             model = load(own, folder)
         finally:
-            zero.set_hf_deepspeed_config(config)
+            zero.set_hf_deepspeed_config(training.hf_deepspeed_config)
     before = next(model.parameters()).device
     if torch.cuda.is_available() and before.type == "cpu":
         size = sum(part.nbytes for part in model.parameters())
@@ -108,37 +108,36 @@ def find_path(model: torch.nn.Module, own: Any, training: Any, folder: Path, lon
     """
     dtype = torch.bfloat16 if own.peft == "qlora" else torch.float32
     sequences = self_check.make_sequences(base_model(model).config, longest)
-    with torch.random.fork_rng():  # the check draws no random numbers of the training
-        model.eval()
-        expected = self_check.settle_attention(model, sequences, dtype)
-        samples = [
-            {"input_ids": tokens, "skipped": max(0, len(tokens) - COMPARED + 1), "sample": number}
-            for number, tokens in enumerate(sequences)
-        ]
-        loss = expected_loss(samples, expected)
-        attention = base_model(model).config._attn_implementation
+    model.eval()
+    expected = self_check.settle_attention(model, sequences, dtype)
+    samples = [
+        {"input_ids": tokens, "skipped": max(0, len(tokens) - COMPARED + 1), "sample": number}
+        for number, tokens in enumerate(sequences)
+    ]
+    loss = expected_loss(samples, expected)
+    attention = base_model(model).config._attn_implementation
 
-        def fault(path: str, _: bool) -> str:
-            try:
-                undo = use_path(model, path, own.attention, longest, with_loss=False)
-            except (ImportError, ValueError) as error:
-                raise UserError(f"--attention {own.attention}: {reason(error)}") from error
-            if undo is None:
-                return NOT_FOR_THIS
-            with torch.no_grad():
-                found = self_check.fault_of(lambda: logits_of(model, path, samples), expected, dtype)
-            undo()
-            return found or loss_fault(model, path, own.attention, longest, training, samples, loss, dtype)
-
-        paths = PATHS if own.packing else PATHS[2:]
+    def fault(path: str, _: bool) -> str:
         try:
-            verdict = self_check.first_exact(paths, False, fault, attention, folder)
-        except UserError as error:
-            hint = "; --gradient_checkpointing false may help" if training.gradient_checkpointing else ""
-            raise UserError(f"{error}{hint}") from error
-        finally:
-            model.train()
-            model.zero_grad(set_to_none=True)
+            undo = use_path(model, path, own.attention, longest, with_loss=False)
+        except (ImportError, ValueError) as error:
+            raise UserError(f"--attention {own.attention}: {reason(error)}") from error
+        if undo is None:
+            return NOT_FOR_THIS
+        with torch.no_grad():
+            found = self_check.fault_of(lambda: logits_of(model, path, samples), expected, dtype)
+        undo()
+        return found or loss_fault(model, path, own.attention, longest, training, samples, loss, dtype)
+
+    paths = PATHS if own.packing else PATHS[2:]
+    try:
+        verdict = self_check.first_exact(paths, False, fault, attention, folder)
+    except UserError as error:
+        hint = "; --gradient_checkpointing false may help" if training.gradient_checkpointing else ""
+        raise UserError(f"{error}{hint}") from error
+    finally:
+        model.train()
+        model.zero_grad(set_to_none=True)
     return verdict
 
 
