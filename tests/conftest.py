@@ -134,18 +134,11 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_tiny_model(family: str, folder: Path) -> Path:
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, OPTConfig, PreTrainedTokenizerFast
+    from tiny_architectures import make_tokenizer
+    from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, OPTConfig
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=["<pad>", "</s>"], initial_alphabet=alphabet)
-    tokenizer.train_from_iterator((sample["sentence"] for sample in sample_claims()), trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
-
-    size = tokenizer.get_vocab_size()
+    tokenizer = make_tokenizer(sample["sentence"] for sample in sample_claims())
+    size = len(tokenizer)
     common = {"vocab_size": size, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
     configs = {
         "bloom": lambda: BloomConfig(hidden_size=32, n_layer=2, n_head=2, **common),
@@ -170,7 +163,7 @@ def make_tiny_model(family: str, folder: Path) -> Path:
     }
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(configs[family]()).save_pretrained(folder)
-    fast.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 
