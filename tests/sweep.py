@@ -8,9 +8,11 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import re
 import runpy
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -199,7 +201,7 @@ def attempt(
     argv, sys.argv = sys.argv, [str(STAGES[stage]), *map(str, words)]
     status: Any = 0
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), watched() as calls:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), own_cache(), watched() as calls:
             runpy.run_path(str(STAGES[stage]), run_name="__main__")
     except SystemExit as ended:
         status = ended.code
@@ -224,6 +226,20 @@ def last_line(error: BaseException) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     said = " ".join(str(error).split())[:160]
     return f"{type(error).__name__}: {said} ({Path(frame.filename).name}:{frame.lineno})"
+
+
+@contextlib.contextmanager
+def own_cache() -> Iterator[None]:
+    """No verdict of the self-check that an earlier run has kept."""
+    before = os.environ.get("TEACHERLM_CACHE")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TEACHERLM_CACHE"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["TEACHERLM_CACHE"]
+            if before is not None:
+                os.environ["TEACHERLM_CACHE"] = before
 
 
 @contextlib.contextmanager
