@@ -48,6 +48,12 @@ class Outcome:
     path: str = ""
     detail: str = ""
 
+    def unless_refused(self, why: str) -> "Outcome":
+        """The outcome for a model that has to be refused, for a reason; without a reason, this one."""
+        if not why or self.verdict == "refused":
+            return self
+        return dataclasses.replace(self, verdict="wrong", detail=f"{why}, but not refused; {self.detail}")
+
 
 class Sweep:
     """The texts that all architectures are tried with, in a folder: for each stage as its own input.
@@ -88,15 +94,13 @@ class Sweep:
             rows = [self.encode(text) for text in (*self.prompts, *self.samples)]
             plain.measure(rows)
             to_refuse = "" if plain.is_causal(max(rows, key=len)) else "not causal"
-        outcomes = {}
-        tries = (self.enhance, self.finetune_packed, self.finetune_padded, self.evaluate)
-        for name, attempt in zip(STAGE_NAMES, tries):
-            outcome = attempt(student, folder / name.replace(" ", "-"), plain)
-            if to_refuse and outcome.verdict != "refused":
-                detail = f"{to_refuse}, but not refused; {outcome.detail}"
-                outcome = dataclasses.replace(outcome, verdict="wrong", detail=detail)
-            outcomes[name] = outcome
-        return outcomes
+        outcomes = {"enhance": self.enhance(student, folder / "enhance", plain)}
+        packed = self.finetune(student, folder / "packed", plain, packing=True)
+        outcomes["finetune packed"] = outcomes["finetune padded"] = packed
+        if packed.verdict != "exact" or packed.path == "packed":  # otherwise both are computed alike
+            outcomes["finetune padded"] = self.finetune(student, folder / "padded", plain, packing=False)
+        outcomes["evaluate"] = self.evaluate(student, folder / "evaluate", plain)
+        return {stage: outcome.unless_refused(to_refuse) for stage, outcome in outcomes.items()}
 
     def enhance(self, student: Path, folder: Path, plain: Plain | None) -> Outcome:
         folder.mkdir()
@@ -119,18 +123,12 @@ class Sweep:
 
         return attempt("enhance", words, check, teacher_path)
 
-    def finetune_packed(self, student: Path, folder: Path, plain: Plain | None) -> Outcome:
-        return self.finetune(student, folder, plain, "true")
-
-    def finetune_padded(self, student: Path, folder: Path, plain: Plain | None) -> Outcome:
-        return self.finetune(student, folder, plain, "false")
-
-    def finetune(self, student: Path, folder: Path, plain: Plain | None, packing: str) -> Outcome:
+    def finetune(self, student: Path, folder: Path, plain: Plain | None, packing: bool) -> Outcome:
         words = ["--model_name_or_path", student, "--dataset_name", self.folder / "samples", "--task_type", "text"]
         words += ["--output_dir", folder, "--per_device_train_batch_size", len(self.samples)]
         words += ["--gradient_accumulation_steps", 1, "--num_train_epochs", 1, "--learning_rate", RATE]
         words += ["--lr", "constant", "--optim", "sgd", "--max_grad_norm", 0, "--weight_decay", 0]
-        words += ["--logging_steps", 1, "--save_strategy", "epoch", "--packing", packing]
+        words += ["--logging_steps", 1, "--save_strategy", "epoch", "--packing", str(packing).lower()]
 
         def check() -> str:
             wanted_loss, wanted = plain.step([self.encode(sample) for sample in self.samples], RATE)

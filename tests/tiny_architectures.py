@@ -21,8 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 DEVIATION = 0.3
 TIED = 0.2
-"""Scale of embeddings that are the output layer too: larger ones let a model repeat its last token, whatever came before
-it."""
+"""Scale of embeddings that are the output layer too: with larger ones a model repeats its last token all the time."""
 TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 TINY = {field: size["value"] for size in TABLE["sizes"] for field in size["fields"].split()}
 """Field of a configuration -> its tiny value."""
