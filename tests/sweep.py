@@ -6,6 +6,7 @@ given, and whether what came out is right, refused (exit code 2 and a line on st
 
 import contextlib
 import dataclasses
+import gc
 import io
 import json
 import os
@@ -64,6 +65,7 @@ class Sweep:
     def __init__(self, folder: Path):
         self.folder = folder
         datasets.disable_progress_bars()
+        gc.freeze()  # what is loaded by now stays: accelerate collects garbage after each training, a third of all time
         self.tokenizer = make_tokenizer(claim["sentence"] for claim in sample_claims())
         sentences = [claim["sentence"] for claim in [*sample_claims()][:12]]
         self.prompts = [sentences[0][:9], *sentences[1:3], " ".join(sentences[3:5]), "It is", " ".join(sentences[5:8])]
@@ -84,16 +86,23 @@ class Sweep:
     def try_all(self, architecture: Architecture) -> dict[str, Outcome]:
         """The outcome of each stage."""
         model = make_model(architecture, len(self.tokenizer))
-        folder = self.folder / architecture.name.replace(" ", "-")
-        student = folder / "model"
+        return self.compare(model, self.save(model, architecture.name))
+
+    def save(self, model: PreTrainedModel, name: str) -> Path:
+        student = self.folder / name.replace(" ", "-") / "model"
         model.save_pretrained(student)
         self.tokenizer.save_pretrained(student)
+        return student
+
+    def compare(self, model: PreTrainedModel, student: Path) -> dict[str, Outcome]:
+        """What the stages make of a folder, held against the model that was saved there."""
         plain, to_refuse = None, "half of an encoder-decoder"
         if not model.config.is_encoder_decoder:
             plain = Plain(model)
             rows = [self.encode(text) for text in (*self.prompts, *self.samples)]
             plain.measure(rows)
             to_refuse = "" if plain.is_causal(max(rows, key=len)) else "not causal"
+        folder = student.parent
         outcomes = {"enhance": self.enhance(student, folder / "enhance", plain)}
         packed = self.finetune(student, folder / "packed", plain, packing=True)
         outcomes["finetune packed"] = outcomes["finetune padded"] = packed

@@ -1,8 +1,10 @@
 """The dozen most used architectures through enhance, finetune and evaluate: as docs/models.md says, and exact."""
 
+import json
+
 import pytest
 from sweep import Sweep, read_table, row_of
-from tiny_architectures import architectures
+from tiny_architectures import Architecture, architectures, make_model
 
 DOZEN = (
     *("llama", "qwen2", "qwen2 (no window)", "qwen3", "mistral", "gemma2", "gemma3", "gemma3_text", "phi3", "gpt2"),
@@ -18,8 +20,22 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
 
 @pytest.mark.parametrize("name", [*DOZEN, *REFUSED])
 def test_an_architecture_is_computed_exactly_or_refused(sweep: Sweep, name: str) -> None:
-    architecture = next(one for one in architectures() if one.name == name)
-    outcomes = sweep.try_all(architecture)
+    outcomes = sweep.try_all(named(name))
     assert [outcome for outcome in outcomes.values() if outcome.verdict == "wrong"] == []
     assert {outcome.verdict for outcome in outcomes.values()} == {"refused" if name in REFUSED else "exact"}
     assert row_of(outcomes) == read_table()[name]
+
+
+@pytest.mark.parametrize(("name", "field"), [("mistral", "sliding_window"), ("gemma2", "attn_logit_softcapping")])
+def test_the_comparison_sees_a_setting_that_is_ignored(sweep: Sweep, name: str, field: str) -> None:
+    """What is computed without the setting is wrong in all stages."""
+    model = make_model(named(name), len(sweep.tokenizer))
+    student = sweep.save(model, f"{name} without {field}")
+    config = json.loads((student / "config.json").read_text())
+    (student / "config.json").write_text(json.dumps({**config, field: None}))
+    outcomes = sweep.compare(model, student)
+    assert {stage: outcome.verdict for stage, outcome in outcomes.items()} == dict.fromkeys(outcomes, "wrong")
+
+
+def named(name: str) -> Architecture:
+    return next(one for one in architectures() if one.name == name)
