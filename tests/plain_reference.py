@@ -84,9 +84,3 @@ class Plain:
 def forward(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
     """Logits [T, V] of one text."""
     return model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
-
-
-def distance(found: torch.Tensor, wanted: torch.Tensor, before: torch.Tensor) -> float:
-    """How far a step's change of a tensor is from the wanted one, relative to the wanted one's size."""
-    change, expected = found.double() - before.double(), wanted.double() - before.double()
-    return float((change - expected).norm() / expected.norm().clamp(min=1e-12))
