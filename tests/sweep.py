@@ -122,12 +122,11 @@ class Sweep:
             wrong = []
             for prompt in self.prompts:
                 new, sure = plain.continuation(self.encode(prompt), NEW_TOKENS, END)
-                wanted = self.decode(new)
-                certain = self.decode(new[:sure]).rstrip("\ufffd")
-                right = (
-                    found.get(prompt, "").startswith(certain) if sure < len(new) else found.get(prompt, "") == wanted
-                )
-                wrong += [] if right else [f"{found.get(prompt)!r} instead of {wanted!r}"]
+                wanted, text = self.decode(new), found.get(prompt, "")
+                right = text == (wanted if wanted.strip() else "")  # a text without a word is a failure
+                if sure < len(new):
+                    right = text.startswith(self.decode(new[:sure]).rstrip("\ufffd"))
+                wrong += [] if right else [f"{text!r} instead of {wanted!r}"]
             return f"{len(wrong)} of {len(self.prompts)} texts: {wrong[0]}" if wrong else ""
 
         return attempt("enhance", words, check, teacher_path)
