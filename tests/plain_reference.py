@@ -37,6 +37,13 @@ class Plain:
     def measure(self, rows: list[list[int]]) -> None:
         self.noise = max(float((self.logits(row) - self.logits(row, self.single)).abs().max()) for row in rows)
 
+    def is_repeatable(self, rows: list[list[int]]) -> bool:
+        """Whether a text has the same logits after a longer one: dynamic rotary embeddings keep the longest's."""
+        *_, text, longest = sorted(rows, key=len)
+        before = self.logits(text)
+        self.logits(longest)
+        return bool((self.logits(text) - before).abs().max() < 1e-4)
+
     def is_causal(self, tokens: list[int]) -> bool:
         """Whether what is said after a token is the same whatever follows."""
         half = len(tokens) // 2

@@ -100,8 +100,9 @@ class Sweep:
         if not model.config.is_encoder_decoder:
             plain = Plain(model)
             rows = [self.encode(text) for text in (*self.prompts, *self.samples)]
+            to_refuse = "" if plain.is_repeatable(rows) else "changed by the texts before"
             plain.measure(rows)
-            to_refuse = "" if plain.is_causal(max(rows, key=len)) else "not causal"
+            to_refuse = to_refuse if plain.is_causal(max(rows, key=len)) else "not causal"
         folder = student.parent
         outcomes = {"enhance": self.enhance(student, folder / "enhance", plain)}
         packed = self.finetune(student, folder / "packed", plain, packing=True)
