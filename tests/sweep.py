@@ -24,7 +24,7 @@ import torch
 from conftest import ROOT, STAGES, read_lines, sample_claims
 from plain_reference import Plain
 from tiny_architectures import Architecture, make_model, make_tokenizer
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 NEW_TOKENS = 12
 RATE = 0.125
@@ -146,7 +146,7 @@ class Sweep:
             if abs(loss - wanted_loss) > limit:
                 return f"the loss is {loss:.5f} instead of {wanted_loss:.5f}"
             before = dict(plain.model.named_parameters())
-            saved = load(folder / "checkpoint-1").named_parameters()
+            saved = load(folder / "checkpoint-1", student).named_parameters()
             found = {text_name(name): parameter for name, parameter in saved}
             changes = {name: wanted[name] - before[name].detach() for name in wanted}
             largest = max(float(change.norm()) for change in changes.values())
@@ -182,9 +182,14 @@ class Sweep:
         return attempt("evaluate", words, check, row_path)
 
 
-def load(folder: Path) -> PreTrainedModel:
-    """A checkpoint, whose weights have to be complete."""
-    model, said = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+def load(folder: Path, student: Path) -> PreTrainedModel:
+    """A checkpoint of a student, whose weights have to be complete."""
+    config = AutoConfig.from_pretrained(folder)
+    if getattr(AutoConfig.from_pretrained(student), "pad_token_id", None) is None:
+        config.pad_token_id = None  # the trainer takes the tokenizer's, whose embedding the library empties for Youtu
+    model, said = AutoModelForCausalLM.from_pretrained(
+        folder, config=config, dtype=torch.float32, output_loading_info=True
+    )
     assert not said["missing_keys"], said
     return model
 
