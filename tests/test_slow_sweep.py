@@ -1,6 +1,6 @@
 """Every causal architecture of transformers through all stages: `make prove ONLY=sweep` writes docs/models.md's table.
 
-Some 25 minutes on two cores. An interrupted sweep goes on: an architecture's outcomes are kept with the code's digest.
+Some 15 minutes. An interrupted sweep goes on: an architecture's outcomes are kept with the code's digest.
 """
 
 import dataclasses
