@@ -21,10 +21,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dataset_folder import gather_types, write_dataset_dict
+from dataset_folder import gather_types, write_dataset, write_dataset_dict
 from post_process import enhanced_files, is_post_processed, post_process
 from quality import FLAGS, read_filter
-from saved_folder import finish, is_theirs, save, saving
+from saved_folder import finish, is_theirs, save
 from source_folder import describe_source, find_source, keep_source, source_in_words
 
 from teacherlm import ROOT, manifests
@@ -242,7 +242,7 @@ def test_samples(benchmark: Benchmark, data: Path | None) -> Iterator[tuple[str,
 
 @contextlib.contextmanager
 def saving_tests(benchmark: Benchmark, source: Path | None, test: Path) -> Iterator[int | None]:
-    """Write the test set and its few-shot examples when the block ends well; yields the number of test samples.
+    """Write the test set with its few-shot examples, there when the block ends well; yields the number of samples.
 
     A test set of the user's own stays as it is: then it is None.
     """
@@ -250,9 +250,10 @@ def saving_tests(benchmark: Benchmark, source: Path | None, test: Path) -> Itera
         print(f"prepare: {test} is there and this script did not make it: taken as it is; remove it to have it made")
         yield None
         return
-    with saving(partial(test_samples, benchmark, source), test) as tested:
+    with whole_folder(test) as whole:
+        tested = write_dataset(partial(test_samples, benchmark, source), whole)
+        save_fewshot(benchmark, source, whole)
         yield tested
-    save_fewshot(benchmark, source, test)
 
 
 def save_fewshot(benchmark: Benchmark, data: Path | None, test: Path) -> None:

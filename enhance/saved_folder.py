@@ -1,7 +1,5 @@
 """A `datasets` folder with its manifest: written whole, never over what a user put there."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +12,8 @@ from teacherlm.files import whole_folder
 
 def save(stream: Stream, folder: Path) -> int:
     """Save a stream of records as a `datasets` folder, whole or not at all; returns how many there were."""
-    with saving(stream, folder) as count:
-        return count
-
-
-@contextlib.contextmanager
-def saving(stream: Stream, folder: Path) -> Iterator[int]:
-    """Like `save`, but the folder takes its place only when the block ends well."""
     with whole_folder(folder) as whole:
-        yield write_dataset(stream, whole)
+        return write_dataset(stream, whole)
 
 
 def is_theirs(folder: Path) -> bool:
