@@ -125,6 +125,10 @@ def compare(measured: dict[str, list[dict[str, Any]]], reference: str) -> dict[s
     return found
 
 
+CHECK: dict[str, float] = {}
+"""Seconds that the self-check took, of the contender that makes one."""
+
+
 def measure(contender: Contender, scenario: Scenario, args: argparse.Namespace) -> dict[str, Any]:
     contexts, choices = make_contexts(scenario, args)
     folder = local_folder(find_model("smollm2-135m"))
@@ -140,6 +144,7 @@ def measure(contender: Contender, scenario: Scenario, args: argparse.Namespace) 
         "seconds": seconds,
         "added_memory_bytes": memory("VmHWM") - before,
         "loglikelihoods": likelihoods,
+        **CHECK,
     }
 
 
@@ -213,12 +218,14 @@ def hflm(contender: Contender, scenario: Scenario, folder: Path) -> Callable:
 
 def ours(contender: Contender, scenario: Scenario, folder: Path) -> Callable:
     import language_model
-
-    from teacherlm import loading
+    import scored_model
 
     model = make_model(scenario, folder, contender.dtype)
-    loading.load_model = lambda *args, **options: model  # BLOOM's shape is in no folder
-    return scored_by(language_model.LanguageModel(folder, None, contender.dtype, "apart"))
+    scored_model.load_model = lambda *args, **options: model  # BLOOM's shape is in no folder
+    made = language_model.LanguageModel(folder, None, contender.dtype, "apart")
+    made.prepare(0)
+    CHECK["check_seconds"] = made.scored.verdict.seconds
+    return scored_by(made)
 
 
 def scored_by(model: Any) -> Callable:

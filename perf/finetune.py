@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
@@ -91,6 +92,10 @@ def main() -> None:
     write_results(HERE / "results" / "finetune.json", results)
 
 
+CHECK: dict[str, float] = {}
+"""Seconds that the self-check took, of the contender that makes one."""
+
+
 def measure(name: str, scenario: Scenario, data: Path | None) -> dict[str, float]:
     """Train a few steps; real tokens a second, and memory above what weights, gradients and Adam's states take."""
     from transformers import TrainerCallback
@@ -131,6 +136,7 @@ def measure(name: str, scenario: Scenario, data: Path | None) -> dict[str, float
         "tokens": tokens,
         "added_memory_bytes": peak_memory() - states - BASE,
         "before_training_bytes": before - BASE,
+        **CHECK,
     }
 
 
@@ -204,13 +210,23 @@ def make_trainer(name: str, scenario: Scenario, model: Any, tokenizer: Any, samp
 def make_our_trainer(model: Any, samples: Any, common: dict[str, Any]) -> Any:
     from chunked_loss import use_chunked_loss
     from collators import PackingCollator
+    from student import find_path
     from trainer import FinetuneTrainer
     from transformers import TrainingArguments
 
     from teacherlm.packed_attention import use_packing
+    from teacherlm.self_check import timed
 
     keep_freed_memory()
-    use_packing(model)
+    own = SimpleNamespace(peft="none", packing=True, attention="sdpa")
+    how = SimpleNamespace(
+        gradient_checkpointing=common.get("gradient_checkpointing", False), gradient_checkpointing_kwargs=None
+    )
+    longest = max(map(len, samples["input_ids"]))
+    verdict = timed(lambda: find_path(model, own, how, Path("the student"), longest))
+    assert verdict.path == "packed", verdict
+    CHECK["check_seconds"] = verdict.seconds
+    use_packing(model, longest=longest)
     use_chunked_loss(model)
     samples = samples.add_column("skipped", [0] * len(samples)).add_column("sample", range(len(samples)))
     return FinetuneTrainer(

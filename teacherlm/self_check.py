@@ -9,8 +9,9 @@ import contextlib
 import hashlib
 import inspect
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,14 @@ class Verdict:
         attention: the library's attention for it, such as "sdpa" or "eager".
         plain_linears: whether linear layers have to stay as they are, because the model reads their weights itself.
         why: what was wrong with the ways before it; empty when there were none.
+        seconds: that the check took.
     """
 
     path: str
     attention: str
     plain_linears: bool = False
     why: str = ""
+    seconds: float = 0.0
 
 
 def make_sequences(config: PreTrainedConfig, longest: int | None = None) -> list[list[int]]:
@@ -292,16 +295,22 @@ def remembered(key: Mapping[str, Any] | None, find: Callable[[], Verdict]) -> Ve
         find: makes the check.
     """
     if key is None:
-        return find()
+        return timed(find)
     whole = {**key, "check": VERSION, "torch": torch.__version__, "transformers": version("transformers")}
     name = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:32]
     path = cache_folder() / "self_check" / f"{name}.json"
     known = read_verdict(path)
     if known is None:
-        known = find()
+        known = timed(find)
         with contextlib.suppress(OSError, UserError), whole_file(path) as file:  # a cache that is full or read-only
             json.dump(asdict(known), file)
     return known
+
+
+def timed(find: Callable[[], Verdict]) -> Verdict:
+    started = time.perf_counter()
+    found = find()
+    return replace(found, seconds=round(time.perf_counter() - started, 2))
 
 
 def read_verdict(path: Path) -> Verdict | None:
