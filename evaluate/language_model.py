@@ -12,6 +12,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs, resolve_max_length
 from scored_model import ScoredModel
 from share import Answer, Share
+from transformers import GenerationConfig
 
 from teacherlm.errors import UserError
 from teacherlm.loading import load_tokenizer
@@ -60,13 +61,17 @@ class LanguageModel(HFLM):
         if device is None or (device.startswith("cuda") and not torch.cuda.is_available()):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.scored = ScoredModel(folder, device, dtype, digest)
-        super().__init__(pretrained=self.scored.model, tokenizer=load_tokenizer(folder), batch_size=samples or 8)
+        model = self.scored.model
+        model.tie_weights = lambda: None  # HFLM would tie a head that the checkpoint holds apart
+        super().__init__(pretrained=model, tokenizer=load_tokenizer(folder), batch_size=samples or 8)
+        del model.tie_weights
         self.tokenization, self.samples = tokenization, samples
         self.before, _ = special_tokens(self.tokenizer)
         self.rows = vocabulary_size(self.config)
         self.generates: tuple[bool, bool] | None = None
         self.begin(Share())
         self.encode = functools.lru_cache(maxsize=16)(self.tok_encode)
+        self.cuts: dict[str, int] = {}
 
     def begin(self, share: Share) -> None:
         """Take the requests that follow as one piece of work; counts begin at zero."""
@@ -132,22 +137,39 @@ class LanguageModel(HFLM):
     def encode_joint(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """The tokens of the whole text, cut where they begin to differ from the context's own.
 
-        Where a token spans the border it belongs to the continuation, of each choice alike. lm-eval cuts at the number
-        of the context's tokens, which is the same place wherever no token spans the border.
+        Where a token spans the border it belongs to the continuation. The continuations of one context are all cut at
+        the same place, the earliest of theirs, so that they are compared by the same text's probability. lm-eval cuts
+        at the number of the context's tokens, which is the same place wherever no token spans the border.
         """
+        whole = self.tok_encode(context + continuation)
+        cut = self.cuts.get(context, self.border(context, continuation))
+        return self.before + whole[:cut], whole[cut:]
+
+    def border(self, context: str, continuation: str) -> int:
+        """How many tokens a context and its whole text have in common."""
         alone, whole = self.encode(context), self.tok_encode(context + continuation)
-        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(alone, whole[:-1])))
-        return self.before + whole[:common], whole[common:]
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(alone, whole[:-1])))
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        for request in requests[:: -(-len(requests) // LOOKED_AT)]:
+        contexts: dict[str, list[str]] = {}
+        for number, request in enumerate(requests):
             context, continuation = request.args
-            self.looked_at += 1
-            if context:
-                apart, joint = self.encode_apart(context, continuation), self.encode_joint(context, continuation)
-                self.differing += apart[0] + apart[1] != joint[0] + joint[1]
+            if not continuation:
+                raise UserError(f"request {number + 1}: the choice is empty; a text was expected")
+            contexts.setdefault(context, []).append(continuation)
+        asked = list(contexts.items())
+        for context, continuations in asked[:: -(-len(requests) // LOOKED_AT)]:  # with all choices of each
+            for continuation in continuations:
+                self.looked_at += 1
+                if context:
+                    apart, joint = self.encode_apart(context, continuation), self.encode_joint(context, continuation)
+                    self.differing += apart[0] + apart[1] != joint[0] + joint[1]
         if self.tokenization == "auto":
             self.joint = self.differing > 0
+        if self.joint:
+            self.cuts = {context: min(self.border(context, one) for one in ones) for context, ones in asked if context}
+        if "" in contexts and self.prefix_token_id is None:
+            raise UserError("a request has no context, and the tokenizer has no token that begins or ends a text")
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def cut(self, whole: list[int]) -> tuple[int, ...]:
@@ -212,7 +234,7 @@ class LanguageModel(HFLM):
             end += scored[member]
             for target in targets[member]:
                 rows = torch.arange(end - len(target), end, device=logits_SV.device)
-                wanted = torch.tensor(target, device=logits_SV.device)
+                wanted = torch.tensor(target, dtype=torch.long, device=logits_SV.device)
                 logprobs = logits_SV[rows, wanted].float() - norm_S[rows]
                 answers.append((logprobs.sum(), (best_S[rows] == wanted).all()))
         sums, greedy = (torch.stack(column).tolist() for column in zip(*answers))
@@ -231,8 +253,15 @@ class LanguageModel(HFLM):
                     f"request {number + 1}: {asked} new tokens were asked for, and the model takes {self.max_length}, "
                     "the prompt included; give the task a smaller max_gen_toks"
                 )
+        ends = self.model.generation_config.eos_token_id
+        if self.tokenizer.eos_token_id is None:
+            raise UserError("the tokenizer has no token that ends a text; without one nothing can be generated")
         self.scored.end_packing()
         self.prepare(max((len(self.encode(request.args[0])) for request in requests), default=0) + self.max_gen_toks)
+        # What the task asks for counts, not the settings (penalties, lengths) that the model's folder brings along.
+        ends = self.tokenizer.eos_token_id if ends is None else ends
+        pad = self.tokenizer.pad_token_id
+        self.model.generation_config = GenerationConfig(do_sample=False, eos_token_id=ends, pad_token_id=pad)
         if self.generates is None:
             self.generates = self.find_generation()
         if not self.generates[0]:

@@ -184,7 +184,12 @@ def content(file: Path) -> Any:
         return None
     if file.suffix != ".json":
         return file.read_bytes()
-    found = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):  # a broken file; loading says so
+        return file.read_bytes()
     return {name: value for name, value in found.items() if name not in SAYS_NOTHING}
 
 
@@ -219,10 +224,17 @@ def what_is_missing(checkpoint: Path) -> str | None:
 
     if not (checkpoint / "config.json").is_file() and not (checkpoint / "adapter_config.json").is_file():
         return "no config.json"
+    for name in ("config.json", "adapter_config.json", "generation_config.json", "tokenizer_config.json"):
+        if fault := broken_json(checkpoint / name):
+            return f"{name}: {fault}"
     index = checkpoint / "model.safetensors.index.json"
     files = set(checkpoint.glob("*.safetensors"))
     if index.is_file():
-        files |= {checkpoint / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+        try:
+            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return f"{index.name}: it names no files"
+        files |= {checkpoint / name for name in names}
     if not files and not list(checkpoint.glob("*.bin")):
         return "no weights"
     for file in sorted(files):
@@ -231,6 +243,15 @@ def what_is_missing(checkpoint: Path) -> str | None:
         except (OSError, SafetensorError) as error:
             return f"{file.name}: {reason(error)}"
     return None
+
+
+def broken_json(file: Path) -> str | None:
+    """Why a file is no JSON object; None when it is one, or is not there."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except (OSError, ValueError) as error:
+        return reason(error)
+    return None if isinstance(found, dict) else "an object was expected"
 
 
 def label(checkpoint: Path) -> str:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from teacherlm import self_check
 from teacherlm.errors import UserError
-from teacherlm.loading import is_finite, load_model
+from teacherlm.loading import is_finite, load_model, weight_files
 from teacherlm.memory import keep_freed_memory
 from teacherlm.model_config import attention_windows
 from teacherlm.packed_attention import stop_packing, use_packing
@@ -52,7 +52,9 @@ class ScoredModel:
 
     def load(self) -> torch.nn.Module:
         self.linears_packed = False
-        return load_model(self.folder, dtype=self.dtype).to(self.device).eval()
+        model = load_model(self.folder, dtype=self.dtype).to(self.device).eval()
+        self.sums = sums_of(model)
+        return model
 
     # ------------------------------------------------------------------------------------------------- choosing a path
 
@@ -139,20 +141,28 @@ class ScoredModel:
     def swap(self, folder: Path, digest: str | None) -> bool:
         """Put another checkpoint's weights into the model; returns whether they are all the weights of this model.
 
+        A model that has changed its own weights since they were loaded (RWKV rescales them) is loaded anew instead, and
+        so is one whose tied weights the checkpoint holds apart.
+
         Raises:
             UserError: a weight is not finite.
         """
         state = self.model.state_dict()
+        if any(self.sums.get(name) != total for name, total in sums_of(self.model).items()):
+            return False
         modules = self.model.named_modules()
         linears = {f"{name}.weight": module for name, module in modules if isinstance(module, PackedLinear)}
         shapes = {name: part.weight.shape for name, part in linears.items()} | {n: p.shape for n, p in state.items()}
         loaded: dict[str, torch.Tensor] = {}
-        for file in sorted(folder.glob("model*.safetensors")):
+        for file in weight_files(folder):
             loaded |= load_file(file)
         tied = set(state) - set(loaded)
         fits = loaded and set(linears) <= set(loaded) and all(shapes.get(n) == p.shape for n, p in loaded.items())
         there = {state[name].data_ptr() for name in set(state) & set(loaded)}
         if not fits or any(state[name].data_ptr() not in there for name in tied):
+            return False
+        shared = [state[name].data_ptr() for name in loaded if name in state and state[name].numel()]
+        if len(set(shared)) < len(shared):
             return False
         for name, tensor in loaded.items():
             if not is_finite(tensor):
@@ -162,6 +172,7 @@ class ScoredModel:
             else:
                 state[name].copy_(tensor)
         self.folder, self.digest = folder, digest
+        self.sums = sums_of(self.model)
         self.kept = ()
         return True
 
@@ -250,3 +261,8 @@ class ScoredModel:
             **options,
         )
         return outputs.logits[0]
+
+
+def sums_of(model: torch.nn.Module) -> dict[str, float]:
+    """The sum of each of a model's weights, by which a change of them is seen; packed ones cannot change."""
+    return {name: float(part.detach().sum(dtype=torch.float32)) for name, part in model.named_parameters()}

@@ -109,6 +109,8 @@ def encode_batch(
     for place, text in zip(places, texts):
         if not text:
             raise UserError(f"sample {numbers[place] + 1}: the field {field!r} is empty; remove this sample")
+    if completion_only and not tokenizer.is_fast:
+        raise UserError("--loss_on completion needs a fast tokenizer (tokenizer.json); leave it out for this student")
     before, after = special_tokens(tokenizer)
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=completion_only)
     rows = [before + ids + after for ids in encoded["input_ids"]]

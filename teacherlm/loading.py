@@ -1,6 +1,7 @@
 """Load a model or tokenizer from a folder, the same way in every stage."""
 
 import contextlib
+import json
 import os
 import re
 import sys
@@ -95,6 +96,21 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> None:
             raise UserError(f"the adapters in {folder} cannot be loaded: {reason(error)}") from error
     if wrong := sorted({*info.missing_keys, *info.unexpected_keys}):
         raise UserError(f"the adapters in {folder} do not fit their base model: see {listed(wrong)}")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors that the library reads of a model's folder; none where it has pickled weights only.
+
+    Other files of that kind beside them (averages, old shards) are not read.
+    """
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return sorted({folder / name for name in names})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def check_weights(model: torch.nn.Module, info: Mapping[str, Any], folder: Path) -> None:

@@ -31,7 +31,20 @@ ENCODERS = (
     "roberta", "roberta-prelayernorm", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod",
 )  # fmt: skip
 """Model types that are encoders unless their configuration says is_decoder."""
-POSITIONS = ("n_positions", "max_position_embeddings", "max_seq_len", "n_ctx", "max_sequence_length", "context_length")
+POSITIONS = (
+    "n_positions",
+    "max_position_embeddings",
+    "max_seq_len",
+    "n_ctx",
+    "max_sequence_length",
+    "context_length",
+    "max_target_positions",
+)
+AFTER_PADDING = (
+    "camembert", "data2vec-text", "prophetnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl",
+    "xmod",
+)  # fmt: skip
+"""Model types whose first position is the one after the padding token's number."""
 UNLIMITED = ("bloom", "mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma")
 """Model types without a limit, whatever their configuration still says of positions."""
 
@@ -92,7 +105,10 @@ def position_count(config: PreTrainedConfig) -> int | None:
     if text.model_type in UNLIMITED:
         return None
     counts = (getattr(text, name, None) for name in POSITIONS)
-    return next((count for count in counts if isinstance(count, int) and count > 0), None)
+    count = next((count for count in counts if isinstance(count, int) and count > 0), None)
+    if count is not None and text.model_type in AFTER_PADDING:
+        count -= (text.pad_token_id or 0) + 1
+    return count
 
 
 def attention_windows(config: PreTrainedConfig) -> list[int]:

@@ -257,7 +257,8 @@ def describe_model(folder: Path, known: Mapping[str, Any] | None = None) -> dict
 def describe_files(folder: Path, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Digest of a model's files in a folder; optimizer states and what else lies beside them are left out."""
     found = {file for pattern in (*SMALL_FILES, *WEIGHTS) for file in folder.glob(pattern)}
-    if not any(file.suffix == ".safetensors" for file in found):
+    read = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+    if not any((folder / name).is_file() for name in read):  # the library then reads pickled weights
         found |= {file for pattern in (*PICKLED_WEIGHTS, "adapter_model.bin") for file in folder.glob(pattern)}
     files = sorted(file for file in found if not any(file.match(pattern) for pattern in NO_WEIGHTS))
     return describe(folder, known, files)

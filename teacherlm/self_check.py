@@ -24,7 +24,7 @@ from teacherlm.files import cache_folder, whole_file
 from teacherlm.loading import base_model
 from teacherlm.model_config import attention_windows, is_rescaled, position_count, vocabulary_size
 
-VERSION = 3
+VERSION = 4
 """Raised whenever the check changes, so that no older verdict counts."""
 COMPARED = 12
 """Positions at the end of each sequence whose logits are compared."""
@@ -75,7 +75,7 @@ def make_sequences(config: PreTrainedConfig, longest: int | None = None) -> list
     """
     positions = position_count(config)
     room = None if positions is None else max(2, positions - STEPS)  # for a continuation
-    bounds = [bound for bound in (room, longest, LONGEST) if bound is not None]
+    bounds = [bound for bound in (room, window_beyond(config, longest), LONGEST) if bound is not None]
     windows = [window for window in attention_windows(config) if longest is None or window < longest]
     middle = max([MIDDLE, *(window - 2 for window in windows)])
     long = max([LONG, *(window + 2 * APART + 1 for window in windows)])
@@ -189,7 +189,7 @@ def settle_attention(model: PreTrainedModel, sequences: Sequence[Sequence[int]],
     else:
         with attention_set(model, "eager"):
             expected = plain_logits(model, sequences)
-        if fault := fault_of(lambda: plain_logits(model, sequences[-1:]), expected[-1:], dtype):
+        if fault := fault_of(lambda: plain_logits(model, sequences), expected, dtype):
             print(
                 f"{inner.config.model_type}: computed with eager attention, {inner.config._attn_implementation} {fault}"
             )

@@ -11,16 +11,26 @@ from transformers import PreTrainedTokenizerBase
 
 from teacherlm.errors import UserError
 
+PROBES = ("a", "A", "1", ".", "(", "é", "的", "あ", "я", "ا")
+"""Texts of which one has a token in any vocabulary."""
+
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The special tokens that a tokenizer puts before and after a text."""
-    probe = "a"
-    bare = tokenizer(probe, add_special_tokens=False)["input_ids"]
-    whole = tokenizer(probe)["input_ids"]
-    for start in range(len(whole) - len(bare) + 1):
-        if whole[start : start + len(bare)] == bare:
-            return whole[:start], whole[start + len(bare) :]
-    return [], []  # a tokenizer that writes the text otherwise between special tokens: it gets none
+    """The special tokens that a tokenizer puts before and after a text.
+
+    Raises:
+        UserError: no text shows them.
+    """
+    for probe in PROBES:
+        bare = tokenizer(probe, add_special_tokens=False)["input_ids"]
+        whole = tokenizer(probe)["input_ids"]
+        for start in range(len(whole) - len(bare) + 1) if bare else ():
+            if whole[start : start + len(bare)] == bare:
+                return whole[:start], whole[start + len(bare) :]
+    raise UserError(
+        "it cannot be told which special tokens this tokenizer puts around a text; use a tokenizer.json whose "
+        "post-processor says so"
+    )
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

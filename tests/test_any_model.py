@@ -17,6 +17,7 @@ from language_model import LanguageModel
 from lm_eval.api.instance import Instance
 from samples import tokenize
 from tasks import parse_task
+from tokenizers import Tokenizer, models, processors
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from teacherlm import tokens
@@ -325,3 +326,121 @@ def test_the_models_of_the_paper_are_computed_in_the_fast_ways(tiny_model: Path)
     model.loglikelihood(ask((CONTEXT, "A")))
     assert model.scored.verdict.path == "packed"
     assert load_model(tiny_model).config.get_text_config().vocab_size
+
+
+def scores(model: LanguageModel, contexts: list[str]) -> list[float]:
+    return [value for value, _ in model.loglikelihood(ask(*((context, one) for context in contexts for one in "AB")))]
+
+
+def expected_scores(folder: Path, contexts: list[str]) -> list[float]:
+    tokenizer = load_tokenizer(folder)
+    letters = [tokenizer(letter)["input_ids"][0] for letter in "AB"]
+    logs = [reference(folder, tokenizer(context)["input_ids"])[-1] for context in contexts]
+    return [float(row[letter]) for row in logs for letter in letters]
+
+
+def test_a_head_that_a_checkpoint_holds_apart_is_not_tied(tmp_path: Path) -> None:
+    folder = save(tmp_path, LlamaForCausalLM(llama_config()))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    found = scores(LanguageModel(folder, "cpu", "float32"), [CONTEXT])
+    assert found == pytest.approx(expected_scores(folder, [CONTEXT]), abs=1e-4)
+
+
+@pytest.mark.parametrize("stray", ["model_ema.safetensors", "model-00001-of-00013.safetensors"])
+def test_weights_beside_those_of_a_checkpoint_are_not_read(stray: str, tmp_path: Path) -> None:
+    first = save(tmp_path / "first", LlamaForCausalLM(llama_config()))
+    model = LanguageModel(first, "cpu", "float32")
+    scores(model, [CONTEXT])
+    second = tmp_path / "second"
+    shutil.copytree(first, second)
+    other = LlamaForCausalLM(llama_config())
+    torch.manual_seed(7)
+    for part in other.parameters():
+        torch.nn.init.normal_(part, std=0.3)
+    other.save_pretrained(second)
+    shutil.copy(first / "model.safetensors", second / stray)
+    assert model.scored.swap(second, None)
+    assert scores(model, [CONTEXT]) == pytest.approx(expected_scores(second, [CONTEXT]), abs=1e-4)
+
+
+def test_a_model_that_changed_its_own_weights_is_loaded_anew(tmp_path: Path) -> None:
+    folder = save(tmp_path, LlamaForCausalLM(llama_config()))
+    model = LanguageModel(folder, "cpu", "float32")
+    assert model.scored.swap(folder, None)
+    with torch.no_grad():
+        model.model.model.norm.weight.div_(2)  # as RWKV rescales its layers
+    assert not model.scored.swap(folder, None)
+
+
+def melting_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """A byte-level tokenizer that makes one token of "(B", and two of "(A"."""
+    parts = json.loads(byte_tokenizer(size=560).backend_tokenizer.to_str())
+    parts["pre_tokenizer"]["use_regex"] = False
+    size = len(parts["model"]["vocab"])
+    parts["model"]["vocab"]["(B"] = size
+    parts["model"]["merges"].insert(0, ["(", "B"])
+    made = Tokenizer.from_str(json.dumps(parts))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="</s>")
+
+
+def test_all_choices_of_a_question_are_looked_at_and_cut_at_one_place(tmp_path: Path) -> None:
+    folder = save(tmp_path, LlamaForCausalLM(llama_config()), melting_tokenizer())
+    tokenizer = load_tokenizer(folder)
+    contexts = [f"Q: {number}? A: (" for number in range(200)]
+    model = LanguageModel(folder, "cpu", "float32")
+    found = scores(model, contexts)
+    assert model.described()["tokenization"] == "context and choice together"
+    for place in (0, 1, 399):
+        whole = tokenizer(contexts[place // 2] + "AB"[place % 2])["input_ids"]
+        shared = tokenizer(contexts[place // 2])["input_ids"][:-1]  # without the "(" that "(B" takes
+        assert whole[: len(shared)] == shared
+        logs = reference(folder, whole[:-1])
+        wanted = sum(float(logs[at - 1, whole[at]]) for at in range(len(shared), len(whole)))
+        assert found[place] == pytest.approx(wanted, abs=1e-4)
+
+
+def test_a_tokenizer_without_small_letters_has_its_special_tokens(tmp_path: Path) -> None:
+    vocabulary = {token: number for number, token in enumerate(["<pad>", "<s>", "</s>", *"ABCDEQ:"])}
+    plain = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    ends = [("<s>", 1), ("</s>", 2)]
+    plain.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<s>", eos_token="</s>")
+    assert tokens.special_tokens(tokenizer) == ([1], [2])
+
+
+def test_a_model_s_own_settings_do_not_change_what_a_task_lets_it_write(tmp_path: Path) -> None:
+    folder = save(tmp_path, LlamaForCausalLM(llama_config()))
+    asked = [Instance("generate_until", {}, (CONTEXT, {"until": [], "max_gen_toks": 12}), 0)]
+    expected = LanguageModel(folder, "cpu", "float32").generate_until(asked)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    settings |= {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "max_new_tokens": 3}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    assert LanguageModel(folder, "cpu", "float32").generate_until(asked) == expected
+
+
+def test_positions_that_begin_after_the_padding_s_number(tmp_path: Path) -> None:
+    sizes = {name: value for name, value in SIZES.items() if name != "num_key_value_heads"}
+    config = transformers.RobertaConfig(vocab_size=600, **{**sizes, "max_position_embeddings": 40}, is_decoder=True)
+    folder = save(tmp_path, transformers.RobertaForCausalLM(config))
+    model = LanguageModel(folder, "cpu", "float32")
+    assert model.max_length == 39
+    (found,) = model.loglikelihood(ask((CONTEXT * 3, "A")))
+    tokenizer = load_tokenizer(folder)
+    logs = reference(folder, tokenizer(CONTEXT * 3)["input_ids"][-39:])[-1]
+    assert found[0] == pytest.approx(float(logs[tokenizer("A")["input_ids"][0]]), abs=1e-4)
+
+
+@pytest.mark.parametrize(("name", "text"), [("config.json", "{"), ("generation_config.json", "[]")])
+def test_a_broken_checkpoint_is_skipped_and_said(
+    name: str, text: str, tmp_path: Path, prepared: Path, inside: Inside
+) -> None:
+    model = save(tmp_path / "model", LlamaForCausalLM(llama_config()))
+    for step in (2, 4):
+        shutil.copytree(model, tmp_path / "run" / f"checkpoint-{step}")
+    (tmp_path / "run" / "checkpoint-2" / name).write_text(text)
+    flags = words("evaluate", model, prepared, tmp_path)
+    result = inside("evaluate", *flags, "--checkpoints", tmp_path / "run", "--limit", 2)
+    assert result.returncode == 0, result.stderr
+    assert f"checkpoint-2: skipped, it is not whole: {name}" in result.stdout
+    assert (tmp_path / "results" / "run" / "checkpoint-4" / "sample.json").exists()
