@@ -93,9 +93,9 @@ lock: $(VENV)/installed.txt ## look up the packages of the images anew: containe
 test: $(VENV)/installed.txt ## run the tests
 	@$(PYTHON) -m pytest --numprocesses $${TEST_WORKERS:-2} --dist worksteal
 
-test-cluster: $(VENV)/installed.txt ## run the tests on a real Slurm of this machine's own (as root; installs its packages)
+test-cluster: $(VENV)/installed.txt ## run the tests on a real Slurm of this machine's own (as root; installs its packages); WHOLE=1 runs all
 	@bash tests/cluster/install.sh
-	@$(PYTHON) -m pytest -m cluster
+	@$(PYTHON) -m pytest -m "$(if $(WHOLE),cluster,cluster and not slow)"
 
 check-gpu: $(VENV)/installed.txt ## run the tests that need a GPU
 	@$(PYTHON) -m pytest -m gpu

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -60,8 +61,13 @@ def chains(runs: Path) -> list[Path]:
     return list(runs.rglob("jobs.tsv"))
 
 
+def case(*values: str, usual: bool) -> Any:
+    """A case of a test; those that are not usual run with `make test-cluster WHOLE=1` only, for the time they take."""
+    return pytest.param(*values, marks=[] if usual else [pytest.mark.slow])
+
+
 @pytest.mark.usefixtures("quiet")
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [case(stage, usual=stage in ("prepare", "finetune", "report")) for stage in STAGES])
 def test_a_refusal_of_any_stage_leaves_nothing(cluster: Cluster, sbatch: Callable, stage: str) -> None:
     """Refused by Slurm itself: there is no such partition."""
     refused = cluster.make(f"refused-{stage}", **sbatch(stage, 'exec "$sbatch" --partition=none "$@"'))
@@ -93,7 +99,14 @@ def atlas(cluster: Cluster, data: Path) -> dict[str, str]:
 
 
 @pytest.mark.usefixtures("quiet")
-@pytest.mark.parametrize(("setting", "stage"), [(setting, stage) for setting in ATLAS for stage in ATLAS[setting]])
+@pytest.mark.parametrize(
+    ("setting", "stage"),
+    [
+        case(setting, stage, usual=(setting, stage) == ("atlas-5-shot", "score"))
+        for setting in ATLAS
+        for stage in ATLAS[setting]
+    ],
+)
 def test_a_refusal_of_any_stage_of_atlas_leaves_nothing(
     cluster: Cluster, sbatch: Callable, tmp_path: Path, setting: str, stage: str
 ) -> None:
