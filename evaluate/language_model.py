@@ -142,7 +142,7 @@ class LanguageModel(HFLM):
         at the number of the context's tokens, which is the same place wherever no token spans the border.
         """
         whole = self.tok_encode(context + continuation)
-        cut = self.cuts.get(context, self.border(context, continuation))
+        cut = self.cuts[context] if context in self.cuts else self.border(context, continuation)
         return self.before + whole[:cut], whole[cut:]
 
     def border(self, context: str, continuation: str) -> int:
