@@ -11,7 +11,7 @@ from batching import Group, Tokens, make_batches
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs, resolve_max_length
 from scored_model import ScoredModel
-from share import Answer, Share
+from shares import Answer, Share
 from transformers import GenerationConfig
 
 from teacherlm.errors import UserError
