@@ -6,8 +6,7 @@ from typing import Any
 
 import task_files
 
-from teacherlm import manifests
-from teacherlm.benchmarks import FOLDER, benchmark_and_part
+from teacherlm import benchmarks, manifests
 from teacherlm.prompts import prompts_digest
 
 DATASETS = task_files.HERE / "lm_eval" / "datasets"
@@ -24,9 +23,9 @@ def describe_task(name: str, folder: Path, include: Path | None, known: Mapping[
     """
     files, paths = files_and_paths(name, folder, include)
     places: dict[str, Path] = {}
-    title, _ = benchmark_and_part(name) or (None, None)
+    title, _ = benchmarks.benchmark_and_part(name) or (None, None)
     if title:
-        places["benchmark"] = FOLDER / f"{title}.yaml"
+        places["benchmark"] = benchmarks.FOLDER / f"{title}.yaml"
     for source in dict.fromkeys(source for file in files for source in task_files.sources(file)):
         places["task file" if source == files[0] else f"task file {source.name}"] = source
     sets = [data_of(task_files.in_folder(path, folder)) for path in dict.fromkeys(paths) if path]
@@ -52,7 +51,7 @@ def files_and_paths(name: str, folder: Path, include: Path | None) -> tuple[list
     file = next((path for path in found if path), None)
     if file and (paths := task_files.literal_paths(file)):
         return [file], paths
-    title, _ = benchmark_and_part(name) or (None, None)
+    title, _ = benchmarks.benchmark_and_part(name) or (None, None)
     if title == name and not file and not include:
         return [task_files.TASKS / f"{task_files.TEMPLATE}.py"], [f"{task_files.OLD_DATASETS}/{name}"]
 
