@@ -132,14 +132,41 @@ def share_of(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
+LONGEST = 2000
+"""Number of characters of a message at most: it may quote a server's answer or a whole file."""
+
+
+def printable(text: str, longest: int = LONGEST) -> str:
+    """Text from elsewhere (a server's answer, a file, a library's error) as one line that a terminal can show.
+
+    Whatever is no printable character (a terminal's escape sequences, other control characters, marks that turn the
+    direction of writing, lone surrogates) is written as `repr` writes it, for example `\\x1b`. A longer text is cut in
+    its middle, because the beginning of our messages says what is wrong and their end what to do.
+    """
+    words = " ".join(cut(text, longest).split())
+    return cut("".join(one if one.isprintable() else ascii(one)[1:-1] for one in words), longest)
+
+
+def cut(text: str, longest: int) -> str:
+    """A text of at most `longest` characters, three quarters of them from its beginning."""
+    if len(text) <= longest:
+        return text
+    left = longest - len(CUT)
+    end = left // 4
+    return text[: left - end] + CUT + text[len(text) - end :]
+
+
+CUT = " [...] "
+
+
 def reason(error: BaseException) -> str:
     """The first line of an error's text, or its kind where it has none: for errors of libraries with long stories."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return printable(next(iter(str(error).strip().splitlines()), "")) or type(error).__name__
 
 
-def one_line(error: BaseException) -> str:
-    """The error's text without line breaks, so that a log keeps one line for one mistake."""
-    return " ".join(str(error).split())
+def one_line(error: BaseException | str) -> str:
+    """The error's text as a log and a terminal can show it, so that one mistake is one line. See `printable`."""
+    return printable(str(error))
 
 
 def shown(value: object) -> str:

@@ -15,6 +15,8 @@ from test_enhance import prompts
 from test_evaluate import words as evaluate_words
 from test_finetune import flags
 
+from teacherlm.errors import printable, reason
+
 ASCII = {"PYTHONIOENCODING": "ascii"}
 C = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
@@ -114,3 +116,28 @@ def test_a_name_that_the_locale_has_no_letters_for_is_named(tmp_path: Path) -> N
     done = subprocess.run(command, env=os.environ | C, capture_output=True, text=True)
     assert "has no letters for" in only_error(done)
     assert "export LC_ALL=C.UTF-8" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[2Jgone\x1b]0;title\x07", "\\x1b[2Jgone\\x1b]0;title\\x07"),
+        ("first\r\nsecond\tthird\x0b\x85 fourth", "first second third fourth"),
+        ("\x9b31m\x7f\x00\b", "\\x9b31m\\x7f\\x00\\x08"),
+        ("abc\u202edcba\u2066\ufeff", "abc\\u202edcba\\u2066\\ufeff"),
+        ("\ud800 \udcff \U000e0041", "\\ud800 \\udcff \\U000e0041"),
+        ("modèle ± 例 🙂", "modèle ± 例 🙂"),
+        ("", ""),
+    ],
+)
+def test_foreign_text_is_made_printable(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    assert reason(ValueError(text)).isprintable()
+
+
+@pytest.mark.parametrize("text", ["x" * 100_000, "\x1b" * 100_000, "a b\n" * 100_000, "\ud800" * 700])
+def test_foreign_text_is_cut_in_its_middle(text: str) -> None:
+    shown = printable(f"begin {text} end", 300)
+    assert 290 <= len(shown) <= 300
+    assert shown.isprintable()
+    assert shown.startswith("begin ") and shown.endswith(" end")
