@@ -21,6 +21,7 @@ from atlas import retriever as retrievers
 from atlas.layer_norm import use_mean_square
 from teacherlm.errors import UserError, reason
 from teacherlm.files import whole_folder
+from teacherlm.json_files import load_object
 from teacherlm.loading import is_finite
 
 NAME = "atlas.json"
@@ -64,7 +65,7 @@ def save_retriever(folder: Path, retriever: retrievers.Retriever, tokenizer: Any
 
 def saved_step(folder: Path) -> int:
     try:
-        return int(json.loads((folder / NAME).read_text(encoding="utf-8"))["step"])
+        return int(load_object(folder / NAME)["step"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / NAME}: it says no step ({error!r}); copy the checkpoint again") from error
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from teacherlm import manifests
 from teacherlm.errors import UserError
 from teacherlm.files import cache_folder, whole_file
+from teacherlm.json_files import load_object
 
 SETTLED = 2 * 10**9
 """Nanoseconds since a file's last change after which its digest is kept: file systems count time in steps, so a second
@@ -87,7 +88,7 @@ def same(entry: dict[str, Any] | None, found: dict[str, int]) -> bool:
 
 def read_store(store: Path) -> dict[str, dict[str, Any]]:
     try:
-        stored = json.loads(store.read_text(encoding="utf-8"))
+        stored = load_object(store)
     except (OSError, ValueError):
         return {}
-    return stored if isinstance(stored, dict) else {}
+    return {name: entry for name, entry in stored.items() if isinstance(entry, dict)}

@@ -6,7 +6,13 @@ from typing import NamedTuple
 
 from teacherlm.errors import UserError
 from teacherlm.records import Record, read_records
+from teacherlm.shapes import LONG_TEXT, flaw_of_shape
 
+ORIGINAL = {
+    "choice_logits": {str: float},
+    "metadata": {"dataset": str, "question": LONG_TEXT, "options": ({str: LONG_TEXT}, [LONG_TEXT], LONG_TEXT)},
+}
+"""What is read of the permutation that has the options in their own order."""
 SPLIT_ENDINGS = ("_test", "_valid", "_val", "_dev")
 
 
@@ -31,14 +37,22 @@ def read_predictions(path: Path) -> Iterator[Prediction]:
     for number, record in read_records(path):
         where = f"{path}, line {number}"
         asked = record.get("permutations", record.get("permuatations"))  # the reference's older spelling
-        original = next((p for p in asked or [] if p.get("metadata", {}).get("is_original")), None)
+        asked = asked if isinstance(asked, list) else []
+        original = next((one for one in asked if isinstance(one, dict) and is_original(one.get("metadata"))), None)
         if original is None:
             raise UserError(f"{where}: no prediction of evaluate.py: it has no permutation with the original order")
         require_fields(original, ("choice_logits",), where)
+        flaw = flaw_of_shape(record, {"generation": LONG_TEXT}) or flaw_of_shape(original, ORIGINAL)
+        if flaw or not original["choice_logits"]:
+            raise UserError(f"{where}: no prediction of evaluate.py: {flaw or 'choice_logits: there are none'}")
         logits, question = original["choice_logits"], original["metadata"]
         choice = max(logits, key=lambda letter: logits[letter])
         names = domain_of(question["dataset"]), question["question"], str(question["options"])
         yield Prediction(*names, question, choice, record["generation"])
+
+
+def is_original(metadata: object) -> bool:
+    return isinstance(metadata, dict) and bool(metadata.get("is_original"))
 
 
 def domain_of(dataset: str) -> str:

@@ -4,7 +4,6 @@ Each passage is encoded with the query, apart from the others; the decoder atten
 no positions in its cross-attention, so states can be put side by side without their padding.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import AutoConfig, DynamicCache, EncoderDecoderCache, PreTrain
 from transformers.modeling_outputs import BaseModelOutput
 
 from teacherlm.errors import UserError, reason
+from teacherlm.json_files import require_object
 from teacherlm.loading import check_weights, without_warnings
 
 TOKENS_AT_A_TIME = {"cpu": 2048, "cuda": 65_536}
@@ -63,7 +63,7 @@ def says_own_head(folder: Path) -> bool:
 
     The library reads and writes another value: a T5 that it made has its embedding for a head, whatever its kind.
     """
-    return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings") is False
+    return require_object(folder / "config.json").get("tie_word_embeddings") is False
 
 
 def has_own_head(config: Any) -> bool:

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from atlas import layer_norm
 from atlas.layer_norm import use_described_norm
 from teacherlm.errors import UserError, reason
+from teacherlm.json_files import require_object
 from teacherlm.loading import check_weights, load_tokenizer, without_warnings
 
 POOLINGS = ("average", "sqrt", "cls")
@@ -125,7 +126,7 @@ def described_pooling(folder: Path) -> tuple[str, bool]:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return require_object(path) if path.is_file() else {}
 
 
 def fingerprint(retriever: Retriever, text_format: str, max_length: int) -> str:

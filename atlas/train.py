@@ -28,6 +28,7 @@ from teacherlm import manifests  # noqa: E402
 from teacherlm.errors import LIST_MISSING, UserError, run  # noqa: E402
 from teacherlm.files import require_writable, whole_file  # noqa: E402
 from teacherlm.interrupts import REQUEUE, Stop  # noqa: E402
+from teacherlm.json_files import require_object  # noqa: E402
 from teacherlm.records import drop_torn_line, dump_line, read_records, write_records  # noqa: E402
 
 STAGE = "atlas train"
@@ -82,7 +83,7 @@ def describe_run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     work = json.loads(json.dumps({**arguments, **{name: value["sha256"] for name, value in inputs.items()}}))
     begun = folder / BEGUN
     if begun.is_file():
-        before = json.loads(begun.read_text(encoding="utf-8"))
+        before = require_object(begun)
         differing = [name for name in sorted({*before, *work}) if before.get(name) != work.get(name)]
         if differing:
             shown = "; ".join(f"{name} was {before.get(name)!r}, is {work.get(name)!r}" for name in differing)

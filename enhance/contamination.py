@@ -5,7 +5,7 @@ is looked for is what the sample itself brings to its question, not what the ben
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,8 @@ class TestSplit:
         found: dict[int, str] = {}
         for place in np.flatnonzero(self.pieces_P[at] == own):
             piece = self.piece_at(words, int(place))
-            for question in self.questions_with(int(at[place]), piece):
-                found.setdefault(question, " ".join(piece))
+            for question in self.questions_with(int(at[place]), piece, found):
+                found[question] = " ".join(piece)
             if len(found) >= MOST_FOUND:
                 break
         return sorted(found.items())
@@ -78,11 +78,16 @@ class TestSplit:
             place -= count
         raise IndexError(place)
 
-    def questions_with(self, at: int, piece: list[str]) -> Iterator[int]:
-        """The test questions whose piece is this, of those from a place of the table on with the same number."""
+    def questions_with(self, at: int, piece: list[str], known: Container[int]) -> Iterator[int]:
+        """The test questions whose piece is this, of those from a place of the table on with the same number.
+
+        Args:
+            known: questions that are passed over. Each is looked through once only: a text and a question may have
+                thousands of pieces in common, and looking through the question takes as long as it is.
+        """
         while True:
             question, n, words = self.passages[self.passages_P[at]]
-            if n == len(piece) and contains(words, piece):
+            if question not in known and n == len(piece) and contains(words, piece):
                 yield question
             at += 1
             if at == len(self.pieces_P) or self.pieces_P[at] != self.pieces_P[at - 1]:

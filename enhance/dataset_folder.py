@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from teacherlm import manifests
 from teacherlm.errors import UserError, shown
+from teacherlm.json_files import load_object
 from teacherlm.records import Record
 
 Placed = tuple[str, Record]
@@ -81,12 +82,12 @@ def has_our_fingerprints(folder: Path) -> bool:
     """Whether `fill` wrote every dataset below `folder`: the fingerprints of `datasets` are no digests of its files."""
     states = list(folder.rglob("state.json"))
     try:
-        found = [(json.loads(state.read_text(encoding="utf-8")), state.parent) for state in states]
+        found = [(load_object(state), state.parent) for state in states]
         return bool(found) and all(
             [state["_fingerprint"]] == [fingerprint(place / file["filename"]) for file in state["_data_files"]]
             for state, place in found
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 

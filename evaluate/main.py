@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from result_names import OWNER, file_name, owner_of, require_name, take_name
+from result_names import OWNER, owner_of, require_name, take_name
 from result_tables import curve, table
 from shares import remove_progress, score_share, share_lock
 from task_files import is_pattern
@@ -23,10 +23,12 @@ from task_inputs import DATASETS, describe_task
 
 from teacherlm import manifests
 from teacherlm.errors import LIST_MISSING, Parser, UserError, reason, require_number, run, share_of
-from teacherlm.files import require_file_place, require_writable, whole_file
+from teacherlm.files import file_name, plain_name, require_file_place, require_writable, whole_file
+from teacherlm.json_files import load_json, load_object
 from teacherlm.lock import one_writer
 from teacherlm.models import describe_model, find_model, local_folder
 from teacherlm.records import write_records
+from teacherlm.results import read_result
 
 FAMILIES = ("hf", "hf-causal", "hf-causal-experimental", "bloom", "opt")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -185,7 +187,7 @@ def content(file: Path) -> Any:
     if file.suffix != ".json":
         return file.read_bytes()
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = load_json(file)
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict):  # a broken file; loading says so
@@ -231,10 +233,11 @@ def what_is_missing(checkpoint: Path) -> str | None:
     files = set(checkpoint.glob("*.safetensors"))
     if index.is_file():
         try:
-            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            files |= {checkpoint / plain_name(name, index.name) for name in load_object(index)["weight_map"].values()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return f"{index.name}: it names no files"
-        files |= {checkpoint / name for name in names}
+        except UserError as error:
+            return str(error)
     if not files and not list(checkpoint.glob("*.bin")):
         return "no weights"
     for file in sorted(files):
@@ -248,10 +251,10 @@ def what_is_missing(checkpoint: Path) -> str | None:
 def broken_json(file: Path) -> str | None:
     """Why a file is no JSON object; None when it is one, or is not there."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        load_object(file) if file.is_file() else {}
     except (OSError, ValueError) as error:
         return reason(error)
-    return None if isinstance(found, dict) else "an object was expected"
+    return None
 
 
 def label(checkpoint: Path) -> str:
@@ -294,7 +297,7 @@ def evaluate_share(
     if not changes:
         print(f"evaluate: {label} on {task}: done already, nothing to do ({path} matches its inputs)")
         remove_progress(path)
-        return [json.loads(path.read_text(encoding="utf-8"))]
+        return [known_result(path)]
 
     from find_tasks import categories, make_tasks
     from permutations import use_permutations
@@ -319,7 +322,7 @@ def evaluate_share(
         if not manifests.changes(manifests.read_manifest(manifest_path), "evaluate", arguments, inputs):
             print(f"evaluate: {label} on {task}: another process has put the shares together")
             remove_progress(path)
-            return [json.loads(path.read_text(encoding="utf-8"))]
+            return [known_result(path)]
         if missing:
             index, count = args.shard
             print(f"evaluate: share {index}/{count} is done; {missing} batches are other processes'")
@@ -344,6 +347,18 @@ def evaluate_share(
         remove_progress(path)
         path.with_name(OWNER).unlink(missing_ok=True)  # the manifest says it from now on
         return [result]
+
+
+def known_result(path: Path) -> dict[str, Any]:
+    """A result that is there already.
+
+    Raises:
+        UserError: it is none, although its manifest says that it was written so.
+    """
+    try:
+        return {"model": "-", "stderr": None, "interval_95": None, **read_result(path)}
+    except ValueError as error:
+        raise UserError(f"{path}: no result ({error}); remove it, and run the same command again") from error
 
 
 def result_path(args: argparse.Namespace, label: str, task: str) -> Path:

@@ -5,6 +5,7 @@ A model that likes one letter, whatever stands behind it, is wrong as often as n
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ from scipy.special import log_softmax, logsumexp
 
 from teacherlm.errors import UserError
 from teacherlm.prompts import LETTERS
+
+MOST_CHOICES = 7
+"""Of questions that are asked in all orders: 7 have 5,040, and 8 have 40,320."""
 
 
 def use_permutations(task: Any, kind: str, name: str) -> None:
@@ -33,6 +37,11 @@ def use_permutations(task: Any, kind: str, name: str) -> None:
     if asked != [(letter,) for letter in LETTERS[:choices]]:
         raise UserError(
             f"--permutations: {name} does not ask for the letters of the {choices} choices of its questions"
+        )
+    if kind == "all" and choices > MOST_CHOICES:
+        raise UserError(
+            f"--permutations all: {name} has {choices} choices, which have {math.factorial(choices):,} orders; take "
+            "--permutations cyclic"
         )
     orders = cyclic(choices) if kind == "cyclic" else list(itertools.permutations(range(choices)))
     task.orders = [lambda doc, order=order: reorder(doc, order, name) for order in orders]

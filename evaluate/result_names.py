@@ -7,27 +7,19 @@ does. Any other model is refused there.
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from teacherlm.errors import UserError
 from teacherlm.files import whole_file
+from teacherlm.json_files import load_object
 from teacherlm.lock import one_writer
 from teacherlm.manifests import NAME, read_manifest
 from teacherlm.models import Model
 
 OWNER = ".model"
 """In a folder of results that has none yet: the model that is being scored."""
-
-
-def file_name(task: str) -> str:
-    """A task's name as that of a file: `math/algebra` is `math%2Falgebra`."""
-    return re.sub(
-        r"[^\w .,()+=@~-]|^\.|\.(?=manifest$)", lambda mark: quote(mark[0], safe="").replace(".", "%2E"), task
-    )
 
 
 def identity(model: Model | None, folder: Path) -> str:
@@ -92,7 +84,7 @@ def take_name(results: Path, owner: Mapping[str, str], digest: str) -> None:
 def owner_at_work(results: Path) -> dict[str, Any] | None:
     """The model that took a folder of results and has none there yet."""
     try:
-        return json.loads((results / OWNER).read_text(encoding="utf-8"))
+        return load_object(results / OWNER)
     except (OSError, ValueError):
         return None
 

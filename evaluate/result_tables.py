@@ -24,7 +24,8 @@ def curve(task: str, results: list[dict[str, Any]]) -> str:
 
 
 def row(model: str, name: str, result: dict[str, Any]) -> tuple[str, ...]:
-    interval = "-" if result["interval_95"] is None else "{:.4f} - {:.4f}".format(*result["interval_95"])
-    error = "-" if result["stderr"] is None else f"± {result['stderr']:.4f}"  # one sample has none
+    low_high, deviation = result.get("interval_95"), result.get("stderr")
+    interval = "-" if low_high is None else "{:.4f} - {:.4f}".format(*low_high)
+    error = "-" if deviation is None else f"± {deviation:.4f}"  # one sample has none
     value = "-" if result["value"] is None else f"{result['value']:.4f}"  # a metric without a number: of no sample
-    return (model, name, str(result["n"]), value, error, interval)
+    return (model, name, str(result.get("n", "-")), value, error, interval)

@@ -15,8 +15,17 @@ from transformers.trainer_utils import get_last_checkpoint
 from teacherlm import manifests
 from teacherlm.errors import UserError
 from teacherlm.files import set_aside, through_links, whole_file
+from teacherlm.json_files import load_object, require_object
+from teacherlm.shapes import flaw_of_shape
 
 RUN = "run.json"
+RUN_SHAPE = {
+    "stage": str,
+    "version?": int,
+    "arguments?": dict,
+    "inputs?": {str: {"sha256?": str}},
+    "command?": [str],
+}
 
 
 def claim_folder(folder: Path, arguments: Mapping[str, Any], inputs: Mapping[str, Any], restart: bool) -> Path | None:
@@ -32,12 +41,12 @@ def claim_folder(folder: Path, arguments: Mapping[str, Any], inputs: Mapping[str
     shutil.rmtree(folder / ".partial", ignore_errors=True)
     if folder.is_dir() and any(folder.iterdir()):
         run = None
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            run = with_defaults(json.loads((folder / RUN).read_text(encoding="utf-8")))
-        if run is None:
+        with contextlib.suppress(OSError, ValueError):
+            run = load_object(folder / RUN)
+        if run is None or flaw_of_shape(run, RUN_SHAPE):
             other = [f"it has no {RUN}, so it is not known what made it"]
         else:
-            other = manifests.changes({**run, "outputs": {}}, "finetune", arguments, inputs)
+            other = manifests.changes({**with_defaults(run), "outputs": {}}, "finetune", arguments, inputs)
         if other and not restart:
             raise UserError(
                 f"{folder}: there is another run here ({'; '.join(other)}); choose another run name, or pass "
@@ -77,11 +86,11 @@ def check_resumable(checkpoint: Path, training: TrainingArguments) -> None:
             f"{checkpoint}: its optimizer's states are {saved}'s, which {maker} cannot load; go on {how}, or choose "
             "another run name"
         )
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    state = require_object(checkpoint / "trainer_state.json", {"global_step": int, "epoch": (float, None)})
     asked = {"max_steps": training.max_steps} if training.max_steps > 0 else {}
     asked = asked or {"num_train_epochs": training.num_train_epochs}
     for flag, length in asked.items():
-        reached = state["global_step"] if flag == "max_steps" else state["epoch"]
+        reached = state["global_step"] if flag == "max_steps" else state["epoch"] or 0
         if reached > math.ceil(length):
             raise UserError(
                 f"{checkpoint}: the run is longer already than --{flag} {length:g} ({reached:g}); ask for at least as "

@@ -1,7 +1,6 @@
 """Checks of the flags about the optimizer and the schedule of its learning rate, before anything is loaded."""
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from known_flags import OPTIMIZERS
 from transformers import Trainer, TrainingArguments, get_scheduler
 
 from teacherlm.errors import UserError, one_line
+from teacherlm.json_files import require_object
 
 
 def check_optimizer(training: TrainingArguments, given: Mapping[str, Any]) -> None:
@@ -41,7 +41,7 @@ def check_optimizer(training: TrainingArguments, given: Mapping[str, Any]) -> No
 
 def configured_sections(training: TrainingArguments) -> set[str]:
     """The sections of the DeepSpeed configuration, if there is one."""
-    return set(json.loads(Path(training.deepspeed).read_text(encoding="utf-8"))) if training.deepspeed else set()
+    return set(require_object(Path(training.deepspeed))) if training.deepspeed else set()
 
 
 def check_optimizer_options(training: TrainingArguments, given: Mapping[str, Any]) -> None:

@@ -6,7 +6,6 @@ JSON and the same on every machine: no paths, no host names, no numbers of devic
 
 import dataclasses
 import enum
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 from arguments import FinetuneArguments
 from known_flags import DERIVED, FIXED_SCHEDULES, HARMLESS, REFUSED
 from transformers import TrainingArguments
+
+from teacherlm.json_files import require_object
 
 NOT_RECORDED = {
     "model_name_or_path", "dataset_name", "dev_dataset",  # inputs: the manifest has their digests
@@ -96,7 +97,7 @@ def deepspeed_settings(config: str | dict[str, Any] | None) -> dict[str, Any]:
     if config is None:
         return {}
     if isinstance(config, (str, Path)):
-        config = json.loads(Path(config).read_text(encoding="utf-8"))
+        config = require_object(Path(config))
     found = {}
     for name, value in config.items():
         if isinstance(value, dict):

@@ -19,6 +19,7 @@ from watching import machine_memory, model_flops_utilization
 from teacherlm.adapters import write_base_digest
 from teacherlm.errors import UserError
 from teacherlm.files import sync_file, sync_folder
+from teacherlm.json_files import require_object
 from teacherlm.memory import give_back_freed_memory
 
 RUNNING_LOSS = "running_loss.json"
@@ -69,7 +70,7 @@ class FinetuneTrainer(Trainer):
         super().__init__(train_dataset=with_filler(train_dataset), eval_dataset=dev, **options)
         self.phases, self.shuffle, self.merge_adapters, self.student = phases, shuffle, merge_adapters, student
         self.loss_is_scaled_for_ga = True
-        self.carried = json.loads((resumed / RUNNING_LOSS).read_text()) if resumed else None
+        self.carried = require_object(resumed / RUNNING_LOSS) if resumed else None
         self.tokens, self.clock = 0, time.monotonic()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PhaseSampler:

@@ -83,7 +83,7 @@ def read_experiments(folder: Path, missing: list[str]) -> list[Experiment]:
         marks = (experiment.test if match[1] == "test" else experiment.valid)[int(match[2])]
         try:
             for found in read_predictions(path):
-                answer = found.asked["answer"]
+                answer = found.asked.get("answer")
                 right = (found.choice == answer, found.debiased == answer)
                 marks[found.domain, found.question, found.options] = right
         except UserError as error:
@@ -108,7 +108,7 @@ def atlas_sections(experiments: Sequence[Experiment]) -> list[Section]:
 
 
 def accuracies(experiments: Sequence[Experiment]) -> Section:
-    head = ("experiment", "step", "questions", "accuracy", "95 % interval", "debiased accuracy", "95 % interval")
+    head = ("experiment", "step", "questions", "accuracy", sections.INTERVAL, "debiased accuracy", sections.INTERVAL)
     head += ("not measured here: the paper's, debiased",)
     rows = []
     for experiment in experiments:
@@ -167,5 +167,10 @@ def categories(experiments: Sequence[Experiment]) -> Section:
 
 def training(experiments: Sequence[Experiment]) -> Section:
     """Losses and the reader's learning rate (the first of the two that are logged)."""
-    logs = {e.name: [{**line, "learning_rate": line["learning_rates"][0]} for line in e.log] for e in experiments}
+    logs = {e.name: [with_first_rate(line) for line in e.log] for e in experiments}
     return sections.training([Run(name, "", log) for name, log in logs.items()])
+
+
+def with_first_rate(line: Record) -> Record:
+    rates = line.get("learning_rates", ())
+    return {**line, "learning_rate": rates[0]} if rates else line

@@ -21,8 +21,8 @@ from page import Cell, Part, Section, render
 from run_folder import Run, RunFolder, Scored, is_run_folder, read_run_folder
 
 from teacherlm import tables
-from teacherlm.errors import Parser, UserError, run
-from teacherlm.files import require_writable, whole_file
+from teacherlm.errors import Parser, UserError, printable, run
+from teacherlm.files import file_name, require_writable, whole_file
 from teacherlm.lock import one_writer
 
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     args = parser.parse_args()
     found = [folder for name in args.names for folder in find(args.runs, name)]
-    output = args.output or args.runs / "compare" / "_".join(re.sub(r"[^\w.-]+", "-", name) for name in args.names)
+    output = args.output or args.runs / "compare" / "_".join(re.sub(r"[^\w.-]+|^\.+", "-", name) for name in args.names)
     require_writable(output)
     atlas = [folder for folder in found if is_atlas_folder(folder.folder)]
     if atlas and len(atlas) < len(found):
@@ -45,12 +45,12 @@ def main() -> None:
     page = output / "index.html"
     with one_writer(page):  # the tables beside it too
         with whole_file(page) as file:
-            file.write(render(" and ".join(args.names), made, missing, None))
+            file.writelines(render(" and ".join(args.names), made, missing, None))
         for section in made:
             for part in section.parts:
                 if part.rows:
                     write_tables(output, part.name, part)
-    print(f"compare: {page}, its tables beside it as Markdown and CSV")
+    print(f"compare: {printable(str(page))}, its tables beside it as Markdown and CSV")
     if args.open:
         webbrowser.open(page.resolve().as_uri())
 
@@ -82,7 +82,11 @@ def only(found: RunFolder, name: str) -> RunFolder:
     runs = [one for one in found.runs if one.name == name]
     kept = [scored for one in runs for scored in one.scored if not scored.step]
     kept = kept or [scored for scored in found.untrained if scored.path.parent.name == name]
-    return RunFolder(found.folder, runs, kept, found.manifests, [said for said in found.missing if name in said])
+    missing = [said for said in found.missing if name in said]
+    for one in runs:
+        one.scored = [replace(scored, missing=missing) for scored in one.scored]
+    kept = [replace(scored, missing=missing) for scored in kept]
+    return RunFolder(found.folder, runs, kept, found.manifests, missing)
 
 
 def compare_runs(found: Sequence[RunFolder]) -> tuple[list[Section], list[str]]:
@@ -121,14 +125,14 @@ def compare_atlas(found: Sequence[RunFolder]) -> tuple[list[Section], list[str]]
 
 
 def write_tables(folder: Path, name: str, part: Part) -> None:
-    """NAME.md with the figures as the page shows them, NAME.csv with all their digits."""
+    """NAME.md with the figures as the page shows them, NAME.csv with all their digits; NAME may be any text."""
+    name = file_name(name)
     with whole_file(folder / f"{name}.md") as file:
         file.write(tables.table([part.head, *([shown(cell) for cell in row] for row in part.rows)]) + "\n")
+    columns = [list(column) for column in zip(part.head, *part.rows)]
+    columns = [split for title, *cells in columns for split in full(title, cells)]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([cell for title in part.head for cell in head_of(title)])
-    for row in part.rows:
-        writer.writerow([value for title, cell in zip(part.head, row) for value in full(title, cell)])
+    csv.writer(text, lineterminator="\n").writerows(map(for_spreadsheet, row) for row in zip(*columns))
     with whole_file(folder / f"{name}.csv") as file:
         file.write(text.getvalue())
 
@@ -138,18 +142,27 @@ def shown(cell: Cell) -> str:
         return f"{cell:.4f}" if cell == 0 or abs(cell) >= 0.0005 else f"{cell:.1e}"
     if isinstance(cell, Sequence) and not isinstance(cell, str):
         return " - ".join(map(shown, cell))
-    return "-" if cell is None else str(cell).replace("|", "\\|")
+    return "-" if cell is None else str(cell)
 
 
-def head_of(title: str) -> list[str]:
-    """An interval is two columns of a CSV file."""
-    return [f"{title}, low", f"{title}, high"] if "interval" in title else [title]
+FORMULA = re.compile(r"[=+\-@\t\r＝＋－＠].")
+"""With these a spreadsheet takes a text for a formula, which can call programs and send what it reads."""
 
 
-def full(title: str, cell: Cell) -> list[str | int | float]:
-    if "interval" in title:
-        return list(cell) if cell is not None else ["", ""]
-    return ["" if cell is None else cell]
+def for_spreadsheet(value: str | int | float) -> str | int | float:
+    """A value of a CSV file; a text that a spreadsheet would take for a formula gets an apostrophe before it."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if FORMULA.match(value) or FORMULA.match(text) else text
+
+
+def full(title: str, cells: Sequence[Cell]) -> list[list[str | int | float]]:
+    """The columns of a CSV file for a column of a table: of intervals, two."""
+    if title == sections.INTERVAL and all(cell is None or isinstance(cell, list | tuple) for cell in cells):
+        ends = (("low", 0), ("high", 1))
+        return [[f"{title}, {name}", *("" if cell is None else cell[end] for cell in cells)] for name, end in ends]
+    return [[title, *("" if cell is None else cell for cell in cells)]]
 
 
 if __name__ == "__main__":

@@ -6,14 +6,18 @@ scripts and its style sheet run, by their digests, and nothing be loaded.
 
 import base64
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
-from sample_browser import embedded
+from sample_browser import embedded_in_pieces, storable
+
+from teacherlm.errors import LONGEST, cut
+from teacherlm.limits import PAGE_MISSING, PAGE_ROWS
 
 HERE = Path(__file__).resolve().parent
 
@@ -44,8 +48,10 @@ class Section:
     parts: list[Part] = field(default_factory=list)
 
 
-def render(title: str, sections: Sequence[Section], missing: Sequence[str], browser: dict[str, Any] | None) -> str:
-    """The page's HTML.
+def render(
+    title: str, sections: Sequence[Section], missing: Sequence[str], browser: dict[str, Any] | None
+) -> Iterator[str]:
+    """The page's HTML, in pieces.
 
     Args:
         missing: what is not there, a sentence each.
@@ -53,21 +59,36 @@ def render(title: str, sections: Sequence[Section], missing: Sequence[str], brow
     """
     scripts = [read("theme.js")] + ([read("browser.js")] if browser else [])
     style = read("style.css")
-    parts = [
-        Section(s.name, s.title, [Part(**{**vars(p), "picture": Markup(p.picture)}) for p in s.parts]) for s in sections
-    ]
-    shown = {"left_out": browser["left_out"], "json": Markup(embedded(browser))} if browser else None
+    here = secrets.token_hex()  # stands for the samples, which are written one by one
+    shown = {**browser, "samples": None, "json": here} if browser else None
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(read("page.html")).render(
+    html = environment.from_string(read("page.html")).render(
         title=title,
-        sections=[section for section in parts if section.parts],
-        missing=missing,
+        sections=[Section(s.name, s.title, [bounded(part) for part in s.parts]) for s in sections if s.parts],
+        missing=[*missing[:PAGE_MISSING], *more(len(missing) - PAGE_MISSING, "such lines are not on this page")],
         browser=shown,
         scripts=[Markup(script) for script in scripts],
         script_hashes=[digest(script) for script in scripts],
         style=Markup(style),
         style_hash=digest(style),
     )
+    before, _, after = html.partition(here)
+    yield storable(before)
+    if browser:
+        yield from map(storable, embedded_in_pieces(browser))
+        yield storable(after)
+
+
+def bounded(part: Part) -> Part:
+    """A part as it goes on the page: the picture as it is, long tables and long texts in them cut."""
+    words = " ".join([part.words, *more(len(part.rows) - PAGE_ROWS, "rows of this table are not on this page")]).strip()
+    head = [cut(cell, LONGEST) for cell in part.head]
+    rows = [[cut(cell, LONGEST) if isinstance(cell, str) else cell for cell in row] for row in part.rows[:PAGE_ROWS]]
+    return replace(part, picture=Markup(part.picture), words=cut(words, LONGEST), head=head, rows=rows)
+
+
+def more(count: int, words: str) -> list[str]:
+    return [f"{count} more {words}."] if count > 0 else []
 
 
 def read(name: str) -> str:

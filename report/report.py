@@ -10,6 +10,7 @@ import argparse
 import os
 import time
 import webbrowser
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from run_folder import STAGES, RunFolder, is_run_folder, read_manifests, read_ru
 from sample_browser import browse
 
 from teacherlm import manifests
-from teacherlm.errors import Parser, UserError, run
+from teacherlm.errors import Parser, UserError, printable, run
 from teacherlm.files import require_file_place, require_writable, whole_file
 from teacherlm.lock import one_writer
 
@@ -75,12 +76,12 @@ def make_page(folder: Path, page: Path) -> None:
     manifest = manifests.read_manifest(manifest_path)
     inputs = describe_inputs(folder, (manifest or {}).get("inputs", {}))
     if not manifests.changes(manifest, "report", {}, inputs):
-        print(f"report: done already, nothing to do ({page} is of the files that are there)")
+        print(f"report: done already, nothing to do ({printable(str(page))} is of the files that are there)")
         return
     found = read_run_folder(folder)
     html, counts = atlas_page(found) if is_atlas_folder(folder) else page_of(found)
     with whole_file(page) as file:
-        file.write(html)
+        file.writelines(html)
     manifests.write_manifest(
         manifest_path,
         stage="report",
@@ -91,7 +92,7 @@ def make_page(folder: Path, page: Path) -> None:
         started=started,
     )
     missing = counts["missing"]
-    print(f"report: {page}" + (f", which says what is missing ({missing})" if missing else ""))
+    print(f"report: {printable(str(page))}" + (f", which says what is missing ({missing})" if missing else ""))
 
 
 def describe_inputs(folder: Path, known: dict[str, Any]) -> dict[str, Any]:
@@ -109,12 +110,9 @@ def describe_inputs(folder: Path, known: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def page_of(run: RunFolder) -> tuple[str, dict[str, int]]:
+def page_of(run: RunFolder) -> tuple[Iterator[str], dict[str, int]]:
     """The page of a chain's folder, and what is counted of it."""
     browser = browse(run)
-    missing = run.missing
-    if not any((run.folder / stage).is_dir() for stage in STAGES):
-        missing = ["everything: no stage has written anything here"]
     made = [
         sections.accuracies(run.runs, run.untrained, run.tasks),
         sections.comparisons(run.runs, run.untrained, run.tasks),
@@ -123,15 +121,18 @@ def page_of(run: RunFolder) -> tuple[str, dict[str, int]]:
         sections.quality(run),
         sections.stages(run.manifests, run.folder),
     ]
+    missing = run.missing
+    if not any((run.folder / stage).is_dir() for stage in STAGES):
+        missing = ["everything: no stage has written anything here"]
     html = render(run.title, made, missing, browser if browser["samples"] else None)
     return html, {"samples": len(browser["samples"]), "missing": len(missing)}
 
 
-def atlas_page(run: RunFolder) -> tuple[str, dict[str, int]]:
+def atlas_page(run: RunFolder) -> tuple[Iterator[str], dict[str, int]]:
     """The page of a folder with ATLAS's experiments."""
     missing: list[str] = []
     experiments = read_experiments(run.folder, missing)
-    made = [*atlas_sections(experiments), sections.stages(read_manifests(run.folder, ("*",)), run.folder)]
+    made = [*atlas_sections(experiments), sections.stages(read_manifests(run.folder, ("*",), missing), run.folder)]
     return render(run.title, made, missing, None), {"experiments": len(experiments), "missing": len(missing)}
 
 

@@ -1,19 +1,78 @@
-"""What lies in a run's folder: manifests, results, logs, and what is not there yet. Nothing is needed, all is read."""
+"""What lies in a run's folder: manifests, results, logs, and what is not there yet. Nothing is needed, all is read.
 
-import json
+The files may be anybody's. What is read is held against a shape, so that the rest of the report can rely on it; a file
+that does not fit is said in `missing` and left out.
+"""
+
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from teacherlm import manifests
 from teacherlm.errors import UserError, one_line
+from teacherlm.files import file_name
+from teacherlm.json_files import load_object
 from teacherlm.records import Record, read_records
+from teacherlm.results import read_result
+from teacherlm.shapes import LONG_TEXT, flaw_of_shape
 
 STAGES = ("prepare", "enhance", "finetune", "evaluate")
 """The folders that a run's folder has."""
+
+NUMBER = (float, None)
+DESCRIBED = {"path": str, "sha256": str}
+MANIFEST = {
+    "stage": str,
+    "outputs": {str: {**DESCRIBED, "files?": {str: dict}}},
+    "inputs?": {str: DESCRIBED},
+    "arguments?": dict,
+    "versions?": {str: (str, None)},
+    "image?": (str, None),
+    "host?": (str, None),
+    "command?": [LONG_TEXT],
+    "started?": str,
+    "finished?": str,
+}
+COUNTS = {
+    **dict.fromkeys(("records?", "samples?", "questions?", "train?", "steps?", "processes?", "dropped?"), int),
+    **dict.fromkeys(("prompt_tokens?", "new_tokens?"), int),
+    "seconds?": float,
+    "dropped_for?": {str: int},
+}
+"""Of a manifest's `counts`, what is shown of any stage."""
+ABOUT = {"arguments?": {"task_type?": str}, "inputs?": {"student?": {"sha256?": str}}}
+"""Of a run.json, what is read of it."""
+LOG = {
+    "step": int,
+    **dict.fromkeys(("steps?", "epoch?", "loss?", "learning_rate?", "reader_loss?", "retriever_loss?"), float),
+    "learning_rates?": [float],
+}
+SAMPLE = {
+    "doc_id": (int, str),
+    "prompt": LONG_TEXT,
+    "task?": str,
+    "choice?": str,
+    "loglikelihoods?": {str: float},
+}
+
+Question = tuple[Any, ...]
+"""What makes two samples the same question: task, number, and a digest of the prompt."""
+
+
+class Answers(NamedTuple):
+    """What a model said to a task's questions.
+
+    Attributes:
+        right: question -> whether the model is right, where the metric says right or wrong of each sample.
+        chance: the accuracy of who draws a choice blindly; None where there are no choices.
+    """
+
+    right: dict[Question, bool]
+    chance: float | None
 
 
 @dataclass(frozen=True)
@@ -25,22 +84,52 @@ class Scored:
         step: of the checkpoint; 0 of the untrained student.
         path: the result's file.
         result: what is in it.
+        missing: where it is said that the samples cannot be read.
     """
 
     name: str
     step: int
     path: Path
-    result: dict[str, Any]
+    result: dict[str, Any] = field(repr=False)
+    missing: list[str] = field(repr=False, compare=False)
 
     @property
     def task(self) -> str:
         return self.result["task"]
 
-    @cached_property
-    def samples(self) -> list[Record]:
-        """What the model said to each question; empty where the file is gone."""
+    def samples(self) -> Iterator[Record]:
+        """What the model said to each question, one at a time; nothing where the file is gone."""
         path = self.path.with_name(f"{self.path.stem}_samples.jsonl")
-        return [record for _, record in read_records(path)] if path.is_file() else []
+        try:
+            for number, record in read_records(path) if path.is_file() else ():
+                if flaw := flaw_of_shape(record, SAMPLE):
+                    raise UserError(f"{path}, line {number}: no sample of an evaluation: {flaw}")
+                yield record
+        except UserError as error:
+            say(self.missing, f"evaluate: {one_line(error)}")
+
+    @cached_property
+    def answers(self) -> Answers:
+        metric, right, choices, chance = self.result["metric"], {}, 0, 0.0
+        for record in self.samples():
+            question = (record.get("task"), record["doc_id"], digest_of(record["prompt"]))
+            value = record.get(metric)
+            if isinstance(value, int | float) and value in (0, 1):
+                right[question] = value == 1
+            if count := len(record.get("loglikelihoods", ())):
+                choices, chance = choices + 1, chance + 1 / count
+        return Answers(right, chance / choices if choices else None)
+
+
+def digest_of(text: str) -> bytes:
+    """Stands for a text, which may be long, where texts are only compared."""
+    return blake2b(text.encode(), digest_size=8).digest()
+
+
+def say(missing: list[str], said: str) -> None:
+    """Put a sentence into `missing`, once."""
+    if said not in missing:
+        missing.append(said)
 
 
 @dataclass
@@ -103,15 +192,40 @@ def read_run_folder(folder: Path) -> RunFolder:
         missing.append("finetune: no student was finetuned yet")
     if not untrained and not any(run.scored for run in runs):
         missing.append("evaluate: no model was scored yet")
-    return RunFolder(folder, runs, untrained, read_manifests(folder, STAGES), missing)
+    return RunFolder(folder, runs, untrained, read_manifests(folder, STAGES, missing), missing)
 
 
-def read_manifests(folder: Path, within: Iterable[str]) -> list[tuple[Path, dict[str, Any]]]:
+def read_manifests(folder: Path, within: Iterable[str], missing: list[str]) -> list[tuple[Path, dict[str, Any]]]:
     """(path, manifest) of what is in some folders of a folder, by the time at which it began."""
     paths = sorted({path for name in within for path in folder.glob(f"{name}/**/*{manifests.NAME}")})
-    found = [(path, manifests.read_manifest(path)) for path in paths if path.parent != folder / "report"]
-    known = [(path, manifest) for path, manifest in found if manifest]
-    return sorted(known, key=lambda pair: (pair[1].get("started", ""), str(pair[0])))
+    found = []
+    for path in paths:
+        if path.parent == folder / "report":
+            continue
+        try:
+            found.append((path, checked_manifest(path)))
+        except (OSError, ValueError) as error:
+            missing.append(f"manifest: {path}: {one_line(error)}; run the stage again")
+    return sorted(found, key=lambda pair: (pair[1].get("started", ""), str(pair[0])))
+
+
+def checked_manifest(path: Path) -> dict[str, Any]:
+    """A manifest of which the fields that the report shows are what they should be.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: a field is something else.
+    """
+    manifest = load_object(path)
+    flaw = flaw_of_shape(manifest, MANIFEST)
+    if not flaw and "counts" in manifest:
+        flaw = flaw_of_shape(manifest["counts"], COUNTS, "counts")
+    if not flaw and manifest["stage"] == "quality":
+        flaw = flaw_of_shape(manifest.get("counts"), {"records": int}, "counts")
+        flaw = flaw or flaw_of_shape(manifest["counts"], {str: (float, {str: (int, None)})}, "counts")
+    if flaw:
+        raise ValueError(flaw)
+    return manifest
 
 
 def run_names(folder: Path) -> list[str]:
@@ -123,7 +237,7 @@ def run_names(folder: Path) -> list[str]:
 def read_run(folder: Path, name: str, untrained: list[Scored], missing: list[str]) -> Run:
     own = folder / "finetune" / name
     log = read_log(own / "log.jsonl", missing)
-    about = read_json(own / "run.json") or {}
+    about = read_about(own / "run.json", missing)
     run = Run(name, about.get("arguments", {}).get("task_type", ""), log)
     found = list(read_results((folder / "evaluate" / name).glob("checkpoint-*/*.json"), missing))
     before = find_untrained(name, about, untrained)
@@ -132,44 +246,63 @@ def read_run(folder: Path, name: str, untrained: list[Scored], missing: list[str
     return run
 
 
+def read_about(path: Path, missing: list[str]) -> dict[str, Any]:
+    """What a run.json says of its finetuning; nothing where there is none."""
+    try:
+        about = load_object(path) if path.is_file() else {}
+        if flaw := flaw_of_shape(about, ABOUT):
+            raise ValueError(flaw)
+    except (OSError, ValueError) as error:
+        missing.append(f"finetune: {path}: {one_line(error)}")
+        return {}
+    return about
+
+
 def read_log(path: Path, missing: list[str]) -> list[Record]:
-    """The lines of a training's log; a torn last one, of a training that was killed or goes on, is left out."""
+    """The lines of a training's log; a torn last one, of a training that was killed or goes on, is left out.
+
+    Of each line what the report shows is kept.
+    """
     found = []
     try:
-        for _, record in read_records(path) if path.is_file() else ():
-            found.append(record)
+        for number, record in read_records(path) if path.is_file() else ():
+            if "step" not in record:
+                continue
+            if flaw := flaw_of_shape(record, LOG):
+                raise UserError(f"{path}, line {number}: no line of a training's log: {flaw}")
+            found.append({name: record[name] for name in LOGGED & record.keys()})
     except UserError as error:
         missing.append(f"finetune: {one_line(error)}")
-    return [record for record in found if "step" in record]
+    return found
+
+
+LOGGED = {name.removesuffix("?") for name in LOG}
 
 
 def read_results(paths: Iterable[Path], missing: list[str]) -> Iterator[Scored]:
     for path in sorted(paths):
         if path.name.startswith(".") or path.name.endswith(manifests.NAME):
             continue
-        result = read_json(path)
-        if result is None or not {"task", "value", "n", "metric"} <= result.keys():
-            missing.append(f"evaluate: {path} cannot be read as a result; remove it and score the model again")
+        try:
+            result = read_result(path)
+            if file_name(result["task"]) != path.stem:  # tables are named after it
+                raise ValueError(f"task: a result of this name is of another task, found {result['task']!r:.60}")
+        except (OSError, ValueError) as error:
+            missing.append(
+                f"evaluate: {path} cannot be read as a result ({one_line(error)}); remove it and score the model again"
+            )
             continue
         place = path.parent.name
         if step := step_of(path.parent):
-            yield Scored(f"{path.parent.parent.name}, {place}", step, path, result)
+            yield Scored(f"{path.parent.parent.name}, {place}", step, path, result, missing)
         else:
-            yield Scored(f"{place} (untrained)", 0, path, result)
+            yield Scored(f"{place} (untrained)", 0, path, result, missing)
 
 
 def step_of(checkpoint: Path) -> int:
     """N of a folder checkpoint-N; 0 of any other."""
     match = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
     return int(match[1]) if match else 0
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def find_untrained(name: str, about: dict[str, Any], untrained: list[Scored]) -> list[Scored]:
@@ -184,7 +317,10 @@ def find_untrained(name: str, about: dict[str, Any], untrained: list[Scored]) ->
 
 
 def digest_of_model(scored: Scored) -> str | None:
-    manifest = manifests.read_manifest(manifests.manifest_of(scored.path)) or {}
+    try:
+        manifest = checked_manifest(manifests.manifest_of(scored.path))
+    except (OSError, ValueError):  # read_manifests says so
+        return None
     return manifest.get("inputs", {}).get("model", {}).get("sha256")
 
 
@@ -200,21 +336,32 @@ def unexplained(folder: Path) -> Iterator[str]:
     """What the teachers have not written, and what is not post-processed."""
     for own in sorted(path for path in (folder / "enhance").glob("*") if path.is_dir()):
         for progress in sorted(own.glob(".*.progress")):
-            with open(progress, "rb") as file:
-                texts = max(0, sum(1 for _ in file) - 1)
+            texts = max(0, count_lines(progress) - 1)
             output = progress.name.removeprefix(".").removesuffix(".progress")
             yield f"enhance: {own.name}/{output} is not finished: {texts} texts so far"
         for failures in sorted(own.glob("*.failures.jsonl")):
-            listed = [record for _, record in read_records(failures)]
+            try:
+                listed = read_records(failures)
+                _, first = next(listed)
+                count = 1 + sum(1 for _ in listed)
+            except UserError as error:
+                yield f"enhance: {one_line(error)}"
+                continue
             yield (
-                f"enhance: {len(listed)} records have no text in {own.name}/{failures.name.split('.')[0]}.jsonl; "
-                f"the first, of line {listed[0].get('line')}: {listed[0].get('reason')}"
+                f"enhance: {count} records have no text in {own.name}/{failures.name.split('.')[0]}.jsonl; "
+                f"the first, of line {first.get('line')}: {first.get('reason')}"
             )
         done = [path for path in own.glob(f"*_*.{manifests.NAME}") if "shard-" not in path.name]
         if done and not list(own.glob(f"*/{manifests.NAME}")):
             yield f"post-process: not done for {own.name}: there is no dataset to finetune on"
         elif done and not list(own.glob(f"*_quality.{manifests.NAME}")):
             yield f"quality: not measured for {own.name}; data_prepare.py --post_process does it"
+
+
+def count_lines(path: Path) -> int:
+    """Line breaks in a file, of which a line may be of any length."""
+    with open(path, "rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
 
 
 def untrained_or_unscored(folder: Path, run: Run, before: list[Scored]) -> Iterator[str]:
@@ -233,7 +380,8 @@ def untrained_or_unscored(folder: Path, run: Run, before: list[Scored]) -> Itera
 def failed_jobs(folder: Path) -> Iterator[str]:
     """What jobs on Slurm said at their end, if it was no good one (see slurm/lib/job.bash)."""
     for state in sorted(folder.glob("chains/*/states/*")):
-        said = state.read_text(encoding="utf-8", errors="replace").split("\t")[0]
+        with open(state, encoding="utf-8", errors="replace") as file:
+            said = file.read(1000).split("\t")[0]
         if said.startswith("failed") and not state.suffix:
             stage, _, number = state.name.rpartition("-")
             yield f"{stage}: task {number} of {state.parent.parent.name} {said}"

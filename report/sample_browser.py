@@ -5,21 +5,39 @@ A training sample and a test question are the same row when they are the same qu
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from run_folder import RunFolder, Scored
+from run_folder import RunFolder, Scored, digest_of, say
 
 from teacherlm.errors import UserError, one_line
+from teacherlm.limits import PAGE_BYTES, PAGE_SAMPLES
 from teacherlm.prompts import ANSWER_MARK, KINDS, LETTERS, take_apart
 from teacherlm.records import Record, read_records
-
-MOST_SAMPLES, MOST_LETTERS = 20_000, 64_000_000
-"""A page holds at most so many samples, and stops after so much text: browsers read no more at once."""
+from teacherlm.shapes import LONG_TEXT, flaw_of_shape
 
 Row = dict[str, Any]
-Key = tuple[str, int]
-"""(question, the how manieth of the same file)."""
+Key = tuple[bytes, int]
+"""(digest of a question, its occurrence number in a file)."""
+
+EVIDENCE = {"of": str, "flag": str, "test?": int, "sample?": int, "text?": LONG_TEXT}
+QUALITY = {"flags?": {str: [str]}, "evidence?": [EVIDENCE]}
+
+
+class Room:
+    """What a page has room for: bytes of JSON, as they are written in the end."""
+
+    def __init__(self, size: int):
+        self.left = size
+
+    def take(self, value: Any) -> bool:
+        """Whether there is room for a value; it is taken."""
+        size = len(storable(embedded(value)).encode()) + 1
+        if size > self.left:
+            return False
+        self.left -= size
+        return True
 
 
 def browse(run: RunFolder) -> dict[str, Any]:
@@ -28,45 +46,54 @@ def browse(run: RunFolder) -> dict[str, Any]:
     `sources` names the teachers' files; `students` are the pairs of models to be compared, by their places in `models`;
     a sample has `id`, `set`, `q` (question), `c` (choices), `g` (gold: index of the choice, -1: unknown), `t` (texts:
     [source, text, flags]), `f` (flags of the question), `e` (evidence) and `a` (choices by the model's place).
+    `left_out` and `texts_left_out` count the samples and texts that the page has no room for.
     """
     rows: dict[Key, Row] = {}
-    data = {"sources": [], "models": [], "students": [], "left_out": 0}
-    letters = 0
+    data = {"sources": [], "models": [], "students": [], "left_out": 0, "texts_left_out": 0}
+    room, left_out = Room(PAGE_BYTES), set()
     for file in enhanced_files(run.folder):
         data["sources"].append(f"{file.parent.name}: {kind_of(file)}")
         source = len(data["sources"]) - 1
-        seen: Counter[str] = Counter()
+        seen: Counter[bytes] = Counter()
         try:
-            for (number, record), quality in with_quality(file):
-                key = nth(question_key(record["text"]), seen)
-                if key not in rows and is_full(rows, letters):
-                    data["left_out"] += 1
-                    continue
-                row = rows.setdefault(key, new_row("train", number, record["text"]))
-                letters += len(record[kind_of(file)])
-                add_text(row, source, record[kind_of(file)], quality, kind_of(file))
+            for (number, record), quality in with_quality(file, run.missing):
+                key = nth(record["text"], seen)
+                if key not in rows and not add_row(rows, key, new_row("train", number, record["text"]), room):
+                    left_out.add(key)
+                elif not add_text(rows[key], source, record[kind_of(file)], quality, kind_of(file), room):
+                    data["texts_left_out"] += 1
         except UserError as error:
             run.missing.append(f"enhance: {one_line(error)}")
     models = {scored.path: scored for scored in shown_models(run, data)}
     for place, scored in enumerate(models.values()):
         seen = Counter()
-        for sample in scored.samples:
+        for sample in scored.samples():
             if "choice" not in sample:
                 continue
-            key = nth(question_key(sample["prompt"]), seen)
-            if key not in rows and is_full(rows, letters):
-                data["left_out"] += place == 0
+            key = nth(sample["prompt"], seen)
+            name = f"{sample.get('task', scored.task)}-{sample['doc_id']}"
+            if key not in rows and not add_row(rows, key, new_row("test", name, sample["prompt"]), room):
+                left_out.add(key)
                 continue
-            task = sample.get("task", scored.task)
-            row = rows.setdefault(key, new_row("test", f"{task}-{sample['doc_id']}", sample["prompt"]))
-            letters += len(row["q"]) if not row["a"] else 0
-            row["g"] = LETTERS.find(sample["gold"]) if len(sample["gold"]) == 1 else -1
-            row["a"][place] = sample["choice"]
+            gold = sample.get("gold")
+            rows[key]["g"] = LETTERS.find(gold) if isinstance(gold, str) and len(gold) == 1 else -1
+            if room.take({place: sample["choice"]}):
+                rows[key]["a"][place] = sample["choice"]
+    data["left_out"] = len(left_out)
     return {**data, "samples": with_unique_ids(list(rows.values()))}
 
 
-def nth(question: str, seen: Counter[str]) -> Key:
-    """A question that a file has twice is two rows."""
+def add_row(rows: dict[Key, Row], key: Key, row: Row, room: Room) -> bool:
+    """Put a row on the page, if there is room for it."""
+    if len(rows) >= PAGE_SAMPLES or not room.take(row):
+        return False
+    rows[key] = row
+    return True
+
+
+def nth(text: str, seen: Counter[bytes]) -> Key:
+    """The key of a sample's text or of a test's context: a question that a file has twice is two rows."""
+    question = digest_of(question_key(text))
     seen[question] += 1
     return question, seen[question]
 
@@ -81,10 +108,6 @@ def with_unique_ids(rows: list[Row]) -> list[Row]:
     return rows
 
 
-def is_full(rows: dict[Key, Row], letters: int) -> bool:
-    return len(rows) >= MOST_SAMPLES or letters >= MOST_LETTERS
-
-
 def enhanced_files(folder: Path) -> list[Path]:
     found = [path for kind in KINDS.values() for path in sorted((folder / "enhance").glob(f"*/*_{kind}.jsonl"))]
     return [path for path in found if not path.name.startswith(".")]
@@ -94,12 +117,30 @@ def kind_of(file: Path) -> str:
     return file.stem.rpartition("_")[2]
 
 
-def with_quality(file: Path) -> Any:
-    """Each record of an enhanced file, with what post-processing said of its quality ({} where it has not)."""
+def with_quality(file: Path, missing: list[str]) -> Iterator[tuple[tuple[int, Record], Record]]:
+    """Each record of an enhanced file, with what post-processing said of its quality ({} where it has not).
+
+    Raises:
+        UserError: a record is none of enhance.py.
+    """
     quality = file.with_name(f"{file.stem.rpartition('_')[0]}_quality.jsonl")
-    said = (record for _, record in read_records(quality)) if quality.is_file() else iter(())
-    for placed in read_records(file):
-        yield placed, next(said, {})
+    said = read_quality(quality, missing)
+    for number, record in read_records(file):
+        for name in ("text", kind_of(file)):
+            if not isinstance(record.get(name), str):
+                raise UserError(f"{file}, line {number}: the field {name!r} is missing or no text")
+        yield (number, record), next(said, {})
+
+
+def read_quality(path: Path, missing: list[str]) -> Iterator[Record]:
+    """The lines of a quality file; one that is none is said in `missing`, and ends it."""
+    try:
+        for number, record in read_records(path) if path.is_file() else ():
+            if flaw := flaw_of_shape(record, QUALITY):
+                raise UserError(f"{path}, line {number}: no line of post-processing: {flaw}")
+            yield record
+    except UserError as error:
+        say(missing, f"quality: {one_line(error)}")
 
 
 def question_key(text: str) -> str:
@@ -125,11 +166,21 @@ def new_row(of_set: str, name: int | str, text: str) -> Row:
     }
 
 
-def add_text(row: Row, source: int, text: str, quality: Record, kind: str) -> None:
+def add_text(row: Row, source: int, text: str, quality: Record, kind: str, room: Room) -> bool:
+    """Put a teacher's text and what is said of its quality on the page, if there is room for them."""
     flags = quality.get("flags", {})
-    row["t"].append([source, text, flags.get(kind, [])])
-    row["f"] = flags.get("question", [])
-    row["e"] += [said for said in quality.get("evidence", []) if said not in row["e"]]
+    of_text, of_question = [source, text, flags.get(kind, [])], flags.get("question", [])
+    evidence = quality.get("evidence", [])[:MOST_EVIDENCE] if not row["e"] else []  # every kind's file has the same
+    if not room.take([of_text, of_question, evidence]):
+        return False
+    row["t"].append(of_text)
+    row["f"] = of_question
+    row["e"] += evidence
+    return True
+
+
+MOST_EVIDENCE = 100
+"""Pieces of evidence that are shown of a sample."""
 
 
 def shown_models(run: RunFolder, data: dict[str, Any]) -> list[Scored]:
@@ -155,3 +206,17 @@ def shown_models(run: RunFolder, data: dict[str, Any]) -> list[Scored]:
 def embedded(data: Any) -> str:
     """JSON that can stand in a `<script>` element: nothing in it ends the element or begins a comment."""
     return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def storable(text: str) -> str:
+    """The same text, with halves of surrogate pairs (of names that are not UTF-8) written as `\\udcff`."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def embedded_in_pieces(data: dict[str, Any]) -> Iterator[str]:
+    """What `embedded` gives, sample by sample: the whole text would be several times in memory."""
+    head = embedded({name: value for name, value in data.items() if name != "samples"})
+    yield f'{head[:-1]},"samples":['
+    for number, sample in enumerate(data["samples"]):
+        yield ("," if number else "") + embedded(sample)
+    yield "]}"

@@ -12,8 +12,12 @@ from significance import Pair, compare_all
 from table import epoch_of, mean_loss
 
 from teacherlm import manifests
+from teacherlm.errors import LONGEST, cut
+from teacherlm.limits import PAGE_CODE_LETTERS, PAGE_POINTS
 
-PAIRS_HEAD = ("first", "second", "questions", "right: first only", "right: second only", "difference", "95 % interval")
+INTERVAL = "95 % interval"
+"""Head of a column of intervals."""
+PAIRS_HEAD = ("first", "second", "questions", "right: first only", "right: second only", "difference", INTERVAL)
 PAIRS_HEAD += ("p (McNemar, exact)", "p (Holm)")
 MOST_PAIRED = 12
 """Models that are compared each with each on a page; with more, the pairs are those of each run with its student."""
@@ -32,7 +36,7 @@ def accuracies(runs: Sequence[Run], untrained: Sequence[Scored], tasks: Iterable
         if rows:
             metric = next(scored.result["metric"] for scored in every(runs, untrained) if scored.task == task)
             words = f"{metric} on the test questions of {task}; intervals: Wilson's; loss: mean since the row above."
-            head = ("model", "epoch", "questions", metric, "95 % interval", "loss")
+            head = ("model", "epoch", "questions", metric, INTERVAL, "loss")
             parts.append(Part(task, words, curve(runs, task, metric), head, rows, f"accuracy-{task}"))
     return Section("accuracy", "Accuracy", parts)
 
@@ -66,17 +70,16 @@ def curve(runs: Sequence[Run], task: str, metric: str) -> str:
         placed = [(epoch, result) for epoch, result in placed if epoch is not None]
         if len(placed) > 1:
             values = [result["value"] for _, result in placed]
-            below = [result["value"] - result["interval_95"][0] for _, result in placed]
-            above = [result["interval_95"][1] - result["value"] for _, result in placed]
+            below = [max(0.0, result["value"] - result["interval_95"][0]) for _, result in placed]
+            above = [max(0.0, result["interval_95"][1] - result["value"]) for _, result in placed]
             lines.append(Line(run.name, [epoch for epoch, _ in placed], values, below, above))
     return draw(lines, "epoch", f"{metric} on {task}", chance_of(runs, task)) if lines else ""
 
 
 def chance_of(runs: Sequence[Run], task: str) -> float | None:
     """The accuracy of who draws a choice blindly."""
-    samples = next((scored.samples for run in runs for scored in run.scored if scored.task == task), [])
-    counts = [len(sample["loglikelihoods"]) for sample in samples if sample.get("loglikelihoods")]
-    return sum(1 / count for count in counts) / len(counts) if counts else None
+    found = (scored.answers.chance for run in runs for scored in run.scored if scored.task == task)
+    return next((chance for chance in found if chance is not None), None)
 
 
 LOGGED = {"loss": "training loss", "reader_loss": "reader's loss", "retriever_loss": "retriever's loss"}
@@ -95,7 +98,9 @@ def training(runs: Sequence[Run]) -> Section:
 
 
 def points(run: Run, name: str) -> Line:
+    """What is logged under a name; of a long log every so many lines, and the last."""
     records = [record for record in run.log if name in record]
+    records = [*records[: -1 : -(-len(records) // PAGE_POINTS)], records[-1]]
     return Line(run.name, [record["step"] for record in records], [record[name] for record in records])
 
 
@@ -178,8 +183,9 @@ def quality(run: RunFolder) -> Section:
                 Part(path.parent.name, words, head=("flag", *kinds), rows=rows, name=f"quality-{path.parent.name}")
             )
         elif dropped := manifest.get("counts", {}).get("dropped"):
-            words = f"{path.parent.name}: {dropped} of {dropped + manifest['counts']['train']} samples were dropped."
-            rows = list(manifest["counts"]["dropped_for"].items())
+            of_all = dropped + manifest["counts"].get("train", 0)
+            words = f"{path.parent.name}: {dropped} of {of_all} samples were dropped."
+            rows = list(manifest["counts"].get("dropped_for", {}).items())
             parts.append(Part(words=words, head=("for", "samples"), rows=rows))
     return Section("quality", "Quality of the explanations", parts)
 
@@ -190,7 +196,7 @@ def stages(found: Sequence[tuple[Path, dict[str, Any]]], root: Path) -> Section:
     rows = [stage_row(path, manifest, root) for path, manifest in found]
     told = [(path, manifest) for path, manifest in found if "command" in manifest]
     parts = [Part(words="A process hour is an hour of one process, on a GPU where it has one.", head=head, rows=rows)]
-    parts += [Part(code="\n\n".join(details(path, manifest, root) for path, manifest in told), folded=FOLDED)]
+    parts += [Part(code=all_details(told, root), folded=FOLDED)]
     return Section("stages", "Stages", parts if rows else [])
 
 
@@ -215,9 +221,9 @@ def duration(manifest: dict[str, Any]) -> float | None:
     """Seconds from a stage's beginning to its end, of one that does not count them itself."""
     try:
         started, finished = (datetime.fromisoformat(manifest[name]) for name in ("started", "finished"))
-    except (KeyError, ValueError):
+        return (finished - started).total_seconds()
+    except (KeyError, ValueError, TypeError):  # TypeError: only one of the two has a time zone
         return None
-    return (finished - started).total_seconds()
 
 
 def place_of(path: Path, root: Path) -> str:
@@ -227,11 +233,26 @@ def place_of(path: Path, root: Path) -> str:
     )
 
 
+def all_details(told: Sequence[tuple[Path, dict[str, Any]]], root: Path) -> str:
+    """The details of the stages, as many as a page has room for."""
+    pieces, letters = [], 0
+    for number, (path, manifest) in enumerate(told):
+        pieces.append(details(path, manifest, root))
+        letters += len(pieces[-1])
+        if letters > PAGE_CODE_LETTERS:
+            left = len(told) - number - 1
+            return cut("\n\n".join(pieces), PAGE_CODE_LETTERS) + f"\n\n({left} more stages are not on this page)"
+    return "\n\n".join(pieces)
+
+
 def details(path: Path, manifest: dict[str, Any], root: Path) -> str:
     """A stage's manifest in words: command, arguments, inputs and outputs with their digests, versions, image."""
     lines = [f"{manifest['stage']}: {place_of(path, root)}", f"  command  {' '.join(manifest['command'])}"]
     if manifest.get("arguments"):
-        lines.append("  with     " + ", ".join(f"{key}={value}" for key, value in manifest["arguments"].items()))
+        lines.append(
+            "  with     "
+            + ", ".join(f"{key}={cut(str(value), LONGEST)}" for key, value in manifest["arguments"].items())
+        )
     for title, name in (("read", "inputs"), ("wrote", "outputs")):
         for key, described in manifest.get(name, {}).items():
             shown = described["path"] if name == "inputs" else Path(described["path"]).name

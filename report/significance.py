@@ -3,14 +3,10 @@
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from run_folder import Scored
+from run_folder import Question, Scored
 from scipy.stats import binomtest
-
-Question = tuple[Any, ...]
-"""What makes two samples the same question: task, number, prompt."""
 
 RESAMPLES = 10_000
 
@@ -40,16 +36,9 @@ class Pair:
     p_holm: float = 1.0
 
 
-def right_answers(scored: Scored) -> dict[Question, bool]:
-    """Question -> whether the model is right, of a task whose metric says right or wrong of each sample."""
-    metric = scored.result["metric"]
-    values = {(record.get("task"), record["doc_id"], record["prompt"]): record.get(metric) for record in scored.samples}
-    return {question: value == 1 for question, value in values.items() if value in (0, 1)}
-
-
 def compare_all(models: Iterable[Scored]) -> list[Pair]:
     """Each model with each later one, p corrected for all of them together; pairs without a common question are out."""
-    answers = {scored.name: right_answers(scored) for scored in models}
+    answers = {scored.name: scored.answers.right for scored in models}
     pairs = [compare(a, answers[a], b, answers[b]) for a, b in itertools.combinations(answers, 2)]
     return with_holm([pair for pair in pairs if pair.n])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teacherlm.errors import UserError
+from teacherlm.json_files import load_object
 
 if TYPE_CHECKING:
     from teacherlm.models import Model
@@ -43,7 +44,7 @@ def base_folder(folder: Path) -> Path:
     from teacherlm.models import Model, local_folder
 
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = load_object(folder / CONFIG)
         name, revision = config["base_model_name_or_path"], config.get("revision")
         base = Path(name)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -79,8 +80,8 @@ def check_base_digest(folder: Path, base: Mapping[str, Any]) -> None:
     if not (folder / BASE).is_file():
         return
     try:
-        trained = json.loads((folder / BASE).read_text(encoding="utf-8"))["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+        trained = str(load_object(folder / BASE)["sha256"])
+    except (ValueError, KeyError) as error:
         raise UserError(f"{folder / BASE}: a JSON object with sha256 was expected") from error
     if base["sha256"] != trained:
         raise UserError(

@@ -13,36 +13,19 @@ from functools import cached_property
 from pathlib import Path
 
 import jinja2
-import jinja2.meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from teacherlm import ROOT
 from teacherlm.errors import Parser, UserError, print_for_shell, run, shown
-from teacherlm.prompts import KINDS, LETTERS, PROMPTS, TAILS, Question, prompt_fields, remove_duplicated_block
+from teacherlm.files import plain_name
+from teacherlm.prompts import KINDS, LETTERS, PROMPTS, TAILS, Question, prompt_fields
 from teacherlm.records import Record
+from teacherlm.templates import ERRORS, compile_template, fields_of, render
 from teacherlm.yaml_files import Unquoted, read_yaml
 
 FOLDER = ROOT / "benchmarks"
 RESERVED = ("text", *PROMPTS, *KINDS.values(), *(f"{kind}_completions" for kind in KINDS.values()), "all", *TAILS)
 RESERVED += ("full_tail",)
 """Fields that the pipeline adds to a sample; a dataset that brings them already would lose its own."""
-
-
-def full_stop(text: str) -> str:
-    """A full stop where the closing punctuation is missing (the reference's list for MMLU: . , ? ! and the quote)."""
-    return text if text.endswith((".", ",", "?", "!", '"')) else text + "."
-
-
-def one_line(text: str) -> str:
-    return text.replace("\n", " ")
-
-
-SANDBOX = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
-SANDBOX.filters |= {"full_stop": full_stop, "one_line": one_line, "single_blanks": remove_duplicated_block}
-SANDBOX.globals.clear()
-
-TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
-"""What a template raises over values that it was not made for: `{{ 5 | full_stop }}` has no endswith."""
 
 
 @dataclass(frozen=True)
@@ -78,30 +61,22 @@ class Benchmark:
         """The templates by name: question, answer, preamble, and each choice.
 
         Raises:
-            UserError: one is no valid Jinja2.
+            UserError: see `compile_template`.
         """
         sources = {"question": self.question, "answer": self.answer, "preamble": self.preamble}
         sources |= {f"choice {letter}": source for letter, source in zip(LETTERS, self.choices)}
-        compiled = {}
-        for name, source in sources.items():
-            try:
-                compiled[name] = SANDBOX.from_string(source)
-            except jinja2.TemplateSyntaxError as error:
-                raise UserError(f"{self.path}: the template {name} is no valid Jinja2: {error.message}") from error
-        return compiled
+        return {name: compile_template(source, f"{self.path}: the template {name}") for name, source in sources.items()}
 
     @cached_property
     def fields(self) -> tuple[str, ...]:
         """The sample's fields that the templates read, in the order of the templates."""
         sources = [self.question, *self.choices, self.answer, self.preamble]
-        return tuple(
-            dict.fromkeys(f for s in sources for f in sorted(jinja2.meta.find_undeclared_variables(SANDBOX.parse(s))))
-        )
+        return tuple(dict.fromkeys(name for source in sources for name in fields_of(source)))
 
     @cached_property
     def question_fields(self) -> tuple[str, ...]:
         """The sample's fields that the question's own template reads."""
-        return tuple(sorted(jinja2.meta.find_undeclared_variables(SANDBOX.parse(self.question))))
+        return tuple(fields_of(self.question))
 
     def ask(self, sample: Record, where: str) -> Question:
         """The question that a sample asks.
@@ -120,8 +95,8 @@ class Benchmark:
         rendered = {}
         for name, template in self.templates.items():
             try:
-                rendered[name] = template.render(sample)
-            except TEMPLATE_ERRORS as error:
+                rendered[name] = render(template, sample)
+            except ERRORS as error:
                 raise UserError(f"{where}: the template {name} of {self.path.name} fails: {error}") from error
         if not rendered["question"].strip():
             raise UserError(f"{where}: the question is empty (field {self.fields[0]!r})")
@@ -143,8 +118,7 @@ class Benchmark:
         else:
             accepted = {letter: index for index, letter in enumerate(letters)}
         if answer not in accepted:
-            names = jinja2.meta.find_undeclared_variables(SANDBOX.parse(self.answer))
-            fields = ", ".join(map(repr, sorted(names)))
+            fields = ", ".join(map(repr, fields_of(self.answer)))
             raise UserError(
                 f"{where}: the field {fields} is {shown(answer)}; expected one of {', '.join(map(repr, accepted))}"
             )
@@ -211,6 +185,9 @@ def load_benchmark(name: str) -> Benchmark:
         raise UserError(f"no benchmark {name!r}; there are: {', '.join(near)} (or give the path of a YAML file)")
     content = read_yaml(path, Benchmark, computed={"path"})
     benchmark = Benchmark(path=path, **content)
+    plain_name(benchmark.title, f"{path}: title")
+    for split, pattern in benchmark.files.items():
+        require_inside(pattern, f"{path}: files: {split}")
     if not 2 <= len(benchmark.choices) <= len(LETTERS):
         raise UserError(f"{path}: choices: 2 to {len(LETTERS)} templates were expected, found {len(benchmark.choices)}")
     if benchmark.answer_is not in ("letter", "index", "text"):
@@ -230,6 +207,17 @@ def load_benchmark(name: str) -> Benchmark:
         raise UserError(f"{path}: groups: they are of values of the file_field, which is missing")
     benchmark.compile()  # now, so that a broken template is found before any data is read
     return benchmark
+
+
+def require_inside(pattern: str, where: str) -> None:
+    """Refuse a pattern of files that leads out of the folder in which they are looked for.
+
+    Raises:
+        UserError: it is empty or absolute, goes up, or has `**` otherwise than as a part of its own.
+    """
+    parts = pattern.split("/")
+    if not pattern or pattern.startswith("/") or ".." in parts or any("**" in part and part != "**" for part in parts):
+        raise UserError(f"{where}: a pattern inside of the data's folder was expected, found {shown(pattern)}")
 
 
 def main() -> None:

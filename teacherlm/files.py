@@ -3,20 +3,56 @@
 import contextlib
 import glob
 import os
+import re
 import shutil
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+from urllib.parse import quote
 
-from teacherlm.errors import UserError
+from teacherlm.errors import UserError, shown
 
 
 def cache_folder() -> Path:
     """Where this project keeps what is costly to make again: TEACHERLM_CACHE, or the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "teacherlm"
     return Path(os.environ.get("TEACHERLM_CACHE") or default)
+
+
+LONGEST_NAME = 200
+"""Bytes of a name that comes from data; file systems take 255, and ours get endings."""
+
+
+def plain_name(name: str, where: str) -> str:
+    """A name that was read from data, once it is sure that as a part of a path it is one name in a folder.
+
+    Args:
+        where: the name's place, for messages: a file and a field.
+
+    Raises:
+        UserError: it is empty, too long, hidden or a folder's own (`.`, `..`), or has a slash or a character that
+            cannot be printed.
+    """
+    if not name or name.startswith(".") or "/" in name or not name.isprintable() or len(name.encode()) > LONGEST_NAME:
+        raise UserError(
+            f"{where}: a plain name was expected, without slashes, without a dot at its beginning and of at most "
+            f"{LONGEST_NAME} bytes, found {shown(name)}; it becomes the name of a file"
+        )
+    return name
+
+
+def file_name(name: str) -> str:
+    """Any name, of a task for example, as that of a file: `math/algebra` is `math%2Falgebra`.
+
+    Two names never become the same one, and none leads to another folder or is that of a hidden file or a manifest.
+    """
+    return re.sub(
+        r"[^\w .,()+=@~-]|^\.|\.(?=manifest$)",
+        lambda mark: quote(mark[0], safe="", errors="surrogatepass").replace(".", "%2E"),
+        name,
+    )
 
 
 LEFTOVER_AGE = 24 * 3600

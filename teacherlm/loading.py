@@ -1,7 +1,6 @@
 """Load a model or tokenizer from a folder, the same way in every stage."""
 
 import contextlib
-import json
 import os
 import re
 import sys
@@ -15,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from teacherlm.adapters import base_folder, is_adapter
 from teacherlm.errors import UserError, reason
+from teacherlm.json_files import load_object
 from teacherlm.model_config import load_config, require_causal_decoder, vocabulary_size
 
 if not sys.stderr.isatty():
@@ -107,7 +107,7 @@ def weight_files(folder: Path) -> list[Path]:
     if whole.is_file():
         return [whole]
     try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        names = load_object(index)["weight_map"].values()
         return sorted({folder / name for name in names})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from teacherlm.errors import UserError
 from teacherlm.files import through_links
+from teacherlm.json_files import load_object
 from teacherlm.manifests import timestamp
 
 NOT_SUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
@@ -169,7 +170,7 @@ class OutputLock:
         """Who holds the lock, in words, as its file says."""
         for _ in range(20):  # the file is empty for an instant after the lock was taken
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                who = json.loads(self.path.read_bytes())
+                who = load_object(self.path)
                 return f"held by {who['host']} pid {who['pid']} since {who['since']} ({' '.join(who['command'])})"
             time.sleep(0.05)
         return "held by another process"

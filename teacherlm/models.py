@@ -19,7 +19,7 @@ from typing import Any
 from teacherlm import ROOT
 from teacherlm.adapters import base_folder, check_base_digest, is_adapter
 from teacherlm.errors import Parser, UserError, print_for_shell, reason, run
-from teacherlm.files import require_hub_cache
+from teacherlm.files import plain_name, require_hub_cache
 from teacherlm.manifests import describe
 from teacherlm.yaml_files import as_meant, read_yaml
 
@@ -102,14 +102,14 @@ def find_model(name: str) -> Model:
             raise UserError(f"{described}: exactly one of hub, path and package says where the weights are")
         return model
     if name.startswith(("http://", "https://")):
-        return Model(name=name.rstrip("/").rsplit("/", 1)[1], server=name)
+        return Model(name=plain_name(name.rstrip("/").rsplit("/", 1)[1], f"the model of {name}"), server=name)
     if name.startswith("field:"):
         return Model(name=name.replace(":", "-"), explanations=name.removeprefix("field:"))
     folder = Path(name).expanduser()
     if name and folder.is_dir():
         return Model(name=folder.resolve().name, path=str(folder))
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return Model(name=name.split("/")[1], hub=name)
+        return Model(name=plain_name(name.split("/")[1], f"the model of {name}"), hub=name)
     if "/" in name:
         raise UserError(f"no model at {name}: no such folder; give a folder with config.json, tokenizer and weights")
     near = difflib.get_close_matches(name, names(), n=6, cutoff=0.5) or names()

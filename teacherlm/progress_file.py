@@ -5,7 +5,6 @@ tore, and does what is missing. At the end the completions are joined with the i
 """
 
 import contextlib
-import json
 import os
 import time
 from array import array
@@ -15,6 +14,7 @@ from typing import Any
 
 from teacherlm.errors import UserError
 from teacherlm.files import set_aside
+from teacherlm.json_files import parse_bounded
 from teacherlm.lock import lock_descriptor
 from teacherlm.records import cut_torn_line, dump_line
 
@@ -22,6 +22,8 @@ FLUSH_SECONDS = 1.0
 """A crash of the machine costs the pieces of so many seconds; one of the program costs none of them."""
 
 
+MOST_PIECES = 2**28
+"""More than any work has: a key beyond it is none, and would take its eight bytes for each one below it."""
 KILLED_SECONDS = 30
 """How long a killed process may take to vanish: its last writes may have to go to a slow disk."""
 
@@ -81,7 +83,7 @@ class ProgressFile:
         if not line:
             return []
         try:
-            old = json.loads(line)["work"]
+            old = parse_bounded(line)["work"]
         except (ValueError, KeyError, TypeError):
             return ["its first line is not of this program"]
         keys = sorted({*old, *work})
@@ -93,7 +95,9 @@ class ProgressFile:
         self.end = len(self.file.readline())
         for line in self.file:
             try:
-                key = json.loads(line)["key"]
+                key = parse_bounded(line)["key"]
+                if type(key) is not int or not 0 <= key < MOST_PIECES:
+                    raise ValueError(f"no key: {key!r}")
             except (ValueError, KeyError, TypeError):
                 print(f"{self.path}: from byte {self.end} on it cannot be read, dropped")
                 self.file.truncate(self.end)
@@ -133,7 +137,7 @@ class ProgressFile:
         self.reader.seek(self.offsets[key])
         line = self.reader.readline()
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-            piece = json.loads(line)
+            piece = parse_bounded(line)
             if piece.pop("key") == key:
                 return piece
         raise UserError(
@@ -164,8 +168,8 @@ def done_keys(path: Path, work: Mapping[str, Any]) -> set[int]:
 
 def pieces(path: Path, work: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(path, "rb") as file:
-        if json.loads(file.readline())["work"] != dict(work):
+        if parse_bounded(file.readline())["work"] != dict(work):
             return
         for line in file:  # the last may be half there: it ends the loop
-            piece = json.loads(line)
+            piece = parse_bounded(line)
             yield piece.pop("key"), piece

@@ -78,24 +78,39 @@ def take_apart(text: str) -> tuple[str, tuple[str, ...]]:
     before = text.rpartition(ANSWER_MARK)[0] or text
     before = before[before.rfind(ANSWER_MARK) + 1 :]
     question = before.partition("Q: ")[2] or before
-    starts = [match.start() for match in re.finditer(re.escape(" (A) "), question)]
-    rows = [row_of_letters(question, start) for start in starts]
-    row = max(reversed(rows), key=len, default=[])
+    row = longest_row(question)
     if len(row) < 2:
         return question, ()
     ends = [*row[1:], len(question)]
     return question[: row[0]], tuple(question[start + 5 : end] for start, end in zip(row, ends))
 
 
-def row_of_letters(question: str, start: int) -> list[int]:
-    """Where ` (A) `, ` (B) `, ... stand, one after the other from `start` on."""
-    row: list[int] = []
-    for letter in LETTERS:
-        start = question.find(f" ({letter}) ", start)
-        if start < 0:
-            break
-        row.append(start)
-        start += 4  # the blank after a letter may be the one before the next: an empty choice
+MARK = re.compile(r"(?= \(([A-Z])\) )")
+"""A letter in brackets; the blank after it may be the one before the next: an empty choice."""
+
+
+def longest_row(question: str) -> list[int]:
+    """Where ` (A) `, ` (B) `, ... of the longest row of letters stand; of equally long ones, of the last.
+
+    After a letter comes the next place of the letter that follows it in the alphabet. One pass from the end finds the
+    rows of all places, so the time grows with the length of the text, whatever stands in it.
+    """
+    marks = [(match.start(), match[1]) for match in MARK.finditer(question)]
+    firsts = {match.start() for match in re.finditer(re.escape(" (A) "), question)}  # of ` (A) (A) ` only one
+    nearest: dict[str, int] = {}
+    following: dict[int, int | None] = {}
+    lengths: dict[int, int] = {}
+    best = None
+    for start, letter in reversed(marks):
+        after = nearest.get(chr(ord(letter) + 1))
+        following[start], lengths[start] = after, 1 + lengths.get(after, 0)
+        nearest[letter] = start
+        if start in firsts and (best is None or lengths[start] > lengths[best]):
+            best = start
+    row = []
+    while best is not None:
+        row.append(best)
+        best = following[best]
     return row
 
 

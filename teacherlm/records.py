@@ -16,14 +16,12 @@ from backports import zstd
 
 from teacherlm.errors import UserError, shown
 from teacherlm.files import whole_file
+from teacherlm.limits import JSON_DEPTH, JSON_VALUES, LINE_BYTES
 
 Record = dict[str, Any]
 
 COMPRESSED = {".gz": gzip.open, ".zst": zstd.open}
 """Ending of a compressed file -> what opens it."""
-
-DEEPEST = 32
-"""Lists and objects in one another; Arrow's files end at 64."""
 
 
 class Flaw(Exception):
@@ -44,17 +42,22 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
         raise UserError(f"{path}: this archive is cut off or damaged ({error}); pack or copy it again") from error
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, most: int = JSON_VALUES) -> Any:
     """JSON with each name once in an object (Python's reader would keep the last value and drop the others).
+
+    Args:
+        most: lists and objects that it may have.
 
     Raises:
         ValueError: it is no JSON.
         Flaw: it is, but not of records.
     """
+    if len(text) > most and text.count("[") + text.count("{") > most:
+        raise Flaw(f"more than {most:,} lists and objects")
     try:
         return DECODER.decode(text)
     except RecursionError:
-        raise Flaw(f"nested more than {DEEPEST} levels deep; make it flat") from None
+        raise Flaw(f"nested more than {JSON_DEPTH} levels deep; make it flat") from None
 
 
 def unique(pairs: list[tuple[str, Any]]) -> Record:
@@ -100,8 +103,8 @@ def flaw_of(value: Any, depth: int = 1) -> str | None:
         if not math.isfinite(value):
             return f"is {value}, which JSON has no number for; make it null or a text"
     elif kind is list or kind is dict:
-        if depth > DEEPEST:
-            return f"is nested more than {DEEPEST} levels deep; make it flat"
+        if depth > JSON_DEPTH:
+            return f"is nested more than {JSON_DEPTH} levels deep; make it flat"
         flaws = map(flaw_of_name, value) if kind is dict else iter(())
         parts = value if kind is list else value.values()
         return next(filter(None, itertools.chain(flaws, (flaw_of(part, depth + 1) for part in parts))), None)
@@ -128,8 +131,10 @@ def read_records(path: Path) -> Iterator[tuple[int, Record]]:
     def lines() -> Iterator[bytes]:
         nonlocal number
         with open_bytes(path) as file:
-            for line in file:
+            while line := file.readline(LINE_BYTES + 1):
                 number += 1
+                if len(line) > LINE_BYTES:
+                    raise Flaw(f"a line of at most {LINE_BYTES:,} bytes was expected; is this a JSON lines file?")
                 yield line
 
     reader = jsonlines.Reader(lines(), loads=parse_json)

@@ -21,6 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from teacherlm.errors import UserError, reason
 from teacherlm.files import cache_folder, whole_file
+from teacherlm.json_files import load_object
 from teacherlm.loading import base_model
 from teacherlm.model_config import attention_windows, is_rescaled, position_count, vocabulary_size
 
@@ -315,6 +316,6 @@ def timed(find: Callable[[], Verdict]) -> Verdict:
 
 def read_verdict(path: Path) -> Verdict | None:
     try:
-        return Verdict(**json.loads(path.read_text(encoding="utf-8")))
+        return Verdict(**load_object(path))
     except (OSError, ValueError, TypeError):
         return None

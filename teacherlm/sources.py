@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from teacherlm.benchmarks import Benchmark
 from teacherlm.errors import UserError, reason, shown
 from teacherlm.files import require_hub_cache
+from teacherlm.limits import LIST_BYTES, LIST_VALUES
 from teacherlm.records import COMPRESSED, Flaw, Record, check_record, open_bytes, parse_json, read_records
 
 Sample = tuple[str, Record]
@@ -135,7 +137,10 @@ def read_json(file: Path) -> Iterator[Sample]:
         return
     try:
         with open_bytes(file) as handle:
-            records = parse_json(handle.read().decode("utf-8-sig"))
+            data = handle.read(LIST_BYTES + 1)
+        if len(data) > LIST_BYTES:
+            raise UserError(f"{file}: a list of at most {LIST_BYTES:,} bytes was expected; save it as JSON lines")
+        records = parse_json(data.decode("utf-8-sig"), LIST_VALUES)
     except ValueError as error:
         raise UserError(f"{file}: no valid JSON: {error}") from error
     except Flaw as flaw:
@@ -164,6 +169,7 @@ def read_csv(file: Path, columns: tuple[str, ...] | None) -> Iterator[Sample]:
         reader = csv.reader(handle, strict=True)
         try:
             names = columns or tuple(next(reader, ()))
+            counts = Counter(names)
             found = False
             for row in reader:
                 where = f"{file}, line {reader.line_num}"
@@ -173,7 +179,7 @@ def read_csv(file: Path, columns: tuple[str, ...] | None) -> Iterator[Sample]:
                     raise UserError(f"{where}: {len(names)} columns were expected, found {len(row)}")
                 sample: Record = {}
                 for name, value in zip(names, row):
-                    if names.count(name) == 1:
+                    if counts[name] == 1:
                         sample[name] = value
                     else:
                         sample.setdefault(name, []).append(value)

@@ -1,12 +1,12 @@
 """Test sets as data_prepare.py makes them: folders of samples with the fields `question` and `answer`."""
 
 import functools
-import json
 from pathlib import Path
 
 import datasets
 
 from teacherlm.errors import UserError, reason, shown
+from teacherlm.json_files import load_object
 from teacherlm.prompts import LETTERS
 
 
@@ -31,7 +31,7 @@ def load_test_set(path: Path, name: str, choices: int | None) -> datasets.Datase
 @functools.lru_cache(maxsize=4)  # MMLU's 57 tasks read one set
 def read(path: Path, stamp: tuple[tuple[str, int], ...], choices: int | None) -> datasets.Dataset:
     try:
-        features = json.loads((path / "dataset_info.json").read_text(encoding="utf-8")).get("features") or {}
+        features = load_object(path / "dataset_info.json").get("features") or {}
         samples = datasets.load_from_disk(str(path))
     except Exception as error:  # the library's own; of a folder without samples an IndexError
         raise UserError(f"{path}: there are no samples in it, or they cannot be read ({reason(error)})") from error

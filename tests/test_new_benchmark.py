@@ -200,8 +200,9 @@ def test_a_yaml_that_is_no_mapping_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_a_template_cannot_reach_into_python(tmp_path: Path, template: str) -> None:
-    benchmark = load_benchmark(written(tmp_path, "{{ question }}", template))
-    assert mistake(lambda: benchmark.ask(SAMPLE, "train.jsonl, line 7")).startswith("train.jsonl, line 7: the ")
+    path = written(tmp_path, "{{ question }}", template)
+    said = mistake(lambda: load_benchmark(path).ask(SAMPLE, "train.jsonl, line 7"))
+    assert said.startswith(("train.jsonl, line 7: the ", f"{path}: the template "))
 
 
 @pytest.mark.parametrize(("kind", "answer"), [("letter", "B"), ("index", 1), ("index", "1"), ("text", "moon")])
