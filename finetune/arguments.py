@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import json
 import netrc
 import os
 import sys
@@ -17,8 +18,9 @@ from optimizers import check_optimizer
 from processes import say
 from transformers import HfArgumentParser, TrainingArguments
 
-from teacherlm.errors import LIST_MISSING, UserError, one_line, require_number
+from teacherlm.errors import LIST_MISSING, UserError, one_line, reason, require_number, shown
 from teacherlm.models import find_model
+from teacherlm.redaction import is_secret, secret_settings
 
 CONFIGS = Path(__file__).resolve().parent / "deepspeed"
 
@@ -185,7 +187,7 @@ def check_values(asked: argparse.Namespace) -> None:
 
 
 def check_effects(given: Mapping[str, Any]) -> None:
-    """Refuse flags that would change nothing, so that nobody takes their results for those of the flag.
+    """Refuse flags that would change nothing, so that nobody takes their results for those of the flag, and secrets.
 
     Args:
         given: flags with another value than their default.
@@ -196,6 +198,11 @@ def check_effects(given: Mapping[str, Any]) -> None:
     for name in given:
         if name in REFUSED:
             raise UserError(f"--{name} is not supported here: {REFUSED[name]}; leave it out")
+        if is_secret(name):
+            raise UserError(
+                f"--{name}: everybody on a machine can read its commands, and checkpoints keep their flags; leave it "
+                "out and set the variable that the library reads (HF_TOKEN, WANDB_API_KEY)"
+            )
     needs = {  # flag -> the flag and values that it needs
         "early_stop": ("dev_dataset", None),
         "peft_rank": ("peft", ("lora", "qlora")),
@@ -300,4 +307,24 @@ def deepspeed_config(asked: str | None, model: str | None, processes: int) -> Pa
         raise UserError(f"--deepspeed {asked}: no such file; there are: {names}")
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError("--deepspeed: the package deepspeed is not installed; make install brings it")
+    require_no_secrets(found)
     return found
+
+
+def require_no_secrets(file: Path) -> None:
+    """Refuse a DeepSpeed configuration that is none, or has a secret in it, which every checkpoint would keep.
+
+    Raises:
+        UserError: it names the file and the setting.
+    """
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"--deepspeed {file}: a JSON object was expected ({reason(error)})") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"--deepspeed {file}: a JSON object was expected, found {shown(settings)}")
+    for name in secret_settings(settings):
+        raise UserError(
+            f"--deepspeed {file}: {name}: a secret does not belong there, as checkpoints keep these settings; leave it "
+            "out and set the variable that the library reads (COMET_API_KEY, WANDB_API_KEY)"
+        )

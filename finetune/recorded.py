@@ -15,6 +15,7 @@ from known_flags import DERIVED, FIXED_SCHEDULES, HARMLESS, REFUSED
 from transformers import TrainingArguments
 
 from teacherlm.json_files import require_object
+from teacherlm.redaction import without_named
 
 NOT_RECORDED = {
     "model_name_or_path", "dataset_name", "dev_dataset",  # inputs: the manifest has their digests
@@ -84,8 +85,8 @@ def effective_batch(training: TrainingArguments) -> int:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it."""
-    return value.value if isinstance(value, enum.Enum) else value
+    """A value as JSON has it, without the secrets that it names."""
+    return without_named(value.value if isinstance(value, enum.Enum) else value)
 
 
 def deepspeed_settings(config: str | dict[str, Any] | None) -> dict[str, Any]:

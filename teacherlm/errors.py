@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from teacherlm.redaction import redacted
+
 
 class UserError(Exception):
     """Something the user can mend. The message names what was found, what was expected and what to do."""
@@ -161,12 +163,12 @@ CUT = " [...] "
 
 def reason(error: BaseException) -> str:
     """The first line of an error's text, or its kind where it has none: for errors of libraries with long stories."""
-    return printable(next(iter(str(error).strip().splitlines()), "")) or type(error).__name__
+    return printable(redacted(next(iter(str(error).strip().splitlines()), ""))) or type(error).__name__
 
 
 def one_line(error: BaseException | str) -> str:
-    """The error's text as a log and a terminal can show it, so that one mistake is one line. See `printable`."""
-    return printable(str(error))
+    """The error's text as a log and a terminal can show it: on one line, cut, and without secrets."""
+    return printable(redacted(str(error)))
 
 
 def shown(value: object) -> str:

@@ -26,10 +26,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from teacherlm.errors import UserError
+from teacherlm.errors import UserError, printable
 from teacherlm.files import through_links
 from teacherlm.json_files import load_object
 from teacherlm.manifests import timestamp
+from teacherlm.redaction import redacted_command
 
 NOT_SUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 held: dict[Path, "OutputLock"] = {}
@@ -159,7 +160,7 @@ class OutputLock:
 
     def sign(self, file: int) -> None:
         """Write into the file who holds the lock; on a full disk it stays unsaid."""
-        command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+        command = [Path(sys.argv[0]).name, *redacted_command(sys.argv[1:])]
         who = {"host": socket.gethostname(), "pid": os.getpid(), "since": timestamp(time.time()), "command": command}
         with contextlib.suppress(OSError):
             os.ftruncate(file, 0)
@@ -171,7 +172,8 @@ class OutputLock:
         for _ in range(20):  # the file is empty for an instant after the lock was taken
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 who = load_object(self.path)
-                return f"held by {who['host']} pid {who['pid']} since {who['since']} ({' '.join(who['command'])})"
+                words = f"held by {who['host']} pid {who['pid']} since {who['since']} ({' '.join(who['command'])})"
+                return printable(words)
             time.sleep(0.05)
         return "held by another process"
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from teacherlm import ROOT
 from teacherlm.files import whole_file
+from teacherlm.redaction import redacted_command
 
 NAME = "manifest.json"
 STAGE_VERSIONS = {
@@ -172,7 +173,7 @@ def write_manifest(
         "versions": versions(),
         "image": os.environ.get("TEACHERLM_IMAGE"),
         "host": socket.gethostname(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *redacted_command(sys.argv[1:])],
         "started": timestamp(started),
         "finished": timestamp(time.time()),
     }

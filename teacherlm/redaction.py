@@ -1,0 +1,97 @@
+"""Secrets stay out of what is written and printed: manifests, lists of failures, messages.
+
+A secret is known by its name: that of an environment variable, of a flag, or of a setting within a flag, such as
+`api_key` in `http://host/model?api_key=...`. Its value is then hidden wherever it appears.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+HIDDEN = "[hidden]"
+SHORTEST = 8
+"""Number of characters of a value that is hidden wherever it appears; a shorter one is hidden beside its name only."""
+NAMES = {"token", "key", "apikey", "password", "passwd", "passphrase", "secret", "credential", "credentials"}
+NEAR = r"(?:token|key|passw|passphrase|secret|credential)"
+PAIR = re.compile(
+    r"([\w.-]{0,32}" + NEAR + r"[\w.-]{0,32})([\"']?\s{0,9}[=:]\s{0,9}[\"']?)([^\s\"',&;}\]]+)", re.IGNORECASE
+)
+"""A setting whose name may be a secret's, and its value: NAME=VALUE, or "NAME": "VALUE" as JSON has it."""
+LOGIN = re.compile(r"(?<=://)([^/@\s]+)@")
+"""The name and the password before the host of an address."""
+
+
+def is_secret(name: str) -> bool:
+    """Whether a flag, a setting or a variable of that name holds a secret: `hub_token` does, `num_tokens` does not."""
+    words = re.split(r"[^A-Za-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name))
+    return not NAMES.isdisjoint(word.lower() for word in words)
+
+
+def redacted(text: str) -> str:
+    """A text without the values of this process's secrets: those of its environment and of its command."""
+    for value in sorted(known_secrets(), key=len, reverse=True):
+        text = text.replace(value, HIDDEN)
+    return text
+
+
+def redacted_command(words: Sequence[str]) -> list[str]:
+    """The words of a command without the secrets in them, whether they are known by their name or by their value."""
+    shown, secret_follows = [], False
+    for word in words:
+        if secret_follows and not word.startswith("--"):
+            shown.append(HIDDEN)
+        else:
+            shown.append(redacted(without_named(word)))
+        secret_follows = word.startswith("-") and "=" not in word and is_secret(word)
+    return shown
+
+
+def hide_named(pair: re.Match[str]) -> str:
+    if not is_secret(pair[1]) or HIDDEN.startswith(pair[3]):  # hidden already
+        return pair[0]
+    return f"{pair[1]}{pair[2]}{HIDDEN}"
+
+
+def without_named(value: Any) -> Any:
+    """A JSON value without the secrets in it that are known by their names, as arguments are recorded.
+
+    It depends on nothing but the value, so that the same arguments are recorded alike in every environment.
+    """
+    if isinstance(value, str):
+        return LOGIN.sub(f"{HIDDEN}@", PAIR.sub(hide_named, value))
+    if isinstance(value, Mapping):
+        return {name: HIDDEN if is_text_secret(name, one) else without_named(one) for name, one in value.items()}
+    return [without_named(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def secret_settings(value: Any, where: str = "") -> Iterator[str]:
+    """The names of the secrets in a JSON value, such as `comet.api_key`."""
+    for name, one in value.items() if isinstance(value, Mapping) else ():
+        if is_text_secret(name, one):
+            yield f"{where}{name}"
+        yield from secret_settings(one, f"{where}{name}.")
+
+
+def is_text_secret(name: Any, value: Any) -> bool:
+    return isinstance(value, str) and bool(value) and is_secret(str(name))
+
+
+def known_secrets() -> set[str]:
+    """The values of this process's secrets that are long enough to be hidden wherever they appear."""
+    found = {value for name, value in os.environ.items() if is_secret(name)}
+    found |= set(secrets_in(sys.argv[1:]))
+    for text in (*os.environ.values(), *sys.argv[1:]):  # such as HTTPS_PROXY=http://name:password@host
+        found |= {login.partition(":")[2] or login for login in LOGIN.findall(text)}
+    return {value for value in found if len(value) >= SHORTEST}
+
+
+def secrets_in(words: Iterable[str]) -> Iterator[str]:
+    """The values in a command that follow a secret's name."""
+    secret_follows = False
+    for word in words:
+        if secret_follows and not word.startswith("--"):
+            yield word
+        yield from (pair[3] for pair in PAIR.finditer(word) if is_secret(pair[1]))
+        secret_follows = word.startswith("-") and "=" not in word and is_secret(word)
