@@ -18,6 +18,7 @@ from teacherlm.files import require_writable
 from teacherlm.lock import one_writer
 from teacherlm.models import Model, find_model
 from teacherlm.prompts import KINDS
+from teacherlm.servers import is_address
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -75,7 +76,7 @@ def check(args: argparse.Namespace) -> argparse.Namespace:
             raise UserError(f"--name {args.name}: it takes neither --engine nor --num_completions")
         args.engine = "field"
         return args
-    remote = args.name.startswith(("http://", "https://"))
+    remote = is_address(args.name)
     args.engine = args.engine or ("openai" if remote else "transformers")
     if remote != (args.engine == "openai"):
         raise UserError(

@@ -34,6 +34,11 @@ SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 active: list[Stop] = []
 
 
+def is_asked() -> bool:
+    """Whether one of the signals has asked this process to stop; for code that waits for something."""
+    return any(stop.asked for stop in active)
+
+
 def hold_back() -> None:
     """While a process forks: a signal that comes before the child has handlers of its own must wait for them."""
     if active:

@@ -21,6 +21,7 @@ from teacherlm.adapters import base_folder, check_base_digest, is_adapter
 from teacherlm.errors import Parser, UserError, print_for_shell, reason, run
 from teacherlm.files import plain_name, require_hub_cache
 from teacherlm.manifests import describe
+from teacherlm.servers import check_address, is_address
 from teacherlm.yaml_files import as_meant, read_yaml
 
 FOLDER = ROOT / "models"
@@ -88,7 +89,8 @@ def find_model(name: str) -> Model:
     A teacher may also be an address, `http://host:port/model`, or a field of the records, `field:explanation`.
 
     Raises:
-        UserError: it is none of these; near names are listed.
+        UserError: it is none of these, and near names are listed; or a server's address has a secret in it, or would
+            get one unencrypted.
     """
     described = FOLDER / f"{name}.yaml"
     if "/" not in name and described.is_file():
@@ -101,7 +103,8 @@ def find_model(name: str) -> Model:
         if sum(source is not None for source in (model.hub, model.path, model.package)) != 1:
             raise UserError(f"{described}: exactly one of hub, path and package says where the weights are")
         return model
-    if name.startswith(("http://", "https://")):
+    if is_address(name):
+        check_address(name)
         return Model(name=plain_name(name.rstrip("/").rsplit("/", 1)[1], f"the model of {name}"), server=name)
     if name.startswith("field:"):
         return Model(name=name.replace(":", "-"), explanations=name.removeprefix("field:"))

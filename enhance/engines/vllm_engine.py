@@ -38,7 +38,7 @@ class VLLMEngine:
             raise UserError("--dtype int8 goes with --engine transformers only")
         self.sampling, self.parameters, self.dtype = sampling, SamplingParams, dtype
         try:
-            self.engine = LLM(model=str(folder), dtype=dtype).llm_engine
+            self.engine = LLM(model=str(folder), dtype=dtype, trust_remote_code=False).llm_engine
         except (ValueError, OSError, RuntimeError) as error:
             raise UserError(f"vLLM cannot load the model in {folder}: {reason(error)}") from error
         self.window = self.engine.model_config.max_model_len
