@@ -14,9 +14,10 @@ from torch import nn
 from transformers import AutoConfig, DynamicCache, EncoderDecoderCache, PreTrainedModel, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
-from teacherlm.errors import UserError, reason
+from teacherlm.errors import UserError
 from teacherlm.json_files import require_object
 from teacherlm.loading import check_weights, without_warnings
+from teacherlm.model_config import loading_fault
 
 TOKENS_AT_A_TIME = {"cpu": 2048, "cuda": 65_536}
 """Tokens that are encoded together, padding included. More of them need more padding; a CPU's cores have enough to do
@@ -48,10 +49,12 @@ def load_reader(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedM
     try:
         with without_warnings():  # check_weights says what the library would warn of
             model, info = T5ForConditionalGeneration.from_pretrained(
-                folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+                folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
             )
     except Exception as error:  # a broken file raises whatever its parser does
-        raise UserError(f"the reader in {folder} cannot be loaded: {reason(error)}; is the copy whole?") from error
+        raise UserError(
+            f"the reader in {folder} cannot be loaded: {loading_fault(error)}; is the copy whole?"
+        ) from error
     if says_own_head(folder) and model.lm_head.weight is model.shared.weight:  # as the library makes it without one
         info["missing_keys"] = {*info["missing_keys"], "lm_head.weight"}
     check_weights(model, info, folder)
@@ -78,9 +81,9 @@ def empty_reader(folder: Path) -> PreTrainedModel:
 
 def require_t5(folder: Path) -> Any:
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        raise UserError(f"the reader in {folder} cannot be loaded: {reason(error)}") from error
+        raise UserError(f"the reader in {folder} cannot be loaded: {loading_fault(error)}") from error
     if config.model_type != "t5":
         raise UserError(f"the reader in {folder} is a {config.model_type}; a T5 was expected")
     return config

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from atlas import layer_norm
 from atlas.layer_norm import use_described_norm
-from teacherlm.errors import UserError, reason
+from teacherlm.errors import UserError
 from teacherlm.json_files import require_object
 from teacherlm.loading import check_weights, load_tokenizer, without_warnings
+from teacherlm.model_config import load_config, loading_fault
 
 POOLINGS = ("average", "sqrt", "cls")
 MAXIMUM_LENGTH = 512
@@ -88,9 +89,9 @@ def load_retriever(folder: Path, untied: bool) -> tuple[Retriever, Any]:
 
 def empty_retriever(folder: Path, untied: bool) -> Retriever:
     """A retriever of the shape that a folder's configuration gives, to be filled with a checkpoint's weights."""
-    config = AutoConfig.from_pretrained(folder)
-    query = AutoModel.from_config(config, add_pooling_layer=False)
-    passage = AutoModel.from_config(config, add_pooling_layer=False) if untied else query
+    config = load_config(folder)
+    query = AutoModel.from_config(config, add_pooling_layer=False, trust_remote_code=False)
+    passage = AutoModel.from_config(config, add_pooling_layer=False, trust_remote_code=False) if untied else query
     return Retriever(query, passage, *described_pooling(folder))
 
 
@@ -98,10 +99,16 @@ def load_encoder(folder: Path) -> PreTrainedModel:
     try:
         with without_warnings():  # check_weights says what the library would warn of; the pooling layer is left out
             encoder, info = AutoModel.from_pretrained(
-                folder, add_pooling_layer=False, output_loading_info=True, ignore_mismatched_sizes=True
+                folder,
+                add_pooling_layer=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=False,
             )
     except Exception as error:  # a broken file raises whatever its parser does
-        raise UserError(f"the retriever in {folder} cannot be loaded: {reason(error)}; a BERT was expected") from error
+        raise UserError(
+            f"the retriever in {folder} cannot be loaded: {loading_fault(error)}; a BERT was expected"
+        ) from error
     check_weights(encoder, info, folder)
     use_described_norm(encoder, folder)
     return encoder

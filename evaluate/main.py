@@ -117,6 +117,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def model_args(text: str) -> tuple[str, str | None]:
     """The model and the dtype of `pretrained=MODEL[,dtype=DTYPE]`; a comma that belongs to MODEL stays in it."""
+    if re.search(r"(^|,)\s*trust_remote_code\s*=", text):
+        raise UserError("--model_args: trust_remote_code: code from a model's folder is never run here; leave it out")
     text, mark, dtype = text.rpartition(",dtype=")
     if not mark:
         text, dtype = dtype, ""

@@ -5,6 +5,7 @@ which fetches its metrics from the hub.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,10 +45,17 @@ def load_metric(path: str, config_name: str | None = None, **_: Any) -> Any:
     """The metric of a name.
 
     Raises:
-        UserError: it is none of those here, and the `evaluate` library cannot load it.
+        UserError: it is none of those here, and the `evaluate` library cannot load it, or would load something of the
+            current folder in its place.
     """
     if path in METRICS:
         return Metric(METRICS[path])
+    script = Path(path) if path.endswith(".py") else Path(path) / f"{Path(path).name}.py"
+    if script.is_file() and not path.startswith((".", "/")):
+        raise UserError(
+            f"datasets.load_metric({path!r}): the evaluate library would run {script.absolute()}, which is in the "
+            f"current folder; move it away, or ask for './{path}' if it is meant"
+        )
     import evaluate
 
     try:

@@ -109,6 +109,7 @@ FORMER = {
     "cache_dir": ("", "set HF_HOME to the folder of the hub's cache"),
     "use_fast_tokenizer": ("true", "every tokenizer is a fast one"),
     "model_revision": ("main", "write a models/NAME.yaml with `hub` and `revision`"),
+    "trust_remote_code": ("false", "code from a model's folder is never run here; take a class that transformers has"),
     "use_auth_token": ("false", "set HF_TOKEN, or log in with `hf auth login`"),
     "encoder_decoder": ("false", "students are causal decoders"),
     "eval_dataset_name": ("", "--dev_dataset"),

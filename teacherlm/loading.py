@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from teacherlm.adapters import base_folder, is_adapter
 from teacherlm.errors import UserError, reason
 from teacherlm.json_files import load_object
-from teacherlm.model_config import load_config, require_causal_decoder, vocabulary_size
+from teacherlm.model_config import load_config, loading_fault, require_causal_decoder, vocabulary_size
 
 if not sys.stderr.isatty():
     transformers.utils.logging.disable_progress_bar()  # a log file keeps every step of a bar
@@ -44,9 +44,9 @@ def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
         UserError: it cannot be loaded.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
     except Exception as error:  # a broken file raises whatever its parser does
-        raise UserError(f"the tokenizer in {folder} cannot be loaded: {reason(error)}") from error
+        raise UserError(f"the tokenizer in {folder} cannot be loaded: {loading_fault(error)}") from error
     rows = None
     if (folder / "config.json").is_file():
         rows = vocabulary_size(load_config(folder))
@@ -73,10 +73,10 @@ def load_model(folder: Path, **options: Any) -> PreTrainedModel:
     with without_warnings():  # check_weights says what the library would warn of
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
-                source, output_loading_info=True, ignore_mismatched_sizes=True, **options
+                source, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
             )
         except Exception as error:  # of a broken file, or of a package that the model needs
-            raise UserError(f"the model in {source} cannot be loaded: {reason(error)}") from error
+            raise UserError(f"the model in {source} cannot be loaded: {loading_fault(error)}") from error
     check_weights(model, info, source)
     if source != folder:
         load_adapters(model, folder)

@@ -57,14 +57,29 @@ def load_config(folder: Path) -> PreTrainedConfig:
     """The configuration of the model in a folder; of a folder with adapters, that of their base model.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or would need code of its own.
     """
     try:
-        return AutoConfig.from_pretrained(base_folder(folder) if is_adapter(folder) else folder)
+        place = base_folder(folder) if is_adapter(folder) else folder
+        return AutoConfig.from_pretrained(place, trust_remote_code=False)
     except UserError:
         raise
     except Exception as error:  # of the file system, of JSON, of the library's checks
-        raise UserError(f"the configuration in {folder} cannot be read: {reason(error)}") from error
+        raise UserError(f"the configuration in {folder} cannot be read: {loading_fault(error)}") from error
+
+
+def loading_fault(error: BaseException) -> str:
+    """Why the library could not load a model's or a tokenizer's folder, in one line.
+
+    Every call of `from_pretrained` and `from_config` passes `trust_remote_code=False`. Without it, the library asks
+    whether the Python files of such a folder may run, and takes an answer from stdin.
+    """
+    if "trust_remote_code" in str(error):
+        return (
+            "it needs Python code of its own (`auto_map` in its JSON files), and code from a model's folder is never "
+            "run here; give a model of a class that transformers has"
+        )
+    return reason(error)
 
 
 def require_causal_decoder(config: PreTrainedConfig, folder: Path) -> None:

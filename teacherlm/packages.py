@@ -58,8 +58,8 @@ def dequantize(gguf: Path, folder: Path) -> None:
     floats = GgufConfig(dequantize=True)
     quantized = load_model(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=floats)
     # The loaded model still calls itself quantized and refuses to be saved: its weights go into one that does not.
-    config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     model.load_state_dict(quantized.state_dict())
     model.generation_config = GenerationConfig.from_model_config(config)
     model.save_pretrained(folder)
