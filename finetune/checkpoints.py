@@ -13,9 +13,10 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from teacherlm import manifests
-from teacherlm.errors import UserError
+from teacherlm.errors import UserError, shown
 from teacherlm.files import set_aside, through_links, whole_file
 from teacherlm.json_files import load_object, require_object
+from teacherlm.pickles import deepspeed_classes, require_plain, without_code
 from teacherlm.shapes import flaw_of_shape
 
 RUN = "run.json"
@@ -26,6 +27,9 @@ RUN_SHAPE = {
     "inputs?": {str: {"sha256?": str}},
     "command?": [str],
 }
+RUNNING_LOSS = "running_loss.json"
+LATEST = "latest"
+"""DeepSpeed's file in a checkpoint: the name of the folder that its states are in."""
 
 
 def claim_folder(folder: Path, arguments: Mapping[str, Any], inputs: Mapping[str, Any], restart: bool) -> Path | None:
@@ -74,7 +78,8 @@ def saved_states(checkpoint: Path) -> str | None:
 
 
 def check_resumable(checkpoint: Path, training: TrainingArguments) -> None:
-    """Refuse to continue from a checkpoint whose states this run cannot load, or which is beyond this run's end.
+    """Refuse to continue from a checkpoint whose states this run cannot load, or could only load by running code from
+    it, or which is beyond this run's end.
 
     Raises:
         UserError: it says what to do.
@@ -86,6 +91,12 @@ def check_resumable(checkpoint: Path, training: TrainingArguments) -> None:
             f"{checkpoint}: its optimizer's states are {saved}'s, which {maker} cannot load; go on {how}, or choose "
             "another run name"
         )
+    with without_code(deepspeed_classes() if maker == "DeepSpeed" else ()):
+        for file in sorted(file for pattern in ("*.pt", "*.pth") for file in checkpoint.rglob(pattern)):
+            require_plain(file)
+    if maker == "DeepSpeed":
+        require_own_states(checkpoint)
+    require_object(checkpoint / RUNNING_LOSS, {"sum": float, "since": int})
     state = require_object(checkpoint / "trainer_state.json", {"global_step": int, "epoch": (float, None)})
     asked = {"max_steps": training.max_steps} if training.max_steps > 0 else {}
     asked = asked or {"num_train_epochs": training.num_train_epochs}
@@ -96,3 +107,20 @@ def check_resumable(checkpoint: Path, training: TrainingArguments) -> None:
                 f"{checkpoint}: the run is longer already than --{flag} {length:g} ({reached:g}); ask for at least as "
                 "much, or choose another run name"
             )
+
+
+def require_own_states(checkpoint: Path) -> None:
+    """Refuse a checkpoint whose file `latest` sends DeepSpeed to a folder elsewhere.
+
+    Raises:
+        UserError: it names the file.
+    """
+    try:
+        name = (checkpoint / LATEST).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        name = ""
+    if not name.startswith("global_step") or "/" in name or not (checkpoint / name).is_dir():
+        raise UserError(
+            f"{checkpoint / LATEST}: the name of a folder global_stepN in this checkpoint was expected, found "
+            f"{shown(name)}; remove this checkpoint, and training goes on from the one before"
+        )

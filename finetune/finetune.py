@@ -7,6 +7,7 @@ All flags of transformers' TrainingArguments are taken as well; `finetune.py --h
 """
 
 import dataclasses
+import pickle
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from processes import agree, exit_code_kept, hosts, is_first, is_lost_peer, join
 
 from teacherlm import manifests
 from teacherlm.adapters import is_adapter
-from teacherlm.errors import UserError, run
+from teacherlm.errors import UserError, reason, run
 from teacherlm.files import require_folder_place, require_writable
 from teacherlm.interrupts import REQUEUE
 from teacherlm.lock import OutputLock
@@ -62,6 +63,7 @@ def work(own: Any, training: Any, model_folder: Path, started: float) -> int:
             return 0
         tokens, phases, dev, tokenizer = load_samples(own, training, model_folder)
         last = agree(lambda: claim(arguments, inputs, own, training, tokens), training)
+        last = None if last is None else Path(last)
     student = (model_folder, inputs["student"]["sha256"])
     status, counts = train(own, training, tokens, phases, dev, tokenizer, student, last)
     if status == 0 and is_first():
@@ -146,7 +148,7 @@ def load_samples(own: Any, training: Any, model_folder: Path) -> tuple[Any, list
     return tokens, counts if task.in_order else [len(tokens)], dev, tokenizer
 
 
-def claim(arguments: dict[str, Any], inputs: dict[str, Any], own: Any, training: Any, tokens: Any) -> Path | None:
+def claim(arguments: dict[str, Any], inputs: dict[str, Any], own: Any, training: Any, tokens: Any) -> str | None:
     """Make the output folder this run's own; list the samples that were cut; return the checkpoint to go on from."""
     from checkpoints import check_resumable, claim_folder
     from samples import cut_samples
@@ -165,7 +167,7 @@ def claim(arguments: dict[str, Any], inputs: dict[str, Any], own: Any, training:
         )
     if last is not None:
         print(f"finetune: going on from {last}")
-    return last
+    return None if last is None else str(last)
 
 
 def train(
@@ -190,6 +192,8 @@ def train(
     from trainer import FinetuneTrainer
     from transformers import set_seed
     from watching import LOG, LossLog, start_wandb
+
+    from teacherlm.pickles import deepspeed_classes, without_code
 
     device, accumulated = training.train_batch_size, training.gradient_accumulation_steps
     effective = effective_batch(training)
@@ -223,7 +227,13 @@ def train(
                 interrupts,
             ],
         )
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        with without_code(deepspeed_classes() if training.deepspeed else ()):
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{last}: refused or damaged ({reason(error)}); only tensors and plain values are read from a checkpoint; "
+            "remove it, and training goes on from the one before"
+        ) from error
     except (MemoryError, RuntimeError) as error:
         if is_lost_peer(error):
             print(

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from adapters import MERGED, has_adapters, save_merged
+from checkpoints import RUNNING_LOSS
 from datasets import Dataset, concatenate_datasets
 from dev import best_step
 from tasks import PhaseSampler
 from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 from watching import machine_memory, model_flops_utilization
 
@@ -22,7 +24,6 @@ from teacherlm.files import sync_file, sync_folder
 from teacherlm.json_files import require_object
 from teacherlm.memory import give_back_freed_memory
 
-RUNNING_LOSS = "running_loss.json"
 INTERRUPTED = "interrupted"
 """A file in a checkpoint that a signal asked for; the next checkpoint replaces such a one."""
 
@@ -185,6 +186,8 @@ class FinetuneTrainer(Trainer):
             write_base_digest(whole, self.student)
         if self.merge_adapters and has_adapters(self.model):
             save_merged(self.accelerator.unwrap_model(self.model), self.processing_class, whole / MERGED)
+        # A pickle of all arguments, paths and host names among them, that nothing reads.
+        (whole / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         since = self._globalstep_last_logged
         (whole / RUNNING_LOSS).write_text(json.dumps({"sum": self._tr_loss.item(), "since": since}))
         for file in whole.rglob("*"):
