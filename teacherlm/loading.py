@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from teacherlm.adapters import base_folder, is_adapter
+from teacherlm.adapters import attach, base_folder, is_adapter
 from teacherlm.errors import UserError, reason
 from teacherlm.json_files import load_object
 from teacherlm.model_config import load_config, loading_fault, require_causal_decoder, vocabulary_size
@@ -48,7 +48,7 @@ def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
     except Exception as error:  # a broken file raises whatever its parser does
         raise UserError(f"the tokenizer in {folder} cannot be loaded: {loading_fault(error)}") from error
     rows = None
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() or is_adapter(folder):
         rows = vocabulary_size(load_config(folder))
     pad = tokenizer.pad_token_id
     if pad is None or (rows is not None and pad >= rows):
@@ -79,23 +79,8 @@ def load_model(folder: Path, **options: Any) -> PreTrainedModel:
             raise UserError(f"the model in {source} cannot be loaded: {loading_fault(error)}") from error
     check_weights(model, info, source)
     if source != folder:
-        load_adapters(model, folder)
+        attach(model, folder)
     return model
-
-
-def load_adapters(model: PreTrainedModel, folder: Path) -> None:
-    """Put a folder's adapters onto their base model.
-
-    Raises:
-        UserError: they cannot be loaded, or some of their weights are missing or do not fit.
-    """
-    with without_warnings():
-        try:
-            info = model.load_adapter(str(folder))
-        except Exception as error:  # of peft, of a broken file, of weights that do not fit
-            raise UserError(f"the adapters in {folder} cannot be loaded: {reason(error)}") from error
-    if wrong := sorted({*info.missing_keys, *info.unexpected_keys}):
-        raise UserError(f"the adapters in {folder} do not fit their base model: see {listed(wrong)}")
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -8,13 +8,32 @@ from pathlib import Path
 
 import pytest
 import torch
+from any_models import llama_config, save
+from batching import Group
 from conftest import only_error, read_lines
+from engines import Prompt, Sampling
+from engines.transformers_engine import TransformersEngine
+from peft import (
+    IA3Config,
+    LoHaConfig,
+    LoraConfig,
+    OFTConfig,
+    PeftConfig,
+    PeftModel,
+    PromptTuningConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file, save_file
+from scored_model import ScoredModel
+from test_any_model import words as stage_words
 from test_finetune import STEPS, flags, read_log, weights
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from teacherlm.adapters import base_reference
+from teacherlm.loading import load_tokenizer
 from teacherlm.models import Model
+from teacherlm.tokens import decode_completion, encode_prompt
 
 
 def lora(model: Path, dataset: Path, output: Path) -> list[object]:
@@ -147,6 +166,146 @@ def test_adapters_of_a_model_from_the_hub_name_it_with_its_commit(tmp_path: Path
     commit = "0123456789abcdef0123456789abcdef01234567"
     assert base_reference(Model(name="tiny", hub="owner/tiny"), tmp_path / commit) == ("owner/tiny", commit)
     assert base_reference(Model(name="tiny", path="tiny"), Path("tiny")) == (str(Path.cwd() / "tiny"), None)
+
+
+KINDS: dict[str, Callable[[], PeftConfig]] = {
+    "LoRA of all layers and the head": lambda: LoraConfig(target_modules="all-linear", modules_to_save=["lm_head"]),
+    "DoRA": lambda: LoraConfig(target_modules=["q_proj", "down_proj"], use_dora=True),
+    "rank-stabilized": lambda: LoraConfig(target_modules=["q_proj", "v_proj"], use_rslora=True, r=4),
+    "biases too": lambda: LoraConfig(target_modules=["q_proj", "v_proj"], bias="all"),
+    "other ranks": lambda: LoraConfig(target_modules=["q_proj", "up_proj"], rank_pattern={"up_proj": 2}),
+    "some tokens": lambda: LoraConfig(target_modules=["v_proj"], trainable_token_indices=[5, 7]),
+    "IA3": lambda: IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "LoHa": lambda: LoHaConfig(target_modules=["q_proj"]),
+    "OFT": lambda: OFTConfig(target_modules=["q_proj"], oft_block_size=8, r=0),
+    "VeRA": lambda: VeraConfig(target_modules=["q_proj"], r=4),
+}
+
+
+def make_adapters(base: Path, folder: Path, config: PeftConfig) -> tuple[Path, torch.Tensor]:
+    """Adapters with weights that matter, and the log-probabilities after CONTEXT of peft's own model with them."""
+    config.task_type = "CAUSAL_LM"
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for part in adapted.parameters():
+            if part.requires_grad:
+                part += torch.randn_like(part) * 0.2
+    adapted.save_pretrained(folder)
+    tokenizer = load_tokenizer(base)
+    tokenizer.save_pretrained(folder)
+    return folder, log_probabilities(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder))
+
+
+def log_probabilities(model: torch.nn.Module) -> torch.Tensor:
+    with torch.inference_mode():
+        return model.eval()(input_ids=torch.tensor([CONTEXT])).logits[0].double().log_softmax(-1)
+
+
+CONTEXT = list(range(20, 44))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With biases, and weights that are large enough for every part to matter."""
+    config = llama_config(attention_bias=True, mlp_bias=True)
+    return save(tmp_path_factory.mktemp("base") / "base", LlamaForCausalLM(config))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_of_other_programs_are_computed_as_peft_computes_them(kind: str, base: Path, tmp_path: Path) -> None:
+    """By the stages that take them, on the paths that they choose."""
+    folder, expected = make_adapters(base, tmp_path / "adapters", KINDS[kind]())
+    assert (log_probabilities(AutoModelForCausalLM.from_pretrained(base)) - expected).abs().max() > 0.1
+    scored = ScoredModel(folder, "cpu", "float32")
+    scored.prepare(len(CONTEXT))
+    inputs = [tuple(CONTEXT), tuple(CONTEXT[:9])]
+    found = scored.logits([Group(0, (0, 1))], inputs, [24, 9]).log_softmax(-1)
+    torch.testing.assert_close(found.double(), torch.cat([expected, expected[:9]]), atol=2e-4, rtol=1e-4)
+    engine = TransformersEngine(folder, "float32", Sampling(1, 0, 1.0))
+    prompts = [engine.tokenizer.decode(CONTEXT[:end]) for end in (24, 15)]
+    made = engine.complete(Prompt("cot_text", index, 0, prompt, 0) for index, prompt in enumerate(prompts))
+    for completion in made:
+        tokens = encode_prompt(engine.tokenizer, prompts[completion.prompt.index])
+        with torch.inference_mode():
+            best = int(peft_logits(base, folder, tokens)[-1].argmax())
+        assert completion.text == decode_completion(engine.tokenizer, tokens, [best])
+
+
+def peft_logits(base: Path, folder: Path, tokens: list[int]) -> torch.Tensor:
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
+    return model(input_ids=torch.tensor([tokens])).logits[0]
+
+
+def break_adapters(how: str, base: Path, folder: Path) -> None:
+    """Adapters of LoRA, changed so that a stage must not take them."""
+    make_adapters(base, folder, LoraConfig(target_modules=["q_proj", "v_proj"], modules_to_save=["lm_head"]))
+    file, settings = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    tensors, config = load_file(file), json.loads(settings.read_text())
+    if how == "a tensor is missing":
+        del tensors["base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"]
+    elif how == "the head is missing":
+        del tensors["base_model.model.lm_head.weight"]
+    elif how == "a tensor too many":
+        tensors["base_model.model.model.layers.5.self_attn.v_proj.lora_B.weight"] = torch.zeros(2, 2)
+    elif how == "another rank":
+        config["r"] = 4
+    elif how == "an unknown setting":
+        config["use_tomorrow"] = True
+    elif how == "the weights of a whole model":
+        shutil.copy(base / "model.safetensors", folder)
+        shutil.copy(base / "config.json", folder)
+    elif how == "another model's config.json":
+        other = json.loads((base / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**other, "rope_parameters": {"rope_theta": 50.0}}))
+    elif how == "a prompt of its own":
+        shutil.rmtree(folder)
+        model = AutoModelForCausalLM.from_pretrained(base)
+        get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)).save_pretrained(folder)
+        load_tokenizer(base).save_pretrained(folder)
+        return
+    elif how == "from a token on":
+        config["alora_invocation_tokens"] = [21, 22]
+    save_file(tensors, file, {"format": "pt"})
+    settings.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("a tensor is missing", "layers.1.self_attn.v_proj.lora_B"),
+        ("the head is missing", "lm_head"),
+        ("a tensor too many", "layers.5.self_attn.v_proj.lora_B"),
+        ("another rank", "size mismatch"),
+        ("an unknown setting", "use_tomorrow"),
+        ("the weights of a whole model", "holds a whole model (model.safetensors) and adapter_config.json"),
+        ("another model's config.json", "config.json says rope_parameters"),
+        ("a prompt of its own", "PROMPT_TUNING"),
+        ("from a token on", "alora_invocation_tokens"),
+    ],
+)
+def test_adapters_that_cannot_be_computed_are_refused(
+    how: str, said: str, base: Path, prepared: Path, tmp_path: Path, inside: Callable
+) -> None:
+    folder = tmp_path / "adapters"
+    break_adapters(how, base, folder)
+    for stage in ("enhance", "evaluate"):
+        error = only_error(inside(stage, *stage_words(stage, folder, prepared, tmp_path)))
+        assert said in error, stage
+        assert str(folder) in error
+    assert "adapter" in only_error(inside("finetune", *stage_words("finetune", folder, prepared, tmp_path)))
+
+
+def test_adapters_beside_a_config_json_are_those_of_their_base_model(
+    base: Path, prepared: Path, tmp_path: Path, inside: Callable
+) -> None:
+    """Some programs put the base model's config.json beside the adapters; they train as little as others."""
+    alone, _ = make_adapters(base, tmp_path / "alone", KINDS["DoRA"]())
+    beside = Path(shutil.copytree(alone, tmp_path / "beside"))
+    shutil.copy(base / "config.json", beside)
+    assert score(inside, prepared, beside, str(tmp_path / "1")) == score(inside, prepared, alone, str(tmp_path / "2"))
+    error = only_error(inside("finetune", *stage_words("finetune", beside, prepared, tmp_path)))
+    assert "these are adapters; give an ordinary model" in error
 
 
 @pytest.mark.parametrize(
