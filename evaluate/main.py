@@ -22,7 +22,7 @@ from task_files import is_pattern
 from task_inputs import DATASETS, describe_task
 
 from teacherlm import manifests
-from teacherlm.errors import LIST_MISSING, Parser, UserError, reason, require_number, run, share_of
+from teacherlm.errors import LIST_MISSING, Parser, UserError, print_error, reason, require_number, run, share_of
 from teacherlm.files import file_name, plain_name, require_file_place, require_writable, whole_file
 from teacherlm.json_files import load_json, load_object
 from teacherlm.lock import one_writer
@@ -128,13 +128,18 @@ def model_args(text: str) -> tuple[str, str | None]:
     return model, dtype or None
 
 
-def main() -> None:
+class Unusable(UserError):
+    """A model that cannot be scored. Of several checkpoints the others are scored nevertheless."""
+
+
+def main() -> int:
     args = parse_arguments()
     require_writable(args.output_path)
     base = find_model(args.pretrained)
     folder = local_folder(base)
     name = label(folder) if STEP.fullmatch(folder.name) else base.name
-    models = itertools.chain([(name, folder)], checkpoints(args))
+    broken: list[str] = []
+    models = itertools.chain([(name, folder)], checkpoints(args, broken))
     if any(map(is_pattern, args.tasks)):
         from find_tasks import expand
 
@@ -143,16 +148,28 @@ def main() -> None:
         for number, (name, folder) in enumerate(models):
             if any(describe_work(args, name, folder, task)[-1] for task in args.tasks):
                 print(number)
-        return
+        return 0
     loaded = Loader(args)
     results = []
     for number, (name, folder) in enumerate(models):
-        for task in args.tasks:
-            owner = owner_of(None if number else base, folder, args.output_path / name)
-            results += evaluate(args, name, folder, owner, task, loaded)
+        try:
+            for task in args.tasks:
+                owner = owner_of(None if number else base, folder, args.output_path / name)
+                results += evaluate(args, name, folder, owner, task, loaded)
+        except Unusable as error:
+            if args.checkpoints is None:
+                raise
+            skip(name, str(error), broken)
     print(table(results))
     for task in args.tasks:
         print(curve(task, [result for result in results if result["task"] == task]), end="")
+    return 2 if broken else 0
+
+
+def skip(name: str, fault: str, broken: list[str]) -> None:
+    """Say in one line that a model is not scored, and why."""
+    print_error(UserError(f"{name} is not scored: {fault}"))
+    broken.append(name)
 
 
 class Loader:
@@ -169,10 +186,15 @@ class Loader:
         from language_model import LanguageModel
 
         args = self.args
-        if not (self.folder and same_model(folder, self.folder) and self.model.scored.swap(folder, digest)):
-            self.model = None  # its memory is needed for the next
-            how = (args.device, args.dtype, args.tokenization, args.batch_size)
-            self.model = LanguageModel(folder, *how, digest)
+        before, self.folder = self.folder, None  # where loading fails, the model is of neither
+        try:
+            swapped = before and same_model(folder, before) and self.model.scored.swap(folder, digest)
+            if not swapped:
+                self.model = None  # its memory is needed for the next
+                how = (args.device, args.dtype, args.tokenization, args.batch_size)
+                self.model = LanguageModel(folder, *how, digest)
+        except UserError as error:
+            raise Unusable(str(error)) from error
         self.folder = folder
         return self.model
 
@@ -197,25 +219,32 @@ def content(file: Path) -> Any:
     return {name: value for name, value in found.items() if name not in SAYS_NOTHING}
 
 
-def checkpoints(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+def checkpoints(args: argparse.Namespace, broken: list[str]) -> Iterator[tuple[str, Path]]:
     """(RUN/checkpoint-N, its folder) for each whole checkpoint of the run, in the order of their steps.
 
-    With --watch new ones too, until finetune.py has written the run's manifest.
+    With --watch new ones too, until finetune.py has written the run's manifest; one that is not whole may still be on
+    its way until then.
+
+    Args:
+        broken: gets the names of those that are not whole in the end.
     """
     run = args.checkpoints
     if run is None:
         return
     seen: set[Path] = set()
     while True:
-        ended = manifests.manifest_of(run).exists()  # asked first: what it lists is there then
+        last = not args.watch or manifests.manifest_of(run).exists()  # asked first: what it lists is there then
         found = [path for path in run.glob("checkpoint-*") if STEP.fullmatch(path.name)]
         for path in sorted(set(found) - seen, key=step):
+            fault = what_is_missing(path)
+            if fault and not last:
+                continue
             seen.add(path)
-            if fault := what_is_missing(path):
-                print(f"evaluate: {run.name}/{path.name}: skipped, it is not whole: {fault}", flush=True)
-            else:
+            if not fault:
                 yield label(path), path
-        if not args.watch or ended:
+            elif not args.list_missing:
+                skip(label(path), f"it is not whole: {fault}", broken)
+        if last:
             break
         time.sleep(WATCH_SECONDS)
     if not seen:
@@ -374,7 +403,10 @@ def describe_work(
     path = result_path(args, label, task)
     manifest = manifests.read_manifest(manifests.manifest_of(path))
     known = (manifest or {}).get("inputs", {})
-    model = describe_model(folder, known.get("model"))
+    try:
+        model = describe_model(folder, known.get("model"))
+    except UserError as error:  # of adapters, whose base model is gone or another
+        raise Unusable(str(error)) from error
     inputs = {"model": model, **describe_task(task, args.datasets or DATASETS, args.include_path, known)}
     names = ("num_fewshot", "dtype", "limit", "seed", "tokenization", "permutations")
     arguments = {name: getattr(args, name) for name in names}

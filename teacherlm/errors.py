@@ -92,10 +92,15 @@ def run(main: Callable[[], int | None]) -> None:
         mistake = error if isinstance(error, UserError) else disk_error(error) or locale_error(error)
         if mistake is None:
             raise
-        print(f"{Path(sys.argv[0]).name}: error: {one_line(mistake)}", file=sys.stderr)
+        print_error(mistake)
         status = 2
     sys.stdout.flush()
     sys.exit(status)
+
+
+def print_error(error: UserError) -> None:
+    """One line on stderr; for a script that goes on with other work, and ends with status 2 afterwards."""
+    print(f"{Path(sys.argv[0]).name}: error: {one_line(error)}", file=sys.stderr, flush=True)
 
 
 def require_number(

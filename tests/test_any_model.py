@@ -431,16 +431,36 @@ def test_positions_that_begin_after_the_padding_s_number(tmp_path: Path) -> None
     assert found[0] == pytest.approx(float(logs[tokenizer("A")["input_ids"][0]]), abs=1e-4)
 
 
-@pytest.mark.parametrize(("name", "text"), [("config.json", "{"), ("generation_config.json", "[]")])
-def test_a_broken_checkpoint_is_skipped_and_said(
-    name: str, text: str, tmp_path: Path, prepared: Path, inside: Inside
-) -> None:
+def test_broken_checkpoints_are_named_and_the_others_are_scored(tmp_path: Path, prepared: Path, inside: Inside) -> None:
+    """Each as it would be scored alone: those that cannot be read, and those that only loading finds broken."""
     model = save(tmp_path / "model", LlamaForCausalLM(llama_config()))
-    for step in (2, 4):
-        shutil.copytree(model, tmp_path / "run" / f"checkpoint-{step}")
-    (tmp_path / "run" / "checkpoint-2" / name).write_text(text)
+    run = tmp_path / "run"
+    for step in (1, 2, 3, 7):
+        shutil.copytree(model, run / f"checkpoint-{step}")
+    (run / "checkpoint-1" / "config.json").write_text("{")
+    (run / "checkpoint-2" / "generation_config.json").write_text("[]")
+    (run / "checkpoint-3" / "tokenizer.json").write_text("{}")
+    save(run / "checkpoint-4", LlamaForCausalLM(llama_config()), without=("model.layers.1.mlp.up_proj.weight",))
+    odd = LlamaForCausalLM(llama_config())
+    save(run / "checkpoint-5", odd)
+    odd.model.norm.weight.data[3] = float("nan")
+    odd.save_pretrained(run / "checkpoint-5")
+    save(run / "checkpoint-6", LlamaForCausalLM(llama_config(num_hidden_layers=1)))
     flags = words("evaluate", model, prepared, tmp_path)
-    result = inside("evaluate", *flags, "--checkpoints", tmp_path / "run", "--limit", 2)
-    assert result.returncode == 0, result.stderr
-    assert f"checkpoint-2: skipped, it is not whole: {name}" in result.stdout
-    assert (tmp_path / "results" / "run" / "checkpoint-4" / "sample.json").exists()
+    result = inside("evaluate", *flags, "--checkpoints", run, "--limit", 2)
+    assert result.returncode == 2
+    lines = result.stderr.splitlines()
+    faults = ("config.json", "generation_config.json", "tokenizer", "model.layers.1.mlp.up_proj.weight", "norm.weight")
+    assert len(lines) == len(faults), result.stderr
+    for step, (fault, line) in enumerate(zip(faults, lines), start=1):
+        assert line.startswith(f"main.py: error: run/checkpoint-{step} is not scored: ")
+        assert fault in line
+    scored = {path.parent.name for path in (tmp_path / "results" / "run").glob("*/sample.json")}
+    assert scored == {"checkpoint-6", "checkpoint-7"}
+    first, last = (
+        read_lines(tmp_path / "results" / name / "sample_samples.jsonl") for name in ("model", "run/checkpoint-7")
+    )
+    assert [row["loglikelihoods"] for row in first] == [row["loglikelihoods"] for row in last]
+    again = inside("evaluate", *flags, "--checkpoints", run, "--limit", 2)
+    assert (again.returncode, again.stderr) == (2, result.stderr)
+    assert again.stdout.count("done already") == 3

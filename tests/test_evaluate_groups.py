@@ -4,7 +4,6 @@ import csv
 import json
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-from conftest import STAGES, contents, only_error, read_lines
+from conftest import STAGES, contents, only_error, read_lines, warm_python
 from test_evaluate import words
 
 from teacherlm.benchmarks import load_benchmark
@@ -31,7 +30,7 @@ def mmlu(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 rows = list(csv.reader(file))[: count if split == "test" else 5]
             with open(source / split / f"{subject}_{split}.csv", "w", newline="") as file:
                 csv.writer(file).writerows(rows)
-    command = [sys.executable, STAGES["data_prepare"], "--benchmark", "mmlu", "--test_only", "--data", source]
+    command = [warm_python(), STAGES["data_prepare"], "--benchmark", "mmlu", "--test_only", "--data", source]
     for said in ("test samples", "done already"):
         done = subprocess.run([*command, "--test_dir", tests], check=True, capture_output=True, text=True)
         assert said in done.stdout
@@ -102,7 +101,7 @@ def test_few_shot_examples_are_the_subjects_own(tiny_llama: Path, mmlu: Path, tm
     assert "--num_fewshot 6: mmlu_anatomy has 5 examples" in error
 
 
-def test_checkpoints_that_are_not_whole_are_skipped_and_new_ones_waited_for(
+def test_checkpoints_that_are_not_whole_are_named_and_new_ones_waited_for(
     tiny_llama: Path, prepared: Path, tmp_path: Path, inside: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
@@ -110,11 +109,12 @@ def test_checkpoints_that_are_not_whole_are_skipped_and_new_ones_waited_for(
         shutil.copytree(tiny_llama, run / f"checkpoint-{step}")
     torn = run / "checkpoint-2" / "model.safetensors"
     torn.write_bytes(torn.read_bytes()[:-100])
-    (run / "checkpoint-3" / "config.json").unlink()
+    (run / "checkpoint-3" / "config.json").rename(run / "config.json")
 
     def finetune() -> None:
         while not (tmp_path / "results" / "run" / "checkpoint-1" / "sample.json").exists():
             time.sleep(0.01)
+        (run / "config.json").rename(run / "checkpoint-3" / "config.json")  # it was being copied
         shutil.copytree(tiny_llama, run / "late")
         (run / "late").rename(run / "checkpoint-4")
         (run / "manifest.json").write_text("{}")
@@ -125,11 +125,9 @@ def test_checkpoints_that_are_not_whole_are_skipped_and_new_ones_waited_for(
     monkeypatch.setattr("time.sleep", lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.05)))
     result = inside("evaluate", *command, "--checkpoints", run, "--watch")
     thread.join()
-    assert result.returncode == 0, result.stderr
-    assert "run/checkpoint-2: skipped, it is not whole: model.safetensors: " in result.stdout
-    assert "run/checkpoint-3: skipped, it is not whole: no config.json" in result.stdout
+    assert "run/checkpoint-2 is not scored: it is not whole: model.safetensors: " in only_error(result)
     scored = {path.parent.name for path in (tmp_path / "results" / "run").glob("*/sample.json")}
-    assert scored == {"checkpoint-1", "checkpoint-4"}
+    assert scored == {"checkpoint-1", "checkpoint-3", "checkpoint-4"}
 
 
 def test_swapped_weights_give_the_numbers_of_loaded_ones(
@@ -161,6 +159,8 @@ def test_swapped_weights_give_the_numbers_of_loaded_ones(
     [
         ({"answer": "(C)"}, "sample 1: the answer is '(C)'; one of (A) to (B) was expected"),
         ({"answer": None}, "sample 1: the answer is 'None'; one of (A) to (B) was expected"),
+        ({"question": " "}, "sample 1: the question is ' '; a text was expected"),
+        ({"question": None}, "sample 1: the question is 'None'; a text was expected"),
         ("drop", "its samples have no field 'answer'; they have: "),
         ("empty", "there are no samples in it"),
     ],
