@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from language_model import LanguageModel
 from lm_eval import evaluator
+from lm_eval.api.task import ConfigurableTask
 from scipy.stats import binomtest, norm
 from task_api import Task
 from task_classes import task_errors
 
-from teacherlm.errors import UserError
+from teacherlm.errors import UserError, shown
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about settings that are not used here
 os.environ["DISABLE_MULTIPROC"] = "1"  # a bootstrap of 1,000 is one piece of work: a fork with the model gains nothing
@@ -33,6 +34,9 @@ def score(
     Raises:
         UserError: the code of a task file fails, or makes no metrics of its answers.
     """
+    for name, task in tasks.items():
+        if isinstance(task, ConfigurableTask) and task.OUTPUT_TYPE == "multiple_choice":
+            require_golds(task, name, limit)
     with task_errors(f"scoring {', '.join(tasks)[:60]}"):
         scored = evaluator.evaluate(
             model, {"tasks": dict(tasks), "groups": {}}, limit=limit, bootstrap_iters=BOOTSTRAPS
@@ -43,6 +47,25 @@ def score(
         results.append(result_of(name, scored["results"][name], samples, metrics_of(task, name, samples)))
         records += [{"task": name, **sample_record(sample, getattr(task, "debias", None))} for sample in samples]
     return results, records
+
+
+def require_golds(task: ConfigurableTask, name: str, limit: int | None) -> None:
+    """Refuse samples of lm-eval's own tasks whose right choice is none of theirs: the library counts them as wrong.
+
+    Raises:
+        UserError: it names the first such sample.
+    """
+    if callable(task.config.process_results):  # it judges its answers itself
+        return
+    for number, doc in task.doc_iterator(limit=limit):
+        choices = task.doc_to_choice(doc)
+        gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+        for one in gold if isinstance(gold, list) else [gold]:
+            if one not in (choices if isinstance(one, str) else range(len(choices))):
+                raise UserError(
+                    f"the task {name}, sample {number}: the right choice is {shown(one)}; one of its {len(choices)} "
+                    "choices was expected, or its number from 0"
+                )
 
 
 def metrics_of(task: Any, name: str, samples: Iterable[Mapping[str, Any]]) -> list[str]:

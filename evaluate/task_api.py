@@ -8,6 +8,7 @@ such a task, unchanged, through lm-eval 0.4's evaluator; old_modules.py makes th
 import functools
 import inspect
 import math
+import operator
 import random
 import re
 import sys
@@ -23,7 +24,7 @@ from lm_eval.api.instance import Instance
 from task_data import load_samples
 from task_files import in_folder
 
-from teacherlm.errors import UserError, reason
+from teacherlm.errors import UserError, reason, shown
 
 REQUEST_TYPES = {
     "loglikelihood": "loglikelihood",
@@ -121,13 +122,22 @@ class Task(lm_eval.api.task.Task):
         self, *, limit: int | None = None, samples: Any = None, rank: int = 0, world_size: int = 1, **_: Any
     ) -> None:
         """Make the library's Instances from the requests of every sample of this rank."""
+        from task_classes import task_errors
+
         self._instances = []
         self._parts: list[int | None] = []
+        file = file_of(type(self))
         for doc_id, doc in self.doc_iterator(rank=rank, limit=limit, samples=samples, world_size=world_size):
-            requests = [request for order in self.orders for request in self.requests(order(doc))]
+            where = f"sample {doc_id} of {self.config.task}"
+            with task_errors(where, always=file):
+                if fault := self.sample_fault(doc):
+                    raise UserError(f"{file}: {where}: {fault}")
+                requests = [request for order in self.orders for request in self.requests(order(doc))]
             if not requests:
-                raise UserError(f"{file_of(type(self))}: construct_requests() returned no request for sample {doc_id}")
+                raise UserError(f"{file}: {where}: construct_requests() returned no request")
             for number, request in enumerate(requests):
+                if fault := request_fault(request):
+                    raise UserError(f"{file}: {where}: {fault}")
                 instance = Instance(
                     request_type=REQUEST_TYPES[request.kind],
                     doc=doc,
@@ -137,6 +147,10 @@ class Task(lm_eval.api.task.Task):
                 )
                 self._instances.append(instance)
                 self._parts.append(request.part)
+
+    def sample_fault(self, doc: Any) -> str:
+        """Why a sample cannot be scored by this kind of task; empty where nothing is wrong."""
+        return ""
 
     def requests(self, doc: Any) -> list[Request]:
         """What the model is asked about a sample."""
@@ -204,7 +218,20 @@ class MultipleChoiceTask(Task):
     """Samples with `choices` and `gold`, its index: `acc` by log-likelihood, `acc_norm` by log-likelihood a letter."""
 
     def doc_to_target(self, doc: Mapping[str, Any]) -> str:
+        if fault := choices_fault(doc) or gold_fault(doc):
+            raise UserError(f"{file_of(type(self))}: a sample of {self.config.task}: {fault}")
         return f" {doc['choices'][doc['gold']]}"
+
+    def sample_fault(self, doc: Any) -> str:
+        """A task file may have methods of its own, which take samples of another form."""
+        asks = type(self).construct_requests is MultipleChoiceTask.construct_requests
+        judges = type(self).process_results is MultipleChoiceTask.process_results
+        fault = choices_fault(doc) if asks or judges else ""
+        if not fault and judges:
+            fault = gold_fault(doc)
+        if not fault and asks and not is_text(question := self.doc_to_text(doc)):
+            fault = f"its question is {shown(question)}; doc_to_text() must return a text that is not empty"
+        return fault
 
     def construct_requests(self, doc: Mapping[str, Any], ctx: str) -> list[Request]:
         return [rf.loglikelihood(ctx, f" {choice}")[0] for choice in doc["choices"]]
@@ -232,6 +259,12 @@ class PerplexityTask(Task):
             raise UserError(
                 f"--num_fewshot {num_fewshot}: {self.config.task} scores whole texts, which have no examples"
             )
+        return ""
+
+    def sample_fault(self, doc: Any) -> str:
+        asks = type(self).construct_requests is PerplexityTask.construct_requests
+        if asks and not is_text(text := self.doc_to_target(doc)):
+            return f"its text is {shown(text)}; doc_to_target() must return a text that is not empty"
         return ""
 
     def doc_to_decontamination_query(self, doc: Any) -> Any:
@@ -286,6 +319,57 @@ def weighted_perplexity(items: Sequence[tuple[float, int]]) -> float:
 
 
 rf = RequestFactory()
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def request_fault(request: Any) -> str:
+    """Why the model cannot be asked this; empty where nothing is wrong."""
+    if not isinstance(request, Request):
+        return f"construct_requests() returned {shown(request)} where a request of rf was expected"
+    context = request.arguments[0]
+    if request.kind == "loglikelihood":
+        _, choice = request.arguments
+        if not isinstance(context, str):
+            return f"the context is {shown(context)}; a text was expected"
+        if not isinstance(choice, str) or not choice:
+            return f"the choice is {shown(choice)}; a text that is not empty was expected"
+    elif not is_text(context):
+        return f"the text is {shown(context)}; a text that is not empty was expected"
+    return ""
+
+
+def choices_fault(doc: Any) -> str:
+    """What is wrong with the `choices` of a sample; empty where nothing is."""
+    if not isinstance(doc, Mapping):
+        return f"it is {shown(doc)}; an object with choices and gold was expected"
+    if "choices" not in doc:
+        return f"it has no choices (its fields: {', '.join(map(str, doc))}); a list of texts was expected"
+    choices = doc["choices"]
+    if isinstance(choices, str | Mapping) or not isinstance(choices, Iterable):
+        return f"its choices are {shown(choices)}; a list of texts was expected"
+    choices = list(choices)
+    if len(choices) < 2:
+        return f"it has {len(choices) or 'no'} choices; at least two were expected"
+    for number, choice in enumerate(choices):
+        if not is_text(choice):
+            return f"its choice {number} is {shown(choice)}; a text that is not empty was expected"
+    return ""
+
+
+def gold_fault(doc: Mapping[str, Any]) -> str:
+    """What is wrong with the `gold` of a sample whose choices are right; empty where nothing is."""
+    last = len(doc["choices"]) - 1
+    expected = f"the number of the right choice, 0 to {last}, was expected"
+    if "gold" not in doc:
+        return f"it has no gold (its fields: {', '.join(map(str, doc))}); {expected}"
+    try:
+        right = 0 <= operator.index(doc["gold"]) <= last
+    except TypeError:
+        right = False
+    return "" if right else f"its gold is {doc['gold']!r:.60}; {expected}"
 
 
 def file_of(kind: type) -> str:

@@ -41,6 +41,9 @@ def read(path: Path, stamp: tuple[tuple[str, int], ...], choices: int | None) ->
     answers = list(samples["answer"])
     if not answers:
         raise UserError(f"{path}: there are no samples in it")
+    for number, question in enumerate(samples["question"]):
+        if not isinstance(question, str) or not question.strip():
+            raise UserError(f"{path}, sample {number}: the question is {shown(question)}; a text was expected")
     accepted = {f"({letter})" for letter in LETTERS[: choices or 0]}
     for number, answer in enumerate(answers):
         if choices is not None and answer not in accepted:

@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 import scoring
 import torch
+from conftest import only_error
 from datasets import Dataset, DatasetDict
+from lm_eval.api.task import ConfigurableTask
 from test_evaluate import reference_likelihoods
 from test_old_tasks import score
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from teacherlm.errors import UserError
 from teacherlm.records import write_records
 
 
@@ -238,3 +241,110 @@ def test_an_endless_word_has_no_word_perplexity_but_the_others(
     found = values(json.loads((tmp_path / "out" / tiny_llama.name / "endless.json").read_text()))
     assert found["word_perplexity"] is None
     assert found["bits_per_byte"] > 0
+
+
+GOOD = {"query": "Bees live in", "choices": ["hives", "lakes"], "gold": 0}
+CHOICES = """
+from lm_eval.base import MultipleChoiceTask, PerplexityTask, Task, rf
+class Mine(MultipleChoiceTask):
+    DOCS = {docs!r}
+    def download(self, *_, **__): pass
+    def has_training_docs(self): return False
+    def has_validation_docs(self): return False
+    def has_test_docs(self): return True
+    def test_docs(self): return self.DOCS
+    def doc_to_text(self, doc): return doc["query"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"gold": 2}, "its gold is 2; the number of the right choice, 0 to 1, was expected"),
+        ({"gold": -1}, "its gold is -1; "),
+        ({"gold": "lakes"}, "its gold is 'lakes'; "),
+        ({"gold": None}, "its gold is None; "),
+        ({"gold": [0]}, "its gold is [0]; "),
+        ({"gold": 0.0}, "its gold is 0.0; "),
+        ({"choices": []}, "it has no choices; at least two were expected"),
+        ({"choices": ["hives"]}, "it has 1 choices; at least two were expected"),
+        ({"choices": ["hives", ""]}, "its choice 1 is ''; a text that is not empty was expected"),
+        ({"choices": ["hives", None]}, "its choice 1 is 'None'; "),
+        ({"choices": ["hives", 3]}, "its choice 1 is '3'; "),
+        ({"choices": "hives"}, "its choices are 'hives'; a list of texts was expected"),
+        ({"choices": None}, "its choices are 'None'; "),
+        ({"query": ""}, "its question is ''; doc_to_text() must return a text that is not empty"),
+        ({"query": None}, "its question is 'None'; "),
+        ("gold", "it has no gold (its fields: query, choices); the number of the right choice, 0 to 1, was expected"),
+        ("choices", "it has no choices (its fields: query, gold); a list of texts was expected"),
+        ("query", "KeyError: 'query'"),
+        ("all", "it is '[1, 2]'; an object with choices and gold was expected"),
+    ],
+    ids=str,
+)
+def test_a_sample_of_a_multiple_choice_task_that_is_wrong_is_named(
+    bad: object, said: str, tiny_llama: Path, tmp_path: Path, inside: Callable
+) -> None:
+    wrong = {**GOOD, **bad} if isinstance(bad, dict) else {k: v for k, v in GOOD.items() if k != bad}
+    docs = [GOOD, wrong if bad != "all" else [1, 2], GOOD]
+    error = mistake(CHOICES.format(docs=docs), tiny_llama, tmp_path, inside)
+    assert f"sample 1 of mine: {said}" in error
+    assert str(tmp_path / "mine.py") in error
+    right = mistake(CHOICES.format(docs=[GOOD, {**GOOD, "gold": True}]), tiny_llama, tmp_path, inside, right=True)
+    assert right is None  # True and False are numbers, as in tasks that ask for yes and no
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "said"),
+    [
+        ("PerplexityTask", "", "its text is ''; doc_to_target() must return a text that is not empty"),
+        ("PerplexityTask", "doc or None", "its text is 'None'; "),
+        ("Task", "rf.loglikelihood(ctx, doc)[0]", "the choice is ''; a text that is not empty was expected"),
+        ("Task", "[rf.loglikelihood(ctx, 'A')[0] if doc else 7]", "construct_requests() returned '7' where a request"),
+        ("Task", "rf.loglikelihood(ctx if doc else None, 'A')[0]", "the context is 'None'; a text was expected"),
+        ("Task", "rf.greedy_until(doc, ['.'])", "the text is ''; a text that is not empty was expected"),
+        ("Task", "rf.loglikelihood(ctx, 'AB'[1 + (not doc)])[0]", "IndexError"),
+    ],
+)
+def test_a_sample_of_another_kind_that_is_wrong_is_named(
+    kind: str, body: str, said: str, tiny_llama: Path, tmp_path: Path, inside: Callable
+) -> None:
+    text = CHOICES.format(docs=["Bees hum.", "", "Rain falls."]).replace("Mine(MultipleChoiceTask)", f"Mine({kind})")
+    text = text.replace('doc["query"]', "'Q: ' + doc") if kind == "Task" else text.partition("    def doc_to_text")[0]
+    needed = ("doc_to_target", "process_results", "aggregation", "higher_is_better") if kind == "Task" else ()
+    text += "".join(f"    def {name}(self, *_): return {{}}\n" for name in needed)
+    method = "construct_requests(self, doc, ctx)" if kind == "Task" else "doc_to_target(self, doc)"
+    text += f"    def {method}: return {body or 'doc'}\n"
+    error = mistake(text, tiny_llama, tmp_path, inside)
+    assert f"sample 1 of mine: {said}" in error
+    assert str(tmp_path / "mine.py") in error
+
+
+def mistake(text: str, model: Path, folder: Path, inside: Callable, right: bool = False) -> str | None:
+    """The line on stderr about a task file; None, and nothing else, where it is scored."""
+    (folder / "mine.py").write_text(text)
+    words = ["--model_args", f"pretrained={model}", "--tasks", "mine", "--output_path", folder / "out"]
+    result = inside("evaluate", *words, "--include_path", folder)
+    if right:
+        assert result.returncode == 0, result.stderr
+        return None
+    assert not list((folder / "out").rglob("mine.json"))
+    return only_error(result)
+
+
+@pytest.mark.parametrize(("gold", "said"), [(2, "'2'"), (-1, "'-1'"), ("lakes", "'lakes'"), ([0, 5], "'5'")], ids=str)
+def test_lm_eval_s_own_tasks_do_not_count_a_gold_that_is_no_choice_as_a_wrong_answer(gold: object, said: str) -> None:
+    for last in (0, gold):
+        docs = Dataset.from_list([{"q": "Bees live in", "choices": ["hives", "seas"], "last": row} for row in (0, 1)])
+        task = ConfigurableTask(
+            config={
+                "task": "mine", "output_type": "multiple_choice", "test_split": "test", "doc_to_text": "q",
+                "doc_to_choice": "choices", "doc_to_target": lambda doc, last=last: last if doc["last"] else 0,
+                "custom_dataset": lambda docs=docs, **_: {"test": docs},
+            }
+        )  # fmt: skip
+        if last == 0:
+            scoring.require_golds(task, "mine", None)
+        else:
+            with pytest.raises(UserError, match=f"the task mine, sample 1: the right choice is {said}"):
+                scoring.require_golds(task, "mine", None)

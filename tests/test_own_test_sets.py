@@ -156,12 +156,12 @@ MISTAKES = {
     ),
     "own mistake": (
         "    def download(self, *_): self.dataset = {'test': [{'claims': 'x'}]}\n",
-        "claims.py, line 27: scoring claims: KeyError: 'claim'",
+        "claims.py, line 27: sample 0 of claims: KeyError: 'claim'",
     ),
     "no request": (
         "    def download(self, *_): self.dataset = {'test': [{'claim': 'x'}]}\n"
         "    def construct_requests(self, doc, ctx): return []\n",
-        "construct_requests() returned no request for sample 0",
+        "sample 0 of claims: construct_requests() returned no request",
     ),
     "no aggregation": (
         "    def download(self, *_): self.dataset = {'test': [{'claim': 'x', 'truth': 'yes'}]}\n"
