@@ -7,7 +7,7 @@ single   one sample at a time
 The first of these that agrees with the library's plain forward pass is used (teacherlm/self_check.py).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +81,14 @@ class ScoredModel:
             UserError: there is none, or the model is no causal decoder.
         """
         sequences = self_check.make_sequences(self.model.config, self.limit)
-        sequences.append([*sequences[-1][:-3], *reversed(sequences[-1][:3])])  # shares a prefix with the one before
-        expected = self_check.settle_attention(self.model, sequences, self.dtype)
-        attention = self.model.config._attn_implementation
+        expected = self_check.expected_logits(self.model, sequences, self.dtype)
 
-        def fault(path: str, plain_linears: bool) -> str:
+        def fault(path: str, plain_linears: bool, attention: str) -> str:
             self.shape_model(attention, plain_linears)
             return self.fault(path, sequences, expected)
 
-        return self_check.first_exact(PATHS, self.device == "cpu", fault, attention, self.folder)
+        config = self.model.config
+        return self_check.first_exact(PATHS, self.device == "cpu", fault, config, self.folder, PATHS[:1])
 
     def shape_model(self, attention: str, plain_linears: bool) -> None:
         """Give the model this attention, and its linear layers their form."""
@@ -103,22 +102,24 @@ class ScoredModel:
     def fault(self, path: str, sequences: list[list[int]], expected: list[torch.Tensor]) -> str:
         """What is wrong with a path on these sequences, of which the last two share a prefix; empty when nothing is."""
         inputs = [tuple(tokens) for tokens in sequences]
-        scored = [min(COMPARED, len(tokens)) for tokens in inputs]
         if path == "packed" and not use_packing(self.model, longest=max(map(len, inputs))):
             return NOT_FOR_THIS
         self.packed = path == "packed"
-
-        def compute(batch: list[Group], ends: list[int]) -> Callable[[], list[torch.Tensor]]:
-            members = [member for group in batch for member in group.members]
-            return lambda: list(self.logits_by(path, batch, inputs, ends).split([ends[member] for member in members]))
-
         *alone, one, other = range(len(inputs))
-        fault = fault_of(compute([Group(0, (*alone, one))], scored), expected[:-1], self.dtype)
-        shared = len(inputs[one]) - 3
-        if not fault and shared >= SHORTEST_PREFIX:
-            ends = [*scored[:-2], 3, 3]
-            wanted = [expected[0], *(logits[-3:] for logits in expected[-2:])]
-            fault = fault_of(compute([Group(0, (0,)), Group(shared, (one, other))], ends), wanted, self.dtype)
+        shared = self_check.shared_length(sequences)
+        groups = [Group(0, (*alone, other)), Group(shared, (one, other))]
+        if shared < SHORTEST_PREFIX:
+            groups, shared = [Group(0, tuple(range(len(inputs))))], 0
+        scored = [min(COMPARED, len(tokens)) for tokens in inputs]
+        for member in (one, other):  # what is scored does not belong to a prefix
+            scored[member] = min(scored[member], len(inputs[member]) - shared)
+        members = [member for group in groups for member in group.members]
+        sizes = [scored[member] for member in members]
+        fault = fault_of(
+            lambda: list(self.logits_by(path, groups, inputs, scored).split(sizes)),
+            [expected[member][-scored[member] :] for member in members],
+            self.dtype,
+        )
         self.end_packing()
         return fault
 

@@ -10,14 +10,14 @@ import hashlib
 import inspect
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import LogitsProcessor, PreTrainedConfig, PreTrainedModel
 
 from teacherlm.errors import UserError, reason
 from teacherlm.files import cache_folder, whole_file
@@ -25,7 +25,7 @@ from teacherlm.json_files import load_object
 from teacherlm.loading import base_model
 from teacherlm.model_config import attention_windows, is_rescaled, position_count, vocabulary_size
 
-VERSION = 5
+VERSION = 6
 """Raised whenever the check changes, so that no older verdict counts."""
 COMPARED = 12
 """Positions at the end of each sequence whose logits are compared."""
@@ -39,6 +39,8 @@ SHOWN = 60
 """Letters of a library's error that a line shows."""
 STEPS = 6
 """New tokens of each sequence in a check of generation."""
+OWN = 3
+"""Tokens at the end of the last sequence but one that it does not share with the last one."""
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest difference of logits, relative to their spread, that is rounding. A wrong computation differs by far more."""
 LONGEST = 8448
@@ -68,7 +70,8 @@ def make_sequences(config: PreTrainedConfig, longest: int | None = None) -> list
     """Short token sequences of different lengths.
 
     Of a model with attention windows the last two are longer than these; the one before them is a little shorter than
-    the longest window, so that its continuation crosses it.
+    the longest window, so that its continuation crosses it. The last two have all tokens in common but the last OWN of
+    the shorter one, which shows whether a model is causal and serves a path that computes shared prefixes once.
 
     Args:
         config: the model's.
@@ -90,7 +93,16 @@ def make_sequences(config: PreTrainedConfig, longest: int | None = None) -> list
         drawn = torch.randint(rows, (4 * min([length, *bounds]),), generator=generator).tolist()
         usual = [token for token in drawn if token not in special] or drawn
         sequences.append((usual * 4)[: min([length, *bounds])])
+    *_, other, last = sequences
+    shared = shared_length(sequences)
+    first = next((token for token in other if token != last[shared]), other[0])
+    sequences[-2] = [*last[:shared], first, *other[shared + 1 :]]
     return sequences
+
+
+def shared_length(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens the last two of `make_sequences` have in common at their beginning."""
+    return max(1, len(sequences[-2]) - OWN)
 
 
 def window_beyond(config: PreTrainedConfig, longest: int | None) -> int | None:
@@ -100,13 +112,15 @@ def window_beyond(config: PreTrainedConfig, longest: int | None) -> int | None:
 
 
 @torch.inference_mode()
-def plain_logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """Logits [at most COMPARED, V] of each sequence's last positions, one sequence at a time, float32 on the CPU."""
-    options = plain_options(model)
+def plain_logits(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], last: int = COMPARED
+) -> list[torch.Tensor]:
+    """Logits [at most `last`, V] of each sequence's last positions, one sequence at a time, float32 on the CPU."""
+    options = plain_options(model, last)
     logits = []
     for tokens in sequences:
         outputs = model(input_ids=torch.tensor([list(tokens)], device=model.device), **options)
-        logits.append(outputs.logits[0, -COMPARED:].float().cpu())
+        logits.append(outputs.logits[0, -last:].float().cpu())
     return logits
 
 
@@ -159,6 +173,9 @@ def set_attention(model: PreTrainedModel, name: str) -> None:
 def attention_set(model: PreTrainedModel, name: str) -> Iterator[None]:
     """Compute with another of the library's attentions for a while."""
     before = base_model(model).config._attn_implementation
+    if before == name:
+        yield
+        return
     set_attention(model, name)
     try:
         yield
@@ -166,18 +183,23 @@ def attention_set(model: PreTrainedModel, name: str) -> Iterator[None]:
         set_attention(model, before)
 
 
-def settle_attention(model: PreTrainedModel, sequences: Sequence[Sequence[int]], dtype: Any) -> list[torch.Tensor]:
-    """The logits that every way has to give; a model whose default attention does not give them gets eager attention.
+def expected_logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]], dtype: Any) -> list[torch.Tensor]:
+    """The logits [at most COMPARED, V] that every way has to give: of plain forward passes, with eager attention.
 
-    The library's fused attention leaves out what some models do to their scores (caps, biases).
+    Args:
+        sequences: as of `make_sequences`, or each with the same number of tokens more.
 
     Raises:
         UserError: the model is no causal decoder: its logits at a position change with the tokens after it; or the
             library's own forward pass fails.
     """
     inner = base_model(model)
+    *before, last = sequences
+    further = max(0, len(last) - len(before[-1]))
     try:
-        plain_logits(model, sequences[:1])
+        with attention_set(model, "eager"):
+            expected = plain_logits(model, before)
+            expected += plain_logits(model, [last], COMPARED + further)
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # as in fault_of
@@ -185,52 +207,108 @@ def settle_attention(model: PreTrainedModel, sequences: Sequence[Sequence[int]],
             f"{type(inner).__name__} ({inner.config.model_type}) is refused: the library's forward pass fails "
             f"({type(error).__name__}: {reason(error)})"
         ) from error
-    if inner.config._attn_implementation == "eager":
-        expected = plain_logits(model, sequences)
-    else:
-        with attention_set(model, "eager"):
-            expected = plain_logits(model, sequences)
-        if fault := fault_of(lambda: plain_logits(model, sequences), expected, dtype):
-            print(
-                f"{inner.config.model_type}: computed with eager attention, {inner.config._attn_implementation} {fault}"
-            )
-            set_attention(model, "eager")
-    require_causal(model, sequences[-1], expected[-1], dtype)
+    require_causal(model, sequences, expected, dtype)
+    expected[-1] = expected[-1][-COMPARED:]
     return expected
 
 
-def require_causal(model: PreTrainedModel, tokens: Sequence[int], expected: torch.Tensor, dtype: Any) -> None:
-    other = [*tokens[:-1], tokens[0] if tokens[0] != tokens[-1] else tokens[1]]
-    if fault_of(lambda: [plain_logits(model, [other])[0][:-1]], [expected[:-1]], dtype):
-        name, kind = type(base_model(model)).__name__, base_model(model).config.model_type
-        raise UserError(
-            f"{name} ({kind}) is no causal decoder: what it predicts at a position changes with the tokens after it; a "
-            "causal decoder, such as LlamaForCausalLM, was expected"
-        )
+def require_causal(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], logits: Sequence[torch.Tensor], dtype: Any
+) -> None:
+    """Refuse a model whose logits change with the tokens that follow.
+
+    Args:
+        logits: of the last positions of each sequence; of the last one from the position on at which those of the one
+            before it begin.
+    """
+    one, other = sequences[-2:]
+    alike = next((place for place, (a, b) in enumerate(zip(one, other)) if a != b), len(one))
+    count = alike - (len(one) - len(logits[-2]))
+    if count > 0 and not fault_of(lambda: [logits[-1][:count]], [logits[-2][:count]], dtype):
+        return
+    # The two are not of one length. A text of the same length has the last word.
+    changed = [*other[:-1], other[0] if other[0] != other[-1] else other[1]]
+    with attention_set(model, "eager"):
+        if not fault_of(lambda: [plain_logits(model, [changed])[0][:-1]], [logits[-1][-COMPARED:][:-1]], dtype):
+            return
+    name, kind = type(base_model(model)).__name__, base_model(model).config.model_type
+    raise UserError(
+        f"{name} ({kind}) is no causal decoder: what it predicts at a position changes with the tokens after it; a "
+        "causal decoder, such as LlamaForCausalLM, was expected"
+    )
 
 
-def continued_logits(model: PreTrainedModel, prompt: Sequence[int], new: Sequence[int]) -> torch.Tensor:
-    """The logits [len(new), V] from which each new token is taken, by plain forward passes."""
-    whole = [*prompt, *new]
-    if not is_rescaled(model.config):
-        return plain_logits(model, [whole[:-1]])[0][-len(new) :]
+@dataclass(frozen=True)
+class Continuations:
+    """Prompts, how each goes on, and what a model has to say to that.
+
+    Attributes:
+        prompts: token sequences.
+        new: the STEPS tokens that follow each of them. They are given, not the likeliest ones, so that all ways to
+            generate are compared with the same plain forward passes.
+        logits: [STEPS, V] of each prompt, from which its new tokens would be taken.
+        whole: [at most COMPARED, V] of each prompt with its new tokens, as `plain_logits` gives them.
+    """
+
+    prompts: list[list[int]]
+    new: list[list[int]]
+    logits: list[torch.Tensor]
+    whole: list[torch.Tensor]
+
+    @property
+    def texts(self) -> list[list[int]]:
+        """Each prompt with its new tokens."""
+        return [[*prompt, *new] for prompt, new in zip(self.prompts, self.new)]
+
+
+def make_continuations(model: PreTrainedModel, longest: int | None, dtype: Any) -> Continuations:
+    """What generation is compared with.
+
+    Args:
+        longest: number of tokens that no text of the run exceeds; None: unknown.
+
+    Raises:
+        UserError: as of `expected_logits`.
+    """
+    prompts = make_sequences(base_model(model).config, longest)
+    # The last two share their beginning: what follows the one must not be what follows the other.
+    new = [(prompt * STEPS)[number : number + STEPS] for number, prompt in enumerate(prompts)]
+    whole = expected_logits(model, [[*prompt, *more] for prompt, more in zip(prompts, new)], dtype)
+    if not is_rescaled(base_model(model).config):
+        return Continuations(prompts, new, [logits[-STEPS - 1 : -1] for logits in whole], whole)
     # Where a text's length changes all positions, a later token changes what the earlier ones were taken from.
-    texts = [whole[:end] for end in range(len(prompt), len(whole))]
-    return torch.stack([logits[-1] for logits in plain_logits(model, texts)])
+    logits = []
+    with attention_set(model, "eager"):
+        for prompt, more in zip(prompts, new):
+            texts = [[*prompt, *more[:count]] for count in range(STEPS)]
+            logits.append(torch.cat(plain_logits(model, texts, 1)))
+    return Continuations(prompts, new, logits, whole)
+
+
+class Given(LogitsProcessor):
+    """Lets the library's generation take the tokens that are given."""
+
+    def __init__(self, width: int, new_BS: torch.Tensor):
+        self.width, self.new_BS = width, new_BS
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        step = input_ids.shape[1] - self.width
+        return torch.full_like(scores, -torch.inf).scatter(1, self.new_BS[:, step : step + 1], 0.0)
 
 
 @torch.inference_mode()
 def generation_fault(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], dtype: Any, together: bool, use_cache: bool
+    model: PreTrainedModel, expected: Continuations, dtype: Any, together: bool, use_cache: bool
 ) -> str:
     """What is wrong with the library's generation, by the logits that give each new token; empty when nothing is.
 
     Args:
-        prompts: token sequences.
         together: whether the prompts are padded at the left and continued as one batch.
         use_cache: whether the library keeps keys, values and states between steps.
     """
-    for batch in [list(prompts)] if together else [[prompt] for prompt in prompts]:
+    rows = list(zip(expected.prompts, expected.new, expected.logits))
+    for part in [rows] if together else [[row] for row in rows]:
+        batch, new, wanted = zip(*part)
         width = max(map(len, batch))
         ids_BT = torch.tensor([[batch[0][0]] * (width - len(row)) + list(row) for row in batch], device=model.device)
         mask_BT = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch], device=model.device)
@@ -243,6 +321,7 @@ def generation_fault(
                 min_new_tokens=STEPS,
                 pad_token_id=batch[0][0],
                 use_cache=use_cache,
+                logits_processor=[Given(width, torch.tensor(new, device=model.device))],
                 output_logits=True,
                 return_dict_in_generate=True,
             )
@@ -251,37 +330,50 @@ def generation_fault(
         except Exception as error:  # as in fault_of
             return f"fails ({type(error).__name__}: {reason(error)[:SHOWN]})"
         found_BSV = torch.stack(made.logits, dim=1).float().cpu()
-        rows = [[*row, *new] for row, new in zip(batch, made.sequences[:, width:].tolist())]
-        expected = [continued_logits(model, row[:-STEPS], row[-STEPS:]) for row in rows]
-        if fault := fault_of(lambda found=found_BSV: list(found), expected, dtype):
+        if fault := fault_of(lambda found=found_BSV: list(found), wanted, dtype):
             return fault
     return ""
 
 
 def first_exact(
-    paths: Sequence[str], packs_linears: bool, fault: Callable[[str, bool], str], attention: str, folder: Path
+    paths: Sequence[str],
+    packs_linears: bool,
+    fault: Callable[[str, bool, str], str],
+    config: PreTrainedConfig,
+    folder: Path,
+    own_attention: Collection[str] = (),
 ) -> Verdict:
-    """The verdict on the first path that agrees with the plain forward pass.
+    """The verdict on the first way that agrees with the plain forward pass.
+
+    The library's fused attention leaves out what some models do to their scores (caps, biases): a path that differs
+    with the model's default attention is tried with eager attention as well.
 
     Args:
         paths: ways to compute a model, the best first.
         packs_linears: whether linear layers are packed on this device, where the model allows that.
-        fault: what is wrong with a path, with or without plain linear layers; empty when nothing is.
-        attention: the library's attention, as settled.
+        fault: what is wrong with a path, with or without plain linear layers, with an attention of the library's; empty
+            when nothing is.
+        config: the model's, as it was loaded: with its default attention.
         folder: of the model, for the message.
+        own_attention: paths that do not use the library's attention.
 
     Raises:
         UserError: no path agrees.
     """
     faults: list[str] = []
+    default = config._attn_implementation
     for path in paths:
         for plain_linears in (False, True) if packs_linears else (True,):
-            found = fault(path, plain_linears)
+            found = fault(path, plain_linears, default)
             if not found:
-                return Verdict(path, attention, plain_linears, "; ".join(dict.fromkeys(faults)))
-            faults.append(f"{path} {found}")
+                return Verdict(path, default, plain_linears, "; ".join(dict.fromkeys(faults)))
             if found == NOT_FOR_THIS:
+                faults.append(f"{path} {found}")
                 break
+            if default != "eager" and path not in own_attention and not fault(path, plain_linears, "eager"):
+                print(f"{config.model_type}: computed with eager attention, {default} {found}")
+                return Verdict(path, "eager", plain_linears, "; ".join(dict.fromkeys(faults)))
+            faults.append(f"{path} {found}")
     raise UserError(
         f"the model in {folder} is refused: no way to compute it agrees with the library's plain forward pass "
         f"({'; '.join(dict.fromkeys(faults))})"

@@ -188,23 +188,24 @@ class Batch:
 
 
 class CheckedBatch(Batch):
-    """A batch of the self-check: takes the likeliest tokens, and keeps the logits that they were taken from."""
+    """A batch of the self-check: takes the tokens that are given, and keeps the logits at their places."""
 
-    def __init__(self, engine: "TransformersEngine"):
+    def __init__(self, engine: "TransformersEngine", new: list[list[int]]):
         super().__init__(engine)
+        self.new = new
         self.seen: dict[int, list[torch.Tensor]] = {}
 
     def choose(self, rows: list[Row], logits_BV: torch.Tensor) -> None:
         for row, logits_V in zip(rows, logits_BV):
             self.seen.setdefault(row.prompt.index, []).append(logits_V.float().cpu())
-            row.new.append(int(logits_V.argmax()))
+            row.new.append(self.new[row.prompt.index][len(row.new)])
 
 
-def batch_fault(engine: "TransformersEngine", sequences: list[list[int]], dtype: Any) -> str:
+def batch_fault(engine: "TransformersEngine", expected: self_check.Continuations, dtype: Any) -> str:
     """What is wrong with a batch that rows of other lengths join and leave; empty when nothing is."""
-    prompts = [Prompt("check", index, 0, "", 0) for index in range(len(sequences))]
-    rows = [Row(prompt, tokens, torch.Generator(engine.device)) for prompt, tokens in zip(prompts, sequences)]
-    batch = CheckedBatch(engine)
+    prompts = [Prompt("check", index, 0, "", 0) for index in range(len(expected.prompts))]
+    rows = [Row(prompt, tokens, torch.Generator(engine.device)) for prompt, tokens in zip(prompts, expected.prompts)]
+    batch = CheckedBatch(engine, expected.new)
     try:
         with torch.inference_mode():
             batch.enter(rows[:2])
@@ -219,8 +220,8 @@ def batch_fault(engine: "TransformersEngine", sequences: list[list[int]], dtype:
     except Exception as error:  # as in self_check.fault_of
         return f"fails ({type(error).__name__}: {reason(error)[:SHOWN]})"
     found = [torch.stack(batch.seen[index]) for index in range(len(rows))]
-    expected = [self_check.continued_logits(engine.model, row.tokens, row.new) for row in rows]
-    return self_check.fault_of(lambda: found, expected, dtype)
+    wanted = [logits[: len(row)] for logits, row in zip(expected.logits, found)]
+    return self_check.fault_of(lambda: found, wanted, dtype)
 
 
 def groups(rows: list[Row], tokens: int) -> Iterator[list[Row]]:

@@ -110,20 +110,20 @@ class TransformersEngine:
     def find_path(self) -> Verdict:
         """The first of PATHS whose logits are those of the library's plain forward pass."""
         dtype = DTYPES.get(self.dtype)
-        sequences = self_check.make_sequences(self.model.config, self.longest)
-        expected = self_check.settle_attention(self.model, sequences, dtype)
-        attention = self.model.config._attn_implementation
+        expected = self_check.make_continuations(self.model, self.longest, dtype)
 
-        def fault(path: str, plain_linears: bool) -> str:
+        def fault(path: str, plain_linears: bool, attention: str) -> str:
             self.shape_model(attention, plain_linears, path == "batched")
             if path == "batched":
-                return batch_fault(self, sequences, dtype)
+                return batch_fault(self, expected, dtype)
             if path == "alone":
-                return self_check.generation_fault(self.model, sequences, dtype, together=False, use_cache=True)
+                return self_check.generation_fault(self.model, expected, dtype, together=False, use_cache=True)
             # Its forward passes are plain ones; what the check looks at is whether packed linear layers serve.
-            return self_check.fault_of(lambda: self_check.plain_logits(self.model, sequences), expected, dtype)
+            return self_check.fault_of(
+                lambda: self_check.plain_logits(self.model, expected.texts), expected.whole, dtype
+            )
 
-        return self_check.first_exact(PATHS, self.device.type == "cpu", fault, attention, self.folder)
+        return self_check.first_exact(PATHS, self.device.type == "cpu", fault, self.model.config, self.folder)
 
     def shape_model(self, attention: str, plain_linears: bool, batched: bool) -> None:
         """Give the model this attention, our own where rows are batched, and its linear layers their form."""
