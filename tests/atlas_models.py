@@ -15,6 +15,7 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
+from conftest import warm_python
 
 TEXT = (
     "the of a in and is was for on by with from that which an as at it its are were or be has had one two three river "
@@ -150,7 +151,7 @@ def run_script(script: Path, words: list[str], environment: dict[str, str], work
 
 
 def several_workers(script: Path, words: list[str], workers: int) -> list[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={workers}"]
+    command = [warm_python(), "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={workers}"]
     return [*command, str(script), *words]
 
 

@@ -1,5 +1,7 @@
 """What the tests share: tiny models made on the spot, the small real one, the real data, and how a script is run."""
 
+import atexit
+import functools
 import json
 import os
 import runpy
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from warm_python import WarmPython
 
 if TYPE_CHECKING:
     from slurm_cluster import Cluster
@@ -59,12 +62,22 @@ def shared_data() -> Path:
     return SHARED
 
 
+@functools.cache
+def warm_python() -> str:
+    """An executable that takes the words of `python` and has the libraries loaded, see warm_python.py."""
+    started = WarmPython()
+    started.__enter__()
+    atexit.register(started.__exit__)
+    return str(started.executable)
+
+
 @pytest.fixture
 def stage() -> Callable[..., subprocess.CompletedProcess]:
     """Run a stage's script to its end: stage("enhance", "--name", folder, ...); stdout and stderr are kept as text."""
 
     def run(name: str, *words: object, **options: object) -> subprocess.CompletedProcess:
-        command = [sys.executable, str(STAGES[name]), *map(str, words)]
+        python = sys.executable if "env" in options else warm_python()  # libraries may read it when they are imported
+        command = [python, str(STAGES[name]), *map(str, words)]
         return subprocess.run(command, capture_output=True, text=True, **options)
 
     return run
@@ -107,7 +120,7 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What data_prepare.py makes of `sample`: SAMPLE.jsonl, SAMPLE/ (24 training samples) and tests/sample (80)."""
     folder = tmp_path_factory.mktemp("prepared")
-    command = [sys.executable, STAGES["data_prepare"], "--benchmark", "sample", "--limit", "24"]
+    command = [warm_python(), STAGES["data_prepare"], "--benchmark", "sample", "--limit", "24"]
     subprocess.run([*command, "--output_dir", folder, "--test_dir", folder / "tests"], check=True, capture_output=True)
     return folder
 

@@ -3,13 +3,12 @@
 import json
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from conftest import STAGES, sample_claims
+from conftest import STAGES, sample_claims, warm_python
 from scipy.stats import binomtest
 
 from teacherlm import manifests
@@ -50,7 +49,7 @@ def write_run(
 
 def prepare(folder: Path, *words: object) -> None:
     command = [
-        sys.executable,
+        warm_python(),
         STAGES["data_prepare"],
         "--benchmark",
         "creak",

@@ -3,12 +3,11 @@
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from atlas_models import SUBJECTS, make_passages, make_small_mmlu, make_tiny_bert, make_tiny_t5, write_lines
-from conftest import ROOT, read_lines
+from conftest import ROOT, read_lines, warm_python
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def environment(place: Path, data: Path, **more: object) -> dict[str, str]:
         "PASSAGES": place / "passages.jsonl",
         "PRECISION": "fp32",
         "FLAGS": "--n_context 2 --text_maxlength 128 --generation_max_length 4 --per_gpu_batch_size 8",
-        "PYTHON": sys.executable,
+        "PYTHON": warm_python(),
         "LAUNCHER": "local",
         "RUNS": data / "runs",
         "TEACHERLM_CACHE": data / "cache",
@@ -100,7 +99,7 @@ def test_a_model_for_each_domain(place: Path, tmp_path: Path) -> None:
 
 def test_by_hand_from_its_folder_in_two_processes(place: Path, tmp_path: Path) -> None:
     settings = environment(place, tmp_path, NUM_GPUS=2, EXPERIMENT_NAME="mine")
-    prepare = [sys.executable, "preprocessing/prepare_mmlu.py", "--output_directory", str(tmp_path)]
+    prepare = [warm_python(), "preprocessing/prepare_mmlu.py", "--output_directory", str(tmp_path)]
     atlas = {"cwd": ROOT / "atlas", "env": settings, "capture_output": True, "text": True}
     done = subprocess.run([*prepare, "--data_directory", str(place / "mmlu")], **atlas)
     assert done.returncode == 0, done.stderr
@@ -113,7 +112,7 @@ def test_by_hand_from_its_folder_in_two_processes(place: Path, tmp_path: Path) -
     assert [line["metadata"]["question"] for line in read_lines(predictions)] == [
         q["question"] for q in read_lines(gold)
     ]
-    score = [sys.executable, "evaluation_scripts/evaluate_mmlu_predictions.py"]
+    score = [warm_python(), "evaluation_scripts/evaluate_mmlu_predictions.py"]
     done = subprocess.run([*score, "--predictions_path", predictions, "--gold_path", gold], **atlas)
     assert done.returncode == 0, done.stderr
 

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -19,7 +18,7 @@ from atlas_models import (
     several_workers,
     write_lines,
 )
-from conftest import ROOT, only_error, read_lines
+from conftest import ROOT, only_error, read_lines, warm_python
 from safetensors.torch import load_file
 
 TRAIN = ROOT / "atlas" / "train.py"
@@ -127,7 +126,7 @@ def test_a_run_leaves_checkpoint_log_and_predictions(place: Path, alone: Path) -
 
 def test_interrupted_twice_and_resumed_it_is_the_uninterrupted_run(place: Path, alone: Path, tmp_path: Path) -> None:
     """By Slurm's warning, between two lines of the log; with dropout, shuffling and refreshes."""
-    command = [sys.executable, str(TRAIN), *words(place, tmp_path, "--refresh_index", 3)]
+    command = [warm_python(), str(TRAIN), *words(place, tmp_path, "--refresh_index", 3)]
     for wanted in (2, 6):
         process = begin(command, place, until_step=wanted)
         process.send_signal(signal.SIGUSR1)

@@ -4,12 +4,11 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, contents, only_error
+from conftest import ROOT, contents, only_error, warm_python
 
 ODD = """it's "runs" $(touch pwned) `touch pwned` *"""
 CHAIN = ["bash", str(ROOT / "slurm" / "chain.sh")]
@@ -28,7 +27,7 @@ def chain(tiny_llama: Path, place: Path) -> Chain:
 
     def run(benchmark: str = "sample", **variables: object) -> subprocess.CompletedProcess:
         chosen = {name: str(value) for name, value in {**small, "RUNS": place / ODD, **variables}.items()}
-        environment = {**os.environ, "PYTHON": sys.executable, "LAUNCHER": "local", **chosen}
+        environment = {**os.environ, "PYTHON": warm_python(), "LAUNCHER": "local", **chosen}
         return subprocess.run([*CHAIN, benchmark], cwd=place, env=environment, capture_output=True, text=True)
 
     return run
@@ -141,7 +140,7 @@ def make(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     (checkout / "pyproject.toml").touch()
     (checkout / ".venv" / "bin").mkdir(parents=True)
     python = checkout / ".venv" / "bin" / "python"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.write_text(f'#!/bin/sh\nexec {warm_python()} "$@"\n')
     python.chmod(0o755)
     (checkout / ".venv" / "installed.txt").touch()
 

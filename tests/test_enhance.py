@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, STAGES, contents, only_error, read_lines, sample_claims
+from conftest import ROOT, STAGES, contents, only_error, read_lines, sample_claims, warm_python
 
 from teacherlm.benchmarks import load_benchmark
 
@@ -184,7 +184,7 @@ def test_enhance_sh_takes_positional_arguments_with_any_characters(
     shutil.copytree(tiny_llama, folder / "my teacher")
     records, output = prompts(folder / "in put.jsonl", RECORDS), folder / "out put.jsonl"
     command = ["bash", ROOT / "enhance" / "enhance.sh", folder / "my teacher", records, output, *SETTINGS[1:]]
-    environment = {**os.environ, "PYTHON": sys.executable}
+    environment = {**os.environ, "PYTHON": warm_python()}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert output.read_bytes() == done[1].read_bytes()

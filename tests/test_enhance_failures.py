@@ -22,8 +22,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from teacherlm import manifests
 
-KILLS = 50
-
 
 def last_error(result: subprocess.CompletedProcess) -> str:
     """The one line on stderr, after the progress bar, of a run that began its work and then failed."""
@@ -134,8 +132,9 @@ def start() -> Callable[[list[object]], multiprocessing.Process]:
     return start
 
 
-def test_killed_50_times_at_random_moments_the_file_is_that_of_an_uninterrupted_run(
-    tiny_llama: Path, tmp_path: Path, start: Callable
+@pytest.mark.parametrize("times", [10, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_the_file_is_that_of_an_uninterrupted_run(
+    times: int, tiny_llama: Path, tmp_path: Path, start: Callable
 ) -> None:
     """A run that was not killed in time is checked and begun anew, so that its last moments are hit as well."""
     records = prompts(tmp_path / "SAMPLE.jsonl", 40)
@@ -149,9 +148,9 @@ def test_killed_50_times_at_random_moments_the_file_is_that_of_an_uninterrupted_
         seconds = time.monotonic() - began
 
     kills = finished = 0
-    while kills < KILLS or not finished:
+    while kills < times or not finished:
         run = start(words(tiny_llama, records, output))
-        run.join(random.uniform(0, seconds) if kills < KILLS else None)
+        run.join(random.uniform(0, seconds) if kills < times else None)
         run.kill()
         run.join()
         assert run.exitcode in (0, -signal.SIGKILL)

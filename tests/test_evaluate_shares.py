@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, STAGES
+from conftest import ROOT, STAGES, warm_python
 from test_evaluate import words
 
 TASKS = "sample"
@@ -65,7 +65,7 @@ def test_two_processes_of_the_script(
     output = tmp_path / "two"
     command = ["bash", ROOT / "evaluate" / "run_hf.sh", tiny_llama, TASKS, "--datasets", prepared / "tests"]
     command += ["--output_path", output, *small_batches]
-    environment = {**os.environ, "PYTHON": sys.executable, "NUM_GPUS": "2"}
+    environment = {**os.environ, "PYTHON": warm_python(), "NUM_GPUS": "2"}
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert results(output) == results(alone)
@@ -73,7 +73,7 @@ def test_two_processes_of_the_script(
 
 def test_the_script_ends_all_when_one_fails(tiny_llama: Path, prepared: Path, tmp_path: Path) -> None:
     command = ["bash", ROOT / "evaluate" / "run_hf.sh", tiny_llama, "nonesuch", "--datasets", prepared / "tests"]
-    environment = {**os.environ, "PYTHON": sys.executable, "NUM_GPUS": "2"}
+    environment = {**os.environ, "PYTHON": warm_python(), "NUM_GPUS": "2"}
     done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
 

@@ -11,10 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, warm_python
 from test_finetune import flags, read_log, weights
 
-KILLS = 20
 SERVER = """
 import importlib, json, os, sys
 sys.path.insert(0, {folder!r})
@@ -68,8 +67,9 @@ def uninterrupted(forks: Forks, tiny_llama: Path, prepared: Path, tmp_path_facto
     return folder
 
 
+@pytest.mark.parametrize("times", [6, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(
-    forks: Forks, uninterrupted: Path, tiny_llama: Path, prepared: Path, tmp_path: Path
+    times: int, forks: Forks, uninterrupted: Path, tiny_llama: Path, prepared: Path, tmp_path: Path
 ) -> None:
     """Each kill comes a little after a line of the log that is drawn by chance: in loading, a step, or a checkpoint."""
     run, log = tmp_path / "run", tmp_path / "run" / "log.jsonl"
@@ -77,7 +77,7 @@ def test_killed_at_random_moments(
     draws = random.Random(0)
     killed = 0
     lines_at_kills = set()
-    while killed < KILLS:
+    while killed < times:
         line, pause = lines_of(log) + draws.randrange(3), draws.uniform(0, 0.02)
         child = forks.start(words)
         while lines_of(log) < line and Path(f"/proc/{child}").exists():
@@ -128,7 +128,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
 def test_the_script_hands_the_signal_on(tiny_llama: Path, prepared: Path, tmp_path: Path) -> None:
     positional = [tiny_llama, prepared / "SAMPLE", 2, 1, 1e-3, 500, "cot_text", "run", tmp_path, "test"]
     command = ["bash", ROOT / "finetune" / "finetune.sh", *positional, "--deepspeed", "none"]
-    environment = {**os.environ, "PYTHON": sys.executable, "NUM_GPUS": "2"}
+    environment = {**os.environ, "PYTHON": warm_python(), "NUM_GPUS": "2"}
     process = subprocess.Popen(list(map(str, command)), env=environment, stdout=subprocess.PIPE, text=True)
     log = tmp_path / "run" / "log.jsonl"
     while not log.exists() or not log.stat().st_size:

@@ -1,11 +1,10 @@
 """evaluate_mmlu_predictions.py on predictions made by hand, whose scores can be counted."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 from atlas_models import write_lines
-from conftest import ROOT, only_error, read_lines
+from conftest import ROOT, only_error, read_lines, warm_python
 
 SCRIPT = ROOT / "atlas" / "evaluation_scripts" / "evaluate_mmlu_predictions.py"
 # domain -> for each question whether (the choice, the debiased choice) is right
@@ -48,7 +47,7 @@ def prediction(asked: dict, choice: int, debiased: int) -> dict:
 
 
 def score(*words: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *map(str, (SCRIPT, *words))], capture_output=True, text=True)
+    return subprocess.run([warm_python(), *map(str, (SCRIPT, *words))], capture_output=True, text=True)
 
 
 def gold_file(folder: Path) -> Path:

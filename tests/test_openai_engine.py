@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from conftest import ROOT, only_error, read_lines
+from conftest import ROOT, only_error, read_lines, warm_python
 from test_enhance import progress_of, prompts
 from test_enhance_failures import failures_of, last_error
 
@@ -71,7 +71,7 @@ def command(url: str, records: Path, output: Path, *more: object) -> list[str]:
 
 
 def enhance(url: str, records: Path, output: Path, *more: object, **environment: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHON": sys.executable, **environment}
+    environment = {**os.environ, "PYTHON": warm_python(), **environment}
     return subprocess.run(command(url, records, output, *more), capture_output=True, text=True, env=environment)
 
 
@@ -103,7 +103,7 @@ def test_a_server_that_dies_and_comes_back_loses_nothing(
 ) -> None:
     records, output = prompts(tmp_path / "SAMPLE.jsonl", 40), tmp_path / "SAMPLE_cot.jsonl"
     progress = progress_of(output)
-    environment = {**os.environ, "PYTHON": sys.executable}
+    environment = {**os.environ, "PYTHON": warm_python()}
     run = subprocess.Popen(
         command(server.url, records, output), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )

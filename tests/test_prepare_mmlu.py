@@ -4,19 +4,18 @@ import csv
 import io
 import random
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, contents, only_error, read_lines
+from conftest import ROOT, contents, only_error, read_lines, warm_python
 
 SCRIPT = ROOT / "atlas" / "preprocessing" / "prepare_mmlu.py"
 AUXILIARY = {"law_made_up": 4000, "race_made_up": 3000}
 
 
 def prepare(output: Path, *words: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, SCRIPT, "--output_directory", output, *words]
+    command = [warm_python(), SCRIPT, "--output_directory", output, *words]
     return subprocess.run([*map(str, command)], capture_output=True, text=True)
 
 

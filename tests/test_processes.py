@@ -3,12 +3,11 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, warm_python
 from transformers import AutoModelForCausalLM
 
 EPOCHS, STEPS = 2, 6  # of 22 samples, 4 a step: the last step of an epoch has 2
@@ -25,7 +24,7 @@ def finetune(model: Path, dataset: Path, store: Path, processes: int, *words: ob
 def start(model: Path, dataset: Path, store: Path, processes: int, *words: object) -> subprocess.Popen:
     positional = [model, dataset, 4 // processes, 1, 1e-3, EPOCHS, "cot_text", "run", store, "test"]
     command = ["bash", ROOT / "finetune" / "finetune.sh", *positional, "--logging_steps", 1, *words]
-    environment = {**os.environ, "PYTHON": sys.executable, "NUM_GPUS": str(processes), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHON": warm_python(), "NUM_GPUS": str(processes), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(list(map(str, command)), env=environment, stdout=-1, stderr=-1, text=True)
 
 
@@ -93,7 +92,7 @@ def test_a_mistake_that_one_process_alone_sees_is_said_too(tiny_llama: Path, pre
         "--task_type",
         "text",
     ]
-    command = [sys.executable, ROOT / "finetune" / "finetune.py", *words, "--deepspeed", "zero4"]
+    command = [warm_python(), ROOT / "finetune" / "finetune.py", *words, "--deepspeed", "zero4"]
     place = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     alone = subprocess.run(list(map(str, command)), env=os.environ | place, capture_output=True, text=True)
     assert alone.returncode == 2

@@ -3,14 +3,13 @@
 import csv
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from atlas_models import write_lines
-from conftest import ROOT, only_error
+from conftest import ROOT, only_error, warm_python
 from lxml import html
 from report_runs import finish, write_run
 from scipy.stats import bootstrap as scipy_bootstrap
@@ -160,7 +159,7 @@ def test_accuracies_of_experiments_are_those_of_the_scorer(inside: Callable, exp
         file = experiments / name / f"combined_test-step-{step}.jsonl"
         questions = [json.loads(line)["metadata"] for line in file.open()]
         gold = write_lines(tmp_path / "gold.jsonl", questions)
-        command = [sys.executable, str(SCORER), "--predictions_path", str(file), "--gold_path", str(gold)]
+        command = [warm_python(), str(SCORER), "--predictions_path", str(file), "--gold_path", str(gold)]
         scored = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1].split()
         numbers = [float(value) for value in rows[name].xpath(".//data/@value")]
         assert numbers[0] == step and numbers[1] == 40

@@ -4,13 +4,12 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import ROOT, STAGES
+from conftest import ROOT, STAGES, warm_python
 from report_runs import write_run
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ def watched(browser: "Browser") -> Iterator[Callable[..., "Page"]]:
 
 
 def report(folder: Path) -> Path:
-    done = subprocess.run([sys.executable, STAGES["report"], folder], capture_output=True, text=True)
+    done = subprocess.run([warm_python(), STAGES["report"], folder], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder / "report" / "index.html"
 
@@ -92,7 +91,7 @@ def ids(page: "Page") -> list[str]:
 def test_the_page_of_a_real_run(watched: Callable[..., "Page"], tiny_llama: Path, tmp_path: Path) -> None:
     """The chain itself, as make demo runs it, with a tiny student."""
     small = {"STUDENT": tiny_llama, "LIMIT": 8, "EPOCHS": 2, "NUM_TOKENS": 8, "BATCH": 4, "RUNS": tmp_path}
-    environment = {**os.environ, "PYTHON": sys.executable, "LAUNCHER": "local"}
+    environment = {**os.environ, "PYTHON": warm_python(), "LAUNCHER": "local"}
     environment |= {name: str(value) for name, value in small.items()}
     command = ["bash", ROOT / "slurm" / "chain.sh", "sample"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

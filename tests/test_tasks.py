@@ -4,13 +4,12 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import task_files
-from conftest import ROOT, contents, only_error, read_lines
+from conftest import ROOT, contents, only_error, read_lines, warm_python
 from datasets import Dataset
 from test_evaluate import reference_likelihoods, words
 from transformers import AutoTokenizer
@@ -74,7 +73,7 @@ def test_a_task_in_the_reference_s_api_runs_unchanged_and_is_tokenized_apart(tin
     test_set.save_to_disk(str(evaluate / "lm_eval" / "datasets" / "weather"))
 
     command = ["bash", "run_hf.sh", str(tiny_llama), "weather", "--tokenization", "apart"]
-    environment = {**os.environ, "PYTHON": sys.executable}
+    environment = {**os.environ, "PYTHON": warm_python()}
     result = subprocess.run(command, cwd=evaluate, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     samples = read_lines(evaluate / "results" / "tiny" / "weather_samples.jsonl")

@@ -1,0 +1,197 @@
+"""A Python that has the libraries loaded: each program is a fork of one process, so that starting takes no time.
+
+`WarmPython` starts that process and makes an executable that takes the words of `python`, for tests of scripts that
+start many programs (PYTHON=...). A program is a process of its own, with the environment, the folder and the files of
+its caller; signals that the executable gets are handed on to it. What a library reads from the environment when it is
+imported (HF_HOME, OMP_NUM_THREADS) is that of the tests: a test that changes such a thing needs `sys.executable`.
+"""
+
+import contextlib
+import importlib
+import os
+import runpy
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = (
+    *("torch", "torch.distributed", "torch.distributed.run", "safetensors.torch", "datasets", "accelerate", "peft"),
+    *("transformers", "transformers.generation", "transformers.integrations.deepspeed", "transformers.trainer"),
+    *("transformers.models.llama.modeling_llama", "transformers.models.t5.modeling_t5", "lm_eval.evaluator"),
+    *("transformers.models.bert.modeling_bert", "transformers.models.bloom.modeling_bloom", "scipy.stats"),
+    *("lm_eval.models.huggingface", "jinja2", "yaml", "deepspeed"),
+)
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+CLIENT = """#!{python} -IS
+import os, signal, socket, sys
+place = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+place.connect({address!r})
+words = [sys.argv[0], os.getcwd(), str(len(sys.argv)), *sys.argv[1:], *(f"{{k}}={{v}}" for k, v in os.environ.items())]
+text = b"\\0".join(os.fsencode(word) for word in words)
+socket.send_fds(place, [len(text).to_bytes(8, "little")], [0, 1, 2])
+place.sendall(text)
+child = int.from_bytes(place.recv(8, socket.MSG_WAITALL), "little")
+def hand_on(number, _):
+    try:
+        os.kill(child, number)
+    except ProcessLookupError:
+        pass
+for number in {forwarded!r}:
+    signal.signal(number, hand_on)
+for stream in (0, 1, 2):
+    os.close(stream)  # the child's own end of a pipe has to be the last one
+status = place.recv(8, socket.MSG_WAITALL)
+code = int.from_bytes(status, "little", signed=True) if status else 1
+if code < 0:
+    signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
+    os.kill(os.getpid(), -code)
+os._exit(code)
+"""
+
+
+class WarmPython:
+    """The process with the libraries, as a context manager.
+
+    Attributes:
+        executable: takes the words of `python`.
+    """
+
+    def __enter__(self) -> "WarmPython":
+        self.folder = tempfile.TemporaryDirectory(prefix="warm-")  # pytest's folders are too long for a socket's name
+        address = str(Path(self.folder.name) / "socket")
+        self.executable = Path(self.folder.name) / "python"
+        text = CLIENT.format(python=sys.executable, address=address, forwarded=tuple(map(int, FORWARDED)))
+        self.executable.write_text(text)
+        self.executable.chmod(0o755)
+        self.server = subprocess.Popen([sys.executable, __file__, address], stdin=-1, stdout=-1)
+        self.server.stdout.readline()  # it listens
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.stdin.close()
+        self.server.stdout.close()
+        self.server.wait()
+        self.folder.cleanup()
+
+
+def serve(listening: socket.socket) -> list[str] | None:
+    """Fork a process for each caller until stdin ends; returns the words of `python` in each fork, None at the end."""
+    watched = selectors.DefaultSelector()
+    watched.register(listening, selectors.EVENT_READ)
+    watched.register(sys.stdin, selectors.EVENT_READ)
+    children: dict[socket.socket, tuple[int, int]] = {}  # of each caller: the child's number and its pidfd
+    while True:
+        for key, _ in watched.select():
+            if key.fileobj is sys.stdin:
+                for child, _ in children.values():
+                    os.kill(child, signal.SIGKILL)
+                return None
+            if key.fileobj is listening:
+                caller, _ = listening.accept()
+                begun = receive(caller)
+                if begun is None:
+                    caller.close()
+                    continue
+                words, streams = begun
+                child = os.fork()
+                if not child:
+                    watched.close()
+                    for other in (listening, caller, *children):
+                        other.close()
+                    become(words, streams)
+                    return words[3 : 2 + int(words[2])]
+                for stream in streams:
+                    os.close(stream)
+                with contextlib.suppress(OSError):  # the caller is gone
+                    caller.sendall(child.to_bytes(8, "little"))
+                children[caller] = (child, os.pidfd_open(child))
+                watched.register(caller, selectors.EVENT_READ, caller)
+                watched.register(children[caller][1], selectors.EVENT_READ, caller)
+            else:
+                caller = key.data
+                child, descriptor = children.pop(caller)
+                if key.fileobj is caller:  # it was killed
+                    os.kill(child, signal.SIGKILL)
+                watched.unregister(caller)
+                watched.unregister(descriptor)
+                _, status = os.waitpid(child, 0)
+                os.close(descriptor)
+                with contextlib.suppress(OSError):
+                    caller.sendall(os.waitstatus_to_exitcode(status).to_bytes(8, "little", signed=True))
+                caller.close()
+                break  # other keys of this round may be this child's
+
+
+def receive(caller: socket.socket) -> tuple[list[str], list[int]] | None:
+    """The caller's words (its name, folder, number of words, the words, the environment) and its three files."""
+    head, streams, _, _ = socket.recv_fds(caller, 8, 3)
+    size, text = int.from_bytes(head, "little"), b""
+    while len(text) < size:
+        more = caller.recv(size - len(text))
+        if not more:
+            return None
+        text += more
+    return [os.fsdecode(word) for word in text.split(b"\0")], streams
+
+
+def become(words: list[str], streams: list[int]) -> None:
+    """Take over a caller's files, folder and environment."""
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    modes = ("r", "w", "w")
+    for name, number, mode in zip(("stdin", "stdout", "stderr"), range(3), modes):
+        made: Any = open(
+            number, mode, encoding="utf-8", errors="surrogateescape" if mode == "r" else None, closefd=False
+        )
+        setattr(sys, name, made)
+        setattr(sys, f"__{name}__", made)
+    sys.stderr.reconfigure(line_buffering=True, errors="backslashreplace")
+    os.chdir(words[1])
+    os.environ.clear()
+    os.environ.update(word.partition("=")[::2] for word in words[2 + int(words[2]) :])
+    sys.executable = words[0]
+    sys.path[0:0] = [part for part in os.environ.get("PYTHONPATH", "").split(":") if part]
+    for number in FORWARDED:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+def execute(words: list[str]) -> None:
+    """What `python` does with these words."""
+    safe = False
+    while words and words[0] in ("-u", "-P", "-I", "-S", "-E"):
+        safe |= words.pop(0) in ("-P", "-I")
+    if words[:1] == ["-c"]:
+        sys.argv = ["-c", *words[2:]]
+        sys.path[0:0] = [] if safe else [""]
+        exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
+    elif words[:1] == ["-m"]:
+        sys.argv = words[1:]
+        sys.path[0:0] = [] if safe else [str(Path.cwd())]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    elif words[:1] == ["-"] or not words:
+        sys.argv = ["-", *words[1:]]
+        sys.path[0:0] = [] if safe else [""]
+        exec(compile(sys.stdin.read(), "<stdin>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv = words
+        sys.path[0:0] = [] if safe else [str(Path(words[0]).resolve().parent)]
+        runpy.run_path(words[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # the folder of the tests
+    place = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    place.bind(sys.argv[1])
+    place.listen(64)
+    print("ready: who calls waits for the libraries", flush=True)
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    if (asked := serve(place)) is not None:
+        execute(asked)
