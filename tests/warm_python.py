@@ -6,7 +6,9 @@ its caller; signals that the executable gets are handed on to it. What a library
 imported (HF_HOME, OMP_NUM_THREADS) is that of the tests: a test that changes such a thing needs `sys.executable`.
 """
 
+import atexit
 import contextlib
+import gc
 import importlib
 import os
 import runpy
@@ -16,6 +18,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +188,27 @@ def execute(words: list[str]) -> None:
         runpy.run_path(words[0], run_name="__main__")
 
 
+def end(words: list[str]) -> None:
+    """Execute, and leave as `python` does, but for the modules, which are not taken apart one by one."""
+    status: Any = 0
+    try:
+        execute(words)
+    except SystemExit as ended:
+        status = ended.code
+        if status is not None and not isinstance(status, int):
+            print(status, file=sys.stderr)
+            status = 1
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a closed pipe
+            stream.flush()
+    os._exit((status or 0) & 255)
+
+
 if __name__ == "__main__":
     sys.path.pop(0)  # the folder of the tests
     place = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -193,5 +218,7 @@ if __name__ == "__main__":
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for library in LIBRARIES:
         importlib.import_module(library)
+    gc.collect()
+    gc.freeze()  # a collection would write to, and so copy, all pages that a fork shares with this process
     if (asked := serve(place)) is not None:
-        execute(asked)
+        end(asked)
