@@ -199,7 +199,7 @@ def check_config(folder: Path, model: "PreTrainedModel") -> None:
     if not (folder / "config.json").is_file():
         return
     try:
-        beside = AutoConfig.from_pretrained(folder).get_text_config().to_dict()
+        beside = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().to_dict()
     except Exception as error:  # of JSON, of the library's checks
         raise UserError(f"the configuration in {folder} cannot be read: {reason(error)}") from error
     base = model.config.get_text_config().to_dict()

@@ -13,7 +13,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from teacherlm.adapters import attach, base_folder, is_adapter
-from teacherlm.errors import UserError, reason
+from teacherlm.errors import UserError
 from teacherlm.json_files import load_object
 from teacherlm.model_config import load_config, loading_fault, require_causal_decoder, vocabulary_size
 
