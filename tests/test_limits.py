@@ -16,16 +16,14 @@ from teacherlm.records import read_records
 from teacherlm.sources import read_csv
 
 TIMES_TEN = ", ".join(["*{0}"] * 10)
-LAUGHS = "title: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{name}: &{name} [{TIMES_TEN.format(before)}]\n" for before, name in zip("abcdefghi", "bcdefghij")
+WITHOUT_TITLE = "question: q\nchoices: [a, b]\nanswer: a\nsplits: {train: a, test: b}\n"
+LAUGHS = f"{WITHOUT_TITLE}title:\n- &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"- &{name} [{TIMES_TEN.format(before)}]\n" for before, name in zip("abcdefgh", "bcdefghi")
 )
 MERGED = "a: &a {q: x, r: x}\n" + "".join(
     f"{name}: &{name}\n  <<: [{TIMES_TEN.format(before)}]\n" for before, name in zip("abcdefghi", "bcdefghij")
 )
 STAIRS = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 5000))
-
-
-WITHOUT_TITLE = "question: q\nchoices: [a, b]\nanswer: a\nsplits: {train: a, test: b}\n"
 
 
 def test_aliases_that_stand_for_gigabytes(tmp_path: Path) -> None:
@@ -34,7 +32,7 @@ def test_aliases_that_stand_for_gigabytes(tmp_path: Path) -> None:
     path.write_text(LAUGHS)
     assert len(LAUGHS) < 800
     error = only_error(bounded([STAGES["data_prepare"], "--benchmark", path, "--output_dir", tmp_path], 30, 512))
-    assert f"{path}: no valid YAML, line 7: with its aliases it stands for more than 4,000,000" in error
+    assert f"{path}: no valid YAML, line 12: with its aliases it stands for more than 4,000,000" in error
 
 
 @pytest.mark.parametrize(
