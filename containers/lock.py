@@ -1,8 +1,14 @@
-"""Write the images' locks, cpu.lock and gpu.lock: every package at its version, with the digest of its file.
+"""Write the locks: every package at its version, with the digests of its files.
 
 Where the versions come from is requirements/: the CPU image has those of torch.txt, base.txt, weights.txt and
 tracking.txt and nothing else; the GPU image has the project's direct dependencies at these versions, what gpu.txt adds
-(vLLM, the CUDA compiler), and what pip finds that all of them need.
+(vLLM, the CUDA compiler), and what pip finds that all of them need. `make install` has what the CPU image has and
+dev.txt, in four files that are installed one after the other:
+
+    requirements/torch.lock   torch: its build for CPUs and that of PyPI, whichever pip finds
+    requirements/cuda.lock    the libraries that only the latter needs
+    requirements/wheels.lock  all others
+    requirements/built.lock   those that are built here from their source, with the others at hand
 """
 
 import json
@@ -11,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
 from teacherlm.errors import Parser, UserError, run
@@ -19,19 +26,50 @@ from teacherlm.files import whole_file
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 PINS = ROOT / "requirements"
-Packages = dict[str, tuple[str, str]]
-"""name -> (version, sha256 of the file)"""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package as pip finds it: its version, and the address and sha256 of its file."""
+
+    version: str
+    address: str
+    sha256: str
+
+    @property
+    def is_wheel(self) -> bool:
+        return self.address.partition("#")[0].endswith(".whl")
+
+
+Packages = dict[str, Package]
 
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("image", nargs="?", choices=["cpu", "gpu"], help="(default: both)")
-    asked = parser.parse_args().image
-    for image in [asked] if asked else ["cpu", "gpu"]:
-        packages = cpu() if image == "cpu" else gpu()
-        with whole_file(HERE / f"{image}.lock") as file:
-            file.write(lock(image, packages))
-        print(f"containers/{image}.lock: {len(packages)} packages")
+    parser.add_argument("lock", nargs="?", choices=["cpu", "gpu", "install"], help="(default: all)")
+    asked = parser.parse_args().lock
+    for one in [asked] if asked else ["cpu", "gpu", "install"]:
+        if one == "install":
+            install()
+        else:
+            packages = cpu() if one == "cpu" else gpu()
+            write(HERE / f"{one}.lock", f"The packages of the {one.upper()} image", [packages])
+
+
+def install() -> None:
+    """Write the four locks of `make install`."""
+    torch = pins("torch.txt")["torch"]
+    builds = [resolve(["--no-deps", f"torch=={torch}+cpu"], {}), resolve(["--no-deps", f"torch==={torch}"], {})]
+    write(PINS / "torch.lock", "torch's builds, of which `make install` takes the one that pip finds", builds, torch)
+    others = resolve(["--no-deps", "-r", str(PINS / "dev.txt")], {}) | cpu()
+    others.pop("torch")
+    libraries = resolve([f"torch==={torch}"], {name: package.version for name, package in others.items()})
+    libraries = {name: package for name, package in libraries.items() if name not in {"torch", *others}}
+    write(PINS / "cuda.lock", "What torch's build for CUDA needs, and that for CPUs does not", [libraries])
+    wheels = {name: package for name, package in others.items() if package.is_wheel}
+    write(PINS / "wheels.lock", "The packages of `make install`", [wheels])
+    built = {name: package for name, package in others.items() if not package.is_wheel}
+    write(PINS / "built.lock", "The packages of `make install` that are built from their source", [built])
 
 
 def cpu() -> Packages:
@@ -72,7 +110,7 @@ def resolve(words: list[str], constraints: dict[str, str]) -> Packages:
     with tempfile.TemporaryDirectory() as folder:
         limits, report = Path(folder) / "constraints.txt", Path(folder) / "report.json"
         limits.write_text("".join(f"{name}=={version}\n" for name, version in constraints.items()))
-        command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
+        command = [sys.executable, "-I", "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
         command += ["--disable-pip-version-check", "--constraint", str(limits), "--report", str(report), *words]
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
         if done.returncode:
@@ -80,20 +118,30 @@ def resolve(words: list[str], constraints: dict[str, str]) -> Packages:
             raise UserError(f"pip cannot resolve {' '.join(words[:3])} ...: {' '.join(errors)}")
         found = json.loads(report.read_text())["install"]
     return {
-        normal(item["metadata"]["name"]): (
+        normal(item["metadata"]["name"]): Package(
             item["metadata"]["version"],
+            item["download_info"]["url"],
             item["download_info"]["archive_info"]["hashes"]["sha256"],
         )
         for item in found
     }
 
 
-def lock(image: str, packages: Packages) -> str:
-    head = (
-        f"# The packages of the {image.upper()} image, for Python 3.11; `make lock` writes it (containers/lock.py).\n"
-    )
-    lines = [f"{name}=={version} --hash=sha256:{digest}\n" for name, (version, digest) in sorted(packages.items())]
-    return head + "".join(lines)
+def write(path: Path, what: str, builds: list[Packages], version: str | None = None) -> None:
+    """Write a lock.
+
+    Args:
+        what: is in it, for its head.
+        builds: the same packages in one build or several, of which pip may take any.
+        version: of all of them, where a build adds a suffix to its own (2.13.0+cpu).
+    """
+    lines = []
+    for name in sorted(builds[0]):
+        digests = " ".join(f"--hash=sha256:{packages[name].sha256}" for packages in builds)
+        lines.append(f"{name}=={version or builds[0][name].version} {digests}\n")
+    with whole_file(path) as file:
+        file.write(f"# {what}, for Python 3.11; `make lock` writes it (containers/lock.py).\n" + "".join(lines))
+    print(f"{path.relative_to(ROOT)}: {len(lines)} packages")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ main() {
     [[ ${1:-} == -h || ${1:-} == --help ]] && { echo "$usage"; exit 0; }
     [[ -n ${CONTAINER:-} ]] || { echo "$usage" >&2; exit 2; }
     [[ -e $CONTAINER ]] || fail "CONTAINER=$CONTAINER: there is no such image; make container builds one"
-    local cache=${XDG_CACHE_HOME:-$HOME/.cache} program name value
+    local cache=${XDG_CACHE_HOME:-~/.cache} program name value
     # shellcheck source=containers/apptainer.bash
     source "$(dirname -- "${BASH_SOURCE[0]}")/apptainer.bash"
     program=$(find_apptainer)
@@ -38,6 +38,7 @@ bind_folders() { # WORD ...
     local folder word open=("$HF_HOME" "$TEACHERLM_CACHE" ${RUNS:+"$RUNS"})
     [[ $PWD == "$root" || $PWD == "$root"/* ]] || open+=("$PWD")
     mkdir -p "${open[@]}"
+    [[ $root$PWD${TMPDIR:-} != *[:,$'\n']* ]] || fail "a colon, comma or line break in the name of the checkout's folder, TMPDIR or this one"
     options+=(--bind "$root:$root:ro" --bind "${TMPDIR:-/tmp}:/tmp" --bind /dev/shm)
     for word in "$@"; do
         word=${word##*=}
@@ -59,6 +60,8 @@ within() { # PATH FOLDER ...: whether a folder holds it, which may then be writa
 
 bind() { # PATH OPTION; both as it is called and where it is
     local path
+    [[ $1 != *[:,$'\n']* && $(realpath -- "$1") != *[:,$'\n']* ]] ||
+        fail "${1//[[:cntrl:]]/?}: with a colon, comma or line break in its name a folder cannot be shown to an image; rename it"
     while read -r path; do
         options+=(--bind "$path:$path$2")
     done < <(printf '%s\n' "$(realpath -- "$1")" "$(realpath -s -- "$1")" | uniq)

@@ -8,7 +8,7 @@ usage="usage: bash containers/test.sh      (within an image; apptainer test IMAG
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd -- "$work"
-/opt/venv/bin/python - <<'END'
+/opt/venv/bin/python -P - <<'END'
 import importlib
 import importlib.metadata
 from pathlib import Path

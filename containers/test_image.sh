@@ -19,7 +19,7 @@ mkdir "$work/tmp"
 cd -- "$root"
 CONTAINER=$image RUNS=$work/runs make demo
 if [[ -x .venv/bin/python ]]; then
-    CONTAINER=$image .venv/bin/python -m pytest -m container
+    CONTAINER=$image .venv/bin/python -P -m pytest -m container
 else
     echo "make install, and this runs tests/test_container.py too"
 fi

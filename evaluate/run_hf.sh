@@ -23,13 +23,10 @@ here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=teacherlm/python.bash
 source "$here/../teacherlm/python.bash"
 python=$(choose_python "$(dirname -- "$here")")
+# shellcheck source=teacherlm/launch.bash
+source "$here/../teacherlm/launch.bash"
 
-seen_gpus() {
-    command -v nvidia-smi >/dev/null || { echo 0; return; }
-    "$python" -c 'import torch; print(torch.cuda.device_count())'
-}
-
-count=${NUM_GPUS:-$(seen_gpus)}
+count=$(processes_here)
 command=("$python" "$here/main.py" --model hf --model_args "pretrained=$model" --tasks "$tasks")
 ((count > 1)) || exec "${command[@]}" "${@:3}"
 

@@ -63,7 +63,10 @@ main() {
         )
         status=0
         launch "$here/finetune.py" "${flags[@]}" || status=$?
-        ((status == OUT_OF_MEMORY)) && [[ ${AUTO_BATCH:-0} == 1 ]] && ((batch > 1 && batch % 2 == 0)) || exit "$status"
+        ((status == OUT_OF_MEMORY)) && [[ ${AUTO_BATCH:-0} == 1 ]] || exit "$status"
+        require_number PER_DEVICE_BATCH "$batch" 1
+        require_number ACCUMULATION "$accumulation" 1
+        ((batch > 1 && batch % 2 == 0)) || exit "$status"
         batch=$((batch / 2)) accumulation=$((accumulation * 2))
         echo "finetune.sh: trying again with a batch of $batch and $accumulation accumulated"
     done

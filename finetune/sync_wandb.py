@@ -71,7 +71,7 @@ def require_server() -> None:
 def send(path: Path) -> bool:
     print(f"sync_wandb: {path}", flush=True)
     environment = {**os.environ, "WANDB_DIR": str(path.parent.parent)}  # its logs go there, not to the current folder
-    command = [sys.executable, "-m", "wandb", "sync", str(path)]
+    command = [sys.executable, "-P", "-m", "wandb", "sync", str(path)]
     return subprocess.run(command, env=environment, check=False).returncode == 0
 
 

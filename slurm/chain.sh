@@ -47,7 +47,7 @@ main() {
     [[ $launcher == local || $launcher == slurm ]] || fail "LAUNCHER=$launcher: slurm or local was expected"
     [[ $launcher == local ]] || load_site
     settings "$1"
-    echo "$summary"
+    echo "${summary//[[:cntrl:]]/?}"
     if [[ $launcher == slurm ]]; then
         # shellcheck source=slurm/lib/submit.bash
         source "$root/slurm/lib/submit.bash"
@@ -59,6 +59,7 @@ main() {
 
 run_here() {
     local stage number
+    own_folders "$run_folder/.locks"
     for stage in "${stages[@]}"; do
         heading "$stage"
         if [[ $stage == enhance || $stage == train ]] && is_array "$stage"; then

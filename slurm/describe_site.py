@@ -1,6 +1,7 @@
 """Write slurm/site.env from what Slurm says of this site (partitions, GPUs a node, limits, accounts), and show it."""
 
 import getpass
+import os
 import shlex
 import subprocess
 from dataclasses import dataclass
@@ -8,7 +9,6 @@ from pathlib import Path
 
 from teacherlm import tables
 from teacherlm.errors import Parser, UserError, run
-from teacherlm.files import whole_file
 
 SITE = Path(__file__).resolve().parent / "site.env"
 
@@ -37,8 +37,8 @@ def main() -> None:
     rows += [(p.name + "*" * p.default, p.nodes, p.gpus or "-", p.cpus, p.memory, p.limit) for p in partitions]
     print(tables.table(rows))
     text = site_env(partitions, read_accounts())
-    with whole_file(args.output) as file:
-        file.write(text)
+    with open(os.open(args.output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
+        file.write(text)  # only for this user: people put keys there
     print(f"\n{args.output}:\n\n{text}", end="")
 
 

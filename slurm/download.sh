@@ -14,7 +14,8 @@ source "$root/slurm/lib/site.bash"
 source "$root/slurm/lib/stages.bash"
 load_site
 settings "$1"
+own_folders "$run_folder/.locks"
 for model in "$student" "$teacher"; do
-    [[ $model == field:* || $model == http*://* ]] || "$PYTHON" -m teacherlm.models folder "$model"
+    [[ $model == field:* || $model == http*://* ]] || "$PYTHON" -P -m teacherlm.models folder "$model"
 done
 (run_alone prepare 0)

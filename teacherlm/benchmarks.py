@@ -2,8 +2,8 @@
 
 The YAML's fields are described in docs/benchmark.md. Templates are Jinja2 in a sandbox: a benchmark is data, not code.
 
-Run as a script it answers a shell's question: `python -m teacherlm.benchmarks title NAME` prints what the benchmark's
-files are called by.
+Run as a script it answers a shell's question: `python -P -m teacherlm.benchmarks title NAME` prints what the
+benchmark's files are called by.
 """
 
 import difflib

@@ -62,7 +62,13 @@ def print_any_text() -> None:
 
 
 def print_for_shell(text: str) -> None:
-    """Print what a shell reads as a file's name or part of one: its bytes, whatever the terminal's encoding."""
+    """Print what a shell reads as a file's name or part of one: its bytes, whatever the terminal's encoding.
+
+    Raises:
+        UserError: it has a line break, where the shell would take the rest for another value.
+    """
+    if "\n" in text:
+        raise UserError(f"{text!r}: this name has a line break, with which a shell cannot handle it; rename it")
     sys.stdout.flush()
     sys.stdout.buffer.write(os.fsencode(text) + b"\n")
     sys.stdout.buffer.flush()
@@ -151,7 +157,12 @@ def printable(text: str, longest: int = LONGEST) -> str:
     its middle, because the beginning of our messages says what is wrong and their end what to do.
     """
     words = " ".join(cut(text, longest).split())
-    return cut("".join(one if one.isprintable() else ascii(one)[1:-1] for one in words), longest)
+    return cut(escaped(words), longest)
+
+
+def escaped(text: str) -> str:
+    """A line of text, its blanks and length as they are, whose characters a terminal prints and does not obey."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def cut(text: str, longest: int) -> str:

@@ -1,21 +1,22 @@
 # shellcheck shell=bash
 # Start a script in one process, in one for each GPU of this machine, or in those of a Slurm job's nodes; sourced by the
-# scripts that do. `python` and `gpus` (processes on each machine) are theirs.
+# scripts that do. `python` and `gpus` (processes on each machine) are theirs; teacherlm/python.bash is sourced before.
 
 # How many processes a machine gets: NUM_GPUS, or one for each GPU that is seen; 0 is one on the CPU.
 processes_here() {
     local gpus=${NUM_GPUS:-$(seen_gpus)}
-    [[ $gpus =~ ^[0-9]+$ ]] || { echo "error: NUM_GPUS=$gpus: a number was expected" >&2; exit 2; }
+    require_number NUM_GPUS "$gpus" 0
     echo "$gpus"
 }
 
 seen_gpus() {
     command -v nvidia-smi >/dev/null || { echo 0; return; }
-    "$python" -c 'import torch; print(torch.cuda.device_count())'
+    "$python" -P -c 'import torch; print(torch.cuda.device_count())'
 }
 
 # One process as it is; several with the variables that torch.distributed reads.
 launch() { # SCRIPT [FLAG ...]
+    require_number SLURM_NNODES "${SLURM_NNODES:-1}" 1
     if ((${SLURM_NNODES:-1} > 1)); then
         launch_on_nodes "$@"
     elif ((gpus > 1)); then
@@ -37,12 +38,13 @@ launch_here() { # SCRIPT [FLAG ...]
 }
 
 free_port() {
-    "$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
+    "$python" -P -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
 }
 
 # srun starts a process a GPU on each node; each finds its rank in Slurm's variables.
 launch_on_nodes() { # SCRIPT [FLAG ...]
     ((gpus)) || gpus=1 # a process on each node's CPU
+    require_number SLURM_JOB_ID "${SLURM_JOB_ID:-}" 1
     MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
     export MASTER_ADDR MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))} WORLD_SIZE=$((SLURM_NNODES * gpus))
     # shellcheck disable=SC2016  # the variables are those of the processes that srun starts

@@ -2,15 +2,18 @@
 
 The YAML's fields are described in docs/model.md.
 
-Run as a script it answers a shell's questions: `python -m teacherlm.models get NAME finetune.batch [...]` prints one
-value a line, `python -m teacherlm.models folder NAME` makes the folder and prints its path.
+Run as a script it answers a shell's questions: `python -P -m teacherlm.models get NAME finetune.batch [...]` prints one
+value a line, `... request NAME finetune` the arguments of sbatch for its job, `... folder NAME` makes the folder and
+prints its path.
 """
 
 import contextlib
 import difflib
 import functools
 import hashlib
+import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +21,7 @@ from typing import Any
 
 from teacherlm import ROOT
 from teacherlm.adapters import base_folder, check_base_digest, is_adapter
-from teacherlm.errors import Parser, UserError, print_for_shell, reason, run
+from teacherlm.errors import Parser, UserError, print_for_shell, reason, run, shown
 from teacherlm.files import plain_name, require_hub_cache
 from teacherlm.manifests import describe
 from teacherlm.servers import check_address, is_address
@@ -107,7 +110,7 @@ def find_model(name: str) -> Model:
         check_address(name)
         return Model(name=plain_name(name.rstrip("/").rsplit("/", 1)[1], f"the model of {name}"), server=name)
     if name.startswith("field:"):
-        return Model(name=name.replace(":", "-"), explanations=name.removeprefix("field:"))
+        return Model(name=re.sub("[:/]", "-", name), explanations=name.removeprefix("field:"))
     folder = Path(name).expanduser()
     if name and folder.is_dir():
         return Model(name=folder.resolve().name, path=str(folder))
@@ -121,11 +124,15 @@ def find_model(name: str) -> Model:
     )
 
 
+MEMORY, TIME = re.compile(r"[0-9]{1,9}[KMGT]?"), re.compile(r"([0-9]{1,4}-)?[0-9]{1,7}(:[0-9]{1,2}){0,2}|UNLIMITED")
+"""Amounts of memory and time as sbatch takes them."""
+
+
 def typed(values: Any, defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Recommended values of a YAML, each of the type of its default; `deepspeed`, which is none by default, a text.
 
     Raises:
-        UserError: a value is of another type, or there is no default of that name.
+        UserError: a value is of another type or out of its range, or there is no default of that name.
     """
     found = {}
     for name, value in as_meant(values, Mapping[str, Any], where).items():
@@ -135,7 +142,27 @@ def typed(values: Any, defaults: Mapping[str, Any], where: str) -> dict[str, Any
             found[name] = typed(value, defaults[name], f"{where}: {name}")
         elif value is not None:
             found[name] = as_meant(value, str if defaults[name] is None else type(defaults[name]), f"{where}: {name}")
+            check_range(name, found[name], f"{where}: {name}")
     return found
+
+
+def check_range(name: str, value: Any, where: str) -> None:
+    """Refuse a recommended value that no stage and no job could be run with.
+
+    Raises:
+        UserError: a number is out of its range, an amount of memory or time is none, or a text is longer than a line.
+    """
+    if type(value) is int:
+        least = 0 if name == "gpus" else 1
+        if not least <= value <= 10**6:
+            raise UserError(f"{where}: a whole number from {least} to 1000000 was expected, found {value}")
+    elif type(value) is float:
+        if not 0 < value < math.inf:
+            raise UserError(f"{where}: a positive number was expected, found {value}")
+    elif name == "memory" and not MEMORY.fullmatch(value):
+        raise UserError(f"{where}: an amount as sbatch takes it, 48G for example, was expected, found {shown(value)}")
+    elif name == "time" and not TIME.fullmatch(value):
+        raise UserError(f"{where}: a time as sbatch takes it, 24:00:00 for example, was expected, found {shown(value)}")
 
 
 def local_folder(model: Model) -> Path:
@@ -284,14 +311,36 @@ def main() -> None:
     get.add_argument("fields", nargs="+", help="name, or for example finetune.batch")
     folder = commands.add_parser("folder", help="print the folder of the model, made or downloaded first if needed")
     folder.add_argument("name")
+    asked = commands.add_parser("request", help="print what a stage's job asks Slurm for, an argument of sbatch a line")
+    asked.add_argument("name")
+    asked.add_argument("stage", choices=list(DEFAULTS["slurm"]))
+    asked.add_argument("--gpu_type", default="", help="of --gres")
     args = parser.parse_args()
     model = find_model(args.name)
     if args.command == "folder":
         print_for_shell(str(local_folder(model)))
         return
+    if args.command == "request":
+        for word in request(model, args.stage, args.gpu_type):
+            print_for_shell(word)
+        return
     for dotted in args.fields:
         value = model.name if dotted == "name" else model.recommended(dotted)
         print_for_shell(for_shell(value))
+
+
+def request(model: Model, stage: str, gpu_type: str) -> list[str]:
+    """Arguments of sbatch for a job of a stage, as the model's YAML recommends.
+
+    On several nodes srun starts a process for each GPU, so each node has that many tasks, which share its processors.
+    """
+    nodes, gpus, cpus, memory, time = (
+        model.recommended(f"slurm.{stage}.{name}") for name in ("nodes", "gpus", "cpus", "memory", "time")
+    )
+    tasks = max(gpus, 1) if nodes > 1 else 1
+    words = [f"--nodes={nodes}", f"--ntasks-per-node={tasks}", f"--cpus-per-task={max(cpus // tasks, 1)}"]
+    words += [f"--mem={memory}", f"--time={time}"]
+    return words + ([f"--gres=gpu:{gpu_type + ':' * bool(gpu_type)}{gpus}"] if gpus else [])
 
 
 def for_shell(value: Any) -> str:

@@ -85,6 +85,8 @@ def start(place: Path, **variables: str) -> Iterator[Cluster]:
     folder.chmod(0o755)  # munge wants its socket where all may look, which pytest's folders are not
     environment = {**os.environ, **variables}
     (place / "site.env").write_text(SITE)
+    for name in ("json", "random", "teacherlm", "torch", "yaml"):  # where all is called and all jobs begin
+        (place / f"{name}.py").write_text("raise SystemExit('a module of the current folder was imported')\n")
     try:
         command = ["bash", ROOT / "tests" / "cluster" / "start.sh", folder]
         status = subprocess.run(command, env=environment).returncode

@@ -1,6 +1,9 @@
 # shellcheck shell=bash disable=SC2034  # much of it is used by who sources it
 # The chains of ATLAS on MMLU, in place of those of settings.bash and stages.bash: what they are made of and their stages.
 
+SAVED=(DATA_DIR SIZE MODEL_PATH INDEX_PATH PASSAGES READER RETRIEVER PRECISION MMLU_DATA FLAGS EXPERIMENT_NAME
+    NUM_GPUS RUNS PYTHON SIGNAL_SECONDS SITE CONTAINER APPTAINER_BIND)
+
 settings() { # atlas-SETTING
     benchmark=$1 setting=${1#atlas-}
     case $setting in
@@ -10,18 +13,15 @@ settings() { # atlas-SETTING
         *) fail "there is no $1; there are: atlas-zeroshot, atlas-5-shot, atlas-5-shot-multi, atlas-full" ;;
     esac
     [[ -n ${DATA_DIR:-} ]] || fail "DATA_DIR is not set; it holds the questions, models and indices (docs/atlas.md)"
-    # shellcheck source=teacherlm/python.bash
-    source "$root/teacherlm/python.bash"
     [[ -z ${CONTAINER:-} ]] || use_container
     DATA_DIR=$(realpath -m -- "$DATA_DIR")
     PYTHON=$(choose_python "$root")
     export PYTHON DATA_DIR
     export PYTHONUNBUFFERED=1
     export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
-    SAVED=(DATA_DIR SIZE MODEL_PATH INDEX_PATH PASSAGES READER RETRIEVER PRECISION MMLU_DATA FLAGS EXPERIMENT_NAME
-        NUM_GPUS RUNS PYTHON SIGNAL_SECONDS SITE CONTAINER APPTAINER_BIND)
     size=${SIZE:-xl}
     run_name=${EXPERIMENT_NAME:-$size-mmlu-$setting}
+    [[ $run_name =~ ^[A-Za-z0-9_][A-Za-z0-9_.-]*$ ]] || fail "EXPERIMENT_NAME or SIZE: $run_name: a folder's name was expected"
     run_folder=${RUNS:-runs}/atlas/$setting
     chain=$run_folder/chains/$run_name
     results=$DATA_DIR/experiments/$run_name
@@ -41,7 +41,7 @@ stage_evaluate() {
 }
 
 stage_train() { # [DOMAIN's number]; without one all of them, one by one
-    if [[ ${1:-} =~ ^[0-9]+$ ]]; then
+    if [[ ${1:-} =~ ^(0|[1-9][0-9]{0,5})$ ]]; then
         export DOMAIN
         DOMAIN=$(domains | sed -n "$(($1 + 1))p")
         [[ -n $DOMAIN ]] || { echo "train: there are fewer domains"; exit 0; }
@@ -54,16 +54,18 @@ stage_train() { # [DOMAIN's number]; without one all of them, one by one
 missing_train() {
     local number=0 domain
     is_array train || { NUM_GPUS=0 stage_train --list_missing; return; }
-    for domain in $(domains); do
+    while read -r domain; do
         [[ -f $results/$domain/manifest.json ]] || echo "$number"
         ((number += 1))
-    done
+    done < <(domains)
 }
 
 domains() {
-    local file
+    local file name
     for file in "$DATA_DIR"/data/mmlu_data/5-shot/individual_train/*.5-shot-train.jsonl; do
-        [[ ! -f $file ]] || basename -- "$file" .5-shot-train.jsonl
+        [[ -f $file ]] || continue
+        name=$(basename -- "$file" .5-shot-train.jsonl)
+        [[ ! $name =~ ^[A-Za-z0-9_-]+$ ]] || echo "$name" # no other is a domain of MMLU
     done
 }
 

@@ -5,21 +5,21 @@
 STOPPED=75 # exit code of a stage that was interrupted and can go on
 KILLED=137 # of one that SIGKILL ended
 
-run_stage() { # STAGE ROOT SETTINGS
+run_stage() { # STAGE ROOT SETTINGS SITE PYTHON CONTAINER; - is none
     local number=${SLURM_ARRAY_TASK_ID:-0} words=() status=0 grace kill_at=0 child=
     root=$2
-    # shellcheck source=/dev/null
-    source "$3"
+    export SITE=${4#-} PYTHON=${5#-} CONTAINER=${6#-}
     # shellcheck source=slurm/lib/site.bash
     source "$root/slurm/lib/site.bash"
-    load_chain "$CHAIN_BENCHMARK"
-    # shellcheck disable=SC2034  # the trap reads it: seconds to end in after the warning; then it is killed
-    grace=$((${SIGNAL_SECONDS:-180} / 2))
-    trap 'kill_at=$((SECONDS + grace)); kill -USR1 "$child" 2>/dev/null' USR1
+    require_number SLURM_ARRAY_TASK_ID "$number" 0
+    trap 'kill_at=$((SECONDS + ${grace:-90})); kill -USR1 "$child" 2>/dev/null' USR1
     trap 'kill -TERM "$child" 2>/dev/null' TERM # a preemption, whose requeue is Slurm's; or scancel
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}} # torch would count the node's processors
     export HF_HUB_OFFLINE=1 # compute nodes have no internet: what is missing is an error at once, not a timeout
-    load_site
+    load_site # first, for its modules may be what python needs
+    read_settings "$3"
+    # shellcheck disable=SC2034  # the trap reads it: seconds to end in after the warning; then it is killed
+    grace=$((SIGNAL_SECONDS / 2))
     settings "$CHAIN_BENCHMARK"
     is_array "$1" && words=("$number")
     echo "== $1${SLURM_ARRAY_TASK_ID:+ $number}, job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $(date '+%F %T')"
@@ -46,6 +46,25 @@ run_stage() { # STAGE ROOT SETTINGS
         note "$1" "$number" "done"
     fi
     return "$status"
+}
+
+# The settings of the submission, which are data: a file of this job's user, from which nothing is executed.
+read_settings() { # FILE
+    local name value index names=() values=()
+    while IFS= read -r -d '' name && IFS= read -r -d '' value; do
+        names+=("$name") values+=("$value")
+    done < <("$(choose_python "$root")" "$root/slurm/chain_folder.py" read "$1")
+    ((${#names[@]})) && [[ ${names[-1]} == end ]] || exit 2 # python has said why
+    export CHAIN_BENCHMARK=${values[0]}
+    cd -- "${values[1]}"
+    load_chain "$CHAIN_BENCHMARK"
+    for ((index = 2; index < ${#names[@]} - 1; index++)); do
+        name=${names[index]}
+        [[ " ${SAVED[*]} $(data_variable "$CHAIN_BENCHMARK") " == *" $name "* ]] || fail "$1: variables: $name is none of a chain's"
+        printf -v "$name" %s "${values[index]}"
+        export "${name?}"
+    done
+    require_number SIGNAL_SECONDS "${SIGNAL_SECONDS:=180}" 1
 }
 
 come_back() { # WHY STAGE TASK

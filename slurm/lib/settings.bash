@@ -4,13 +4,15 @@
 
 SAVED=(STUDENT MODEL TEACHER TASK LIMIT EPOCHS SEED NUM_TOKENS TEMPERATURE MAX_FAILURES FILTER BATCH ACCUMULATION
     LEARNING_RATE TOKENIZATION SHARDS RUNS PYTHON WANDB_PROJECT REPORT_TO SIGNAL_SECONDS SITE CONTAINER APPTAINER_BIND)
-# The variables that a job must have as they were at submission.
+# The variables that a job must have as they were at submission; and the benchmark's own, data_variable.
+
+# shellcheck source=teacherlm/python.bash
+source "$root/teacherlm/python.bash"
 
 settings() { # BENCHMARK
     local data_variable values
     benchmark=$1
-    # shellcheck source=teacherlm/python.bash
-    source "$root/teacherlm/python.bash"
+    check_variables
     [[ -z ${CONTAINER:-} ]] || use_container
     PYTHON=$(choose_python "$root")
     export PYTHON
@@ -19,24 +21,20 @@ settings() { # BENCHMARK
 
     student=${STUDENT:-${MODEL:-smollm2-135m}} task=${TASK:-cot_tail}
     teacher=${TEACHER:-$student} seed=${SEED:-0} epochs=${EPOCHS:-10} temperature=${TEMPERATURE:-1} shards=${SHARDS:-1}
-    [[ $epochs =~ ^[1-9][0-9]*$ ]] || fail "EPOCHS=$epochs: a positive number was expected"
     tokenization=${TOKENIZATION:-auto}
     [[ $tokenization =~ ^(auto|apart|joint)$ ]] || fail "TOKENIZATION=$tokenization: auto, apart or joint was expected"
-    [[ $shards =~ ^[1-9][0-9]*$ ]] || fail "SHARDS=$shards: a positive number was expected"
-    data_variable=${benchmark//[^[:alnum:]]/_}
-    data_variable=${data_variable^^}_DATA
-    SAVED+=("$data_variable")
+    data_variable=$(data_variable "$benchmark")
     data=${!data_variable:-}
 
     find_kinds
     check_filter
 
-    title=$("$PYTHON" -m teacherlm.benchmarks title "$benchmark")
-    values=$("$PYTHON" -m teacherlm.models get "$student" \
+    title=$("$PYTHON" -P -m teacherlm.benchmarks title "$benchmark")
+    values=$("$PYTHON" -P -m teacherlm.models get "$student" \
         name finetune.batch finetune.accumulation finetune.learning_rate finetune.gradient_checkpointing)
     mapfile -t recommended <<<"$values"
     student_name=${recommended[0]}
-    values=$("$PYTHON" -m teacherlm.models get "$teacher" name enhance.num_tokens)
+    values=$("$PYTHON" -P -m teacherlm.models get "$teacher" name enhance.num_tokens)
     mapfile -t teacher_values <<<"$values"
     teacher_name=${teacher_values[0]}
 
@@ -63,6 +61,30 @@ settings() { # BENCHMARK
     fi
 }
 
+# creak -> CREAK_DATA, my-claims_2 -> MY_CLAIMS_2_DATA: the folder with the benchmark's files.
+data_variable() { # BENCHMARK
+    local LC_ALL=C name
+    name=${1//[^A-Za-z0-9]/_}
+    name=${name^^}_DATA
+    [[ $name != [0-9]* ]] || name=_$name # no variable begins with a digit
+    echo "$name"
+}
+
+# They become numbers of jobs, folders' names and flags: what is none is refused before anything is made of it.
+check_variables() {
+    local name number='[0-9]{1,9}([.][0-9]{0,20})?([eE][-+]?[0-9]{1,3})?|[.][0-9]{1,20}'
+    for name in LIMIT EPOCHS NUM_TOKENS SHARDS BATCH ACCUMULATION; do
+        [[ -z ${!name:-} ]] || require_number "$name" "${!name}" 1
+    done
+    for name in SEED MAX_FAILURES; do
+        [[ -z ${!name:-} ]] || require_number "$name" "${!name}" 0
+    done
+    for name in TEMPERATURE LEARNING_RATE; do
+        [[ -z ${!name:-} || ${!name} =~ ^($number)$ ]] || fail "$name=${!name}: a number was expected"
+    done
+    ((${EPOCHS:-1} < 10000 && ${SHARDS:-1} < 10000)) || fail "EPOCHS and SHARDS: fewer than 10000 were expected"
+}
+
 # The image's python sees what it is told of: the folder that all goes to, and the image from wherever a job starts.
 use_container() {
     [[ -e $CONTAINER ]] || fail "CONTAINER=$CONTAINER: there is no such image; make container builds one"
@@ -73,9 +95,12 @@ use_container() {
 
 # The kinds of explanation that the task is made of: `kinds`. A task is a field, or several: text:1,cot_tail:2
 find_kinds() {
-    local part
+    local part parts
     kinds=()
-    for part in ${task//,/ }; do
+    [[ $task =~ ^[a-z_]+(:[0-9.]+)?(,[a-z_]+(:[0-9.]+)?)*$ ]] ||
+        fail "TASK=$task: a field, or fields as text:1,cot_tail:2, was expected"
+    IFS=, read -r -a parts <<<"$task"
+    for part in "${parts[@]}"; do
         case ${part%%:*} in
             text) ;;
             cot_tail | cot | all) kinds+=(cot) ;;
@@ -90,8 +115,9 @@ find_kinds() {
 
 # Said at once, not when the teacher has explained everything: the flags of enhance/quality.py.
 check_filter() {
-    local flag
-    for flag in ${FILTER:+${FILTER//,/ }}; do
+    local flag flags
+    IFS=, read -r -a flags <<<"${FILTER:-}"
+    for flag in "${flags[@]}"; do
         case $flag in
             empty | cut | repeats | copies | language | contradicts | duplicate | overlap) ;;
             *) fail "FILTER: there is no flag '$flag'; there are: empty, cut, repeats, copies, language, contradicts, duplicate, overlap" ;;
@@ -99,7 +125,8 @@ check_filter() {
     done
 }
 
-fail() {
-    echo "chain.sh: error: $1" >&2
+# Without characters that a terminal would obey.
+fail() { # MESSAGE
+    echo "chain.sh: error: ${1//[[:cntrl:]]/?}" >&2
     exit 2
 }

@@ -36,7 +36,7 @@ stage_finetune() {
 
 stage_evaluate() { # [MODEL: 0 is the untrained student, N its Nth checkpoint]; without one all of them, one by one
     local model=$student which=(--checkpoints "$store/$run_name")
-    if [[ ${1:-} =~ ^[0-9]+$ ]]; then
+    if [[ ${1:-} =~ ^[0-9]{1,9}$ ]]; then
         which=()
         (($1 == 0)) || model=$(checkpoint "$1")
         shift
@@ -81,7 +81,7 @@ work_of() { # STAGE
 
 # What a stage asks Slurm for: `request`, from the model's YAML and the site's own arguments, which come last and count.
 resources() { # STAGE
-    local model=$student values value gpus tasks
+    local model=$student words
     [[ $1 == enhance ]] && model=$teacher
     case $1 in enhance | finetune | evaluate) ;; *) model=none ;; esac
     [[ $1 == enhance && ($teacher == field:* || $teacher == http*://*) ]] && model=none
@@ -90,13 +90,9 @@ resources() { # STAGE
             ${CPU_PARTITION:+--partition="$CPU_PARTITION"} "${SBATCH_ARGS[@]}" "${CPU_ARGS[@]}")
         return
     fi
-    values=$("$PYTHON" -m teacherlm.models get "$model" "slurm.$1."{nodes,gpus,cpus,memory,time})
-    mapfile -t value <<<"$values"
-    gpus=${value[1]} tasks=$((value[0] > 1 && gpus > 1 ? gpus : 1)) # on several nodes srun starts a process a GPU
-    request=(--nodes="${value[0]}" --ntasks-per-node="$tasks" --cpus-per-task="$((value[2] / tasks))")
-    request+=(--mem="${value[3]}" --time="${value[4]}" ${PARTITION:+--partition="$PARTITION"})
-    ((gpus == 0)) || request+=(--gres="gpu:${GPU_TYPE:+$GPU_TYPE:}$gpus")
-    request+=("${SBATCH_ARGS[@]}")
+    words=$("$PYTHON" -P -m teacherlm.models request "$model" "$1" ${GPU_TYPE:+--gpu_type="$GPU_TYPE"})
+    mapfile -t request <<<"$words"
+    request+=(${PARTITION:+--partition="$PARTITION"} "${SBATCH_ARGS[@]}")
     local -n own=${1^^}_ARGS
     request+=("${own[@]}")
 }
@@ -106,7 +102,7 @@ require_models() {
     local model
     for model in "$student" "$teacher"; do
         [[ $model == field:* || $model == http*://* ]] && continue
-        HF_HUB_OFFLINE=1 "$PYTHON" -m teacherlm.models folder "$model" >/dev/null ||
+        HF_HUB_OFFLINE=1 "$PYTHON" -P -m teacherlm.models folder "$model" >/dev/null ||
             fail "$model is not on this machine's disks, and jobs have no internet: make download STUDENT=... TEACHER=..."
     done
 }
@@ -122,12 +118,17 @@ lock_of() { # STAGE TASK
     esac
 }
 
+# Make the folders of this chain, which have to be this user's own: those of another are named in one line.
+own_folders() { # FOLDER ...
+    "$PYTHON" "$root/slurm/chain_folder.py" own "${RUNS:-runs}" "$@" || exit
+}
+
 # Run a stage, or one of its tasks, when nobody else is at it.
 run_alone() { # STAGE TASK [WORD ...]
     local lock
     mkdir -p "$run_folder/.locks"
     lock=$run_folder/.locks/$(lock_of "$1" "$2")
-    exec 8>>"$lock"
+    { exec 8>>"$lock"; } 2>/dev/null || fail "$lock: cannot be written; is the disk full, or is the file another user's?"
     flock --nonblock 8 || { echo "$1: waiting for another run that is at the same work"; flock 8; }
     "stage_$1" "${@:3}"
 }

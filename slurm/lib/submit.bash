@@ -7,7 +7,7 @@ submit_chain() {
     submitted=() stopped=0 # not local: the traps read them
     read_queue
     require_models
-    mkdir -p "$chain/logs" "$run_folder/.locks" 2>/dev/null || fail "$chain: cannot be made; choose another folder (RUNS)"
+    own_folders "$run_folder/.locks" "$chain/logs" "$chain/states"
     chain=$(cd -- "$chain" && pwd)
     exec 9>>"$run_folder/.locks/submission" # two submissions at once would both find that nothing is under way
     flock 9
@@ -19,8 +19,9 @@ submit_chain() {
     trap 'stopped=129' HUP
     trap withdraw EXIT
     for list in "$run_folder"/chains/*/jobs.tsv; do
-        [[ $list -ef $chain/jobs.tsv ]] || lists+=("$list") # of other chains in this folder
+        [[ ! -f $list || ! -O $list || $list -ef $chain/jobs.tsv ]] || lists+=("$list") # of other chains in this folder
     done
+    settings_file=settings-DRY_RUN.json
     [[ ${DRY_RUN:-0} == 1 ]] || save_settings
     for stage in "${stages[@]}"; do
         ((stopped == 0)) || exit "$stopped"
@@ -56,7 +57,7 @@ submit() { # STAGE
         "${request[@]}"
     )
     is_array "$1" && command+=(--array="$(ranges "${wanted[@]}")")
-    command+=("$root/slurm/jobs/$1.sh" "$root" "$chain/settings.env")
+    command+=("$root/slurm/jobs/$1.sh" "$root" "$chain/$settings_file" "${SITE:--}" "${PYTHON:--}" "${CONTAINER:--}")
     if [[ ${DRY_RUN:-0} == 1 ]]; then
         job=ID_OF_${1^^}
         printf '%q ' "${command[@]}"
@@ -160,15 +161,13 @@ refuse_twice() {
         fail "this chain is under way (jobs ${jobs[*]}): make status shows it, make cancel ends it"
 }
 
+# Write what the jobs of this submission read: a new file, which no later submission changes.
 save_settings() {
-    local name text
-    printf -v text 'CHAIN_BENCHMARK=%q\ncd -- %q\n' "$benchmark" "$PWD"
-    for name in "${SAVED[@]}"; do
-        [[ -z ${!name:-} ]] || text+=$(printf 'export %s=%q' "$name" "${!name}")$'\n'
+    local name words=("benchmark=$benchmark" "directory=$PWD")
+    for name in "${SAVED[@]}" "$(data_variable "$benchmark")"; do
+        [[ -z ${!name:-} ]] || words+=("$name=${!name}")
     done
-    { printf '%s' "$text" >"$chain/settings.env.partial"; } 2>/dev/null ||
-        fail "$chain/settings.env: cannot be written; is the disk full?"
-    mv "$chain/settings.env.partial" "$chain/settings.env"
+    settings_file=$(printf '%s\0' "${words[@]}" | "$PYTHON" "$root/slurm/chain_folder.py" save "$chain") || exit 2
 }
 
 # Slurm takes a job that asks for more time than its partition allows, and lets it wait for ever. Other reasons to wait
@@ -194,7 +193,7 @@ warn_of_what_cannot_run() {
 # Slurm's [days-][hours:]minutes:seconds
 seconds_of() { # TIME
     local days=0 part seconds=0
-    [[ $1 == infinite || $1 == UNLIMITED ]] && { echo $((1 << 40)); return; }
+    [[ $1 =~ ^([0-9]+-)?[0-9]+(:[0-9]+)*$ ]] || { echo $((1 << 40)); return; } # infinite, UNLIMITED
     [[ $1 == *-* ]] && days=${1%%-*}
     local IFS=:
     for part in ${1#*-}; do seconds=$((seconds * 60 + 10#$part)); done

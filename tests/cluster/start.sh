@@ -19,6 +19,9 @@ main() {
     export PATH=$PATH:/usr/sbin:/sbin
     folder=$(realpath -m -- "$1")
     nodes=${NODES:-3} cpus=${CPUS:-2} memory=${MEMORY:-4000} gpus=${GPUS:-2} named=${NAMED:-0}
+    for number in "$nodes" "$cpus" "$memory" "$gpus" "$named"; do
+        [[ $number =~ ^(0|[1-9][0-9]{0,8})$ ]] || { echo "start.sh: error: $number: a number was expected" >&2; exit 2; }
+    done
     network=10.77.0 controller=127.0.0.1
     ((named == 0)) || controller=$network.1
     mkdir -p "$folder"/{etc,log,run,state,spool,munge,dev}

@@ -32,7 +32,8 @@ EOF
 main() {
     local here
     here=$(dirname -- "${BASH_SOURCE[0]}")
-    [[ -f $here/experiment.bash ]] || here=${SLURM_SUBMIT_DIR:-.}/examples/mmlu # a job runs a copy that lies elsewhere
+    # A job runs a copy that lies elsewhere; Slurm knows the script that was submitted.
+    [[ -f $here/experiment.bash ]] || here=$(scontrol show job "${SLURM_JOB_ID:?this script is not in its folder}" | sed -n 's|^ *Command=\(/.*/examples/mmlu\)/mmlu-.*|\1|p')
     # shellcheck source=atlas/examples/mmlu/experiment.bash
     source "$here/experiment.bash"
     [[ ${1:-} == -h || ${1:-} == --help ]] && { usage; exit 0; }
@@ -44,7 +45,10 @@ main() {
     files=("$data"/individual_train/*.5-shot-train.jsonl)
     files=("${files[@]##*/}")
     domains=("${files[@]%.5-shot-train.jsonl}")
-    [[ -z $task ]] || domains=("${domains[@]:task:1}")
+    if [[ -n $task ]]; then
+        require_number SLURM_ARRAY_TASK_ID "$task" 0
+        domains=("${domains[@]:task:1}")
+    fi
     [[ -z ${DOMAIN:-} ]] || domains=("$DOMAIN")
     for domain in "${domains[@]}"; do
         run_experiment "$atlas/train.py" "${common[@]}" "${train[@]}" --checkpoint_dir "$DATA_DIR/experiments/$name" --name "$domain" \

@@ -28,7 +28,8 @@ EOF
 main() {
     local here
     here=$(dirname -- "${BASH_SOURCE[0]}")
-    [[ -f $here/experiment.bash ]] || here=${SLURM_SUBMIT_DIR:-.}/examples/mmlu # a job runs a copy that lies elsewhere
+    # A job runs a copy that lies elsewhere; Slurm knows the script that was submitted.
+    [[ -f $here/experiment.bash ]] || here=$(scontrol show job "${SLURM_JOB_ID:?this script is not in its folder}" | sed -n 's|^ *Command=\(/.*/examples/mmlu\)/mmlu-.*|\1|p')
     # shellcheck source=atlas/examples/mmlu/experiment.bash
     source "$here/experiment.bash"
     [[ ${1:-} == -h || ${1:-} == --help ]] && { usage; exit 0; }
