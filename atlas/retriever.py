@@ -16,7 +16,7 @@ from transformers import AutoModel, PreTrainedModel
 from atlas import layer_norm
 from atlas.layer_norm import use_described_norm
 from teacherlm.errors import UserError
-from teacherlm.json_files import require_object
+from teacherlm.json_files import load_json, require_object
 from teacherlm.loading import check_weights, load_tokenizer, without_warnings
 from teacherlm.model_config import load_config, loading_fault
 
@@ -120,8 +120,7 @@ def described_pooling(folder: Path) -> tuple[str, bool]:
     if "pooling" in config:
         pooling, normalize = config["pooling"], bool(config.get("normalize", False))
     else:
-        modules = read_json(folder / "modules.json") or []
-        normalize = any(module["type"].endswith("Normalize") for module in modules)
+        normalize = any(kind.endswith("Normalize") for kind in module_types(folder / "modules.json"))
         modes = read_json(folder / "1_Pooling" / "config.json")
         known = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_sqrt_len_tokens": "sqrt"}
         pooling = next((name for mode, name in known.items() if modes.get(mode)), "average")
@@ -134,6 +133,18 @@ def described_pooling(folder: Path) -> tuple[str, bool]:
 
 def read_json(path: Path) -> Any:
     return require_object(path) if path.is_file() else {}
+
+
+def module_types(path: Path) -> list[str]:
+    """The types in a modules.json of sentence-transformers, which is a list; none where there is no such file."""
+    if not path.is_file():
+        return []
+    try:
+        return [str(module["type"]) for module in load_json(path)]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path}: cannot be read (a JSON list of objects with a type was expected); copy or make it again"
+        ) from error
 
 
 def fingerprint(retriever: Retriever, text_format: str, max_length: int) -> str:
