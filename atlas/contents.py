@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -34,25 +35,38 @@ def describe(path: Path, files: Sequence[Path] | None = None) -> dict[str, Any]:
         UserError: a file is missing.
     """
     files = [path] if files is None else list(files)
-    store = cache_folder() / "digests" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]}.json"
+    store = cache_folder() / "digests" / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:24]}.json"
     stored = read_store(store)
     before = {name_in(path, file): stamp(file) for file in files}
     known = {name: stored[name] for name, found in before.items() if same(stored.get(name), found)}
     unread = sum(found["bytes"] for name, found in before.items() if name not in known)
     if unread > LARGE:
         print(f"{path}: reading {unread / 1e9:.1f} GB for a digest, which is kept", file=sys.stderr, flush=True)
-    described = manifests.describe(path, {"files": known}, files)
-    kept = {}
+    described, kept = {}, {}
     for file in files:
         name = name_in(path, file)
-        after, entry = stamp(file), described["files"][name]
+        digest = known[name]["sha256"] if name in known else manifests.sha256(file)
+        after = stamp(file)
         if before[name] == after and time.time_ns() - max(after["mtime_ns"], after["ctime_ns"]) > SETTLED:
-            kept[name] = {**after, "sha256": entry["sha256"]}
-        described["files"][name] = {key: entry[key] for key in ("bytes", "mtime_ns", "sha256")}
+            kept[name] = {**after, "sha256": digest}
+        described[name] = {"bytes": after["bytes"], "mtime_ns": after["mtime_ns"], "sha256": digest}
     if kept != stored:
         with contextlib.suppress(OSError), whole_file(store) as handle:  # without the store, files are read again
             json.dump(kept, handle)
-    return described
+    return manifests.together(path, described)
+
+
+def record_of(file: Path) -> Path:
+    """Where the digest of a file that was downloaded is noted."""
+    return file.with_name(f".{file.name}.download.json")
+
+
+def noted_digest(file: Path) -> str | None:
+    """The digest that a file had when it was downloaded; None where that was not done here."""
+    try:
+        return json.loads(record_of(file).read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def while_unchanged(
@@ -82,8 +96,11 @@ def stamp(file: Path) -> dict[str, int]:
     return {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
 
 
-def same(entry: dict[str, Any] | None, found: dict[str, int]) -> bool:
-    return entry is not None and all(entry.get(key) == value for key, value in found.items())
+def same(entry: Any, found: dict[str, int]) -> bool:
+    """Whether an entry of the store has these stamps, and a digest."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
+        return False
+    return all(entry.get(key) == value for key, value in found.items())
 
 
 def read_store(store: Path) -> dict[str, dict[str, Any]]:

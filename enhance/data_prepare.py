@@ -15,6 +15,7 @@ What is done and unchanged is skipped.
 
 import argparse
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -30,7 +31,13 @@ from source_folder import describe_source, find_source, keep_source, source_in_w
 from teacherlm import ROOT, manifests
 from teacherlm.benchmarks import Benchmark, load_benchmark
 from teacherlm.errors import LIST_MISSING, Parser, UserError, require_number, run
-from teacherlm.files import require_file_place, require_folder_place, require_writable, whole_folder
+from teacherlm.files import (
+    open_unlinked,
+    require_file_place,
+    require_folder_place,
+    require_writable,
+    whole_folder,
+)
 from teacherlm.lock import one_writer
 from teacherlm.prompts import prompts_digest
 from teacherlm.records import Record, read_records, write_records
@@ -220,7 +227,7 @@ def mark_of(jsonl: Path) -> Path:
 def own_work(jsonl: Path) -> Iterator[None]:
     """Mark the file while it is made; a kill leaves the mark, a mistake that leaves no new file does not."""
     there = jsonl.exists()
-    mark_of(jsonl).touch()
+    os.close(open_unlinked(mark_of(jsonl)))
     try:
         yield
     except Exception:

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from teacherlm import manifests
 from teacherlm.errors import UserError, shown
+from teacherlm.files import files_below
 from teacherlm.json_files import load_object
 from teacherlm.records import Record
 
@@ -80,7 +81,7 @@ def fingerprint(file: Path) -> str:
 
 def has_our_fingerprints(folder: Path) -> bool:
     """Whether `fill` wrote every dataset below `folder`: the fingerprints of `datasets` are no digests of its files."""
-    states = list(folder.rglob("state.json"))
+    states = [file for file in files_below(folder) if file.name == "state.json"]
     try:
         found = [(load_object(state), state.parent) for state in states]
         return bool(found) and all(

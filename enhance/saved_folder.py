@@ -7,7 +7,7 @@ from dataset_folder import Stream, has_our_fingerprints, write_dataset
 
 from teacherlm import manifests
 from teacherlm.errors import UserError
-from teacherlm.files import whole_folder
+from teacherlm.files import files_below, whole_folder
 
 
 def save(stream: Stream, folder: Path) -> int:
@@ -18,7 +18,7 @@ def save(stream: Stream, folder: Path) -> int:
 
 def is_theirs(folder: Path) -> bool:
     """Whether a person made what is in `folder`, or changed it after this script had made it."""
-    if not folder.is_dir() or not any(file.is_file() for file in folder.rglob("*")):
+    if not folder.is_dir() or next(files_below(folder), None) is None:
         return folder.exists() and not folder.is_dir()
     manifest = manifests.read_manifest(manifests.manifest_of(folder))
     if manifest is not None and is_as_written(folder, manifest["outputs"].get("dataset")):

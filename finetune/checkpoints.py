@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from teacherlm import manifests
 from teacherlm.errors import UserError, shown
-from teacherlm.files import set_aside, through_links, whole_file
+from teacherlm.files import remove, set_aside, through_links, whole_file
 from teacherlm.json_files import load_object, require_object
 from teacherlm.pickles import deepspeed_classes, require_plain, without_code
 from teacherlm.shapes import flaw_of_shape
@@ -42,7 +41,7 @@ def claim_folder(folder: Path, arguments: Mapping[str, Any], inputs: Mapping[str
     Raises:
         UserError: the folder holds another run's checkpoints, or files that are no run's at all.
     """
-    shutil.rmtree(folder / ".partial", ignore_errors=True)
+    remove(folder / ".partial")
     if folder.is_dir() and any(folder.iterdir()):
         run = None
         with contextlib.suppress(OSError, ValueError):

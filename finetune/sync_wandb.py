@@ -12,10 +12,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from teacherlm.errors import Parser, UserError, reason, run
-from teacherlm.files import require_writable
+from teacherlm.files import files_below, require_writable
 from teacherlm.lock import one_writer
-
-PATTERN = "**/wandb/offline-run-*"
 
 
 def main() -> int:
@@ -39,7 +37,7 @@ def main() -> int:
 
 def send_all(folder: Path) -> int:
     """Send what was not sent before; returns the exit code."""
-    runs = sorted(path for path in folder.glob(PATTERN) if path.is_dir())
+    runs = sorted({place for file in files_below(folder) for place in file.parents if is_run(place, folder)})
     waiting = [path for path in runs if not any(path.glob("*.synced"))]
     print(f"sync_wandb: {len(runs)} offline runs below {folder}, {len(waiting)} of them to be sent")
     if waiting:
@@ -48,6 +46,11 @@ def send_all(folder: Path) -> int:
     for path in failed:
         print(f"sync_wandb: not sent, kept: {path}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def is_run(place: Path, folder: Path) -> bool:
+    """Whether a folder below another is that of a run that wandb kept offline."""
+    return place.parent.name == "wandb" and place.name.startswith("offline-run-") and folder in place.parents
 
 
 def require_server() -> None:

@@ -20,7 +20,7 @@ from watching import machine_memory, model_flops_utilization
 
 from teacherlm.adapters import write_base_digest
 from teacherlm.errors import UserError
-from teacherlm.files import sync_file, sync_folder
+from teacherlm.files import files_below, make_anew, sync_file, sync_folder
 from teacherlm.json_files import require_object
 from teacherlm.memory import give_back_freed_memory
 
@@ -168,7 +168,7 @@ class FinetuneTrainer(Trainer):
         self._saving_to = folder / ".partial"
         try:
             if self.args.should_save:
-                shutil.rmtree(self._saving_to, ignore_errors=True)
+                make_anew(self._saving_to)
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
@@ -190,9 +190,8 @@ class FinetuneTrainer(Trainer):
         (whole / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         since = self._globalstep_last_logged
         (whole / RUNNING_LOSS).write_text(json.dumps({"sum": self._tr_loss.item(), "since": since}))
-        for file in whole.rglob("*"):
-            if file.is_file():
-                sync_file(file)
+        for file in files_below(whole):
+            sync_file(file)
         shutil.rmtree(checkpoint, ignore_errors=True)
         os.rename(whole, checkpoint)
         sync_folder(checkpoint.parent)

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from teacherlm.errors import UserError, printable
-from teacherlm.files import through_links
+from teacherlm.files import open_unlinked, through_links
 from teacherlm.json_files import load_object
 from teacherlm.manifests import timestamp
 from teacherlm.redaction import redacted_command
@@ -115,14 +115,14 @@ class OutputLock:
         """Take the lock; returns whether this process has it now, which is always so after waiting.
 
         Raises:
-            UserError: the file system has no locks.
+            UserError: the file system has no locks, or a link stands where the lock's file is to be.
         """
         if self.path in held:
             return True
         self.path.parent.mkdir(parents=True, exist_ok=True)
         said = False
         while True:
-            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            file = open_unlinked(self.path)
             self.files = [file]
             try:
                 taken = lock_descriptor(file, self.path)
@@ -151,7 +151,7 @@ class OutputLock:
         stays open too: closing one of a file would free the process's locks of that file.
         """
         try:
-            self.files.append(os.open(self.path, os.O_RDWR))
+            self.files.append(os.open(self.path, os.O_RDWR | os.O_NOFOLLOW))
             return os.path.samestat(os.fstat(file), os.fstat(self.files[-1]))
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ESTALE):

@@ -15,11 +15,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from teacherlm import ROOT
-from teacherlm.files import whole_file
+from teacherlm.files import files_below, whole_file
 from teacherlm.redaction import redacted_command
 
 NAME = "manifest.json"
@@ -48,42 +48,85 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     """
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    if not isinstance(manifest, dict) or not {"stage", "outputs"} <= manifest.keys():
+    if not is_manifest(manifest):
         return None
     for output in manifest["outputs"].values():
         output["path"] = str(path.parent / output["path"])
     return manifest
 
 
+def is_manifest(value: Any) -> bool:
+    """Whether a JSON value has the form of a manifest: what its readers look up is there and of the right type."""
+    if not isinstance(value, dict) or not isinstance(value.get("stage"), str):
+        return False
+    if not all(isinstance(value.get(name, {}), dict) for name in ("arguments", "inputs", "outputs", "counts")):
+        return False
+    inputs, outputs = (value.get(name, {}).values() for name in ("inputs", "outputs"))
+    return "outputs" in value and all(map(is_described, inputs)) and all(is_described(one, True) for one in outputs)
+
+
+def is_described(value: Any, output: bool = False) -> bool:
+    """Whether a JSON value has the form that `describe` returns.
+
+    Args:
+        output: of an output the files are read again: each is below its path, by a relative name without `..`.
+    """
+    if not isinstance(value, dict) or not isinstance(value.get("sha256"), str):
+        return False
+    files = value.get("files", {})
+    if not isinstance(value.get("path", ""), str) or not isinstance(files, dict):
+        return False
+    if not all(isinstance(file, dict) and isinstance(file.get("sha256"), str) for file in files.values()):
+        return False
+    if "base" in value and not is_described(value["base"]):  # of adapters
+        return False
+    below = (not PurePath(name).is_absolute() and ".." not in PurePath(name).parts for name in files)
+    return not output or ("path" in value and "files" in value and all(below))
+
+
 def describe(path: Path, known: Mapping[str, Any] | None = None, files: list[Path] | None = None) -> dict[str, Any]:
     """Digest of a file or a folder: {"path", "sha256", "files": {name: {"bytes", "mtime_ns", "sha256"}}}.
 
+    What is behind symbolic links counts, and where they lead is noted as `real`.
+
     Args:
         path: a file or a folder; of a folder all files count but manifests and hidden ones.
-        known: an earlier description: a file whose size and modification time are unchanged is not read again.
+        known: an earlier description: a file whose size and modification time are unchanged is not read again, unless
+            a link on the way to it leads elsewhere now.
         files: which files of the folder count, where not all do.
+
+    Raises:
+        UserError: links in the folder lead to a folder that it is in, or again and again to one folder.
     """
-    known_files = (known or {}).get("files", {})
+    real = os.path.realpath(path) if path.is_symlink() else None
+    known_files = (known or {}).get("files", {}) if (known or {}).get("real") == real else {}
     if files is None:
-        files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+        files = [path] if path.is_file() else list(files_below(path))
         files = [f for f in files if not f.name.startswith(".") and not f.name.endswith(NAME)]
+    root = os.path.realpath(path)
     described = {}
     for file in files:
         name = file.name if file == path else str(file.relative_to(path))
         stat = file.stat()
+        found = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        if file != path and (target := os.path.realpath(file)) != f"{root.rstrip('/')}/{name}":
+            found["real"] = target
         old = known_files.get(name, {})
-        if (old.get("bytes"), old.get("mtime_ns")) == (stat.st_size, stat.st_mtime_ns):
-            described[name] = old
-        else:
-            described[name] = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sha256(file)}
+        same = all(old.get(key) == found.get(key) for key in ("bytes", "mtime_ns", "real"))
+        described[name] = old if same else {**found, "sha256": sha256(file)}
+    return {**together(path, described), **({} if real is None else {"real": real})}
+
+
+def together(path: Path, described: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The description of a file or a folder whose files are described, by name."""
     if path.is_file():
         digest = described[path.name]["sha256"]
     else:  # as of the output of sha256sum in that folder
         lines = "".join(f"{described[name]['sha256']}  {name}\n" for name in sorted(described))
         digest = hashlib.sha256(os.fsencode(lines)).hexdigest()
-    return {"path": str(path), "sha256": digest, "files": described}
+    return {"path": str(path), "sha256": digest, "files": dict(described)}
 
 
 def sha256(file: Path) -> str:

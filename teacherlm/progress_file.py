@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from teacherlm.errors import UserError
-from teacherlm.files import set_aside
+from teacherlm.files import open_unlinked, set_aside
 from teacherlm.json_files import parse_bounded
 from teacherlm.lock import lock_descriptor
 from teacherlm.records import cut_torn_line, dump_line
@@ -69,8 +69,11 @@ class ProgressFile:
         """Open the file for appending, and lock it.
 
         A killed process loses its locks one after the other, so that of the output may be free before this one.
+
+        Raises:
+            UserError: another process appends to it, or a link stands where it is to be.
         """
-        self.file = open(self.path, "a+b")
+        self.file = os.fdopen(open_unlinked(self.path, os.O_RDWR | os.O_APPEND), "a+b")
         end = time.monotonic() + KILLED_SECONDS
         while not (free := lock_descriptor(self.file.fileno(), self.path)) and time.monotonic() < end:
             time.sleep(0.05)

@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from atlas.predictions import domain_of, read_predictions, require_fields
 from teacherlm.benchmarks import load_benchmark
-from teacherlm.errors import Parser, UserError, run
+from teacherlm.errors import Parser, UserError, run, shown
+from teacherlm.files import files_below, is_plain_name
 from teacherlm.records import read_records
 
 CATEGORIES = {"humanities": "humanities", "Soc Sci.": "social_sciences", "STEM": "stem", "other": "other"}
@@ -115,7 +116,7 @@ def select_step(folder: Path, gold: dict[str, dict[Key, str]]) -> int:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: --select-step chooses among the steps of a folder; a folder was expected")
-    found = {int(match[1]) for file in folder.rglob("*-step-*.jsonl") if (match := VALIDATION.search(file.name))}
+    found = {int(match[1]) for file in files_below(folder) if (match := VALIDATION.search(file.name))}
     if not found:
         raise UserError(f"{folder}: no validation predictions there (*val*-step-N.jsonl); was --eval_data given both?")
     scores = {}
@@ -148,7 +149,12 @@ def key_of(question: Mapping[str, Any]) -> Key:
 def read_gold(path: Path) -> dict[str, dict[Key, str]]:
     gold: dict[str, dict[Key, str]] = {}
     for number, question in read_records(path):
-        require_fields(question, ("question", "options", "answer", "dataset"), f"{path}, line {number}")
+        where = f"{path}, line {number}"
+        require_fields(question, ("question", "options", "answer", "dataset"), where)
+        if not is_plain_name(question["dataset"]):  # it names a folder of predictions
+            raise UserError(f"{where}: dataset: the name of a domain was expected, found {shown(question['dataset'])}")
+        if not isinstance(question["question"], str) or not isinstance(question["answer"], str):
+            raise UserError(f"{where}: the fields question and answer must be texts")
         gold.setdefault(domain_of(question["dataset"]), {})[key_of(question)] = question["answer"]
     return gold
 
