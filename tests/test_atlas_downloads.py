@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,9 +20,12 @@ CONTENT = bytes(range(256)) * 20_000
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one content under every name; `cut` ends the connection after so many bytes, once."""
+    """Serves one content under every name; `cut` ends the connection after so many bytes, once.
 
-    content, cut, etag, digest = CONTENT, None, True, None
+    `wrong` gets status, headers and body of an answer with a part of the file, and makes them wrong.
+    """
+
+    content, cut, etag, digest, wrong = CONTENT, None, True, None, None
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
@@ -49,15 +52,22 @@ class Answer(BaseHTTPRequestHandler):
         body = self.server.body(self.path)
         etag = f'"{hashlib.md5(body).hexdigest()}"'
         start = 0
-        if (found := re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))) and self.headers.get("If-Range") == etag:
+        known = self.headers.get("If-Range") in (etag, "Tue, 01 Mar 2022 10:00:00 GMT")
+        if known and (found := re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))):
             start = int(found.group(1))
-        self.send_response(206 if start else 200)
-        if self.server.etag:
-            self.send_header("ETag", etag)
-        self.send_header("Content-Length", str(len(body) - start))
+        headers = {"ETag": etag} if self.server.etag else {"Last-Modified": "Tue, 01 Mar 2022 10:00:00 GMT"}
+        status, rest = 200, body
+        if start:
+            status, rest = 206, body[start:]
+            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+            if self.server.wrong:
+                status, rest = self.server.wrong(status, headers, rest)
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(rest)), **headers}.items():
+            self.send_header(name, value)
         self.end_headers()
         cut, self.server.cut = self.server.cut, None
-        self.wfile.write(body[start : start + cut] if cut else body[start:])
+        self.wfile.write(rest[:cut])
 
     def log_message(self, *_: object) -> None:
         pass
@@ -127,6 +137,81 @@ def test_a_file_that_changed_on_the_server_begins_anew(server: Server, tmp_path:
     server.content = CONTENT[::-1]
     download(url, target)
     assert target.read_bytes() == CONTENT[::-1]
+
+
+def without_range(status: int, headers: dict[str, str], rest: bytes) -> tuple[int, bytes]:
+    del headers["Content-Range"]
+    return status, rest
+
+
+def another_part(status: int, headers: dict[str, str], rest: bytes) -> tuple[int, bytes]:
+    """As of a cache that keeps the first part it was asked for."""
+    size = len(CONTENT)
+    headers["Content-Range"] = f"bytes {size - len(rest) - 1000}-{size - 1001}/{size}"
+    return status, CONTENT[size - len(rest) - 1000 : size - 1000]
+
+
+def of_a_longer_file(status: int, headers: dict[str, str], rest: bytes) -> tuple[int, bytes]:
+    size = len(CONTENT)
+    headers["Content-Range"] = f"bytes {size - len(rest)}-{size - 1}/{size + 7}"
+    return status, rest
+
+
+def of_other_length(status: int, headers: dict[str, str], rest: bytes) -> tuple[int, bytes]:
+    return status, rest[:-5]
+
+
+def of_another_file(status: int, headers: dict[str, str], rest: bytes) -> tuple[int, bytes]:
+    headers |= {"ETag": '"another"', "Last-Modified": "Wed, 02 Mar 2022 10:00:00 GMT"}
+    return status, bytes(len(rest))
+
+
+def beyond_its_end(status: int, headers: dict[str, str], rest: bytes) -> tuple[int, bytes]:
+    headers["Content-Range"] = "bytes */77"
+    return 416, b""
+
+
+def packed(status: int, headers: dict[str, str], rest: bytes) -> tuple[int, bytes]:
+    headers["Content-Encoding"] = "gzip"
+    return status, rest
+
+
+@pytest.mark.parametrize("etag", [True, False], ids=["ETag", "Last-Modified"])
+@pytest.mark.parametrize(
+    "wrong", [without_range, another_part, of_a_longer_file, of_other_length, of_another_file, beyond_its_end, packed]
+)
+def test_a_part_that_is_not_the_missing_one_is_not_appended(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture, wrong: Callable, etag: bool
+) -> None:
+    """It begins anew, in the same call. Without an ETag that is an MD5, nothing else would find such a part."""
+    server.cut, server.wrong, server.etag = 3_000_000, wrong, etag
+    url, target = f"http://127.0.0.1:{server.server_port}/file", tmp_path / "file"
+    with pytest.raises(UserError, match=r"run this again"):
+        download(url, target)
+    download(url, target)
+    assert target.read_bytes() == CONTENT
+    assert "begun anew, because the server's answer does not go on with it" in capsys.readouterr().out
+    asked = [given for path, given in server.asked if path == "/file"]
+    assert [given is None for given in asked] == [True, False, True]
+
+
+def test_without_an_etag_the_time_of_the_last_change_goes_on(server: Server, tmp_path: Path) -> None:
+    server.cut, server.etag = 3_000_000, False
+    url, target = f"http://127.0.0.1:{server.server_port}/file", tmp_path / "file"
+    with pytest.raises(UserError):
+        download(url, target)
+    download(url, target)
+    assert target.read_bytes() == CONTENT
+    assert [bool(given) for path, given in server.asked if path == "/file"] == [False, True]
+
+
+def test_a_part_of_another_address_is_not_gone_on_with(server: Server, tmp_path: Path) -> None:
+    server.cut = 3_000_000
+    with pytest.raises(UserError):
+        download(f"http://127.0.0.1:{server.server_port}/other", tmp_path / "file")
+    download(f"http://127.0.0.1:{server.server_port}/file", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert ("/file", None) in server.asked
 
 
 def test_what_was_damaged_on_the_way_is_not_kept(server: Server, tmp_path: Path) -> None:

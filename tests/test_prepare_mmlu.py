@@ -5,18 +5,21 @@ import io
 import random
 import subprocess
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, contents, only_error, read_lines, warm_python
+from atlas_models import run_script
+from conftest import ROOT, contents, only_error, read_lines
+
+from atlas.preprocessing.prepare_mmlu import SPLITS
 
 SCRIPT = ROOT / "atlas" / "preprocessing" / "prepare_mmlu.py"
 AUXILIARY = {"law_made_up": 4000, "race_made_up": 3000}
 
 
 def prepare(output: Path, *words: object) -> subprocess.CompletedProcess:
-    command = [warm_python(), SCRIPT, "--output_directory", output, *words]
-    return subprocess.run([*map(str, command)], capture_output=True, text=True)
+    return run_script(SCRIPT, [*map(str, ("--output_directory", output, *words))], {})
 
 
 def made_up(folder: Path, name: str, count: int) -> None:
@@ -137,6 +140,110 @@ def test_an_archive_that_would_leave_its_folder_is_refused(tmp_path: Path) -> No
         tar.addfile(member, io.BytesIO(b"x"))
     assert "evil.tar: refused" in only_error(prepare(tmp_path / "out", "--data_tar", tmp_path / "evil.tar"))
     assert not list(tmp_path.rglob("escaped*"))
+
+
+@pytest.fixture
+def inside_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where archives are unpacked."""
+    (tmp_path / "unpacked").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "unpacked"))
+    return tmp_path / "unpacked"
+
+
+def pack(path: Path, *given: tuple[str, bytes | None, dict[str, object]], mode: str = "w") -> Path:
+    """An archive of members: name, contents, and what else its header says."""
+    with tarfile.open(path, mode, format=tarfile.GNU_FORMAT) as tar:
+        for name, content, more in given:
+            member = tarfile.TarInfo(name)
+            for field, value in {"size": len(content or b""), **more}.items():
+                setattr(member, field, value)
+            tar.addfile(member, io.BytesIO(content) if content is not None else None)
+    return path
+
+
+ROW = b"Is it so?,yes,no,2,3,A\n"
+SMALL = [(f"data/{split}/a{end}.csv", ROW, {}) for split, end in zip(SPLITS, ("", "_dev", "_val", "_test"))]
+
+
+def test_the_hole_of_the_filter_of_python_3_11_7(inside_of: Path, tmp_path: Path) -> None:
+    """CVE-2025-4517: beyond 4,096 letters a path is no longer followed, so what leads out of the folder passes."""
+    victim = tmp_path / "victim"
+    victim.write_text("what the victim wrote")
+    folder, way, members = "d" * 247, "", []
+    for step in "abcdefghijklmnop":
+        members.append((f"{way}{folder}", None, {"type": tarfile.DIRTYPE, "mode": 0o755}))
+        members.append((f"{way}{step}", None, {"type": tarfile.SYMTYPE, "linkname": folder}))
+        way += f"{folder}/"
+    long = "/".join("abcdefghijklmnop") + "/" + "l" * 254
+    members.append((long, None, {"type": tarfile.SYMTYPE, "linkname": "../" * 16}))
+    members.append(("escape", None, {"type": tarfile.SYMTYPE, "linkname": f"{long}/../.."}))  # to tmp_path
+    members.append(("same", None, {"type": tarfile.LNKTYPE, "linkname": "escape/victim"}))
+    members.append(("same", b"overwritten", {}))
+    prepare(tmp_path / "out", "--data_tar", pack(tmp_path / "evil.tar", *members))
+    assert victim.read_text() == "what the victim wrote"
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        (("data/test/b_test.csv", None, {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}), "is a link, or no ord"),
+        (("data/test/b_test.csv", None, {"type": tarfile.LNKTYPE, "linkname": "data/test/a_test.csv"}), "is a link"),
+        (("data/test/b_test.csv", None, {"type": tarfile.FIFOTYPE}), "is a link, or no ordinary file"),
+        (("data/test/b_test.csv", None, {"type": tarfile.CHRTYPE}), "is a link, or no ordinary file"),
+        (("data/test/b_test.csv", b"", {"type": tarfile.GNUTYPE_SPARSE}), "no whole tar archive"),
+        (("data/test/a_test.csv", ROW, {}), "it has test/a_test.csv twice"),
+        (("other/test/a_test.csv", ROW, {}), "it has test/a_test.csv twice"),
+        (("/data/test/b_test.csv", ROW, {}), "leads out of its folder"),
+        (("data/test/../../../b_test.csv", ROW, {}), "leads out of its folder"),
+        (("data/test/b\n_test.csv", ROW, {}), "has no plain name"),
+        (("data/big", None, {"size": 10 * 2**30}), "unpacks to more than 536,870,912 bytes"),
+        (("data/test/b_test.csv", None, {"size": 10 * 2**30}), "unpacks to more than 536,870,912 bytes"),
+        (("data/test/b_test.csv", None, {"size": -512}), "no whole tar archive"),
+    ],
+)
+def test_only_ordinary_files_of_an_archive_are_read(
+    inside_of: Path, tmp_path: Path, member: tuple, message: str
+) -> None:
+    archive = pack(tmp_path / "evil.tar", *SMALL, member)
+    assert message in only_error(prepare(tmp_path / "out", "--data_tar", archive))
+    assert not list(inside_of.iterdir())
+    assert not list((tmp_path / "out").rglob("*.jsonl"))
+
+
+def test_a_small_archive_that_unpacks_to_gigabytes_is_refused(inside_of: Path, tmp_path: Path) -> None:
+    """Of 600 megabytes of zeros gzip makes 600 kilobytes."""
+    with tarfile.open(tmp_path / "bomb.tar.gz", "w:gz", compresslevel=1) as tar:
+        for number in range(10):
+            member = tarfile.TarInfo(f"data/test/{number}_test.csv")
+            member.size = 60 * 2**20
+            tar.addfile(member, io.BytesIO(bytes(member.size)))
+    message = only_error(prepare(tmp_path / "out", "--data_tar", tmp_path / "bomb.tar.gz"))
+    assert "unpacks to more than 536,870,912 bytes" in message
+
+
+def test_an_archive_of_very_many_members_is_refused(inside_of: Path, tmp_path: Path) -> None:
+    archive = pack(tmp_path / "many.tar", *((f"data/{number}", b"", {}) for number in range(20_001)))
+    assert "more than 10,000 members" in only_error(prepare(tmp_path / "out", "--data_tar", archive))
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_what_else_is_in_an_archive_is_passed_over(inside_of: Path, tmp_path: Path, mode: str) -> None:
+    """A folder, a link, a text, and what macOS puts there; long names come in headers of their own."""
+    others = [("data", None, {"type": tarfile.DIRTYPE}), ("data/README.txt", b"hello" * 300, {})]
+    others += [("data/latest", None, {"type": tarfile.SYMTYPE, "linkname": "test"}), ("data/test/._a.csv", b"\0", {})]
+    others += [(f"data/test/{'long' * 40}_test.csv", ROW, {})]
+    done = prepare(tmp_path / "out", "--data_tar", pack(tmp_path / "data.tar", *others, *SMALL, mode=mode))
+    assert done.returncode == 0, done.stderr
+    assert "2 domains, 1 auxiliary_train, 1 dev, 1 val, 2 test" in done.stdout
+
+
+def test_an_archive_without_a_split_is_named(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "data.tar", *SMALL[:-1])
+    assert "no file test/*.csv in it" in only_error(prepare(tmp_path / "out", "--data_tar", archive))
+    assert "no ordinary file" in only_error(prepare(tmp_path / "out", "--data_tar", tmp_path))
+    cut = pack(tmp_path / "cut.tar", *SMALL).read_bytes().rstrip(b"\0")
+    (tmp_path / "cut.tar").write_bytes(cut + bytes(-len(cut) % 512))  # it ends behind a member
+    assert "no whole tar archive" in only_error(prepare(tmp_path / "out", "--data_tar", tmp_path / "cut.tar"))
 
 
 def test_what_is_wrong_with_an_archive_is_said(archive_folder: Path, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ combined_test.jsonl. A line is {"question", "options": {"A": ..., "D": ...}, "an
 import argparse
 import contextlib
 import random
+import re
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,10 +22,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from atlas.preprocessing.archives import unpack
 from atlas.preprocessing.downloads import download
 from teacherlm import manifests
 from teacherlm.benchmarks import load_benchmark
-from teacherlm.errors import LIST_MISSING, Parser, UserError, reason, run
+from teacherlm.errors import LIST_MISSING, Parser, UserError, run
 from teacherlm.files import require_writable, whole_folder
 from teacherlm.lock import one_writer
 from teacherlm.prompts import LETTERS
@@ -35,6 +36,8 @@ from teacherlm.sources import read_split
 DATA_URL = "https://people.eecs.berkeley.edu/~hendrycks/data.tar"
 SPLITS = {"auxiliary_train": "train", "dev": "dev", "val": "validation", "test": "test"}
 """A folder of the archive -> the split of benchmarks/mmlu.yaml, which says how its files are read."""
+MEMBER = re.compile(rf"(?:\./)?(?:[^/]+/)?({'|'.join(SPLITS)})/([^/.][^/]*\.csv)")
+"""A file of the archive that is read: data/test/anatomy_test.csv, for example."""
 VALIDATION = 5000
 SEED = 10
 
@@ -100,20 +103,19 @@ def prepare(args: argparse.Namespace, output: Path) -> None:
 
 
 def unpacked(archive: Path, stack: contextlib.ExitStack) -> Path:
-    """The folder that holds dev/, test/ and so on, in a place that goes with the stack.
+    """A folder with dev/, test/ and so on, in a place that goes with the stack.
 
     Raises:
-        UserError: no whole archive, or one with members that would leave the folder.
+        UserError: no whole archive, or a hostile one; or one without some of the splits.
     """
+    if not archive.is_file():
+        raise UserError(f"{archive}: no ordinary file; MMLU's archive was expected (a folder: --data_directory)")
     place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    try:
-        with tarfile.open(archive) as tar:
-            tar.extractall(place, filter="data")
-    except tarfile.FilterError as error:
-        raise UserError(f"{archive}: refused: {reason(error)}") from error
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise UserError(f"{archive}: no whole tar archive ({reason(error)}); fetch it again") from error
-    return next((folder.parent for folder in sorted(place.rglob("test")) if folder.is_dir()), place)
+    unpack(archive, MEMBER, place)
+    for name in SPLITS:
+        if not (place / name).is_dir():
+            raise UserError(f"{archive}: no file {name}/*.csv in it; MMLU as its authors publish it was expected")
+    return place
 
 
 def read_domains(folder: Path, name: str) -> Iterator[tuple[str, list[Record]]]:
