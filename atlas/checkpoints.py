@@ -8,9 +8,8 @@ retrievers have a LayerNorm of their own (layer_norm.py), which is noted in what
 
 import argparse
 import json
-import zipfile
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ import torch
 from atlas import reader as readers
 from atlas import retriever as retrievers
 from atlas.layer_norm import use_mean_square
-from teacherlm.errors import UserError, reason
+from teacherlm.errors import UserError
 from teacherlm.files import whole_folder
 from teacherlm.json_files import load_object
 from teacherlm.loading import is_finite
+from teacherlm.pickles import load_plain
 
 NAME = "atlas.json"
 RELEASED = "model.pth.tar"
@@ -66,7 +66,7 @@ def save_retriever(folder: Path, retriever: retrievers.Retriever, tokenizer: Any
 def saved_step(folder: Path) -> int:
     try:
         return int(load_object(folder / NAME)["step"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"{folder / NAME}: it says no step ({error!r}); copy the checkpoint again") from error
 
 
@@ -82,25 +82,11 @@ class Released:
 
     def __init__(self, file: Path):
         self.file = file
-        mapped = zipfile.is_zipfile(file)
-        if mapped:
-            unsafe = set(torch.serialization.get_unsafe_globals_in_checkpoint(file))
-            unsafe -= {f"{kind.__module__}.{kind.__qualname__}" for kind in ALLOWED}
-            if unsafe:
-                raise UserError(
-                    f"{file}: refused, its pickle asks for {', '.join(sorted(unsafe))}, which could run code"
-                )
-        try:
-            with torch.serialization.safe_globals(ALLOWED):
-                loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-        except Exception as error:  # whatever torch's readers raise
-            raise UserError(
-                f"{file}: refused or damaged ({reason(error)}); only tensors and plain values are read"
-            ) from error
+        loaded = load_plain(file, ALLOWED, mapped=True)
         if not isinstance(loaded, dict) or not isinstance(loaded.get("model"), Mapping):
             raise UserError(f"{file}: a dictionary with step, model and opt was expected")
         # Trained in several processes, a model has a `module` around it.
-        self.weights = {name.replace(".module.", "."): tensor for name, tensor in loaded["model"].items()}
+        self.weights = {name.replace(".module.", "."): tensor for name, tensor in named_tensors(loaded["model"])}
         self.untied = any(name.startswith("retriever.passage_contriever.") for name in self.weights)
 
     def part(self, prefix: str) -> dict[str, torch.Tensor]:
@@ -142,6 +128,10 @@ class Released:
                     "checkpoint"
                 )
         model.load_state_dict(weights, strict=False)
+
+
+def named_tensors(model: Mapping[Any, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    return ((name, value) for name, value in model.items() if isinstance(name, str) and torch.is_tensor(value))
 
 
 def load_released(

@@ -6,6 +6,7 @@ off is refused. The reference's published indices are read too (published.py).
 
 import functools
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +21,14 @@ from atlas.flat_search import FlatVectors
 from atlas.index import Index, compress
 from atlas.passages import Passages
 from atlas.published import SHARDS, check_dimension, describe_published, is_published, load_published, require_finite
-from teacherlm.errors import UserError, reason
+from teacherlm.errors import UserError, reason, shown
 from teacherlm.files import whole_file, whole_path
 from teacherlm.manifests import sha256
 
 NAME = "index.json"
 PASSAGES = "passages.arrow"
+SHARD_FILE = re.compile(r"embeddings\.\d{5,9}\.npy")
+FAISS_FILE = re.compile(r"faiss\.[a-z]+(?:_\d+)?\.\d{5,9}\.index")
 
 
 def compressed_name(kind: str, code_size: int | None) -> str:
@@ -132,8 +135,8 @@ def describe_index(folder: Path, n_shards: int = SHARDS) -> dict[str, Any]:
     for name, digest in recorded.items():
         if digest is not None and described["files"][name]["sha256"] != digest:
             raise UserError(
-                f"{folder / name}: not the file that {NAME} describes (another SHA-256): cut off or of another index; "
-                "copy or make the index again"
+                f"{folder / name}: not the file that {NAME} describes (another SHA-256): cut off, damaged or of "
+                "another index; copy or make the index again"
             )
     return described
 
@@ -174,8 +177,10 @@ def load_index(
         UserError: the folder has no whole index, or one that another encoder made.
     """
     if workers.from_first(lambda: is_own(folder)):
+        described = workers.from_first(lambda: describe_index(folder))  # before any file is mapped
         index = workers.each(lambda: load_own(folder, kind, code_size, encoder, dimension, device))
-        workers.from_first(lambda: describe_index(folder))
+        files = [folder / name for name in described["files"]]
+        workers.from_first(lambda: contents.require_unchanged(folder, files, described))
     else:
         index = load_published(folder, n_shards, dimension, device)
     if kind is not None and isinstance(index.vectors, FlatVectors):
@@ -185,6 +190,11 @@ def load_index(
 
 
 def read_description(folder: Path) -> dict[str, Any]:
+    """What index.json says.
+
+    Raises:
+        UserError: it says something else than `save_index` writes, for example a file outside the folder.
+    """
     try:
         described = json.loads((folder / NAME).read_text(encoding="utf-8"))
         known = {name: described[name] for name in ("passages", "dimension", "encoder", "compressed", "shards")}
@@ -192,9 +202,34 @@ def read_description(folder: Path) -> dict[str, Any]:
         known["shards"] = [
             {"file": shard["file"], "rows": shard["rows"], "sha256": shard.get("sha256")} for shard in known["shards"]
         ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / NAME}: this is no index's description ({error!r}); make the index again") from error
+        wrong = flaw_of(known)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        wrong = repr(error)
+    if wrong:
+        raise UserError(f"{folder / NAME}: this is no index's description ({wrong}); make the index again")
     return known
+
+
+def flaw_of(known: dict[str, Any]) -> str | None:
+    """What is wrong with the values of an index's description; None when they can be those of an index."""
+    shards = known["shards"]
+    for name, value in (("passages", known["passages"]), *(("rows", shard["rows"]) for shard in shards)):
+        if type(value) is not int or value < 0:
+            return f"{name}: a number was expected, found {shown(value)}"
+    if type(known["dimension"]) is not int or known["dimension"] < 1:
+        return f"dimension: a number was expected, found {shown(known['dimension'])}"
+    for name in ("encoder", "compressed", "passages_sha256"):
+        if not isinstance(known[name], str | None):
+            return f"{name}: a text was expected, found {shown(known[name])}"
+    pattern = SHARD_FILE if known["compressed"] is None else FAISS_FILE
+    for shard in shards:
+        if not isinstance(shard["file"], str) or not pattern.fullmatch(shard["file"]):
+            return f"file: the name of a shard was expected, found {shown(shard['file'])}"
+        if not isinstance(shard["sha256"], str | None):
+            return f"sha256: a text was expected, found {shown(shard['sha256'])}"
+    if known["compressed"] is not None and any(shard["sha256"] is None for shard in shards):
+        return "it has no digests, without which FAISS's files are not read"
+    return None
 
 
 def load_own(
@@ -235,7 +270,7 @@ def flat_segments(shards: list[tuple[Path, int]], start: int, end: int, dimensio
         if low < high:
             try:
                 array = np.load(file, mmap_mode="c")
-            except (OSError, ValueError, EOFError) as error:
+            except Exception as error:  # what numpy raises over a damaged header is of a dozen kinds
                 raise UserError(
                     f"{file}: cut off or damaged ({reason(error)}); copy or make the index again"
                 ) from error
@@ -261,7 +296,7 @@ def load_compressed(shards: list[tuple[Path, int]]) -> CompressedVectors:
     for file, rows in shards[low:high]:
         try:
             index = faiss.read_index(str(file))
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             raise UserError(f"{file}: cut off or damaged; copy or make the index again") from error
         if index.ntotal != rows:
             raise UserError(f"{file}: {rows} vectors were expected, found {index.ntotal}; make the index again")

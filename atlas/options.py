@@ -9,6 +9,7 @@ from atlas.compressed_search import KINDS
 from atlas.losses import MODES
 from atlas.schedules import SCHEDULERS, parse_schedule
 from teacherlm.errors import Parser, UserError
+from teacherlm.files import require_writable
 
 OTHER_TASK = "of another task than multiple choice"
 UNUSED: dict[str, tuple[Any, str]] = {
@@ -261,6 +262,8 @@ def check(options: argparse.Namespace) -> argparse.Namespace:
             "--decoder_prompt_format: the decoder begins with nothing here; give the text to the encoder, which reads "
             "the same query (--encoder_format)"
         )
+    if options.save_index_path and not getattr(options, "list_missing", False):
+        require_writable(options.save_index_path)  # now, not after the passages are embedded
     options.compressed = options.faiss_index_type if options.index_mode == "faiss" else None
     return options
 

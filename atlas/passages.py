@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from atlas import contents
-from teacherlm.errors import UserError, shown
-from teacherlm.files import cache_folder, whole_path
+from teacherlm.errors import UserError, reason, shown
+from teacherlm.files import cache_folder, whole_file, whole_path
 from teacherlm.lock import one_writer
 from teacherlm.records import Record, read_records
 
@@ -20,25 +20,54 @@ ROWS = 16_384
 
 
 class Passages:
-    """The passages of an Arrow file, by their row."""
+    """The passages of an Arrow file, by their row.
+
+    The file is memory-mapped, and numbers in it say where its texts begin: wrong ones would end the process. So whoever
+    has a digest of the file compares it first, and each batch is validated before its first row is read.
+
+    Raises:
+        UserError: the file is damaged, or none of passages; found at the latest when a damaged batch is read.
+    """
 
     def __init__(self, path: Path):
+        self.path = path
         try:
             self.reader = pa.ipc.open_file(pa.memory_map(str(path)))
             if self.reader.schema != SCHEMA:
                 raise UserError(f"{path}: columns {', '.join(FIELDS)} were expected; this is no file of passages")
             self.batches = [self.reader.get_batch(number) for number in range(self.reader.num_record_batches)]
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(f"{path}: no whole Arrow file of passages ({error}); make or copy it again") from error
-        self.path = path
-        self.count = sum(batch.num_rows for batch in self.batches)
+        except (OSError, pa.ArrowException) as error:
+            raise self.damaged(error) from error
+        sizes = [batch.num_rows for batch in self.batches]
+        if sizes and (set(sizes[:-1]) - {ROWS} or not 0 < sizes[-1] <= ROWS):
+            raise self.damaged(f"each batch but the last was expected to have {ROWS} rows")
+        self.count = sum(sizes)
+        self.validated: set[int] = set()
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, row: int) -> dict[str, str]:
-        batch = self.batches[row // ROWS]
-        return {name: batch.column(name)[row % ROWS].as_py() for name in FIELDS}
+        number, place = divmod(row, ROWS)
+        if number not in self.validated:
+            self.validate(number)
+        batch = self.batches[number]
+        return {name: batch.column(name)[place].as_py() for name in FIELDS}
+
+    def validate(self, number: int) -> None:
+        """Check a batch: its buffers are in the file, its offsets in order, its texts UTF-8, and none is null."""
+        batch = self.batches[number]
+        try:
+            batch.validate(full=True)
+        except pa.ArrowException as error:
+            raise self.damaged(error) from error
+        if any(column.null_count for column in batch.columns):
+            raise self.damaged("a field of a passage is null")
+        self.validated.add(number)
+
+    def damaged(self, why: object) -> UserError:
+        why = reason(why) if isinstance(why, Exception) else why
+        return UserError(f"{self.path}: no whole Arrow file of passages ({why}); make or copy it again")
 
     def between(self, start: int, end: int) -> Iterator[dict[str, str]]:
         """The passages from row `start` to before `end`."""
@@ -117,13 +146,26 @@ def converted(files: Sequence[Path], limit: int) -> Path:
 def converted_once(key: str, passages: Iterable[dict[str, str]]) -> Path:
     """The Arrow file `key` in the user's cache: the first process that asks for it makes it, others wait meanwhile.
 
+    Its digest lies beside it. A file that is not the one that was written is made again.
+
     Args:
         key: a digest of what the passages are read from.
         passages: read only where the file is not there.
     """
     path = cache_folder() / "passages" / f"{key}.arrow"
-    if not path.is_file():
+    if not is_as_written(path):
         with one_writer(path):
-            if not path.is_file():
+            if not is_as_written(path):
                 write_passages(path, passages)
+                with whole_file(path.with_suffix(".json")) as file:
+                    json.dump({"sha256": contents.describe(path)["sha256"]}, file)
     return path
+
+
+def is_as_written(path: Path) -> bool:
+    """Whether an Arrow file of the cache is there and has the digest that was noted when it was written."""
+    try:
+        noted = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        return path.is_file() and contents.describe(path)["sha256"] == noted["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

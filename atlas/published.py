@@ -63,8 +63,21 @@ def shard_files(folder: Path, count: int) -> list[Path]:
 
 
 def describe_published(folder: Path, count: int) -> dict[str, Any]:
-    """The digest of all shards (see contents.py)."""
-    return contents.describe(folder, shard_files(folder, count))
+    """The digest of all shards (see contents.py).
+
+    Raises:
+        UserError: one is not the file that was downloaded.
+    """
+    files = shard_files(folder, count)
+    described = contents.describe(folder, files)
+    for file in files:
+        noted = contents.noted_digest(file)
+        if noted is not None and noted != described["files"][file.name]["sha256"]:
+            raise UserError(
+                f"{file}: not the file that was downloaded (another SHA-256 than {contents.record_of(file).name} "
+                "says); remove both and download it again"
+            )
+    return described
 
 
 def load_published(folder: Path, count: int, dimension: int, device: torch.device) -> Index:

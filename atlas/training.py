@@ -6,6 +6,7 @@ and its dropout follow from the seed and the step's number.
 
 import argparse
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,12 +23,19 @@ from atlas.flat_search import FlatVectors
 from atlas.index import Index
 from atlas.index_files import save_array
 from atlas.model import DTYPES, Model
+from atlas.published import require_finite
 from atlas.retrieval import look_up, retrieve
 from atlas.retriever import MAXIMUM_LENGTH
+from teacherlm.errors import UserError, reason
+from teacherlm.files import make_anew, whole_file, whole_path
 from teacherlm.gloo import use_gloo_on_cpus
+from teacherlm.pickles import deepspeed_classes, load_plain
 from teacherlm.records import Record
 
 NO_PASSAGE = {"title": "", "text": ""}
+OPTIMIZER = "optimizer.pt"
+SHARED = "all"
+"""The folder of DeepSpeed's files in that of a state."""
 BUCKET = 20_000_000
 """Gradients that DeepSpeed gathers before it averages them. With its default, 500 million, all of ATLAS-base are copied
 at once, and sharing them out saves nothing."""
@@ -256,31 +264,106 @@ def save_state(
         vectors: where the passage encoder learns: those of the index, which it made at the last refresh.
     """
     state = state_of(folder, step)
-    state.mkdir(parents=True, exist_ok=True)
+    if workers.is_first() and not is_folder(state):
+        state.parent.mkdir(parents=True, exist_ok=True)
+        make_anew(state)
+    workers.wait_for_all()
     if hasattr(wrapped, "save_checkpoint"):  # DeepSpeed: a file of each worker
-        wrapped.save_checkpoint(str(state), tag="all")
+        wrapped.save_checkpoint(str(state), tag=SHARED)
     elif workers.is_first():
-        torch.save(optimizer.state_dict(), state / "optimizer.pt")
-    (state / f"pending-{workers.rank()}.json").write_text(json.dumps(pending), encoding="utf-8")
+        with whole_path(state / OPTIMIZER) as partial:
+            torch.save(optimizer.state_dict(), partial)
+    with whole_file(state / f"pending-{workers.rank()}.json") as file:
+        json.dump(pending, file)
     if vectors is not None:
         save_array(state / f"vectors-{workers.rank()}.npy", torch.cat(vectors.segments).cpu().numpy())
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is one itself, and not a link to one."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def load_state(folder: Path, step: int, wrapped: Any, optimizer: Any, index: Index | None) -> list[dict[str, float]]:
     """Set the optimizer's states, and the index's vectors if they were saved; returns the pending losses."""
     state = state_of(folder, step)
     if hasattr(wrapped, "load_checkpoint"):
-        wrapped.load_checkpoint(str(state), tag="all")
+        # DeepSpeed's own reader would run what a pickle asks for. All files are looked at first, so that no worker
+        # waits for one that has ended.
+        workers.from_first(lambda: check_shared(state / SHARED))
+        wrapped.checkpoint_engine.load = lambda path, map_location=None: load_shared(Path(path))
+        wrapped.load_checkpoint(str(state), tag=SHARED)
     else:
-        optimizer.load_state_dict(torch.load(state / "optimizer.pt", map_location="cpu", weights_only=True))
+        workers.each(lambda: set_optimizer(optimizer, state / OPTIMIZER))
+    return workers.each(lambda: load_own_part(state, index))
+
+
+def check_shared(folder: Path) -> None:
+    """Raises:
+    UserError: DeepSpeed's files are missing, or one of them is damaged or would run code.
+    """
+    files = sorted(folder.glob("*.pt"))
+    if not files:
+        raise UserError(f"{folder}: the optimizer's states are missing; remove {folder.parent}, and the run goes back")
+    for file in files:
+        load_shared(file, mapped=True)  # its tensors are not read
+
+
+def load_shared(file: Path, mapped: bool = False) -> Any:
+    """A file of states that DeepSpeed saved.
+
+    Raises:
+        UserError: it has anything but tensors, plain values and DeepSpeed's own records; or is damaged.
+    """
+    return load_plain(file, deepspeed_classes(), mapped)
+
+
+def set_optimizer(optimizer: Any, file: Path) -> None:
+    """Raises:
+    UserError: the states are missing, damaged, or of another optimizer.
+    """
+    if not file.is_file():
+        raise UserError(f"{file}: the optimizer's states are missing; remove {file.parent}, and the run goes back")
+    try:
+        optimizer.load_state_dict(load_plain(file))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: these are not the states of this run's optimizer ({reason(error)})") from error
+
+
+def load_own_part(state: Path, index: Index | None) -> list[dict[str, float]]:
+    """Set this worker's vectors, if they were saved; its pending losses.
+
+    Raises:
+        UserError: a file is damaged, or of other vectors than the index has.
+    """
     saved = state / f"vectors-{workers.rank()}.npy"
     if index is not None and saved.is_file():
-        vectors = torch.from_numpy(np.load(saved)).to(index.vectors.segments[0].device)
+        expected = (sum(map(len, index.vectors.segments)), index.dimension)
+        try:
+            array = np.load(saved)
+        except Exception as error:  # what numpy raises over a damaged file is of a dozen kinds
+            raise UserError(f"{saved}: cut off or damaged ({reason(error)}); remove {state}") from error
+        if array.shape != expected or array.dtype != np.float16:
+            raise UserError(
+                f"{saved}: {expected} numbers in float16 were expected, found {array.shape} in {array.dtype}; remove "
+                f"{state}"
+            )
+        vectors = torch.from_numpy(array)
+        require_finite(vectors, saved, 0)
+        vectors = vectors.to(index.vectors.segments[0].device) if index.vectors.segments else vectors
         index.vectors = FlatVectors([vectors], index.vectors.first_row)
-    return json.loads((state / f"pending-{workers.rank()}.json").read_text(encoding="utf-8"))
+    file = state / f"pending-{workers.rank()}.json"
+    try:
+        pending = json.loads(file.read_text(encoding="utf-8"))
+        if all(isinstance(value, int | float) for losses in pending for value in losses.values()):
+            return list(pending)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        pass
+    raise UserError(f"{file}: a list of losses was expected; remove {state}, and the run goes back")
 
 
 def last_step(folder: Path) -> int:
     """The last step that a run can go on from; 0 when there is none."""
-    steps = [int(path.parent.name.split("-")[1]) for path in folder.glob("checkpoint/step-*/atlas.json")]
+    names = (path.parent.name for path in folder.glob("checkpoint/step-*/atlas.json"))
+    steps = [int(found[1]) for name in names if (found := re.fullmatch(r"step-(\d{1,9})", name))]
     return max((step for step in steps if state_of(folder, step).is_dir()), default=0)

@@ -13,6 +13,7 @@ import numpy as np
 from ngrams import ngram_hashes, word_hashes, words_of
 
 from teacherlm.benchmarks import Benchmark
+from teacherlm.saved_datasets import load_saved
 
 LONGEST, SHORTEST = 13, 5
 """Words of a piece; a question of fewer than the second is not looked for, as everybody says such things."""
@@ -101,9 +102,7 @@ def contains(words: list[str], piece: list[str]) -> bool:
 
 def read_test_split(benchmark: Benchmark, folder: Path) -> TestSplit:
     """The test split in a folder as data_prepare.py writes it."""
-    import datasets
-
-    return TestSplit(passages(benchmark, sample) for sample in datasets.load_from_disk(str(folder)))
+    return TestSplit(passages(benchmark, sample) for sample in load_saved(folder))
 
 
 def passages(benchmark: Benchmark, sample: dict[str, Any]) -> list[str]:

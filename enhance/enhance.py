@@ -14,7 +14,7 @@ from job import Job, make_jobs
 from work import do_work
 
 from teacherlm.errors import LIST_MISSING, Parser, UserError, require_number, run, share_of
-from teacherlm.files import require_writable
+from teacherlm.files import require_file_place, require_writable
 from teacherlm.lock import one_writer
 from teacherlm.models import Model, find_model
 from teacherlm.prompts import KINDS
@@ -93,6 +93,7 @@ def main() -> int:
     jobs: list[Job] = make_jobs(args, teacher)
     for job in jobs:
         require_writable(job.output.parent)
+        require_file_place(job.output)
     with one_writer(*(job.output for job in jobs)):
         pending = [job for job in jobs if not job.is_done()]
         return do_work(args, teacher, pending) if pending else 0

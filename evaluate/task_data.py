@@ -15,6 +15,7 @@ import datasets
 
 from teacherlm.errors import UserError
 from teacherlm.files import require_hub_cache
+from teacherlm.saved_datasets import load_saved
 
 HOW_TO = "put the samples there (by save_to_disk, or as JSON lines: test.jsonl, validation.jsonl, train.jsonl)"
 
@@ -56,7 +57,7 @@ def load_folder(folder: Path, name: str | None, **options: Any) -> Any:
     if name and (folder / name).is_dir():
         return load_folder(folder / name, None, **options)
     if any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
-        return datasets.load_from_disk(str(folder))
+        return load_saved(folder)
     if name and name not in datasets.get_dataset_config_names(str(folder)):
         name = None
     return datasets.load_dataset(str(folder), name, **options)

@@ -5,12 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import datasets
 from datasets import Dataset, DatasetDict, Value, concatenate_datasets
 from tasks import Task, choose_samples
 
 from teacherlm.errors import UserError
 from teacherlm.prompts import completion_start
+from teacherlm.saved_datasets import load_saved
 from teacherlm.tokens import require_embeddings, special_tokens
 
 
@@ -30,11 +30,9 @@ def load_split(folder: Path, task: Task, train: bool) -> Dataset:
     """
     require_dataset(folder)
     try:
-        dataset = datasets.load_from_disk(str(folder))
+        dataset = load_saved(folder)
     except IndexError:  # so the library says that there are no rows
         raise UserError(f"{folder}: empty; at least one sample was expected") from None
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}: not a datasets folder: {error}") from error
     if isinstance(dataset, DatasetDict):
         splits = [name for name in dataset if (name == "train") == train]
         if len(splits) != 1:

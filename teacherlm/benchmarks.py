@@ -16,7 +16,7 @@ import jinja2
 
 from teacherlm import ROOT
 from teacherlm.errors import Parser, UserError, print_for_shell, run, shown
-from teacherlm.files import plain_name
+from teacherlm.files import is_plain_name, plain_name
 from teacherlm.prompts import KINDS, LETTERS, PROMPTS, TAILS, Question, prompt_fields
 from teacherlm.records import Record
 from teacherlm.templates import ERRORS, compile_template, fields_of, render
@@ -197,6 +197,9 @@ def load_benchmark(name: str) -> Benchmark:
             raise UserError(f"{path}: labels: {label!r}: {letter!r} is no pair of a label and a choice's letter")
         if benchmark.boolean_labels.get(label.capitalize(), letter) != letter:
             raise UserError(f"{path}: labels: {label}: the same boolean stands for another letter; put them in quotes")
+    for split, name in benchmark.splits.items():
+        if not is_plain_name(name):
+            raise UserError(f"{path}: splits: {split}: the name of a split was expected, found {shown(name)}")
     if missing := {"train", "test"} - set(benchmark.splits):
         raise UserError(
             f"{path}: splits: {' and '.join(sorted(missing))} missing; it names the source's split for each"

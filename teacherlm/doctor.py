@@ -113,7 +113,11 @@ def memory() -> Finding:
 
 
 def cache_home() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """Where caches go by default; without a home folder, a place that cannot be written, which `writable` then says."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return Path("/no/home/folder")
 
 
 def writable(name: str, folder: Path) -> Finding:

@@ -47,8 +47,10 @@ def disk_error(error: BaseException) -> UserError | None:
 
 
 def locale_error(error: BaseException) -> UserError | None:
-    """The UserError for a name that the locale has no letters for, or None when it is another error."""
+    """The UserError for a name that the locale has no letters for, or a library none in UTF-8; None otherwise."""
     encoding = sys.getfilesystemencoding()
+    if isinstance(error, UnicodeEncodeError) and encoding == "utf-8" and "/" in error.object:
+        return UserError(f"{error.object!a}: this path has bytes that are no UTF-8; rename it")
     if isinstance(error, UnicodeEncodeError) and encoding != "utf-8":
         return UserError(f"the locale's encoding {encoding} has no letters for {error.object!a}; export LC_ALL=C.UTF-8")
     return None

@@ -254,9 +254,7 @@ def require_utf8(path: Path) -> None:
 
 def is_plain_name(name: object) -> bool:
     """Whether a name from a file is that of one file or folder, in the folder that it is looked for in."""
-    if not isinstance(name, str) or name in ("", ".", "..") or len(name) > 255:
-        return False
-    return name.isprintable() and not {"/", "\\"} & set(name)
+    return isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and name.isprintable()
 
 
 def require_file_place(path: Path) -> None:

@@ -36,6 +36,10 @@ LIST_BYTES = 256 * MIB
 LIST_VALUES = 5_000_000
 """Lists and objects in such a file."""
 
+UNPACKED_BYTES, UNPACKED_TIMES = 64 * MIB, 200
+"""A compressed file may unpack to so many bytes, and beyond them to so many times its own size. Text shrinks to a third
+or a tenth; a file made to fill memory or a disk unpacks to a thousand times its size and more."""
+
 PAGE_BYTES = 64_000_000
 """Of the samples on a report's page, as JSON: browsers have trouble with more."""
 PAGE_SAMPLES = 20_000

@@ -22,7 +22,7 @@ from typing import Any
 from teacherlm import ROOT
 from teacherlm.adapters import base_folder, check_base_digest, is_adapter
 from teacherlm.errors import Parser, UserError, print_for_shell, reason, run, shown
-from teacherlm.files import plain_name, require_hub_cache
+from teacherlm.files import in_home, plain_name, require_hub_cache
 from teacherlm.manifests import describe
 from teacherlm.servers import check_address, is_address
 from teacherlm.yaml_files import as_meant, read_yaml
@@ -111,7 +111,7 @@ def find_model(name: str) -> Model:
         return Model(name=plain_name(name.rstrip("/").rsplit("/", 1)[1], f"the model of {name}"), server=name)
     if name.startswith("field:"):
         return Model(name=re.sub("[:/]", "-", name), explanations=name.removeprefix("field:"))
-    folder = Path(name).expanduser()
+    folder = in_home(name, "HOME")
     if name and folder.is_dir():
         return Model(name=folder.resolve().name, path=str(folder))
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
@@ -183,7 +183,7 @@ def local_folder(model: Model) -> Path:
         return check_folder(download(model.hub, model.revision))
     folder = Path(model.path)
     if not folder.is_dir():
-        folder = Path(os.path.expandvars(model.path)).expanduser()
+        folder = in_home(os.path.expandvars(model.path), "HOME")
     if "$" in str(folder) and not folder.is_dir():
         variable = model.path.split("$")[1].split("/")[0].strip("{}")
         raise UserError(f"model {model.name}: set {variable} to the folder that holds its weights ({model.path})")

@@ -6,13 +6,15 @@ objects of its own; these are allowed by name here, and torch is told to refuse 
 
 import contextlib
 import os
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.trainer_pt_utils import safe_globals
 
-from teacherlm.errors import UserError, reason
+from teacherlm.errors import UserError, disk_error, reason
 
 FORCE, FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 """torch's variables: whatever a caller says, `weights_only` is true, or false."""
@@ -65,3 +67,28 @@ def require_plain(file: Path) -> None:
             f"{file}: refused, its pickle asks for {', '.join(sorted(unsafe))}, which could run code; remove this "
             "checkpoint, and training goes on from the one before"
         )
+
+
+def load_plain(file: Path, allowed: Sequence[type] = (), mapped: bool = False) -> Any:
+    """What `torch.save` wrote: tensors and plain values, on the CPU, and objects of the allowed classes.
+
+    Args:
+        mapped: whether its tensors are memory-mapped, where the file's format allows that.
+
+    Raises:
+        UserError: its pickle asks for anything else, which could run code, or it is damaged.
+    """
+    try:
+        is_zip = zipfile.is_zipfile(file)
+        unsafe = set(torch.serialization.get_unsafe_globals_in_checkpoint(file)) if is_zip else set()
+        unsafe -= {f"{kind.__module__}.{kind.__qualname__}" for kind in allowed}
+        if unsafe:
+            raise UserError(f"{file}: refused, its pickle asks for {', '.join(sorted(unsafe))}, which could run code")
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
+    except UserError:
+        raise
+    except Exception as error:  # whatever torch's readers raise
+        raise disk_error(error) or UserError(
+            f"{file}: refused or damaged ({reason(error)}); only tensors and plain values are read"
+        ) from error

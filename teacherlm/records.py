@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import io
 import itertools
 import json
 import math
@@ -16,7 +17,7 @@ from backports import zstd
 
 from teacherlm.errors import UserError, shown
 from teacherlm.files import whole_file
-from teacherlm.limits import JSON_DEPTH, JSON_VALUES, LINE_BYTES
+from teacherlm.limits import JSON_DEPTH, JSON_VALUES, LINE_BYTES, UNPACKED_BYTES, UNPACKED_TIMES
 
 Record = dict[str, Any]
 
@@ -33,13 +34,47 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for reading, unpacked as it is read if its name ends with .gz or .zst.
 
     Raises:
-        UserError: the archive is cut off or damaged; found when reading gets there.
+        UserError: the archive is cut off or damaged, or unpacks to far more than text does; found when reading gets
+            there.
     """
+    opener = COMPRESSED.get(path.suffix)
     try:
-        with COMPRESSED.get(path.suffix, open)(path, "rb") as file:
-            yield file
+        with open(path, "rb") as file:
+            if opener is None:
+                yield file
+                return
+            with opener(file, "rb") as unpacked, io.BufferedReader(Bounded(unpacked, path), 2**17) as bounded:
+                yield bounded
     except (EOFError, gzip.BadGzipFile, zlib.error, zstd.ZstdError) as error:
         raise UserError(f"{path}: this archive is cut off or damaged ({error}); pack or copy it again") from error
+
+
+class Bounded(io.RawIOBase):
+    """What a compressed file unpacks to, up to a bound (see UNPACKED_TIMES).
+
+    Args:
+        unpacked: what is read from.
+        path: of the compressed file.
+    """
+
+    def __init__(self, unpacked: IO[bytes], path: Path):
+        self.unpacked, self.path = unpacked, path
+        self.most = max(UNPACKED_BYTES, UNPACKED_TIMES * path.stat().st_size)
+        self.count = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.unpacked.read(len(buffer))
+        self.count += len(data)
+        if self.count > self.most:
+            raise UserError(
+                f"{self.path}: it unpacks to more than {self.most:,} bytes, {UNPACKED_TIMES} times its size, which text "
+                "does not; unpack it first, if it is right"
+            )
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def parse_json(text: str, most: int = JSON_VALUES) -> Any:

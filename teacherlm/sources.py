@@ -5,7 +5,6 @@ import csv
 import functools
 import io
 import itertools
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,6 +16,7 @@ from teacherlm.errors import UserError, reason, shown
 from teacherlm.files import require_hub_cache
 from teacherlm.limits import LIST_BYTES, LIST_VALUES
 from teacherlm.records import COMPRESSED, Flaw, Record, check_record, open_bytes, parse_json, read_records
+from teacherlm.saved_datasets import is_saved, load_saved, saved_files
 
 Sample = tuple[str, Record]
 """(where it stands, its fields)"""
@@ -59,39 +59,6 @@ def source_files(benchmark: Benchmark, data: Path | None, splits: Iterable[str] 
     if is_saved(data):
         return saved_files(data)
     return sorted({file for split in splits or benchmark.splits for file in split_files(benchmark, split, data)})
-
-
-def is_saved(data: Path) -> bool:
-    """Whether a folder is one that `save_to_disk` wrote, of a DatasetDict or a Dataset."""
-    return any((data / name).is_file() for name in ("dataset_dict.json", "state.json"))
-
-
-def saved_files(data: Path) -> list[Path]:
-    """The files of a saved dataset, and no others: what `datasets` caches beside them and what we write there go.
-
-    Raises:
-        UserError: a file that describes the dataset is missing or unreadable.
-    """
-    try:
-        found = {data / "dataset_dict.json"} if (data / "dataset_dict.json").is_file() else set()
-        parts = [data]
-        if found:
-            parts = [data / name for name in json.loads((data / "dataset_dict.json").read_bytes())["splits"]]
-        for part in parts:
-            state = json.loads((part / "state.json").read_bytes())
-            found |= {part / "state.json", part / "dataset_info.json"}
-            found |= {part / file["filename"] for file in state["_data_files"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise broken(data, error) from error
-    missing = [file for file in found if not file.is_file()]
-    if missing:
-        raise broken(data, f"{min(missing)} is missing")
-    return sorted(found)
-
-
-def broken(data: Path, why: object) -> UserError:
-    why = reason(why) if isinstance(why, Exception) else why
-    return UserError(f"{data}: cannot be read as a dataset that save_to_disk wrote ({why}); save or copy it again")
 
 
 def split_files(benchmark: Benchmark, split: str, data: Path) -> list[Path]:
@@ -206,17 +173,12 @@ def undecodable_line(file: Path) -> int:
 
 def read_saved(benchmark: Benchmark, split: str, data: Path) -> Iterator[Sample]:
     """A split of a folder that `DatasetDict.save_to_disk` wrote, with the hub's names of splits and fields."""
-    import datasets
-
     name = benchmark.splits[split]
     needed = f"{benchmark.title} needs {', '.join(dict.fromkeys(benchmark.splits.values()))}"
     saved_files(data)
     if not (data / "dataset_dict.json").is_file():
         raise UserError(f"{data}: one Dataset without splits; a DatasetDict was expected: {needed}")
-    try:
-        saved = datasets.DatasetDict.load_from_disk(str(data))
-    except Exception as error:  # what the libraries raise over a damaged file is of a dozen kinds
-        raise broken(data, error) from error
+    saved = load_saved(data)
     if name not in saved:
         raise UserError(f"{data}: no split {name!r}; there are: {', '.join(saved)}")
     columns = saved[name].column_names

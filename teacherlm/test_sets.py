@@ -8,6 +8,7 @@ import datasets
 from teacherlm.errors import UserError, reason, shown
 from teacherlm.json_files import load_object
 from teacherlm.prompts import LETTERS
+from teacherlm.saved_datasets import load_saved
 
 
 def load_test_set(path: Path, name: str, choices: int | None) -> datasets.Dataset:
@@ -32,7 +33,7 @@ def load_test_set(path: Path, name: str, choices: int | None) -> datasets.Datase
 def read(path: Path, stamp: tuple[tuple[str, int], ...], choices: int | None) -> datasets.Dataset:
     try:
         features = load_object(path / "dataset_info.json").get("features") or {}
-        samples = datasets.load_from_disk(str(path))
+        samples = load_saved(path)
     except Exception as error:  # the library's own; of a folder without samples an IndexError
         raise UserError(f"{path}: there are no samples in it, or they cannot be read ({reason(error)})") from error
     for needed in ("question", "answer"):

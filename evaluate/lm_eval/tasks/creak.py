@@ -6,12 +6,12 @@ The test set is made by `python3 data_prepare.py` in enhance/.
 import random
 from pathlib import Path
 
-import datasets
 import numpy as np
 from lm_eval.base import Task, rf
 from lm_eval.metrics import mean
 
 from teacherlm.prompts import LETTERS, test_context
+from teacherlm.saved_datasets import load_saved
 from teacherlm.test_sets import load_test_set
 
 
@@ -27,7 +27,7 @@ class CREAK(Task):
         benchmark = Path(self.DATASET_PATH).name
         self.dataset = self.part_of(load_test_set(Path(self.DATASET_PATH), benchmark, self.CHOICES))
         examples = Path(self.DATASET_PATH) / "fewshot"
-        self.examples = self.part_of(datasets.load_from_disk(str(examples))) if examples.is_dir() else None
+        self.examples = self.part_of(load_saved(examples)) if examples.is_dir() else None
 
     def part_of(self, dataset):
         if self.PART is None:
