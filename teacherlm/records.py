@@ -70,8 +70,8 @@ class Bounded(io.RawIOBase):
         self.count += len(data)
         if self.count > self.most:
             raise UserError(
-                f"{self.path}: it unpacks to more than {self.most:,} bytes, {UNPACKED_TIMES} times its size, which text "
-                "does not; unpack it first, if it is right"
+                f"{self.path}: it unpacks to more than {self.most:,} bytes, {UNPACKED_TIMES} times its size, which "
+                "text does not; unpack it first, if it is right"
             )
         buffer[: len(data)] = data
         return len(data)
