@@ -49,7 +49,7 @@ def main() -> None:
 def save(folder: Path, settings: dict[str, str]) -> str:
     """Write a submission's settings into a new file of the chain's folder; returns its name.
 
-    Earlier settings of this user are removed: nothing of the chain is under way when it is submitted.
+    Earlier settings of this user are removed then: nothing of the chain is under way when it is submitted.
 
     Args:
         settings: `benchmark`, `directory`, and the variables.
@@ -57,10 +57,6 @@ def save(folder: Path, settings: dict[str, str]) -> str:
     Raises:
         UserError: it cannot be written.
     """
-    for old in folder.glob(f"{PREFIX}*{SUFFIX}"):
-        with contextlib.suppress(OSError):
-            if old.lstat().st_uid == os.geteuid():
-                old.unlink()
     benchmark, directory = settings.pop("benchmark"), settings.pop("directory")
     text = json.dumps({"benchmark": benchmark, "directory": directory, "variables": settings}, indent=1)
     name = None
@@ -75,6 +71,10 @@ def save(folder: Path, settings: dict[str, str]) -> str:
         if name is not None:
             Path(name).unlink()
         raise UserError(f"{folder}: settings cannot be written; is the disk full? ({error.strerror})") from error
+    for old in folder.glob(f"{PREFIX}*{SUFFIX}"):
+        with contextlib.suppress(OSError):
+            if old != Path(name) and old.lstat().st_uid == os.geteuid():
+                old.unlink()
     return Path(name).name
 
 

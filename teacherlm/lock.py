@@ -162,6 +162,8 @@ class OutputLock:
         """Write into the file who holds the lock; on a full disk it stays unsaid."""
         command = [Path(sys.argv[0]).name, *redacted_command(sys.argv[1:])]
         who = {"host": socket.gethostname(), "pid": os.getpid(), "since": timestamp(time.time()), "command": command}
+        with contextlib.suppress(OSError):  # it is another user's
+            os.fchmod(file, 0o600)  # a command is for its own user to read
         with contextlib.suppress(OSError):
             os.ftruncate(file, 0)
             os.pwrite(file, json.dumps(who).encode(), 0)

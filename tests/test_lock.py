@@ -52,6 +52,12 @@ def test_four_processes_count_without_losing_one(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["count"]
 
 
+def test_only_its_user_reads_the_command_in_a_lock(tmp_path: Path) -> None:
+    with one_writer(tmp_path / "out.jsonl"):
+        assert "command" in json.loads(lock_file(tmp_path / "out.jsonl").read_text())
+        assert lock_file(tmp_path / "out.jsonl").stat().st_mode & 0o777 == 0o600
+
+
 def test_who_waits_says_once_for_whom(tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     holder = python(HOLD, output)
