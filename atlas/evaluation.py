@@ -26,7 +26,7 @@ SHAPING = ("precision", "reader_model_type", "retriever_model_path", "query_side
 SHAPING += ("text_maxlength", "target_maxlength", "n_context", "encoder_format", "retriever_format")
 SHAPING += ("generation_max_length", "closed_book", "use_file_passages", "retrieve_only", "max_passages")
 SHAPING += ("multiple_choice_num_options", "multiple_choice_eval_permutations", "index_mode", "faiss_index_type")
-SHAPING += ("faiss_code_size", "write_results", "dont_write_passages", "decoder_format")
+SHAPING += ("faiss_code_size", "write_results", "dont_write_passages", "decoder_format", "decoder_prompt_format")
 SHAPING += ("generation_min_length", "generation_num_beams", "generation_length_penalty", "retrieve_with_rerank")
 SHAPING += ("n_to_rerank_with_retrieve_with_rerank",)
 """Flags that predictions depend on."""
@@ -172,13 +172,17 @@ def read(asked: argparse.Namespace, of: reader.Reader, predictions: list[dict[st
         ]
         encoded = reader.encode(of, texts)
         targets = [multiple_choice.target(prediction["metadata"], asked.decoder_format) for prediction in batch]
-        labels_BT = reader.target_labels(of, targets, asked.target_maxlength)
-        places = multiple_choice.letter_places(of.tokenizer, labels_BT.tolist())
-        decoded = reader.decode(of, encoded, labels_BT, use_cache=True)
+        prompts = multiple_choice.decoder_prompts([p["query"] for p in batch], asked.decoder_prompt_format)
+        target = reader.make_target(of, targets, asked.target_maxlength, prompts)
+        places = multiple_choice.letter_places(of.tokenizer, target.labels.tolist())
+        decoded = reader.decode(of, encoded, target, use_cache=True)
         logits_BTV = decoded.logits
         form = {"min_length": asked.generation_min_length, "length_penalty": asked.generation_length_penalty}
         form |= {"num_beams": asked.generation_num_beams}
-        written = reader.generate(of, encoded, asked.generation_max_length, decoded.past_key_values, **form)
+        if prompts:
+            written = reader.generate_after(of, encoded, prompts, asked.generation_max_length, **form)
+        else:
+            written = reader.generate(of, encoded, asked.generation_max_length, decoded.past_key_values, **form)
         for prediction, logits_TV, place, text in zip(batch, logits_BTV.float(), places, written):
             if not logits_TV[place, tokens].isfinite().all():
                 raise UserError(
@@ -187,8 +191,8 @@ def read(asked: argparse.Namespace, of: reader.Reader, predictions: list[dict[st
                 )
             prediction["generation"] = text
             prediction["choice_logits"] = dict(zip(letters, logits_TV[place, tokens].tolist()))
-        losses_BT = reader.target_losses(logits_BTV, labels_BT)
-        losses += (losses_BT.sum(dim=1) / (labels_BT != reader.IGNORED).sum(dim=1)).tolist()
+        losses_BT = reader.target_losses(logits_BTV, target.labels)
+        losses += (losses_BT.sum(dim=1) / (target.labels != reader.IGNORED).sum(dim=1)).tolist()
     return losses
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.nn.functional import kl_div, log_softmax, softmax
 
-from atlas.reader import IGNORED, Encoded, Reader, decode, encode, target_losses
+from atlas.reader import IGNORED, Encoded, Reader, Target, decode, encode, target_losses
 
 MODES = {"ppmean": "ppmean", "pdist": "ppmean", "loop": "loop", "emdr": "emdr"}
 MODES |= {"evalnormsum": "evalnormsum", "adist": "evalnormsum"}
@@ -37,7 +37,7 @@ def retriever_loss(
     mode: str,
     reader: Reader,
     texts_BN: Sequence[Sequence[str]],
-    labels_BT: torch.Tensor,
+    target: Target,
     scores_BN: torch.Tensor,
     temperature_score: float,
     temperature_gold: float,
@@ -46,11 +46,11 @@ def retriever_loss(
     mode = MODES[mode]
     if mode == "emdr":
         with evaluating(reader):
-            logprobs_BNT = passage_logprobs(reader, texts_BN, labels_BT, temperature_gold)
-        return emdr2(scores_BN / temperature_score, logprobs_BNT, labels_BT)
+            logprobs_BNT = passage_logprobs(reader, texts_BN, target, temperature_gold)
+        return emdr2(scores_BN / temperature_score, logprobs_BNT, target.labels)
     gold = {"ppmean": likelihood_scores, "loop": left_out_scores, "evalnormsum": attention_scores}[mode]
     with evaluating(reader):
-        gold_BN = gold(reader, texts_BN, labels_BT)
+        gold_BN = gold(reader, texts_BN, target)
     return distillation(scores_BN / temperature_score, gold_BN / temperature_gold)
 
 
@@ -80,33 +80,31 @@ def emdr2(scores_BN: torch.Tensor, logprobs_BNT: torch.Tensor, labels_BT: torch.
     return -(together_BT * there_BT).sum() / there_BT.sum()
 
 
-def alone(
-    reader: Reader, texts_BN: Sequence[Sequence[str]], labels_BT: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def alone(reader: Reader, texts_BN: Sequence[Sequence[str]], target: Target) -> tuple[torch.Tensor, torch.Tensor]:
     """(logits (B * N, T, V), labels (B * N, T)) of each passage by itself; every question has as many."""
     encoded = encode(reader, [[text] for texts in texts_BN for text in texts])
-    labels = labels_BT.repeat_interleave(len(texts_BN[0]), dim=0)
-    return decode(reader, encoded, labels).logits, labels
+    each = Target(*(part.repeat_interleave(len(texts_BN[0]), dim=0) for part in target))
+    return decode(reader, encoded, each).logits, each.labels
 
 
-def likelihood_scores(reader: Reader, texts_BN: Sequence[Sequence[str]], labels_BT: torch.Tensor) -> torch.Tensor:
+def likelihood_scores(reader: Reader, texts_BN: Sequence[Sequence[str]], target: Target) -> torch.Tensor:
     """Perplexity distillation (`ppmean`, the paper's PDist): minus the target's mean loss with each passage alone."""
-    logits, labels = alone(reader, texts_BN, labels_BT)
+    logits, labels = alone(reader, texts_BN, target)
     return -mean_loss(logits, labels).view(len(texts_BN), -1)
 
 
-def left_out_scores(reader: Reader, texts_BN: Sequence[Sequence[str]], labels_BT: torch.Tensor) -> torch.Tensor:
+def left_out_scores(reader: Reader, texts_BN: Sequence[Sequence[str]], target: Target) -> torch.Tensor:
     """Leave-one-out (`loop`): the mean loss of the target with that passage left out of all."""
     encoded = encode(reader, texts_BN)
     scores = []
     for left_out in range(len(texts_BN[0])):
         others = encoded.passage.masked_fill(encoded.passage == left_out, -1)
-        logits = decode(reader, Encoded(encoded.states, others), labels_BT).logits
-        scores.append(mean_loss(logits, labels_BT))
+        logits = decode(reader, Encoded(encoded.states, others), target).logits
+        scores.append(mean_loss(logits, target.labels))
     return torch.stack(scores, dim=1)
 
 
-def attention_scores(reader: Reader, texts_BN: Sequence[Sequence[str]], labels_BT: torch.Tensor) -> torch.Tensor:
+def attention_scores(reader: Reader, texts_BN: Sequence[Sequence[str]], target: Target) -> torch.Tensor:
     """Attention distillation (`evalnormsum`, in the paper ADist): how much the decoder takes from each passage.
 
     The cross-attention weight of a state times the norm of its value, averaged over heads, summed over layers, target
@@ -117,27 +115,27 @@ def attention_scores(reader: Reader, texts_BN: Sequence[Sequence[str]], labels_B
     fast = decoder.config._attn_implementation
     decoder.set_attn_implementation("eager")  # the others keep their weights to themselves
     try:
-        attentions = decode(reader, encoded, labels_BT, output_attentions=True).cross_attentions
+        attentions = decode(reader, encoded, target, output_attentions=True).cross_attentions
     finally:
         decoder.set_attn_implementation(fast)
-    there_B1T1 = (labels_BT != IGNORED)[:, None, :, None]
-    taken_BS = torch.zeros(encoded.passage.shape, device=labels_BT.device)
+    there_B1T1 = (target.labels != IGNORED)[:, None, :, None]
+    taken_BS = torch.zeros(encoded.passage.shape, device=target.labels.device)
     for block, weights_BHTS in zip(decoder.block, attentions, strict=True):
         attention = block.layer[1].EncDecAttention
         values_BSHK = attention.v(encoded.states).unflatten(-1, (attention.n_heads, -1))
         norms_BH1S = values_BSHK.float().norm(dim=-1).transpose(1, 2)[:, :, None]
         taken_BS += (weights_BHTS.float() * norms_BH1S * there_B1T1).mean(dim=1).sum(dim=1)
-    passages = torch.arange(len(texts_BN[0]), device=labels_BT.device)
+    passages = torch.arange(len(texts_BN[0]), device=target.labels.device)
     of_passage_BNS = encoded.passage[:, None] == passages[None, :, None]
-    tokens_B1 = (labels_BT != IGNORED).sum(dim=1, keepdim=True)
+    tokens_B1 = (target.labels != IGNORED).sum(dim=1, keepdim=True)
     return (of_passage_BNS * taken_BS[:, None]).sum(dim=-1) / (NORM_TOKENS * len(attentions) * tokens_B1)
 
 
 def passage_logprobs(
-    reader: Reader, texts_BN: Sequence[Sequence[str]], labels_BT: torch.Tensor, temperature: float
+    reader: Reader, texts_BN: Sequence[Sequence[str]], target: Target, temperature: float
 ) -> torch.Tensor:
     """log p(token | passage) of the target's tokens with each passage alone, (B, N, T); 0 where there is no token."""
-    logits, labels = alone(reader, texts_BN, labels_BT)
+    logits, labels = alone(reader, texts_BN, target)
     return -target_losses(logits.float() / temperature, labels).view(len(texts_BN), -1, labels.shape[1])
 
 

@@ -112,6 +112,11 @@ def target(question: Record, decoder_format: str | None = None) -> str:
     return text if decoder_format is None else decoder_format.format(target=text)
 
 
+def decoder_prompts(queries: Sequence[str], decoder_prompt_format: str | None) -> list[str] | None:
+    """What the decoder begins each target with; `decoder_prompt_format` has a place for the prompt, {query}."""
+    return decoder_prompt_format and [decoder_prompt_format.format(query=query) for query in queries]
+
+
 def letter_places(tokenizer: Any, labels_BT: Sequence[Sequence[int]]) -> list[int]:
     """Where the letter stands in each target, which is after its sentinel: 1, unless the target has another format.
 

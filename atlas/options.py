@@ -33,6 +33,7 @@ FORMATS = {
     "encoder_format": ("query", "title", "text"),
     "retriever_format": ("title", "text"),
     "decoder_format": ("target",),
+    "decoder_prompt_format": ("query",),
 }
 """Flags that are filled with texts, and the names of these."""
 PERMUTATIONS = ("single", "cyclic", "all")
@@ -66,7 +67,7 @@ def parser(description: str) -> Parser:
     model.add_argument("--encoder_format", default="{query} title: {title} context: {text}", help="the reader's text")
     model.add_argument("--retriever_format", default="{title} {text}", help="the encoder's text of a passage")
     model.add_argument("--decoder_format", help="of the reader's target, with {target} (default: the target alone)")
-    model.add_argument("--decoder_prompt_format", help="refused: --encoder_format puts a text before the query")
+    model.add_argument("--decoder_prompt_format", help="what the decoder begins with, with {query} (default: nothing)")
     model.add_argument("--generation_max_length", type=int, default=128, help="tokens that the reader writes, at most")
     model.add_argument("--generation_min_length", type=int, help="at least")
     model.add_argument("--generation_num_beams", type=int, default=1, help="of beam search (default: 1, greedy)")
@@ -257,11 +258,6 @@ def check(options: argparse.Namespace) -> argparse.Namespace:
             check_format(name, getattr(options, name), fields)
     if options.decoder_format is not None and "{target}" not in options.decoder_format:
         raise UserError(f"--decoder_format: {options.decoder_format!r}: {{target}} was expected in it")
-    if options.decoder_prompt_format is not None:
-        raise UserError(
-            "--decoder_prompt_format: the decoder begins with nothing here; give the text to the encoder, which reads "
-            "the same query (--encoder_format)"
-        )
     if options.save_index_path and not getattr(options, "list_missing", False):
         require_writable(options.save_index_path)  # now, not after the passages are embedded
     options.compressed = options.faiss_index_type if options.index_mode == "faiss" else None

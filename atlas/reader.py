@@ -136,17 +136,53 @@ def encode_tokens(reader: Reader, tokens: Sequence[Sequence[int]]) -> list[torch
     return states
 
 
-def target_labels(reader: Reader, targets: Sequence[str], target_maxlength: int | None) -> torch.Tensor:
-    """The tokens (B, T) that the decoder is to write, its end of text included; IGNORED where there are none."""
-    texts = [target if target.endswith("</s>") else target + "</s>" for target in targets]
+class Target(NamedTuple):
+    """What the decoder is to write for B questions, T tokens for the longest.
+
+    Attributes:
+        tokens: (B, T), the decoder's prompt, the target and its end of text, then padding.
+        labels: (B, T), the same tokens where the reader learns or is scored; IGNORED at the prompt and the padding.
+    """
+
+    tokens: torch.Tensor
+    labels: torch.Tensor
+
+
+def make_target(
+    reader: Reader, texts: Sequence[str], target_maxlength: int | None, prompts: Sequence[str] | None = None
+) -> Target:
+    """The tokens of targets, each with its end of text.
+
+    Args:
+        texts: the targets.
+        target_maxlength: tokens of a target with its prompt, at most; None: any number.
+        prompts: what the decoder begins each target with and is not asked to predict (--decoder_prompt_format).
+
+    Raises:
+        UserError: the end of a prompt and the beginning of its target are one token.
+    """
+    begun = ["".join(pair) for pair in zip(prompts or [""] * len(texts), texts, strict=True)]
+    whole = [text if text.endswith("</s>") else text + "</s>" for text in begun]
     cut: dict[str, Any] = {"truncation": True, "max_length": target_maxlength} if target_maxlength else {}
-    tokens = reader.tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt", **cut).to(
+    tokens = reader.tokenizer(whole, add_special_tokens=False, padding=True, return_tensors="pt", **cut).to(
         reader.device
     )
-    return tokens["input_ids"].masked_fill(tokens["attention_mask"] == 0, IGNORED)
+    labels = tokens["input_ids"].masked_fill(tokens["attention_mask"] == 0, IGNORED)
+    for row, prompt in zip(labels, prompt_tokens(reader, prompts or [])):
+        if row[: len(prompt)].tolist() != prompt[: len(row)]:
+            raise UserError(
+                "--decoder_prompt_format: its end and the target's beginning are one token; end it otherwise"
+            )
+        row[: len(prompt)] = IGNORED
+    return Target(tokens["input_ids"], labels)
 
 
-def decode(reader: Reader, encoded: Encoded, labels_BT: torch.Tensor, **options: Any) -> Any:
+def prompt_tokens(reader: Reader, prompts: Sequence[str]) -> list[list[int]]:
+    """The tokens of decoder prompts, by themselves, as the reference counts them."""
+    return reader.tokenizer(list(prompts), add_special_tokens=False)["input_ids"] if prompts else []
+
+
+def decode(reader: Reader, encoded: Encoded, target: Target, **options: Any) -> Any:
     """The output of the T5 whose decoder is given the target: logits (B, T, V), and what `options` ask for.
 
     With use_cache=True its past_key_values save `generate` the work that both have in common.
@@ -154,7 +190,7 @@ def decode(reader: Reader, encoded: Encoded, labels_BT: torch.Tensor, **options:
     return reader.model(
         encoder_outputs=BaseModelOutput(last_hidden_state=encoded.states),
         attention_mask=encoded.mask,
-        labels=labels_BT,
+        decoder_input_ids=reader.model.prepare_decoder_input_ids_from_labels(target.tokens),
         **{"use_cache": False, **options},
     )
 
@@ -184,12 +220,51 @@ def generate(
         length_penalty: of beam search, the power of its length by which a text's log-probability is divided.
         min_length: tokens that are written at least, the first one (<pad>) included, as in the reference.
     """
-    known: dict[str, Any] = {} if num_beams == 1 else {"length_penalty": length_penalty}
-    if min_length is not None:
-        known["min_length"] = min_length
+    known: dict[str, Any] = {}
     if decoded is not None and num_beams == 1:
         known["past_key_values"] = EncoderDecoderCache(DynamicCache(), decoded.cross_attention_cache)
-    tokens = reader.model.generate(
+    tokens = write(reader, encoded, max_length, num_beams, length_penalty, min_length, **known)
+    return reader.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+
+def generate_after(
+    reader: Reader,
+    encoded: Encoded,
+    prompts: Sequence[str],
+    max_length: int,
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
+    min_length: int | None = None,
+) -> list[str]:
+    """What the reader writes after a decoder prompt for each question; lengths count what comes after the prompt.
+
+    Each question is decoded by itself: prompts of different lengths end their texts at different places.
+    """
+    written = []
+    for question, prompt in enumerate(prompt_tokens(reader, prompts)):
+        alone = Encoded(encoded.states[question, None], encoded.passage[question, None])
+        begun = torch.tensor([[reader.model.config.decoder_start_token_id, *prompt]], device=reader.device)
+        longest, shortest = max_length + len(prompt), min_length and min_length + len(prompt)
+        tokens = write(reader, alone, longest, num_beams, length_penalty, shortest, decoder_input_ids=begun)
+        written.append(tokens[0, begun.shape[1] :])
+    return reader.tokenizer.batch_decode(written, skip_special_tokens=True)
+
+
+def write(
+    reader: Reader,
+    encoded: Encoded,
+    max_length: int,
+    num_beams: int,
+    length_penalty: float,
+    min_length: int | None,
+    **known: Any,
+) -> torch.Tensor:
+    """The tokens (B, T) that the library's generation gives, with its first token; `known` goes to the library."""
+    if num_beams > 1:
+        known["length_penalty"] = length_penalty
+    if min_length is not None:
+        known["min_length"] = min_length
+    return reader.model.generate(
         encoder_outputs=BaseModelOutput(last_hidden_state=encoded.states),
         attention_mask=encoded.mask,
         max_length=max_length,
@@ -197,4 +272,3 @@ def generate(
         do_sample=False,
         **known,
     )
-    return reader.tokenizer.batch_decode(tokens, skip_special_tokens=True)

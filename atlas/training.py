@@ -81,7 +81,7 @@ class Batch:
     Attributes:
         reader_texts: (B, N), the prompt with each passage.
         queries, passages: the retriever's tokens of (B) prompts and (B * N) passages; None where it does not learn.
-        labels: (B, T).
+        target: of B questions.
     """
 
     def __init__(
@@ -98,8 +98,9 @@ class Batch:
             for prompt, passages in zip(prompts, found)
         ]
         targets = [multiple_choice.target(example, asked.decoder_format) for example in examples]
-        self.labels = readers.target_labels(model.reader, targets, asked.target_maxlength)
-        multiple_choice.letter_places(model.reader_tokenizer, self.labels.tolist())
+        begun = multiple_choice.decoder_prompts(prompts, asked.decoder_prompt_format)
+        self.target = readers.make_target(model.reader, targets, asked.target_maxlength, begun)
+        multiple_choice.letter_places(model.reader_tokenizer, self.target.labels.tolist())
         self.queries = self.passages = None
         if learns:
             texts = [asked.retriever_format.format(title=p["title"], text=p["text"]) for row in found for p in row]
@@ -151,14 +152,14 @@ class Trainee(nn.Module):
                 asked.gold_score_mode,
                 self.reader,
                 batch.reader_texts,
-                batch.labels,
+                batch.target,
                 losses.retriever_scores(queries_BD, passages_BND),
                 asked.temperature_score,
                 asked.temperature_gold,
             )
         encoded = readers.encode(self.reader, [texts[: asked.n_context] for texts in batch.reader_texts])
-        logits = readers.decode(self.reader, encoded, batch.labels).logits
-        return losses.reader_loss(logits, batch.labels), distilled
+        logits = readers.decode(self.reader, encoded, batch.target).logits
+        return losses.reader_loss(logits, batch.target.labels), distilled
 
 
 def set_dropout(model: nn.Module, rate: float) -> None:

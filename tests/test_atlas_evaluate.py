@@ -270,6 +270,17 @@ def test_flags_of_training_are_ignored_and_those_of_the_reference_accepted(
             assert asked["choice_logits"] != other["choice_logits"]  # the decoder has `the answer` before the letter
 
 
+def test_the_decoder_begins_with_its_prompt(place: Path, alone: Path, tmp_path: Path) -> None:
+    """The letters' logits and what is written come after it; each order of the options has its own."""
+    words = ["--load_index_path", alone / "index", "--decoder_prompt_format", "{query} "]
+    assert evaluate(place, tmp_path, *words).returncode == 0
+    for found, before in zip(predictions(tmp_path), predictions(alone), strict=True):
+        assert found["query"] == before["query"]
+        for asked, other in zip(found["permutations"], before["permutations"], strict=True):
+            assert asked["choice_logits"] != other["choice_logits"]
+            assert not asked["generation"].startswith(asked["query"][:12])
+
+
 def test_ranking_anew_is_by_the_encoder_as_it_is_now(place: Path, alone: Path, tmp_path: Path) -> None:
     """With an index of other vectors, all of whose passages are ranked again, the best are the encoder's own."""
     import json

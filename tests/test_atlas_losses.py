@@ -22,9 +22,13 @@ def t5(tmp_path_factory: pytest.TempPathFactory) -> reader.Reader:
     return reader.Reader(model, load_tokenizer(folder), MAXIMUM)
 
 
-@pytest.fixture(scope="module")
-def asked(t5: reader.Reader) -> tuple[list[list[str]], torch.Tensor, list[list[int]]]:
-    """Texts (B, N), labels (B, T) of uneven lengths, and the targets' tokens."""
+Tokens = tuple[list[int], list[int]]
+"""Of a decoder prompt, and of its target."""
+
+
+@pytest.fixture(scope="module", params=[None, ["the king of", "", "king"]], ids=["", "prompts"])
+def asked(t5: reader.Reader, request: pytest.FixtureRequest) -> tuple[list[list[str]], reader.Target, list[Tokens]]:
+    """Texts (B, N), targets of uneven lengths, without and with decoder prompts; and the tokens of both."""
     passages = make_passages(N * B, seed=3)
     questions = make_questions(B)
     texts = [
@@ -32,8 +36,12 @@ def asked(t5: reader.Reader) -> tuple[list[list[str]], torch.Tensor, list[list[i
         for place, question in enumerate(questions)
     ]
     targets = [multiple_choice.target(questions[0]), "<extra_id_0> the king of the city", "<extra_id_0> B"]
-    labels = reader.target_labels(t5, targets, None)
-    return texts, labels, [row[row != reader.IGNORED].tolist() for row in labels]
+    made = reader.make_target(t5, targets, None, request.param)
+    tokens = [
+        (t5.tokenizer(prompt, add_special_tokens=False)["input_ids"], t5.tokenizer(target)["input_ids"])
+        for prompt, target in zip(request.param or [""] * B, targets)
+    ]
+    return texts, made, tokens
 
 
 def plain_states(t5: reader.Reader, texts: list[list[str]]) -> list[list[torch.Tensor]]:
@@ -42,8 +50,9 @@ def plain_states(t5: reader.Reader, texts: list[list[str]]) -> list[list[torch.T
     return [[plain.encode(ids) for ids in row] for row in tokens]
 
 
-def plain_logprobs(t5: reader.Reader, states: torch.Tensor, target: list[int], temperature: float = 1) -> torch.Tensor:
-    logits = PlainT5(t5.model).decode(states, [0, *target[:-1]]) / temperature
+def plain_logprobs(t5: reader.Reader, states: torch.Tensor, tokens: Tokens, temperature: float = 1) -> torch.Tensor:
+    begun, target = tokens
+    logits = PlainT5(t5.model).decode(states, [0, *begun, *target[:-1]])[len(begun) :] / temperature
     return torch.log_softmax(logits, dim=-1)[range(len(target)), target]
 
 
@@ -63,7 +72,7 @@ def kl(scores: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def plain_gold(mode: str, t5: reader.Reader, texts: list[list[str]], targets: list[list[int]]) -> torch.Tensor:
+def plain_gold(mode: str, t5: reader.Reader, texts: list[list[str]], targets: list[Tokens]) -> torch.Tensor:
     gold = torch.empty(B, N, dtype=torch.float64)
     plain = PlainT5(t5.model)
     for b, states in enumerate(plain_states(t5, texts)):
@@ -78,9 +87,9 @@ def plain_gold(mode: str, t5: reader.Reader, texts: list[list[str]], targets: li
     return gold
 
 
-def plain_attention(plain: PlainT5, states: list[torch.Tensor], n: int, target: list[int]) -> float:
+def plain_attention(plain: PlainT5, states: list[torch.Tensor], n: int, tokens: Tokens) -> float:
     """The decoder once more, and what its cross-attention takes from passage n."""
-    everything = torch.cat(states)
+    everything, (begun, target) = torch.cat(states), tokens
     first = sum(len(s) for s in states[:n])
     heads, taken = plain.config.num_heads, 0.0
     seen: list[tuple[str, torch.Tensor]] = []
@@ -92,7 +101,7 @@ def plain_attention(plain: PlainT5, states: list[torch.Tensor], n: int, target: 
         return attention(name, x, source, bias)
 
     plain.attention = watched
-    plain.decode(everything, [0, *target[:-1]])
+    plain.decode(everything, [0, *begun, *target[:-1]])
     plain.attention = attention
     for name, x in seen:
         query = plain.linear(f"{name}.q", x).view(len(x), heads, -1)
@@ -101,15 +110,15 @@ def plain_attention(plain: PlainT5, states: list[torch.Tensor], n: int, target: 
         for head in range(heads):
             weights = torch.softmax(query[:, head] @ key[:, head].T, dim=-1)
             for state in range(first, first + len(states[n])):
-                taken += (weights[:, state].sum() * value[state, head].norm()).item() / heads
+                taken += (weights[len(begun) :, state].sum() * value[state, head].norm()).item() / heads
     return taken / (256 * len(seen) * len(target))
 
 
 @pytest.mark.parametrize("mode", ["ppmean", "loop", "evalnormsum"])
 def test_distillation_and_its_gradient(t5: reader.Reader, asked: tuple, mode: str) -> None:
-    texts, labels, targets = asked
+    texts, target, targets = asked
     ours, theirs = scores(), scores()
-    loss = losses.retriever_loss(mode, t5, texts, labels, ours, temperature_score=0.5, temperature_gold=0.1)
+    loss = losses.retriever_loss(mode, t5, texts, target, ours, temperature_score=0.5, temperature_gold=0.1)
     expected = kl(theirs / 0.5, plain_gold(mode, t5, texts, targets) / 0.1)
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
     loss.backward()
@@ -120,15 +129,15 @@ def test_distillation_and_its_gradient(t5: reader.Reader, asked: tuple, mode: st
 
 
 def test_emdr_and_its_gradient(t5: reader.Reader, asked: tuple) -> None:
-    texts, labels, targets = asked
+    texts, target, targets = asked
     ours, theirs = scores(), scores()
-    loss = losses.retriever_loss("emdr", t5, texts, labels, ours, temperature_score=0.5, temperature_gold=2.0)
+    loss = losses.retriever_loss("emdr", t5, texts, target, ours, temperature_score=0.5, temperature_gold=2.0)
     total, count = torch.zeros((), dtype=torch.float64), 0
     for b, states in enumerate(plain_states(t5, texts)):
         prior = torch.softmax(theirs[b] / 0.5, dim=0)
         with torch.no_grad():
             likelihoods = [plain_logprobs(t5, states[n], targets[b], temperature=2.0).exp() for n in range(N)]
-        for t in range(len(targets[b])):
+        for t in range(len(targets[b][1])):
             total = total - torch.log(sum(prior[n] * likelihoods[n][t] for n in range(N)))
             count += 1
     expected = total / count
@@ -148,19 +157,19 @@ def test_scores_are_inner_products_over_the_root_of_the_dimension() -> None:
 
 
 def test_the_reader_s_loss_is_the_mean_over_all_target_tokens(t5: reader.Reader, asked: tuple) -> None:
-    texts, labels, targets = asked
+    texts, target, targets = asked
     t5.model.eval()
-    loss = losses.reader_loss(reader.decode(t5, reader.encode(t5, texts), labels).logits, labels)
+    loss = losses.reader_loss(reader.decode(t5, reader.encode(t5, texts), target).logits, target.labels)
     with torch.no_grad():
-        every = [plain_logprobs(t5, torch.cat(s), target) for s, target in zip(plain_states(t5, texts), targets)]
+        every = [plain_logprobs(t5, torch.cat(s), tokens) for s, tokens in zip(plain_states(t5, texts), targets)]
     assert loss.item() == pytest.approx(-torch.cat(every).mean().item(), abs=1e-6)
     t5.model.train()
 
 
 @pytest.mark.parametrize(("paper", "name"), [("pdist", "ppmean"), ("adist", "evalnormsum")])
 def test_the_paper_s_names_mean_the_same(t5: reader.Reader, asked: tuple, paper: str, name: str) -> None:
-    texts, labels, _ = asked
-    both = [losses.retriever_loss(mode, t5, texts, labels, scores(), 0.1, 0.1).item() for mode in (paper, name)]
+    texts, target, _ = asked
+    both = [losses.retriever_loss(mode, t5, texts, target, scores(), 0.1, 0.1).item() for mode in (paper, name)]
     assert both[0] == both[1]
 
 

@@ -38,30 +38,34 @@ def texts_of(t5: reader.Reader, n_context: int) -> tuple[list[list[str]], list[s
 @torch.no_grad()
 def test_logits_are_those_of_one_passage_at_a_time_in_float64(t5: reader.Reader) -> None:
     texts, targets = texts_of(t5, 3)
-    labels = reader.target_labels(t5, targets, None)
-    logits = reader.decode(t5, reader.encode(t5, texts), labels).logits
+    target = reader.make_target(t5, targets, None)
+    logits = reader.decode(t5, reader.encode(t5, texts), target).logits
     plain = PlainT5(t5.model)
     losses = []
-    for place, (passages, target) in enumerate(zip(texts, targets)):
+    for place, (passages, text) in enumerate(zip(texts, targets)):
         tokens = [t5.tokenizer(text)["input_ids"] for text in passages]
         encoded = torch.cat([plain.encode([*row[:59], 1] if len(row) > 60 else row) for row in tokens])
-        written = t5.tokenizer(target)["input_ids"]
+        written = t5.tokenizer(text)["input_ids"]
         expected = plain.decode(encoded, [0, *written[:-1]])
         torch.testing.assert_close(logits[place].double(), expected, atol=1e-4, rtol=0)
         losses.append(-torch.log_softmax(expected, dim=-1)[range(len(written)), written])
-    torch.testing.assert_close(reader.target_losses(logits, labels).double(), torch.stack(losses), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        reader.target_losses(logits, target.labels).double(), torch.stack(losses), atol=1e-5, rtol=0
+    )
 
 
 @torch.no_grad()
 def test_padding_the_passages_to_the_maximum_changes_nothing(t5: reader.Reader) -> None:
     texts, targets = texts_of(t5, 2)
-    labels = reader.target_labels(t5, targets, None)
-    logits = reader.decode(t5, reader.encode(t5, texts), labels).logits
+    target = reader.make_target(t5, targets, None)
+    logits = reader.decode(t5, reader.encode(t5, texts), target).logits
     for place in range(len(texts)):
         padded = t5.tokenizer(texts[place], truncation=True, max_length=60, padding="max_length", return_tensors="pt")
         states = t5.model.encoder(**padded).last_hidden_state.flatten(0, 1)[None]
         there = padded["attention_mask"].flatten()[None] - 1  # -1 where there is nothing
-        alone = reader.decode(t5, reader.Encoded(states, there), labels[place : place + 1]).logits
+        alone = reader.decode(
+            t5, reader.Encoded(states, there), reader.Target(*(part[place, None] for part in target))
+        ).logits
         torch.testing.assert_close(alone[0], logits[place], atol=1e-5, rtol=0)
 
 
@@ -70,7 +74,7 @@ def test_what_is_generated_is_the_greedy_choice_of_the_logits(t5: reader.Reader)
     texts, targets = texts_of(t5, 2)
     encoded = reader.encode(t5, texts)
     written = reader.generate(t5, encoded, max_length=6)
-    decoded = reader.decode(t5, encoded, reader.target_labels(t5, targets, None), use_cache=True)
+    decoded = reader.decode(t5, encoded, reader.make_target(t5, targets, None), use_cache=True)
     assert reader.generate(t5, encoded, 6, decoded.past_key_values) == written
     plain = PlainT5(t5.model)
     for passages, text in zip(texts, written):
@@ -84,11 +88,40 @@ def test_what_is_generated_is_the_greedy_choice_of_the_logits(t5: reader.Reader)
 
 
 @torch.no_grad()
+def test_a_decoder_prompt_is_read_and_not_predicted(t5: reader.Reader) -> None:
+    """Against one question at a time in float64: the target's logits and losses, and what is written after a prompt."""
+    texts, targets = texts_of(t5, 2)
+    prompts = ["the king of the city", "", "the answer is", "of", "king king king"]
+    target = reader.make_target(t5, targets, None, prompts)
+    encoded = reader.encode(t5, texts)
+    logits = reader.decode(t5, encoded, target).logits
+    losses = reader.target_losses(logits, target.labels)
+    after = reader.generate_after(t5, encoded, prompts, max_length=5)
+    plain, places = PlainT5(t5.model), multiple_choice.letter_places(t5.tokenizer, target.labels.tolist())
+    for question, passages in enumerate(texts):
+        begun = t5.tokenizer(prompts[question], add_special_tokens=False)["input_ids"]
+        written = t5.tokenizer(targets[question])["input_ids"]
+        states = torch.cat(
+            [plain.encode(t5.tokenizer(p, truncation=True, max_length=60)["input_ids"]) for p in passages]
+        )
+        expected = plain.decode(states, [0, *begun, *written[:-1]])[len(begun) :]
+        found = logits[question, len(begun) : len(begun) + len(written)]
+        torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=0)
+        loss = -torch.log_softmax(expected, dim=-1)[range(len(written)), written].sum()
+        torch.testing.assert_close(losses[question].sum().double(), loss, atol=1e-4, rtol=0)
+        assert places[question] == len(begun) + 1
+        tokens = [0, *begun]
+        while len(tokens) < 5 + len(begun) and tokens[-1] != 1:
+            tokens.append(plain.decode(states, tokens)[-1].argmax().item())
+        assert after[question] == t5.tokenizer.decode(tokens[1 + len(begun) :], skip_special_tokens=True)
+
+
+@torch.no_grad()
 def test_beams_lengths_and_their_penalty_are_the_library_s(t5: reader.Reader) -> None:
     """Each question by itself, its passages encoded one at a time; with a cache at hand, which beams cannot use."""
     texts, targets = texts_of(t5, 2)
     encoded = reader.encode(t5, texts)
-    cache = reader.decode(t5, encoded, reader.target_labels(t5, targets, None), use_cache=True).past_key_values
+    cache = reader.decode(t5, encoded, reader.make_target(t5, targets, None), use_cache=True).past_key_values
     greedy = reader.generate(t5, encoded, 9, cache)
     found = {}
     for form in ({"num_beams": 3}, {"num_beams": 3, "length_penalty": -4.0}, {"min_length": 7}):

@@ -228,7 +228,7 @@ def test_contradictions_are_one_line(place: Path, alone: Path, tmp_path: Path) -
         "--total_steps: a positive number": ["--total_steps", 0],
         "unrecognized arguments: --learning": ["--learning", 1],
         "no such file (--train_data)": ["--train_data", tmp_path / "nowhere.jsonl"],
-        "--decoder_prompt_format: the decoder begins with nothing here": ["--decoder_prompt_format", "{query}"],
+        "--decoder_prompt_format: {text} is not known": ["--decoder_prompt_format", "{text}"],
         "{target} was expected in it": ["--decoder_format", "the answer"],
         "cuts the letter off the target": [
             "--decoder_format",
@@ -236,6 +236,7 @@ def test_contradictions_are_one_line(place: Path, alone: Path, tmp_path: Path) -
             "--target_maxlength",
             6,
         ],
+        "--target_maxlength cuts the letter": ["--decoder_prompt_format", "{query}", "--target_maxlength", 6],
     }
     for message, more in wrong.items():
         assert message in only_error(train(place, tmp_path, *more)), message
