@@ -39,9 +39,7 @@ $(VENV)/installed.txt: $(wildcard requirements/*.txt requirements/*.lock) pyproj
 	    { echo "error: Python 3.11 is needed, found $$($(BASE_PYTHON) -V 2>&1); set BASE_PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@echo "installing into $(VENV) (a few minutes, once)"
 	@[[ -x $(PYTHON) ]] || $(BASE_PYTHON) -I -m venv $(VENV)
-	@$(INSTALL) --require-hashes -r requirements/torch.lock
-	@$(PYTHON) -I -c 'import importlib.metadata as of; raise SystemExit("+cpu" not in of.version("torch"))' || \
-	    $(INSTALL) --require-hashes -r requirements/cuda.lock
+	@$(INSTALL) --require-hashes -r requirements/torch.lock 2>/dev/null || $(INSTALL) --require-hashes -r requirements/cuda.lock
 	@$(INSTALL) --require-hashes -r requirements/wheels.lock
 	@$(INSTALL) --require-hashes --use-pep517 --no-build-isolation -r requirements/built.lock
 	@$(INSTALL) --no-build-isolation --editable .

@@ -5,8 +5,8 @@ tracking.txt and nothing else; the GPU image has the project's direct dependenci
 (vLLM, the CUDA compiler), and what pip finds that all of them need. `make install` has what the CPU image has and
 dev.txt, in four files that are installed one after the other:
 
-    requirements/torch.lock   torch: its build for CPUs and that of PyPI, whichever pip finds
-    requirements/cuda.lock    the libraries that only the latter needs
+    requirements/torch.lock   torch's build for CPUs, which PyPI does not have; where pip does not find it:
+    requirements/cuda.lock    torch's build for GPUs, with the libraries that it needs
     requirements/wheels.lock  all others
     requirements/built.lock   those that are built here from their source, with the others at hand
 """
@@ -53,23 +53,22 @@ def main() -> None:
             install()
         else:
             packages = cpu() if one == "cpu" else gpu()
-            write(HERE / f"{one}.lock", f"The packages of the {one.upper()} image", [packages])
+            write(HERE / f"{one}.lock", f"The packages of the {one.upper()} image", packages)
 
 
 def install() -> None:
     """Write the four locks of `make install`."""
     torch = pins("torch.txt")["torch"]
-    builds = [resolve(["--no-deps", f"torch=={torch}+cpu"], {}), resolve(["--no-deps", f"torch==={torch}"], {})]
-    write(PINS / "torch.lock", "torch's builds, of which `make install` takes the one that pip finds", builds, torch)
+    write(PINS / "torch.lock", "torch's build for CPUs", resolve(["--no-deps", f"torch=={torch}+cpu"], {}))
     others = resolve(["--no-deps", "-r", str(PINS / "dev.txt")], {}) | cpu()
     others.pop("torch")
     libraries = resolve([f"torch==={torch}"], {name: package.version for name, package in others.items()})
-    libraries = {name: package for name, package in libraries.items() if name not in {"torch", *others}}
-    write(PINS / "cuda.lock", "What torch's build for CUDA needs, and that for CPUs does not", [libraries])
+    libraries = {name: package for name, package in libraries.items() if name not in others}
+    write(PINS / "cuda.lock", "torch's build for GPUs and the libraries that it needs", libraries)
     wheels = {name: package for name, package in others.items() if package.is_wheel}
-    write(PINS / "wheels.lock", "The packages of `make install`", [wheels])
+    write(PINS / "wheels.lock", "The packages of `make install`", wheels)
     built = {name: package for name, package in others.items() if not package.is_wheel}
-    write(PINS / "built.lock", "The packages of `make install` that are built from their source", [built])
+    write(PINS / "built.lock", "The packages of `make install` that are built from their source", built)
 
 
 def cpu() -> Packages:
@@ -127,18 +126,9 @@ def resolve(words: list[str], constraints: dict[str, str]) -> Packages:
     }
 
 
-def write(path: Path, what: str, builds: list[Packages], version: str | None = None) -> None:
-    """Write a lock.
-
-    Args:
-        what: is in it, for its head.
-        builds: the same packages in one build or several, of which pip may take any.
-        version: of all of them, where a build adds a suffix to its own (2.13.0+cpu).
-    """
-    lines = []
-    for name in sorted(builds[0]):
-        digests = " ".join(f"--hash=sha256:{packages[name].sha256}" for packages in builds)
-        lines.append(f"{name}=={version or builds[0][name].version} {digests}\n")
+def write(path: Path, what: str, packages: Packages) -> None:
+    """Write a lock; its head says what is in it."""
+    lines = [f"{name}=={one.version} --hash=sha256:{one.sha256}\n" for name, one in sorted(packages.items())]
     with whole_file(path) as file:
         file.write(f"# {what}, for Python 3.11; `make lock` writes it (containers/lock.py).\n" + "".join(lines))
     print(f"{path.relative_to(ROOT)}: {len(lines)} packages")
