@@ -227,6 +227,8 @@ def flaw_of(known: dict[str, Any]) -> str | None:
             return f"file: the name of a shard was expected, found {shown(shard['file'])}"
         if not isinstance(shard["sha256"], str | None):
             return f"sha256: a text was expected, found {shown(shard['sha256'])}"
+    if known["compressed"] is not None and not shards:
+        return "shards: there are none"
     if known["compressed"] is not None and any(shard["sha256"] is None for shard in shards):
         return "it has no digests, without which FAISS's files are not read"
     return None
@@ -253,6 +255,7 @@ def load_own(
         raise UserError(f"{folder}: it was saved compressed, as {saved_as}; load it with {flag.removesuffix(' ')}")
     if saved_as is not None:
         vectors: Any = load_compressed(shards)
+        check_dimension(folder, vectors.index.d, dimension)
     else:
         start, end = workers.share_of(count)
         segments = list(flat_segments(shards, start, end, dimension))

@@ -30,6 +30,8 @@ def main() -> None:
     parser.add_argument("--list_missing", action="store_true", help=LIST_MISSING)
     args = parser.parse_args()
     require_number("shards", args.shards, least=2)
+    require_writable(args.output.parent)
+    require_file_place(args.output)
     paths = [shard_path(args.output, (index, args.shards)) for index in range(args.shards)]
     # The shards are locked too, so that none of them is made anew while it is read.
     with one_writer(*([] if args.list_missing else [args.output, *paths])):
@@ -39,8 +41,6 @@ def main() -> None:
 def merge(args: argparse.Namespace, paths: list[Path]) -> None:
     """Merge the shards at `paths`, unless that is done; or say whether it is."""
     started = time.time()
-    require_writable(args.output.parent)
-    require_file_place(args.output)
     parts = [read_part(path) for path in paths]
     arguments, inputs = agreed(paths, parts, args)
 

@@ -22,6 +22,7 @@ from atlas import passages as passage_files
 from atlas.flat_search import FlatVectors
 from atlas.index import Index
 from atlas.index_files import load_index, save_index
+from atlas.training import check_shared
 from teacherlm.errors import UserError
 from teacherlm.pickles import load_plain
 from teacherlm.records import read_records
@@ -181,6 +182,16 @@ def test_a_pickle_with_code_is_refused_by_its_reader(tmp_path: Path, zipped: boo
     torch.save({"state": Evil()}, tmp_path / "optimizer.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match=r"optimizer.pt: refused"):
         load_plain(tmp_path / "optimizer.pt")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_atlas_s_shared_states_are_looked_at_before_deepspeed_reads_them(tmp_path: Path, zipped: bool) -> None:
+    torch.save({"module": {"weight": torch.ones(3)}}, tmp_path / "mp_rank_00_model_states.pt")
+    check_shared(tmp_path)
+    file = tmp_path / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    torch.save({"optimizer_state_dict": Evil()}, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match=r"optim_states.pt: refused"):
+        check_shared(tmp_path)
 
 
 @pytest.mark.parametrize("mapped", [True, False])
