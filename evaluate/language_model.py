@@ -18,7 +18,7 @@ from teacherlm.errors import UserError
 from teacherlm.loading import load_tokenizer
 from teacherlm.memory import is_out_of_memory
 from teacherlm.model_config import position_count, vocabulary_size
-from teacherlm.self_check import generation_fault, make_continuations, set_attention
+from teacherlm.self_check import generation_fault, make_continuations, set_attention, tolerance_of
 from teacherlm.tokens import decode_completion, require_embeddings, special_tokens
 
 CPU_STATES = 1 << 19
@@ -274,13 +274,14 @@ class LanguageModel(HFLM):
         Raises:
             UserError: the library's generation differs from its forward pass in each way.
         """
-        model, dtype = self.model, self.scored.dtype
-        expected = make_continuations(model, None, dtype)
+        model = self.model
+        tolerance = tolerance_of(model, self.scored.dtype, None)
+        expected = make_continuations(model, None, tolerance)
         default = model.config._attn_implementation
         for attention in dict.fromkeys([default, "eager"]):
             set_attention(model, attention)
             for how in ((True, True), (False, True), (False, False)):
-                if not generation_fault(model, expected, dtype, *how):
+                if not generation_fault(model, expected, tolerance, *how):
                     return how
         set_attention(model, default)
         raise UserError(

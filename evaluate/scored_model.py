@@ -81,11 +81,12 @@ class ScoredModel:
             UserError: there is none, or the model is no causal decoder.
         """
         sequences = self_check.make_sequences(self.model.config, self.limit)
-        expected = self_check.expected_logits(self.model, sequences, self.dtype)
+        tolerance = self_check.tolerance_of(self.model, self.dtype, self.limit)
+        expected = self_check.expected_logits(self.model, sequences, tolerance)
 
         def fault(path: str, plain_linears: bool, attention: str) -> str:
             self.shape_model(attention, plain_linears)
-            return self.fault(path, sequences, expected)
+            return self.fault(path, sequences, expected, tolerance)
 
         config = self.model.config
         return self_check.first_exact(PATHS, self.device == "cpu", fault, config, self.folder, PATHS[:1])
@@ -99,7 +100,7 @@ class ScoredModel:
             pack_linears(self.model.base_model)  # not its head, which sees few positions and may be tied
             self.linears_packed = True
 
-    def fault(self, path: str, sequences: list[list[int]], expected: list[torch.Tensor]) -> str:
+    def fault(self, path: str, sequences: list[list[int]], expected: list[torch.Tensor], tolerance: float) -> str:
         """What is wrong with a path on these sequences, of which the last two share a prefix; empty when nothing is."""
         inputs = [tuple(tokens) for tokens in sequences]
         if path == "packed" and not use_packing(self.model, longest=max(map(len, inputs))):
@@ -118,7 +119,7 @@ class ScoredModel:
         fault = fault_of(
             lambda: list(self.logits_by(path, groups, inputs, scored).split(sizes)),
             [expected[member][-scored[member] :] for member in members],
-            self.dtype,
+            tolerance,
         )
         self.end_packing()
         return fault

@@ -26,7 +26,7 @@ from teacherlm import self_check
 from teacherlm.errors import UserError, reason
 from teacherlm.loading import base_model, load_model
 from teacherlm.packed_attention import stop_packing, use_packing
-from teacherlm.self_check import COMPARED, NOT_FOR_THIS, SHOWN, TOLERANCE, Verdict
+from teacherlm.self_check import COMPARED, NOT_FOR_THIS, SHOWN, Verdict
 
 PATHS = ("packed", "packed-whole", "padded", "padded-whole", "single")
 WORDS = {
@@ -109,7 +109,8 @@ def find_path(model: torch.nn.Module, own: Any, training: Any, folder: Path, lon
     dtype = torch.bfloat16 if own.peft == "qlora" else torch.float32
     sequences = self_check.make_sequences(base_model(model).config, longest)
     model.eval()
-    expected = self_check.expected_logits(model, sequences, dtype)
+    tolerance = self_check.tolerance_of(model, dtype, longest)
+    expected = self_check.expected_logits(model, sequences, tolerance)
     samples = [
         {"input_ids": tokens, "skipped": max(0, len(tokens) - COMPARED + 1), "sample": number}
         for number, tokens in enumerate(sequences)
@@ -125,9 +126,9 @@ def find_path(model: torch.nn.Module, own: Any, training: Any, folder: Path, lon
         if undo is None:
             return NOT_FOR_THIS
         with torch.no_grad():
-            found = self_check.fault_of(lambda: logits_of(model, path, samples), expected, dtype)
+            found = self_check.fault_of(lambda: logits_of(model, path, samples), expected, tolerance)
         undo()
-        return found or loss_fault(model, path, own.attention, longest, training, samples, loss, dtype)
+        return found or loss_fault(model, path, own.attention, longest, training, samples, loss, tolerance)
 
     paths = PATHS if own.packing else PATHS[2:]
     try:
@@ -196,7 +197,7 @@ def loss_fault(
     training: Any,
     samples: list[dict[str, Any]],
     expected: float,
-    dtype: torch.dtype,
+    tolerance: float,
 ) -> str:
     """What is wrong with a path's loss, in evaluation and in training, or with its gradient; empty when nothing is."""
     batch = collator(path, "token")(samples)
@@ -213,7 +214,7 @@ def loss_fault(
         trained = [model(**batch, use_cache=False)["loss"]]
         first = next(part for part in model.parameters() if part.requires_grad)
         (gradient,) = torch.autograd.grad(trained[0], [first], allow_unused=True)
-        if apart(trained[0], expected) > TOLERANCE[dtype]:  # a fault, or dropout, which differs each time
+        if apart(trained[0], expected) > tolerance:  # a fault, or dropout, which differs each time
             trained.append(model(**batch, use_cache=False)["loss"])
     except torch.cuda.OutOfMemoryError:
         raise
@@ -227,7 +228,7 @@ def loss_fault(
     if trained[0].item() == trained[-1].item():  # without dropout, training computes the same
         losses += trained
     worst = max(apart(loss, expected) for loss in losses)
-    if not worst <= TOLERANCE[dtype]:
+    if not worst <= tolerance:
         return f"has another loss ({worst:.1e} apart)"
     if gradient is not None and not gradient.isfinite().all():
         return "has a gradient that is not finite"

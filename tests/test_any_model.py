@@ -464,3 +464,22 @@ def test_broken_checkpoints_are_named_and_the_others_are_scored(tmp_path: Path, 
     again = inside("evaluate", *flags, "--checkpoints", run, "--limit", 2)
     assert (again.returncode, again.stderr) == (2, result.stderr)
     assert again.stdout.count("done already") == 3
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_in_16_bits_rounding_is_no_fault_and_another_computation_is(dtype: str, tmp_path: Path) -> None:
+    """Weights of deviation 0.3 make rounding grow from layer to layer."""
+    for layers in range(1, 7):
+        model = LlamaForCausalLM(llama_config(num_hidden_layers=layers))
+        assert scored_path(save(tmp_path / f"llama-{layers}", model), dtype) == ("packed", "sdpa")
+    capped = transformers.Gemma2Config(
+        vocab_size=600, **SIZES, head_dim=8, attn_logit_softcapping=0.5, query_pre_attn_scalar=8, sliding_window=4096
+    )
+    path, attention = scored_path(save(tmp_path / "gemma2", transformers.Gemma2ForCausalLM(capped)), dtype)
+    assert path != "packed" and attention == "eager"
+
+
+def scored_path(folder: Path, dtype: str) -> tuple[str, str]:
+    model = LanguageModel(folder, "cpu", dtype)
+    model.prepare(0)
+    return model.scored.verdict.path, model.scored.verdict.attention

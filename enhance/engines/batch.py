@@ -4,7 +4,7 @@ import itertools
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -201,7 +201,7 @@ class CheckedBatch(Batch):
             row.new.append(self.new[row.prompt.index][len(row.new)])
 
 
-def batch_fault(engine: "TransformersEngine", expected: self_check.Continuations, dtype: Any) -> str:
+def batch_fault(engine: "TransformersEngine", expected: self_check.Continuations, tolerance: float) -> str:
     """What is wrong with a batch that rows of other lengths join and leave; empty when nothing is."""
     prompts = [Prompt("check", index, 0, "", 0) for index in range(len(expected.prompts))]
     rows = [Row(prompt, tokens, torch.Generator(engine.device)) for prompt, tokens in zip(prompts, expected.prompts)]
@@ -221,7 +221,7 @@ def batch_fault(engine: "TransformersEngine", expected: self_check.Continuations
         return f"fails ({type(error).__name__}: {reason(error)[:SHOWN]})"
     found = [torch.stack(batch.seen[index]) for index in range(len(rows))]
     wanted = [logits[: len(row)] for logits, row in zip(expected.logits, found)]
-    return self_check.fault_of(lambda: found, wanted, dtype)
+    return self_check.fault_of(lambda: found, wanted, tolerance)
 
 
 def groups(rows: list[Row], tokens: int) -> Iterator[list[Row]]:

@@ -109,18 +109,18 @@ class TransformersEngine:
 
     def find_path(self) -> Verdict:
         """The first of PATHS whose logits are those of the library's plain forward pass."""
-        dtype = DTYPES.get(self.dtype)
-        expected = self_check.make_continuations(self.model, self.longest, dtype)
+        tolerance = self_check.tolerance_of(self.model, DTYPES.get(self.dtype), self.longest)
+        expected = self_check.make_continuations(self.model, self.longest, tolerance)
 
         def fault(path: str, plain_linears: bool, attention: str) -> str:
             self.shape_model(attention, plain_linears, path == "batched")
             if path == "batched":
-                return batch_fault(self, expected, dtype)
+                return batch_fault(self, expected, tolerance)
             if path == "alone":
-                return self_check.generation_fault(self.model, expected, dtype, together=False, use_cache=True)
+                return self_check.generation_fault(self.model, expected, tolerance, together=False, use_cache=True)
             # Its forward passes are plain ones; what the check looks at is whether packed linear layers serve.
             return self_check.fault_of(
-                lambda: self_check.plain_logits(self.model, expected.texts), expected.whole, dtype
+                lambda: self_check.plain_logits(self.model, expected.texts), expected.whole, tolerance
             )
 
         return self_check.first_exact(PATHS, self.device.type == "cpu", fault, self.model.config, self.folder)
