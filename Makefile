@@ -18,7 +18,7 @@ STAGE_PYTHON := $(if $(CONTAINER),containers/python.sh,$(PYTHON))
 LOAD_SITE := root=. && source slurm/lib/site.bash && load_site && export RUNS &&
 
 .PHONY: help install demo atlas-zeroshot atlas-5-shot atlas-5-shot-multi atlas-full atlas-demo report compare status logs cancel download site container container-test container-diff
-.PHONY: lock test test-cluster check-gpu prove lint perf
+.PHONY: lock test fuzz test-cluster check-gpu prove lint perf
 .PHONY: doctor clean
 TARGETS := Makefile $(shell sed -n 's/^\.PHONY: //p' Makefile)
 # Each benchmarks/NAME.yaml is a target, but for names that stand above: those run by bash slurm/chain.sh NAME.
@@ -98,6 +98,10 @@ test: $(VENV)/installed.txt ## run the tests
 test-cluster: $(VENV)/installed.txt ## run the tests on a real Slurm of this machine's own (as root; installs its packages); WHOLE=1 runs all
 	@bash tests/cluster/install.sh
 	@$(PYTHON) -P -m pytest -m "$(if $(WHOLE),cluster,cluster and not slow)"
+
+fuzz: $(VENV)/installed.txt ## damage what the stages read, 10,000 times each subject: make fuzz [ONLY=manifests COUNT=1000 SEED=7]
+	@PYTHONPATH=tests:enhance:finetune:evaluate:report:slurm:. $(PYTHON) -P -m fuzz --count $${COUNT:-10000} \
+	    --seed $${SEED:-0} $${ONLY:+--only "$$ONLY"}
 
 check-gpu: $(VENV)/installed.txt ## run the tests that need a GPU
 	@$(PYTHON) -P -m pytest -m gpu

@@ -1,0 +1,110 @@
+"""What stages keep beside their outputs: manifests, progress of a long work, the list of a chain's jobs."""
+
+import random
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import data_prepare
+import merge
+import steer
+from conftest import sample_claims
+from fuzz.harness import Subject, files_in
+from fuzz.mutation import Files, damage_one
+from result_names import require_name, scored_models
+
+import enhance
+from teacherlm import manifests
+from teacherlm.records import write_records
+
+COUNT = 6
+EXAMPLE: Files = {}
+"""The files of the example, to see what was damaged: only the stages that read it are run."""
+
+
+def call(main: Callable[[], int | None], *words: object) -> None:
+    sys.argv = [f"{main.__module__}.py", *map(str, words)]
+    if status := main():
+        raise SystemExit(status)
+
+
+def prepare(place: Path) -> None:
+    words = ["--benchmark", "creak", "--output_dir", place / "run", "--test_dir", place / "run" / "tests"]
+    call(data_prepare.main, *words, "--data", place / "source", "--list_missing")
+    call(data_prepare.main, *words, "--data", place / "source")
+
+
+def explain(place: Path) -> None:
+    words = ["--name", "field:explanation", "--input", place / "run" / "CREAK.jsonl", "--task_type", "cot_text"]
+    words += ["--output", place / "run" / "CREAK_cot.jsonl"]
+    call(enhance.main, *words, "--list_missing", "--shard", "0/2")
+    for shard in ("0/2", "1/2"):
+        call(enhance.main, *words, "--shard", shard)
+    put_together = ["--input", place / "run" / "CREAK.jsonl", "--output", place / "run" / "CREAK_cot.jsonl"]
+    call(merge.main, *put_together, "--shards", 2, "--list_missing")
+    call(merge.main, *put_together, "--shards", 2)
+
+
+def score(place: Path) -> None:
+    """What main.py reads before it loads a model."""
+    for path in sorted((place / "results").rglob("*.manifest.json")):
+        manifest = manifests.read_manifest(path)
+        known = (manifest or {}).get("inputs", {}).get("model")
+        described = {"model": manifests.describe(place / "source", known)}
+        manifests.changes(manifest, "evaluate", {"limit": None}, described)
+        scored_models(path.parent)
+        require_name(path.parent, {"identity": "one", "place": "two"}, "f" * 64)
+
+
+def say(place: Path) -> None:
+    print(steer.status(place / "runs" / "chains" / "one", {}))
+
+
+def example(folder: Path) -> None:
+    claims = [claim | {"explanation": f"Reason {n}."} for n, claim in zip(range(COUNT), sample_claims())]
+    for name in ("train", "dev"):
+        (folder / "source").mkdir(exist_ok=True)
+        write_records(folder / "source" / f"{name}.json", claims)
+    prepare(folder)
+    explain(folder)
+    prepare(folder)
+    result = folder / "results" / "tiny" / "creak.json"
+    result.parent.mkdir(parents=True)
+    result.write_text("{}")
+    outputs = {"result": manifests.describe(result)}
+    inputs = {"model": manifests.describe(folder / "source") | {"identity": "one", "place": "two"}}
+    written = {"arguments": {"limit": None}, "inputs": inputs, "outputs": outputs, "counts": {}, "started": 0.0}
+    manifests.write_manifest(manifests.manifest_of(result), stage="evaluate", **written)
+    (result.parent / ".model").write_text('{"identity": "one", "place": "two", "sha256": "0"}\n')
+    chain = folder / "runs" / "chains" / "one"
+    (chain / "states").mkdir(parents=True)
+    rows = [
+        ("prepare", "11", "0", "", "w", f"{chain}/p.log"),
+        ("enhance", "12", "0-1", "11", "enhance-t", f"{chain}/%a.log"),
+    ]
+    (chain / "jobs.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
+    (chain / "states" / "prepare-0").write_text("failed (1)\t11\n")
+    shutil.copytree(folder / "run", folder / "runs" / "enhance" / "t", ignore=shutil.ignore_patterns("CREAK", "tests"))
+    progress = folder / "run" / ".CREAK_cot.shard-0-of-2.jsonl.progress"
+    progress.write_text('{"work": {"seed": 0}}\n{"key": 0, "text": " a", "tokens": 2, "prompt": "0"}\n')
+    EXAMPLE.update(files_in(folder))
+
+
+def damage(files: Files, draw: random.Random) -> Files:
+    endings = ("manifest.json", ".progress", ".model", "jobs.tsv")
+    names = [name for name in files if name.endswith(endings) or "/states/" in name]
+    return damage_one(files, draw, names)
+
+
+def read(place: Path) -> None:
+    now = {name: (place / name).read_bytes() for name in EXAMPLE if (place / name).is_file()}
+    changed = {name for name in EXAMPLE if now.get(name) != EXAMPLE[name]} or set(EXAMPLE)
+    stages = {"run": (prepare, explain, prepare), "results": (score,), "runs": (say,)}
+    for folder, found in stages.items():
+        if any(name.startswith(f"{folder}/") for name in changed):
+            for stage in found:
+                stage(place)
+
+
+SUBJECT = Subject("manifests", example, read, damage, writes=("run",))

@@ -1,0 +1,40 @@
+"""Folders that save_to_disk wrote, and Parquet files: as data_prepare.py, finetune.py and main.py read them."""
+
+from pathlib import Path
+
+import datasets
+from conftest import sample_claims
+from data_prepare import prepare
+from fuzz.harness import Subject
+from samples import load_split
+from task_data import load_folder
+from tasks import parse_task
+
+from teacherlm.benchmarks import load_benchmark
+from teacherlm.test_sets import load_test_set
+
+CREAK = load_benchmark("creak")
+
+
+def example(folder: Path) -> None:
+    """A dataset of each kind; what is damaged is one file of one of them."""
+    claims = [claim for _, claim in zip(range(6), sample_claims())]
+    whole = datasets.Dataset.from_list(claims)
+    datasets.DatasetDict({"train": whole, "validation": whole}).save_to_disk(str(folder / "source"))
+    trained = [CREAK.prepare(claim, "here") for claim in claims]
+    datasets.Dataset.from_list(trained).save_to_disk(str(folder / "training"))
+    datasets.Dataset.from_list([CREAK.test_sample(claim, "here") for claim in claims]).save_to_disk(
+        str(folder / "test")
+    )
+    (folder / "parquet").mkdir()
+    whole.to_parquet(str(folder / "parquet" / "test.parquet"))
+
+
+def read(place: Path) -> None:
+    prepare(CREAK, place / "source", place / "output", place / "output" / "tests", None)
+    list(load_split(place / "training", parse_task("text"), train=True)["text"])
+    list(load_test_set(place / "test", "creak", 2))
+    list(load_folder(place / "parquet", None)["test"])
+
+
+SUBJECT = Subject("saved_folders", example, read)
