@@ -7,6 +7,7 @@ from pathlib import Path
 from atlas_models import write_lines
 from fuzz.harness import Subject
 from fuzz.mutation import Files, damage_one
+from fuzz.pictures import keep_pictures
 from report_runs import finish
 
 import report
@@ -33,6 +34,7 @@ def example(folder: Path) -> None:
     log = [{"step": s, "reader_loss": 2.0 / s, "learning_rates": [1e-4, 1e-5]} for s in (1, 2)]
     write_lines(folder / "runs" / "full" / "log.jsonl", log)
     write_lines(folder / "gold" / "test.jsonl", [line["metadata"] for line in lines])
+    keep_pictures(folder / "runs")
 
 
 def damage(files: Files, draw: random.Random) -> Files:

@@ -10,6 +10,7 @@ import compare
 import table
 from fuzz.harness import Subject
 from fuzz.mutation import Files, damage_one
+from fuzz.pictures import keep_pictures
 from report_runs import write_result, write_run
 
 import report
@@ -31,6 +32,7 @@ def example(folder: Path) -> None:
         '{"record": 0, "line": 1, "reason": "no"}\n'
     )
     (run / "enhance" / "teacher_seed0" / ".CREAK_error.jsonl.progress").write_text('{"work": {}}\n{"key": 0}\n')
+    keep_pictures(run)
 
 
 def damage(files: Files, draw: random.Random) -> Files:
