@@ -201,7 +201,7 @@ def child(subject: Subject, files: Files, cases: Sequence[Case], seed: int, plac
 def read_one(subject: Subject, place: Path, given: Files, watch: Watch) -> dict[str, Any]:
     """{"outcome", "what", "where", "peak"} of one damaged example."""
     printed = io.StringIO()
-    line = what = where = ""
+    what = where = ""
     reset_peak()
     watch.seen, watch.on = [], True
     started = time.process_time()
@@ -210,7 +210,8 @@ def read_one(subject: Subject, place: Path, given: Files, watch: Watch) -> dict[
             subject.read(place)
         outcome = "read"
     except UserError as error:
-        outcome, line = "refused", one_line(error)
+        outcome = "refused"
+        print(one_line(error), file=printed)
     except SystemExit as error:
         outcome = {0: "read", None: "read", 2: "refused"}.get(error.code, "fault")
         what = where = f"exit status {error.code}" if outcome == "fault" else ""
@@ -223,8 +224,8 @@ def read_one(subject: Subject, place: Path, given: Files, watch: Watch) -> dict[
     if outcome != "fault":
         if outside := [*watch.seen, *changed_outside(place, given, subject.writes)]:
             what, where = f"outside of what it may write: {outside[:5]}", f"outside {outside[0].split(' ')[0]}"
-        elif outcome == "refused" and (wrong := wrong_line(line or printed.getvalue(), place, given)):
-            what, where = f"{wrong}: {line or printed.getvalue()!r}"[:3000], f"message {wrong}"
+        elif outcome == "refused" and (wrong := wrong_line(printed.getvalue(), place, given)):
+            what, where = f"{wrong}: {printed.getvalue()[-3000:]!r}", f"message {wrong}"
         elif unprintable := [one for one in printed.getvalue() if not one.isprintable() and one not in "\n\t\r"]:
             what, where = f"control characters on the terminal: {unprintable[:5]}", "control characters"
         elif peak > MEMORY:
@@ -235,15 +236,13 @@ def read_one(subject: Subject, place: Path, given: Files, watch: Watch) -> dict[
     return {"outcome": outcome, "what": what, "where": where, "peak": peak}
 
 
-def wrong_line(line: str, place: Path, given: Files) -> str:
-    """What is wrong with a refusal's line, if anything is."""
-    line = line.strip()
+def wrong_line(printed: str, place: Path, given: Files) -> str:
+    """What is wrong with a refusal, the last line that was printed, if anything is."""
+    line = printed.rstrip("\n").rpartition("\n")[2]
     try:
         line.encode()
     except UnicodeEncodeError:
         return "cannot be written"
-    if "\n" in line or not line:
-        return "is not one line"
     if len(line) > LONGEST + 100:  # with the program's name before it
         return "is too long"
     names = {Path(name).name for name in given}

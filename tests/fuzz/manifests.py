@@ -58,7 +58,8 @@ def score(place: Path) -> None:
 
 
 def say(place: Path) -> None:
-    print(steer.status(place / "runs" / "chains" / "one", {}))
+    steer.read_queue = dict  # Slurm has nothing to do
+    call(steer.main, "status", "--runs", place / "runs")
 
 
 def example(folder: Path) -> None:
@@ -77,7 +78,8 @@ def example(folder: Path) -> None:
     written = {"arguments": {"limit": None}, "inputs": inputs, "outputs": outputs, "counts": {}, "started": 0.0}
     manifests.write_manifest(manifests.manifest_of(result), stage="evaluate", **written)
     (result.parent / ".model").write_text('{"identity": "one", "place": "two", "sha256": "0"}\n')
-    chain = folder / "runs" / "chains" / "one"
+    run = folder / "runs" / "creak" / "all"
+    chain = run / "chains" / "one"
     (chain / "states").mkdir(parents=True)
     rows = [
         ("prepare", "11", "0", "", "w", f"{chain}/p.log"),
@@ -85,7 +87,7 @@ def example(folder: Path) -> None:
     ]
     (chain / "jobs.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
     (chain / "states" / "prepare-0").write_text("failed (1)\t11\n")
-    shutil.copytree(folder / "run", folder / "runs" / "enhance" / "t", ignore=shutil.ignore_patterns("CREAK", "tests"))
+    shutil.copytree(folder / "run", run / "enhance" / "t", ignore=shutil.ignore_patterns("CREAK", "tests"))
     progress = folder / "run" / ".CREAK_cot.shard-0-of-2.jsonl.progress"
     progress.write_text('{"work": {"seed": 0}}\n{"key": 0, "text": " a", "tokens": 2, "prompt": "0"}\n')
     EXAMPLE.update(files_in(folder))

@@ -1,4 +1,4 @@
-"""Pictures of the report are drawn once for the same numbers: most damages leave them as they are, and drawing is slow."""
+"""Pictures of the report are drawn once for the same numbers: most damages leave them, and drawing is slow."""
 
 import shutil
 import sys
@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import atlas_results
-import report
 import sections
+
+import report
 
 KNOWN: dict[str, str] = {}
 """Numbers and labels -> the picture, which is the same for the same ones (see report/figures.py)."""

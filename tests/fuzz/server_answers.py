@@ -8,9 +8,9 @@ import re
 import socketserver
 import sys
 import threading
-import time
 from pathlib import Path
 
+from engines import openai_engine as engine
 from fuzz.harness import Subject
 from fuzz.mutation import VALUES, Files, encoded, mutate_bytes, mutate_json
 
@@ -62,8 +62,6 @@ HEADS += [
 ]
 HEADS += [b"HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-7", b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b"]
 HEADS += [b"HTTP/1.1 200 OK" + b"\r\nX: y" * 200, b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000, b"", b"SSH-2.0-OpenSSH_9"]
-LONGEST_SLEEP = 600
-"""Seconds that one waiting between two tries may take; here no waiting takes any."""
 
 
 def example(folder: Path) -> None:
@@ -150,7 +148,7 @@ def teacher() -> Teacher:
 
 def read(place: Path) -> None:
     """What fails is said; then the same command with a good server makes all of it, whatever was answered before."""
-    time.sleep = no_sleep
+    engine.LONGEST_WAIT = 0  # between two tries
     server = teacher()
     server.answers = [(place / "answers" / f"{number}.http").read_bytes() for number in range(COUNT)]
     mistake = None
@@ -171,10 +169,6 @@ def ask(place: Path, server: Teacher) -> None:
     sys.argv += ["--input", str(place / "records.jsonl"), "--output", str(place / "output" / "X_cot.jsonl")]
     sys.argv += ["--batch_size", "3", "--temperature", "0"]
     enhance.main()
-
-
-def no_sleep(seconds: float) -> None:
-    assert 0 <= seconds <= LONGEST_SLEEP, seconds
 
 
 SUBJECT = Subject("server_answers", example, read, damage)
