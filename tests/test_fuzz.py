@@ -45,7 +45,7 @@ WRONG = [
     ("ZeroDivisionError tests/test_fuzz.py", lambda place: 1 / 0),
     ("SIGSEGV", kill),
     ("memory", lambda place: b"x" * MEMORY),
-    ("MemoryError", lambda place: b"x" * ADDRESSES),
+    ("MemoryError", lambda place: b"x" * (2 * ADDRESSES)),
     ("outside open", lambda place: (place.parent / "x").write_text("x")),
     ("outside file", lambda place: os.replace("number", "another")),
     ("outside subprocess.Popen", lambda place: subprocess.run(["true"])),

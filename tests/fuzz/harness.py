@@ -63,6 +63,7 @@ class Subject:
         read: reads them as the stage does; it is given the folder with the files in it, which is also the current one.
         damage: of the files; by default of one of them.
         writes: folders of the place that reading may write.
+        at_once: children for each worker, where they mostly wait.
     """
 
     name: str
@@ -70,15 +71,17 @@ class Subject:
     read: Callable[[Path], None]
     damage: Callable[[Files, random.Random], Files] = damage_one
     writes: tuple[str, ...] = ("output",)
+    at_once: int = 1
 
 
 @dataclass
 class Fault:
-    """What went wrong, where (equal faults are counted together), and the case that shows it."""
+    """What went wrong, where, and the smallest case that shows it, with the bytes of its changed files."""
 
     what: str
     where: str
     case: Case
+    size: int = 0
 
 
 @dataclass
@@ -188,8 +191,9 @@ def child(subject: Subject, files: Files, cases: Sequence[Case], seed: int, plac
         os.write(pipe, json.dumps(said).encode() + b"\n")
 
     for number, case in enumerate(cases):
-        tell(begin=number)
         given = damaged(subject, files, case, seed)
+        size = sum(len(content) for name, content in given.items() if files.get(name) != content)
+        tell(begin=number, size=size)
         shutil.rmtree(place, ignore_errors=True)
         write_files(place, given | VICTIM)
         for name in (*subject.writes, *OWN):
@@ -293,6 +297,7 @@ class Child:
     cases: Sequence[Case]
     text: bytes = b""
     current: int | None = None
+    size: int = 0
     ended: int = 0
     since: float = field(default_factory=time.monotonic)
     late: bool = False
@@ -312,7 +317,7 @@ def run_subject(subject: Subject, cases: Iterable[Case], seed: int, work: Path, 
     subject.example(work / "example")
     files = files_in(work / "example")
     waiting = deque(chunks(list(cases), BATCH))
-    free = [work / f"place-{number}" for number in range(workers)]
+    free = [work / f"place-{number}" for number in range(workers * subject.at_once)]
     children: dict[int, Child] = {}
     while waiting or children:
         while waiting and free:
@@ -362,13 +367,13 @@ def start(subject: Subject, files: Files, cases: Sequence[Case], seed: int, plac
 
 def hear(one: Child, said: dict[str, Any], summary: Summary) -> None:
     if "begin" in said:
-        one.current, one.since = said["begin"], time.monotonic()
+        one.current, one.size, one.since = said["begin"], said["size"], time.monotonic()
         return
     one.current, one.ended = None, said["end"] + 1
     summary.outcomes[said["outcome"]] += 1
     summary.peak = max(summary.peak, said["peak"])
     if said["outcome"] == "fault":
-        note(summary, Fault(said["what"], said["where"], one.cases[said["end"]]))
+        note(summary, Fault(said["what"], said["where"], one.cases[said["end"]], one.size))
 
 
 def after_end(one: Child, status: int, summary: Summary) -> Sequence[Case]:
@@ -387,14 +392,17 @@ def after_end(one: Child, status: int, summary: Summary) -> Sequence[Case]:
     ]
     where = own[0].replace(f"{ROOT}/", "") if own else ""
     summary.outcomes["fault"] += 1
-    note(summary, Fault(f"{word}\n{log[-2000:]}", f"{word} {where}", one.cases[one.current]))
+    note(summary, Fault(f"{word}\n{log[-2000:]}", f"{word} {where}", one.cases[one.current], one.size))
     return one.cases[one.current + 1 :]
 
 
 def note(summary: Summary, fault: Fault) -> None:
-    """Keep a fault if no equal one was seen before, but for cases that are named: each of those is one."""
-    if isinstance(fault.case, str) or all(fault.where != known.where for known in summary.faults):
+    """Keep a fault; of several at one place, the one of the smallest case. Cases of FOUND are each a fault."""
+    equal = [known for known in summary.faults if known.where == fault.where and isinstance(known.case, int)]
+    if isinstance(fault.case, str) or not equal:
         summary.faults.append(fault)
+    elif fault.size < equal[0].size:
+        summary.faults[summary.faults.index(equal[0])] = fault
 
 
 def chunks(cases: list[Case], size: int) -> Iterator[list[Case]]:

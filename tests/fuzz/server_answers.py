@@ -171,4 +171,4 @@ def ask(place: Path, server: Teacher) -> None:
     enhance.main()
 
 
-SUBJECT = Subject("server_answers", example, read, damage)
+SUBJECT = Subject("server_answers", example, read, damage, at_once=4)
