@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from fuzz.mutation import Files, damage_one
+from tqdm import tqdm
 
 from teacherlm import ROOT
 from teacherlm.errors import LONGEST, UserError, one_line
@@ -316,7 +317,9 @@ def run_subject(subject: Subject, cases: Iterable[Case], seed: int, work: Path, 
     (work / "hub").mkdir(exist_ok=True)
     subject.example(work / "example")
     files = files_in(work / "example")
-    waiting = deque(chunks(list(cases), BATCH))
+    cases = list(cases)
+    waiting = deque(chunks(cases, BATCH))
+    bar = tqdm(total=len(cases), desc=subject.name, disable=None)  # on a terminal
     free = [work / f"place-{number}" for number in range(workers * subject.at_once)]
     children: dict[int, Child] = {}
     while waiting or children:
@@ -331,6 +334,7 @@ def run_subject(subject: Subject, cases: Iterable[Case], seed: int, work: Path, 
             *lines, one.text = one.text.split(b"\n")
             for line in lines:
                 hear(one, json.loads(line), summary)
+            bar.update(sum(summary.outcomes.values()) - bar.n)
             if not said:
                 os.close(pipe)
                 del children[pipe]
@@ -341,6 +345,7 @@ def run_subject(subject: Subject, cases: Iterable[Case], seed: int, work: Path, 
             if one.current is not None and time.monotonic() - one.since > PATIENCE:
                 one.late = True
                 os.kill(one.pid, signal.SIGKILL)
+    bar.close()
     for fault in summary.faults:
         name = f"{subject.name}-{seed}-{fault.case}" if isinstance(fault.case, int) else Path(fault.case).stem
         save_case(keep / f"{name}.json", damaged(subject, files, fault.case, seed), files)

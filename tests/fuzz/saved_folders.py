@@ -7,7 +7,7 @@ from conftest import sample_claims
 from data_prepare import prepare
 from fuzz.harness import Subject
 from samples import load_split
-from task_data import load_folder
+from task_api import Task
 from tasks import parse_task
 
 from teacherlm.benchmarks import load_benchmark
@@ -30,11 +30,18 @@ def example(folder: Path) -> None:
     whole.to_parquet(str(folder / "parquet" / "test.parquet"))
 
 
+def asked(folder: Path) -> type[Task]:
+    """The class of a task file whose samples are in a folder; nothing but its samples is asked for here."""
+    members = dict.fromkeys(Task.__abstractmethods__) | {"VERSION": 0, "DATASET_PATH": str(folder)}
+    members |= {"has_test_docs": lambda self: True, "test_docs": lambda self: self.dataset["test"]}
+    return type("Asked", (Task,), members)
+
+
 def read(place: Path) -> None:
     prepare(CREAK, place / "source", place / "output", place / "output" / "tests", None)
     list(load_split(place / "training", parse_task("text"), train=True)["text"])
     list(load_test_set(place / "test", "creak", 2))
-    list(load_folder(place / "parquet", None)["test"])
+    list(asked(place / "parquet")().eval_docs)
 
 
 SUBJECT = Subject("saved_folders", example, read)
