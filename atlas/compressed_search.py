@@ -105,6 +105,22 @@ def require_finite_numbers(index: Any, file: Path, rows: int = 65_536) -> None:
             )
 
 
+def require_own_rows(index: Any, file: Path) -> None:
+    """Refuse a FAISS file whose lists name rows that it does not have: they would be found, and have no passage.
+
+    Args:
+        index: as it was read from the file.
+    """
+    import faiss
+
+    lists = index.invlists if isinstance(index, faiss.IndexIVF) else None
+    for number in range(lists.nlist if lists is not None else 0):
+        size = lists.list_size(number)
+        rows = faiss.rev_swig_ptr(lists.get_ids(number), size) if size else np.empty(0, np.int64)
+        if size and not 0 <= rows.min() <= rows.max() < index.ntotal:
+            raise UserError(f"{file}: its list {number} names rows that it does not have; make or copy the index again")
+
+
 def sample_size(kind: str, count: int) -> int:
     """How many of `count` vectors to learn from."""
     lists = math.isqrt(count) if kind.startswith("ivf") else 0

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from atlas import contents, workers
-from atlas.compressed_search import CompressedVectors, require_finite_numbers
+from atlas.compressed_search import CompressedVectors, require_finite_numbers, require_own_rows
 from atlas.flat_search import FlatVectors
 from atlas.index import Index, compress
 from atlas.passages import Passages
@@ -304,6 +304,7 @@ def load_compressed(shards: list[tuple[Path, int]]) -> CompressedVectors:
         if index.ntotal != rows:
             raise UserError(f"{file}: {rows} vectors were expected, found {index.ntotal}; make the index again")
         require_finite_numbers(index, file)
+        require_own_rows(index, file)
         if joined is None:
             joined = index
         else:

@@ -23,6 +23,7 @@ from atlas.flat_search import FlatVectors, first_bad_row
 from atlas.index import Index
 from atlas.passages import Passages, converted_once, passage_of
 from teacherlm.errors import UserError, reason, shown
+from teacherlm.records import checked
 
 SHARDS = 128
 """Shards of a published index."""
@@ -178,7 +179,7 @@ def pickled_passages(folder: Path, counts: Sequence[int]) -> Iterator[dict[str, 
             if not isinstance(passage, dict):
                 raise UserError(f"{where}: a mapping {{id, title, text}} was expected, found {shown(passage)}")
             passage = {name: value for name, value in passage.items() if name != "section"}  # in the title already
-            yield passage_of(passage, where)
+            yield checked(passage_of(passage, where), where)
 
 
 class PlainUnpickler(pickle.Unpickler):

@@ -60,7 +60,10 @@ def load_folder(folder: Path, name: str | None, **options: Any) -> Any:
         return load_saved(folder)
     if name and name not in datasets.get_dataset_config_names(str(folder)):
         name = None
-    return datasets.load_dataset(str(folder), name, **options)
+    loaded = datasets.load_dataset(str(folder), name, **options)
+    for part in loaded.values() if isinstance(loaded, dict) else [loaded]:
+        part.data.validate(full=True)  # Parquet's reader passes texts on that are no UTF-8
+    return loaded
 
 
 def run_script(path: Path, name: str | None, data_dir: str | None, cache_dir: str | None) -> Any:

@@ -19,6 +19,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from teacherlm import ROOT
+from teacherlm.errors import printable
 from teacherlm.files import files_below, whole_file
 from teacherlm.redaction import redacted_command
 
@@ -164,7 +165,7 @@ def changes(
     for name, output in manifest.get("outputs", {}).items():
         if not still_there(output):
             found.append(f"the output {name} is gone or was changed")
-    return found
+    return [printable(words) for words in found]  # the names are anybody's
 
 
 def say_again(stage: str, manifest: Mapping[str, Any] | None, why: list[str]) -> None:

@@ -122,6 +122,22 @@ def check_record(record: Record) -> None:
             raise Flaw(f"the field {shown(name)} {flaw}")
 
 
+def checked(record: Record, where: str) -> Record:
+    """The same record, once it is sure that JSON in UTF-8 and Arrow can hold it.
+
+    Args:
+        where: its place, for messages.
+
+    Raises:
+        UserError: they cannot; the field is named.
+    """
+    try:
+        check_record(record)
+    except Flaw as flaw:
+        raise UserError(f"{where}: {flaw}") from None
+    return record
+
+
 def flaw_of(value: Any, depth: int = 1) -> str | None:
     kind = type(value)
     if kind is str:

@@ -15,7 +15,7 @@ from teacherlm.benchmarks import Benchmark
 from teacherlm.errors import UserError, reason, shown
 from teacherlm.files import require_hub_cache
 from teacherlm.limits import LIST_BYTES, LIST_VALUES
-from teacherlm.records import COMPRESSED, Flaw, Record, check_record, open_bytes, parse_json, read_records
+from teacherlm.records import COMPRESSED, Flaw, Record, checked, open_bytes, parse_json, read_records
 from teacherlm.saved_datasets import is_saved, load_saved, saved_files
 
 Sample = tuple[str, Record]
@@ -119,14 +119,6 @@ def read_json(file: Path) -> Iterator[Sample]:
         if not isinstance(record, dict):
             raise UserError(f"{where}: a JSON object was expected, found {shown(record)}")
         yield where, checked(record, where)
-
-
-def checked(record: Record, where: str) -> Record:
-    try:
-        check_record(record)
-    except Flaw as flaw:
-        raise UserError(f"{where}: {flaw}") from None
-    return record
 
 
 def read_csv(file: Path, columns: tuple[str, ...] | None) -> Iterator[Sample]:
