@@ -17,6 +17,7 @@ from teacherlm.models import Model, describe_model, local_folder
 from teacherlm.progress_file import ProgressFile
 from teacherlm.prompts import KINDS
 from teacherlm.records import Record, read_records, write_records
+from teacherlm.shapes import flaw_of_shape
 
 Shard = tuple[int, int]
 """(I, N): every Nth record from the Ith, counted from 0; (0, 1) is all of them."""
@@ -44,6 +45,22 @@ def settings(args: argparse.Namespace, field: str) -> dict[str, Any]:
     """What the texts of a job depend on, beside the records and the teacher. Batch size and engine are not among it."""
     names = ("num_completions", "num_tokens", "temperature", "top_p", "stop", "seed", "dtype")
     return {"task_type": field, **{name: getattr(args, name) for name in names}, "shard": list(args.shard)}
+
+
+MADE = {
+    "arguments": dict,
+    "inputs": {"records": dict},
+    "outputs": {"enhanced": dict},
+    "counts": {"records": int, "failures": int},
+}
+"""What this stage's own manifests have, of what it reads in them."""
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """A manifest as `manifests.read_manifest` reads it; one of this stage that lacks what it must have is none."""
+    manifest = manifests.read_manifest(path)
+    own = manifest is not None and manifest["stage"] == "enhance"
+    return None if own and flaw_of_shape(manifest, MADE) else manifest
 
 
 def make_jobs(args: argparse.Namespace, teacher: Model) -> list["Job"]:
@@ -100,7 +117,7 @@ class Job:
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
-        known = (manifests.read_manifest(self.manifest_path) or {}).get("inputs", {})
+        known = (read_manifest(self.manifest_path) or {}).get("inputs", {})
         if name := self.teacher.server or self.teacher.explanations:
             teacher = {"path": name, "sha256": name}
         else:
@@ -109,7 +126,7 @@ class Job:
 
     def changes(self) -> list[str]:
         """What keeps the output from being done, in words; failures are such a thing, as another try may help."""
-        manifest = manifests.read_manifest(self.manifest_path)
+        manifest = read_manifest(self.manifest_path)
         changes = manifests.changes(manifest, "enhance", self.arguments, self.inputs)
         return changes or (["failures"] if manifest["counts"]["failures"] else [])
 
@@ -121,7 +138,7 @@ class Job:
         """
         if not self.input.is_file():
             raise UserError(f"{self.input}: no such file; data_prepare.py writes it")
-        manifest = manifests.read_manifest(self.manifest_path)
+        manifest = read_manifest(self.manifest_path)
         changes = manifests.changes(manifest, "enhance", self.arguments, self.inputs)
         if not changes:
             failures = manifest["counts"]["failures"]
@@ -170,7 +187,7 @@ class Job:
 
     def finish(self, failures: set[int], counts: dict[str, Any], started: float) -> None:
         """Write the output, without the records of these numbers, and the manifest."""
-        manifest = manifests.read_manifest(self.manifest_path)
+        manifest = read_manifest(self.manifest_path)
         same = not manifests.changes(manifest, "enhance", self.arguments, self.inputs)
         old = None if same else set_aside(self.output)
         self.progress.close()

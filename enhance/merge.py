@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from job import shard_path
+from job import read_manifest, shard_path
 from more_itertools import peekable
 
 from teacherlm import manifests
@@ -46,7 +46,7 @@ def merge(args: argparse.Namespace, paths: list[Path]) -> None:
 
     failures = {path: part["counts"]["failures"] for path, part in zip(paths, parts)}
     manifest_path = manifests.manifest_of(args.output)
-    manifest = manifests.read_manifest(manifest_path)
+    manifest = read_manifest(manifest_path)
     changes = manifests.changes(manifest, "enhance", arguments, inputs)
     done = not changes and manifest["counts"]["failures"] == sum(failures.values())  # fewer now: a shard tried again
     if args.list_missing:
@@ -77,8 +77,8 @@ def merge(args: argparse.Namespace, paths: list[Path]) -> None:
 
 def read_part(path: Path) -> dict[str, Any]:
     """The manifest of a shard, which must be done."""
-    manifest = manifests.read_manifest(manifests.manifest_of(path))
-    if manifest is None or not path.is_file():
+    manifest = read_manifest(manifests.manifest_of(path))
+    if manifest is None or manifest["stage"] != "enhance" or not path.is_file():
         raise UserError(f"{path}: this shard is not done; run its enhance.py again")
     if not manifests.still_there(manifest["outputs"]["enhanced"]):
         raise UserError(f"{path}: changed since it was made; remove it and run its enhance.py again")

@@ -17,9 +17,14 @@ from teacherlm.json_files import load_object
 from teacherlm.lock import one_writer
 from teacherlm.manifests import NAME, read_manifest
 from teacherlm.models import Model
+from teacherlm.shapes import flaw_of_shape
 
 OWNER = ".model"
 """In a folder of results that has none yet: the model that is being scored."""
+OWNED = {"identity": str, "place?": str, "sha256?": str}
+"""What is in that file."""
+SCORED = {"path": str, "identity?": str, "place?": str}
+"""What a result's manifest says of its model."""
 
 
 def identity(model: Model | None, folder: Path) -> str:
@@ -84,12 +89,14 @@ def take_name(results: Path, owner: Mapping[str, str], digest: str) -> None:
 def owner_at_work(results: Path) -> dict[str, Any] | None:
     """The model that took a folder of results and has none there yet."""
     try:
-        return load_object(results / OWNER)
+        owner = load_object(results / OWNER)
     except (OSError, ValueError):
         return None
+    return None if flaw_of_shape(owner, OWNED) else owner
 
 
 def scored_models(results: Path) -> list[dict[str, Any]]:
     """The models that the results in a folder were scored with, as their manifests have them."""
     found = [(read_manifest(path) or {}).get("inputs", {}).get("model") for path in sorted(results.glob(f"*.{NAME}"))]
-    return [{"identity": str(Path(model["path"]).resolve()), **model} for model in found if model]
+    known = [model for model in found if flaw_of_shape(model, SCORED) is None]
+    return [{"identity": str(Path(model["path"]).resolve()), **model} for model in known]

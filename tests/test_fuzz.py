@@ -13,7 +13,7 @@ from fuzz.harness import ADDRESSES, FOUND, MEMORY, Subject, load_case, run_subje
 
 from teacherlm.errors import UserError
 
-COUNT = 60
+COUNT = 25
 """Damages of a subject."""
 FOLDERS = ("tests", "enhance", "finetune", "evaluate", "report", "slurm", ".")
 

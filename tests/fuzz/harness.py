@@ -131,6 +131,14 @@ def files_in(folder: Path) -> Files:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def changed_folders(place: Path, example: Files) -> list[str]:
+    """The folders of a place in which a file is not that of the example, so that only its readers need to run; all of
+    them where none is changed."""
+    now = {name: (place / name).read_bytes() for name in example if (place / name).is_file()}
+    changed = {name for name, content in example.items() if now.get(name) != content} or set(example)
+    return sorted({name.partition("/")[0] for name in changed})
+
+
 def write_files(folder: Path, files: Files) -> None:
     for name, content in files.items():
         path = folder / name

@@ -10,7 +10,7 @@ import data_prepare
 import merge
 import steer
 from conftest import sample_claims
-from fuzz.harness import Subject, files_in
+from fuzz.harness import Subject, changed_folders, files_in
 from fuzz.mutation import Files, damage_one
 from result_names import require_name, scored_models
 
@@ -20,7 +20,6 @@ from teacherlm.records import write_records
 
 COUNT = 6
 EXAMPLE: Files = {}
-"""The files of the example, to see what was damaged: only the stages that read it are run."""
 
 
 def call(main: Callable[[], int | None], *words: object) -> None:
@@ -100,13 +99,10 @@ def damage(files: Files, draw: random.Random) -> Files:
 
 
 def read(place: Path) -> None:
-    now = {name: (place / name).read_bytes() for name in EXAMPLE if (place / name).is_file()}
-    changed = {name for name in EXAMPLE if now.get(name) != EXAMPLE[name]} or set(EXAMPLE)
     stages = {"run": (prepare, explain, prepare), "results": (score,), "runs": (say,)}
-    for folder, found in stages.items():
-        if any(name.startswith(f"{folder}/") for name in changed):
-            for stage in found:
-                stage(place)
+    for folder in changed_folders(place, EXAMPLE):
+        for stage in stages.get(folder, ()):
+            stage(place)
 
 
 SUBJECT = Subject("manifests", example, read, damage, writes=("run",))

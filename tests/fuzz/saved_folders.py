@@ -5,7 +5,8 @@ from pathlib import Path
 import datasets
 from conftest import sample_claims
 from data_prepare import prepare
-from fuzz.harness import Subject
+from fuzz.harness import Subject, changed_folders, files_in
+from fuzz.mutation import Files
 from samples import load_split
 from task_api import Task
 from tasks import parse_task
@@ -14,6 +15,7 @@ from teacherlm.benchmarks import load_benchmark
 from teacherlm.test_sets import load_test_set
 
 CREAK = load_benchmark("creak")
+EXAMPLE: Files = {}
 
 
 def example(folder: Path) -> None:
@@ -28,6 +30,7 @@ def example(folder: Path) -> None:
     )
     (folder / "parquet").mkdir()
     whole.to_parquet(str(folder / "parquet" / "test.parquet"))
+    EXAMPLE.update(files_in(folder))
 
 
 def asked(folder: Path) -> type[Task]:
@@ -37,11 +40,17 @@ def asked(folder: Path) -> type[Task]:
     return type("Asked", (Task,), members)
 
 
+READERS = {
+    "source": lambda place: prepare(CREAK, place / "source", place / "output", place / "output" / "tests", None),
+    "training": lambda place: list(load_split(place / "training", parse_task("text"), train=True)["text"]),
+    "test": lambda place: list(load_test_set(place / "test", "creak", 2)),
+    "parquet": lambda place: list(asked(place / "parquet")().eval_docs),
+}
+
+
 def read(place: Path) -> None:
-    prepare(CREAK, place / "source", place / "output", place / "output" / "tests", None)
-    list(load_split(place / "training", parse_task("text"), train=True)["text"])
-    list(load_test_set(place / "test", "creak", 2))
-    list(asked(place / "parquet")().eval_docs)
+    for folder in changed_folders(place, EXAMPLE):
+        READERS[folder](place)
 
 
 SUBJECT = Subject("saved_folders", example, read)
