@@ -140,14 +140,21 @@ def infer_schema(stream: Stream) -> pa.Schema:
 def gather_types(records: Iterable[Placed], types: dict[str, pa.DataType]) -> Iterator[Record]:
     """Pass records on, and put the Arrow type that holds all values of a field so far into `types`."""
     first: dict[str, str] = {}
+    large: dict[str, dict[pa.DataType, Any]] = {}  # of each type of a field one value that no float holds exactly
     for where, record in records:
         for name, value in record.items():
             known = types.get(name)
             if isinstance(value, str) and known == STRING:
                 continue
             try:
-                found = pa.infer_type([value])
+                found = type_of(value)
                 types[name] = found if known is None else unify(known, found)
+                if has_large_number(value):
+                    large.setdefault(name, {})[found] = value
+                    pa.array([value], types[name])
+                if name in large and types[name] != known:
+                    for kept in large[name].values():
+                        pa.array([kept], types[name])
             except TYPE_ERRORS as error:
                 other = f"the {known} that it is elsewhere ({first[name]})" if name in first else "itself"
                 raise UserError(
@@ -157,6 +164,25 @@ def gather_types(records: Iterable[Placed], types: dict[str, pa.DataType]) -> It
             if known is None or pa.types.is_null(known):
                 first[name] = where
         yield record
+
+
+def type_of(value: Any) -> pa.DataType:
+    """The Arrow type of a value; of a list or an object it is sure that all parts of the value go with it.
+
+    `infer_type` looks at the parts of a list only until it has seen a type.
+    """
+    return pa.array([value]).type if isinstance(value, list | dict) else pa.infer_type([value])
+
+
+LARGEST_EXACT = 2**53
+"""A float holds all whole numbers up to this one; Arrow makes no floats of larger ones."""
+
+
+def has_large_number(value: Any) -> bool:
+    if type(value) is int:
+        return abs(value) > LARGEST_EXACT
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(map(has_large_number, parts))
 
 
 STRING = pa.string()

@@ -225,6 +225,7 @@ FLAWS = {
     "a number among texts": ("7", "the field 'entity' is '7', which does not go with the string that it is elsewhere"),
     "a list among texts": ("[]", "the field 'entity' is '[]', which does not go with the string"),
     "texts and numbers in a list": ('["a", 1]', "the field 'entity' is"),
+    "a text after a number in a list in a list": ('[[0, "x", 2]]', "the field 'entity' is"),
     "a raw NUL": ('"a\0b"', "one JSON object in UTF-8 was expected"),
     "latin-1": (b'"\xe9"', "one JSON object in UTF-8 was expected"),
     "UTF-8 of half a pair": (b'"\xed\xa0\x80"', "one JSON object in UTF-8 was expected"),
@@ -238,6 +239,15 @@ def test_a_value_that_cannot_be_kept_is_named(work: Workplace, kind: str) -> Non
     good = json.dumps(claim(entity="bee")).encode()
     work.train.write_bytes(good + b"\n" + good.replace(b'"bee"', value) + b"\n" + good + b"\n")
     work.refused(f"{work.train}, line 2: ", words)
+
+
+@pytest.mark.parametrize("large", [2**53 + 1, -(2**63)])
+@pytest.mark.parametrize("swap", [False, True])
+def test_a_whole_number_that_no_float_holds_is_named_among_floats(work: Workplace, large: int, swap: bool) -> None:
+    """Arrow makes no float of it: that was seen only when TITLE.jsonl was written already."""
+    values = [large, 1.5][:: -1 if swap else 1]
+    work.train.write_text("".join(json.dumps(claim(entity=[value])) + "\n" for value in values), encoding="utf-8")
+    work.refused(f"{work.train}, line 2: the field 'entity' is ", "make it one type")
 
 
 @pytest.mark.parametrize("kind", ["half a pair", "beyond 64 bits", "NaN", "nested 40 deep"])

@@ -31,7 +31,7 @@ from fuzz.mutation import Files, damage_one
 from tqdm import tqdm
 
 from teacherlm import ROOT
-from teacherlm.errors import LONGEST, UserError, one_line
+from teacherlm.errors import LONGEST, UserError, disk_error, locale_error, one_line
 
 FOUND = Path(__file__).resolve().parent / "found"
 """Damaged files that were once read wrongly: SUBJECT-WORDS.json (see `save_case`)."""
@@ -222,15 +222,16 @@ def read_one(subject: Subject, place: Path, given: Files, watch: Watch) -> dict[
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             subject.read(place)
         outcome = "read"
-    except UserError as error:
-        outcome = "refused"
-        print(one_line(error), file=printed)
     except SystemExit as error:
         outcome = {0: "read", None: "read", 2: "refused"}.get(error.code, "fault")
         what = where = f"exit status {error.code}" if outcome == "fault" else ""
     except BaseException as error:
-        outcome, where = "fault", place_of(error)
-        what = "".join(traceback.format_exception(error))[-3000:]
+        if mistake := mistake_of(error):
+            outcome = "refused"
+            print(one_line(mistake), file=printed)
+        else:
+            outcome, where = "fault", place_of(error)
+            what = "".join(traceback.format_exception(error))[-3000:]
     seconds = time.process_time() - started
     watch.on = False
     peak = status()["VmHWM"]
@@ -247,6 +248,11 @@ def read_one(subject: Subject, place: Path, given: Files, watch: Watch) -> dict[
             what, where = f"{seconds:.0f} seconds", "time"
         outcome = "fault" if what else outcome
     return {"outcome": outcome, "what": what, "where": where, "peak": peak}
+
+
+def mistake_of(error: BaseException) -> UserError | None:
+    """What `errors.run` makes of an error that ends a command, if it is a user's mistake."""
+    return error if isinstance(error, UserError) else disk_error(error) or locale_error(error)
 
 
 def wrong_line(printed: str, place: Path, given: Files) -> str:
