@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -132,12 +133,10 @@ def compress(
     mine = min(len(vectors_ND), -(-wanted * len(vectors_ND) // max(1, count)))
     chosen = torch.randperm(len(vectors_ND), generator=generator)[:mine].sort().values
     sample_ND, _ = workers.gather_rows(vectors_ND[chosen.to(vectors_ND.device)].float())
-    learned = [None]
+    learned = b""
     if workers.is_first():
         empty = compressed_search.train(kind, code_size, count, sample_ND.numpy())
-        learned = [faiss.serialize_index(empty)]
-    if dist.is_initialized():
-        dist.broadcast_object_list(learned, src=0)
-    index = faiss.deserialize_index(learned[0])
+        learned = faiss.serialize_index(empty).tobytes()
+    index = faiss.deserialize_index(np.frombuffer(bytearray(workers.bytes_from_first(learned)), np.uint8))
     compressed_search.add(index, [vectors_ND])
     return compressed_search.CompressedVectors(index, start)

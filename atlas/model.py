@@ -123,7 +123,7 @@ def make_index(options: argparse.Namespace, model: Model, device: torch.device, 
         place, kind, code_size = options.load_index_path, options.compressed, options.faiss_code_size
         encoder = None if trained else model.encoder
         return load_index(place, kind, code_size, encoder, retriever.dimension, device, options.save_index_n_shards)
-    passages = Passages(workers.from_first(lambda: converted(options.passages, options.max_passages)))
+    passages = Passages(Path(workers.from_first(lambda: str(converted(options.passages, options.max_passages)))))
     workers.say(f"index: {len(passages)} passages to embed, by {workers.size()} workers")
     vectors = embed_passages(options, model, passages)
     index = Index(passages, vectors, retriever.dimension, model.encoder)

@@ -96,7 +96,7 @@ def load_published(folder: Path, count: int, dimension: int, device: torch.devic
     files = [folder / f"embeddings.{number}.pt" for number in range(count)]
     tensors = workers.each(lambda: [load_tensor(file, dimension) for file in files])
     counts = [tensor.shape[1] for tensor in tensors]
-    passages = Passages(workers.from_first(lambda: convert(folder, described, counts)))
+    passages = Passages(Path(workers.from_first(lambda: str(convert(folder, described, counts)))))
     start, end = workers.share_of(len(passages))
     segments = workers.each(lambda: list(share_segments(files, tensors, start, end, device)))
     workers.from_first(lambda: contents.require_unchanged(folder, shard_files(folder, count), described))

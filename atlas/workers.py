@@ -1,6 +1,7 @@
 """The workers of a run: processes that srun or torchrun started, one a GPU; each holds its share of the index."""
 
 import contextlib
+import hashlib
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from teacherlm import rendezvous
 from teacherlm.errors import UserError
 from teacherlm.lock import one_writer
 
@@ -24,7 +26,7 @@ def join_workers(main_port: int) -> torch.device:
     The environment of torchrun (RANK, WORLD_SIZE, MASTER_ADDR) is taken as it is; under srun it is made from Slurm's.
 
     Args:
-        main_port: of the first worker's machine, for Slurm; -1: a number made from the job's.
+        main_port: of the first worker's machine, for Slurm; -1: MASTER_PORT, or one that is made from the job's step.
 
     Raises:
         UserError: the environment is incomplete, or the workers do not meet.
@@ -45,6 +47,7 @@ def join_workers(main_port: int) -> torch.device:
         missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing:
             raise UserError(f"WORLD_SIZE is set but {', '.join(missing)} is not; start with srun or torchrun")
+        rendezvous.stay_on_this_machine()
         try:
             dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIMEOUT)
         except (RuntimeError, ValueError) as error:
@@ -55,14 +58,23 @@ def join_workers(main_port: int) -> torch.device:
 def environment_of_slurm(tasks: int, main_port: int) -> None:
     listed = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
     hosts = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split()
-    port = main_port if main_port > 0 else 20_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000
     os.environ |= {
         "WORLD_SIZE": str(tasks),
         "RANK": os.environ["SLURM_PROCID"],
         "LOCAL_RANK": os.environ.get("SLURM_LOCALID", "0"),
-        "MASTER_ADDR": hosts[0],
-        "MASTER_PORT": str(port),
+        "MASTER_ADDR": hosts[0] if len(hosts) > 1 else rendezvous.LOOPBACK,
+        "MASTER_PORT": str(main_port) if main_port > 0 else os.environ.get("MASTER_PORT") or str(port_of_step()),
     }
+
+
+def port_of_step() -> int:
+    """A port that all workers of a job's step come to without asking one another, and other steps hardly ever.
+
+    The port at which srun itself listens, a random one, is among what it depends on.
+    """
+    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_LAUNCHER_PORT", "SLURM_SRUN_COMM_PORT")
+    step = " ".join(os.environ.get(name, "") for name in names)
+    return 20_000 + int.from_bytes(hashlib.sha256(step.encode()).digest()[:4], "big") % 40_000
 
 
 def leave() -> None:
@@ -99,38 +111,42 @@ def share_of(count: int) -> tuple[int, int]:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """What every worker gives, in the order of the ranks; for small things."""
+    """What every worker gives, a JSON value, in the order of the ranks; for small things."""
     if not dist.is_initialized():
         return [value]
-    values = [None] * size()
-    dist.all_gather_object(values, value)
-    return values
+    return rendezvous.gather(value)
 
 
 def from_first(work: Callable[[], Any]) -> Any:
-    """Let the first worker do something, and give all of them its result.
+    """Let the first worker do something, and give all of them its result, a JSON value.
 
     Raises:
         UserError: in the first, which says it; the others end with the same status.
     """
-    result: list[Any] = [None]
+    if not dist.is_initialized():
+        return work()
+    result = mistake = None
     if is_first():
         try:
-            result = [work()]
+            result = work()
         except UserError as error:
-            result = [error]
-    if dist.is_initialized():
-        dist.broadcast_object_list(result, src=0)
-    if isinstance(result[0], UserError):
-        raise result[0] if is_first() else SystemExit(2)
-    return result[0]
+            mistake = str(error)
+    result, mistake = rendezvous.broadcast((result, mistake))
+    if mistake is not None:
+        raise UserError(mistake) if is_first() else SystemExit(2)
+    return result
+
+
+def bytes_from_first(data: bytes) -> bytes:
+    """The bytes that the first worker gives, in all workers."""
+    return rendezvous.broadcast_bytes(data) if dist.is_initialized() else data
 
 
 @contextlib.contextmanager
 def only_writer(*outputs: Path) -> Iterator[None]:
     """While the block runs, no other run writes these outputs: the first worker holds their locks, for all workers."""
     with contextlib.ExitStack() as stack:
-        from_first(lambda: stack.enter_context(one_writer(*outputs)))
+        from_first(lambda: stack.enter_context(one_writer(*outputs)))  # it returns None
         yield
 
 
@@ -145,10 +161,10 @@ def each(work: Callable[[], Any]) -> Any:
     try:
         result = work()
     except UserError as error:
-        mistake = error
+        mistake = str(error)
     mistakes = [found for found in gather_objects(mistake) if found is not None]
     if mistakes:
-        raise mistakes[0] if is_first() else SystemExit(2)
+        raise UserError(mistakes[0]) if is_first() else SystemExit(2)
     return result
 
 

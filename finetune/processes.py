@@ -15,6 +15,7 @@ from teacherlm.errors import UserError, disk_error
 from teacherlm.gloo import use_gloo_on_cpus
 from teacherlm.lock import OutputLock
 from teacherlm.memory import keep_freed_memory
+from teacherlm.rendezvous import broadcast, gather, stay_on_this_machine
 
 FIRST_SAYS_IT = 20
 """The other ranks wait this many seconds before they report a mistake, so that rank 0 reports one that all of them see
@@ -27,7 +28,7 @@ def join_processes() -> None:
     """On a machine without a GPU, let several processes work together over gloo.
 
     Raises:
-        UserError: the launcher's variables are incomplete.
+        UserError: the launcher's variables are incomplete, or the port is taken.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would warn that it found none
@@ -37,6 +38,7 @@ def join_processes() -> None:
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise UserError(f"WORLD_SIZE is set but {', '.join(missing)} is not; finetune.sh starts the processes itself")
+    stay_on_this_machine()
     if not torch.cuda.is_available():
         use_gloo_on_cpus()
 
@@ -71,29 +73,28 @@ def said_once() -> Iterator[None]:
 
 
 def agree(work: Callable[[], Any], training: Any) -> Any:
-    """Let one process do some work on files, and give all of them its result.
+    """Let one process do some work on files, and give all of them its result, a JSON value.
 
     Raises:
         UserError: in all of them, where the work raises one.
     """
     if training.world_size == 1:
         return work()
-    result = [attempt(work) if is_first() else None]
-    torch.distributed.broadcast_object_list(result, src=0)
-    if isinstance(result[0], UserError):
-        raise result[0]
-    return result[0]
+    result, mistake = broadcast(attempt(work) if is_first() else None)
+    if mistake is not None:
+        raise UserError(mistake)
+    return result
 
 
-def attempt(work: Callable[[], Any]) -> Any:
-    """What some work returns, or its UserError."""
+def attempt(work: Callable[[], Any]) -> tuple[Any, str | None]:
+    """What some work returns and None, or None and its mistake."""
     try:
-        return work()
+        return work(), None
     except (UserError, OSError) as error:
         mistake = error if isinstance(error, UserError) else disk_error(error)
         if mistake is None:
             raise
-        return mistake
+        return None, str(mistake)
 
 
 def take_turn(lock: OutputLock, training: Any) -> None:
@@ -116,9 +117,7 @@ def hosts(training: Any) -> list[str]:
     """The name of each process's machine, in the order of the ranks."""
     if training.world_size == 1:
         return [socket.gethostname()]
-    names = [""] * training.world_size
-    torch.distributed.all_gather_object(names, socket.gethostname())
-    return names
+    return gather(socket.gethostname())
 
 
 def is_first() -> bool:

@@ -11,6 +11,7 @@ The first of these that agrees with the library's plain forward pass is used (te
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def load_student(own: Any, training: Any, folder: Path, digest: str, longest: in
         with torch.random.fork_rng(), whole_model(own, training, folder, model) as checked:
             return find_path(checked, own, training, folder, longest)
 
-    verdict = agree(lambda: self_check.remembered(key, find), training)
+    verdict = Verdict(**agree(lambda: asdict(self_check.remembered(key, find)), training))
     self_check.set_attention(model, verdict.attention)
     if verdict.path != PATHS[0] and own.packing:
         say(f"finetune: {base_model(model).config.model_type}: trained {WORDS[verdict.path]} ({verdict.why})")

@@ -29,7 +29,7 @@ launch() { # SCRIPT [FLAG ...]
 
 launch_here() { # SCRIPT [FLAG ...]
     local pids=() rank
-    export WORLD_SIZE=$gpus MASTER_ADDR=127.0.0.1 MASTER_PORT=${MASTER_PORT:-$(free_port)}
+    export WORLD_SIZE=$gpus MASTER_ADDR=127.0.0.1 MASTER_PORT=${MASTER_PORT:-$(free_port 127.0.0.1)}
     for ((rank = 0; rank < gpus; rank++)); do
         RANK=$rank LOCAL_RANK=$rank "$python" "$@" &
         pids+=($!)
@@ -37,16 +37,16 @@ launch_here() { # SCRIPT [FLAG ...]
     await "${pids[@]}"
 }
 
-free_port() {
-    "$python" -P -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
+# A port that is free on this machine; which one, the system draws.
+free_port() { # ADDRESS
+    "$python" -P -c 'import socket, sys; print(socket.create_server((sys.argv[1], 0)).getsockname()[1])' "$1"
 }
 
 # srun starts a process a GPU on each node; each finds its rank in Slurm's variables.
 launch_on_nodes() { # SCRIPT [FLAG ...]
     ((gpus)) || gpus=1 # a process on each node's CPU
-    require_number SLURM_JOB_ID "${SLURM_JOB_ID:-}" 1
     MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-    export MASTER_ADDR MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))} WORLD_SIZE=$((SLURM_NNODES * gpus))
+    export MASTER_ADDR MASTER_PORT=${MASTER_PORT:-$(free_port "")} WORLD_SIZE=$((SLURM_NNODES * gpus))
     # shellcheck disable=SC2016  # the variables are those of the processes that srun starts
     srun --ntasks="$WORLD_SIZE" --ntasks-per-node="$gpus" --kill-on-bad-exit=1 \
         bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec "$@"' _ "$python" "$@" &

@@ -1,13 +1,17 @@
 """Several processes over gloo, with DeepSpeed: the numbers of one process, checkpoints that are ordinary models."""
 
+import contextlib
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from conftest import ROOT, warm_python
+from test_foreign_checkpoints import Evil
 from transformers import AutoModelForCausalLM
 
 EPOCHS, STEPS = 2, 6  # of 22 samples, 4 a step: the last step of an epoch has 2
@@ -50,8 +54,13 @@ def test_two_processes_learn_what_one_does_and_resume(
     stage: str, tiny_llama: Path, prepared: Path, alone: Path, tmp_path: Path
 ) -> None:
     words = ["--deepspeed", stage, "--dev_dataset", prepared / "SAMPLE", *UNEVEN]
-    first = finetune(tiny_llama, prepared / "SAMPLE", tmp_path, 2, *words, "--num_train_epochs", 1)
+    started = start(tiny_llama, prepared / "SAMPLE", tmp_path, 2, *words, "--num_train_epochs", 1)
+    places = listening_places(started)
+    output, errors = started.communicate()
+    first = subprocess.CompletedProcess(started.args, started.returncode, output, errors)
     assert first.returncode == 0, first.stderr[-2000:]
+    assert places
+    assert places <= {"127.0.0.1", "::1"}  # nothing listens on the network
     assert "training in 2 processes on the CPU" in first.stdout
     assert "4 a step (2 x 1 accumulated x 2 processes)" in first.stdout
     assert losses(tmp_path) == pytest.approx(losses(alone)[:STEPS], abs=1e-5)
@@ -64,6 +73,40 @@ def test_two_processes_learn_what_one_does_and_resume(
     expected = weights(alone, EPOCHS * STEPS)
     for name, tensor in weights(tmp_path, EPOCHS * STEPS).items():
         torch.testing.assert_close(tensor, expected[name], atol=1e-4, rtol=1e-3)
+
+
+def listening_places(started: subprocess.Popen) -> set[str]:
+    """The addresses that a command and its children listen on until it ends, or has written its first checkpoint."""
+    found: set[str] = set()
+    while started.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            for process in psutil.Process(started.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    sockets = process.net_connections("tcp")
+                    found |= {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
+        time.sleep(0.1)
+    return found
+
+
+def test_a_planted_pickle_among_deepspeed_s_states_does_not_run(
+    tiny_llama: Path, prepared: Path, tmp_path: Path
+) -> None:
+    words = ["--deepspeed", "zero2", "--max_train_samples", 4]
+    first = finetune(tiny_llama, prepared / "SAMPLE", tmp_path, 2, *words, "--num_train_epochs", 1)
+    assert first.returncode == 0, first.stderr[-2000:]
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    [states] = checkpoint.glob("global_step1/mp_rank_00_model_states.pt")
+    torch.save({"module": Evil(tmp_path / "evil")}, states)
+    second = finetune(tiny_llama, prepared / "SAMPLE", tmp_path, 2, *words)
+    assert second.returncode == 2
+    assert not (tmp_path / "evil").exists()
+    assert second.stderr.count("error:") == 1, second.stderr
+    assert f"{states}: refused, its pickle asks for posix.mkdir, which could run code" in second.stderr
+    assert "Traceback" not in second.stderr
+    (checkpoint / "latest").write_text("../elsewhere")
+    torch.save({}, states)
+    third = finetune(tiny_llama, prepared / "SAMPLE", tmp_path, 2, *words)
+    assert "the name of a folder global_stepN in this checkpoint was expected, found '../elsewhere'" in third.stderr
 
 
 def test_a_mistake_is_said_once(tiny_llama: Path, prepared: Path, tmp_path: Path) -> None:
