@@ -29,10 +29,7 @@ def load_split(folder: Path, task: Task, train: bool) -> Dataset:
         UserError: no such folder, no such split, no such text field (those it has are listed), or no samples.
     """
     require_dataset(folder)
-    try:
-        dataset = load_saved(folder)
-    except IndexError:  # so the library says that there are no rows
-        raise UserError(f"{folder}: empty; at least one sample was expected") from None
+    dataset = load_saved(folder)
     if isinstance(dataset, DatasetDict):
         splits = [name for name in dataset if (name == "train") == train]
         if len(splits) != 1:

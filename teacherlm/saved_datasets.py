@@ -53,10 +53,10 @@ def broken(data: Path, why: object) -> UserError:
 
 
 def load_saved(data: Path) -> Any:
-    """The Dataset or the DatasetDict in a folder that `save_to_disk` wrote.
+    """The Dataset or the DatasetDict in a folder that `save_to_disk` wrote, with all columns and plain values.
 
     Raises:
-        UserError: a file of it is missing or damaged. (Of a dataset without rows `datasets` raises an IndexError.)
+        UserError: a file of it is missing or damaged, or there are no rows.
     """
     import datasets
 
@@ -64,9 +64,11 @@ def load_saved(data: Path) -> Any:
         if file.suffix != ".json":
             require_sound(data, file)
     try:
-        return datasets.load_from_disk(str(data))
-    except IndexError:
-        raise
+        loaded = datasets.load_from_disk(str(data))
+        loaded.reset_format()  # the folder may name columns to leave out, and a library's arrays for values
+        return loaded
+    except IndexError:  # so the library says that there are no rows
+        raise UserError(f"{data}: empty; at least one sample was expected") from None
     except Exception as error:  # what the libraries raise over a damaged file is of a dozen kinds
         raise broken(data, error) from error
 

@@ -34,7 +34,7 @@ def read(path: Path, stamp: tuple[tuple[str, int], ...], choices: int | None) ->
     try:
         features = load_object(path / "dataset_info.json").get("features") or {}
         samples = load_saved(path)
-    except Exception as error:  # the library's own; of a folder without samples an IndexError
+    except Exception as error:  # a UserError of the folder, or of dataset_info.json
         raise UserError(f"{path}: there are no samples in it, or they cannot be read ({reason(error)})") from error
     for needed in ("question", "answer"):
         if needed not in features:
