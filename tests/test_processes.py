@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -55,8 +56,11 @@ def test_two_processes_learn_what_one_does_and_resume(
 ) -> None:
     words = ["--deepspeed", stage, "--dev_dataset", prepared / "SAMPLE", *UNEVEN]
     started = start(tiny_llama, prepared / "SAMPLE", tmp_path, 2, *words, "--num_train_epochs", 1)
-    places = listening_places(started)
+    places: set[str] = set()
+    watcher = threading.Thread(target=watch_listening_places, args=(started, places))
+    watcher.start()
     output, errors = started.communicate()
+    watcher.join()
     first = subprocess.CompletedProcess(started.args, started.returncode, output, errors)
     assert first.returncode == 0, first.stderr[-2000:]
     assert places
@@ -75,17 +79,15 @@ def test_two_processes_learn_what_one_does_and_resume(
         torch.testing.assert_close(tensor, expected[name], atol=1e-4, rtol=1e-3)
 
 
-def listening_places(started: subprocess.Popen) -> set[str]:
-    """The addresses that a command and its children listen on until it ends, or has written its first checkpoint."""
-    found: set[str] = set()
-    while started.poll() is None:
+def watch_listening_places(started: subprocess.Popen, found: set[str]) -> None:
+    """Add to `found` the addresses that a command and its children listen on, until it ends."""
+    while started.returncode is None:  # which `communicate` sets, in another thread
         with contextlib.suppress(psutil.Error):
             for process in psutil.Process(started.pid).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     sockets = process.net_connections("tcp")
                     found |= {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
         time.sleep(0.1)
-    return found
 
 
 def test_a_planted_pickle_among_deepspeed_s_states_does_not_run(
