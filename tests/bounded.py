@@ -4,36 +4,50 @@ Processor time does not grow with the load of the machine, and the bounds are fa
 only another order of growth breaks them.
 """
 
-import os
-import resource
+import json
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 MIB = 2**20
+LAUNCHER = """
+import json, os, resource, sys
+seconds, memory = map(int, sys.argv[1:3])
+child = os.fork()
+if not child:
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))  # it is to fail, not the machine
+    os.execv(sys.argv[4], sys.argv[4:])
+_, status, used = os.wait4(child, 0)
+with open(sys.argv[3], "w") as file:
+    json.dump([os.waitstatus_to_exitcode(status), used.ru_utime, used.ru_maxrss // 1024], file)
+"""
+"""Its own memory is small: Linux counts that of the process which starts a program as the program's own peak."""
 
 
 def bounded(words: Sequence[object], seconds: int = 60, mib: int = 1024) -> subprocess.CompletedProcess:
     """Run Python with these words; it must end by itself within `seconds` of processor time and `mib` of memory."""
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-        resource.setrlimit(resource.RLIMIT_DATA, (4 * mib * MIB, 4 * mib * MIB))  # it is to fail, not the machine
-
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+    with (
+        tempfile.TemporaryDirectory() as place,
+        tempfile.TemporaryFile("w+") as out,
+        tempfile.TemporaryFile("w+") as err,
+    ):
+        used = Path(place) / "used.json"
         command = [sys.executable, *map(str, words)]
-        process = subprocess.Popen(command, stdout=out, stderr=err, preexec_fn=limit)
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(seconds), str(4 * mib * MIB), str(used)]
+        subprocess.run([*launcher, *command], stdout=out, stderr=err, check=True)
+        code, spent, peak = json.loads(used.read_text())
         out.seek(0)
         err.seek(0)
-        done = subprocess.CompletedProcess(command, process.returncode, out.read(), err.read())
-    ended = done.returncode
+        done = subprocess.CompletedProcess(command, code, out.read(), err.read())
+    ended = code
     with suppress(ValueError):
-        ended = signal.Signals(-done.returncode).name
-    assert done.returncode >= 0, f"ended by {ended} after {used.ru_utime:.0f} s: {done.stderr[-2000:]}"
-    assert used.ru_maxrss * 1024 < mib * MIB, f"{used.ru_maxrss // 1024} MiB"
+        ended = signal.Signals(-code).name
+    assert code >= 0, f"ended by {ended} after {spent:.0f} s: {done.stderr[-2000:]}"
+    assert peak < mib, f"{peak} MiB"
     return done

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -156,7 +157,9 @@ def test_shared_out_states_are_those_of_one_worker_and_go_on(place: Path, tmp_pa
     assert one.returncode == 0, one.stderr
     plain += ["--shard_optim", "--shard_grads", "--save_optimizer"]
     command = several_workers(TRAIN, words(place, tmp_path / "two", *plain), 2)
-    process = begin(command, place, until_step=4)
+    process = begin(
+        [sys.executable, *command[1:]], place, until_step=4
+    )  # a program that is a fork has no children here
     for worker in psutil.Process(process.pid).children():
         worker.send_signal(signal.SIGUSR1)
     output, errors = process.communicate()
@@ -236,7 +239,9 @@ def test_contradictions_are_one_line(place: Path, alone: Path, tmp_path: Path) -
             "--target_maxlength",
             6,
         ],
-        "--target_maxlength cuts the letter": ["--decoder_prompt_format", "{query}", "--target_maxlength", 6],
+        "--target_maxlength cuts the letter": [
+            *("--decoder_prompt_format", "{query}", "--target_maxlength", 6, "--name", "prompted"),
+        ],
     }
     for message, more in wrong.items():
         assert message in only_error(train(place, tmp_path, *more)), message

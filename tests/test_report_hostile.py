@@ -233,7 +233,9 @@ def test_odd_values_that_can_be_read(inside: Callable, tmp_path: Path) -> None:
 def test_names_that_are_no_utf_8(inside: Callable, tmp_path: Path) -> None:
     """Such a name is shown with its bytes written out, on the page, in pictures and in the tables."""
     odd = os.fsdecode(b"tiny_\xff\x1b[2J_seed0")
-    folder = write_run(tmp_path / "creak" / "all\x1b[2J", {"cot": ["Because."] * 4}, (odd, RUNS[0]))
+    folder = write_run(tmp_path / "creak" / "all\x1b[2J", {"cot": ["Because."] * 4}, ("renamed", RUNS[0]))
+    for made in [path for path in folder.glob("*/renamed*")]:
+        made.rename(made.with_name(made.name.replace("renamed", odd)))
     done = inside("report", folder)
     assert done.returncode == 0, done.stderr
     page = html.fromstring((folder / "report" / "index.html").read_text(encoding="utf-8"))
