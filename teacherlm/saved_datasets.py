@@ -52,8 +52,12 @@ def broken(data: Path, why: object) -> UserError:
     return UserError(f"{data}: cannot be read as a dataset that save_to_disk wrote ({why}); save or copy it again")
 
 
-def load_saved(data: Path) -> Any:
+def load_saved(data: Path, splits: bool = False) -> Any:
     """The Dataset or the DatasetDict in a folder that `save_to_disk` wrote, with all columns and plain values.
+
+    Args:
+        data: the folder. One that was saved over the other kind has both: the library then takes the Dataset.
+        splits: take the DatasetDict.
 
     Raises:
         UserError: a file of it is missing or damaged, or there are no rows.
@@ -64,7 +68,7 @@ def load_saved(data: Path) -> Any:
         if file.suffix != ".json":
             require_sound(data, file)
     try:
-        loaded = datasets.load_from_disk(str(data))
+        loaded = (datasets.DatasetDict if splits else datasets).load_from_disk(str(data))
         loaded.reset_format()  # the folder may name columns to leave out, and a library's arrays for values
         return loaded
     except IndexError:  # so the library says that there are no rows

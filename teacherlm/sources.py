@@ -170,7 +170,7 @@ def read_saved(benchmark: Benchmark, split: str, data: Path) -> Iterator[Sample]
     saved_files(data)
     if not (data / "dataset_dict.json").is_file():
         raise UserError(f"{data}: one Dataset without splits; a DatasetDict was expected: {needed}")
-    saved = load_saved(data)
+    saved = load_saved(data, splits=True)
     if name not in saved:
         raise UserError(f"{data}: no split {name!r}; there are: {', '.join(saved)}")
     columns = saved[name].column_names
