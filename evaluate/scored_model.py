@@ -19,7 +19,7 @@ from teacherlm import self_check
 from teacherlm.errors import UserError
 from teacherlm.loading import is_finite, load_model, weight_files
 from teacherlm.memory import keep_freed_memory
-from teacherlm.model_config import attention_windows
+from teacherlm.model_config import attention_windows, picks_tokens
 from teacherlm.packed_attention import stop_packing, use_packing
 from teacherlm.packed_linear import PackedLinear, pack_linears
 from teacherlm.self_check import COMPARED, NOT_FOR_THIS, Verdict, fault_of, plain_options
@@ -103,24 +103,28 @@ class ScoredModel:
     def fault(self, path: str, sequences: list[list[int]], expected: list[torch.Tensor], tolerance: float) -> str:
         """What is wrong with a path on these sequences, of which the last two share a prefix; empty when nothing is."""
         inputs = [tuple(tokens) for tokens in sequences]
+        if path != PATHS[-1] and picks_tokens(self.model.config):
+            return NOT_FOR_THIS
         if path == "packed" and not use_packing(self.model, longest=max(map(len, inputs))):
             return NOT_FOR_THIS
         self.packed = path == "packed"
-        *alone, one, other = range(len(inputs))
-        shared = self_check.shared_length(sequences)
-        groups = [Group(0, (*alone, other)), Group(shared, (one, other))]
-        if shared < SHORTEST_PREFIX:
-            groups, shared = [Group(0, tuple(range(len(inputs))))], 0
         scored = [min(COMPARED, len(tokens)) for tokens in inputs]
-        for member in (one, other):  # what is scored does not belong to a prefix
-            scored[member] = min(scored[member], len(inputs[member]) - shared)
-        members = [member for group in groups for member in group.members]
-        sizes = [scored[member] for member in members]
-        fault = fault_of(
-            lambda: list(self.logits_by(path, groups, inputs, scored).split(sizes)),
-            [expected[member][-scored[member] :] for member in members],
-            tolerance,
-        )
+
+        def fault_in(group: Group) -> str:
+            sizes = [scored[member] for member in group.members]
+            return fault_of(
+                lambda: list(self.logits_by(path, [group], inputs, scored).split(sizes)),
+                [expected[member][-scored[member] :] for member in group.members],
+                tolerance,
+            )
+
+        fault = fault_in(Group(0, tuple(range(len(inputs)))))
+        shared = self_check.shared_length(sequences)
+        if not fault and self.packed and shared >= SHORTEST_PREFIX:
+            pair = (len(inputs) - 2, len(inputs) - 1)
+            for member in pair:  # what is scored does not belong to a prefix
+                scored[member] = min(scored[member], len(inputs[member]) - shared)
+            fault = fault_in(Group(shared, pair))
         self.end_packing()
         return fault
 

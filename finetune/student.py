@@ -26,6 +26,7 @@ from transformers.integrations import deepspeed as zero
 from teacherlm import self_check
 from teacherlm.errors import UserError, reason
 from teacherlm.loading import base_model, load_model
+from teacherlm.model_config import picks_tokens
 from teacherlm.packed_attention import stop_packing, use_packing
 from teacherlm.self_check import COMPARED, NOT_FOR_THIS, SHOWN, Verdict
 
@@ -119,6 +120,8 @@ def find_path(model: torch.nn.Module, own: Any, training: Any, folder: Path, lon
     loss = expected_loss(samples, expected)
 
     def fault(path: str, _: bool, attention: str) -> str:
+        if path != PATHS[-1] and picks_tokens(base_model(model).config):
+            return NOT_FOR_THIS
         self_check.set_attention(model, attention)
         try:
             undo = use_path(model, path, own.attention, longest, with_loss=False)

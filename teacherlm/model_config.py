@@ -141,6 +141,16 @@ def is_rescaled(config: PreTrainedConfig) -> bool:
     return any(rescaled_from(getattr(text, "rope_parameters", None), position_count(config)))
 
 
+def picks_tokens(config: PreTrainedConfig) -> bool:
+    """Whether attention sees only so many of the earlier tokens, those of the highest rank (DeepSeek's indexer).
+
+    Where too few tokens are there to choose from, the library's choice depends on the tokens that follow, padding too,
+    and only at some positions. A few sequences need not show that: such a model takes one text at a time.
+    """
+    known = config.get_text_config().to_dict()
+    return any(value for name, value in known.items() if name.startswith("index_topk"))
+
+
 def rope_types(rope: Any) -> set[str]:
     """The kinds of rotary positions that a model's settings name."""
     if not isinstance(rope, Mapping):

@@ -25,7 +25,7 @@ from engines.plain_generation import complete_alone
 from teacherlm import self_check
 from teacherlm.errors import UserError
 from teacherlm.loading import load_model, load_tokenizer
-from teacherlm.model_config import position_count, vocabulary_size
+from teacherlm.model_config import picks_tokens, position_count, vocabulary_size
 from teacherlm.packed_linear import pack_linears
 from teacherlm.self_check import Verdict
 from teacherlm.tokens import decode_completion, encode_prompt, require_embeddings
@@ -113,6 +113,8 @@ class TransformersEngine:
         expected = self_check.make_continuations(self.model, self.longest, tolerance)
 
         def fault(path: str, plain_linears: bool, attention: str) -> str:
+            if path == PATHS[0] and picks_tokens(self.model.config):
+                return self_check.NOT_FOR_THIS
             self.shape_model(attention, plain_linears, path == "batched")
             if path == "batched":
                 return batch_fault(self, expected, tolerance)
