@@ -157,8 +157,10 @@ def remove(path: Path) -> None:
 
 
 def not_ordinary(path: Path) -> UserError:
+    """The error for what is in the place of a file whose name is fixed."""
+    what = "a folder" if path.is_dir() and not path.is_symlink() else "a link, or no ordinary file"
     return UserError(
-        f"{path}: this is a link, or no ordinary file, and this program did not make it; find out who put it there, "
+        f"{path}: this is {what}, and this program did not make it; find out who put it there, "
         "and remove it"
     )
 
