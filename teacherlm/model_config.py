@@ -142,13 +142,13 @@ def is_rescaled(config: PreTrainedConfig) -> bool:
 
 
 def picks_tokens(config: PreTrainedConfig) -> bool:
-    """Whether attention sees only so many of the earlier tokens, those of the highest rank (DeepSeek's indexer).
+    """Whether attention sees only so many of the earlier tokens, those of the highest rank (DeepSeek's indexer, Doge).
 
     Where too few tokens are there to choose from, the library's choice depends on the tokens that follow, padding too,
     and only at some positions. A few sequences need not show that: such a model takes one text at a time.
     """
     known = config.get_text_config().to_dict()
-    return any(value for name, value in known.items() if name.startswith("index_topk"))
+    return any(value for name, value in known.items() if name.startswith(("index_topk", "keep_window_size")))
 
 
 def rope_types(rope: Any) -> set[str]:

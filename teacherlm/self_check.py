@@ -25,7 +25,7 @@ from teacherlm.json_files import load_object
 from teacherlm.loading import base_model
 from teacherlm.model_config import attention_windows, is_rescaled, position_count, vocabulary_size
 
-VERSION = 8
+VERSION = 9
 """Raised whenever the check changes, so that no older verdict counts."""
 COMPARED = 12
 """Positions at the end of each sequence whose logits are compared."""
