@@ -160,8 +160,7 @@ def not_ordinary(path: Path) -> UserError:
     """The error for what is in the place of a file whose name is fixed."""
     what = "a folder" if path.is_dir() and not path.is_symlink() else "a link, or no ordinary file"
     return UserError(
-        f"{path}: this is {what}, and this program did not make it; find out who put it there, "
-        "and remove it"
+        f"{path}: this is {what}, and this program did not make it; find out who put it there, and remove it"
     )
 
 
