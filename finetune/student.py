@@ -28,7 +28,7 @@ from teacherlm.errors import UserError, reason
 from teacherlm.loading import base_model, load_model
 from teacherlm.model_config import picks_tokens
 from teacherlm.packed_attention import stop_packing, use_packing
-from teacherlm.self_check import COMPARED, NOT_FOR_THIS, SHOWN, Verdict
+from teacherlm.self_check import COMPARED, NOT_FOR_THIS, Verdict
 
 PATHS = ("packed", "packed-whole", "padded", "padded-whole", "single")
 WORDS = {
@@ -223,7 +223,7 @@ def loss_fault(
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # as in self_check.fault_of
-        return f"fails in training ({type(error).__name__}: {reason(error)[:SHOWN]})"
+        return self_check.failure(error, " in training")
     finally:
         model.eval()
         if training.gradient_checkpointing:

@@ -20,7 +20,7 @@ from tasks import parse_task
 from tokenizers import Tokenizer, models, processors
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from teacherlm import tokens
+from teacherlm import self_check, tokens
 from teacherlm.loading import load_model, load_tokenizer
 
 Inside = Callable[..., object]
@@ -477,6 +477,17 @@ def test_in_16_bits_rounding_is_no_fault_and_another_computation_is(dtype: str, 
     )
     path, attention = scored_path(save(tmp_path / "gemma2", transformers.Gemma2ForCausalLM(capped)), dtype)
     assert path != "packed" and attention == "eager"
+
+
+def test_rounding_that_cannot_be_measured_is_not_taken_for_none_or_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that computes without its embedding module, and one that does not say which module that is."""
+    model = LlamaForCausalLM(llama_config()).bfloat16().eval()
+    measured = self_check.tolerance_of(model, torch.bfloat16, None)
+    assert 0 < measured != self_check.TOLERANCE[torch.bfloat16]
+    monkeypatch.setattr(model, "get_input_embeddings", lambda: torch.nn.Embedding(1, 1))
+    assert self_check.tolerance_of(model, torch.bfloat16, None) == self_check.TOLERANCE[torch.bfloat16]
+    monkeypatch.setattr(model, "get_input_embeddings", lambda: None)
+    assert self_check.tolerance_of(model, torch.bfloat16, None) == self_check.TOLERANCE[torch.bfloat16]
 
 
 def scored_path(folder: Path, dtype: str) -> tuple[str, str]:

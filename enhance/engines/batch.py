@@ -12,8 +12,6 @@ from engines import Completion, Prompt
 from engines.key_values import GROWTH, KeyValues, moves_to_drop
 from engines.sampling import choose_tokens
 from teacherlm import self_check
-from teacherlm.errors import reason
-from teacherlm.self_check import SHOWN
 
 if TYPE_CHECKING:
     from engines.transformers_engine import TransformersEngine
@@ -218,7 +216,7 @@ def batch_fault(engine: "TransformersEngine", expected: self_check.Continuations
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # as in self_check.fault_of
-        return f"fails ({type(error).__name__}: {reason(error)[:SHOWN]})"
+        return self_check.failure(error)
     found = [torch.stack(batch.seen[index]) for index in range(len(rows))]
     wanted = [logits[: len(row)] for logits, row in zip(expected.logits, found)]
     return self_check.fault_of(lambda: found, wanted, tolerance)
