@@ -64,7 +64,7 @@ def record_of(file: Path) -> Path:
 def noted_digest(file: Path) -> str | None:
     """The digest that a file had when it was downloaded; None where that was not done here."""
     try:
-        return json.loads(record_of(file).read_text(encoding="utf-8"))["sha256"]
+        return load_object(record_of(file))["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

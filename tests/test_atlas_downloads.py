@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, only_error
 
+from atlas.contents import noted_digest, record_of
 from atlas.preprocessing.downloads import download
 from teacherlm.errors import UserError
 
@@ -221,6 +222,24 @@ def test_what_was_damaged_on_the_way_is_not_kept(server: Server, tmp_path: Path)
         download(url, target)
     assert not target.exists() and not (tmp_path / ".file.part").exists()
     server.digest = hashlib.sha256(CONTENT).hexdigest()
+    download(url, target)
+    assert target.read_bytes() == CONTENT
+
+
+def test_records_of_a_download_that_are_none_count_as_none(server: Server, tmp_path: Path) -> None:
+    """Brackets that no parser has room for, in the record of a whole file and of one that was begun."""
+    url, target = f"http://127.0.0.1:{server.server_port}/file", tmp_path / "file"
+    server.cut = 3_000_000
+    with pytest.raises(UserError, match=r"run this again"):
+        download(url, target)
+    begun = [path for path in tmp_path.iterdir() if path.read_bytes().startswith(b"{")]
+    assert begun
+    for path in begun:
+        path.write_text("[" * 100_000)
+    download(url, target)
+    assert target.read_bytes() == CONTENT
+    record_of(target).write_text("[" * 100_000)
+    assert noted_digest(target) is None
     download(url, target)
     assert target.read_bytes() == CONTENT
 

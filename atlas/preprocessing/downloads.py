@@ -22,6 +22,7 @@ from teacherlm.files import (
     through_links,
     whole_file,
 )
+from teacherlm.json_files import load_object
 from teacherlm.lock import one_writer
 from teacherlm.manifests import sha256
 
@@ -87,7 +88,7 @@ def is_whole(target: Path, record: Path) -> bool:
     if not target.is_file():
         return False
     try:
-        return json.loads(record.read_text(encoding="utf-8"))["bytes"] == target.stat().st_size
+        return load_object(record)["bytes"] == target.stat().st_size
     except (OSError, ValueError, KeyError, TypeError):
         return True  # brought here by hand
 
@@ -152,7 +153,7 @@ def kept(url: str, partial: Path, said_file: Path) -> tuple[int, Said]:
     nothing = 0, Said(None, None, None)
     try:
         found = partial.lstat()
-        noted = json.loads(said_file.read_text(encoding="utf-8"))
+        noted = load_object(said_file)
         said = Said(noted["length"], noted["etag"], noted["modified"])
     except (OSError, ValueError, KeyError, TypeError):
         return nothing
