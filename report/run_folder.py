@@ -1,4 +1,4 @@
-"""What lies in a run's folder: manifests, results, logs, and what is not there yet. Nothing is needed, all is read.
+"""What lies in a run's folder: manifests, results, logs, and what is not there yet. No file has to be there.
 
 The files may be anybody's. What is read is held against a shape, so that the rest of the report can rely on it; a file
 that does not fit is said in `missing` and left out.
@@ -100,13 +100,7 @@ class Scored:
     def samples(self) -> Iterator[Record]:
         """What the model said to each question, one at a time; nothing where the file is gone."""
         path = self.path.with_name(f"{self.path.stem}_samples.jsonl")
-        try:
-            for number, record in read_records(path) if path.is_file() else ():
-                if flaw := flaw_of_shape(record, SAMPLE):
-                    raise UserError(f"{path}, line {number}: no sample of an evaluation: {flaw}")
-                yield record
-        except UserError as error:
-            say(self.missing, f"evaluate: {one_line(error)}")
+        return read_shaped(path, SAMPLE, "sample of an evaluation", "evaluate", self.missing)
 
     @cached_property
     def answers(self) -> Answers:
@@ -130,6 +124,21 @@ def say(missing: list[str], said: str) -> None:
     """Put a sentence into `missing`, once."""
     if said not in missing:
         missing.append(said)
+
+
+def read_shaped(path: Path, shape: dict[str, Any], what: str, stage: str, missing: list[str]) -> Iterator[Record]:
+    """The records of a stage's file that have a shape; one that has not is said in `missing`, and ends them.
+
+    Args:
+        what: a record is, for the sentence.
+    """
+    try:
+        for number, record in read_records(path) if path.is_file() else ():
+            if flaw := flaw_of_shape(record, shape):
+                raise UserError(f"{path}, line {number}: no {what}: {flaw}")
+            yield record
+    except UserError as error:
+        say(missing, f"{stage}: {one_line(error)}")
 
 
 @dataclass

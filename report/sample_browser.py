@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from run_folder import RunFolder, Scored, digest_of, say
+from run_folder import RunFolder, Scored, digest_of, read_shaped
 
 from teacherlm.errors import UserError, one_line
 from teacherlm.limits import PAGE_BYTES, PAGE_SAMPLES
 from teacherlm.prompts import ANSWER_MARK, KINDS, LETTERS, take_apart
 from teacherlm.records import Record, read_records
-from teacherlm.shapes import LONG_TEXT, flaw_of_shape
+from teacherlm.shapes import LONG_TEXT
 
 Row = dict[str, Any]
 Key = tuple[bytes, int]
@@ -124,23 +124,12 @@ def with_quality(file: Path, missing: list[str]) -> Iterator[tuple[tuple[int, Re
         UserError: a record is none of enhance.py.
     """
     quality = file.with_name(f"{file.stem.rpartition('_')[0]}_quality.jsonl")
-    said = read_quality(quality, missing)
+    said = read_shaped(quality, QUALITY, "line of post-processing", "quality", missing)
     for number, record in read_records(file):
         for name in ("text", kind_of(file)):
             if not isinstance(record.get(name), str):
                 raise UserError(f"{file}, line {number}: the field {name!r} is missing or no text")
         yield (number, record), next(said, {})
-
-
-def read_quality(path: Path, missing: list[str]) -> Iterator[Record]:
-    """The lines of a quality file; one that is none is said in `missing`, and ends it."""
-    try:
-        for number, record in read_records(path) if path.is_file() else ():
-            if flaw := flaw_of_shape(record, QUALITY):
-                raise UserError(f"{path}, line {number}: no line of post-processing: {flaw}")
-            yield record
-    except UserError as error:
-        say(missing, f"quality: {one_line(error)}")
 
 
 def question_key(text: str) -> str:
