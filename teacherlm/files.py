@@ -68,7 +68,7 @@ def plain_name(name: str, where: str) -> str:
         UserError: it is empty, too long, hidden or a folder's own (`.`, `..`), or has a slash or a character that
             cannot be printed.
     """
-    if not name or name.startswith(".") or "/" in name or not name.isprintable() or len(name.encode()) > LONGEST_NAME:
+    if not is_plain_name(name) or name.startswith(".") or len(name.encode()) > LONGEST_NAME:
         raise UserError(
             f"{where}: a plain name was expected, without slashes, without a dot at its beginning and of at most "
             f"{LONGEST_NAME} bytes, found {shown(name)}; it becomes the name of a file"
