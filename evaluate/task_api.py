@@ -223,7 +223,7 @@ class MultipleChoiceTask(Task):
         return f" {doc['choices'][doc['gold']]}"
 
     def sample_fault(self, doc: Any) -> str:
-        """A task file may have methods of its own, which take samples of another form."""
+        """What is wrong with a sample. A task file that replaces these methods may use samples of another form."""
         asks = type(self).construct_requests is MultipleChoiceTask.construct_requests
         judges = type(self).process_results is MultipleChoiceTask.process_results
         fault = choices_fault(doc) if asks or judges else ""

@@ -1,7 +1,7 @@
 """A chain's folder: whose it is, and the settings that its jobs read.
 
 The settings are data, a JSON file that is never executed: {"benchmark", "directory", "variables": {NAME: value}}. Each
-submission writes a file of its own, which only its user may read, so no other submission changes what a waiting job
+submission writes its own file, which only its user may read. So no other submission changes what a waiting job
 reads. A job reads such a file only when its own user or root owns it.
 """
 

@@ -63,10 +63,9 @@ def test_two_processes_learn_what_one_does_and_resume(
     stage: str, tiny_llama: Path, prepared: Path, alone: Path, tmp_path: Path
 ) -> None:
     words = ["--deepspeed", stage, "--dev_dataset", prepared / "SAMPLE", *UNEVEN]
-    words += ["--num_train_epochs", 1]
     watched = stage == "zero2"  # a program that is a fork has no children here
-    started = start(tiny_llama, prepared / "SAMPLE", tmp_path, 2, *words, python=sys.executable if watched else None)
-    del words[-2:]
+    python = sys.executable if watched else None
+    started = start(tiny_llama, prepared / "SAMPLE", tmp_path, 2, *words, "--num_train_epochs", 1, python=python)
     places: set[str] = set()
     watcher = threading.Thread(target=watch_listening_places, args=(started, places))
     watcher.start()
