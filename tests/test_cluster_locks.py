@@ -37,6 +37,10 @@ class Jobs:
         assert done.returncode == 0, done.stderr
         self.jobs.append(done.stdout.strip())
 
+    def signal(self, node: int, name: str) -> None:
+        done = self.cluster.run("scancel", "--batch", f"--signal={name}", self.jobs[node])
+        assert done.returncode == 0, done.stderr
+
     def log(self, node: str) -> Path:
         return self.folder / f"{node}.log"
 
@@ -78,8 +82,11 @@ def test_a_finetuning_waits_for_that_of_another_node(named: Cluster, prepared: P
     jobs = Jobs(named, runs[1].parent, both)
     jobs.submit("node1")
     jobs.await_that((runs[1] / "log.jsonl").exists)
+    jobs.signal(0, "STOP")  # in mid-training, for as long as the other job takes to come and wait
+    assert not (runs[1] / "manifest.json").exists()
     jobs.submit("node2")
     jobs.await_that(lambda: jobs.log("node2").exists() and "waiting for" in jobs.log("node2").read_text())
+    jobs.signal(0, "CONT")
     said = jobs.end()
     assert f"waiting for {runs[1]}, held by node1 pid " in said["node2"]
     assert "done already" in said["node2"]
