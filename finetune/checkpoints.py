@@ -13,7 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from teacherlm import manifests
 from teacherlm.errors import UserError, shown
-from teacherlm.files import remove, set_aside, through_links, whole_file
+from teacherlm.files import files_below, remove, set_aside, through_links, whole_file
 from teacherlm.json_files import load_object, require_object
 from teacherlm.pickles import deepspeed_classes, require_plain, without_code
 from teacherlm.shapes import flaw_of_shape
@@ -91,8 +91,9 @@ def check_resumable(checkpoint: Path, training: TrainingArguments) -> None:
             "another run name"
         )
     with without_code(deepspeed_classes() if maker == "DeepSpeed" else ()):
-        for file in sorted(file for pattern in ("*.pt", "*.pth") for file in checkpoint.rglob(pattern)):
-            require_plain(file)
+        for file in files_below(checkpoint):
+            if file.suffix in (".pt", ".pth"):
+                require_plain(file)
     if maker == "DeepSpeed":
         require_own_states(checkpoint)
     require_object(checkpoint / RUNNING_LOSS, {"sum": float, "since": int})

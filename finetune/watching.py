@@ -74,6 +74,7 @@ def start_wandb(training: Any) -> None:
     """
     if "wandb" not in training.report_to or not is_first():
         return
+    os.environ["PYTHONSAFEPATH"] = "1"  # wandb may start a Python of its own, with -m in the current folder
     import wandb
 
     store, name = Path(training.output_dir).parent, training.run_name

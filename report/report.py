@@ -98,7 +98,7 @@ def make_page(folder: Path, page: Path) -> None:
 def describe_inputs(folder: Path, known: dict[str, Any]) -> dict[str, Any]:
     """Digests of what a page is made of: the run's files but for weights and datasets, and this folder's code."""
     patterns = ("prepare/*.json*", "enhance/*/*.json*", "enhance/*/.*.progress", "enhance/*/*/manifest.json")
-    patterns += ("finetune/*/*.json*", "evaluate/**/*.json*", "chains/*/states/*")
+    patterns += ("finetune/*/*.json*", "evaluate/*/*.json*", "evaluate/*/*/*.json*", "chains/*/states/*")
     if is_atlas_folder(folder):
         patterns = ("*/*.json*", "*/*/*.json*")
     found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 from teacherlm import manifests
 from teacherlm.errors import UserError, one_line
-from teacherlm.files import file_name
+from teacherlm.files import file_name, files_below
 from teacherlm.json_files import load_object
 from teacherlm.records import Record, read_records
+from teacherlm.redaction import redacted_command, without_named
 from teacherlm.results import read_result
 from teacherlm.shapes import LONG_TEXT, flaw_of_shape
 
@@ -206,9 +207,14 @@ def read_run_folder(folder: Path) -> RunFolder:
 
 def read_manifests(folder: Path, within: Iterable[str], missing: list[str]) -> list[tuple[Path, dict[str, Any]]]:
     """(path, manifest) of what is in some folders of a folder, by the time at which it began."""
-    paths = sorted({path for name in within for path in folder.glob(f"{name}/**/*{manifests.NAME}")})
+    paths = set()
+    for name in within:
+        try:
+            paths |= {path for path in files_below(folder / name) if path.name.endswith(manifests.NAME)}
+        except UserError as error:
+            missing.append(f"manifest: {one_line(error)}")
     found = []
-    for path in paths:
+    for path in sorted(paths):
         if path.parent == folder / "report":
             continue
         try:
@@ -219,7 +225,9 @@ def read_manifests(folder: Path, within: Iterable[str], missing: list[str]) -> l
 
 
 def checked_manifest(path: Path) -> dict[str, Any]:
-    """A manifest of which the fields that the report shows are what they should be.
+    """A manifest of which the fields that the report shows are what they should be, without secrets.
+
+    An earlier version wrote commands as they were given.
 
     Raises:
         OSError: it cannot be read.
@@ -234,6 +242,8 @@ def checked_manifest(path: Path) -> dict[str, Any]:
         flaw = flaw or flaw_of_shape(manifest["counts"], {str: (float, {str: (int, None)})}, "counts")
     if flaw:
         raise ValueError(flaw)
+    manifest["command"] = redacted_command(manifest.get("command", []))
+    manifest["arguments"] = without_named(manifest.get("arguments", {}))
     return manifest
 
 

@@ -194,7 +194,7 @@ def stages(found: Sequence[tuple[Path, dict[str, Any]]], root: Path) -> Section:
     """Time and tokens of each stage, the exact commands, and what they ran on."""
     head = ("stage", "what", "records", "tokens", "seconds", "processes", "process hours", "host", "ended")
     rows = [stage_row(path, manifest, root) for path, manifest in found]
-    told = [(path, manifest) for path, manifest in found if "command" in manifest]
+    told = [(path, manifest) for path, manifest in found if manifest["command"]]
     parts = [Part(words="A process hour is an hour of one process, on a GPU where it has one.", head=head, rows=rows)]
     parts += [Part(code=all_details(told, root), folded=FOLDED)]
     return Section("stages", "Stages", parts if rows else [])

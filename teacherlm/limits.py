@@ -51,3 +51,6 @@ PAGE_MISSING = 200
 """Lines of what is missing on a page."""
 PAGE_POINTS = 5000
 """Of one line of a picture."""
+
+DOWNLOAD_BYTES = 2**36
+"""Of a download whose length the server does not say; the largest published file has some 2**35."""

@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT, only_error
 
 from atlas.contents import noted_digest, record_of
+from atlas.preprocessing import downloads
 from atlas.preprocessing.downloads import download
 from teacherlm.errors import UserError
 
@@ -26,7 +27,7 @@ class Server(ThreadingHTTPServer):
     `wrong` gets status, headers and body of an answer with a part of the file, and makes them wrong.
     """
 
-    content, cut, etag, digest, wrong = CONTENT, None, True, None, None
+    content, cut, etag, digest, wrong, length = CONTENT, None, True, None, None, True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
@@ -64,7 +65,8 @@ class Answer(BaseHTTPRequestHandler):
             if self.server.wrong:
                 status, rest = self.server.wrong(status, headers, rest)
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(rest)), **headers}.items():
+        length = {"Content-Length": str(len(rest))} if self.server.length else {}
+        for name, value in (length | headers).items():
             self.send_header(name, value)
         self.end_headers()
         cut, self.server.cut = self.server.cut, None
@@ -222,6 +224,20 @@ def test_what_was_damaged_on_the_way_is_not_kept(server: Server, tmp_path: Path)
         download(url, target)
     assert not target.exists() and not (tmp_path / ".file.part").exists()
     server.digest = hashlib.sha256(CONTENT).hexdigest()
+    download(url, target)
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_server_that_says_no_length_and_does_not_end(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.length = False
+    url, target = f"http://127.0.0.1:{server.server_port}/file", tmp_path / "file"
+    monkeypatch.setattr(downloads, "DOWNLOAD_BYTES", len(CONTENT) - 1)
+    with pytest.raises(UserError, match=rf"says no length and has sent {len(CONTENT) - 1} bytes"):
+        download(url, target)
+    assert not target.exists() and not (tmp_path / ".file.part").exists()
+    monkeypatch.undo()
     download(url, target)
     assert target.read_bytes() == CONTENT
 

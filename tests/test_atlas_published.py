@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -154,6 +155,24 @@ def test_what_is_wrong_with_a_shard_is_said(change: Callable, message: str, tmp_
     (folder / "passages.1.pt").write_bytes(pickle.dumps(change(passages[EACH:]), protocol=4))
     with pytest.raises(UserError, match=message):
         load(folder, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x80\x04]r\xff\xff\xff\x7f.", "passages.1.pt: 3 passages were expected, .* found 0"),  # reference 2**31
+        (b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b".", "passages.1.pt: no pickled list .*instruction 150"),
+        (b"\x80\x04\x8a\xff" + b"\x01" * 255 + b".", "passages.1.pt: 3 passages were expected, .* found int"),
+    ],
+)
+def test_a_few_bytes_that_ask_for_memory(content: bytes, message: str, tmp_path: Path) -> None:
+    passages, vectors = source(2)
+    folder = publish(tmp_path / "index", passages, vectors, 2)
+    (folder / "passages.1.pt").write_bytes(content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=message):
+        load(folder, 2)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
 
 
 def test_other_numbers_of_vectors_are_found_though_the_passages_were_converted(tmp_path: Path) -> None:

@@ -78,6 +78,36 @@ def test_the_stages_are_those_of_the_manifests(inside: Callable, run: Path) -> N
         assert all(output["sha256"] in told for output in manifest["outputs"].values())
 
 
+def test_stages_behind_linked_folders_are_there(inside: Callable, run: Path) -> None:
+    before = page_of(inside, run).xpath("//section[@id='stages']//pre")[0].text_content()
+    for place in (run / "enhance" / "teacher_seed0", run / "finetune", run / "evaluate" / RUNS[0] / "checkpoint-6"):
+        place.rename(run.parent / place.name)
+        place.symlink_to(run.parent / place.name)
+    assert page_of(inside, run).xpath("//section[@id='stages']//pre")[0].text_content() == before
+
+
+def test_a_result_behind_a_linked_folder_makes_the_page_again(inside: Callable, run: Path) -> None:
+    place = run / "evaluate" / RUNS[0] / "checkpoint-6"
+    place.rename(run.parent / "checkpoint-6")
+    place.symlink_to(run.parent / "checkpoint-6")
+    page_of(inside, run)
+    write_result(run, f"{RUNS[0]}/checkpoint-6/creak", seed=77)
+    result = json.loads((place / "creak.json").read_text())
+    row = next(row for row in table(page_of(inside, run), "accuracy-creak") if row[0] == f"{RUNS[0]}, checkpoint-6")
+    assert row[3] == [result["value"]]
+
+
+def test_secrets_in_earlier_manifests_are_not_shown(inside: Callable, run: Path) -> None:
+    path = run / "finetune" / RUNS[0] / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["command"] += ["--hub_token", "hf_a1b2c3d4e5", "--api_key=sk-a1b2c3d4e5"]
+    manifest["arguments"] = {"hub_token": "hf_a1b2c3d4e5", "per_device": 2}
+    path.write_text(json.dumps(manifest))
+    told = page_of(inside, run).xpath("//section[@id='stages']//pre")[0].text_content()
+    assert "--hub_token [hidden] --api_key=[hidden]" in told and "hub_token=[hidden], per_device=2" in told
+    assert "a1b2c3d4e5" not in (run / "report" / "index.html").read_text(encoding="utf-8")
+
+
 def test_the_quality_is_that_of_the_manifest(inside: Callable, run: Path) -> None:
     page = page_of(inside, run)
     counts = json.loads((run / "enhance/teacher_seed0/CREAK_quality.manifest.json").read_text())["counts"]

@@ -23,6 +23,7 @@ from teacherlm.files import (
     whole_file,
 )
 from teacherlm.json_files import load_object
+from teacherlm.limits import DOWNLOAD_BYTES
 from teacherlm.lock import one_writer
 from teacherlm.manifests import sha256
 
@@ -212,13 +213,24 @@ def take_whole(url: str, response: requests.Response, partial: Path, said_file: 
 
 
 def append(url: str, response: requests.Response, partial: Path, have: int, length: int | None) -> None:
-    """Append the bytes of an answer to the `have` that are there, with a bar on a terminal."""
+    """Append the bytes of an answer to the `have` that are there, with a bar on a terminal.
+
+    Raises:
+        UserError: the server said no length, and does not end.
+    """
     name = url.rsplit("/", 1)[1]
     with (
         os.fdopen(open_unlinked(partial, os.O_WRONLY | os.O_APPEND), "ab") as file,
         tqdm(total=length, initial=have, unit="B", unit_scale=True, desc=name, disable=None) as bar,
     ):
         for chunk in response.iter_content(CHUNK):
+            have += len(chunk)
+            if length is None and have > DOWNLOAD_BYTES:
+                partial.unlink()
+                raise UserError(
+                    f"{url}: the server says no length and has sent {DOWNLOAD_BYTES} bytes, more than any published "
+                    "file has; give another mirror with --base_url"
+                )
             file.write(chunk)
             bar.update(len(chunk))
 
