@@ -58,27 +58,27 @@ atlas-demo: $(INSTALLED) ## retrieval and a reader on a small corpus, some minut
 	@bash atlas/examples/demo.sh
 
 report: $(INSTALLED) ## a page of each run, to look at: make report [RUN=runs/creak/all | BENCHMARK=creak LIMIT=200] OPEN=1
-	@$(LOAD_SITE) RUNS="$${RUNS:-runs}" $(STAGE_PYTHON) report/report.py $${RUN:+"$$RUN"} $${BENCHMARK:+--benchmark "$$BENCHMARK"} \
+	@$(LOAD_SITE) RUNS="$${RUNS:-runs}" $(STAGE_PYTHON) src/teacherlm/report/main.py $${RUN:+"$$RUN"} $${BENCHMARK:+--benchmark "$$BENCHMARK"} \
 	    $${LIMIT:+--samples "limit-$$LIMIT"} $${OPEN:+--open}
 
 compare: $(INSTALLED) ## a page and tables that compare runs: make compare RUNS="creak/all sample/limit-48"
 	@compared="$${RUNS:?which ones? make compare RUNS=\"creak/all creak/limit-200\"}"; unset RUNS; \
-	    $(LOAD_SITE) RUNS="$${RUNS:-runs}" $(STAGE_PYTHON) report/compare.py $$compared $${OPEN:+--open}
+	    $(LOAD_SITE) RUNS="$${RUNS:-runs}" $(STAGE_PYTHON) src/teacherlm/report/compare.py $$compared $${OPEN:+--open}
 
 status: $(INSTALLED) ## how far each stage of the chains on Slurm is, and why one failed
-	@$(LOAD_SITE) $(HOST_PYTHON) slurm/steer.py status
+	@$(LOAD_SITE) $(HOST_PYTHON) src/teacherlm/chain/steer.py status
 
 logs: $(INSTALLED) ## the ends of the jobs' logs: make logs STAGE=finetune
-	@$(LOAD_SITE) $(HOST_PYTHON) slurm/steer.py logs
+	@$(LOAD_SITE) $(HOST_PYTHON) src/teacherlm/chain/steer.py logs
 
 cancel: $(INSTALLED) ## end the chain that is under way; CHAIN=... when there are several
-	@$(LOAD_SITE) $(HOST_PYTHON) slurm/steer.py cancel
+	@$(LOAD_SITE) $(HOST_PYTHON) src/teacherlm/chain/steer.py cancel
 
 download: $(INSTALLED) ## fetch what jobs without internet need: make download BENCHMARK=creak STUDENT=... TEACHER=...
 	@bash slurm/download.sh "$${BENCHMARK:?which one? make download BENCHMARK=creak}"
 
 site: $(INSTALLED) ## write slurm/site.env from what Slurm says of this site, and show it
-	@$(HOST_PYTHON) slurm/describe_site.py
+	@$(HOST_PYTHON) src/teacherlm/chain/describe_site.py
 
 container: ## build an image from its lock: make container IMAGE=cpu|gpu OUTPUT=teacherlm-cpu.sif
 	@bash containers/build.sh
@@ -118,7 +118,7 @@ perf: $(VENV)/installed.txt ## measure a stage side by side with what one would 
 	@$(PYTHON) "perf/$${STAGE:?which one? make perf STAGE=enhance}.py" $${CREAK_DATA:+--data "$$CREAK_DATA"}
 
 doctor: ## say what this machine has and lacks for each stage, and how to mend it
-	@if [[ -x $(PYTHON) ]]; then $(PYTHON) teacherlm/doctor.py; else $(BASE_PYTHON) teacherlm/doctor.py; fi
+	@if [[ -x $(PYTHON) ]]; then $(PYTHON) src/teacherlm/chain/doctor.py; else $(BASE_PYTHON) src/teacherlm/chain/doctor.py; fi
 
 clean: ## remove .venv (runs/ and the user's caches stay)
 	rm -rf $(VENV)

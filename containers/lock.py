@@ -20,8 +20,8 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from teacherlm.errors import Parser, UserError, run
-from teacherlm.files import whole_file
+from teacherlm.core.errors import Parser, UserError, run
+from teacherlm.core.files import whole_file
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

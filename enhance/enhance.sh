@@ -19,7 +19,7 @@ EOF
 teacher=$1 input=$2 output=$3 task_type=$4
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-# shellcheck source=teacherlm/python.bash
+# shellcheck source=slurm/lib/python.bash
 source "$here/../teacherlm/python.bash"
 python=$(choose_python "$(dirname -- "$here")")
 

@@ -20,10 +20,10 @@ EOF
 model=$1 tasks=$2
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-# shellcheck source=teacherlm/python.bash
+# shellcheck source=slurm/lib/python.bash
 source "$here/../teacherlm/python.bash"
 python=$(choose_python "$(dirname -- "$here")")
-# shellcheck source=teacherlm/launch.bash
+# shellcheck source=slurm/lib/launch.bash
 source "$here/../teacherlm/launch.bash"
 
 count=$(processes_here)

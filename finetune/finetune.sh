@@ -34,10 +34,10 @@ main() {
     local batch=$3 accumulation=$4 status
     export WANDB_PROJECT=${10}
     here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-    # shellcheck source=teacherlm/python.bash
+    # shellcheck source=slurm/lib/python.bash
     source "$here/../teacherlm/python.bash"
     python=$(choose_python "$(dirname -- "$here")")
-    # shellcheck source=teacherlm/launch.bash
+    # shellcheck source=slurm/lib/launch.bash
     source "$here/../teacherlm/launch.bash"
     gpus=$(processes_here)
 

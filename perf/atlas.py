@@ -15,10 +15,10 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from atlas_reading import READ, read  # noqa: E402
-from atlas_search import COMPRESSED, SEARCH, make_index, recall, search  # noqa: E402
-from atlas_training import CHECKPOINTS, WORKERS, train  # noqa: E402
-from measure import choose, run_alternately, summarize, table, write_results  # noqa: E402
+from perf.atlas_reading import READ, read  # noqa: E402
+from perf.atlas_search import COMPRESSED, SEARCH, make_index, recall, search  # noqa: E402
+from perf.atlas_training import CHECKPOINTS, WORKERS, train  # noqa: E402
+from perf.measure import choose, run_alternately, summarize, table, write_results  # noqa: E402
 
 # Not this folder any more, whose atlas.py and evaluate.py are not what these names mean.
 sys.path[:] = [str(HERE.parent), *(place for place in sys.path if place != str(HERE))]

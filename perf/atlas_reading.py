@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import dictionary
-from measure import Contender, memory, reset_peak_memory
+from perf import dictionary
+from perf.measure import Contender, memory, reset_peak_memory
 
 READ = [
     Contender("padded", "padded to text_maxlength, one prompt at a time", "float32", peer=True),
@@ -22,8 +22,8 @@ def read(contender: str, args: argparse.Namespace) -> dict[str, Any]:
     """Real MMLU questions in cyclic permutations with N_CONTEXT passages: all that evaluate.py does but loading."""
     import torch
 
-    from atlas import options
-    from atlas.model import load_model
+    from teacherlm.atlas import options
+    from teacherlm.atlas.model import load_model
 
     precision = "bf16" if contender.endswith("bf16") else "fp32"
     flags = ["--reader_model_type", make_reader(), "--text_maxlength", TEXT_MAXLENGTH, "--n_context", N_CONTEXT]
@@ -48,8 +48,8 @@ def read(contender: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def questions_with_passages(args: argparse.Namespace) -> list[dict[str, Any]]:
     """ASKED of MMLU's test questions, with N_CONTEXT passages each."""
-    from teacherlm.benchmarks import load_benchmark
-    from teacherlm.sources import read_split
+    from teacherlm.catalog.benchmarks import load_benchmark
+    from teacherlm.catalog.sources import read_split
 
     data = Path(args.mmlu) if args.mmlu else None
     samples = [sample for _, sample in read_split(load_benchmark("mmlu"), "test", data)]
@@ -71,7 +71,7 @@ def two_entries(count: int) -> list[dict[str, str]]:
 
 
 def read_ours(asked: Any, model: Any, questions: list[tuple[int, dict[str, Any]]]) -> list[float]:
-    from atlas.evaluation import predict
+    from teacherlm.atlas.evaluation import predict
 
     found = dict(predict(asked, questions, model, None))
     asked_of = [order for number, _ in questions for order in found[number]["prediction"]["permutations"]]
@@ -82,7 +82,7 @@ def read_padded(asked: Any, model: Any, questions: list[tuple[int, dict[str, Any
     """The reference's way: one prompt at a time, each of its texts padded to text_maxlength."""
     from transformers.modeling_outputs import BaseModelOutput
 
-    from atlas import multiple_choice, reader
+    from teacherlm.atlas import multiple_choice, reader
 
     made, found = model.reader, []
     letters = multiple_choice.choice_tokens(made.tokenizer, "ABCD")
@@ -114,7 +114,7 @@ def make_reader(size: str = "small") -> Path:
     import torch
     from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 
-    from teacherlm.files import cache_folder, whole_folder
+    from teacherlm.core.files import cache_folder, whole_folder
 
     folder = cache_folder() / "perf" / f"t5-{size}-shape-32k"
     if folder.is_dir():

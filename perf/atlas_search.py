@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import dictionary
-from measure import Contender, memory, reset_peak_memory
+from perf import dictionary
+from perf.measure import Contender, memory, reset_peak_memory
 
 K = 10
 QUESTIONS = 1000
@@ -38,7 +38,7 @@ COMPRESSED = [
 
 
 def index_folder() -> Path:
-    from teacherlm.files import cache_folder
+    from teacherlm.core.files import cache_folder
 
     return cache_folder() / "perf" / CACHE
 
@@ -48,13 +48,13 @@ def make_index() -> None:
     import numpy as np
     import torch
 
-    from atlas import retriever
-    from atlas.flat_search import FlatVectors
-    from atlas.index import Index, embed_share
-    from atlas.index_files import save_index
-    from atlas.passages import Passages, write_passages
-    from teacherlm.models import find_model, local_folder
-    from teacherlm.packed_linear import pack_linears
+    from teacherlm.atlas import retriever
+    from teacherlm.atlas.flat_search import FlatVectors
+    from teacherlm.atlas.index import Index, embed_share
+    from teacherlm.atlas.index_files import save_index
+    from teacherlm.atlas.passages import Passages, write_passages
+    from teacherlm.catalog.models import find_model, local_folder
+    from teacherlm.runtime.packed_linear import pack_linears
 
     folder = index_folder()
     if (folder / "queries.npy").is_file():
@@ -132,7 +132,7 @@ def with_matmul(vectors: Any) -> Callable:
 
 
 def with_flat(vectors: Any) -> Callable:
-    from atlas.flat_search import FlatVectors
+    from teacherlm.atlas.flat_search import FlatVectors
 
     index = FlatVectors([vectors], 0)
     return lambda queries: index.search(queries, K)
@@ -142,7 +142,7 @@ def recall(contender: str, args: argparse.Namespace) -> dict[str, Any]:
     """Of how many questions the entry is among the K found, and what memory the vectors take."""
     import faiss
 
-    from atlas import compressed_search
+    from teacherlm.atlas import compressed_search
 
     vectors, queries, answers = load_vectors()
     if contender == "flat":

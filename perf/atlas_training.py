@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from atlas_reading import make_reader, questions_with_passages, two_entries
-from measure import HERE, Contender
+from perf.atlas_reading import make_reader, questions_with_passages, two_entries
+from perf.measure import HERE, Contender
 
 STEPS = 3
 """The first is not counted."""
@@ -44,7 +44,7 @@ WORKERS = [
 
 def train(contender: str, args: argparse.Namespace) -> dict[str, Any]:
     """STEPS steps of train.py, as a user starts it; the losses say whether the contenders do the same."""
-    from teacherlm.records import write_records
+    from teacherlm.core.records import write_records
 
     shards = args.scenarios == "train-shards"
     passages, length = (2, 64) if shards else (30, 512)

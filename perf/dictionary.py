@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from teacherlm.files import cache_folder, whole_folder
+from teacherlm.core.files import cache_folder, whole_folder
 
 DIGITS = {
     digit: value for value, digit in enumerate(string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/")

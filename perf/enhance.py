@@ -17,11 +17,11 @@ HERE = Path(__file__).resolve().parent
 sys.path[0] = str(HERE.parent / "enhance")  # the engines; and no module of this folder is meant by `enhance`
 sys.path.append(str(HERE))
 
-from measure import Contender, choose, run_alternately, summarize, table, write_results  # noqa: E402
+from perf.measure import Contender, choose, run_alternately, summarize, table, write_results  # noqa: E402
 
-from teacherlm.benchmarks import load_benchmark  # noqa: E402
-from teacherlm.models import find_model, local_folder  # noqa: E402
-from teacherlm.sources import read_split  # noqa: E402
+from teacherlm.catalog.benchmarks import load_benchmark  # noqa: E402
+from teacherlm.catalog.models import find_model, local_folder  # noqa: E402
+from teacherlm.catalog.sources import read_split  # noqa: E402
 
 VLLM = Contender("vllm-bf16", "vLLM, through this project's engine", "bfloat16", peer=True)
 CONTENDERS = [
@@ -83,7 +83,7 @@ def with_generate(contender: Contender, args: argparse.Namespace) -> Callable[[l
     """transformers' `generate` in batches, of 1 for the reference."""
     import torch
 
-    from teacherlm.loading import load_model, load_tokenizer
+    from teacherlm.runtime.loading import load_model, load_tokenizer
 
     folder = local_folder(find_model(args.model))
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -113,8 +113,8 @@ def with_generate(contender: Contender, args: argparse.Namespace) -> Callable[[l
 
 
 def with_engine(contender: Contender, args: argparse.Namespace) -> Callable[[list[str]], int]:
-    from engines import Prompt, Sampling
-    from engines.transformers_engine import TransformersEngine
+    from teacherlm.enhance.engines import Prompt, Sampling
+    from teacherlm.enhance.engines.transformers_engine import TransformersEngine
 
     sampling = Sampling(args.num_tokens, 1.0, 1.0)
     engine = TransformersEngine(local_folder(find_model(args.model)), contender.dtype, sampling, args.batch_size)
@@ -128,8 +128,8 @@ def with_engine(contender: Contender, args: argparse.Namespace) -> Callable[[lis
 
 
 def with_vllm(contender: Contender, args: argparse.Namespace) -> Callable[[list[str]], int]:
-    from engines import Prompt, Sampling
-    from engines.vllm_engine import VLLMEngine
+    from teacherlm.enhance.engines import Prompt, Sampling
+    from teacherlm.enhance.engines.vllm_engine import VLLMEngine
 
     engine = VLLMEngine(local_folder(find_model(args.model)), contender.dtype, Sampling(args.num_tokens, 1.0, 1.0))
 

@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[0] = str(HERE.parent / "evaluate")
 sys.path.append(str(HERE))
 
-from measure import (  # noqa: E402
+from perf.measure import (  # noqa: E402
     Contender,
     choose,
     memory,
@@ -34,10 +34,10 @@ from measure import (  # noqa: E402
 
 sys.path.remove(str(HERE))  # this file is not the library `evaluate`
 
-from teacherlm.benchmarks import load_benchmark  # noqa: E402
-from teacherlm.models import find_model, local_folder  # noqa: E402
-from teacherlm.prompts import LETTERS, test_context  # noqa: E402
-from teacherlm.sources import read_split  # noqa: E402
+from teacherlm.catalog.benchmarks import load_benchmark  # noqa: E402
+from teacherlm.catalog.models import find_model, local_folder  # noqa: E402
+from teacherlm.catalog.prompts import LETTERS, test_context  # noqa: E402
+from teacherlm.catalog.sources import read_split  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def make_model(scenario: Scenario, folder: Path, dtype: str) -> Any:
     import torch
     from transformers import BloomConfig, BloomForCausalLM
 
-    from teacherlm.loading import load_model
+    from teacherlm.runtime.loading import load_model
 
     if scenario.model == "bloom-560m":
         torch.manual_seed(0)
@@ -185,7 +185,7 @@ def reference(contender: Contender, scenario: Scenario, folder: Path) -> Callabl
     """A forward pass for each choice, all logits."""
     import torch
 
-    from teacherlm.loading import load_tokenizer
+    from teacherlm.runtime.loading import load_tokenizer
 
     model, tokenizer = make_model(scenario, folder, contender.dtype), load_tokenizer(folder)
 
@@ -207,7 +207,7 @@ def reference(contender: Contender, scenario: Scenario, folder: Path) -> Callabl
 def hflm(contender: Contender, scenario: Scenario, folder: Path) -> Callable:
     from lm_eval.models.huggingface import HFLM
 
-    from teacherlm.loading import load_tokenizer
+    from teacherlm.runtime.loading import load_tokenizer
 
     model = make_model(scenario, folder, contender.dtype)
     size = contender.name.split("-")[1]
@@ -217,8 +217,8 @@ def hflm(contender: Contender, scenario: Scenario, folder: Path) -> Callable:
 
 
 def ours(contender: Contender, scenario: Scenario, folder: Path) -> Callable:
-    import language_model
-    import scored_model
+    from teacherlm.scoring import language_model
+    from teacherlm.scoring import scored_model
 
     model = make_model(scenario, folder, contender.dtype)
     scored_model.load_model = lambda *args, **options: model  # BLOOM's shape is in no folder

@@ -23,12 +23,12 @@ HERE = Path(__file__).resolve().parent
 sys.path[0] = str(HERE.parent / "finetune")
 sys.path.append(str(HERE))
 
-from measure import Contender, choose, run_alternately, summarize, table, write_results  # noqa: E402
+from perf.measure import Contender, choose, run_alternately, summarize, table, write_results  # noqa: E402
 
-from teacherlm.benchmarks import load_benchmark  # noqa: E402
-from teacherlm.memory import keep_freed_memory  # noqa: E402
-from teacherlm.models import find_model, local_folder  # noqa: E402
-from teacherlm.sources import read_split  # noqa: E402
+from teacherlm.catalog.benchmarks import load_benchmark  # noqa: E402
+from teacherlm.runtime.memory import keep_freed_memory  # noqa: E402
+from teacherlm.catalog.models import find_model, local_folder  # noqa: E402
+from teacherlm.catalog.sources import read_split  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def measure(name: str, scenario: Scenario, data: Path | None) -> dict[str, float
     """Train a few steps; real tokens a second, and memory above what weights, gradients and Adam's states take."""
     from transformers import TrainerCallback
 
-    from teacherlm.loading import load_tokenizer
+    from teacherlm.runtime.loading import load_tokenizer
 
     folder = local_folder(find_model("smollm2-135m"))
     tokenizer = load_tokenizer(folder)
@@ -153,7 +153,7 @@ def make_model(scenario: Scenario, folder: Path) -> Any:
     import torch
     from transformers import BloomConfig, BloomForCausalLM, Trainer, TrainingArguments  # noqa: F401
 
-    from teacherlm.loading import load_model
+    from teacherlm.runtime.loading import load_model
 
     BASE = peak_memory()
     torch.manual_seed(0)
@@ -208,14 +208,14 @@ def make_trainer(name: str, scenario: Scenario, model: Any, tokenizer: Any, samp
 
 
 def make_our_trainer(model: Any, samples: Any, common: dict[str, Any]) -> Any:
-    from chunked_loss import use_chunked_loss
-    from collators import PackingCollator
-    from student import find_path
-    from trainer import FinetuneTrainer
+    from teacherlm.finetune.chunked_loss import use_chunked_loss
+    from teacherlm.finetune.collators import PackingCollator
+    from teacherlm.finetune.student import find_path
+    from teacherlm.finetune.trainer import FinetuneTrainer
     from transformers import TrainingArguments
 
-    from teacherlm.packed_attention import use_packing
-    from teacherlm.self_check import timed
+    from teacherlm.runtime.packed_attention import use_packing
+    from teacherlm.runtime.self_check import timed
 
     keep_freed_memory()
     own = SimpleNamespace(peft="none", packing=True, attention="sdpa")

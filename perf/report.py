@@ -19,12 +19,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from measure import HERE, write_results
-from scale import claim
+from perf.measure import HERE, write_results
+from perf.scale import claim
 
-from teacherlm import ROOT
-from teacherlm.errors import Parser, UserError, run
-from teacherlm.records import read_records, write_records
+from teacherlm.core.places import ROOT
+from teacherlm.core.errors import Parser, UserError, run
+from teacherlm.core.records import read_records, write_records
 
 RUN = "drawn_cot_tail_explanation_seed0"
 ACTIONS = {
@@ -53,7 +53,7 @@ def main() -> None:
         folder = Path(name) / "creak" / "all"
         make_run(folder, args.data, args.samples)
         started = time.monotonic()
-        script("report/report.py", folder)
+        script("src/teacherlm/report/main.py", folder)
         built = time.monotonic() - started
         page = folder / "report" / "index.html"
         size = page.stat().st_size

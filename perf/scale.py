@@ -23,7 +23,7 @@ ROOT = HERE.parent
 sys.path[0] = str(ROOT / "enhance")
 sys.path.append(str(HERE))
 
-from measure import run_once, write_results  # noqa: E402
+from perf.measure import run_once, write_results  # noqa: E402
 
 SHARDS = 4
 TESTED = 1000
@@ -98,10 +98,10 @@ def prepare(folder: Path, records: int) -> None:
 
 def write_shards(folder: Path, records: int) -> None:
     """What enhance.py writes with --shard I/4, the teacher's texts made up."""
-    from job import shard_path, shard_records
+    from teacherlm.enhance.job import shard_path, shard_records
 
-    from teacherlm import manifests
-    from teacherlm.records import write_records
+    from teacherlm.core import manifests
+    from teacherlm.core.records import write_records
 
     source, output = folder / "out" / "CREAK.jsonl", folder / "out" / "CREAK_cot.jsonl"
     described = manifests.describe(source)

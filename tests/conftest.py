@@ -128,7 +128,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """Real weights: SmolLM2-135M-Instruct in the user's cache, made from the package that ships them."""
-    from teacherlm.models import find_model, local_folder
+    from teacherlm.catalog.models import find_model, local_folder
 
     return local_folder(find_model("smollm2-135m"))
 

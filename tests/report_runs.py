@@ -11,9 +11,9 @@ from typing import Any
 from conftest import STAGES, sample_claims, warm_python
 from scipy.stats import binomtest
 
-from teacherlm import manifests
-from teacherlm.prompts import test_context
-from teacherlm.records import read_records, write_records
+from teacherlm.core import manifests
+from teacherlm.catalog.prompts import test_context
+from teacherlm.core.records import read_records, write_records
 
 STUDENT = "tiny"
 DIGEST = "f" * 64

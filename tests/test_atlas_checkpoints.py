@@ -14,9 +14,9 @@ from plain_models import PlainBert
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, T5ForConditionalGeneration
 
-from atlas import checkpoints, reader, retriever
-from teacherlm.errors import UserError
-from teacherlm.loading import load_tokenizer
+from teacherlm.atlas import checkpoints, reader, retriever
+from teacherlm.core.errors import UserError
+from teacherlm.runtime.loading import load_tokenizer
 
 
 class Evil:

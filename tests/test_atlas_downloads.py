@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, only_error
 
-from atlas.contents import noted_digest, record_of
-from atlas.preprocessing import downloads
-from atlas.preprocessing.downloads import download
-from teacherlm.errors import UserError
+from teacherlm.atlas.contents import noted_digest, record_of
+from teacherlm.atlas import downloads
+from teacherlm.atlas.downloads import download
+from teacherlm.core.errors import UserError
 
 CONTENT = bytes(range(256)) * 20_000
 

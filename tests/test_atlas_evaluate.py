@@ -95,7 +95,7 @@ def test_the_passages_are_the_best_of_all(place: Path, alone: Path) -> None:
     """By embedding everything again, and sorting."""
     import torch
 
-    from atlas import retriever
+    from teacherlm.atlas import retriever
 
     made, tokenizer = retriever.load_retriever(place / "bert", untied=False)
     passages = [{"title": "", **p} for p in make_passages(60)]
@@ -190,8 +190,8 @@ def test_closed_book_reads_the_question_alone(place: Path, tmp_path: Path) -> No
     import torch
     from plain_models import PlainT5
 
-    from atlas import reader
-    from teacherlm.loading import load_tokenizer
+    from teacherlm.atlas import reader
+    from teacherlm.runtime.loading import load_tokenizer
 
     t5 = reader.Reader(reader.load_reader(place / "t5").eval(), load_tokenizer(place / "t5"), 96)
     plain = PlainT5(t5.model)

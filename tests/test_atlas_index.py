@@ -10,12 +10,12 @@ import pytest
 import torch
 from atlas_models import make_passages, make_tiny_bert, write_lines
 
-from atlas import passages as passage_files
-from atlas import retriever
-from atlas.flat_search import FlatVectors
-from atlas.index import Index, compress, embed_share
-from atlas.index_files import load_compressed, load_index, save_index
-from teacherlm.errors import UserError
+from teacherlm.atlas import passages as passage_files
+from teacherlm.atlas import retriever
+from teacherlm.atlas.flat_search import FlatVectors
+from teacherlm.atlas.index import Index, compress, embed_share
+from teacherlm.atlas.index_files import load_compressed, load_index, save_index
+from teacherlm.core.errors import UserError
 
 COUNT, DIMENSION = 500, 16
 CPU = torch.device("cpu")

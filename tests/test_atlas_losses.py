@@ -7,8 +7,8 @@ import torch
 from atlas_models import make_passages, make_questions, make_tiny_t5
 from plain_models import PlainT5
 
-from atlas import losses, multiple_choice, reader
-from teacherlm.loading import load_tokenizer
+from teacherlm.atlas import losses, multiple_choice, reader
+from teacherlm.runtime.loading import load_tokenizer
 
 B, N, D = 3, 4, 16
 MAXIMUM = 50

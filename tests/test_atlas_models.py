@@ -9,9 +9,9 @@ from atlas_models import make_passages, make_questions, make_tiny_bert, make_tin
 from plain_models import PlainBert, PlainT5
 from transformers.modeling_outputs import BaseModelOutput
 
-from atlas import multiple_choice, reader, retriever
-from teacherlm.errors import UserError
-from teacherlm.loading import load_tokenizer
+from teacherlm.atlas import multiple_choice, reader, retriever
+from teacherlm.core.errors import UserError
+from teacherlm.runtime.loading import load_tokenizer
 
 TEXT = "{query} title: {title} context: {text}"
 
@@ -157,7 +157,7 @@ def test_embeddings_are_those_of_one_text_at_a_time_in_float64(pooling: str, tmp
 @torch.no_grad()
 def test_minilm_is_what_sentence_transformers_says_it_is() -> None:
     """Mean pooling and length 1, as the modules of its folder say; near texts are near."""
-    from teacherlm.models import find_model, local_folder
+    from teacherlm.catalog.models import find_model, local_folder
 
     made, tokenizer = retriever.load_retriever(local_folder(find_model("minilm")), untied=False)
     texts = ["A cat sits on the mat.", "A kitten rests on a rug.", "The central bank raised its interest rate."]

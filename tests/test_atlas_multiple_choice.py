@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from atlas_models import make_questions, make_tiny_t5, write_lines
 
-from atlas import multiple_choice as mc
-from teacherlm.errors import UserError
-from teacherlm.loading import load_tokenizer
+from teacherlm.atlas import multiple_choice as mc
+from teacherlm.core.errors import UserError
+from teacherlm.runtime.loading import load_tokenizer
 
 QUESTION = {
     "question": " the first king of the city ? ",

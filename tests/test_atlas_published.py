@@ -19,10 +19,10 @@ from atlas_models import make_passages, make_questions, make_tiny_bert, make_tin
 from conftest import ROOT, only_error, read_lines
 from test_atlas_downloads import Server
 
-from atlas.index import Index
-from atlas.index_files import describe_index, load_index
-from atlas.passages import Passages, converted_once
-from teacherlm.errors import UserError
+from teacherlm.atlas.index import Index
+from teacherlm.atlas.index_files import describe_index, load_index
+from teacherlm.atlas.passages import Passages, converted_once
+from teacherlm.core.errors import UserError
 
 DIMENSION, EACH = 32, 3
 CPU = torch.device("cpu")

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from atlas.schedules import IndexRefresh, learning_rate
-from teacherlm.errors import UserError
+from teacherlm.atlas.schedules import IndexRefresh, learning_rate
+from teacherlm.core.errors import UserError
 
 
 def test_learning_rates() -> None:

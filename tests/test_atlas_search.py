@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas import compressed_search, flat_search
-from atlas.flat_search import FlatVectors, above
+from teacherlm.atlas import compressed_search, flat_search
+from teacherlm.atlas.flat_search import FlatVectors, above
 
 
 def sorted_scores(queries: torch.Tensor, vectors: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

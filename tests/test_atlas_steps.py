@@ -15,9 +15,9 @@ from conftest import ROOT, only_error, read_lines
 from plain_models import PlainBert, PlainT5
 from safetensors.torch import load_file, save_file
 
-from atlas import multiple_choice, options, training
-from atlas.layer_norm import use_mean_square
-from atlas.model import load_model
+from teacherlm.atlas import multiple_choice, options, training
+from teacherlm.atlas.layer_norm import use_mean_square
+from teacherlm.atlas.model import load_model
 
 TRAIN = ROOT / "atlas" / "train.py"
 N = 4
@@ -150,7 +150,7 @@ def bad_place(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bad")
     make_tiny_t5(folder / "t5")
     (folder / "bert").symlink_to(place / "bert")
-    from teacherlm.loading import load_tokenizer
+    from teacherlm.runtime.loading import load_tokenizer
 
     weights = load_file(folder / "t5" / "model.safetensors")
     weights["shared.weight"][load_tokenizer(folder / "t5").convert_tokens_to_ids(f"▁{BAD}")] = 3e38
@@ -164,8 +164,8 @@ def saved(output: Path, step: int) -> dict[str, torch.Tensor]:
 
 def plain_steps(folder: Path, questions: list[dict], taken: list[int]) -> dict[str, torch.Tensor]:
     """AdamW by its formulas (Loshchilov & Hutter 2019, with clipping to 1) on the questions of some steps."""
-    from atlas import reader
-    from teacherlm.loading import load_tokenizer
+    from teacherlm.atlas import reader
+    from teacherlm.runtime.loading import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     plain = PlainT5(reader.load_reader(folder))

@@ -2,7 +2,7 @@
 
 import functools
 
-from batching import SHORTEST_PREFIX, Group, Tokens, common_prefix, group_by_prefix, make_batches
+from teacherlm.scoring.batching import SHORTEST_PREFIX, Group, Tokens, common_prefix, group_by_prefix, make_batches
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import datasets
 import pytest
 
-from teacherlm.benchmarks import load_benchmark
-from teacherlm.records import Record
-from teacherlm.sources import read_split
+from teacherlm.catalog.benchmarks import load_benchmark
+from teacherlm.core.records import Record
+from teacherlm.catalog.sources import read_split
 
 ENDINGS = {
     "cot_text": " Let's think step by step.",

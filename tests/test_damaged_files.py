@@ -18,22 +18,22 @@ from atlas_models import make_passages, write_lines
 from backports import zstd
 from conftest import ROOT, only_error
 
-from atlas import passages as passage_files
-from atlas.flat_search import FlatVectors
-from atlas.index import Index
-from atlas.index_files import load_index, save_index
-from atlas.training import check_shared
-from teacherlm.errors import UserError
-from teacherlm.pickles import load_plain
-from teacherlm.records import read_records
-from teacherlm.saved_datasets import load_saved, saved_files
+from teacherlm.atlas import passages as passage_files
+from teacherlm.atlas.flat_search import FlatVectors
+from teacherlm.atlas.index import Index
+from teacherlm.atlas.index_files import load_index, save_index
+from teacherlm.atlas.training import check_shared
+from teacherlm.core.errors import UserError
+from teacherlm.runtime.pickles import load_plain
+from teacherlm.core.records import read_records
+from teacherlm.core.saved_datasets import load_saved, saved_files
 
 MUTATIONS = 100
 CHILD = """
 import random, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from teacherlm.errors import UserError
+from teacherlm.core.errors import UserError
 {imports}
 file, draw, refused = Path(sys.argv[2]), random.Random(0), 0
 whole = file.read_bytes()
@@ -52,7 +52,7 @@ for number in range({mutations}):
         refused += 1
 print(refused)
 """
-INDEX = "import torch; from atlas.index_files import load_index"
+INDEX = "import torch; from teacherlm.atlas.index_files import load_index"
 LOAD = "load_index(file.parent, None, None, None, 16, torch.device('cpu'))"
 
 
@@ -94,7 +94,7 @@ def change_description(index: Path, **shard: object) -> None:
 
 def test_damaged_passages_end_no_process(converted: Path) -> None:
     read = "passages = Passages(file); list(passages.between(0, len(passages)))"
-    assert refused_of(converted, "from atlas.passages import Passages", read) > MUTATIONS / 4
+    assert refused_of(converted, "from teacherlm.atlas.passages import Passages", read) > MUTATIONS / 4
 
 
 def test_damaged_passages_of_an_index_are_found_before_they_are_mapped(saved_index: Path) -> None:
@@ -155,7 +155,7 @@ def dataset(tmp_path: Path) -> Path:
 
 def test_a_damaged_dataset_ends_no_process(dataset: Path) -> None:
     (file,) = (dataset / "train").glob("*.arrow")
-    imports = "from teacherlm.saved_datasets import load_saved"
+    imports = "from teacherlm.core.saved_datasets import load_saved"
     assert refused_of(file, imports, "load_saved(file.parent.parent)['train'].to_list()") > MUTATIONS / 10
 
 
@@ -197,7 +197,7 @@ def test_atlas_s_shared_states_are_looked_at_before_deepspeed_reads_them(tmp_pat
 @pytest.mark.parametrize("mapped", [True, False])
 def test_damaged_states_end_no_process(tmp_path: Path, mapped: bool) -> None:
     torch.save({"a": torch.arange(200.0), "b": [torch.ones(3, 4), {"c": 1}]}, tmp_path / "states.pt")
-    imports = "from teacherlm.pickles import load_plain"
+    imports = "from teacherlm.runtime.pickles import load_plain"
     assert refused_of(tmp_path / "states.pt", imports, f"str(load_plain(file, mapped={mapped}))") > MUTATIONS / 10
 
 

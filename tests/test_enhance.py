@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, STAGES, contents, only_error, read_lines, sample_claims, warm_python
 
-from teacherlm.benchmarks import load_benchmark
+from teacherlm.catalog.benchmarks import load_benchmark
 
 RECORDS = 40
 SETTINGS = ["--task_type", "cot_text", "--num_tokens", "24", "--dtype", "float32", "--batch_size", "2", "--seed", "5"]

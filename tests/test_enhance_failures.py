@@ -20,7 +20,7 @@ from test_enhance import edit_record, progress_of, prompts
 from test_sampling import greedy_tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from teacherlm import manifests
+from teacherlm.core import manifests
 
 
 def last_error(result: subprocess.CompletedProcess) -> str:

@@ -165,7 +165,7 @@ def test_run_scripts_take_model_and_task_with_any_characters(
 
 
 def test_intervals_are_drawn_to_scale() -> None:
-    from teacherlm.tables import draw_intervals
+    from teacherlm.core.tables import draw_intervals
 
     head, first, second = draw_intervals([("a", 0.0, 0.5, 1.0), ("checkpoint-2", 0.5, 0.75, 1.0)]).splitlines()
     assert head.split() == ["0.0000", "1.0000"]

@@ -14,7 +14,7 @@ import pytest
 from conftest import STAGES, contents, only_error, read_lines, warm_python
 from test_evaluate import words
 
-from teacherlm.benchmarks import load_benchmark
+from teacherlm.catalog.benchmarks import load_benchmark
 
 SUBJECTS = {"anatomy": "other", "astronomy": "stem", "formal_logic": "humanities", "virology": "other"}
 

@@ -15,7 +15,7 @@ from conftest import ROOT, contents, only_error
 from datasets import Dataset, Features, Value
 from test_finetune import STEPS, flags
 
-from teacherlm.records import read_records
+from teacherlm.core.records import read_records
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(

@@ -13,7 +13,7 @@ import torch
 from conftest import STAGES, contents, only_error
 from test_finetune import STEPS, flags
 
-from teacherlm.pickles import without_code
+from teacherlm.runtime.pickles import without_code
 
 
 class Evil:

@@ -11,7 +11,7 @@ from conftest import ROOT
 from fuzz.__main__ import SUBJECTS
 from fuzz.harness import ADDRESSES, FOUND, MEMORY, Subject, load_case, run_subject, save_case
 
-from teacherlm.errors import UserError
+from teacherlm.core.errors import UserError
 
 COUNT, MORE = 25, {"records": 500, "model_files": 100, "benchmark_files": 100, "archives": 100}
 """Damages of a subject; those that are read in a hundredth of a second get more of them."""

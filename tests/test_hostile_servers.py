@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import STAGES, only_error, read_lines
-from engines import openai_engine
+from teacherlm.enhance.engines import openai_engine
 from test_enhance import prompts
 from test_enhance_failures import failures_of, last_error
 

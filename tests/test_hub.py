@@ -17,7 +17,7 @@ import torch
 from conftest import ROOT, only_error
 from hub_stand_in import Hub, serve_hub
 
-from teacherlm.loading import load_model, load_tokenizer
+from teacherlm.runtime.loading import load_model, load_tokenizer
 
 Run = Callable[..., subprocess.CompletedProcess]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from language_model import LanguageModel
+from teacherlm.scoring.language_model import LanguageModel
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer

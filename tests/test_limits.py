@@ -9,11 +9,11 @@ from bounded import bounded
 from conftest import STAGES, only_error
 from test_new_benchmark import SAMPLE, mistake, written
 
-from teacherlm import limits
-from teacherlm.benchmarks import load_benchmark
-from teacherlm.json_files import load_json
-from teacherlm.records import read_records
-from teacherlm.sources import read_csv
+from teacherlm.core import limits
+from teacherlm.catalog.benchmarks import load_benchmark
+from teacherlm.core.json_files import load_json
+from teacherlm.core.records import read_records
+from teacherlm.catalog.sources import read_csv
 
 TIMES_TEN = ", ".join(["*{0}"] * 10)
 WITHOUT_TITLE = "question: q\nchoices: [a, b]\nanswer: a\nsplits: {train: a, test: b}\n"
@@ -203,7 +203,7 @@ def test_a_line_without_an_end_is_not_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     with open(path, "wb") as file:
         file.truncate(8 * 2**30)  # a hole: it takes no space
-    code = "import sys; from pathlib import Path; from teacherlm.records import read_records\n"
+    code = "import sys; from pathlib import Path; from teacherlm.core.records import read_records\n"
     code += "list(read_records(Path(sys.argv[1])))"
     done = bounded(["-c", code, path], 60, 512)
     assert "UserError" in done.stderr and "line 1: a line of at most" in done.stderr
@@ -213,7 +213,7 @@ def test_a_table_of_many_columns(tmp_path: Path) -> None:
     """Columns of the same name make a list; that was looked for in all columns for each of them."""
     path = tmp_path / "wide.csv"
     path.write_text(",".join(["a", "a", *map(str, range(50_000))]) + "\n" + ",".join(["x"] * 50_002) + "\n")
-    code = "import sys; from pathlib import Path; from teacherlm.sources import read_csv\n"
+    code = "import sys; from pathlib import Path; from teacherlm.catalog.sources import read_csv\n"
     code += "print(len(list(read_csv(Path(sys.argv[1]), None))))"
     assert bounded(["-c", code, path], 20).stdout == "1\n"
     ((_, sample),) = read_csv(path, None)

@@ -11,9 +11,9 @@ from conftest import only_error
 from test_mmlu_scores import SCRIPT as SCORES
 from test_prepare_mmlu import prepare
 
-from teacherlm.errors import UserError
-from teacherlm.files import files_below
-from teacherlm.manifests import describe
+from teacherlm.core.errors import UserError
+from teacherlm.core.files import files_below
+from teacherlm.core.manifests import describe
 
 
 @pytest.fixture

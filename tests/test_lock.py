@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from teacherlm import progress_file
-from teacherlm.errors import UserError
-from teacherlm.lock import if_free, lock_file, one_writer
-from teacherlm.progress_file import ProgressFile
+from teacherlm.core import progress_file
+from teacherlm.core.errors import UserError
+from teacherlm.core.lock import if_free, lock_file, one_writer
+from teacherlm.core.progress_file import ProgressFile
 
 COUNT = """
 import sys, time
 from pathlib import Path
-from teacherlm.lock import one_writer
+from teacherlm.core.lock import one_writer
 file = Path(sys.argv[1])
 for _ in range(int(sys.argv[2])):
     with one_writer(file):
@@ -30,7 +30,7 @@ for _ in range(int(sys.argv[2])):
 HOLD = """
 import sys, time
 from pathlib import Path
-from teacherlm.lock import one_writer
+from teacherlm.core.lock import one_writer
 with one_writer(*map(Path, sys.argv[1:])):
     print("has it", flush=True)
     sys.stdin.read()
@@ -153,7 +153,7 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pyt
 APPEND = """
 import sys
 from pathlib import Path
-from teacherlm.progress_file import ProgressFile
+from teacherlm.core.progress_file import ProgressFile
 progress = ProgressFile(Path(sys.argv[1]), {"seed": 0}, restart=False)
 progress.append(0, {"text": "mine"})
 print("has it", flush=True)

@@ -6,10 +6,10 @@ from itertools import pairwise
 import pytest
 from bounded import bounded
 from conftest import ROOT
-from contamination import TestSplit
-from ngrams import word_hashes, words_of
+from teacherlm.dataset.contamination import TestSplit
+from teacherlm.dataset.ngrams import word_hashes, words_of
 
-from teacherlm.prompts import ANSWER_MARK, LETTERS, take_apart
+from teacherlm.catalog.prompts import ANSWER_MARK, LETTERS, take_apart
 
 
 def letters_by_search(question: str, start: int) -> list[int]:
@@ -53,7 +53,7 @@ def test_any_text_is_taken_apart_as_by_a_plain_search() -> None:
 @pytest.mark.parametrize("piece", [" (A) ", " (A)", " (A) (B) ", " (Z) (Y) (A) ", ANSWER_MARK, "Q: "])
 def test_a_million_letters_in_brackets(piece: str) -> None:
     """160,000 letters of ` (A) ` took 3.2 seconds, and four times as much for twice the letters."""
-    code = "import sys; from teacherlm.prompts import take_apart\n"
+    code = "import sys; from teacherlm.catalog.prompts import take_apart\n"
     code += "take_apart('Q: ' + sys.argv[1] * (1_500_000 // len(sys.argv[1])))"
     assert bounded(["-c", code, piece], 30).returncode == 0
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from teacherlm.manifests import changes, describe, manifest_of, read_manifest, write_manifest
+from teacherlm.core.manifests import changes, describe, manifest_of, read_manifest, write_manifest
 
 ARGUMENTS = {"benchmark": "creak", "limit": None}
 

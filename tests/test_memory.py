@@ -6,7 +6,7 @@ import sys
 from conftest import ROOT
 
 KEEPS = """
-from teacherlm.memory import give_back_freed_memory, keep_freed_memory
+from teacherlm.runtime.memory import give_back_freed_memory, keep_freed_memory
 
 def held():
     return next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmRSS"))

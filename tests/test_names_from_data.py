@@ -10,9 +10,9 @@ from conftest import contents
 from report_runs import STUDENT, write_run
 from test_new_benchmark import mistake, written
 
-from teacherlm.benchmarks import load_benchmark
-from teacherlm.files import file_name, plain_name
-from teacherlm.models import find_model
+from teacherlm.catalog.benchmarks import load_benchmark
+from teacherlm.core.files import file_name, plain_name
+from teacherlm.catalog.models import find_model
 
 LEADING_ELSEWHERE = [
     "../../victim",

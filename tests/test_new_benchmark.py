@@ -9,10 +9,10 @@ from typing import Any
 import datasets
 import pytest
 
-from teacherlm.benchmarks import load_benchmark
-from teacherlm.errors import UserError
-from teacherlm.records import write_records
-from teacherlm.sources import read_split
+from teacherlm.catalog.benchmarks import load_benchmark
+from teacherlm.core.errors import UserError
+from teacherlm.core.records import write_records
+from teacherlm.catalog.sources import read_split
 
 YAML = """\
 title: CommonsenseQA

@@ -12,10 +12,10 @@ import pytest
 from backports import zstd
 from conftest import contents, only_error, sample_claims
 
-from teacherlm.benchmarks import RESERVED, load_benchmark
-from teacherlm.errors import UserError
-from teacherlm.records import read_records
-from teacherlm.sources import read_split
+from teacherlm.catalog.benchmarks import RESERVED, load_benchmark
+from teacherlm.core.errors import UserError
+from teacherlm.core.records import read_records
+from teacherlm.catalog.sources import read_split
 
 PACK = {".gz": gzip.compress, ".zst": zstd.compress}
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import scoring
+from teacherlm.scoring import evaluator as scoring
 import torch
 from conftest import only_error
 from datasets import Dataset, DatasetDict
@@ -17,8 +17,8 @@ from test_evaluate import reference_likelihoods
 from test_old_tasks import score
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from teacherlm.errors import UserError
-from teacherlm.records import write_records
+from teacherlm.core.errors import UserError
+from teacherlm.core.records import write_records
 
 
 def whole_text(folder: Path, text: str) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import scoring
+from teacherlm.scoring import evaluator as scoring
 import torch
 from conftest import ROOT, only_error, read_lines
 from test_evaluate import reference_likelihoods

@@ -17,7 +17,7 @@ from conftest import ROOT, only_error, read_lines, warm_python
 from test_enhance import progress_of, prompts
 from test_enhance_failures import failures_of, last_error
 
-from teacherlm import manifests
+from teacherlm.core import manifests
 
 SETTINGS = ["--num_tokens", 24, "--temperature", 0, "--dtype", "float32", "--batch_size", 2]
 

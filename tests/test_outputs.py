@@ -10,8 +10,8 @@ from test_enhance import prompts
 from test_evaluate import words as evaluate_words
 from test_finetune import flags
 
-from teacherlm.errors import UserError
-from teacherlm.files import (
+from teacherlm.core.errors import UserError
+from teacherlm.core.files import (
     require_file_place,
     require_folder_place,
     require_writable,

@@ -15,8 +15,8 @@ from test_atlas_evaluate import words as atlas_words
 from test_evaluate import words as evaluate_words
 from test_finetune import flags
 
-from teacherlm.errors import UserError
-from teacherlm.loading import load_tokenizer
+from teacherlm.core.errors import UserError
+from teacherlm.runtime.loading import load_tokenizer
 
 REFUSED = (
     "needs Python code of its own (`auto_map` in its JSON files), and code from a model's folder is never run here"
@@ -115,8 +115,8 @@ def test_the_flag_is_refused(tiny_llama: Path, prepared: Path, tmp_path: Path, i
 
 def test_a_yaml_beside_task_files_names_no_code(tmp_path: Path) -> None:
     """lm-eval's YAML files can name functions and ask for a data set's code; only those that it installs are read."""
-    import find_tasks
-    import task_files
+    from teacherlm.scoring import find_tasks
+    from teacherlm.scoring import task_files
 
     (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w').close()\ndef run(doc): pass\n")
     (tmp_path / "mine.yaml").write_text(
@@ -129,7 +129,7 @@ def test_a_yaml_beside_task_files_names_no_code(tmp_path: Path) -> None:
 
 
 def test_a_metric_in_the_current_folder_is_not_the_library_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from old_metrics import load_metric
+    from teacherlm.scoring.old_metrics import load_metric
 
     script = tmp_path / "perplexity" / "perplexity.py"
     script.parent.mkdir()

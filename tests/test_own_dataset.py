@@ -308,7 +308,7 @@ import os, runpy, shutil, signal, sys
 from pathlib import Path
 sys.path[:0] = [{enhance!r}]
 import data_prepare, datasets
-from teacherlm.errors import run
+from teacherlm.core.errors import run
 EVENTS = ("os.rename",)
 place, pristine = Path(sys.argv[1]), Path(sys.argv[2])
 

@@ -10,7 +10,7 @@ from conftest import ROOT, contents, only_error, read_lines
 from datasets import Dataset, DatasetDict
 from test_evaluate import words
 
-from teacherlm.records import write_records
+from teacherlm.core.records import write_records
 
 NEW_TASK = ROOT / "evaluate" / "lm_eval" / "tasks" / "new_task.py"
 

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-import chunked_loss
+from teacherlm.finetune import chunked_loss
 import pytest
 import torch
-from chunked_loss import use_chunked_loss
-from collators import NO_LOSS, PackingCollator, PaddingCollator, next_tokens, share_out
+from teacherlm.finetune.chunked_loss import use_chunked_loss
+from teacherlm.finetune.collators import NO_LOSS, PackingCollator, PaddingCollator, next_tokens, share_out
 from conftest import sample_claims
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from teacherlm.packed_attention import Layout, Packing, causal_sdpa, use_packing
+from teacherlm.runtime.packed_attention import Layout, Packing, causal_sdpa, use_packing
 
 TEXTS = [
     "The moon.",

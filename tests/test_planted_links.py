@@ -11,11 +11,11 @@ import pytest
 from conftest import only_error
 from test_atlas_downloads import CONTENT, Server, server  # noqa: F401 (a fixture)
 
-from atlas.preprocessing.downloads import download
-from teacherlm.errors import UserError
-from teacherlm.files import make_anew, require_writable, whole_file
-from teacherlm.lock import one_writer
-from teacherlm.progress_file import ProgressFile
+from teacherlm.atlas.downloads import download
+from teacherlm.core.errors import UserError
+from teacherlm.core.files import make_anew, require_writable, whole_file
+from teacherlm.core.lock import one_writer
+from teacherlm.core.progress_file import ProgressFile
 
 VICTIM = "what the victim wrote\n"
 OTHER = "nobody"

@@ -12,7 +12,7 @@ import pytest
 from atlas_models import run_script
 from conftest import ROOT, contents, only_error, read_lines
 
-from atlas.preprocessing.prepare_mmlu import SPLITS
+from teacherlm.atlas.prepare_mmlu import SPLITS
 
 SCRIPT = ROOT / "atlas" / "preprocessing" / "prepare_mmlu.py"
 AUXILIARY = {"law_made_up": 4000, "race_made_up": 3000}

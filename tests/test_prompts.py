@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teacherlm.prompts import Question, full_tail, prompt_fields, remove_duplicated_block
-from teacherlm.prompts import test_context as context_at_test  # or pytest would take it for a test
+from teacherlm.catalog.prompts import Question, full_tail, prompt_fields, remove_duplicated_block
+from teacherlm.catalog.prompts import test_context as context_at_test  # or pytest would take it for a test
 
 SENTENCE = "Marlboro used iconic imagery to promote its brand."
 CLAIM = Question(f"Determine the correctness of the following sentence. {SENTENCE}", ("True", "False"), gold=0)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from teacherlm.errors import UserError
-from teacherlm.files import require_writable, set_aside, whole_file, whole_folder
-from teacherlm.records import drop_torn_line, read_records, write_records
+from teacherlm.core.errors import UserError
+from teacherlm.core.files import require_writable, set_aside, whole_file, whole_folder
+from teacherlm.core.records import drop_torn_line, read_records, write_records
 
 DAY = 24 * 3600
 

@@ -11,8 +11,8 @@ import pytest
 from conftest import ROOT
 from test_own_code import source_files
 
-from teacherlm import rendezvous
-from teacherlm.errors import UserError
+from teacherlm.runtime import rendezvous
+from teacherlm.core.errors import UserError
 
 MEETING = """
 import json, os, pickle, sys
@@ -23,9 +23,9 @@ if {how!r} == "finetune":
     join_processes()
     dist.init_process_group("gloo")
 else:
-    import atlas.workers
+    import teacherlm.atlas.workers
     atlas.workers.join_workers(-1)
-from teacherlm.rendezvous import broadcast, broadcast_bytes, gather
+from teacherlm.runtime.rendezvous import broadcast, broadcast_bytes, gather
 
 def refuse(*_, **__):
     raise AssertionError("an object was pickled")

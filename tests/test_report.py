@@ -10,7 +10,7 @@ from conftest import contents, only_error
 from lxml import html
 from report_runs import write_result, write_run
 
-from teacherlm.prompts import take_apart
+from teacherlm.catalog.prompts import take_apart
 
 RUNS = ("tiny_cot_tail_teacher_seed0", "tiny_text_seed0")
 

@@ -13,7 +13,7 @@ from conftest import ROOT, only_error, warm_python
 from lxml import html
 from report_runs import finish, write_run
 from scipy.stats import bootstrap as scipy_bootstrap
-from significance import Pair, bootstrap, compare, mcnemar, with_holm
+from teacherlm.report.significance import Pair, bootstrap, compare, mcnemar, with_holm
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 

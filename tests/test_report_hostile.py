@@ -17,9 +17,9 @@ from report_runs import STUDENT, result_of, write_run
 from test_report import RUNS, missing, page_of, table, write
 from test_report_compare import read_csv
 
-from teacherlm import limits
-from teacherlm.prompts import test_context as context
-from teacherlm.records import write_records
+from teacherlm.core import limits
+from teacherlm.catalog.prompts import test_context as context
+from teacherlm.core.records import write_records
 
 Change = Callable[[Path], None]
 

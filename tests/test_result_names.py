@@ -93,7 +93,7 @@ def test_results_from_before_names_were_kept_are_not_overwritten(
 def test_a_name_in_models_and_a_folder_of_that_name(
     tiny_llama: Path, tmp_path: Path, run: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from teacherlm import models
+    from teacherlm.catalog import models
 
     one, two = (copy(tiny_llama, tmp_path / name / "final", seed) for seed, name in enumerate("ab"))
     (tmp_path / "final.yaml").write_text(f"family: llama\npath: {one}\n")
@@ -107,7 +107,7 @@ TAKE = """
 import sys
 from pathlib import Path
 from result_names import take_name
-from teacherlm.errors import UserError
+from teacherlm.core.errors import UserError
 try:
     take_name(Path(sys.argv[1]), {"identity": sys.argv[2], "place": sys.argv[2]}, sys.argv[2])
 except UserError as error:

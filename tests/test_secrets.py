@@ -11,9 +11,9 @@ from conftest import only_error
 from test_enhance import prompts
 from test_finetune import flags
 
-from teacherlm import manifests
-from teacherlm.lock import OutputLock, lock_file
-from teacherlm.redaction import (
+from teacherlm.core import manifests
+from teacherlm.core.lock import OutputLock, lock_file
+from teacherlm.core.redaction import (
     HIDDEN,
     is_secret,
     known_secrets,
@@ -132,11 +132,11 @@ def test_a_secret_among_the_flags_is_refused_and_not_repeated(
 
 
 def test_a_secret_in_a_deepspeed_configuration_is_refused(tmp_path: Path) -> None:
-    from arguments import deepspeed_config
+    from teacherlm.finetune.arguments import deepspeed_config
 
     file = tmp_path / "own.json"
     file.write_text(json.dumps({"comet": {"enabled": True, "api_key": SECRET}}))
-    from teacherlm.errors import UserError
+    from teacherlm.core.errors import UserError
 
     with pytest.raises(UserError, match=r"own\.json: comet\.api_key: a secret does not belong there") as raised:
         deepspeed_config(str(file), None, 2)

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, read_lines
 from test_evaluate import reference_likelihoods, words
 
-from teacherlm.files import cache_folder, whole_file
+from teacherlm.core.files import cache_folder, whole_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(24 * 3600)]
 
@@ -79,7 +79,7 @@ def likelihoods_of_lm_eval(model: Path, prompts: list[str], file: Path) -> list[
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from teacherlm.loading import load_model, load_tokenizer
+    from teacherlm.runtime.loading import load_model, load_tokenizer
 
     if not file.is_file():
         theirs = HFLM(pretrained=load_model(model), tokenizer=load_tokenizer(model), batch_size=8, device="cpu")

@@ -14,7 +14,7 @@ from conftest import ROOT
 from sweep import Outcome, Sweep, row_of, write_table
 from tiny_architectures import Architecture, architectures
 
-from teacherlm.files import cache_folder, whole_file
+from teacherlm.core.files import cache_folder, whole_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 OWN = ("sweep.py", "plain_reference.py", "tiny_architectures.py", "tiny_architectures.yaml")

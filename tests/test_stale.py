@@ -11,7 +11,8 @@ from test_evaluate import words as evaluate_words
 from test_finetune import flags
 from test_outputs import explain
 
-from teacherlm import benchmarks, manifests, prompts
+from teacherlm.catalog import benchmarks, prompts
+from teacherlm.core import manifests
 
 
 class Sample:

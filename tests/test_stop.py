@@ -5,7 +5,7 @@ import signal
 import time
 from multiprocessing import get_context
 
-from teacherlm.interrupts import Stop
+from teacherlm.core.interrupts import Stop
 
 
 def test_a_signal_is_remembered_until_the_signals_are_given_back() -> None:

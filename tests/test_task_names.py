@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, only_error, read_lines
 from test_evaluate import reference_likelihoods, words
 
-from teacherlm.records import write_records
+from teacherlm.core.records import write_records
 
 OLD_TASKS = ROOT / "tests" / "old_tasks"
 

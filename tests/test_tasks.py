@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import task_files
+from teacherlm.scoring import task_files
 from conftest import ROOT, contents, only_error, read_lines, warm_python
 from datasets import Dataset
 from test_evaluate import reference_likelihoods, words

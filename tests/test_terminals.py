@@ -15,7 +15,7 @@ from test_enhance import prompts
 from test_evaluate import words as evaluate_words
 from test_finetune import flags
 
-from teacherlm.errors import printable, reason
+from teacherlm.core.errors import printable, reason
 
 ASCII = {"PYTHONIOENCODING": "ascii"}
 C = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -21,7 +21,7 @@ from test_evaluate import words as evaluate_words
 from test_finetune import flags, read_log, weights
 from test_processes import start
 
-from teacherlm.lock import one_writer
+from teacherlm.core.lock import one_writer
 
 RECORDS = 3
 TEXTS = ["--task_type", "cot_text", "--num_tokens", 6, "--dtype", "float32", "--batch_size", 1]

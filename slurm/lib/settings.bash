@@ -6,8 +6,8 @@ SAVED=(STUDENT MODEL TEACHER TASK LIMIT EPOCHS SEED NUM_TOKENS TEMPERATURE MAX_F
     LEARNING_RATE TOKENIZATION SHARDS RUNS PYTHON WANDB_PROJECT REPORT_TO SIGNAL_SECONDS SITE CONTAINER APPTAINER_BIND)
 # The variables that a job must have as they were at submission; and the benchmark's own, data_variable.
 
-# shellcheck source=teacherlm/python.bash
-source "$root/teacherlm/python.bash"
+# shellcheck source=slurm/lib/python.bash
+source "$root/slurm/lib/python.bash"
 
 settings() { # BENCHMARK
     local data_variable values
@@ -113,7 +113,7 @@ find_kinds() {
     mapfile -t kinds < <(printf "%s\n" "${kinds[@]}" | sed "/^$/d" | sort -u)
 }
 
-# Said at once, not when the teacher has explained everything: the flags of enhance/quality.py.
+# Said at once, not when the teacher has explained everything: the flags of src/teacherlm/dataset/quality.py.
 check_filter() {
     local flag flags
     IFS=, read -r -a flags <<<"${FILTER:-}"

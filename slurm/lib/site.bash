@@ -2,8 +2,8 @@
 # The site: accounts, partitions, modules. Sourced by chain.sh and by the jobs.
 # A site's file is bash and is trusted like the code: it has to be this user's, root's, or of whoever owns the checkout.
 
-# shellcheck source=teacherlm/python.bash
-source "$root/teacherlm/python.bash"
+# shellcheck source=slurm/lib/python.bash
+source "$root/slurm/lib/python.bash"
 
 load_site() {
     SBATCH_ARGS=() CPU_ARGS=() ENHANCE_ARGS=() FINETUNE_ARGS=() EVALUATE_ARGS=() ATLAS_ARGS=() MODULES=()

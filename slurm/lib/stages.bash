@@ -52,9 +52,9 @@ checkpoint() { # N: the folder of the Nth
 }
 
 stage_report() { # the table here, and the page of the run's folder
-    "$PYTHON" "$root/report/table.py" --task "$benchmark" --untrained "$evaluated/$student_name" \
+    "$PYTHON" "$root/src/teacherlm/report/table.py" --task "$benchmark" --untrained "$evaluated/$student_name" \
         --checkpoints "$evaluated/$run_name" --log "$store/$run_name/log.jsonl"
-    exec "$PYTHON" "$root/report/report.py" "$run_folder"
+    exec "$PYTHON" "$root/src/teacherlm/report/main.py" "$run_folder"
 }
 
 # The tasks that a stage can be shared out to: their numbers.
@@ -120,7 +120,7 @@ lock_of() { # STAGE TASK
 
 # Make the folders of this chain, which have to be this user's own: those of another are named in one line.
 own_folders() { # FOLDER ...
-    "$PYTHON" "$root/slurm/chain_folder.py" own "${RUNS:-runs}" "$@" || exit
+    "$PYTHON" "$root/src/teacherlm/chain/chain_folder.py" own "${RUNS:-runs}" "$@" || exit
 }
 
 # Run a stage, or one of its tasks, when nobody else is at it.

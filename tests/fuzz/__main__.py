@@ -17,8 +17,8 @@ from pathlib import Path
 
 from fuzz.harness import FOUND, Case, Fault, Summary, run_subject
 
-from teacherlm import tables
-from teacherlm.errors import Parser, UserError, require_number, run
+from teacherlm.core import tables
+from teacherlm.core.errors import Parser, UserError, require_number, run
 
 SUBJECTS = ("records", "saved_folders", "benchmark_files", "model_files", "server_answers", "manifests", "results")
 SUBJECTS += ("predictions", "index_files", "archives")

@@ -12,7 +12,7 @@ from pathlib import Path
 from fuzz.harness import Subject
 from fuzz.mutation import Files, mutate_binary, mutate_text
 
-from atlas.preprocessing import prepare_mmlu
+from teacherlm.atlas import prepare_mmlu
 
 FOLDERS = ("auxiliary_train", "dev", "val", "test")
 NAMES = [

@@ -8,8 +8,8 @@ from conftest import ROOT
 from fuzz.harness import Subject
 from fuzz.mutation import Files, damage_one
 
-from teacherlm.benchmarks import load_benchmark
-from teacherlm.sources import read_split, source_files
+from teacherlm.catalog.benchmarks import load_benchmark
+from teacherlm.catalog.sources import read_split, source_files
 
 BOMBS = [
     b"a: &a [x, x, x, x, x, x, x, x, x]\n"

@@ -11,10 +11,10 @@ from atlas_models import make_passages, write_lines
 from fuzz.harness import Subject
 from fuzz.mutation import Files, damage_one
 
-from atlas import passages as passage_files
-from atlas.flat_search import FlatVectors
-from atlas.index import Index, compress
-from atlas.index_files import describe_index, load_index, save_index
+from teacherlm.atlas import passages as passage_files
+from teacherlm.atlas.flat_search import FlatVectors
+from teacherlm.atlas.index import Index, compress
+from teacherlm.atlas.index_files import describe_index, load_index, save_index
 
 COUNT, DIMENSION, SHARDS = 24, 8, 2
 CPU = torch.device("cpu")

@@ -6,17 +6,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import data_prepare
-import merge
-import steer
+from teacherlm.dataset import main as data_prepare
+from teacherlm.enhance import merge
+from teacherlm.chain import steer
 from conftest import sample_claims
 from fuzz.harness import Subject, changed_folders, files_in
 from fuzz.mutation import Files, damage_one
-from result_names import require_name, scored_models
+from teacherlm.scoring.result_names import require_name, scored_models
 
-import enhance
-from teacherlm import manifests
-from teacherlm.records import write_records
+from teacherlm.enhance import main as enhance
+from teacherlm.core import manifests
+from teacherlm.core.records import write_records
 
 COUNT = 6
 EXAMPLE: Files = {}

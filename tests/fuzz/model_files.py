@@ -9,8 +9,8 @@ from fuzz.benchmark_files import BOMBS
 from fuzz.harness import Subject
 from fuzz.mutation import Files, damage_one
 
-from teacherlm import models
-from teacherlm.errors import UserError
+from teacherlm.catalog import models
+from teacherlm.core.errors import UserError
 
 NUMBERS = ("enhance.batch", "enhance.num_tokens", "finetune.batch", "finetune.accumulation", "finetune.learning_rate")
 NUMBERS += tuple(f"slurm.{stage}.{name}" for stage in ("enhance", "finetune", "evaluate") for name in ("nodes", "gpus"))

@@ -5,13 +5,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import atlas_results
-import sections
+from teacherlm.report import atlas_results
+from teacherlm.report import sections
 
-import report
+from teacherlm.report import main as report
 
 KNOWN: dict[str, str] = {}
-"""Numbers and labels -> the picture, which is the same for the same ones (see report/figures.py)."""
+"""Numbers and labels -> the picture, which is the same for the same ones (see src/teacherlm/report/figures.py)."""
 draw = sections.draw
 
 

@@ -10,7 +10,7 @@ from fuzz.mutation import Files, damage_one
 from fuzz.pictures import keep_pictures
 from report_runs import finish
 
-import report
+from teacherlm.report import main as report
 from atlas.evaluation_scripts import evaluate_mmlu_predictions as scorer
 
 DOMAINS = ("law", "virology", "philosophy")

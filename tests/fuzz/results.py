@@ -6,14 +6,14 @@ import re
 import sys
 from pathlib import Path
 
-import compare
-import table
+from teacherlm.report import compare
+from teacherlm.report import table
 from fuzz.harness import Subject
 from fuzz.mutation import Files, damage_one
 from fuzz.pictures import keep_pictures
 from report_runs import write_result, write_run
 
-import report
+from teacherlm.report import main as report
 
 NAME = "tiny_text_seed0"
 

@@ -10,13 +10,13 @@ import sys
 import threading
 from pathlib import Path
 
-from engines import openai_engine as engine
+from teacherlm.enhance.engines import openai_engine as engine
 from fuzz.harness import Subject
 from fuzz.mutation import VALUES, Files, encoded, mutate_bytes, mutate_json
 
-import enhance
-from teacherlm.errors import UserError
-from teacherlm.records import read_records
+from teacherlm.enhance import main as enhance
+from teacherlm.core.errors import UserError
+from teacherlm.core.records import read_records
 
 COUNT = 4
 TEXTS = [f" Because of reason {number}. So the answer is (A)." for number in range(COUNT)]

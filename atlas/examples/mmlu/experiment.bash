@@ -16,9 +16,9 @@ VARIABLES='  DATA_DIR           holds data/mmlu_data, models and indices; result
 prepare_experiment() { # KIND
     size=${SIZE:-xl}
     export RUNS=$DATA_DIR # what an image may write to
-    # shellcheck source=teacherlm/python.bash
+    # shellcheck source=slurm/lib/python.bash
     source "$atlas/../teacherlm/python.bash"
-    # shellcheck source=teacherlm/launch.bash
+    # shellcheck source=slurm/lib/launch.bash
     source "$atlas/../teacherlm/launch.bash"
     python=$(choose_python "$(dirname -- "$atlas")")
     gpus=$(processes_here)

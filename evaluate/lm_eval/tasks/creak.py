@@ -10,9 +10,9 @@ import numpy as np
 from lm_eval.base import Task, rf
 from lm_eval.metrics import mean
 
-from teacherlm.prompts import LETTERS, test_context
-from teacherlm.saved_datasets import load_saved
-from teacherlm.test_sets import load_test_set
+from teacherlm.catalog.prompts import LETTERS, test_context
+from teacherlm.core.saved_datasets import load_saved
+from teacherlm.catalog.test_sets import load_test_set
 
 
 class CREAK(Task):

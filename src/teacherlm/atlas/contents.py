@@ -1,0 +1,111 @@
+"""Digests of large files, kept in the user's cache: a file whose size and times are unchanged is not read again."""
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from teacherlm.core import manifests
+from teacherlm.core.errors import UserError
+from teacherlm.core.files import cache_folder, whole_file
+from teacherlm.core.json_files import load_object
+
+SETTLED = 2 * 10**9
+"""Nanoseconds since a file's last change after which its digest is kept: file systems count time in steps, so a second
+change soon after the first one may leave the same time."""
+LARGE = 10**9
+"""Bytes to read from which on a line on stderr says what takes the time."""
+
+Item = TypeVar("Item")
+
+
+def describe(path: Path, files: Sequence[Path] | None = None) -> dict[str, Any]:
+    """The digest of a file, or of some files of a folder, in the form of `manifests.describe`.
+
+    Args:
+        path: the file, or the folder.
+        files: the files of the folder that count.
+
+    Raises:
+        UserError: a file is missing.
+    """
+    files = [path] if files is None else list(files)
+    store = cache_folder() / "digests" / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:24]}.json"
+    stored = read_store(store)
+    before = {name_in(path, file): stamp(file) for file in files}
+    known = {name: stored[name] for name, found in before.items() if same(stored.get(name), found)}
+    unread = sum(found["bytes"] for name, found in before.items() if name not in known)
+    if unread > LARGE:
+        print(f"{path}: reading {unread / 1e9:.1f} GB for a digest, which is kept", file=sys.stderr, flush=True)
+    described, kept = {}, {}
+    for file in files:
+        name = name_in(path, file)
+        digest = known[name]["sha256"] if name in known else manifests.sha256(file)
+        after = stamp(file)
+        if before[name] == after and time.time_ns() - max(after["mtime_ns"], after["ctime_ns"]) > SETTLED:
+            kept[name] = {**after, "sha256": digest}
+        described[name] = {"bytes": after["bytes"], "mtime_ns": after["mtime_ns"], "sha256": digest}
+    if kept != stored:
+        with contextlib.suppress(OSError), whole_file(store) as handle:  # without the store, files are read again
+            json.dump(kept, handle)
+    return manifests.together(path, described)
+
+
+def record_of(file: Path) -> Path:
+    """Where the digest of a file that was downloaded is noted."""
+    return file.with_name(f".{file.name}.download.json")
+
+
+def noted_digest(file: Path) -> str | None:
+    """The digest that a file had when it was downloaded; None where that was not done here."""
+    try:
+        return load_object(record_of(file))["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def while_unchanged(
+    path: Path, files: Sequence[Path] | None, described: dict[str, Any], items: Iterator[Item]
+) -> Iterator[Item]:
+    """What is read from described files; an error at the end if they were changed in the meantime."""
+    yield from items
+    require_unchanged(path, files, described)
+
+
+def require_unchanged(path: Path, files: Sequence[Path] | None, described: dict[str, Any]) -> None:
+    """Raise a UserError if the files are not those that were described any more."""
+    if describe(path, files)["sha256"] != described["sha256"]:
+        raise UserError(f"{path}: changed while it was read; run the same command again when it is complete")
+
+
+def name_in(path: Path, file: Path) -> str:
+    return file.name if file == path else str(file.relative_to(path))
+
+
+def stamp(file: Path) -> dict[str, int]:
+    """Size and times. The time of the last change of any kind (ctime) cannot be set back, as `cp -p` sets mtime."""
+    try:
+        found = file.stat()
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: no such file") from error
+    return {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
+
+
+def same(entry: Any, found: dict[str, int]) -> bool:
+    """Whether an entry of the store has these stamps, and a digest."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
+        return False
+    return all(entry.get(key) == value for key, value in found.items())
+
+
+def read_store(store: Path) -> dict[str, dict[str, Any]]:
+    try:
+        stored = load_object(store)
+    except (OSError, ValueError):
+        return {}
+    return {name: entry for name, entry in stored.items() if isinstance(entry, dict)}

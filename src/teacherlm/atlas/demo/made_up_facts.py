@@ -1,0 +1,122 @@
+"""A small world for trying ATLAS out: facts about made-up places, as passages, and four-choice questions about them.
+
+Nobody can know the answers: they stand in the passages and nowhere else. Written to OUTPUT are passages.jsonl;
+train.jsonl, valid.jsonl and test.jsonl, whose places are all different; and reader/, a small T5 with random weights and
+a tokenizer of these words. Each question names the passage that answers it (`passage`).
+"""
+
+import argparse
+import random
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import teacherlm.runtime.loading  # noqa: F401  # no bars in a log
+from teacherlm.atlas.demo.small_reader import make_reader
+from teacherlm.core.errors import Parser, run
+from teacherlm.core.files import whole_folder
+from teacherlm.core.records import Record, write_records
+
+# relation -> how a passage says it, how a question asks for it, and what it can be
+RELATIONS = {
+    "capital": (
+        "Its people are governed from {value}, the seat of the council.",
+        "Which city is the capital of {place}?",
+        "Arvik Belsand Corrin Dunmere",
+    ),
+    "metal": (
+        "From its mines the traders carry {value} to the coast.",
+        "Which metal is found in {place}?",
+        "copper tin zinc silver",
+    ),
+    "instrument": (
+        "At weddings they play the {value} until the morning.",
+        "Which instrument is played in {place}?",
+        "lute drum flute harp",
+    ),
+    "animal": (
+        "Its coat of arms shows a {value} above a green field.",
+        "Which animal is on the coat of arms of {place}?",
+        "heron badger lynx otter",
+    ),
+    "crop": (
+        "In autumn the whole valley brings in the {value}.",
+        "What is harvested in {place}?",
+        "barley rye oats hops",
+    ),
+    "colour": (
+        "Every door there is painted {value}, by an old law.",
+        "What colour are the doors in {place}?",
+        "red blue green yellow",
+    ),
+}
+CONSONANTS, VOWELS = "bdgkmnrt", "ao"
+LETTERS = "ABCD"
+PROMPT = f"question options answer title context {' '.join(LETTERS)}"
+
+
+def main() -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_directory", type=Path, required=True)
+    parser.add_argument("--places", type=int, default=400, help="how many there are (default: 400)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    draw = random.Random(args.seed)
+    places = names(args.places, draw)
+    facts = {(place, relation): draw.choice(values(relation)) for place in places for relation in RELATIONS}
+    with whole_folder(args.output_directory) as folder:
+        passages = [passage(place, relation, value) for (place, relation), value in facts.items()]
+        draw.shuffle(passages)
+        write_records(folder / "passages.jsonl", passages)
+        shares = {"train": places[: len(places) // 2], "valid": places[len(places) // 2 : len(places) * 3 // 4]}
+        shares["test"] = places[len(places) * 3 // 4 :]
+        for name, share in shares.items():
+            asked = [question(place, relation, facts, name, draw) for place in share for relation in RELATIONS]
+            draw.shuffle(asked)
+            write_records(folder / f"{name}.jsonl", asked)
+        syllables = [consonant + vowel for consonant in CONSONANTS for vowel in VOWELS]
+        make_reader(folder / "reader", words(), syllables, args.seed)
+    print(f"made_up_facts: {len(passages)} passages about {len(places)} places -> {args.output_directory}")
+
+
+def names(count: int, draw: random.Random) -> list[str]:
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found["".join(draw.choice(CONSONANTS) + draw.choice(VOWELS) for _ in range(3)).capitalize()] = None
+    return list(found)
+
+
+def values(relation: str) -> list[str]:
+    return RELATIONS[relation][2].split()
+
+
+def passage(place: str, relation: str, value: str) -> Record:
+    text = RELATIONS[relation][0].format(value=value)
+    return {"id": f"{place}-{relation}", "title": place, "section": "", "text": text}
+
+
+def question(place: str, relation: str, facts: dict[tuple[str, str], str], split: str, draw: random.Random) -> Record:
+    right = facts[place, relation]
+    options = [right, *draw.sample([value for value in values(relation) if value != right], 3)]
+    draw.shuffle(options)
+    return {
+        "question": RELATIONS[relation][1].format(place=place),
+        "options": dict(zip(LETTERS, options)),
+        "answer": LETTERS[options.index(right)],
+        "dataset": f"made_up_{split}",
+        "passage": f"{place}-{relation}",
+        "passages": [passage(place, relation, right)],
+    }
+
+
+def words() -> list[str]:
+    """All that are not names: the reader's tokens."""
+    sentences = [part for relation in RELATIONS.values() for part in relation]
+    found = re.findall("[A-Za-z]+", " ".join([PROMPT, *sentences]))
+    return [word for word in dict.fromkeys(found) if word not in ("place", "value")]
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,38 @@
+"""What demo.sh learned: of each of its runs the accuracy on the test's unseen places, and how often the passage that
+has the answer was the first that was retrieved."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from teacherlm.core.errors import Parser, UserError, run
+from teacherlm.core.manifests import manifest_of, read_manifest
+from teacherlm.core.tables import table
+
+RUNS = {
+    "closed-book": "closed book",
+    "given": "the right passage given",
+    "retrieved": "retrieved",
+    "retriever-learns": "retrieved, the retriever trained too",
+}
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="the demo's")
+    folder = parser.parse_args().folder
+    rows = [("", "accuracy", "recall@1")]
+    for name, title in RUNS.items():
+        results = sorted((folder / name).glob("test-step-*.jsonl"), key=lambda file: int(file.stem.rsplit("-", 1)[1]))
+        if not results:
+            raise UserError(f"{folder / name}: no predictions of the test there; run demo.sh to its end")
+        counts = read_manifest(manifest_of(results[-1]))["counts"]
+        recall = f"{counts['recall@1']:.1f}" if "recall@1" in counts else "-"
+        rows.append((title, f"{counts['debiased_accuracy']:.1f}", recall))
+    print(table(rows))
+    print(f"\npercent of {counts['questions']} questions about places that training did not have; chance: 25")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,71 @@
+"""Evaluate a reader and its retriever on multiple-choice questions.
+
+Writes {checkpoint_dir}/{name}/{file}-step-{n}.jsonl, a prediction a question, and a manifest beside it. Several workers
+share the questions and the index: `srun python evaluate.py ...` or `torchrun --nproc_per_node 2 evaluate.py ...`. Flags
+of train.py are accepted and ignored.
+"""
+
+import argparse
+import functools
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+# The project's folder in place of this one, whose evaluate.py is not the library of that name.
+sys.path[:] = [str(HERE.parent), *(place for place in sys.path if place != str(HERE))]
+
+import torch  # noqa: E402
+
+from teacherlm.atlas import options, workers  # noqa: E402
+from teacherlm.atlas.evaluation import Evaluation, evaluate, read_questions, result_of  # noqa: E402
+from teacherlm.atlas.model import describe_sources, load_model, make_index, step_of  # noqa: E402
+from teacherlm.core.errors import LIST_MISSING, UserError, run  # noqa: E402
+from teacherlm.core.files import require_writable  # noqa: E402
+from teacherlm.core.interrupts import REQUEUE, Stop  # noqa: E402
+
+
+def main() -> int:
+    parser = options.parser(__doc__)
+    parser.add_argument("--list_missing", action="store_true", help=LIST_MISSING)
+    asked = options.check(options.parse_evaluation(parser))
+    if not asked.eval_data:
+        raise UserError("--eval_data: at least one file of questions was expected")
+    folder = asked.checkpoint_dir / asked.name
+    require_writable(folder)
+    torch.manual_seed(asked.seed)
+    device = workers.join_workers(asked.main_port)
+    step, sources = step_of(asked), functools.partial(describe_sources, asked)
+    if asked.list_missing:
+        print("" if all(Evaluation(asked, path, step, sources).done for path in asked.eval_data) else "0")
+        return 0
+    options.say_notes(asked, "evaluate")
+    with workers.only_writer(*(result_of(asked, path, step) for path in asked.eval_data)):
+        finished = evaluate_missing(asked, [Evaluation(asked, path, step, sources) for path in asked.eval_data], device)
+    if not finished:
+        print("evaluate: interrupted; the same command goes on from there")
+        return REQUEUE
+    workers.leave()
+    return 0
+
+
+def evaluate_missing(asked: argparse.Namespace, evaluations: list[Evaluation], device: torch.device) -> bool:
+    """Evaluate what is not done; False when it was interrupted."""
+    for evaluation in evaluations:
+        if evaluation.done:
+            result = evaluation.result
+            workers.say(f"evaluate: {evaluation.path}: done already, nothing to do ({result} matches its inputs)")
+    missing = [evaluation for evaluation in evaluations if not evaluation.done]
+    if not missing:
+        return True
+    stop = Stop()
+    try:
+        questions = [read_questions(asked, evaluation.path) for evaluation in missing]
+        model = load_model(asked, device, asked.precision)
+        index = make_index(asked, model, device) if asked.retrieves else None
+        return all(evaluate(evaluation, of, model, index, stop) for evaluation, of in zip(missing, questions))
+    finally:
+        stop.restore()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,262 @@
+"""Questions to predictions: retrieve, read, average over the permutations, score; shared by the workers of a run."""
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from teacherlm.atlas import multiple_choice, reader, workers
+from teacherlm.atlas.index import Index
+from teacherlm.atlas.model import Model
+from teacherlm.atlas.retrieval import look_up, retrieve
+from teacherlm.core import manifests
+from teacherlm.core.errors import UserError, shown
+from teacherlm.core.files import whole_file
+from teacherlm.core.interrupts import Stop
+from teacherlm.core.progress_file import ProgressFile, done_keys
+from teacherlm.catalog.prompts import LETTERS
+from teacherlm.core.records import Record, dump_line
+
+STAGE = "atlas evaluate"
+SHAPING = ("precision", "reader_model_type", "retriever_model_path", "query_side_retriever_training")
+SHAPING += ("text_maxlength", "target_maxlength", "n_context", "encoder_format", "retriever_format")
+SHAPING += ("generation_max_length", "closed_book", "use_file_passages", "retrieve_only", "max_passages")
+SHAPING += ("multiple_choice_num_options", "multiple_choice_eval_permutations", "index_mode", "faiss_index_type")
+SHAPING += ("faiss_code_size", "write_results", "dont_write_passages", "decoder_format", "decoder_prompt_format")
+SHAPING += ("generation_min_length", "generation_num_beams", "generation_length_penalty", "retrieve_with_rerank")
+SHAPING += ("n_to_rerank_with_retrieve_with_rerank",)
+"""Flags that predictions depend on."""
+NO_PASSAGE = {"title": "", "text": ""}
+
+
+def read_questions(asked: argparse.Namespace, path: Path) -> list[Record]:
+    questions = multiple_choice.read_questions(path, asked.multiple_choice_num_options)
+    for number, question in enumerate(questions, start=1) if asked.use_file_passages else ():
+        given = question.get("passages")
+        if not isinstance(given, list) or not all(isinstance(p, dict) and {"title", "text"} <= p.keys() for p in given):
+            where = f"{path}, question {number}"
+            raise UserError(f"{where}: --use_file_passages needs its field passages: [{{title, text}}, ...]")
+    return questions
+
+
+def result_of(asked: argparse.Namespace, path: Path, step: int) -> Path:
+    """Where the predictions for a file of questions go."""
+    return asked.checkpoint_dir / asked.name / f"{path.stem}-step-{step}.jsonl"
+
+
+class Evaluation:
+    """One file of questions: where its predictions go, what they depend on, and whether they are there.
+
+    The first worker finds that out, for all.
+
+    Args:
+        step: of the model.
+        sources: given what was described before, describes what the predictions come from beside the questions.
+    """
+
+    def __init__(self, asked: argparse.Namespace, path: Path, step: int, sources: Callable[[dict[str, Any]], dict]):
+        self.asked, self.path, self.started, self.sources = asked, path, time.time(), sources
+        self.result = result_of(asked, path, step)
+        self.arguments, self.inputs, self.done = workers.from_first(self.describe)
+        self.work = {**self.arguments, **{name: described["sha256"] for name, described in self.inputs.items()}}
+
+    def describe(self) -> tuple[dict[str, Any], dict[str, Any], bool]:
+        manifest = manifests.read_manifest(manifests.manifest_of(self.result))
+        known = (manifest or {}).get("inputs", {})
+        arguments = {name: getattr(self.asked, name) for name in SHAPING}
+        inputs = {"questions": manifests.describe(self.path), **self.sources(known)}
+        return arguments, inputs, not manifests.changes(manifest, STAGE, arguments, inputs)
+
+    def progress_files(self) -> list[Path]:
+        return sorted(self.result.parent.glob(f".{self.result.stem}.worker-*.progress"))
+
+
+def evaluate(of: Evaluation, questions: list[Record], model: Model, index: Index | None, stop: Stop) -> bool:
+    """Evaluate one file of questions; all workers call it together. False when it was interrupted.
+
+    Each prediction is on the disk as soon as it is made; a restart, with however many workers, makes what is missing.
+    """
+    own = of.result.with_name(f".{of.result.stem}.worker-{workers.rank()}.progress")
+    progress = ProgressFile(own, of.work, restart=True)
+    workers.wait_for_all()
+    done = set().union(*(done_keys(file, of.work) for file in of.progress_files()))
+    missing = sorted(set(range(len(questions))) - done)
+    workers.say(f"evaluate: {of.path}: {len(questions)} questions, {len(done)} of them done before")
+    mine = [(number, questions[number]) for number in missing[workers.rank() :: workers.size()]]
+    workers.wait_for_all()  # all have seen the same files before one is appended to
+    try:
+        finished = workers.each(lambda: keep_predictions(progress, predict(of.asked, mine, model, index), stop))
+    finally:
+        progress.close()
+    if not all(workers.gather_objects(finished)):
+        return False
+    if workers.is_first():
+        conclude(of, len(questions))
+    workers.wait_for_all()
+    return True
+
+
+def keep_predictions(progress: ProgressFile, made: Iterator[tuple[int, dict[str, Any]]], stop: Stop) -> bool:
+    """Keep each prediction when it is made; False when it was interrupted."""
+    for number, prediction in made:
+        progress.append(number, prediction)
+        if stop.asked:
+            return False
+    return True
+
+
+def predict(
+    asked: argparse.Namespace, questions: list[tuple[int, Record]], model: Model, index: Index | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (number of the question, {"prediction": its record, "losses": of its prompts, "place": of its passage}).
+
+    First all passages are retrieved, together with the other workers; then each worker reads for itself, the longest
+    questions first.
+    """
+    orders = [ask(asked, model.reader_tokenizer, question) for _, question in questions]
+    first = list(itertools.accumulate(map(len, orders), initial=0))
+    rows = None
+    if index is not None:
+        queries = [order["query"] for asked_of in orders for order in asked_of]
+        _, rows = retrieve(asked, model, index, queries, asked.n_context)
+    by_length = sorted(range(len(questions)), key=lambda place: -len(orders[place][0]["query"]))
+    together = max(1, asked.per_gpu_batch_size // max(map(len, orders), default=1))
+    for start in range(0, len(by_length), together):
+        batch = []
+        for place in by_length[start : start + together]:
+            found = [look_up(index, row) for row in rows[first[place] : first[place + 1]]] if index else None
+            given = found or [given_passages(asked, questions[place][1])] * len(orders[place])
+            batch.append([{**order, "passages": passages} for order, passages in zip(orders[place], given)])
+        losses = iter(read(asked, model.reader, list(itertools.chain(*batch))) if model.reader else ())
+        for place, predictions in zip(by_length[start:], batch):
+            number, question = questions[place]
+            piece: dict[str, Any] = {"losses": list(itertools.islice(losses, len(predictions)))}
+            if index and "passage" in question:
+                ids = [passage.get("id") for passage in predictions[0]["passages"]]
+                piece["place"] = ids.index(question["passage"]) if question["passage"] in ids else -1
+            for prediction in predictions if asked.dont_write_passages else ():
+                del prediction["passages"]
+            reduced = multiple_choice.reduce_permutations(predictions) if model.reader else predictions[0]
+            yield number, {"prediction": reduced, **piece}
+
+
+def ask(asked: argparse.Namespace, tokenizer: Any, question: Record) -> list[dict[str, Any]]:
+    """The prompts of a question, one for each order of its options: predictions that lack all but that."""
+    orders = multiple_choice.permutations(question, asked.multiple_choice_eval_permutations)
+    return [
+        {"query": multiple_choice.prompt(tokenizer, order), "answers": [order["answer"]], "metadata": order}
+        for order in orders
+    ]
+
+
+def given_passages(asked: argparse.Namespace, question: Record) -> list[dict[str, str]]:
+    """Without retrieval: those of the question, or (closed book) an empty one."""
+    return (not asked.closed_book and question["passages"][: asked.n_context]) or [NO_PASSAGE]
+
+
+@torch.no_grad()
+def read(asked: argparse.Namespace, of: reader.Reader, predictions: list[dict[str, Any]]) -> list[float]:
+    """Let the reader answer: adds choice_logits and generation to the predictions, and returns their losses."""
+    letters = LETTERS[: asked.multiple_choice_num_options]
+    tokens = multiple_choice.choice_tokens(of.tokenizer, letters)
+    losses: list[float] = []
+    for start in range(0, len(predictions), asked.per_gpu_batch_size):
+        batch = predictions[start : start + asked.per_gpu_batch_size]
+        texts = [
+            [asked.encoder_format.format(query=p["query"], **text_of(passage)) for passage in p["passages"]]
+            for p in batch
+        ]
+        encoded = reader.encode(of, texts)
+        targets = [multiple_choice.target(prediction["metadata"], asked.decoder_format) for prediction in batch]
+        prompts = multiple_choice.decoder_prompts([p["query"] for p in batch], asked.decoder_prompt_format)
+        target = reader.make_target(of, targets, asked.target_maxlength, prompts)
+        places = multiple_choice.letter_places(of.tokenizer, target.labels.tolist())
+        decoded = reader.decode(of, encoded, target, use_cache=True)
+        logits_BTV = decoded.logits
+        form = {"min_length": asked.generation_min_length, "length_penalty": asked.generation_length_penalty}
+        form |= {"num_beams": asked.generation_num_beams}
+        if prompts:
+            written = reader.generate_after(of, encoded, prompts, asked.generation_max_length, **form)
+        else:
+            written = reader.generate(of, encoded, asked.generation_max_length, decoded.past_key_values, **form)
+        for prediction, logits_TV, place, text in zip(batch, logits_BTV.float(), places, written):
+            if not logits_TV[place, tokens].isfinite().all():
+                raise UserError(
+                    f"the reader's logits for {shown(prediction['query'])} are not finite (NaN or infinity); give "
+                    "--precision fp32 or bf16, or another checkpoint"
+                )
+            prediction["generation"] = text
+            prediction["choice_logits"] = dict(zip(letters, logits_TV[place, tokens].tolist()))
+        losses_BT = reader.target_losses(logits_BTV, target.labels)
+        losses += (losses_BT.sum(dim=1) / (target.labels != reader.IGNORED).sum(dim=1)).tolist()
+    return losses
+
+
+def text_of(passage: dict[str, str]) -> dict[str, str]:
+    return {"title": passage["title"], "text": passage["text"]}
+
+
+def conclude(of: Evaluation, count: int) -> None:
+    """Put the workers' predictions together, in the order of the questions; score them; write the manifest, last."""
+    metrics = Metrics()
+    files = [ProgressFile(file, of.work, restart=True) for file in of.progress_files()]
+    outputs = {}
+    if of.asked.write_results:
+        with whole_file(of.result) as file:
+            for piece in in_order(files, count):
+                metrics.add(piece)
+                file.write(dump_line(piece["prediction"]) + "\n")
+        outputs = {"predictions": manifests.describe(of.result)}
+    else:
+        for piece in in_order(files, count):
+            metrics.add(piece)
+    manifests.write_manifest(
+        manifests.manifest_of(of.result),
+        stage=STAGE,
+        arguments=of.arguments,
+        inputs=of.inputs,
+        outputs=outputs,
+        counts={"questions": count, **metrics.means(), "seconds": round(time.time() - of.started, 1)},
+        started=of.started,
+    )
+    for file in files:
+        file.close()
+        file.remove()
+    scores = "".join(f" | {value:.3f} {name}" for name, value in metrics.means().items())
+    print(f"Dataset: {of.path.name}{scores}", flush=True)
+
+
+def in_order(files: list[ProgressFile], count: int) -> Iterator[dict[str, Any]]:
+    for number in range(count):
+        yield next(file for file in files if number in file).read(number)
+
+
+class Metrics:
+    """Percentages, as the reference logs them: `accuracy` of what the reader wrote, over all permutations;
+    `debiased_accuracy` over the questions; and the mean loss. Where questions name the passage that answers them (its
+    id in the field `passage`), also how many found it, first or at all."""
+
+    def __init__(self) -> None:
+        self.debiased: list[float] = []
+        self.written: list[float] = []
+        self.losses: list[float] = []
+        self.places: list[int] = []
+
+    def add(self, piece: dict[str, Any]) -> None:
+        prediction = piece["prediction"]
+        self.places += [piece["place"]] if "place" in piece else []
+        if "permutations" not in prediction:
+            return
+        self.debiased.append(100.0 * (prediction["generation"] in prediction["answers"]))
+        self.written += [100.0 * (asked["generation"] in asked["answers"]) for asked in prediction["permutations"]]
+        self.losses += piece["losses"]
+
+    def means(self) -> dict[str, float]:
+        found = {"debiased_accuracy": self.debiased, "accuracy": self.written, "eval_loss": self.losses}
+        found["recall@1"] = [100.0 * (place == 0) for place in self.places]
+        found["recall"] = [100.0 * (place >= 0) for place in self.places]
+        return {name: sum(values) / len(values) for name, values in found.items() if values}

@@ -1,0 +1,153 @@
+"""What a run works with: retriever, reader and their tokenizers, on this worker's device; and its index."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from teacherlm.atlas import checkpoints, contents, workers
+from teacherlm.atlas import reader as readers
+from teacherlm.atlas import retriever as retrievers
+from teacherlm.atlas.flat_search import FlatVectors
+from teacherlm.atlas.index import Index, Vectors, compress, embed_share
+from teacherlm.atlas.index_files import describe_index, load_index, save_index
+from teacherlm.atlas.passages import Passages, converted
+from teacherlm.atlas.reader import Reader
+from teacherlm.atlas.retriever import Retriever
+from teacherlm.core import manifests
+from teacherlm.runtime.loading import load_tokenizer
+from teacherlm.catalog.models import describe_model, find_model, local_folder, small_files
+from teacherlm.runtime.packed_linear import pack_linears
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass
+class Model:
+    reader: Reader | None
+    retriever: Retriever | None
+    retriever_tokenizer: Any
+    reader_tokenizer: Any
+    encoder: str | None
+    """Fingerprint of the passage encoder and what it is given, whatever the run's precision."""
+
+
+def load_model(options: argparse.Namespace, device: torch.device, precision: str, trains: bool = False) -> Model:
+    """Load retriever and reader, those that the run needs.
+
+    fp16 is the reader's alone; the retriever then stays in float32, as in the reference.
+
+    Args:
+        trains: whether they are to learn; if not, a CPU keeps their weights in the order of its kernels.
+
+    Raises:
+        UserError: one cannot be found or loaded.
+    """
+    dtype = DTYPES[precision]
+    path = None if options.model_path == "none" else Path(options.model_path)
+    kind = path and checkpoints.checkpoint_kind(path)
+    reads, retrieves = not options.retrieve_only, options.retrieves
+    untied = options.query_side_retriever_training
+    retriever = reader = None
+    if kind == "own":
+        reader_folder, retriever_folder = path / "reader", path / "retriever"
+    else:
+        find = small_files if kind == "released" else folder_of
+        reader_folder = find(options.reader_model_type)
+        retriever_folder = find(options.retriever_model_path) if retrieves else None
+    if kind == "released":
+        file = path / checkpoints.RELEASED
+        wanted = reader_folder if reads else None
+        retriever, reader = checkpoints.load_released(file, wanted, retriever_folder, untied)
+        tokenizer = load_tokenizer(retriever_folder) if retrieves else None
+    else:
+        retriever, tokenizer = retrievers.load_retriever(retriever_folder, untied) if retrieves else (None, None)
+        reader = readers.load_reader(reader_folder) if reads else None
+    reader_tokenizer = load_tokenizer(reader_folder)
+    encoder = None
+    if retriever is not None:
+        encoder = retrievers.fingerprint(retriever, options.retriever_format, options.text_maxlength)
+        retriever.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
+    if reader is not None:
+        reader = Reader(reader.to(device, dtype).eval(), reader_tokenizer, options.text_maxlength)
+    if device.type == "cpu" and not trains:
+        for module in filter(None, (retriever, reader and reader.model)):
+            pack_linears(module)
+    return Model(reader, retriever, tokenizer, reader_tokenizer, encoder)
+
+
+def folder_of(name: str) -> Path:
+    return local_folder(find_model(name))
+
+
+def step_of(options: argparse.Namespace) -> int:
+    """The step that a run begins with: a checkpoint's of this project; 0 of a released one, as in the reference."""
+    path = Path(options.model_path)
+    own = options.model_path != "none" and checkpoints.checkpoint_kind(path) == "own"
+    return checkpoints.saved_step(path) if own else 0
+
+
+def describe_sources(options: argparse.Namespace, known: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Digests of what the predictions come from beside the questions: the model, and its passages or index.
+
+    Args:
+        known: earlier ones: files that are unchanged since then are not read again.
+    """
+    found = {}
+    if options.model_path != "none":
+        found["model"] = manifests.describe(Path(options.model_path), known.get("model"))
+    else:
+        found["reader"] = describe_model(folder_of(options.reader_model_type), known.get("reader"))
+        if options.retrieves:
+            found["retriever"] = describe_model(folder_of(options.retriever_model_path), known.get("retriever"))
+    if options.load_index_path:
+        found["index"] = describe_index(options.load_index_path, options.save_index_n_shards)
+    elif options.retrieves:
+        for number, file in enumerate(options.passages):
+            found[f"passages {number}"] = contents.describe(file)
+    return found
+
+
+def make_index(options: argparse.Namespace, model: Model, device: torch.device, trained: bool = False) -> Index:
+    """Load the index, or make it of the passages and save it where that is asked; all workers call it together.
+
+    On a GPU passages are embedded in float16, as the reference does; on a CPU in the run's precision.
+
+    Args:
+        trained: whether the passage encoder has learned since the index was made, which then is stale.
+    """
+    retriever = model.retriever
+    if options.load_index_path:
+        place, kind, code_size = options.load_index_path, options.compressed, options.faiss_code_size
+        encoder = None if trained else model.encoder
+        return load_index(place, kind, code_size, encoder, retriever.dimension, device, options.save_index_n_shards)
+    passages = Passages(Path(workers.from_first(lambda: str(converted(options.passages, options.max_passages)))))
+    workers.say(f"index: {len(passages)} passages to embed, by {workers.size()} workers")
+    vectors = embed_passages(options, model, passages)
+    index = Index(passages, vectors, retriever.dimension, model.encoder)
+    if options.save_index_path:
+        save_index(
+            options.save_index_path, index, options.save_index_n_shards, options.compressed, options.faiss_code_size
+        )
+    return index
+
+
+def embed_passages(options: argparse.Namespace, model: Model, passages: Passages) -> Vectors:
+    """The vectors of this worker's share of the passages, as the passage encoder is now; all workers call it."""
+    kind = next(model.retriever.parameters()).device.type
+    with torch.autocast(kind, torch.float16, enabled=kind == "cuda"):
+        vectors_ND = workers.each(
+            lambda: embed_share(
+                passages,
+                model.retriever,
+                model.retriever_tokenizer,
+                options.retriever_format,
+                options.text_maxlength,
+                options.per_gpu_embedder_batch_size,
+            )
+        )
+    if options.compressed:
+        return compress(vectors_ND, len(passages), options.compressed, options.faiss_code_size)
+    return FlatVectors([vectors_ND], workers.share_of(len(passages))[0])

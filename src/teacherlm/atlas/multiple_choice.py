@@ -1,0 +1,180 @@
+"""Multiple choice: the prompt, its permutations, and the average over them (Izacard et al. 2022, section 4.3).
+
+A question is a record {"question", "options": {"A": text, ...}, "answer": letter, "dataset"}. Asked in several orders
+of its options, a reader that likes one letter, whatever stands behind it, loses what that liking brought it.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from teacherlm.atlas.reader import IGNORED
+from teacherlm.core.errors import UserError, shown
+from teacherlm.catalog.prompts import LETTERS
+from teacherlm.core.records import Record, read_records
+
+MAXIMUM_PROMPT_LENGTH = 356
+"""Tokens of a prompt, as the reference has it; of a longer one the question loses its beginning."""
+
+SENTINEL = "<extra_id_0>"
+"""T5's first sentinel token: the gap that the reader fills with a letter, as in its pretraining."""
+
+
+def read_questions(path: Path, n_options: int) -> list[Record]:
+    """The questions of a JSON lines file.
+
+    Raises:
+        UserError: a field is missing or is not what it should be (file, line, field).
+    """
+    return [checked(question, f"{path}, line {number}", n_options) for number, question in read_records(path)]
+
+
+def checked(question: Record, where: str, n_options: int) -> Record:
+    letters = LETTERS[:n_options]
+    options = question.get("options")
+    if not isinstance(question.get("question"), str):
+        raise UserError(f"{where}: the field 'question' must be a text, found {shown(question.get('question'))}")
+    if not isinstance(options, dict) or sorted(options) != list(letters):
+        found = ", ".join(options) if isinstance(options, dict) else shown(options)
+        raise UserError(f"{where}: the field 'options' must have {', '.join(letters)}, found {found}")
+    for letter, text in options.items():
+        if not isinstance(text, str):
+            raise UserError(f"{where}: the option {letter} must be a text, found {shown(text)}")
+    if question.get("answer") not in options:
+        raise UserError(
+            f"{where}: the field 'answer' must be one of {', '.join(letters)}, found {shown(question.get('answer'))}"
+        )
+    return question
+
+
+def permutations(question: Record, kind: str) -> list[Record]:
+    """The question with its options in each order, the original one first.
+
+    Args:
+        question: as the file has it.
+        kind: `single` (the original only), `cyclic` (as many as there are options), or `all` orders.
+
+    Returns:
+        Copies with `options` and `answer` rearranged, and two fields more: `is_original`, and `uid`, the same for all
+        orders of a question.
+    """
+    letters = sorted(question["options"])
+    texts = [question["options"][letter] for letter in letters]
+    gold = letters.index(question["answer"])
+    uid = question["question"] + " ".join(question["options"].values())
+    asked = []
+    for order in orders(len(letters), kind):
+        arranged = {letter: texts[option] for letter, option in zip(letters, order)}
+        answer = letters[order.index(gold)]
+        original = order == tuple(range(len(letters)))
+        asked.append({**question, "options": arranged, "answer": answer, "is_original": original, "uid": uid})
+    return asked
+
+
+def orders(n: int, kind: str) -> list[tuple[int, ...]]:
+    """orders[o][place] is the option that stands there in order o; the cyclic ones in the order of the reference."""
+    places = tuple(range(n))
+    if kind == "cyclic":
+        return [places[n - shift :] + places[: n - shift] for shift in range(n)]
+    return list(itertools.permutations(places)) if kind == "all" else [places]
+
+
+def prompt(tokenizer: Any, question: Record) -> str:
+    """What retriever and reader are asked: MAXIMUM_PROMPT_LENGTH tokens of the reader's, unless options are longer.
+
+    A question too long loses tokens from its left: what is asked stands at the end.
+    """
+    options = " ".join(f"({letter}) {text}" for letter, text in question["options"].items()).strip()
+
+    def written(text: str) -> str:
+        return f"question: {text.strip()} options: {options} answer: {SENTINEL}"
+
+    whole = written(question["question"])
+    if length(tokenizer, whole) <= MAXIMUM_PROMPT_LENGTH:
+        return whole
+    left = MAXIMUM_PROMPT_LENGTH - length(tokenizer, written(""))
+    # Where the options alone are too long, `left` is not positive: then the reference, and so this, leaves out as many
+    # tokens of the question's beginning as the options are too long, and the prompt is longer than the maximum.
+    tokens = tokenizer(question["question"])["input_ids"][-left:]
+    return written(tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def length(tokenizer: Any, text: str) -> int:
+    return len(tokenizer(text)["input_ids"])
+
+
+def target(question: Record, decoder_format: str | None = None) -> str:
+    """What the reader is to write; `decoder_format` has a place for it, {target}."""
+    text = f"{SENTINEL} {question['answer']}"
+    return text if decoder_format is None else decoder_format.format(target=text)
+
+
+def decoder_prompts(queries: Sequence[str], decoder_prompt_format: str | None) -> list[str] | None:
+    """What the decoder begins each target with; `decoder_prompt_format` has a place for the prompt, {query}."""
+    return decoder_prompt_format and [decoder_prompt_format.format(query=query) for query in queries]
+
+
+def letter_places(tokenizer: Any, labels_BT: Sequence[Sequence[int]]) -> list[int]:
+    """Where the letter stands in each target, which is after its sentinel: 1, unless the target has another format.
+
+    Raises:
+        UserError: a target has lost its letter.
+    """
+    sentinel, places = tokenizer.convert_tokens_to_ids(SENTINEL), []
+    for labels in labels_BT:
+        place = max((place for place, label in enumerate(labels) if label == sentinel), default=len(labels)) + 1
+        if place >= len(labels) or labels[place] in (IGNORED, tokenizer.eos_token_id):
+            raise UserError("--target_maxlength cuts the letter off the target; a larger one was expected")
+        places.append(place)
+    return places
+
+
+def choice_tokens(tokenizer: Any, letters: Sequence[str]) -> list[int]:
+    """The token of each letter as the decoder writes it after the sentinel.
+
+    Raises:
+        UserError: the tokenizer has not one for each.
+    """
+    tokens = [tokenizer(letter)["input_ids"][0] for letter in letters]
+    if len(set(tokens)) < len(tokens):
+        raise UserError(f"the reader's tokenizer has no token of its own for each of {', '.join(letters)}")
+    return tokens
+
+
+def marginalize(asked: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Average each option's probability over the permutations, whatever its letter was in each.
+
+    p(option) = 1/P sum_p softmax(choice_logits_p)[letter of the option in permutation p]
+
+    Args:
+        asked: predictions {"metadata": a permutation, "choice_logits": {letter: logit}}, the original first.
+
+    Returns:
+        ({letter in the original order: probability}, {option's text: its probability in each permutation}). Options of
+        the same text share their probabilities.
+    """
+    by_text: dict[str, list[float]] = {}
+    for prediction in asked:
+        letters = sorted(prediction["choice_logits"])
+        logits = torch.tensor([prediction["choice_logits"][letter] for letter in letters], dtype=torch.float64)
+        for letter, probability in zip(letters, torch.softmax(logits, dim=0).tolist()):
+            by_text.setdefault(prediction["metadata"]["options"][letter], []).append(probability)
+    original = asked[0]["metadata"]["options"]
+    mean = {letter: sum(by_text[text]) / len(by_text[text]) for letter, text in sorted(original.items())}
+    return mean, by_text
+
+
+def reduce_permutations(asked: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One prediction for a question that was asked in several orders: the original's, with the debiased choice."""
+    probabilities, by_text = marginalize(asked)
+    choice = max(probabilities, key=lambda letter: probabilities[letter])
+    return {
+        **asked[0],
+        "generation": choice,
+        "choice_probs": probabilities,
+        "all_probs": by_text,
+        "permutations": list(asked),
+    }

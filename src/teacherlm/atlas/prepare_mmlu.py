@@ -1,0 +1,186 @@
+"""Make the question files of the MMLU experiments from the original archive.
+
+Under OUTPUT/data/mmlu_data three trees appear, one a setting:
+
+  5-shot             individual_train/{domain}.5-shot-train.jsonl, a training set for each of the 57 domains
+  5-shot-multitask   train.jsonl, the 5 questions of all domains together (zero-shot takes its test set too)
+  full               train.jsonl, the auxiliary questions and those; auxillary_valid.jsonl, 5,000 of the auxiliary ones
+
+and in each of them individual_valid/{domain}.val.jsonl, individual_test/{domain}.test.jsonl, combined_valid.jsonl and
+combined_test.jsonl. A line is {"question", "options": {"A": ..., "D": ...}, "answer", "dataset"}.
+"""
+
+import argparse
+import contextlib
+import random
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from teacherlm.atlas.archives import unpack
+from teacherlm.atlas.downloads import download
+from teacherlm.core import manifests
+from teacherlm.catalog.benchmarks import load_benchmark
+from teacherlm.core.errors import LIST_MISSING, Parser, UserError, run
+from teacherlm.core.files import require_writable, whole_folder
+from teacherlm.core.lock import one_writer
+from teacherlm.catalog.prompts import LETTERS
+from teacherlm.core.records import Record, write_records
+from teacherlm.catalog.sources import read_split
+
+DATA_URL = "https://people.eecs.berkeley.edu/~hendrycks/data.tar"
+SPLITS = {"auxiliary_train": "train", "dev": "dev", "val": "validation", "test": "test"}
+"""A folder of the archive -> the split of benchmarks/mmlu.yaml, which says how its files are read."""
+MEMBER = re.compile(rf"(?:\./)?(?:[^/]+/)?({'|'.join(SPLITS)})/([^/.][^/]*\.csv)")
+"""A file of the archive that is read: data/test/anatomy_test.csv, for example."""
+VALIDATION = 5000
+SEED = 10
+
+Split = Mapping[str, Sequence[Record]]
+"""Domain -> its questions."""
+
+
+def main() -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_directory", type=Path, default=Path("data"))
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--data_tar", type=Path, help=f"the archive (default: fetched from {DATA_URL})")
+    source.add_argument("--data_directory", type=Path, help="or its unpacked folder, with dev/, test/ and so on")
+    parser.add_argument("--list_missing", action="store_true", help=LIST_MISSING)
+    args = parser.parse_args()
+    output = args.output_directory / "data" / "mmlu_data"
+    require_writable(output)
+    with one_writer(*([] if args.list_missing else [output])):
+        prepare(args, output)
+
+
+def prepare(args: argparse.Namespace, output: Path) -> None:
+    """Write the three trees, unless they are there; or say whether they are."""
+    started = time.time()
+    if not args.data_tar and not args.data_directory:
+        args.data_tar = output / "data.tar"
+        if not args.list_missing:
+            download(DATA_URL, args.data_tar)
+    origin = args.data_directory or args.data_tar
+    manifest = manifests.read_manifest(manifests.manifest_of(output))
+    if not origin.exists():
+        if args.list_missing:
+            print("0")
+            return
+        raise UserError(f"{origin}: no such file or folder; MMLU as its authors publish it was expected")
+    inputs = {"archive": manifests.describe(origin, (manifest or {}).get("inputs", {}).get("archive"))}
+    done = not manifests.changes(manifest, "prepare_mmlu", {}, inputs)
+    if args.list_missing:
+        print("" if done else "0")
+        return
+    if done:
+        print(f"prepare_mmlu: done already, nothing to do ({manifests.manifest_of(output)} matches its inputs)")
+        return
+    with contextlib.ExitStack() as stack:
+        folder = args.data_directory or unpacked(args.data_tar, stack)
+        data = {name: dict(read_domains(folder, name)) for name in SPLITS}
+    counts = {name: sum(map(len, domains.values())) for name, domains in data.items()}
+    trees = {"5-shot": five_shot, "5-shot-multitask": five_shot_multitask, "full": full}
+    for name, write in trees.items():
+        with whole_folder(output / name) as tree:
+            write(data, tree)
+    manifests.write_manifest(
+        manifests.manifest_of(output),
+        stage="prepare_mmlu",
+        arguments={},
+        inputs=inputs,
+        outputs={name: manifests.describe(output / name) for name in trees},
+        counts={**counts, "domains": len(data["test"])},
+        started=started,
+    )
+    listed = ", ".join(f"{count} {name}" for name, count in counts.items())
+    print(f"prepare_mmlu: {len(data['test'])} domains, {listed} questions -> {output}")
+
+
+def unpacked(archive: Path, stack: contextlib.ExitStack) -> Path:
+    """A folder with dev/, test/ and so on, in a place that goes with the stack.
+
+    Raises:
+        UserError: no whole archive, or a hostile one; or one without some of the splits.
+    """
+    if not archive.is_file():
+        raise UserError(f"{archive}: no ordinary file; MMLU's archive was expected (a folder: --data_directory)")
+    place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    unpack(archive, MEMBER, place)
+    for name in SPLITS:
+        if not (place / name).is_dir():
+            raise UserError(f"{archive}: no file {name}/*.csv in it; MMLU as its authors publish it was expected")
+    return place
+
+
+def read_domains(folder: Path, name: str) -> Iterator[tuple[str, list[Record]]]:
+    """(domain, its questions) of a folder of the archive, by name.
+
+    Raises:
+        UserError: a file is missing, or a row is malformed (file, line).
+    """
+    benchmark = load_benchmark("mmlu")
+    split = SPLITS[name]
+    file_name = Path(benchmark.files[split]).name
+    domains: dict[str, list[Record]] = {}
+    for where, sample in read_split(benchmark, split, folder):
+        question = benchmark.ask(sample, where)
+        domain = sample[benchmark.file_field]
+        domains.setdefault(domain, []).append(
+            {
+                "question": line_feeds(sample["question"]),
+                "options": {letter: line_feeds(text) for letter, text in zip("ABCD", sample["choices"])},
+                "answer": LETTERS[question.gold],
+                "dataset": file_name.replace("*", domain).removesuffix(".csv"),
+            }
+        )
+    yield from sorted(domains.items())
+
+
+def line_feeds(text: str) -> str:
+    """With one kind of line break, as Python reads a text file: the reference's questions have no other."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def five_shot(data: Mapping[str, Split], tree: Path) -> None:
+    for domain, questions in data["dev"].items():
+        write(tree / "individual_train" / f"{domain}.5-shot-train.jsonl", questions)
+    write_evaluation(data, tree)
+
+
+def five_shot_multitask(data: Mapping[str, Split], tree: Path) -> None:
+    write(tree / "train.jsonl", together(data["dev"]))
+    write_evaluation(data, tree)
+
+
+def full(data: Mapping[str, Split], tree: Path) -> None:
+    auxiliary = together(data["auxiliary_train"])
+    random.Random(SEED).shuffle(auxiliary)
+    write(tree / "auxillary_valid.jsonl", auxiliary[-VALIDATION:])  # spelt as in the reference
+    write(tree / "train.jsonl", auxiliary[:-VALIDATION] + together(data["dev"]))
+    write_evaluation(data, tree)
+
+
+def write_evaluation(data: Mapping[str, Split], tree: Path) -> None:
+    for split, name, ending in (("val", "valid", "val"), ("test", "test", "test")):
+        for domain, questions in data[split].items():
+            write(tree / f"individual_{name}" / f"{domain}.{ending}.jsonl", questions)
+        write(tree / f"combined_{name}.jsonl", together(data[split]))
+
+
+def together(split: Split) -> list[Record]:
+    return [question for questions in split.values() for question in questions]
+
+
+def write(path: Path, questions: Sequence[Record]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_records(path, questions)
+
+
+if __name__ == "__main__":
+    run(main)

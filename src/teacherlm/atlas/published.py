@@ -1,0 +1,217 @@
+"""The reference's published indices: of each shard embeddings.N.pt, a tensor (D, n), and passages.N.pt, a pickled list.
+
+A folder counts as an index only when all its shards are there: 128 of each kind in the published ones, otherwise as
+many as --save_index_n_shards says. Passages are converted once to an Arrow file in the user's cache, under a name that
+is made of the shards' contents: another content never finds them.
+"""
+
+import functools
+import hashlib
+import io
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from teacherlm.atlas import contents, workers
+from teacherlm.atlas.flat_search import FlatVectors, first_bad_row
+from teacherlm.atlas.index import Index
+from teacherlm.atlas.passages import Passages, converted_once, passage_of
+from teacherlm.core.errors import UserError, reason, shown
+from teacherlm.core.records import checked
+
+SHARDS = 128
+"""Shards of a published index."""
+KINDS = ("embeddings", "passages")
+DATA_CODES = {
+    code[0]
+    for code in (
+        *(pickle.PROTO, pickle.FRAME, pickle.MARK, pickle.STOP, pickle.MEMOIZE),
+        *(pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT, pickle.GET, pickle.BINGET, pickle.LONG_BINGET),
+        *(pickle.EMPTY_LIST, pickle.LIST, pickle.APPEND, pickle.APPENDS),
+        *(pickle.EMPTY_DICT, pickle.DICT, pickle.SETITEM, pickle.SETITEMS),
+        *(pickle.UNICODE, pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE8),
+        *(pickle.INT, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG, pickle.LONG1, pickle.LONG4),
+        *(pickle.FLOAT, pickle.BINFLOAT, pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE),
+        *(pickle.GLOBAL, pickle.STACK_GLOBAL),  # refused by their names, in find_class
+    )
+}
+"""The instructions of a pickle that lists, dictionaries, texts and numbers are written with."""
+
+
+def is_published(folder: Path) -> bool:
+    """Whether a folder has any shard of such an index, also where others are missing."""
+    return any(numbers(folder, kind) for kind in KINDS)
+
+
+def numbers(folder: Path, kind: str) -> set[int]:
+    """The numbers of the shards of a kind that are there."""
+    names = (re.fullmatch(rf"{kind}\.(0|[1-9]\d*)\.pt", path.name) for path in folder.glob(f"{kind}.*.pt"))
+    return {int(match[1]) for match in names if match}
+
+
+def shard_files(folder: Path, count: int) -> list[Path]:
+    """All files of an index of `count` shards.
+
+    Raises:
+        UserError: one is missing, or there are more.
+    """
+    for kind in KINDS:
+        there = numbers(folder, kind)
+        if missing := sorted(set(range(count)) - there):
+            raise UserError(
+                f"{folder / f'{kind}.{missing[0]}.pt'}: this shard is missing, {count - len(missing)} of {count} are "
+                "there; download the index again, which goes on from there. An index that was saved in another number "
+                "of shards needs --save_index_n_shards"
+            )
+        if extra := sorted(there - set(range(count))):
+            raise UserError(
+                f"{folder / f'{kind}.{extra[0]}.pt'}: {count} shards were expected, this is one more; an index that "
+                "was saved in another number of shards needs --save_index_n_shards"
+            )
+    return [folder / f"{kind}.{number}.pt" for kind in KINDS for number in range(count)]
+
+
+def describe_published(folder: Path, count: int) -> dict[str, Any]:
+    """The digest of all shards (see contents.py).
+
+    Raises:
+        UserError: one is not the file that was downloaded.
+    """
+    files = shard_files(folder, count)
+    described = contents.describe(folder, files)
+    for file in files:
+        noted = contents.noted_digest(file)
+        if noted is not None and noted != described["files"][file.name]["sha256"]:
+            raise UserError(
+                f"{file}: not the file that was downloaded (another SHA-256 than {contents.record_of(file).name} "
+                "says); remove both and download it again"
+            )
+    return described
+
+
+def load_published(folder: Path, count: int, dimension: int, device: torch.device) -> Index:
+    """Load an index; all workers call it together, each gets its share of the vectors.
+
+    Args:
+        count: of its shards.
+        dimension: of the retriever's vectors.
+        device: where it is searched.
+
+    Raises:
+        UserError: it is not whole, damaged, of another dimension, or has vectors that are not finite.
+    """
+    described = workers.from_first(functools.partial(describe_published, folder, count))
+    files = [folder / f"embeddings.{number}.pt" for number in range(count)]
+    tensors = workers.each(lambda: [load_tensor(file, dimension) for file in files])
+    counts = [tensor.shape[1] for tensor in tensors]
+    passages = Passages(Path(workers.from_first(lambda: str(convert(folder, described, counts)))))
+    start, end = workers.share_of(len(passages))
+    segments = workers.each(lambda: list(share_segments(files, tensors, start, end, device)))
+    workers.from_first(lambda: contents.require_unchanged(folder, shard_files(folder, count), described))
+    return Index(passages, FlatVectors(segments, start), dimension, encoder=None)
+
+
+def load_tensor(file: Path, dimension: int) -> torch.Tensor:
+    try:
+        tensor = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # whatever torch's readers raise
+        raise UserError(f"{file}: no whole tensor of embeddings ({reason(error)}); download it again") from error
+    if not isinstance(tensor, torch.Tensor) or tensor.dim() != 2 or not tensor.is_floating_point():
+        raise UserError(f"{file}: a tensor (dimension, passages) was expected; download the index again")
+    check_dimension(file, tensor.shape[0], dimension)
+    return tensor
+
+
+def check_dimension(place: Path, found: int, expected: int) -> None:
+    if found != expected:
+        raise UserError(
+            f"{place}: its vectors have {found} dimensions, the retriever makes {expected}; another made it"
+        )
+
+
+def share_segments(
+    files: Sequence[Path], tensors: Sequence[torch.Tensor], start: int, end: int, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """The vectors of the rows from start to before end: float16 (n, D) of each shard."""
+    first = 0
+    for file, tensor in zip(files, tensors):
+        low, high = max(start, first) - first, min(end, first + tensor.shape[1]) - first
+        if low < high:
+            segment = tensor[:, low:high].T.to(device, torch.float16).contiguous()
+            require_finite(segment, file, low)
+            yield segment
+        first += tensor.shape[1]
+
+
+def require_finite(vectors_ND: torch.Tensor, file: Path, first_row: int) -> None:
+    """Refuse vectors with a NaN or an infinity, whose scores would come before all others.
+
+    Args:
+        first_row: of the file, which the vectors begin with.
+    """
+    bad = first_bad_row(vectors_ND)
+    if bad is not None:
+        raise UserError(
+            f"{file}: the vector of row {first_row + bad} has numbers that are not finite (NaN or infinity); download "
+            "or make the index again"
+        )
+
+
+def convert(folder: Path, described: dict[str, Any], counts: Sequence[int]) -> Path:
+    """The Arrow file of an index's passages, named by the contents of their shards and the numbers of vectors."""
+    digests = [described["files"][f"passages.{number}.pt"]["sha256"] for number in range(len(counts))]
+    key = hashlib.sha256(json.dumps([digests, list(counts)]).encode()).hexdigest()[:32]
+    passages = pickled_passages(folder, counts)
+    files = shard_files(folder, len(counts))
+    return converted_once(key, contents.while_unchanged(folder, files, described, passages))
+
+
+def pickled_passages(folder: Path, counts: Sequence[int]) -> Iterator[dict[str, str]]:
+    """The passages of all shards, as many of each as it has vectors.
+
+    One may have an empty text, as in the reference: a published file cannot be mended.
+    """
+    for number, count in enumerate(counts):
+        file = folder / f"passages.{number}.pt"
+        try:
+            passages = PlainUnpickler(io.BytesIO(file.read_bytes())).load()
+        except FileNotFoundError as error:
+            raise UserError(f"{file}: this shard is missing; download the index again") from error
+        except Exception as error:  # a damaged pickle raises anything
+            raise UserError(f"{file}: no pickled list of passages ({reason(error)}); download it again") from error
+        if not isinstance(passages, list) or len(passages) != count:
+            found = len(passages) if isinstance(passages, list) else type(passages).__name__
+            raise UserError(f"{file}: {count} passages were expected, as embeddings.{number}.pt has, found {found}")
+        for place, passage in enumerate(passages):
+            where = f"{file}, passage {place}"
+            if not isinstance(passage, dict):
+                raise UserError(f"{where}: a mapping {{id, title, text}} was expected, found {shown(passage)}")
+            passage = {name: value for name, value in passage.items() if name != "section"}  # in the title already
+            yield checked(passage_of(passage, where), where)
+
+
+class PlainUnpickler(pickle._Unpickler):
+    """Of a pickle only what is data: lists, dictionaries, texts, numbers, and references to earlier ones.
+
+    It is the library's unpickler in Python, which keeps references in a dictionary. The one in C keeps them in a list
+    that it lengthens up to the number of any reference: a pickle of 9 bytes can ask for 64 GB.
+    """
+
+    dispatch: ClassVar = {code: read for code, read in pickle._Unpickler.dispatch.items() if code in DATA_CODES}
+
+    def load(self) -> Any:
+        try:
+            return super().load()
+        except KeyError as error:
+            raise pickle.UnpicklingError(
+                f"instruction {error}; only texts in lists and dictionaries are read"
+            ) from error
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}; only texts in lists and dictionaries are read")

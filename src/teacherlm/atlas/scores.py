@@ -1,0 +1,193 @@
+"""The MMLU table of a run's predictions: accuracy with the options in their own order, and debiased over permutations.
+
+--predictions_path is a file of predictions; a run's folder (combined_{split}-step-{step}.jsonl); or, for the 5-shot
+setting, a folder with a run for each of the 57 domains, {domain}/{domain}.{split}-step-{step}.jsonl or
+{domain}/{domain}-{split}-step-{step}.jsonl, with a table of the domains too. Categories are averages over questions
+(micro-averages).
+
+With --select-step the step is the one whose validation predictions have the best debiased accuracy; what is scored is
+the test split at that step.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from teacherlm.atlas.predictions import domain_of, read_predictions, require_fields
+from teacherlm.catalog.benchmarks import load_benchmark
+from teacherlm.core.errors import Parser, UserError, run, shown
+from teacherlm.core.files import files_below, is_plain_name
+from teacherlm.core.records import read_records
+
+CATEGORIES = {"humanities": "humanities", "Soc Sci.": "social_sciences", "STEM": "stem", "other": "other"}
+"""The table's name -> the group of benchmarks/mmlu.yaml."""
+VALIDATION = re.compile(r"[._-]val(?:id)?-step-(\d+)\.jsonl$")
+
+Key = tuple[str, str]
+"""What a question is found by: its text and its options."""
+Predictions = dict[str, dict[Key, tuple[str, str]]]
+"""Domain -> question -> (choice, debiased choice)."""
+
+
+def main() -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--predictions_path", type=Path, required=True)
+    parser.add_argument("--gold_path", type=Path, required=True, help="the questions, with their answers")
+    parser.add_argument("--step", type=int, default=16, help="of a folder's files (default: 16)")
+    parser.add_argument("--split", default="valid", help="of a folder's files (default: valid)")
+    parser.add_argument(
+        "--select-step", type=Path, metavar="GOLD", help="choose the step of a folder by its validation questions"
+    )
+    args = parser.parse_args()
+    args.predictions_path = predictions_there(args.predictions_path)
+    gold = read_gold(args.gold_path)
+    if args.select_step:
+        args.step, args.split = select_step(args.predictions_path, read_gold(args.select_step)), "test"
+    predictions = read_all(args.predictions_path, sorted(gold), args.split, args.step)
+    require_all(gold, predictions, args.predictions_path)
+    print(
+        f"predictions for {args.predictions_path}" + (f", step {args.step}" if args.predictions_path.is_dir() else "")
+    )
+    if args.predictions_path.is_dir() and not is_one_run(args.predictions_path):
+        print(table(gold, predictions, {domain: [domain] for domain in sorted(gold)}), end="\n\n")
+    print(table(gold, predictions, categories(gold)))
+
+
+def predictions_there(path: Path) -> Path:
+    """A file or a folder of predictions.
+
+    The zero-shot experiment's documentation names step 1, but a run without training writes step 0, here as in the
+    reference: that file is taken, and a line says so.
+
+    Raises:
+        UserError: it is not there; those of the same questions that are there are named.
+    """
+    if path.exists():
+        return path
+    name, mark, _ = path.name.partition("-step-")
+    there = steps_there(path.parent, f"{name}{mark}") if mark else []
+    if path.name == f"{name}-step-1.jsonl" and [file.name for file in there] == [f"{name}-step-0.jsonl"]:
+        print(f"{path}: no such file; {there[0].name} is scored, as a run without training is at step 0")
+        return there[0]
+    hint = (
+        f"there are {', '.join(file.name for file in there)}" if there else "predictions of evaluate.py were expected"
+    )
+    raise UserError(f"{path}: no such file; {hint}")
+
+
+def steps_there(folder: Path, beginning: str) -> list[Path]:
+    """The predictions whose names begin so, by their step."""
+    found = (re.fullmatch(r"(\d+)\.jsonl", path.name.removeprefix(beginning)) for path in folder.glob("*.jsonl"))
+    steps = sorted(int(match[1]) for match in found if match)
+    return [folder / f"{beginning}{step}.jsonl" for step in steps]
+
+
+def is_one_run(folder: Path) -> bool:
+    """Whether a folder has predictions of all domains together, not a run for each of them."""
+    return any(folder.glob("combined_*-step-*.jsonl"))
+
+
+def read_all(path: Path, domains: Sequence[str], split: str, step: int) -> Predictions:
+    """The predictions of a file, of a run's folder, or of a folder of domains."""
+    if not path.is_dir():
+        files = [path]
+    elif is_one_run(path):
+        files = [named(path, "combined", split, step)]
+    else:
+        files = [named(path / domain, domain, split, step) for domain in domains]
+    predictions: Predictions = {}
+    for file in files:
+        for found in read_predictions(file):
+            key = found.question, found.options
+            predictions.setdefault(found.domain, {})[key] = (found.choice, found.debiased)
+    return predictions
+
+
+def select_step(folder: Path, gold: dict[str, dict[Key, str]]) -> int:
+    """The step with the best debiased accuracy on validation questions; of equal ones the first.
+
+    Raises:
+        UserError: there are no validation predictions.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: --select-step chooses among the steps of a folder; a folder was expected")
+    found = {int(match[1]) for file in files_below(folder) if (match := VALIDATION.search(file.name))}
+    if not found:
+        raise UserError(f"{folder}: no validation predictions there (*val*-step-N.jsonl); was --eval_data given both?")
+    scores = {}
+    for step in sorted(found):
+        predictions = read_all(folder, sorted(gold), "valid", step)
+        require_all(gold, predictions, folder)
+        right = [predictions[d][key][1] == answer for d, answers in gold.items() for key, answer in answers.items()]
+        scores[step] = 100 * sum(right) / len(right)
+        print(f"step {step}: {scores[step]:.2f} on {len(right)} validation questions")
+    return max(scores, key=lambda step: (scores[step], -step))
+
+
+def named(folder: Path, name: str, split: str, step: int) -> Path:
+    """The predictions of a domain or of all together, in any spelling of the documentation; `valid` is val, too."""
+    splits = {"valid": ("valid", "val"), "val": ("val", "valid")}.get(split, (split,))
+    names = [f"{name}{mark}{of_split}-step-{step}.jsonl" for of_split in splits for mark in ".-_"]
+    for file in names:
+        if (folder / file).is_file():
+            return folder / file
+    endings = [file.rpartition("-")[0] for file in names]
+    there = sorted({file.name for ending in endings for file in steps_there(folder, f"{ending}-")})
+    hint = f"there are {', '.join(there)}" if there else f"did the run reach step {step}?"
+    raise UserError(f"{folder / names[0]}: no such file; {hint}")
+
+
+def key_of(question: Mapping[str, Any]) -> Key:
+    return question["question"], str(question["options"])
+
+
+def read_gold(path: Path) -> dict[str, dict[Key, str]]:
+    gold: dict[str, dict[Key, str]] = {}
+    for number, question in read_records(path):
+        where = f"{path}, line {number}"
+        require_fields(question, ("question", "options", "answer", "dataset"), where)
+        if not is_plain_name(question["dataset"]):  # it names a folder of predictions
+            raise UserError(f"{where}: dataset: the name of a domain was expected, found {shown(question['dataset'])}")
+        if not isinstance(question["question"], str) or not isinstance(question["answer"], str):
+            raise UserError(f"{where}: the fields question and answer must be texts")
+        gold.setdefault(domain_of(question["dataset"]), {})[key_of(question)] = question["answer"]
+    return gold
+
+
+def require_all(gold: Mapping[str, Mapping[Key, str]], predictions: Predictions, path: Path) -> None:
+    """Refuse to score a part: every question needs its prediction."""
+    missing = {
+        domain: count
+        for domain, questions in sorted(gold.items())
+        if (count := len(questions.keys() - predictions.get(domain, {}).keys()))
+    }
+    if missing:
+        listed = ", ".join(f"{domain} ({count} of {len(gold[domain])})" for domain, count in missing.items())
+        raise UserError(f"{path}: {sum(missing.values())} predictions are missing: {listed}; evaluate them first")
+
+
+def categories(gold: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Category -> its domains, of those that have questions; and all."""
+    groups = load_benchmark("mmlu").groups
+    known = {name: [domain for domain in groups[group] if domain in gold] for name, group in CATEGORIES.items()}
+    return {**{name: domains for name, domains in known.items() if domains}, "all": list(gold)}
+
+
+def table(gold: Mapping[str, Mapping[Key, str]], predictions: Predictions, rows: Mapping[str, Sequence[str]]) -> str:
+    """A row of each name's domains, averaged over their questions."""
+    width = max(15, *map(len, rows))
+    lines = [f"{'category':>{width}}\t{'Acc(%)':>15}\t{'Debias Acc(%)':>15}", "-" * (width + 32)]
+    for name, domains in rows.items():
+        pairs = [(predictions[d][key], answer) for d in domains for key, answer in gold[d].items()]
+        accuracy, debiased = (100 * sum(p[n] == answer for p, answer in pairs) / len(pairs) for n in (0, 1))
+        lines.append(f"{name:>{width}}\t{accuracy:>15.2f}\t{debiased:>15.2f}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main)

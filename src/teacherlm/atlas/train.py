@@ -1,0 +1,260 @@
+"""Train a reader on multiple-choice questions, and its retriever with it.
+
+Under {checkpoint_dir}/{name} go log.jsonl, checkpoint/step-N and the predictions of each evaluation. A run that was
+interrupted goes on with the same command: `srun python train.py ...` or `torchrun --nproc_per_node 2 train.py ...`.
+"""
+
+import argparse
+import functools
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+# The project's folder in place of this one, whose evaluate.py is not the library of that name.
+sys.path[:] = [str(HERE.parent), *(place for place in sys.path if place != str(HERE))]
+
+import torch  # noqa: E402
+
+from teacherlm.atlas import options, steps, training, workers  # noqa: E402
+from teacherlm.atlas.evaluation import Evaluation, evaluate, read_questions, result_of  # noqa: E402
+from teacherlm.atlas.flat_search import FlatVectors  # noqa: E402
+from teacherlm.atlas.model import describe_sources, embed_passages, load_model, make_index  # noqa: E402
+from teacherlm.atlas.schedules import IndexRefresh, learning_rate  # noqa: E402
+from teacherlm.core import manifests  # noqa: E402
+from teacherlm.core.errors import LIST_MISSING, UserError, run  # noqa: E402
+from teacherlm.core.files import require_writable, whole_file  # noqa: E402
+from teacherlm.core.interrupts import REQUEUE, Stop  # noqa: E402
+from teacherlm.core.json_files import require_object  # noqa: E402
+from teacherlm.core.records import drop_torn_line, dump_line, read_records, write_records  # noqa: E402
+
+STAGE = "atlas train"
+BEGUN = "run.json"
+"""What a run was begun with, in its folder."""
+NOT_SHAPING = ("name", "checkpoint_dir", "model_path", "eval_data", "main_port", "write_results", "dont_write_passages")
+NOT_SHAPING += ("train_data", "passages", "load_index_path", "save_index_path", "save_index_n_shards", "eval_freq")
+NOT_SHAPING += ("log_freq", "save_freq", "save_optimizer", "per_gpu_embedder_batch_size", "generation_max_length")
+NOT_SHAPING += ("multiple_choice_eval_permutations", "shard_optim", "shard_grads", "use_gradient_checkpoint_reader")
+NOT_SHAPING += ("use_gradient_checkpoint_retriever", "per_gpu_batch_size", "retrieve_only", "list_missing", "notes")
+NOT_SHAPING += ("generation_min_length", "generation_num_beams", "generation_length_penalty")
+"""Flags that say where things are or how they are computed; the weights depend on the others."""
+
+
+def main() -> int:
+    parser = options.parser(__doc__)
+    options.add_training(parser)
+    parser.add_argument("--list_missing", action="store_true", help=LIST_MISSING)
+    asked = options.check_training(options.check(parser.parse_args()))
+    folder = asked.checkpoint_dir / asked.name
+    require_writable(folder)
+    device = workers.join_workers(asked.main_port)
+    if asked.list_missing:
+        print("" if describe_run(asked, folder)["done"] else "0")
+        return 0
+    options.say_notes(asked, "train")
+    with workers.only_writer(folder):
+        described = workers.from_first(functools.partial(describe_run, asked, folder))
+        if described["done"]:
+            workers.say(f"train: done already, nothing to do ({manifests.manifest_of(folder)} matches its inputs)")
+            return 0
+        stop = Stop()
+        try:
+            return Training(asked, folder, described, device, stop).run()
+        finally:
+            stop.restore()
+
+
+def describe_run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """What the weights depend on, and whether they are there; a folder of another run is not touched.
+
+    Raises:
+        UserError: the folder has a run that was begun with other settings.
+    """
+    manifest = manifests.read_manifest(manifests.manifest_of(folder))
+    arguments = {name: value for name, value in vars(asked).items() if name not in NOT_SHAPING}
+    arguments["effective_batch"] = asked.per_gpu_batch_size * workers.size() * asked.accumulation_steps
+    known = (manifest or {}).get("inputs", {})
+    inputs = describe_sources(asked, known)
+    for number, file in enumerate(asked.train_data):
+        inputs[f"questions {number}"] = manifests.describe(file, known.get(f"questions {number}"))
+    work = json.loads(json.dumps({**arguments, **{name: value["sha256"] for name, value in inputs.items()}}))
+    begun = folder / BEGUN
+    if begun.is_file():
+        before = require_object(begun)
+        differing = [name for name in sorted({*before, *work}) if before.get(name) != work.get(name)]
+        if differing:
+            shown = "; ".join(f"{name} was {before.get(name)!r}, is {work.get(name)!r}" for name in differing)
+            raise UserError(f"{folder}: begun with other settings: {shown}; give another --name, or the same settings")
+    done = not manifests.changes(manifest, STAGE, arguments, inputs)
+    return {"arguments": arguments, "inputs": inputs, "work": work, "done": done}
+
+
+class Training:
+    """A run: where it stands, and what it works with."""
+
+    def __init__(
+        self, asked: argparse.Namespace, folder: Path, described: dict[str, Any], device: torch.device, stop: Stop
+    ):
+        self.asked, self.folder, self.described, self.stop, self.started = asked, folder, described, stop, time.time()
+        questions = [question for file in asked.train_data for question in read_questions(asked, file)]
+        kind = asked.multiple_choice_train_permutations
+        self.examples = training.Examples(questions, kind, asked.shuffle, asked.seed)
+        self.tests = [(file, read_questions(asked, file)) for file in asked.eval_data]
+        self.step = workers.from_first(lambda: training.last_step(folder))
+        if self.step:
+            asked.model_path = str(folder / "checkpoint" / f"step-{self.step}")
+            workers.say(f"train: going on from {asked.model_path}")
+        self.model = load_model(asked, device, precision="fp32", trains=True)
+        self.index = make_index(asked, self.model, device, trained=self.step > 0) if asked.retrieves else None
+        self.trainee = training.Trainee(asked, self.model)
+        self.raw_optimizer = training.optimizer_of(self.trainee, asked)
+        self.accelerator, self.wrapped, self.optimizer = training.share(asked, self.trainee, self.raw_optimizer)
+        self.log = Log(folder / "log.jsonl", self.step)
+        if self.step:
+            self.log.losses = training.load_state(folder, self.step, self.wrapped, self.optimizer, self.index)
+        self.trains_passages = asked.train_retriever and not asked.query_side_retriever_training
+        self.refresh = IndexRefresh(asked.refresh_index, asked.freeze_retriever_steps, self.trains_passages)
+        total = asked.scheduler_steps or asked.total_steps
+        self.share = learning_rate(asked.scheduler, asked.warmup_steps, total)
+        self.skips = steps.Skips(asked, folder)
+
+    def run(self) -> int:
+        asked = self.asked
+        if workers.is_first():
+            with whole_file(self.folder / BEGUN) as file:
+                json.dump(self.described["work"], file, indent=1)
+        workers.say(
+            f"train: {len(self.examples)} examples, steps {self.step} to {asked.total_steps} of "
+            f"{asked.per_gpu_batch_size} x {workers.size()} workers on the {self.model.reader.device.type.upper()}"
+        )
+        if self.step and not self.evaluate():
+            return REQUEUE
+        while self.step < asked.total_steps:
+            if self.index and self.refresh.is_due(self.step):
+                self.trainee.eval()
+                self.index.vectors = embed_passages(asked, self.model, self.index.passages)
+            self.log.add(self.learn())
+            self.step += 1
+            if self.step % asked.log_freq == 0 or self.step == asked.total_steps:
+                self.log.write(self.step, [group["lr"] for group in self.raw_optimizer.param_groups])
+            whole = self.step % asked.accumulation_steps == 0
+            stopped = whole and any(workers.gather_objects(self.stop.asked))
+            if whole and self.step % asked.save_freq == 0 and not stopped:
+                self.save(asked.save_optimizer)
+            if stopped or not self.evaluate():
+                self.save(with_state=True)
+                workers.say(f"train: interrupted after step {self.step}, saved; the same command goes on from there")
+                return REQUEUE
+        self.save(asked.save_optimizer)
+        if workers.is_first():
+            self.conclude()
+        workers.wait_for_all()
+        return 0
+
+    def learn(self) -> dict[str, float]:
+        """One batch, and after the last of a step the step; the losses."""
+        asked = self.asked
+        torch.manual_seed((asked.seed * 1_000_003 + self.step) * 1024 + workers.rank())
+        learns = asked.train_retriever and self.step >= asked.freeze_retriever_steps
+        examples = self.examples.of_step(self.step, asked.per_gpu_batch_size)
+        self.trainee.eval()
+        with training.autocast(asked, self.model.reader.device):
+            batch = training.Batch(asked, self.model, examples, self.index, learns)
+        self.trainee.train()
+        first_batch = self.step - self.step % asked.accumulation_steps
+        skipped = False
+        with self.accelerator.accumulate(self.wrapped):
+            reader_loss, retriever_loss = self.wrapped(batch)
+            steps.set_rates(self.raw_optimizer, self.share(first_batch), learns)
+            self.accelerator.backward(reader_loss if retriever_loss is None else reader_loss + retriever_loss)
+            if self.accelerator.sync_gradients:
+                skipped = not steps.take_step(self.accelerator, self.trainee, self.optimizer, asked.clip)
+                self.skips.note(skipped, self.step + 1)
+            if not learns:
+                steps.forget_steps(self.raw_optimizer)
+        losses = {"reader_loss": reader_loss, **({} if retriever_loss is None else {"retriever_loss": retriever_loss})}
+        losses = {name: loss.item() for name, loss in losses.items() if loss.isfinite()}
+        return {**losses, "skipped_steps": 1} if skipped else losses
+
+    def evaluate(self) -> bool:
+        """Evaluate all files, where that is due and not done; False when it was interrupted."""
+        if self.step % self.asked.eval_freq:
+            return True
+        digest = hashlib.sha256(json.dumps([self.described["work"], self.step], sort_keys=True).encode()).hexdigest()
+        source = {"run": {"path": str(self.folder), "sha256": digest, "files": {}}}
+        self.trainee.eval()
+        for path, questions in self.tests:
+            with (
+                workers.only_writer(result_of(self.asked, path, self.step)),
+                training.autocast(self.asked, self.model.reader.device),
+            ):
+                evaluation = Evaluation(self.asked, path, self.step, lambda known: source)
+                if not evaluation.done and not evaluate(evaluation, questions, self.model, self.index, self.stop):
+                    return False
+        return True
+
+    def save(self, with_state: bool) -> None:
+        if with_state:
+            flat = self.trains_passages and isinstance(self.index.vectors, FlatVectors)
+            vectors = self.index.vectors if flat else None
+            training.save_state(self.folder, self.step, self.wrapped, self.optimizer, self.log.losses, vectors)
+        training.save(self.folder, self.model, self.step)
+
+    def conclude(self) -> None:
+        checkpoint = self.folder / "checkpoint" / f"step-{self.step}"
+        manifests.write_manifest(
+            manifests.manifest_of(self.folder),
+            stage=STAGE,
+            arguments=self.described["arguments"],
+            inputs=self.described["inputs"],
+            outputs={checkpoint.name: manifests.describe(checkpoint)},
+            counts={
+                "steps": self.step,
+                "skipped_steps": sum(line.get("skipped_steps", 0) for _, line in read_records(self.log.path)),
+                "seconds": round(time.time() - self.started, 1),
+            },
+            started=self.started,
+        )
+        print(f"train: {self.step} steps -> {checkpoint}", flush=True)
+
+
+class Log:
+    """log.jsonl: means of the losses since the line before. What is beyond the step that a run goes on from goes."""
+
+    def __init__(self, path: Path, step: int):
+        self.path, self.losses, self.began = path, [], time.monotonic()
+        if workers.is_first() and path.is_file() and path.stat().st_size:
+            drop_torn_line(path)
+            kept = [line for _, line in read_records(path) if line["step"] <= step] if path.stat().st_size else []
+            write_records(path, kept)
+
+    def add(self, losses: dict[str, float]) -> None:
+        self.losses.append(losses)
+
+    def write(self, step: int, rates: list[float]) -> None:
+        """A line of all workers' means, by the first; steps that were skipped are counted."""
+        skipped = sum(losses.pop("skipped_steps", 0) for losses in self.losses)
+        names = sorted({name for losses in self.losses for name in losses})
+        mine = {name: [losses[name] for losses in self.losses if name in losses] for name in names}
+        everyone = workers.gather_objects(mine)
+        names = sorted({name for of_worker in everyone for name in of_worker})
+        seconds = (time.monotonic() - self.began) / len(self.losses)
+        self.losses, self.began = [], time.monotonic()
+        if not workers.is_first():
+            return
+        line: dict[str, Any] = {"step": step}
+        for name in names:
+            values = [value for of_worker in everyone for value in of_worker.get(name, ())]
+            line[name] = sum(values) / len(values)
+        line |= {"skipped_steps": skipped} if skipped else {}
+        line |= {"learning_rates": rates, "seconds_per_step": round(seconds, 3)}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(dump_line(line) + "\n")
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

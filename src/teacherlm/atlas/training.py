@@ -1,0 +1,370 @@
+"""Reader and retriever learn together: batches, losses, and what an interrupted run needs to go on as if it had not.
+
+Nothing but weights and optimizer states is carried from step to step: which questions a step has, its learning rate
+and its dropout follow from the seed and the step's number.
+"""
+
+import argparse
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from teacherlm.atlas import losses, multiple_choice, workers
+from teacherlm.atlas import reader as readers
+from teacherlm.atlas.checkpoints import save_checkpoint
+from teacherlm.atlas.flat_search import FlatVectors
+from teacherlm.atlas.index import Index
+from teacherlm.atlas.index_files import save_array
+from teacherlm.atlas.model import DTYPES, Model
+from teacherlm.atlas.published import require_finite
+from teacherlm.atlas.retrieval import look_up, retrieve
+from teacherlm.atlas.retriever import MAXIMUM_LENGTH
+from teacherlm.core.errors import UserError, reason
+from teacherlm.core.files import make_anew, whole_file, whole_path
+from teacherlm.runtime.gloo import use_gloo_on_cpus
+from teacherlm.runtime.pickles import deepspeed_classes, load_plain
+from teacherlm.core.records import Record
+
+NO_PASSAGE = {"title": "", "text": ""}
+OPTIMIZER = "optimizer.pt"
+SHARED = "all"
+"""The folder of DeepSpeed's files in that of a state."""
+BUCKET = 20_000_000
+"""Gradients that DeepSpeed gathers before it averages them. With its default, 500 million, all of ATLAS-base are copied
+at once, and sharing them out saves nothing."""
+
+
+class Examples:
+    """The training questions, each in every order of its options, and which of them a step has.
+
+    Steps take them one after the other, epoch after epoch; a step of two workers has those of one with twice the batch.
+
+    Args:
+        questions: all of them, with as many options each.
+        kind: of the permutations.
+        shuffle: whether each epoch has an order of its own.
+    """
+
+    def __init__(self, questions: Sequence[Record], kind: str, shuffle: bool, seed: int):
+        self.questions, self.kind, self.shuffle, self.seed = questions, kind, shuffle, seed
+        self.orders = len(multiple_choice.orders(len(questions[0]["options"]), kind))
+        self.epoch, self.order = -1, torch.empty(0)
+
+    def __len__(self) -> int:
+        return len(self.questions) * self.orders
+
+    def of_step(self, step: int, batch_size: int) -> list[Record]:
+        """This worker's part of a step's batch; the first step is 0."""
+        first = (step * workers.size() + workers.rank()) * batch_size
+        return [self.at(place) for place in range(first, first + batch_size)]
+
+    def at(self, place: int) -> Record:
+        epoch, place = divmod(place, len(self))
+        if epoch != self.epoch:
+            generator = torch.Generator().manual_seed(self.seed + epoch)
+            self.epoch = epoch
+            self.order = torch.randperm(len(self), generator=generator) if self.shuffle else torch.arange(len(self))
+        question, order = divmod(int(self.order[place]), self.orders)
+        return multiple_choice.permutations(self.questions[question], self.kind)[order]
+
+
+class Batch:
+    """Prompts with their passages, as texts of the reader and of the retriever, and the targets.
+
+    Attributes:
+        reader_texts: (B, N), the prompt with each passage.
+        queries, passages: the retriever's tokens of (B) prompts and (B * N) passages; None where it does not learn.
+        target: of B questions.
+    """
+
+    def __init__(
+        self, asked: argparse.Namespace, model: Model, examples: Sequence[Record], index: Index | None, learns: bool
+    ):
+        prompts = [multiple_choice.prompt(model.reader_tokenizer, example) for example in examples]
+        if index is not None:
+            _, rows = retrieve(asked, model, index, prompts, asked.retriever_n_context)
+            found = [look_up(index, row) for row in rows]
+        else:
+            found = [[NO_PASSAGE] if asked.closed_book else example["passages"] for example in examples]
+        self.reader_texts = [
+            [asked.encoder_format.format(query=prompt, title=p["title"], text=p["text"]) for p in passages]
+            for prompt, passages in zip(prompts, found)
+        ]
+        targets = [multiple_choice.target(example, asked.decoder_format) for example in examples]
+        begun = multiple_choice.decoder_prompts(prompts, asked.decoder_prompt_format)
+        self.target = readers.make_target(model.reader, targets, asked.target_maxlength, begun)
+        multiple_choice.letter_places(model.reader_tokenizer, self.target.labels.tolist())
+        self.queries = self.passages = None
+        if learns:
+            texts = [asked.retriever_format.format(title=p["title"], text=p["text"]) for row in found for p in row]
+            self.queries, self.passages = (tokenize(model, part, asked.text_maxlength) for part in (prompts, texts))
+
+
+def tokenize(model: Model, texts: Sequence[str], text_maxlength: int) -> Any:
+    length = min(text_maxlength, MAXIMUM_LENGTH)
+    words = {"truncation": True, "max_length": length, "padding": True, "return_tensors": "pt"}
+    tokens = model.retriever_tokenizer(list(texts), **words)
+    return {name: tokens[name].to(model.reader.device) for name in ("input_ids", "attention_mask")}
+
+
+class Trainee(nn.Module):
+    """Reader and retriever as one module: what is shared out to workers, optimized and saved."""
+
+    def __init__(self, asked: argparse.Namespace, model: Model):
+        super().__init__()
+        self.asked, self.reader = asked, model.reader
+        self.reader_model = model.reader.model
+        self.retriever = model.retriever if asked.train_retriever else None
+        self.frozen = None
+        """The passage encoder, where it does not learn."""
+        if self.retriever is not None and asked.query_side_retriever_training:
+            self.frozen = self.retriever.passage.requires_grad_(False)
+        set_dropout(self, asked.dropout)
+        checkpointed = [self.reader_model] if asked.use_gradient_checkpoint_reader else []
+        if self.retriever is not None and asked.use_gradient_checkpoint_retriever:
+            checkpointed += {self.retriever.query, self.retriever.passage} - {self.frozen}
+        for model in checkpointed:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def train(self, mode: bool = True) -> "Trainee":
+        """A passage encoder that does not learn stays in evaluation mode: its vectors are those of the index."""
+        super().train(mode)
+        if self.frozen is not None:
+            self.frozen.eval()
+        return self
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(the reader's loss, the retriever's, if it learns)."""
+        asked, distilled = self.asked, None
+        if batch.queries is not None:
+            queries_BD = self.retriever(**batch.queries, of_passages=False)
+            with torch.set_grad_enabled(self.frozen is None):
+                passages_BD = self.retriever(**batch.passages, of_passages=True)
+            passages_BND = passages_BD.unflatten(0, (len(queries_BD), -1))
+            distilled = losses.retriever_loss(
+                asked.gold_score_mode,
+                self.reader,
+                batch.reader_texts,
+                batch.target,
+                losses.retriever_scores(queries_BD, passages_BND),
+                asked.temperature_score,
+                asked.temperature_gold,
+            )
+        encoded = readers.encode(self.reader, [texts[: asked.n_context] for texts in batch.reader_texts])
+        logits = readers.decode(self.reader, encoded, batch.target).logits
+        return losses.reader_loss(logits, batch.target.labels), distilled
+
+
+def set_dropout(model: nn.Module, rate: float) -> None:
+    """Of layers, and of T5's attention, which has a number of its own."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
+        elif isinstance(getattr(module, "dropout", None), (int, float)):
+            module.dropout = rate
+
+
+def parameter_groups(trainee: Trainee, asked: argparse.Namespace) -> list[dict[str, Any]]:
+    """The reader's parameters and the retriever's, each with its learning rate (`base`)."""
+    groups = [{"params": list(trainee.reader_model.parameters()), "base": asked.lr}]
+    if trainee.retriever is not None:
+        learning = [weight for weight in trainee.retriever.parameters() if weight.requires_grad]
+        groups.append({"params": learning, "base": asked.lr_retriever})
+    return groups
+
+
+def optimizer_of(trainee: Trainee, asked: argparse.Namespace) -> torch.optim.Optimizer:
+    groups = parameter_groups(trainee, asked)
+    betas = (0.9, asked.beta2)
+    return torch.optim.AdamW(
+        groups, lr=asked.lr, betas=betas, eps=asked.epsilon, weight_decay=asked.weight_decay, fused=True
+    )
+
+
+def autocast(asked: argparse.Namespace, device: torch.device) -> torch.autocast:
+    """The arithmetic of --precision, for what is computed around a step; weights stay float32."""
+    return torch.autocast(device.type, DTYPES[asked.precision], enabled=asked.precision != "fp32")
+
+
+def share(asked: argparse.Namespace, trainee: Trainee, optimizer: torch.optim.Optimizer) -> tuple[Any, Any, Any]:
+    """(accelerator, the trainee as the workers compute with it, its optimizer): gradients are averaged over workers.
+
+    With --shard_optim each worker keeps a share of the optimizer's states, with --shard_grads of the gradients too
+    (DeepSpeed ZeRO 1 and 2). One worker has nothing to share.
+    """
+    from accelerate import Accelerator, DeepSpeedPlugin, DistributedDataParallelKwargs
+
+    on_cpu = trainee.reader.device.type == "cpu"
+    shards = asked.shard_optim and workers.size() > 1
+    if on_cpu and workers.size() > 1:
+        use_gloo_on_cpus()
+    plugin = None
+    if shards:
+        plugin = DeepSpeedPlugin(
+            hf_ds_config={
+                "zero_optimization": {
+                    "stage": 2 if asked.shard_grads else 1,
+                    "reduce_bucket_size": BUCKET,
+                    "allgather_bucket_size": BUCKET,
+                },
+                "zero_allow_untested_optimizer": True,
+                "torch_autocast": {
+                    "enabled": asked.precision == "bf16",
+                    "dtype": "bfloat16",
+                    "lower_precision_safe_modules": [],  # of no module are gradients averaged in 16 bits
+                },
+                "fp16": {"enabled": asked.precision == "fp16"},
+                "train_micro_batch_size_per_gpu": asked.per_gpu_batch_size,
+                "gradient_accumulation_steps": asked.accumulation_steps,
+                "gradient_clipping": asked.clip,
+                "steps_per_print": 10**9,
+            }
+        )
+    casts = {"fp32": "no"} | ({"bf16": "no"} if shards else {})  # which DeepSpeed does itself
+    accelerator = Accelerator(
+        cpu=on_cpu and not shards,  # told that it is a CPU, accelerate leaves DeepSpeed out without a word
+        mixed_precision=casts.get(asked.precision, asked.precision),
+        gradient_accumulation_steps=asked.accumulation_steps,
+        deepspeed_plugin=plugin,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)],
+    )
+    return accelerator, *accelerator.prepare(trainee, optimizer)
+
+
+def save(folder: Path, model: Model, step: int) -> None:
+    """Write checkpoint/step-N of a run, whole; all workers call it together."""
+    workers.wait_for_all()
+    if workers.is_first():
+        tokenizers = model.retriever_tokenizer, model.reader_tokenizer
+        target = folder / "checkpoint" / f"step-{step}"
+        save_checkpoint(target, model.retriever, tokenizers[0], model.reader.model, tokenizers[1], step)
+        for state in target.parent.glob("state-*"):
+            if state != state_of(folder, step) and state_of(folder, step).is_dir():
+                shutil.rmtree(state)
+    workers.wait_for_all()
+
+
+def state_of(folder: Path, step: int) -> Path:
+    """The folder of what another run needs to go on from a checkpoint, written before it."""
+    return folder / "checkpoint" / f"state-{step}"
+
+
+def save_state(
+    folder: Path, step: int, wrapped: Any, optimizer: Any, pending: list[dict[str, float]], vectors: FlatVectors | None
+) -> None:
+    """Write the optimizer's states and what each worker carries: losses that are not yet in the log, its vectors.
+
+    Args:
+        vectors: where the passage encoder learns: those of the index, which it made at the last refresh.
+    """
+    state = state_of(folder, step)
+    if workers.is_first() and not is_folder(state):
+        state.parent.mkdir(parents=True, exist_ok=True)
+        make_anew(state)
+    workers.wait_for_all()
+    if hasattr(wrapped, "save_checkpoint"):  # DeepSpeed: a file of each worker
+        wrapped.save_checkpoint(str(state), tag=SHARED)
+    elif workers.is_first():
+        with whole_path(state / OPTIMIZER) as partial:
+            torch.save(optimizer.state_dict(), partial)
+    with whole_file(state / f"pending-{workers.rank()}.json") as file:
+        json.dump(pending, file)
+    if vectors is not None:
+        save_array(state / f"vectors-{workers.rank()}.npy", torch.cat(vectors.segments).cpu().numpy())
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is one itself, and not a link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def load_state(folder: Path, step: int, wrapped: Any, optimizer: Any, index: Index | None) -> list[dict[str, float]]:
+    """Set the optimizer's states, and the index's vectors if they were saved; returns the pending losses."""
+    state = state_of(folder, step)
+    if hasattr(wrapped, "load_checkpoint"):
+        # DeepSpeed's own reader would run what a pickle asks for. All files are looked at first, so that no worker
+        # waits for one that has ended.
+        workers.from_first(lambda: check_shared(state / SHARED))
+        wrapped.checkpoint_engine.load = lambda path, map_location=None: load_shared(Path(path))
+        wrapped.load_checkpoint(str(state), tag=SHARED)
+    else:
+        workers.each(lambda: set_optimizer(optimizer, state / OPTIMIZER))
+    return workers.each(lambda: load_own_part(state, index))
+
+
+def check_shared(folder: Path) -> None:
+    """Raises:
+    UserError: DeepSpeed's files are missing, or one of them is damaged or would run code.
+    """
+    files = sorted(folder.glob("*.pt"))
+    if not files:
+        raise UserError(f"{folder}: the optimizer's states are missing; remove {folder.parent}, and the run goes back")
+    for file in files:
+        load_shared(file, mapped=True)  # its tensors are not read
+
+
+def load_shared(file: Path, mapped: bool = False) -> Any:
+    """A file of states that DeepSpeed saved.
+
+    Raises:
+        UserError: it has anything but tensors, plain values and DeepSpeed's own records; or is damaged.
+    """
+    return load_plain(file, deepspeed_classes(), mapped)
+
+
+def set_optimizer(optimizer: Any, file: Path) -> None:
+    """Raises:
+    UserError: the states are missing, damaged, or of another optimizer.
+    """
+    if not file.is_file():
+        raise UserError(f"{file}: the optimizer's states are missing; remove {file.parent}, and the run goes back")
+    try:
+        optimizer.load_state_dict(load_plain(file))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: these are not the states of this run's optimizer ({reason(error)})") from error
+
+
+def load_own_part(state: Path, index: Index | None) -> list[dict[str, float]]:
+    """Set this worker's vectors, if they were saved; its pending losses.
+
+    Raises:
+        UserError: a file is damaged, or of other vectors than the index has.
+    """
+    saved = state / f"vectors-{workers.rank()}.npy"
+    if index is not None and saved.is_file():
+        expected = (sum(map(len, index.vectors.segments)), index.dimension)
+        try:
+            array = np.load(saved)
+        except Exception as error:  # what numpy raises over a damaged file is of a dozen kinds
+            raise UserError(f"{saved}: cut off or damaged ({reason(error)}); remove {state}") from error
+        if array.shape != expected or array.dtype != np.float16:
+            raise UserError(
+                f"{saved}: {expected} numbers in float16 were expected, found {array.shape} in {array.dtype}; remove "
+                f"{state}"
+            )
+        vectors = torch.from_numpy(array)
+        require_finite(vectors, saved, 0)
+        vectors = vectors.to(index.vectors.segments[0].device) if index.vectors.segments else vectors
+        index.vectors = FlatVectors([vectors], index.vectors.first_row)
+    file = state / f"pending-{workers.rank()}.json"
+    try:
+        pending = json.loads(file.read_text(encoding="utf-8"))
+        if all(isinstance(value, int | float) for losses in pending for value in losses.values()):
+            return list(pending)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        pass
+    raise UserError(f"{file}: a list of losses was expected; remove {state}, and the run goes back")
+
+
+def last_step(folder: Path) -> int:
+    """The last step that a run can go on from; 0 when there is none."""
+    names = (path.parent.name for path in folder.glob("checkpoint/step-*/atlas.json"))
+    steps = [int(found[1]) for name in names if (found := re.fullmatch(r"step-(\d{1,9})", name))]
+    return max((step for step in steps if state_of(folder, step).is_dir()), default=0)

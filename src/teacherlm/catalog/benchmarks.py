@@ -1,0 +1,234 @@
+"""Benchmarks: one YAML file each, which says where the data is and how a sample becomes a question.
+
+The YAML's fields are described in docs/benchmark.md. Templates are Jinja2 in a sandbox: a benchmark is data, not code.
+
+Run as a script it answers a shell's question: `python -P -m teacherlm.benchmarks title NAME` prints what the
+benchmark's files are called by.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import jinja2
+
+from teacherlm.core.places import ROOT
+from teacherlm.core.errors import Parser, UserError, print_for_shell, run, shown
+from teacherlm.core.files import is_plain_name, plain_name
+from teacherlm.catalog.prompts import KINDS, LETTERS, PROMPTS, TAILS, Question, prompt_fields
+from teacherlm.core.records import Record
+from teacherlm.catalog.templates import ERRORS, compile_template, fields_of, render
+from teacherlm.core.yaml_files import Unquoted, read_yaml
+
+FOLDER = ROOT / "benchmarks"
+RESERVED = ("text", *PROMPTS, *KINDS.values(), *(f"{kind}_completions" for kind in KINDS.values()), "all", *TAILS)
+RESERVED += ("full_tail",)
+"""Fields that the pipeline adds to a sample; a dataset that brings them already would lose its own."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark as its YAML describes it. Fields: see docs/benchmark.md."""
+
+    path: Path
+    title: str
+    question: str
+    choices: tuple[str, ...]
+    answer: str
+    splits: Mapping[str, str]
+    hub: str | None = None
+    hub_config: str | None = None
+    local: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    columns: tuple[str, ...] | None = None
+    file_field: str | None = None
+    groups: Mapping[str, list[str]] = field(default_factory=dict)
+    labels: Mapping[str, str] | None = None
+    answer_is: str = "letter"
+    preamble: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @cached_property
+    def templates(self) -> dict[str, jinja2.Template]:
+        return self.compile()
+
+    def compile(self) -> dict[str, jinja2.Template]:
+        """The templates by name: question, answer, preamble, and each choice.
+
+        Raises:
+            UserError: see `compile_template`.
+        """
+        sources = {"question": self.question, "answer": self.answer, "preamble": self.preamble}
+        sources |= {f"choice {letter}": source for letter, source in zip(LETTERS, self.choices)}
+        return {name: compile_template(source, f"{self.path}: the template {name}") for name, source in sources.items()}
+
+    @cached_property
+    def fields(self) -> tuple[str, ...]:
+        """The sample's fields that the templates read, in the order of the templates."""
+        sources = [self.question, *self.choices, self.answer, self.preamble]
+        return tuple(dict.fromkeys(name for source in sources for name in fields_of(source)))
+
+    @cached_property
+    def question_fields(self) -> tuple[str, ...]:
+        """The sample's fields that the question's own template reads."""
+        return tuple(fields_of(self.question))
+
+    def ask(self, sample: Record, where: str) -> Question:
+        """The question that a sample asks.
+
+        Args:
+            sample: the dataset's own fields.
+            where: the sample's place, for messages: "train.json, line 7".
+
+        Raises:
+            UserError: a field is missing or null, a template fails, or the answer is none of the choices.
+        """
+        for name in self.fields:
+            if sample.get(name) is None:
+                state = "is null" if name in sample else "is missing"
+                raise UserError(f"{where}: the field {name!r} {state}; {self.title} needs {', '.join(self.fields)}")
+        rendered = {}
+        for name, template in self.templates.items():
+            try:
+                rendered[name] = render(template, sample)
+            except ERRORS as error:
+                raise UserError(f"{where}: the template {name} of {self.path.name} fails: {error}") from error
+        if not rendered["question"].strip():
+            raise UserError(f"{where}: the question is empty (field {self.fields[0]!r})")
+        choices = tuple(rendered[f"choice {letter}"] for letter in LETTERS[: len(self.choices)])
+        gold = self.gold(rendered["answer"], choices, where)
+        return Question(rendered["question"], choices, gold, rendered["preamble"])
+
+    def gold(self, answer: str, choices: tuple[str, ...], where: str) -> int:
+        """Index of the choice that an answer names: by the YAML's `labels`, by its letter, index or text."""
+        letters = LETTERS[: len(choices)]
+        if self.labels is not None:
+            accepted = {
+                label: letters.index(letter) for label, letter in {**self.boolean_labels, **self.labels}.items()
+            }
+        elif self.answer_is == "text":
+            accepted = {text: index for index, text in enumerate(choices)}  # of equal texts the last, as the reference
+        elif self.answer_is == "index":
+            accepted = {str(index): index for index in range(len(choices))}
+        else:
+            accepted = {letter: index for index, letter in enumerate(letters)}
+        if answer not in accepted:
+            fields = ", ".join(map(repr, fields_of(self.answer)))
+            raise UserError(
+                f"{where}: the field {fields} is {shown(answer)}; expected one of {', '.join(map(repr, accepted))}"
+            )
+        return accepted[answer]
+
+    @cached_property
+    def boolean_labels(self) -> dict[str, str]:
+        """Letters of what a boolean renders to, where `labels` has an unquoted true or false."""
+        labels = (self.labels or {}).items()
+        return {
+            label.capitalize(): letter
+            for label, letter in reversed(labels)
+            if isinstance(label, Unquoted) and label.lower() in ("true", "false")
+        }
+
+    def prepare(self, sample: Record, where: str) -> Record:
+        """A training sample with its four prompt fields: what the teacher reads."""
+        self.refuse_reserved(sample, where)
+        return {**sample, **prompt_fields(self.ask(sample, where))}
+
+    def test_sample(self, sample: Record, where: str) -> Record:
+        """A test sample as the tasks read it: own fields, `task_name`, `question`, `answer`, and `preamble` if any.
+
+        A source field of one of these names is kept as `origin_question` and so on.
+        """
+        asked = self.ask(sample, where)
+        added = {"task_name": self.title, "question": asked.with_choices, "answer": asked.answer}
+        if asked.preamble:
+            added["preamble"] = asked.preamble
+        own = {f"origin_{name}" if name in added else name: value for name, value in sample.items()}
+        return {**own, **added}
+
+    def refuse_reserved(self, sample: Record, where: str) -> None:
+        taken = [name for name in RESERVED if name in sample]
+        if taken:
+            raise UserError(
+                f"{where}: the field {taken[0]!r} is already there, and the pipeline writes it; rename it first"
+            )
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def benchmark_and_part(task: str) -> tuple[str, str | None] | None:
+    """The benchmark that a task's name begins with, and the rest: `mmlu_stem` -> mmlu, stem; `mmlu` -> mmlu, None."""
+    for name in sorted(names(), key=len, reverse=True):
+        if task == name:
+            return name, None
+        if task.startswith(f"{name}_"):
+            return name, task.removeprefix(f"{name}_")
+    return None
+
+
+def load_benchmark(name: str) -> Benchmark:
+    """Read `benchmarks/NAME.yaml`, or the YAML file that `name` is a path of.
+
+    Raises:
+        UserError: there is none (near names are listed), or a field of the YAML is missing, unknown or malformed.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        near = difflib.get_close_matches(name, names(), cutoff=0.4) or names()
+        raise UserError(f"no benchmark {name!r}; there are: {', '.join(near)} (or give the path of a YAML file)")
+    content = read_yaml(path, Benchmark, computed={"path"})
+    benchmark = Benchmark(path=path, **content)
+    plain_name(benchmark.title, f"{path}: title")
+    for split, pattern in benchmark.files.items():
+        require_inside(pattern, f"{path}: files: {split}")
+    if not 2 <= len(benchmark.choices) <= len(LETTERS):
+        raise UserError(f"{path}: choices: 2 to {len(LETTERS)} templates were expected, found {len(benchmark.choices)}")
+    if benchmark.answer_is not in ("letter", "index", "text"):
+        raise UserError(f"{path}: answer_is: letter, index or text was expected, found {benchmark.answer_is!r}")
+    for label, letter in (benchmark.labels or {}).items():
+        if letter not in tuple(LETTERS[: len(benchmark.choices)]):
+            raise UserError(f"{path}: labels: {label!r}: {letter!r} is no pair of a label and a choice's letter")
+        if benchmark.boolean_labels.get(label.capitalize(), letter) != letter:
+            raise UserError(f"{path}: labels: {label}: the same boolean stands for another letter; put them in quotes")
+    for split, name in benchmark.splits.items():
+        if not is_plain_name(name):
+            raise UserError(f"{path}: splits: {split}: the name of a split was expected, found {shown(name)}")
+    if missing := {"train", "test"} - set(benchmark.splits):
+        raise UserError(
+            f"{path}: splits: {' and '.join(sorted(missing))} missing; it names the source's split for each"
+        )
+    if benchmark.file_field and any(Path(files).name.count("*") != 1 for files in benchmark.files.values()):
+        raise UserError(f"{path}: file_field: each of the files must have one * in its name, which the field becomes")
+    if benchmark.groups and not benchmark.file_field:
+        raise UserError(f"{path}: groups: they are of values of the file_field, which is missing")
+    benchmark.compile()  # now, so that a broken template is found before any data is read
+    return benchmark
+
+
+def require_inside(pattern: str, where: str) -> None:
+    """Refuse a pattern of files that leads out of the folder in which they are looked for.
+
+    Raises:
+        UserError: it is empty or absolute, goes up, or has `**` otherwise than as a part of its own.
+    """
+    parts = pattern.split("/")
+    if not pattern or pattern.startswith("/") or ".." in parts or any("**" in part and part != "**" for part in parts):
+        raise UserError(f"{where}: a pattern inside of the data's folder was expected, found {shown(pattern)}")
+
+
+def main() -> None:
+    parser = Parser(prog="teacherlm.benchmarks", description="Answer a shell's question.")
+    parser.add_argument("command", choices=["title"])
+    parser.add_argument("name")
+    print_for_shell(load_benchmark(parser.parse_args().name).title)
+
+
+if __name__ == "__main__":
+    run(main)

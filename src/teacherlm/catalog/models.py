@@ -1,0 +1,353 @@
+"""Models: teacher or student, by the name of a YAML, by a folder, or by a hub id; always a local folder in the end.
+
+The YAML's fields are described in docs/model.md.
+
+Run as a script it answers a shell's questions: `python -P -m teacherlm.models get NAME finetune.batch [...]` prints one
+value a line, `... request NAME finetune` the arguments of sbatch for its job, `... folder NAME` makes the folder and
+prints its path.
+"""
+
+import contextlib
+import difflib
+import functools
+import hashlib
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from teacherlm.core.places import ROOT
+from teacherlm.catalog.adapters import base_folder, check_base_digest, is_adapter
+from teacherlm.core.errors import Parser, UserError, print_for_shell, reason, run, shown
+from teacherlm.core.files import in_home, plain_name, require_hub_cache
+from teacherlm.core.manifests import describe
+from teacherlm.catalog.servers import check_address, is_address
+from teacherlm.core.yaml_files import as_meant, read_yaml
+
+FOLDER = ROOT / "models"
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+PICKLED_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+"""Read only where there are no safetensors (OPT on the hub), and only by transformers with weights_only=True."""
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+NO_WEIGHTS = ("trainer_state.json", "manifest.json", "*.log")
+
+DEFAULTS: dict[str, Any] = {
+    "enhance": {"batch": 8, "num_tokens": 2048},
+    "finetune": {
+        "batch": 8,
+        "accumulation": 1,
+        "learning_rate": 6e-6,
+        "deepspeed": None,
+        "gradient_checkpointing": True,
+    },
+    "slurm": {
+        "enhance": {"nodes": 1, "gpus": 1, "cpus": 8, "memory": "48G", "time": "24:00:00"},
+        "finetune": {"nodes": 1, "gpus": 1, "cpus": 8, "memory": "48G", "time": "24:00:00"},
+        "evaluate": {"nodes": 1, "gpus": 1, "cpus": 8, "memory": "48G", "time": "04:00:00"},
+    },
+}
+"""What a model without a YAML is run with; a YAML overrides field by field. 6e-6 is the reference's example."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as its YAML describes it, or as a folder or hub id stands for itself. Fields: see docs/model.md."""
+
+    name: str
+    family: str = "auto"
+    parameters: float | None = None
+    hub: str | None = None
+    revision: str = "main"
+    path: str | None = None
+    package: Mapping[str, str] | None = None
+    server: str | None = None
+    explanations: str | None = None
+    enhance: Mapping[str, Any] = field(default_factory=dict)
+    finetune: Mapping[str, Any] = field(default_factory=dict)
+    slurm: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def recommended(self, dotted: str) -> Any:
+        """A recommended value: "finetune.batch", "slurm.finetune.gpus"."""
+        jobs = {stage: {**asked, **self.slurm.get(stage, {})} for stage, asked in DEFAULTS["slurm"].items()}
+        value: Any = {stage: {**DEFAULTS[stage], **getattr(self, stage)} for stage in ("enhance", "finetune")}
+        value["slurm"] = jobs
+        for key in dotted.split("."):
+            if not isinstance(value, Mapping) or key not in value:
+                raise UserError(f"model {self.name}: no value {dotted!r}")
+            value = value[key]
+        return value
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def find_model(name: str) -> Model:
+    """The model that a name stands for: `models/NAME.yaml`, else a folder, else a hub id `owner/name`.
+
+    A teacher may also be an address, `http://host:port/model`, or a field of the records, `field:explanation`.
+
+    Raises:
+        UserError: it is none of these, and near names are listed; or a server's address has a secret in it, or would
+            get one unencrypted.
+    """
+    described = FOLDER / f"{name}.yaml"
+    if "/" not in name and described.is_file():
+        content = read_yaml(described, Model, computed={"name", "server", "explanations"})
+        asked = {
+            stage: typed(content[stage], DEFAULTS[stage], f"{described}: {stage}")
+            for stage in DEFAULTS.keys() & content
+        }
+        model = Model(name=name, **content | asked)
+        if sum(source is not None for source in (model.hub, model.path, model.package)) != 1:
+            raise UserError(f"{described}: exactly one of hub, path and package says where the weights are")
+        return model
+    if is_address(name):
+        check_address(name)
+        return Model(name=plain_name(name.rstrip("/").rsplit("/", 1)[1], f"the model of {name}"), server=name)
+    if name.startswith("field:"):
+        return Model(name=re.sub("[:/]", "-", name), explanations=name.removeprefix("field:"))
+    folder = in_home(name, "HOME")
+    if name and folder.is_dir():
+        return Model(name=folder.resolve().name, path=str(folder))
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return Model(name=plain_name(name.split("/")[1], f"the model of {name}"), hub=name)
+    if "/" in name:
+        raise UserError(f"no model at {name}: no such folder; give a folder with config.json, tokenizer and weights")
+    near = difflib.get_close_matches(name, names(), n=6, cutoff=0.5) or names()
+    raise UserError(
+        f"no model {name!r}; the nearest in models/: {', '.join(near)} (or give a folder, or a hub id owner/name)"
+    )
+
+
+MEMORY, TIME = re.compile(r"[0-9]{1,9}[KMGT]?"), re.compile(r"([0-9]{1,4}-)?[0-9]{1,7}(:[0-9]{1,2}){0,2}|UNLIMITED")
+"""Amounts of memory and time as sbatch takes them."""
+
+
+def typed(values: Any, defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Recommended values of a YAML, each of the type of its default; `deepspeed`, which is none by default, a text.
+
+    Raises:
+        UserError: a value is of another type or out of its range, or there is no default of that name.
+    """
+    found = {}
+    for name, value in as_meant(values, Mapping[str, Any], where).items():
+        if name not in defaults:
+            raise UserError(f"{where}: unknown field {name!r}; known: {', '.join(defaults)}")
+        if isinstance(defaults[name], Mapping):
+            found[name] = typed(value, defaults[name], f"{where}: {name}")
+        elif value is not None:
+            found[name] = as_meant(value, str if defaults[name] is None else type(defaults[name]), f"{where}: {name}")
+            check_range(name, found[name], f"{where}: {name}")
+    return found
+
+
+def check_range(name: str, value: Any, where: str) -> None:
+    """Refuse a recommended value that no stage and no job could be run with.
+
+    Raises:
+        UserError: a number is out of its range, an amount of memory or time is none, or a text is longer than a line.
+    """
+    if type(value) is int:
+        least = 0 if name == "gpus" else 1
+        if not least <= value <= 10**6:
+            raise UserError(f"{where}: a whole number from {least} to 1000000 was expected, found {value}")
+    elif type(value) is float:
+        if not 0 < value < math.inf:
+            raise UserError(f"{where}: a positive number was expected, found {value}")
+    elif name == "memory" and not MEMORY.fullmatch(value):
+        raise UserError(f"{where}: an amount as sbatch takes it, 48G for example, was expected, found {shown(value)}")
+    elif name == "time" and not TIME.fullmatch(value):
+        raise UserError(f"{where}: a time as sbatch takes it, 24:00:00 for example, was expected, found {shown(value)}")
+
+
+def local_folder(model: Model) -> Path:
+    """The folder with the model's config, tokenizer and weights; downloaded or made first where that is needed.
+
+    Raises:
+        UserError: it cannot be had, or is not a model's folder.
+    """
+    if model.server is not None or model.explanations is not None:
+        raise UserError(
+            f"{model.server or model.name}: that can be a teacher only (TEACHER, --name); give a folder or a name here"
+        )
+    if model.package is not None:
+        from teacherlm.catalog.packages import packaged_model
+
+        return packaged_model(model.name, model.package)
+    if model.hub is not None:
+        return check_folder(download(model.hub, model.revision))
+    folder = Path(model.path)
+    if not folder.is_dir():
+        folder = in_home(os.path.expandvars(model.path), "HOME")
+    if "$" in str(folder) and not folder.is_dir():
+        variable = model.path.split("$")[1].split("/")[0].strip("{}")
+        raise UserError(f"model {model.name}: set {variable} to the folder that holds its weights ({model.path})")
+    return check_folder(folder)
+
+
+def small_files(name: str) -> Path:
+    """A folder with a model's configuration and tokenizer; weights on the hub are left there.
+
+    Raises:
+        UserError: they cannot be had.
+    """
+    model = find_model(name)
+    if model.hub is None:
+        return local_folder(model)
+    import huggingface_hub
+
+    fetch = functools.partial(
+        huggingface_hub.snapshot_download, model.hub, revision=model.revision, allow_patterns=[*SMALL_FILES]
+    )
+    with contextlib.suppress(Exception):  # not there, or not whole: ask the hub
+        return Path(fetch(local_files_only=True))
+    require_hub_cache()
+    try:
+        return Path(fetch())
+    except Exception as error:  # as in download
+        raise UserError(
+            f"the configuration of {model.hub} could not be fetched from the hub ({reason(error)}); check its name, "
+            "the network and HF_ENDPOINT, or give the folder of a copy"
+        ) from error
+
+
+def check_folder(folder: Path) -> Path:
+    """The same folder, once it is sure that a model can be loaded from it."""
+    if not folder.is_dir():
+        raise UserError(f"no model at {folder}: no such folder; give a folder with config.json, tokenizer and weights")
+    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise UserError(f"no model at {folder}: config.json is missing there; give a folder that save_pretrained wrote")
+    if is_adapter(folder):
+        base_folder(folder)
+    if not any(any(folder.glob(pattern)) for pattern in (*WEIGHTS, *PICKLED_WEIGHTS, "adapter_model.bin")):
+        raise UserError(f"no model at {folder}: no weights (*.safetensors) there")
+    if not any(
+        any(folder.glob(pattern)) for pattern in ("tokenizer.json", "tokenizer_config.json", "vocab.*", "*.model")
+    ):
+        raise UserError(
+            f"no model at {folder}: no tokenizer (tokenizer.json) there; save one with tokenizer.save_pretrained"
+        )
+    return folder
+
+
+def download(hub: str, revision: str) -> Path:
+    """Fetch a model from the hub into its cache, safetensors where there are any, and return its folder.
+
+    A model that is in the cache already needs no network.
+    """
+    import huggingface_hub
+
+    def fetch(weights: tuple[str, ...], **options: Any) -> Path:
+        patterns = [*SMALL_FILES, *weights]
+        return Path(
+            huggingface_hub.snapshot_download(
+                hub, revision=revision, allow_patterns=patterns, ignore_patterns="*/*", **options
+            )
+        )
+
+    for weights in (WEIGHTS, PICKLED_WEIGHTS):
+        with contextlib.suppress(Exception):  # not there, or not whole: ask the hub
+            cached = fetch(weights, local_files_only=True)
+            if any(any(cached.glob(pattern)) for pattern in weights):
+                return cached
+    require_hub_cache()
+    try:
+        files = huggingface_hub.model_info(hub, revision=revision).siblings
+        safe = any(file.rfilename.endswith(".safetensors") and "/" not in file.rfilename for file in files)
+        return fetch(WEIGHTS if safe else PICKLED_WEIGHTS)
+    except Exception as error:  # the client raises its own, the network's and the file system's errors
+        raise UserError(
+            f"the model {hub} could not be fetched from the hub ({reason(error)}); check its name, the network and "
+            "HF_ENDPOINT, or give the folder of a copy"
+        ) from error
+
+
+def describe_model(folder: Path, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Digest of what a model computes with: its configuration, tokenizer and weights.
+
+    That of adapters covers their base model as well, which is described under `base`.
+
+    Raises:
+        UserError: the base model of adapters is gone, or is not the one that they were trained on.
+    """
+    described = describe_files(folder, known)
+    if is_adapter(folder):
+        base = describe_base(base_folder(folder), (known or {}).get("base"))
+        check_base_digest(folder, base)
+        digests = f"{described['sha256']}  adapters\n{base['sha256']}  base\n"
+        described |= {"sha256": hashlib.sha256(digests.encode()).hexdigest(), "base": base}
+    return described
+
+
+def describe_files(folder: Path, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Digest of a model's files in a folder; optimizer states and what else lies beside them are left out."""
+    found = {file for pattern in (*SMALL_FILES, *WEIGHTS) for file in folder.glob(pattern)}
+    read = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+    if not any((folder / name).is_file() for name in read):  # the library then reads pickled weights
+        found |= {file for pattern in (*PICKLED_WEIGHTS, "adapter_model.bin") for file in folder.glob(pattern)}
+    files = sorted(file for file in found if not any(file.match(pattern) for pattern in NO_WEIGHTS))
+    return describe(folder, known, files)
+
+
+BASES: dict[Path, dict[str, Any]] = {}
+"""The last description of each base model, by its folder: checkpoints share one, whose weights are read once."""
+
+
+def describe_base(folder: Path, known: Mapping[str, Any] | None) -> dict[str, Any]:
+    BASES[folder] = describe_files(folder, BASES.get(folder) or known)
+    return BASES[folder]
+
+
+def main() -> None:
+    parser = Parser(prog="teacherlm.models", description="Answer a shell's questions about a model.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    get = commands.add_parser("get", help="print recommended values, one a line")
+    get.add_argument("name")
+    get.add_argument("fields", nargs="+", help="name, or for example finetune.batch")
+    folder = commands.add_parser("folder", help="print the folder of the model, made or downloaded first if needed")
+    folder.add_argument("name")
+    asked = commands.add_parser("request", help="print what a stage's job asks Slurm for, an argument of sbatch a line")
+    asked.add_argument("name")
+    asked.add_argument("stage", choices=list(DEFAULTS["slurm"]))
+    asked.add_argument("--gpu_type", default="", help="of --gres")
+    args = parser.parse_args()
+    model = find_model(args.name)
+    if args.command == "folder":
+        print_for_shell(str(local_folder(model)))
+        return
+    if args.command == "request":
+        for word in request(model, args.stage, args.gpu_type):
+            print_for_shell(word)
+        return
+    for dotted in args.fields:
+        value = model.name if dotted == "name" else model.recommended(dotted)
+        print_for_shell(for_shell(value))
+
+
+def request(model: Model, stage: str, gpu_type: str) -> list[str]:
+    """Arguments of sbatch for a job of a stage, as the model's YAML recommends.
+
+    On several nodes srun starts a process for each GPU, so each node has that many tasks, which share its processors.
+    """
+    nodes, gpus, cpus, memory, time = (
+        model.recommended(f"slurm.{stage}.{name}") for name in ("nodes", "gpus", "cpus", "memory", "time")
+    )
+    tasks = max(gpus, 1) if nodes > 1 else 1
+    words = [f"--nodes={nodes}", f"--ntasks-per-node={tasks}", f"--cpus-per-task={max(cpus // tasks, 1)}"]
+    words += [f"--mem={memory}", f"--time={time}"]
+    return words + ([f"--gres=gpu:{gpu_type + ':' * bool(gpu_type)}{gpus}"] if gpus else [])
+
+
+def for_shell(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else str(value)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,318 @@
+"""The templates of a benchmark: Jinja2 as data. They read a sample's fields, and their memory and time are bounded.
+
+Jinja2's sandbox keeps a template from Python's objects, not from `{{ "x" * 10 ** 10 }}` or five loops in one another.
+Here a template may use what makes text of fields: loops, conditions, `set`, the filters and methods listed below.
+Whatever makes a text or a list larger than what it was made of is counted, and a rendering ends in an error at a limit
+(limits.py).
+"""
+
+import functools
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import jinja2
+import jinja2.meta
+from jinja2 import nodes
+from jinja2.filters import FILTERS, make_attrgetter
+from jinja2.runtime import LoopContext
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
+
+from teacherlm.core.errors import UserError, reason
+from teacherlm.core.limits import LOOP_STEP, TEMPLATE_LETTERS, TEMPLATE_SECONDS, TEMPLATE_WORK
+from teacherlm.catalog.prompts import remove_duplicated_block
+
+FILTER_NAMES = (
+    *(
+        "abs",
+        "capitalize",
+        "count",
+        "d",
+        "default",
+        "dictsort",
+        "e",
+        "escape",
+        "first",
+        "float",
+        "int",
+        "items",
+        "last",
+    ),
+    *("length", "list", "lower", "max", "min", "sort", "title", "trim", "truncate", "unique", "upper", "wordcount"),
+)
+FILTERS_OF_FILTERS = ("map", "reject", "rejectattr", "select", "selectattr")
+"""Those of Jinja2's filters that neither draw at random nor fill up a text to a given width."""
+
+METHODS: dict[type, Collection[str]] = {
+    str: {name for name in dir(str) if not name.startswith("_")}
+    - {"center", "encode", "expandtabs", "format", "format_map", "ljust", "maketrans", "rjust", "translate", "zfill"},
+    list: {"count", "index"},
+    tuple: {"count", "index"},
+    dict: {"get", "items", "keys", "values"},
+    LoopContext: {"changed", "cycle"},
+}
+"""What a template may call, by the type of the value."""
+
+REFUSED = {
+    nodes.Macro: "macro",
+    nodes.CallBlock: "call",
+    nodes.Import: "import",
+    nodes.FromImport: "import",
+    nodes.Include: "include",
+    nodes.Extends: "extends",
+    nodes.Block: "block",
+    nodes.AssignBlock: "set without =",
+    nodes.Pow: "**",
+}
+"""Parts of Jinja2 that a benchmark does not need, and that call themselves, read files or are not counted."""
+
+ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+ERRORS += (AssertionError, RecursionError)
+"""What a template raises over values that it was not made for: `{{ 5 | full_stop }}` has no endswith."""
+
+
+class TooMuch(jinja2.TemplateRuntimeError):
+    """A rendering is beyond a limit."""
+
+
+class Work(threading.local):
+    """What the rendering of this thread has made so far, and the processor time at which it ends."""
+
+    letters = 0
+    end = 0.0
+
+    def begin(self) -> None:
+        self.letters, self.end = 0, time.thread_time() + TEMPLATE_SECONDS
+
+    def spend(self, letters: int) -> None:
+        """Raises:
+        TooMuch: with these letters the rendering makes more than TEMPLATE_WORK, or it takes too long.
+        """
+        self.letters += letters
+        if self.letters > TEMPLATE_WORK:
+            raise TooMuch(f"it makes more than {TEMPLATE_WORK:,} letters (each step of a loop counts as {LOOP_STEP})")
+        if time.thread_time() > self.end:
+            raise TooMuch(f"it takes more than {TEMPLATE_SECONDS:g} seconds")
+
+    def steps(self, values: Iterable[Any], letters: int) -> Iterator[Any]:
+        """The values that a loop goes through, each counted, with the fixed text that the loop's body writes."""
+        for value in values:
+            self.spend(LOOP_STEP + letters)
+            yield value
+
+    def expand(self, value: Any) -> None:
+        """Count all that is in a value: one list can be in others many times, and is written, compared as often."""
+        waiting = [value]
+        while waiting:
+            value = waiting.pop()
+            self.spend(1 + (len(value) if isinstance(value, str) else 0))
+            if isinstance(value, dict):
+                waiting += value.values()
+            elif isinstance(value, list | tuple):
+                waiting += value
+
+
+WORK = Work()
+
+
+def size_of(value: Any) -> int:
+    """Letters of a text; of a whole number what a product with it costs; 0 of anything else."""
+    if isinstance(value, str):
+        return len(value)
+    return value.bit_length() ** 2 // 10_000 if isinstance(value, int) else 0
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja2's sandbox in which only METHODS can be called, and sums and products are counted."""
+
+    intercepted_binops = frozenset(["*", "+", "%"])
+
+    def call(self, context: Any, called: Any, *args: Any, **kwargs: Any) -> Any:
+        value, name = getattr(called, "__self__", None), getattr(called, "__name__", "")
+        if name not in METHODS.get(type(value), ()):
+            raise jinja2.exceptions.SecurityError(f"{name or 'this'} cannot be called in a template")
+        if name in COUNTED_METHODS:
+            return COUNTED_METHODS[name](value, *args, **kwargs)
+        return super().call(context, called, *args, **kwargs)
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "%" and isinstance(left, str):
+            raise jinja2.exceptions.SecurityError("% of a text cannot be used in a template")
+        if operator == "*" and isinstance(left, int) != isinstance(right, int):  # so many copies of a text or a list
+            copies, value = (left, right) if isinstance(left, int) else (right, left)
+            if not isinstance(value, str | float):
+                raise jinja2.exceptions.SecurityError("* of a list cannot be used in a template")
+            WORK.spend(max(0, copies) * size_of(value))
+        else:
+            WORK.expand([left, right])
+            WORK.spend(size_of(left) + size_of(right))
+        return super().call_binop(context, operator, left, right)
+
+
+# --------------------------------------------------------------------------------- filters and methods that are counted
+
+
+def replaced(text: Any, old: Any, new: Any, count: int | None = None) -> str:
+    """`text.replace(old, new, count)`; all of them where the count is None."""
+    text, old, new, count = text_of(text), text_of(old), text_of(new), -1 if count is None else count
+    hits = text.count(old)
+    WORK.spend(len(text) + len(new) * (hits if count < 0 else min(hits, count)))
+    return text.replace(old, new, count)
+
+
+def text_of(value: Any) -> str:
+    WORK.expand(value)
+    return str(value)
+
+
+def joined(values: Iterable[Any], between: Any = "") -> str:
+    between, parts = str(between), []
+    for value in WORK.steps(values, len(between)):
+        parts.append(text_of(value))
+    return between.join(parts)
+
+
+COUNTED_METHODS: dict[str, Callable[..., str]] = {
+    "replace": replaced,
+    "join": lambda between, values: joined(values, between),
+}
+
+
+@jinja2.pass_environment
+def join(environment: jinja2.Environment, values: Iterable[Any], d: str = "", attribute: Any = None) -> str:
+    """Jinja2's filter of this name."""
+    if attribute is not None:
+        values = map(make_attrgetter(environment, attribute), values)
+    return joined(values, d)
+
+
+def over_counted(filter: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that goes through values, and what it gets and takes being counted as the steps of a loop."""
+
+    @functools.wraps(filter)
+    def counted(context: Any, values: Iterable[Any], *args: Any, **kwargs: Any) -> Any:
+        return filter(context, WORK.steps(values, 0), *args, **kwargs)
+
+    return counted
+
+
+def full_stop(text: str) -> str:
+    """A full stop where the closing punctuation is missing (the reference's list for MMLU: . , ? ! and the quote)."""
+    return text if text.endswith((".", ",", "?", "!", '"')) else text + "."
+
+
+def one_line(text: str) -> str:
+    return text.replace("\n", " ")
+
+
+STEPS, CONCATENATED, MADE = "for", "~", "[]"
+"""Names of filters that no template can write; `Bounded` writes them."""
+
+
+@jinja2.pass_context
+def steps(context: Any, values: Iterable[Any], letters: int) -> Iterator[Any]:
+    return WORK.steps(values, letters)
+
+
+@jinja2.pass_context
+def concatenated(context: Any, values: list[Any]) -> str:
+    return joined(values)
+
+
+@jinja2.pass_context
+def written(context: Any, value: Any) -> str:
+    """A value as the template writes it. (It asks for the context so that nothing is written while compiling.)"""
+    return text_of(value)
+
+
+@jinja2.pass_context
+def made(context: Any, value: Any) -> Any:
+    """A list or mapping that the template writes down, counted."""
+    WORK.expand(value)
+    return value
+
+
+SANDBOX = Sandbox(undefined=jinja2.StrictUndefined, autoescape=False, finalize=written)
+SANDBOX.globals.clear()
+SANDBOX.filters = {name: FILTERS[name] for name in FILTER_NAMES}
+SANDBOX.filters |= {name: over_counted(FILTERS[name]) for name in FILTERS_OF_FILTERS}
+SANDBOX.filters |= {"replace": replaced, "join": join, "string": text_of}
+SANDBOX.filters |= {STEPS: steps, CONCATENATED: concatenated, MADE: made}
+SANDBOX.filters |= {"full_stop": full_stop, "one_line": one_line, "single_blanks": remove_duplicated_block}
+
+
+# ------------------------------------------------------------------------------------------------------------ templates
+
+
+class Bounded(NodeTransformer):
+    """Refuses what a template must not use, and has the steps of loops and the concatenations counted."""
+
+    def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
+        """Raises:
+        jinja2.TemplateSyntaxError: it uses one of REFUSED.
+        """
+        if type(node) in REFUSED or getattr(node, "recursive", False):
+            word = REFUSED.get(type(node), "recursive")
+            raise jinja2.TemplateSyntaxError(f"{word} cannot be used here", node.lineno)
+        return super().visit(node, *args, **kwargs)
+
+    def visit_For(self, node: nodes.For) -> nodes.For:
+        self.generic_visit(node)
+        letters = sum(len(fixed.data) for fixed in node.find_all(nodes.TemplateData))
+        node.iter = as_filter(node.iter, STEPS, nodes.Const(letters))
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
+        self.generic_visit(node)
+        return as_filter(nodes.List(node.nodes, lineno=node.lineno, environment=SANDBOX), CONCATENATED)
+
+    def visit_List(self, node: nodes.List | nodes.Dict) -> nodes.Filter:
+        self.generic_visit(node)
+        return as_filter(node, MADE)
+
+    visit_Dict = visit_List
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:
+        self.generic_visit(node)
+        return as_filter(node, MADE) if node.ctx == "load" else node
+
+
+def as_filter(value: nodes.Expr, name: str, *args: nodes.Expr) -> nodes.Filter:
+    filter = nodes.Filter(value, name, list(args), [], None, None)
+    return filter.set_lineno(value.lineno).set_environment(SANDBOX)
+
+
+def compile_template(source: str, where: str) -> jinja2.Template:
+    """A template that `render` takes.
+
+    Args:
+        where: the template's place, for messages.
+
+    Raises:
+        UserError: it is no valid Jinja2, too long, or uses what is refused here.
+    """
+    if len(source) > TEMPLATE_LETTERS:
+        raise UserError(f"{where}: a template of at most {TEMPLATE_LETTERS:,} letters was expected")
+    try:
+        return SANDBOX.from_string(Bounded().visit(SANDBOX.parse(source)))
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError(f"{where} is no valid Jinja2: {error.message}") from error
+    except RecursionError:
+        raise UserError(f"{where} is nested too deeply") from None
+    except (SyntaxError, ValueError, ArithmeticError, MemoryError) as error:  # of Python's compiler; a long number
+        raise UserError(f"{where} cannot be compiled: {reason(error)}") from error
+
+
+def fields_of(source: str) -> list[str]:
+    """The fields of a sample that a template reads, sorted."""
+    return sorted(jinja2.meta.find_undeclared_variables(SANDBOX.parse(source)))
+
+
+def render(template: jinja2.Template, sample: Mapping[str, Any]) -> str:
+    """Raises:
+    One of ERRORS; `TooMuch` where it is beyond a limit.
+    """
+    WORK.begin()
+    return template.render(sample)

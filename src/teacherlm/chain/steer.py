@@ -1,0 +1,299 @@
+"""Chains that were submitted: how far each stage is (status), their logs, and their end (cancel).
+
+A chain's folder, RUNS/BENCHMARK/SAMPLES/chains/NAME, has jobs.tsv, what was submitted; states/, what each task says of
+itself; logs/. Slurm is asked for the rest; when it has forgotten a job, or lost it with its node, the files still tell.
+
+The files are data: chains of other users are left out, what is malformed is named, and what a terminal would obey is
+written out.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from teacherlm.core import manifests, tables
+from teacherlm.core.errors import Parser, UserError, cut, escaped, one_line, reason, run, shown
+from teacherlm.core.owners import is_own, read_own, user_name
+
+TAIL = 20
+"""Number of lines of a log that are shown."""
+TAIL_BYTES = 2**16
+"""Number of bytes at the end of a log that are read for them."""
+LARGEST = 2**22
+"""Number of bytes of a jobs.tsv at most."""
+STAGES = ("prepare", "enhance", "merge", "finetune", "train", "evaluate", "score", "report")
+RANGES = re.compile(r"[0-9]{1,6}(-[0-9]{1,6})?(,[0-9]{1,6}(-[0-9]{1,6})?)*")
+COLUMNS = {
+    "stage": re.compile("|".join(STAGES)),
+    "job": re.compile("[0-9]{1,18}"),
+    "tasks": RANGES,
+    "waits for": re.compile("-|[0-9 ]+"),
+    "work": re.compile(r"[^/\0]+"),
+    "log": re.compile(r".*/[a-z]+(-%a)?[.]log"),
+}
+"""The columns of a jobs.tsv, and what stands in them."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a stage, as it was last submitted."""
+
+    stage: str
+    job: str
+    number: int
+    work: str
+    log: Path
+
+
+def main() -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["status", "logs", "cancel"])
+    parser.add_argument("--runs", type=Path, default=Path(os.environ.get("RUNS") or "runs"), help="(default: $RUNS)")
+    parser.add_argument("--chain", default=os.environ.get("CHAIN"), help="a part of its name (default: $CHAIN, or all)")
+    parser.add_argument(
+        "--stage", default=os.environ.get("STAGE"), help="of logs: this one's (default: $STAGE, or all)"
+    )
+    args = parser.parse_args()
+    chains, malformed = read_chains(find_chains(args.runs, args.chain))
+    if not chains:
+        return 2
+    if args.command == "logs":
+        for chain, tasks in chains.items():
+            logs(chain, tasks, args.stage)
+    elif args.command == "status":
+        queue = read_queue()
+        print("\n\n".join(status(chain, tasks, queue) for chain, tasks in chains.items()))
+    else:
+        cancel(chains, read_queue())
+    return 2 if malformed else 0
+
+
+def find_chains(runs: Path, name: str | None) -> list[Path]:
+    """Folders of this user's chains, the one that was submitted last at the end; others' are named on stderr.
+
+    Raises:
+        UserError: there are none.
+    """
+    lists = sorted(runs.glob("*/*/chains/*/jobs.tsv"), key=lambda path: path.lstat().st_mtime)
+    lists = [path for path in lists if name is None or name in str(path.parent.relative_to(runs))]
+    found = []
+    for path in lists:
+        if is_own(path.lstat()):
+            found.append(path.parent)
+        else:
+            owner = user_name(path.lstat().st_uid)
+            print(f"steer.py: {one_line(str(path.parent))}: this chain is {owner}'s, and is left out", file=sys.stderr)
+    if not found:
+        raise UserError(f"{runs}: no chain{f' with {name!r} in its name' if name else ''} was submitted from here")
+    return found
+
+
+def read_chains(folders: list[Path]) -> tuple[dict[Path, list["Task"]], bool]:
+    """The tasks of each chain, and whether one is malformed, which is said on stderr, and left out."""
+    found, malformed = {}, False
+    for folder in folders:
+        try:
+            found[folder] = read_tasks(folder)
+        except UserError as error:
+            print(f"steer.py: error: {one_line(error)}", file=sys.stderr)
+            malformed = True
+    return found, malformed
+
+
+def read_queue() -> dict[tuple[str, int], str]:
+    """(job, task) -> state and reason of what Slurm still has to do; of a job that is no array the task is 0."""
+    lines = ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%F|%K|%T|%r")
+    queue = {}
+    for line in lines:
+        job, number, state, reason = line.split("|", 3)
+        queue[job, int(number) if number.isdigit() else 0] = state + (f" ({reason})" if state == "PENDING" else "")
+    return queue
+
+
+def ask(*command: str) -> list[str]:
+    """The lines that one of Slurm's programs prints.
+
+    Raises:
+        UserError: there is no such program, or it fails.
+    """
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True, errors="replace").stdout.splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{command[0]}: no such command; is this a login node of the cluster?") from None
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.strip().rpartition("\n")[2]  # the last line has it
+        raise UserError(f"Slurm does not answer ({said}); ask again later") from error
+
+
+def read_tasks(chain: Path) -> list[Task]:
+    """The tasks of a chain in the order of its stages, each as it was last submitted.
+
+    Raises:
+        UserError: its jobs.tsv is malformed.
+    """
+    file = chain / "jobs.tsv"
+    tasks: dict[tuple[str, int], Task] = {}
+    text = read_own(file, LARGEST).decode("utf-8", "surrogateescape")
+    for line, row in enumerate(text.split("\n")[:-1], 1):
+        cells = row.split("\t")
+        if len(cells) != len(COLUMNS):
+            raise UserError(f"{file}, line {line}: {len(COLUMNS)} columns were expected, found {len(cells)}")
+        for (name, pattern), cell in zip(COLUMNS.items(), cells):
+            if not pattern.fullmatch(cell):
+                raise UserError(f"{file}, line {line}: {shown(cell)} is no {name}")
+        stage, job, ranges, _, work, log = cells
+        for number in numbers(ranges):
+            name = Path(log).name.replace("%a", str(number))  # it lies in the chain's own folder, wherever that is now
+            tasks[stage, number] = Task(stage, job, number, work, chain / "logs" / name)
+    return sorted(tasks.values(), key=lambda task: (STAGES.index(task.stage), task.number))
+
+
+def numbers(ranges: str) -> list[int]:
+    """0-2,5 -> 0 1 2 5."""
+    found: list[int] = []
+    for part in ranges.split(",")[:10_000]:  # Slurm's own arrays end far below
+        first, _, last = part.partition("-")
+        found += range(int(first), min(int(last or first), int(first) + 10_000) + 1)
+    return found[:10_000]
+
+
+def state_of(chain: Path, task: Task, queue: Mapping[tuple[str, int], str]) -> str:
+    if (task.job, task.number) in queue:
+        return queue[task.job, task.number]
+    said, job = read_note(chain / "states" / f"{task.stage}-{task.number}")
+    if job != task.job:
+        return "cancelled before it began"
+    return (
+        "ended without a word (killed, cancelled, or its node went down)" if said in ("running", "requeued") else said
+    )
+
+
+def read_note(note: Path) -> tuple[str, str]:
+    """What a task says of itself, and the number of its job; empty texts where it has said nothing."""
+    if not note.is_file():
+        return "", ""
+    try:
+        said, job = read_own(note, 4096).decode("utf-8", "replace").split("\t")[:2]
+    except (UserError, ValueError):
+        return "", ""
+    return cut(escaped(said), 200), job
+
+
+def status(chain: Path, tasks: list[Task], queue: Mapping[tuple[str, int], str]) -> str:
+    """A table of the stages, and the last words of what failed."""
+    states = {task: state_of(chain, task, queue) for task in tasks}
+    rows = [("stage", "job", "state", "progress")]
+    for stage in dict.fromkeys(task.stage for task in tasks):
+        of_stage = [task for task in tasks if task.stage == stage]
+        counted = Counter(states[task] for task in of_stage)
+        said = ", ".join(f"{count} {state}" if len(of_stage) > 1 else state for state, count in counted.items())
+        rows.append((stage, " ".join(dict.fromkeys(task.job for task in of_stage)), said, progress(chain, of_stage)))
+    lines = [escaped(str(chain)), tables.table(rows)]
+    for task in tasks:
+        if states[task].startswith(("failed", "ended")):
+            lines.append(f"{task.stage} {task.number}: {last_line(task.log)}  ({escaped(str(task.log))})")
+    return "\n".join(lines)
+
+
+def progress(chain: Path, tasks: list[Task]) -> str:
+    """How much of a stage is done: texts, steps, scored models."""
+    try:
+        return count_progress(chain, tasks)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:  # a malformed file
+        return f"unknown ({reason(error)})"
+
+
+def count_progress(chain: Path, tasks: list[Task]) -> str:
+    folder, stage = chain.parent.parent, tasks[0].stage
+    if stage == "enhance":
+        made = folder / "enhance" / tasks[0].work.removeprefix("enhance-")
+        texts = sum(count_lines(file) - 1 for file in made.glob(".*.progress") if file.is_file())
+        for path in made.glob("*_*.manifest.json"):
+            manifest = manifests.read_manifest(path)
+            # a merged file's texts are counted in its shards
+            if manifest and manifest["stage"] == "enhance" and "shards" not in manifest["counts"]:
+                texts += int(manifest["counts"]["records"])
+        return f"{texts} texts"
+    if stage == "finetune":
+        log = folder / "finetune" / chain.name / "log.jsonl"
+        return f"step {int(json.loads(last_line(log))['step'])}" if log.is_file() and log.stat().st_size else ""
+    if stage == "evaluate" and folder.parent.name != "atlas":
+        scored = list((folder / "evaluate" / chain.name).glob("checkpoint-*/*.manifest.json"))
+        return f"{len(scored)} checkpoints scored"
+    return ""
+
+
+def count_lines(file: Path) -> int:
+    with open(file, "rb") as handle:
+        return sum(1 for _ in handle)
+
+
+def last_line(file: Path) -> str:
+    if not file.is_file():
+        return "no log"
+    lines = [line for line in last_lines(file) if line.strip()]
+    return cut(lines[-1], 2000) if lines else "the log is empty"
+
+
+def last_lines(file: Path) -> list[str]:
+    """The last lines of a log, with whatever a terminal would obey written out."""
+    with open(file, "rb") as handle:
+        handle.seek(0, os.SEEK_END)
+        handle.seek(max(0, handle.tell() - TAIL_BYTES))
+        text = handle.read(TAIL_BYTES).decode("utf-8", "replace")
+    return [escaped(line.expandtabs()) for line in text.splitlines()[-TAIL:]]
+
+
+def logs(chain: Path, tasks: list[Task], stage: str | None) -> None:
+    tasks = [task for task in tasks if stage in (None, task.stage)]
+    if not tasks:
+        raise UserError(f"{chain}: no stage {stage!r} was submitted")
+    for task in tasks:
+        print(f"== {escaped(str(task.log))}")
+        if task.log.is_file():
+            print("\n".join(last_lines(task.log)))
+
+
+def cancel(chains: Mapping[Path, list[Task]], queue: Mapping[tuple[str, int], str]) -> None:
+    """End the jobs of the one chain that has any.
+
+    Raises:
+        UserError: several chains have, and none was named; or Slurm does not answer.
+    """
+    waiting = {job for job, _ in queue}
+    jobs = {chain: sorted({task.job for task in tasks} & waiting, key=int) for chain, tasks in chains.items()}
+    if any(jobs.values()):
+        logged = read_log_folders()
+        jobs = {chain: [job for job in found if logged.get(job) == log_folder(chain)] for chain, found in jobs.items()}
+    jobs = {chain: found for chain, found in jobs.items() if found}
+    if len(jobs) > 1:
+        raise UserError(
+            f"several chains are under way; CHAIN=... says which: {', '.join(chain.name for chain in jobs)}"
+        )
+    for chain, found in jobs.items():
+        ask("scancel", *found)
+        print(f"{escaped(str(chain))}: cancelled jobs {' '.join(found)}")
+    if not jobs:
+        print("nothing is under way")
+
+
+def log_folder(chain: Path) -> Path:
+    return (chain / "logs").resolve()
+
+
+def read_log_folders() -> dict[str, Path]:
+    """Job -> the folder of its log, by which Slurm tells whose job it is; a file may name any of this user's jobs."""
+    lines = ask("squeue", "--noheader", f"--user={os.getuid()}", "--Format=ArrayJobID:24,STDOUT:4096")
+    pairs = (line.partition(" ") for line in lines)
+    return {job: Path(log.strip().replace("%%", "%")).parent.resolve() for job, _, log in pairs}
+
+
+if __name__ == "__main__":
+    run(main)

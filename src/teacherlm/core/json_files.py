@@ -1,0 +1,84 @@
+"""JSON files that are read whole: manifests, results, configurations. Records are read line by line (records.py)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from teacherlm.core.errors import UserError, reason
+from teacherlm.core.limits import JSON_BYTES, JSON_DEPTH, JSON_VALUES
+from teacherlm.core.shapes import flaw_of_shape
+
+
+def load_json(path: Path) -> Any:
+    """What a JSON file says.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no JSON in UTF-8, or it is beyond the limits of limits.py.
+    """
+    with open(path, "rb") as file:
+        return parse_bounded(file.read(JSON_BYTES + 1))
+
+
+def load_object(path: Path) -> dict[str, Any]:
+    """`load_json` of a file that holds an object.
+
+    Raises:
+        OSError, ValueError: as of `load_json`, or because it is no object.
+    """
+    found = load_json(path)
+    if not isinstance(found, dict):
+        raise ValueError("a JSON object was expected")
+    return found
+
+
+def require_object(path: Path, shape: Any = None) -> dict[str, Any]:
+    """`load_object` of a file that a command cannot do without.
+
+    Args:
+        shape: what it must look like, see shapes.py.
+
+    Raises:
+        UserError: it cannot be read, or is something else.
+    """
+    try:
+        found = load_object(path)
+        if flaw := flaw_of_shape(found, shape or {}):
+            raise ValueError(flaw)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read ({reason(error)}); copy or make it again") from error
+    return found
+
+
+def parse_bounded(data: bytes) -> Any:
+    """The value that some JSON stands for.
+
+    Raises:
+        ValueError: it is no JSON in UTF-8, or it is beyond the limits of limits.py: too many bytes, too many lists and
+            objects, or too many of them in one another.
+    """
+    if len(data) > JSON_BYTES:
+        raise ValueError(f"it has more than {JSON_BYTES:,} bytes")
+    if (count := data.count(b"[") + data.count(b"{")) > JSON_VALUES:
+        raise ValueError(f"it has more than {JSON_VALUES:,} lists and objects")
+    too_deep = ValueError(f"it is nested more than {JSON_DEPTH} levels deep")
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except RecursionError:
+        raise too_deep from None
+    if count > JSON_DEPTH and is_deeper(value, JSON_DEPTH):
+        raise too_deep
+    return value
+
+
+def is_deeper(value: Any, depth: int) -> bool:
+    """Whether lists and objects are in one another on more levels than `depth`; without recursion."""
+    level = [value]
+    for _ in range(depth + 1):
+        level = [one for one in level if isinstance(one, list | dict)]
+        if not level:
+            return False
+        level = [part for one in level for part in (one.values() if isinstance(one, dict) else one)]
+    return True

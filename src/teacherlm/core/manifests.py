@@ -1,0 +1,258 @@
+"""Manifests: what a stage read, how it was asked, what it wrote. Written last, so a manifest means "done".
+
+The manifest of a folder is its `manifest.json`; that of a file `NAME.jsonl` lies beside it as `NAME.manifest.json`.
+A stage is done when stage, its version, arguments and input digests are those of its manifest and its outputs are still
+there.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+from teacherlm.core.places import ROOT
+from teacherlm.core.errors import printable
+from teacherlm.core.files import files_below, whole_file
+from teacherlm.core.redaction import redacted_command
+
+NAME = "manifest.json"
+STAGE_VERSIONS = {
+    "enhance": 2,  # BOS in prompts, blanks of SentencePiece tokenizers, no EOS at a prompt's end
+    "finetune": 2,  # BOS before samples, plain attention where the packed one is not exact
+    "atlas evaluate": 2,  # released LayerNorm, prompts whose options are too long, checks of the index
+    "atlas train": 2,  # frozen encoder without dropout, skipped steps, warm-up counted in batches
+    "prepare_mmlu": 2,  # one kind of line break
+    "evaluate": 2,  # BOS before contexts, tokenization as in finetuning, plain attention likewise
+}
+"""Stage -> the version of its code, 1 by default. Raise it when a change of the code changes the numbers that the stage
+writes: what an earlier version wrote is then stale, and made again."""
+VERSIONS = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "lm_eval")
+
+
+def manifest_of(output: Path) -> Path:
+    """Where the manifest of an output lies: beside a file (.json, .jsonl), or in a folder (opt-1.3b_seed0 is one)."""
+    return output.with_suffix("." + NAME) if output.suffix in (".json", ".jsonl") else output / NAME
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """A manifest, or None where there is none or it cannot be read as one.
+
+    Outputs are written relative to the manifest, so that a run's folder can be moved; here they are made whole again.
+    """
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not is_manifest(manifest):
+        return None
+    for output in manifest["outputs"].values():
+        output["path"] = str(path.parent / output["path"])
+    return manifest
+
+
+def is_manifest(value: Any) -> bool:
+    """Whether a JSON value has the form of a manifest: what its readers look up is there and of the right type."""
+    if not isinstance(value, dict) or not isinstance(value.get("stage"), str):
+        return False
+    if not all(isinstance(value.get(name, {}), dict) for name in ("arguments", "inputs", "outputs", "counts")):
+        return False
+    inputs, outputs = (value.get(name, {}).values() for name in ("inputs", "outputs"))
+    return "outputs" in value and all(map(is_described, inputs)) and all(is_described(one, True) for one in outputs)
+
+
+def is_described(value: Any, output: bool = False) -> bool:
+    """Whether a JSON value has the form that `describe` returns.
+
+    Args:
+        output: of an output the files are read again: each is below its path, by a relative name without `..`.
+    """
+    if not isinstance(value, dict) or not isinstance(value.get("sha256"), str):
+        return False
+    files = value.get("files", {})
+    if not isinstance(value.get("path", ""), str) or not isinstance(files, dict):
+        return False
+    if not all(isinstance(file, dict) and isinstance(file.get("sha256"), str) for file in files.values()):
+        return False
+    if "base" in value and not is_described(value["base"]):  # of adapters
+        return False
+    below = (not PurePath(name).is_absolute() and ".." not in PurePath(name).parts for name in files)
+    return not output or ("path" in value and "files" in value and all(below))
+
+
+def describe(path: Path, known: Mapping[str, Any] | None = None, files: list[Path] | None = None) -> dict[str, Any]:
+    """Digest of a file or a folder: {"path", "sha256", "files": {name: {"bytes", "mtime_ns", "sha256"}}}.
+
+    What is behind symbolic links counts, and where they lead is noted as `real`.
+
+    Args:
+        path: a file or a folder; of a folder all files count but manifests and hidden ones.
+        known: an earlier description: a file whose size and modification time are unchanged is not read again, unless
+            a link on the way to it leads elsewhere now.
+        files: which files of the folder count, where not all do.
+
+    Raises:
+        UserError: links in the folder lead to a folder that it is in, or again and again to one folder.
+    """
+    real = os.path.realpath(path) if path.is_symlink() else None
+    known_files = (known or {}).get("files", {}) if (known or {}).get("real") == real else {}
+    if files is None:
+        files = [path] if path.is_file() else list(files_below(path))
+        files = [f for f in files if not f.name.startswith(".") and not f.name.endswith(NAME)]
+    root = os.path.realpath(path)
+    described = {}
+    for file in files:
+        name = file.name if file == path else str(file.relative_to(path))
+        stat = file.stat()
+        found = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        if file != path and (target := os.path.realpath(file)) != f"{root.rstrip('/')}/{name}":
+            found["real"] = target
+        old = known_files.get(name, {})
+        same = all(old.get(key) == found.get(key) for key in ("bytes", "mtime_ns", "real"))
+        described[name] = old if same else {**found, "sha256": sha256(file)}
+    return {**together(path, described), **({} if real is None else {"real": real})}
+
+
+def together(path: Path, described: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The description of a file or a folder whose files are described, by name."""
+    if path.is_file():
+        digest = described[path.name]["sha256"]
+    else:  # as of the output of sha256sum in that folder
+        lines = "".join(f"{described[name]['sha256']}  {name}\n" for name in sorted(described))
+        digest = hashlib.sha256(os.fsencode(lines)).hexdigest()
+    return {"path": str(path), "sha256": digest, "files": dict(described)}
+
+
+def sha256(file: Path) -> str:
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def changes(
+    manifest: Mapping[str, Any] | None, stage: str, arguments: Mapping[str, Any], inputs: Mapping[str, dict[str, Any]]
+) -> list[str]:
+    """What keeps a manifest from being that of this very work, in words; an empty list means: done.
+
+    Args:
+        manifest: as read, or None.
+        stage, arguments: as they would be written.
+        inputs: descriptions (see `describe`) by name.
+    """
+    if manifest is None:
+        return ["not done yet"]
+    found = []
+    if manifest["stage"] != stage:
+        found.append(f"made by stage {manifest['stage']}")
+    elif manifest.get("version", 1) != stage_version(stage):
+        found.append(
+            f"made by version {manifest.get('version', 1)} of the stage {stage}, this is {stage_version(stage)}"
+        )
+    old_arguments = manifest.get("arguments", {})
+    for key in sorted({*old_arguments, *arguments}):
+        if old_arguments.get(key) != arguments.get(key):
+            found.append(f"{key} was {old_arguments.get(key)!r}, is {arguments.get(key)!r}")
+    old_inputs = manifest.get("inputs", {})
+    for key in sorted({*old_inputs, *inputs}):
+        if old_inputs.get(key, {}).get("sha256") != inputs.get(key, {}).get("sha256"):
+            found.append(f"the {key} changed")
+    for name, output in manifest.get("outputs", {}).items():
+        if not still_there(output):
+            found.append(f"the output {name} is gone or was changed")
+    return [printable(words) for words in found]  # the names are anybody's
+
+
+def say_again(stage: str, manifest: Mapping[str, Any] | None, why: list[str]) -> None:
+    """Print why something that a stage has done before is done again."""
+    if manifest is not None and manifest["stage"] == stage:
+        print(f"{stage.replace('_', '-')}: again, because {'; '.join(why)}", flush=True)
+
+
+def stage_version(stage: str) -> int:
+    return STAGE_VERSIONS.get(stage, 1)
+
+
+def still_there(output: Mapping[str, Any]) -> bool:
+    """Whether every file that an output was described with is there and the same."""
+    path = Path(output["path"])
+    files = [path if path.is_file() else path / name for name in output["files"]]
+    return all(file.is_file() for file in files) and describe(path, output, files)["sha256"] == output["sha256"]
+
+
+def write_manifest(
+    path: Path,
+    *,
+    stage: str,
+    arguments: Mapping[str, Any],
+    inputs: Mapping[str, dict[str, Any]],
+    outputs: Mapping[str, dict[str, Any]],
+    counts: Mapping[str, Any],
+    started: float,
+) -> None:
+    """Write a stage's manifest, atomically and after all its outputs.
+
+    Args:
+        arguments: what the outputs depend on, JSON values; nothing secret and nothing that only says where or how fast.
+        inputs: descriptions (see `describe`) taken before the work began.
+        outputs: descriptions of the files and folders written, by name.
+        counts: numbers for people (records, tokens, seconds).
+        started: time.time() at the start.
+    """
+    written = {
+        name: {**output, "path": os.path.relpath(output["path"], path.parent)} for name, output in outputs.items()
+    }
+    manifest = {
+        "stage": stage,
+        "version": stage_version(stage),
+        "arguments": dict(arguments),
+        "inputs": dict(inputs),
+        "outputs": written,
+        "counts": dict(counts),
+        "versions": versions(),
+        "image": os.environ.get("TEACHERLM_IMAGE"),
+        "host": socket.gethostname(),
+        "command": [Path(sys.argv[0]).name, *redacted_command(sys.argv[1:])],
+        "started": timestamp(started),
+        "finished": timestamp(time.time()),
+    }
+    text = json.dumps(manifest, indent=2, ensure_ascii=False)
+    with whole_file(path) as file:
+        # Bytes of a name that the locale could not decode are written as JSON escapes them: \udcc3
+        file.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python, of this source tree (git revision) and of the libraries that shape the numbers."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "teacherlm": revision()}
+    for name in VERSIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def revision() -> str | None:
+    """The git revision of the project, `+changes` when the tree is not clean; None outside a checkout.
+
+    In a container, which has no git, the variable TEACHERLM_REVISION says it.
+    """
+    if said := os.environ.get("TEACHERLM_REVISION"):
+        return said
+    try:
+        git = ["git", "-C", str(ROOT)]
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+
+
+def timestamp(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -1,0 +1,93 @@
+"""Folders that `save_to_disk` wrote: their files, and their samples once it is sure that the files are sound.
+
+`datasets` memory-maps the Arrow files of a folder. Numbers in them say where values begin, so a damaged file would end
+the process without a word: each file is validated before it is mapped.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from teacherlm.core.errors import UserError, reason
+from teacherlm.core.files import is_plain_name
+from teacherlm.core.json_files import load_object
+
+
+def is_saved(data: Path) -> bool:
+    """Whether a folder is one that `save_to_disk` wrote, of a DatasetDict or a Dataset."""
+    return any((data / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def saved_files(data: Path) -> list[Path]:
+    """The files of a saved dataset, and no others: what `datasets` caches beside them and what we write there go.
+
+    Raises:
+        UserError: a file that describes the dataset is missing, unreadable, or names files outside the folder.
+    """
+    try:
+        found = {data / "dataset_dict.json"} if (data / "dataset_dict.json").is_file() else set()
+        parts = [data]
+        if found:
+            splits = load_object(data / "dataset_dict.json")["splits"]
+            parts = [data / plain(name) for name in splits]
+        for part in parts:
+            state = load_object(part / "state.json")
+            found |= {part / "state.json", part / "dataset_info.json"}
+            found |= {part / plain(file["filename"]) for file in state["_data_files"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise broken(data, error) from error
+    missing = [file for file in found if not file.is_file()]
+    if missing:
+        raise broken(data, f"{min(missing)} is missing")
+    return sorted(found)
+
+
+def plain(name: object) -> str:
+    if not is_plain_name(name):
+        raise ValueError(f"{name!r:.100} is no plain name of a file in it")
+    return str(name)
+
+
+def broken(data: Path, why: object) -> UserError:
+    why = reason(why) if isinstance(why, Exception) else why
+    return UserError(f"{data}: cannot be read as a dataset that save_to_disk wrote ({why}); save or copy it again")
+
+
+def load_saved(data: Path, splits: bool = False) -> Any:
+    """The Dataset or the DatasetDict in a folder that `save_to_disk` wrote, with all columns and plain values.
+
+    Args:
+        data: the folder. One that was saved over the other kind has both: the library then takes the Dataset.
+        splits: take the DatasetDict.
+
+    Raises:
+        UserError: a file of it is missing or damaged, or there are no rows.
+    """
+    import datasets
+
+    for file in saved_files(data):
+        if file.suffix != ".json":
+            require_sound(data, file)
+    try:
+        loaded = (datasets.DatasetDict if splits else datasets).load_from_disk(str(data))
+        loaded.reset_format()  # the folder may name columns to leave out, and a library's arrays for values
+        return loaded
+    except IndexError:  # so the library says that there are no rows
+        raise UserError(f"{data}: empty; at least one sample was expected") from None
+    except Exception as error:  # what the libraries raise over a damaged file is of a dozen kinds
+        raise broken(data, error) from error
+
+
+def require_sound(data: Path, file: Path) -> None:
+    """Refuse an Arrow file with a batch whose buffers, offsets or texts are not in order.
+
+    Raises:
+        UserError: it names the file.
+    """
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as batches:
+            for batch in batches:
+                batch.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        raise broken(data, f"{file.name}: {reason(error)}") from error

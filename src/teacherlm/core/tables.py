@@ -1,0 +1,43 @@
+"""Tables of text, as Markdown reads them too, and intervals drawn in text."""
+
+import re
+from collections.abc import Sequence
+
+from teacherlm.core.errors import printable
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A table with aligned columns; the first row is its head. Whatever stands in a cell, it stays one cell."""
+    rows = [[cell_text(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+LONGEST_CELL = 500
+
+
+def cell_text(text: str) -> str:
+    """A text as a cell of a table, in Markdown and on a terminal: one line, without what would end the cell."""
+    return re.sub(r"([\\|<`])", r"\\\1", printable(text, LONGEST_CELL))
+
+
+WIDTH = 50
+"""Columns of the drawn intervals."""
+
+
+def draw_intervals(rows: Sequence[tuple[str, float, float, float]]) -> str:
+    """One line a row, from the lowest to the highest bound: ---o--- for (name, low, value, high)."""
+    lowest, highest = min(low for _, low, _, _ in rows), max(high for *_, high in rows)
+    scale = (WIDTH - 1) / max(highest - lowest, 1e-12)
+    rows = [(printable(name, LONGEST_CELL), *numbers) for name, *numbers in rows]
+    widest = max(len(name) for name, *_ in rows)
+    lines = [f"{'':{widest}}  {lowest:<{WIDTH - 6}.4f}{highest:.4f}"]
+    for name, *numbers in rows:
+        low, value, high = (min(WIDTH - 1, max(0, round((number - lowest) * scale))) for number in numbers)
+        drawn = [" "] * WIDTH
+        drawn[low : high + 1] = "-" * (high + 1 - low)
+        drawn[value] = "o"
+        lines.append(f"{name:{widest}}  {''.join(drawn).rstrip()}")
+    return "\n".join(lines)

@@ -1,0 +1,313 @@
+"""Prepare a benchmark for the teacher, and post-process what the teacher wrote.
+
+Without arguments, from this folder, it does what is to be done for CREAK, as the reference's command does. The samples
+come from ./CREAK when you saved a dataset there with save_to_disk (a copy stays in CREAK.source); else from where they
+came before; else from the hub.
+
+1. prepare: CREAK.jsonl (each training sample with its four prompt fields), the test set for evaluate/, and CREAK/, a
+   DatasetDict with the same fields;
+2. post-process, once CREAK_cot.jsonl (or _error, _fundamental) is there: CREAK_quality.jsonl says what is wrong with
+   which text; CREAK/ becomes the train Dataset with `cot`, `all`, `cot_tail` (`error_tail`, `fundamental_tail`, and
+   `full_tail` when all three kinds are there).
+
+What is done and unchanged is skipped.
+"""
+
+import argparse
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from teacherlm.dataset.dataset_folder import gather_types, write_dataset, write_dataset_dict
+from teacherlm.dataset.post_process import enhanced_files, is_post_processed, post_process
+from teacherlm.dataset.quality import FLAGS, read_filter
+from teacherlm.dataset.saved_folder import finish, is_theirs, save
+from teacherlm.dataset.source_folder import describe_source, find_source, keep_source, source_in_words
+
+from teacherlm.core.places import ROOT
+from teacherlm.core import manifests
+from teacherlm.catalog.benchmarks import Benchmark, load_benchmark
+from teacherlm.core.errors import LIST_MISSING, Parser, UserError, require_number, run
+from teacherlm.core.files import (
+    open_unlinked,
+    require_file_place,
+    require_folder_place,
+    require_writable,
+    whole_folder,
+)
+from teacherlm.core.lock import one_writer
+from teacherlm.catalog.prompts import prompts_digest
+from teacherlm.core.records import Record, read_records, write_records
+from teacherlm.catalog.sources import read_split
+
+FEWSHOT = "fewshot"
+"""Folder in a test set's: examples that are not in it."""
+FEWSHOT_SAMPLES = 256
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--benchmark", default="creak", help="name of a YAML in benchmarks/, or its path (default: creak)"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="local folder with the benchmark's files, or a DatasetDict saved with save_to_disk (default: TITLE/ in "
+        "--output_dir when you saved it there, or what was read before, or the hub)",
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path(), help="where the files go (default: this folder)")
+    parser.add_argument(
+        "--test_dir",
+        type=Path,
+        default=ROOT / "evaluate" / "lm_eval" / "datasets",
+        help="where the folder with the test set goes (default: evaluate/lm_eval/datasets)",
+    )
+    parser.add_argument("--test_only", action="store_true", help="make the test set and nothing else")
+    parser.add_argument("--limit", type=int, help="the first so many training samples only")
+    parser.add_argument(
+        "--post_process", action="store_true", help="post-process what is in --output_dir, and only that"
+    )
+    parser.add_argument(
+        "--filter",
+        type=read_filter,
+        default=[],
+        metavar="FLAG[,FLAG]",
+        help="post-process without the samples that have one of these flags, into TITLE_without-FLAG-FLAG: "
+        + ", ".join(FLAGS),
+    )
+    parser.add_argument("--list_missing", action="store_true", help=LIST_MISSING)
+    args = parser.parse_args()
+    require_number("limit", args.limit, least=1)
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    benchmark = load_benchmark(args.benchmark)
+    jsonl, test = args.output_dir / f"{benchmark.title}.jsonl", args.test_dir / benchmark.name
+    if args.test_only:
+        require_writable(args.test_dir)
+        with one_writer(test):
+            prepare_tests(benchmark, args.data, args.output_dir, args.test_dir)
+    elif args.list_missing:
+        if not is_done(args, benchmark):
+            print(0)
+    else:
+        require_writable(args.output_dir)
+        if not args.post_process:
+            require_writable(args.test_dir)
+        with one_writer(jsonl, *([] if args.post_process else [test])):
+            make(args, benchmark)
+
+
+def make(args: argparse.Namespace, benchmark: Benchmark) -> None:
+    """Prepare and post-process, as far as it is not done."""
+    enhanced = enhanced_files(benchmark, args.output_dir)
+    if args.post_process and not enhanced:
+        expected = args.output_dir / f"{benchmark.title}_cot.jsonl"
+        raise UserError(f"{expected}: no such file, and no _error or _fundamental; run enhance.sh first")
+    if not args.post_process:
+        prepare(benchmark, args.data, args.output_dir, args.test_dir, args.limit)
+    if enhanced:
+        if is_theirs(args.output_dir / benchmark.title):
+            find_source(benchmark, None, args.output_dir)
+            keep_source(benchmark, args.output_dir)
+        post_process(benchmark, enhanced, args.output_dir, args.test_dir / benchmark.name, args.filter)
+
+
+def is_done(args: argparse.Namespace, benchmark: Benchmark) -> bool:
+    """Whether the command without --list_missing would do nothing."""
+    folder = args.output_dir
+    jsonl = folder / f"{benchmark.title}.jsonl"
+    enhanced = enhanced_files(benchmark, folder)
+    if args.post_process and not enhanced:
+        return False
+    if not args.post_process:
+        manifest = manifests.read_manifest(manifests.manifest_of(jsonl))
+        arguments = {"benchmark": benchmark.name, "limit": args.limit}
+        source = find_source(benchmark, args.data, folder)
+        if manifests.changes(manifest, "prepare", arguments, describe_source(benchmark, source, folder, manifest)):
+            return False
+    if enhanced:
+        return is_post_processed(benchmark, enhanced, folder, args.test_dir / benchmark.name, args.filter)
+    saved, test = folder / benchmark.title, args.test_dir / benchmark.name
+    manifest = manifests.read_manifest(manifests.manifest_of(saved))
+    return not manifests.changes(manifest, "prepare", {}, prompts_inputs(benchmark, jsonl, test, manifest))
+
+
+# ---------------------------------------------------------------------------------------------------------- prepare
+
+
+def prepare(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Path, limit: int | None) -> None:
+    """Write TITLE.jsonl, the test set and the DatasetDict TITLE/, unless they are there and match their source."""
+    started = time.time()
+    source = find_source(benchmark, data, folder)
+    jsonl, saved, test = folder / f"{benchmark.title}.jsonl", folder / benchmark.title, test_dir / benchmark.name
+    require_file_place(jsonl)
+    for place in (saved, test):
+        require_folder_place(place)
+    manifest_path = manifests.manifest_of(jsonl)
+    manifest = manifests.read_manifest(manifest_path)
+    if manifest is None and jsonl.exists() and not mark_of(jsonl).exists():
+        print(f"prepare: {jsonl} is there and has no manifest: taken as it is; remove it to have it made again")
+        return
+    inputs = describe_source(benchmark, source, folder, manifest)
+    place = source_in_words(inputs["source"])
+    arguments = {"benchmark": benchmark.name, "limit": limit}
+    changes = manifests.changes(manifest, "prepare", arguments, inputs)
+    if not changes:
+        print(f"prepare: done already, nothing to do ({manifest_path} matches {benchmark.title}'s source, {place})")
+    else:
+        manifests.say_again("prepare", manifest, changes)
+        if manifest is not None:
+            print(f"prepare: the source is {place}")
+        # A mistake in either split leaves both results as they were.
+        with own_work(jsonl), saving_tests(benchmark, source, test) as tested:
+            # The types are gathered although only the dataset below needs them: so they fail here, or not at all.
+            train = write_records(jsonl, gather_types(prepared(benchmark, "train", source, limit), {}))
+        said = f", {test} has {tested} test samples" if tested is not None else ""
+        print(f"prepare: {jsonl} has {train} training samples{said}")
+        manifests.write_manifest(
+            manifest_path,
+            stage="prepare",
+            arguments=arguments,
+            inputs=inputs,
+            outputs={"records": manifests.describe(jsonl), "test set": manifests.describe(test)},
+            counts={"train": train} | ({"test": tested} if tested is not None else {}),
+            started=started,
+        )
+        mark_of(jsonl).unlink()
+    if source == saved:
+        source = keep_source(benchmark, folder)
+    if enhanced := enhanced_files(benchmark, folder):
+        say_stale(enhanced, jsonl)
+    else:
+        save_prompts(benchmark, source, saved, jsonl, test)
+
+
+def say_stale(enhanced: dict[str, Path], jsonl: Path) -> None:
+    """Say which of the teacher's files were made from other records than the prepared ones."""
+    for file in enhanced.values():
+        manifest = manifests.read_manifest(manifests.manifest_of(file))
+        records = (manifest or {}).get("inputs", {}).get("records")
+        if records is not None and manifests.describe(jsonl, records)["sha256"] != records["sha256"]:
+            print(f"prepare: {file} was made from an earlier {jsonl.name}; run enhance.sh again")
+
+
+def prepare_tests(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Path) -> None:
+    """Write the test set alone, with its few-shot examples when their split is there."""
+    started = time.time()
+    test = test_dir / benchmark.name
+    require_folder_place(test)
+    manifest = manifests.read_manifest(manifests.manifest_of(test))
+    source = find_source(benchmark, data, folder)
+    inputs = describe_source(benchmark, source, folder, manifest, ("test",))
+    if not manifests.changes(manifest, "prepare", {}, inputs):
+        print(
+            f"prepare: done already, nothing to do ({manifests.manifest_of(test)} matches {benchmark.title}'s source)"
+        )
+        return
+    with saving_tests(benchmark, source, test) as tested:
+        pass
+    if tested is not None:
+        finish(test, "prepare", inputs, {"test": tested}, started)
+        print(f"prepare: {test} has {tested} test samples")
+
+
+def mark_of(jsonl: Path) -> Path:
+    """A mark that lies beside a file without a manifest when the file is this script's own, not the user's."""
+    return jsonl.with_name(f".{jsonl.name}.begun")
+
+
+@contextlib.contextmanager
+def own_work(jsonl: Path) -> Iterator[None]:
+    """Mark the file while it is made; a kill leaves the mark, a mistake that leaves no new file does not."""
+    there = jsonl.exists()
+    os.close(open_unlinked(mark_of(jsonl)))
+    try:
+        yield
+    except Exception:
+        if there or not jsonl.exists():
+            mark_of(jsonl).unlink()
+        raise
+
+
+def prepared(benchmark: Benchmark, split: str, data: Path | None, limit: int | None) -> Iterator[tuple[str, Record]]:
+    for where, sample in read_split(benchmark, split, data, limit):
+        yield where, benchmark.prepare(sample, where)
+
+
+def test_samples(benchmark: Benchmark, data: Path | None) -> Iterator[tuple[str, Record]]:
+    for where, sample in read_split(benchmark, "test", data):
+        benchmark.refuse_reserved(sample, where)  # it gets prompts in the DatasetDict
+        yield where, benchmark.test_sample(sample, where)
+
+
+@contextlib.contextmanager
+def saving_tests(benchmark: Benchmark, source: Path | None, test: Path) -> Iterator[int | None]:
+    """Write the test set with its few-shot examples, there when the block ends well; yields the number of samples.
+
+    A test set of the user's own stays as it is: then it is None.
+    """
+    if is_theirs(test):
+        print(f"prepare: {test} is there and this script did not make it: taken as it is; remove it to have it made")
+        yield None
+        return
+    with whole_folder(test) as whole:
+        tested = write_dataset(partial(test_samples, benchmark, source), whole)
+        save_fewshot(benchmark, source, whole)
+        yield tested
+
+
+def save_fewshot(benchmark: Benchmark, data: Path | None, test: Path) -> None:
+    """Put examples for few-shot prompts beside the test set, if their split is there."""
+    try:
+        save(partial(fewshot_samples, benchmark, data), test / FEWSHOT)
+    except UserError as error:
+        print(f"prepare: without few-shot examples: {error}")
+
+
+def fewshot_samples(benchmark: Benchmark, data: Path | None) -> Iterator[tuple[str, Record]]:
+    """Examples for few-shot prompts: all of the split `dev`, where there is one (MMLU's five a subject), else the first
+    of the training split."""
+    split, count = ("dev", None) if "dev" in benchmark.splits else ("train", FEWSHOT_SAMPLES)
+    for where, sample in read_split(benchmark, split, data, count):
+        yield where, benchmark.test_sample(sample, where)
+
+
+def save_prompts(benchmark: Benchmark, source: Path | None, saved: Path, jsonl: Path, test: Path) -> None:
+    """Save the DatasetDict of the prepared training samples and the test split's samples, both with prompts."""
+    started = time.time()
+    manifest = manifests.read_manifest(manifests.manifest_of(saved))
+    inputs = prompts_inputs(benchmark, jsonl, test, manifest)
+    changes = manifests.changes(manifest, "prepare", {}, inputs)
+    if not changes:
+        return
+    test_name = benchmark.splits["test"]
+    streams = {"train": partial(stream_file, jsonl), test_name: partial(prepared, benchmark, "test", source, None)}
+    with whole_folder(saved) as whole:
+        counts = write_dataset_dict(streams, whole)
+    finish(saved, "prepare", inputs, counts, started)
+    print(f"prepare: {saved} is a DatasetDict of {', '.join(f'{name} {count}' for name, count in counts.items())}")
+
+
+def prompts_inputs(benchmark: Benchmark, jsonl: Path, test: Path, manifest: dict[str, Any] | None) -> dict[str, Any]:
+    """Digests of what a DatasetDict depends on; its test split is of the samples that the test set is of."""
+    places = {"records": jsonl, "test set": test, "benchmark": benchmark.path}
+    known = (manifest or {}).get("inputs", {})
+    found = {name: manifests.describe(path, known.get(name)) for name, path in places.items() if path.exists()}
+    return {**found, "prompts": prompts_digest()}
+
+
+def stream_file(jsonl: Path) -> Iterator[tuple[str, Record]]:
+    for number, record in read_records(jsonl):
+        yield f"{jsonl}, line {number}", record
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,136 @@
+"""Where a benchmark's samples come from in this call, and how a dataset of the user's keeps its words.
+
+The reference's users put the source at ./CREAK with `save_to_disk`, and the prepared dataset goes to ./CREAK as well.
+So the user's dataset is copied to CREAK.source before another one takes its place, and later calls read the copy.
+"""
+
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from teacherlm.dataset.saved_folder import finish, is_theirs
+
+from teacherlm.core import manifests
+from teacherlm.catalog.benchmarks import Benchmark
+from teacherlm.core.errors import UserError
+from teacherlm.core.files import set_aside, whole_folder
+from teacherlm.catalog.prompts import prompts_digest
+from teacherlm.catalog.sources import is_saved, saved_files, source_files
+
+KEPT = ".source"
+"""Ending of the folder that holds the copy of the user's dataset."""
+
+
+def kept_folder(benchmark: Benchmark, folder: Path) -> Path:
+    return folder / f"{benchmark.title}{KEPT}"
+
+
+def find_source(benchmark: Benchmark, data: Path | None, folder: Path) -> Path | None:
+    """The folder that the samples are read from; None: the benchmark's own `local` folder, or else the hub.
+
+    In this order: `data`; a dataset of the user's at TITLE/; what TITLE.jsonl was prepared from; the copy TITLE.source.
+
+    Args:
+        data: the folder that the user named, if any. TITLE/ itself means the same as naming none.
+        folder: the output folder.
+
+    Raises:
+        UserError: `data` is not there, or TITLE/ holds something of the user's that would have to be overwritten.
+    """
+    saved, kept = folder / benchmark.title, kept_folder(benchmark, folder)
+    theirs = is_theirs(saved)
+    if data is not None and data.resolve() != saved.resolve():
+        if not data.is_dir():
+            raise UserError(f"{data}: no such folder; the data of {benchmark.title} was expected there")
+        if theirs:
+            raise UserError(
+                f"{saved}: it is there, this script did not make it, and the prepared dataset goes there; "
+                "leave out --data to prepare from it, or move it away, or name another --output_dir"
+            )
+        return data
+    if theirs:
+        if not is_saved(saved):
+            raise UserError(
+                f"{saved}: it is there, and neither made by this script nor saved with save_to_disk; the prepared "
+                "dataset goes there: move it away, or name another --output_dir"
+            )
+        return saved
+    remembered = earlier_source(benchmark, folder)
+    if remembered is not None and remembered.is_dir():
+        return remembered
+    if kept.is_dir():
+        return kept
+    if data is not None and not saved.exists():
+        raise UserError(f"{data}: no such folder; the data of {benchmark.title} was expected there")
+    return remembered if benchmark.local is None else None
+
+
+def earlier_source(benchmark: Benchmark, folder: Path) -> Path | None:
+    """The local folder that TITLE.jsonl was prepared from, whether it is still there or not."""
+    manifest = manifests.read_manifest(manifests.manifest_of(folder / f"{benchmark.title}.jsonl"))
+    path = Path((manifest or {}).get("inputs", {}).get("source", {}).get("path", ""))
+    return path if path.is_absolute() else None
+
+
+def describe_source(
+    benchmark: Benchmark,
+    source: Path | None,
+    folder: Path,
+    manifest: dict[str, Any] | None,
+    splits: Iterable[str] | None = None,
+) -> dict[str, Any]:
+    """Digests of what the prepared files depend on: YAML, prompts, and the source's files, or the hub's name.
+
+    A source that was read before and is gone is described as it was then.
+    """
+    known = (manifest or {}).get("inputs", {})
+    earlier = known.get("source", {})
+    if source is not None and not source.exists() and earlier.get("path") == str(source):
+        described = earlier
+    elif files := source_files(benchmark, source, splits):
+        root = benchmark.path.parent / str(benchmark.local) if source is None else source
+        described = manifests.describe(root, earlier, files)
+        place = kept_folder(benchmark, folder) if root == folder / benchmark.title else root
+        described["path"] = str(place.absolute())
+    else:
+        described = {"path": f"hub: {benchmark.hub}", "sha256": f"{benchmark.hub} {benchmark.hub_config or ''}".strip()}
+    yaml = manifests.describe(benchmark.path, known.get("benchmark"))
+    return {"benchmark": yaml, "source": described, "prompts": prompts_digest()}
+
+
+def source_in_words(described: dict[str, Any]) -> str:
+    path = Path(described["path"])
+    return described["path"] + (", which is not there any more" if path.is_absolute() and not path.is_dir() else "")
+
+
+def keep_source(benchmark: Benchmark, folder: Path) -> Path:
+    """Copy the user's dataset from TITLE/ to TITLE.source, whole, unless it is there already; returns the copy.
+
+    An earlier copy, of other content, is renamed to TITLE.source.old-TIME.
+
+    Raises:
+        UserError: TITLE.source is something of the user's own.
+    """
+    started = time.time()
+    saved, kept = folder / benchmark.title, kept_folder(benchmark, folder)
+    files = saved_files(saved)
+    described = manifests.describe(saved, files=files)
+    if kept.exists():
+        manifest = manifests.read_manifest(manifests.manifest_of(kept))
+        if manifest is None or manifest["stage"] != "keep":
+            raise UserError(f"{kept}: it is there, and a copy of {saved} is to go there; move it away")
+        if not manifests.changes(manifest, "keep", {}, {"dataset": described}):
+            return kept
+        print(f"prepare: the earlier copy {kept} stays as {set_aside(kept)}")
+    with whole_folder(kept) as whole:
+        for file in files:
+            copy = whole / file.relative_to(saved)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, copy)
+        finish(whole, "keep", {"dataset": described}, {}, started)
+    if saved.is_symlink():  # what it leads to stays where it is
+        saved.unlink()
+    print(f"prepare: {saved} is your dataset: a copy is in {kept}, and the prepared dataset goes to {saved}")
+    return kept

@@ -1,0 +1,310 @@
+"""A teacher behind an OpenAI-compatible server: vLLM's, SGLang's, llama.cpp's, transformers' or a paid one.
+
+TEACHER=http://host:port/model. The key, where one is needed, comes from the environment (OPENAI_API_KEY) only. What a
+server sends is foreign data: whatever it is, it becomes a completion or a failure of its own record.
+"""
+
+import email.utils
+import http.client
+import http.cookiejar
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError
+
+from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
+from teacherlm.core import interrupts
+from teacherlm.core.errors import UserError, one_line, printable
+from teacherlm.core.redaction import redacted
+from teacherlm.catalog.servers import key_for, split_address
+
+RETRIES = 8
+LONGEST_WAIT = 60
+"""Seconds between two attempts at most, whatever the server asks for. Without its asking: 1, 2, 4, ... seconds, some
+three minutes in all, as a server needs to come back."""
+TRIED_AGAIN = (408, 409, 429, 500, 502, 503, 504)
+TIMEOUT = (10, 600)
+"""Seconds to connect, and between two bytes of an answer: a long text on a busy server takes its time."""
+WHOLE_ANSWER = 3600
+"""Seconds for the answer to one prompt, with all attempts: a server that sends a byte a minute is given up."""
+LARGEST = 4 << 20
+"""Bytes of an answer: a completion of 2,048 tokens has some 10 kB."""
+MOST_TOKENS = 10**9
+GRACE = 3
+"""Seconds that prompts under way get to end in after a signal; the next run asks for the others again."""
+LOOK = 0.2
+"""Seconds between two looks at whether a signal came."""
+SHOWN = 200
+"""Characters of a server's words in a message."""
+
+
+class BadAnswer(Exception):
+    """An answer that is no completion; the message says why."""
+
+
+class TryAgain(Exception):
+    """An answer, or none, after which another attempt may succeed.
+
+    Attributes:
+        wait: seconds that the server asks to wait; None where it does not.
+    """
+
+    def __init__(self, why: str, wait: float | None = None):
+        super().__init__(why)
+        self.wait = wait
+
+
+class OpenAIEngine:
+    """A teacher that is asked over HTTP, several prompts at a time.
+
+    Args:
+        url: http://host:port/model, or with /v1/ between.
+        sampling: see Sampling.
+        concurrency: prompts under way at a time; the server batches them.
+
+    Raises:
+        UserError: the server does not answer, or sends to another place, or the key may not be sent to it.
+    """
+
+    def __init__(self, url: str, sampling: Sampling, concurrency: int = 64):
+        self.address, self.model = split_address(url)
+        self.sampling = sampling
+        self.concurrency = concurrency
+        self.session = make_session(self.address, concurrency)
+        self.said = threading.Event()
+        try:
+            # The body is of no interest, and is not read.
+            answer = self.session.get(f"{self.address}/v1/models", timeout=TIMEOUT, stream=True, allow_redirects=False)
+        except (requests.RequestException, ValueError) as error:
+            raise UserError(f"no server at {self.address}: {words_of(error)}; start it, or mend TEACHER") from error
+        answer.close()
+        if answer.is_redirect:
+            raise UserError(
+                f"the server at {self.address} sends to {quoted(answer.headers.get('Location', ''))}; prompts and key "
+                "are not sent on: give that server's address as TEACHER if you trust it"
+            )
+
+    def complete(self, prompts: Iterator[Prompt]) -> Iterator[Completion | Failure]:
+        """Complete all prompts; yields each as its answer comes.
+
+        After a signal that asks to stop, waiting ends: what has no answer within GRACE seconds is left out.
+        """
+        answers: queue.SimpleQueue[tuple[int, Completion | Failure]] = queue.SimpleQueue()
+        under_way: dict[int, tuple[Prompt, float]] = {}
+        ending = threading.Event()
+        number, exhausted, asked_since = 0, False, None
+        try:
+            while under_way or not exhausted:
+                while not exhausted and len(under_way) < self.concurrency:
+                    prompt = next(prompts, None)
+                    if prompt is None:
+                        exhausted = True
+                        break
+                    number += 1
+                    under_way[number] = prompt, time.monotonic()
+                    # A daemon: neither an exit nor a signal waits for a server.
+                    threading.Thread(target=self.work, args=(number, prompt, answers, ending), daemon=True).start()
+                try:
+                    done, result = answers.get(timeout=LOOK)
+                except queue.Empty:
+                    pass
+                else:
+                    if under_way.pop(done, None) is not None:
+                        yield result
+                now = time.monotonic()
+                if interrupts.is_asked():
+                    ending.set()  # nobody waits for another attempt any more
+                    asked_since = asked_since or now
+                    if now - asked_since > GRACE:
+                        return
+                for late in [one for one, (_, began) in under_way.items() if now - began > WHOLE_ANSWER]:
+                    prompt, _ = under_way.pop(late)
+                    yield Failure(prompt, f"the server did not answer within {WHOLE_ANSWER} seconds")
+        finally:
+            ending.set()
+
+    def work(self, number: int, prompt: Prompt, answers: queue.SimpleQueue, ending: threading.Event) -> None:
+        """In a thread of its own: ask for one completion, and hand on what came of it, whatever that is."""
+        try:
+            result = self.ask(prompt, ending)
+        except Exception as error:  # foreign data can make a library raise anything
+            result = Failure(prompt, f"the server's answer cannot be read: {type(error).__name__} {words_of(error)}")
+        answers.put((number, result))
+
+    def ask(self, prompt: Prompt, ending: threading.Event) -> Completion | Failure:
+        """One completion; what still fails after the retries, or once `ending` is set, is a Failure with the server's
+        words."""
+        began = time.monotonic()
+        for attempt in range(RETRIES + 1):
+            try:
+                return completion_of(prompt, self.post(self.body_for(prompt), began), self.sampling.stop)
+            except BadAnswer as error:
+                return Failure(prompt, str(error))
+            except TryAgain as error:
+                why = str(error)
+                wait = 2**attempt if error.wait is None else error.wait
+                if wait > LONGEST_WAIT and error.wait is not None and not self.said.is_set():
+                    self.said.set()
+                    print(
+                        f"enhance: the server asks to wait {wait:.0f} seconds (Retry-After); it is asked again every "
+                        f"{LONGEST_WAIT} seconds, {RETRIES} times",
+                        flush=True,
+                    )
+                out_of_time = time.monotonic() + min(wait, LONGEST_WAIT) - began > WHOLE_ANSWER
+                if attempt == RETRIES or out_of_time or ending.wait(min(wait, LONGEST_WAIT)):
+                    break
+        return Failure(prompt, why)
+
+    def body_for(self, prompt: Prompt) -> dict[str, Any]:
+        body = {
+            "model": self.model,
+            "prompt": prompt.text,
+            "max_tokens": self.sampling.num_tokens,
+            "temperature": self.sampling.temperature,
+            "top_p": self.sampling.top_p,
+            "seed": prompt.seed % 2**31,  # llama.cpp takes no more
+        }
+        return body | ({"stop": list(self.sampling.stop)} if self.sampling.stop else {})
+
+    def post(self, body: dict[str, Any], began: float) -> bytes:
+        """The bytes of the server's answer.
+
+        Raises:
+            BadAnswer: it is an error, or too large, or too late.
+            TryAgain: the same, where that may pass.
+        """
+        url = f"{self.address}/v1/completions"
+        try:
+            with self.session.post(url, json=body, timeout=TIMEOUT, stream=True, allow_redirects=False) as answer:
+                content = read(answer, began)
+        except (requests.RequestException, OSError) as error:
+            raise TryAgain(f"the server did not answer: {words_of(error)}") from error
+        if answer.is_redirect:
+            where = quoted(answer.headers.get("Location", ""))
+            raise BadAnswer(f"the server sends to {where}; prompts are not sent on")
+        if answer.status_code == 200:
+            return content
+        words = f"the server answered {answer.status_code}: {quoted(content.decode('utf-8', 'replace'))}"
+        if answer.status_code not in TRIED_AGAIN:
+            raise BadAnswer(words)
+        wait = asked_wait(answer.headers.get("Retry-After"))
+        raise TryAgain(words + (f" (it asks to wait {wait:.0f} seconds)" if wait else ""), wait)
+
+
+def make_session(address: str, concurrency: int) -> requests.Session:
+    """What talks to a server: nothing of the environment but the key, and a proxy and certificates for https://.
+
+    Without `trust_env`, ~/.netrc cannot take the key's place. A proxy is used for https:// only, where it sees the name
+    of the server, but neither key nor prompts.
+    """
+    session = requests.Session()
+    session.trust_env = False
+    session.headers["Accept-Encoding"] = "identity"  # a small answer could become a huge one
+    session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
+    if (key := key_for(address)) is not None:
+        session.headers["Authorization"] = f"Bearer {key}"
+    if address.startswith("https://"):
+        session.proxies = requests.utils.get_environ_proxies(address)
+        session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(pool_maxsize=concurrency))
+    return session
+
+
+def read(answer: requests.Response, began: float) -> bytes:
+    """The body of an answer; each read gives what has come, so that a slow server cannot hold it for hours.
+
+    Raises:
+        BadAnswer: it is longer or later than an answer may be, or encoded although that was not asked for.
+    """
+    if answer.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
+        raise BadAnswer("the server's answer is compressed, which was not asked for")
+    content = bytearray()
+    try:
+        while piece := answer.raw.read1(1 << 16, decode_content=False):
+            content += piece
+            if len(content) > LARGEST:
+                raise BadAnswer(f"the server's answer has more than {LARGEST} bytes")
+            if time.monotonic() - began > WHOLE_ANSWER:
+                raise BadAnswer(f"the server did not answer within {WHOLE_ANSWER} seconds")
+    except (HTTPError, http.client.HTTPException) as error:
+        raise TryAgain(f"the server's answer broke off: {words_of(error)}") from error
+    return bytes(content)
+
+
+def asked_wait(header: str | None) -> float | None:
+    """Seconds of a `Retry-After`, a number or a date; None where there is none that can be read."""
+    if header is None:
+        return None
+    header = header.strip()
+    if header.isascii() and header.isdigit():
+        return float(header[:18])
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+
+
+def completion_of(prompt: Prompt, content: bytes, stops: tuple[str, ...]) -> Completion:
+    """The completion in a server's answer.
+
+    Raises:
+        BadAnswer: there is none that could be kept.
+    """
+    no_completion = "the server's answer is no completion:"
+    try:
+        answer = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise BadAnswer(f"{no_completion} {type(error).__name__} {words_of(error)}") from error
+    try:
+        text = answer["choices"][0]["text"]
+    except (LookupError, TypeError) as error:
+        raise BadAnswer(
+            f"{no_completion} it has no choices[0].text: {quoted(content.decode('utf-8', 'replace'))}"
+        ) from error
+    if not isinstance(text, str):
+        raise BadAnswer(f"{no_completion} its text is {quoted(repr(text))}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadAnswer(f"{no_completion} its text has a lone surrogate, which is no character") from error
+    for stop in stops:  # some servers, transformers' for one, leave it and what follows in the text
+        text = text.partition(stop)[0]
+    return Completion(
+        prompt, text, *(tokens_of(answer.get("usage"), f"{kind}_tokens") for kind in ("prompt", "completion"))
+    )
+
+
+def tokens_of(usage: Any, name: str) -> int:
+    """A number of tokens that an answer's `usage` says; 0 where it says none.
+
+    Raises:
+        BadAnswer: what it says is no such number.
+    """
+    if usage is None:
+        return 0
+    count = usage.get(name, 0) if isinstance(usage, dict) else None
+    if type(count) is not int or not 0 <= count <= MOST_TOKENS:
+        raise BadAnswer(
+            f"the server's answer is no completion: its usage is {quoted(repr(usage))}; {name} must be a number"
+        )
+    return count
+
+
+def quoted(text: str) -> str:
+    """A server's words as a message quotes them."""
+    return printable(redacted(text), SHOWN)
+
+
+def words_of(error: BaseException) -> str:
+    """What began an error (connection refused, name not known): the libraries above wrap it three times."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return quoted(one_line(error))

@@ -1,0 +1,92 @@
+"""The library's own generation, one prompt at a time: for teachers that the batches of this project do not compute
+exactly."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
+
+from teacherlm.enhance.engines import Completion, Failure, Prompt
+from teacherlm.enhance.engines.sampling import choose_tokens
+from teacherlm.runtime.self_check import plain_options
+
+if TYPE_CHECKING:
+    from teacherlm.enhance.engines.batch import Row
+    from teacherlm.enhance.engines.transformers_engine import TransformersEngine
+
+
+class Chooser(LogitsProcessor):
+    """Leaves one token to the library: the one that is drawn with the row's own random numbers."""
+
+    def __init__(self, engine: "TransformersEngine", row: "Row"):
+        self.sampling, self.generators = engine.sampling, [row.generator]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        chosen_B = choose_tokens(scores.clone(), self.generators, self.sampling.temperature, self.sampling.top_p)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen_B[:, None], 0.0)
+
+
+class Ended(StoppingCriteria):
+    """Ends a row where the engine ends it: at an end token, a stop text, or the window."""
+
+    def __init__(self, engine: "TransformersEngine", row: "Row"):
+        self.engine, self.row = engine, row
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        self.row.new = input_ids[0, len(self.row.tokens) :].tolist()
+        self.engine.steps += 1
+        self.engine.rows_filled += 1
+        return torch.tensor([self.engine.ended(self.row)], device=input_ids.device)
+
+
+def complete_alone(
+    engine: "TransformersEngine", prompts: Iterator[Prompt], use_cache: bool
+) -> Iterator[Completion | Failure]:
+    """Complete prompts one after the other; yields each as it ends.
+
+    Args:
+        use_cache: let the library generate, which keeps keys, values and states between tokens; else each new token is
+            taken from a plain forward pass over the whole text.
+    """
+    # The model's own settings (penalties, temperatures) are not asked for; the engine ends the rows.
+    engine.model.generation_config = GenerationConfig(do_sample=False, eos_token_id=None)
+    for prompt in prompts:
+        row = engine.row_of(prompt)
+        if isinstance(row, Failure):
+            yield row
+            continue
+        row.generator.manual_seed(prompt.seed)
+        try:
+            generate(engine, row) if use_cache else write(engine, row)
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            yield Failure(prompt, f"{len(row.tokens) + len(row.new)} tokens do not fit into the GPU's memory")
+            continue
+        yield engine.completion(row)
+
+
+def generate(engine: "TransformersEngine", row: "Row") -> None:
+    """Continue a row with the library's generation."""
+    ids_1T = torch.tensor([row.tokens], device=engine.device)
+    engine.model.generate(
+        input_ids=ids_1T,
+        attention_mask=torch.ones_like(ids_1T),
+        max_new_tokens=engine.sampling.num_tokens,
+        logits_processor=[Chooser(engine, row)],
+        stopping_criteria=[Ended(engine, row)],
+        pad_token_id=0,
+    )
+
+
+@torch.inference_mode()
+def write(engine: "TransformersEngine", row: "Row") -> None:
+    """Continue a row with plain forward passes."""
+    sampling, options = engine.sampling, plain_options(engine.model, 1)
+    while not row.new or not engine.ended(row):
+        ids_1T = torch.tensor([row.tokens + row.new], device=engine.device)
+        logits_1V = engine.model(input_ids=ids_1T, **options).logits[:, -1]
+        chosen_1 = choose_tokens(logits_1V, [row.generator], sampling.temperature, sampling.top_p)
+        row.new.append(int(chosen_1))
+        engine.steps += 1
+        engine.rows_filled += 1

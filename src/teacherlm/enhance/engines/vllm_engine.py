@@ -1,0 +1,78 @@
+"""The teacher with vLLM, the fastest way on GPUs: an extra, imported here only."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
+from teacherlm.core.errors import UserError, reason
+from teacherlm.runtime.tokens import encode_prompt
+
+UNDER_WAY = 1024
+"""Prompts that vLLM holds at a time; it batches what it can of them."""
+
+
+class VLLMEngine:
+    """A teacher, loaded once.
+
+    Args:
+        folder: the model's folder.
+        dtype: "auto" (the model's own), "float32", "bfloat16" or "float16".
+        sampling: see Sampling.
+
+    Raises:
+        UserError: vLLM is not installed, or cannot load the model.
+    """
+
+    def __init__(self, folder: Path, dtype: str, sampling: Sampling):
+        # The steps are driven from here; with an engine in a second process, the CPU build once waited for ever.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        try:
+            from vllm import LLM, SamplingParams
+        except ImportError as error:
+            raise UserError(
+                f"--engine vllm needs the package vllm ({reason(error)}): pip install -e .[gpu] brings it; "
+                "or use --engine transformers"
+            ) from error
+        if dtype == "int8":
+            raise UserError("--dtype int8 goes with --engine transformers only")
+        self.sampling, self.parameters, self.dtype = sampling, SamplingParams, dtype
+        try:
+            self.engine = LLM(model=str(folder), dtype=dtype, trust_remote_code=False).llm_engine
+        except (ValueError, OSError, RuntimeError) as error:
+            raise UserError(f"vLLM cannot load the model in {folder}: {reason(error)}") from error
+        self.window = self.engine.model_config.max_model_len
+        self.tokenizer = self.engine.get_tokenizer()
+
+    def complete(self, prompts: Iterator[Prompt]) -> Iterator[Completion | Failure]:
+        """Complete all prompts; yields each as it ends."""
+        under_way: dict[str, Prompt] = {}
+        count = 0
+        exhausted = False
+        while under_way or not exhausted:
+            while not exhausted and len(under_way) < UNDER_WAY:
+                prompt = next(prompts, None)
+                if prompt is None:
+                    exhausted = True
+                    break
+                tokens = encode_prompt(self.tokenizer, prompt.text)
+                if len(tokens) >= self.window:
+                    yield Failure(prompt, f"the prompt has {len(tokens)} tokens, the teacher's window is {self.window}")
+                    continue
+                name, count = str(count), count + 1
+                under_way[name] = prompt
+                self.engine.add_request(name, {"prompt_token_ids": tokens}, self.settings(prompt, len(tokens)))
+            for output in self.engine.step():
+                if output.finished:
+                    prompt = under_way.pop(output.request_id)
+                    made = output.outputs[0]
+                    yield Completion(prompt, made.text, len(output.prompt_token_ids), len(made.token_ids))
+
+    def settings(self, prompt: Prompt, prompt_tokens: int) -> object:
+        return self.parameters(
+            max_tokens=min(self.sampling.num_tokens, self.window - prompt_tokens),
+            temperature=self.sampling.temperature,
+            top_p=self.sampling.top_p,
+            seed=prompt.seed,
+            stop=list(self.sampling.stop),
+        )

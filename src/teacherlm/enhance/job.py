@@ -1,0 +1,231 @@
+"""One kind of explanation to be made: its files, when it is done, and how its output is put together."""
+
+import argparse
+import filecmp
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from teacherlm.core import manifests
+from teacherlm.core.errors import UserError
+from teacherlm.core.files import require_file_place, set_aside
+from teacherlm.catalog.models import Model, describe_model, local_folder
+from teacherlm.core.progress_file import ProgressFile
+from teacherlm.catalog.prompts import KINDS
+from teacherlm.core.records import Record, read_records, write_records
+from teacherlm.core.shapes import flaw_of_shape
+
+Shard = tuple[int, int]
+"""(I, N): every Nth record from the Ith, counted from 0; (0, 1) is all of them."""
+
+
+def shard_records(path: Path, shard: Shard) -> Iterator[tuple[int, int, Record]]:
+    """(number of the record from 0, its line from 1, the record) for the records of a shard."""
+    first, step = shard
+    for index, (line, record) in enumerate(read_records(path)):
+        if index % step == first:
+            yield index, line, record
+
+
+def shard_path(output: Path, shard: Shard) -> Path:
+    """Where a shard's part of an output goes: NAME.shard-I-of-N.jsonl."""
+    index, count = shard
+    return output if count == 1 else output.with_name(f"{output.stem}.shard-{index}-of-{count}{output.suffix}")
+
+
+def prompt_digest(prompt: str) -> str:
+    return hashlib.sha256(prompt.encode()).hexdigest()[:16]
+
+
+def settings(args: argparse.Namespace, field: str) -> dict[str, Any]:
+    """What the texts of a job depend on, beside the records and the teacher. Batch size and engine are not among it."""
+    names = ("num_completions", "num_tokens", "temperature", "top_p", "stop", "seed", "dtype")
+    return {"task_type": field, **{name: getattr(args, name) for name in names}, "shard": list(args.shard)}
+
+
+MADE = {
+    "arguments": dict,
+    "inputs": {"records": dict},
+    "outputs": {"enhanced": dict},
+    "counts": {"records": int, "failures": int},
+}
+"""What this stage's own manifests have, of what it reads in them."""
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """A manifest as `manifests.read_manifest` reads it; one of this stage that lacks what it must have is none."""
+    manifest = manifests.read_manifest(path)
+    own = manifest is not None and manifest["stage"] == "enhance"
+    return None if own and flaw_of_shape(manifest, MADE) else manifest
+
+
+def make_jobs(args: argparse.Namespace, teacher: Model) -> list["Job"]:
+    jobs = []
+    for field in args.task_type:
+        output = shard_path(Path(args.output.replace("{kind}", KINDS[field])), args.shard)
+        if output.suffix not in (".jsonl", ".json"):
+            raise UserError(f"--output: a name that ends with .jsonl was expected, found {output}")
+        require_file_place(output)
+        if output.resolve() == args.input.resolve():
+            raise UserError(f"--output: {output} is the input; give another file")
+        jobs.append(Job(field, output, args.input, args.shard, settings(args, field), teacher, args.restart))
+    return jobs
+
+
+@dataclass
+class Job:
+    """The texts of one kind for the records of one shard.
+
+    Attributes:
+        field: the prompt field (`cot_text`).
+        output: what is made in the end.
+        arguments: see `settings`.
+        restart: keep what was made with other settings beside, instead of refusing.
+    """
+
+    field: str
+    output: Path
+    input: Path
+    shard: Shard
+    arguments: dict[str, Any]
+    teacher: Model
+    restart: bool
+
+    @property
+    def kind(self) -> str:
+        return KINDS[self.field]
+
+    @property
+    def completions(self) -> int:
+        return self.arguments["num_completions"]
+
+    @property
+    def manifest_path(self) -> Path:
+        return manifests.manifest_of(self.output)
+
+    @property
+    def failures_path(self) -> Path:
+        return self.output.with_suffix(".failures.jsonl")
+
+    @property
+    def progress_path(self) -> Path:
+        return self.output.with_name(f".{self.output.name}.progress")
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        known = (read_manifest(self.manifest_path) or {}).get("inputs", {})
+        if name := self.teacher.server or self.teacher.explanations:
+            teacher = {"path": name, "sha256": name}
+        else:
+            teacher = describe_model(local_folder(self.teacher), known.get("teacher"))
+        return {"records": manifests.describe(self.input, known.get("records")), "teacher": teacher}
+
+    def changes(self) -> list[str]:
+        """What keeps the output from being done, in words; failures are such a thing, as another try may help."""
+        manifest = read_manifest(self.manifest_path)
+        changes = manifests.changes(manifest, "enhance", self.arguments, self.inputs)
+        return changes or (["failures"] if manifest["counts"]["failures"] else [])
+
+    def is_done(self) -> bool:
+        """Whether the output is there, of this work, and without failures; says so.
+
+        Raises:
+            UserError: the output is of other work, or of nobody's that is known, and restart is not set.
+        """
+        if not self.input.is_file():
+            raise UserError(f"{self.input}: no such file; data_prepare.py writes it")
+        manifest = read_manifest(self.manifest_path)
+        changes = manifests.changes(manifest, "enhance", self.arguments, self.inputs)
+        if not changes:
+            failures = manifest["counts"]["failures"]
+            if failures:
+                print(f"enhance: {self.output}: trying the {failures} records again that have no text yet")
+                return False
+            print(f"enhance: done already, nothing to do ({self.manifest_path} matches its inputs)")
+            return True
+        own = manifest is None and self.progress_path.exists()  # a kill between writing the output and the manifest
+        if self.output.exists() and not self.restart and not own:
+            why = "; ".join(changes) if manifest else "without a manifest"
+            raise UserError(
+                f"{self.output} is there already ({why}); move it away, or pass --restart, which keeps it beside"
+            )
+        manifests.say_again("enhance", manifest, changes)
+        return False
+
+    @cached_property
+    def progress(self) -> ProgressFile:
+        work = {**self.arguments, **{name: described["sha256"] for name, described in self.inputs.items()}}
+        work["version"] = manifests.stage_version("enhance")
+        return ProgressFile(self.progress_path, work, self.restart)
+
+    def missing(self, index: int) -> Iterator[int]:
+        """Numbers of the completions that a record still needs."""
+        return (n for n in range(self.completions) if index * self.completions + n not in self.progress)
+
+    def keep(self, index: int, number: int, prompt: str, text: str, tokens: int) -> None:
+        """Put a completion on disk, with the digest of the prompt that it completes."""
+        piece = {"text": text, "tokens": tokens, "prompt": prompt_digest(prompt)}
+        self.progress.append(index * self.completions + number, piece)
+
+    def texts(self, index: int, line: int, prompt: str) -> list[str]:
+        """The completions of a record.
+
+        Raises:
+            UserError: one of them completes another prompt than the record's.
+        """
+        pieces = [self.progress.read(index * self.completions + number) for number in range(self.completions)]
+        if any(piece["prompt"] != prompt_digest(prompt) for piece in pieces):
+            raise UserError(
+                f"{self.input}, line {line}: the field {self.field!r} is not what the teacher completed: this file was "
+                "changed meanwhile; run the same command again with --restart"
+            )
+        return [piece["text"] for piece in pieces]
+
+    def finish(self, failures: set[int], counts: dict[str, Any], started: float) -> None:
+        """Write the output, without the records of these numbers, and the manifest."""
+        manifest = read_manifest(self.manifest_path)
+        same = not manifests.changes(manifest, "enhance", self.arguments, self.inputs)
+        old = None if same else set_aside(self.output)
+        self.progress.close()
+        written = write_records(self.output, self.enhanced(failures))
+        if old and filecmp.cmp(old, self.output, shallow=False):  # this very work, killed before its manifest
+            old.unlink()
+        elif old:
+            print(f"enhance: the former {self.output} is kept as {old}")
+        manifests.write_manifest(
+            self.manifest_path,
+            stage="enhance",
+            arguments=self.arguments,
+            inputs=self.inputs,
+            outputs={"enhanced": manifests.describe(self.output)},
+            counts={
+                "records": written,
+                "failures": len(failures),
+                **counts,
+                "seconds": round(time.time() - started, 1),
+            },
+            started=started,
+        )
+        if not failures:
+            self.progress.remove()
+        print(f"enhance: {self.output} has {written} records" + (f", {len(failures)} failed" if failures else ""))
+
+    def write_failures(self, failures: list[tuple[int, int, str]]) -> None:
+        """List the records without a text beside the output: {"record", "line", "reason"}; none: no such file."""
+        if failures:
+            rows = ({"record": index, "line": line, "reason": reason} for index, line, reason in failures)
+            write_records(self.failures_path, rows)
+        else:
+            self.failures_path.unlink(missing_ok=True)
+
+    def enhanced(self, failures: set[int]) -> Iterator[Record]:
+        """The shard's records with the teacher's texts, in input order, without those that failed."""
+        for index, line, record in shard_records(self.input, self.shard):
+            if index not in failures:
+                texts = self.texts(index, line, record[self.field])
+                added = {self.kind: texts[0], "all": record[self.field] + texts[0]}
+                yield {**record, **added, **({f"{self.kind}_completions": texts} if self.completions > 1 else {})}

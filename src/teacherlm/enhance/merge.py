@@ -1,0 +1,136 @@
+"""Put the shards of an enhancement together: the input's order, every record once.
+
+Reads NAME.shard-I-of-N.jsonl for every I and writes NAME.jsonl and its manifest, the same as one call without shards
+would have written. Memory does not grow with the number of records.
+"""
+
+import argparse
+import filecmp
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from teacherlm.enhance.job import read_manifest, shard_path
+from more_itertools import peekable
+
+from teacherlm.core import manifests
+from teacherlm.core.errors import LIST_MISSING, Parser, UserError, require_number, run
+from teacherlm.core.files import require_file_place, require_writable, set_aside
+from teacherlm.core.lock import one_writer
+from teacherlm.core.records import Record, read_records, write_records
+
+
+def main() -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", required=True, type=Path, help="the records that were enhanced")
+    parser.add_argument("--output", required=True, type=Path, help="the enhanced file, as given to enhance.py")
+    parser.add_argument("--shards", required=True, type=int, help="how many there are: the N of --shard I/N")
+    parser.add_argument("--list_missing", action="store_true", help=LIST_MISSING)
+    args = parser.parse_args()
+    require_number("shards", args.shards, least=2)
+    require_writable(args.output.parent)
+    require_file_place(args.output)
+    paths = [shard_path(args.output, (index, args.shards)) for index in range(args.shards)]
+    # The shards are locked too, so that none of them is made anew while it is read.
+    with one_writer(*([] if args.list_missing else [args.output, *paths])):
+        merge(args, paths)
+
+
+def merge(args: argparse.Namespace, paths: list[Path]) -> None:
+    """Merge the shards at `paths`, unless that is done; or say whether it is."""
+    started = time.time()
+    parts = [read_part(path) for path in paths]
+    arguments, inputs = agreed(paths, parts, args)
+
+    failures = {path: part["counts"]["failures"] for path, part in zip(paths, parts)}
+    manifest_path = manifests.manifest_of(args.output)
+    manifest = read_manifest(manifest_path)
+    changes = manifests.changes(manifest, "enhance", arguments, inputs)
+    done = not changes and manifest["counts"]["failures"] == sum(failures.values())  # fewer now: a shard tried again
+    if args.list_missing:
+        print("" if done else "0")
+        return
+    if done:
+        print(f"merge: done already, nothing to do ({manifest_path} matches its inputs)")
+        return
+    if changes and manifest is not None:
+        print(f"merge: again, because {'; '.join(changes)}")
+    old = set_aside(args.output)
+    written = write_records(args.output, merged(args.input, paths, failures))
+    if old and filecmp.cmp(old, args.output, shallow=False):  # this very work, killed before its manifest
+        old.unlink()
+    elif old:
+        print(f"merge: the former {args.output} is kept as {old}")
+    manifests.write_manifest(
+        manifest_path,
+        stage="enhance",
+        arguments=arguments,
+        inputs=inputs,
+        outputs={"enhanced": manifests.describe(args.output)},
+        counts={"records": written, "failures": sum(failures.values()), "shards": args.shards},
+        started=started,
+    )
+    print(f"merge: {args.output} has {written} records of {args.shards} shards")
+
+
+def read_part(path: Path) -> dict[str, Any]:
+    """The manifest of a shard, which must be done."""
+    manifest = read_manifest(manifests.manifest_of(path))
+    if manifest is None or manifest["stage"] != "enhance" or not path.is_file():
+        raise UserError(f"{path}: this shard is not done; run its enhance.py again")
+    if not manifests.still_there(manifest["outputs"]["enhanced"]):
+        raise UserError(f"{path}: changed since it was made; remove it and run its enhance.py again")
+    return manifest
+
+
+def agreed(
+    paths: list[Path], parts: list[dict[str, Any]], args: argparse.Namespace
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What all shards were made with, written as for one call without shards.
+
+    Raises:
+        UserError: a shard was made with other settings or of other records.
+    """
+    inputs = {**parts[0]["inputs"], "records": manifests.describe(args.input, parts[0]["inputs"]["records"])}
+    for index, (path, part) in enumerate(zip(paths, parts)):
+        expected = {**parts[0]["arguments"], "shard": [index, args.shards]}
+        differing = manifests.changes({**part, "outputs": {}}, "enhance", expected, inputs)
+        if differing:
+            raise UserError(f"{path}: made otherwise than {paths[0]}: {'; '.join(differing)}; run its enhance.py again")
+    return {**parts[0]["arguments"], "shard": [0, 1]}, inputs
+
+
+def merged(path: Path, paths: list[Path], failures: dict[Path, int]) -> Iterator[Record]:
+    """The enhanced records in the input's order; of a shard with failures, those may be missing and no others.
+
+    Raises:
+        UserError: a record is missing or foreign; its line in the input is named.
+    """
+    readers = [peekable(read_enhanced(part)) for part in paths]
+    left = dict(failures)
+    for (line, record), part, reader in zip(read_records(path), itertools.cycle(paths), itertools.cycle(readers)):
+        enhanced = reader.peek(None)
+        if enhanced is not None and all(enhanced.get(name) == value for name, value in record.items()):
+            yield next(reader)
+        elif left[part] > 0:
+            left[part] -= 1
+        else:
+            raise UserError(
+                f"{path}, line {line}: this record is missing in {part}; remove it and run its enhance.py again"
+            )
+    for part, reader in zip(paths, readers):
+        if reader.peek(None) is not None:
+            raise UserError(f"{part}: has records that are not in {path}; remove it and run its enhance.py again")
+
+
+def read_enhanced(path: Path) -> Iterator[Record]:
+    """The records of a shard; there are none when the input has fewer records than there are shards."""
+    if path.stat().st_size:
+        for _, record in read_records(path):
+            yield record
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,231 @@
+"""The teacher's work: all missing completions of all jobs in one pass, each on disk as it ends."""
+
+import argparse
+import hashlib
+import itertools
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
+from teacherlm.enhance.job import Job, shard_records
+from tqdm import tqdm
+
+from teacherlm.core.errors import UserError
+from teacherlm.core.interrupts import REQUEUE, Stop
+from teacherlm.catalog.models import Model, local_folder
+from teacherlm.catalog.prompts import KINDS
+
+ATTEMPTS = 3
+"""A sampled completion without a word is drawn again, with other random numbers, so often in all."""
+SPECIAL_TOKENS = 8
+"""More special tokens than these stand around no prompt."""
+
+
+def do_work(args: argparse.Namespace, teacher: Model, jobs: list[Job]) -> int:
+    """Make what is missing of the jobs, and finish each; returns the exit code.
+
+    After SIGUSR1 or SIGTERM no more is begun, what is begun ends, and the code is REQUEUE.
+
+    Raises:
+        UserError: a record lacks a prompt field, or more than `max_failures` records of a job got no text.
+    """
+    started = time.time()
+    by_field = {job.field: job for job in jobs}
+    total, longest = check_records(args, jobs)
+    wanted = sum(total * job.completions for job in jobs)
+    before = sum(len(job.progress) for job in jobs)
+    counts: dict[str, Any] = {}
+    failed: dict[str, dict[int, str]] = {job.field: {} for job in jobs}
+    if before:
+        print(f"enhance: {before} of {wanted} completions were done before, going on")
+    if before < wanted:
+        sampling = Sampling(args.num_tokens, args.temperature, args.top_p, tuple(args.stop))
+        engine, described = make_engine(args, teacher, sampling, jobs[0].inputs["teacher"]["sha256"], longest)
+        print(f"enhance: {total} records, {', '.join(by_field)}, {described}", flush=True)
+        counts = {"engine": args.engine, "prompt_tokens": 0, "new_tokens": 0}
+        stop = Stop()
+        with Progress(wanted, before, engine) as progress:
+            again: list[Prompt] = []
+            for attempt in range(ATTEMPTS):
+                prompts = missing_prompts(args, jobs) if attempt == 0 else iter(again)
+                again = []
+                for result in engine.complete(itertools.takewhile(lambda _: not stop.asked, prompts)):
+                    prompt = result.prompt
+                    job = by_field[prompt.kind]
+                    if isinstance(result, Completion):
+                        counts["prompt_tokens"] += result.prompt_tokens
+                        counts["new_tokens"] += result.new_tokens
+                        progress.update(result)
+                    if isinstance(result, Completion) and result.text.strip():
+                        job.keep(prompt.index, prompt.number, prompt.text, result.text, result.new_tokens)
+                    elif isinstance(result, Failure):
+                        failed[prompt.kind][prompt.index] = result.reason
+                    elif args.temperature > 0 and attempt < ATTEMPTS - 1:
+                        again.append(reseeded(args.seed, prompt, attempt + 1))
+                    else:
+                        failed[prompt.kind][prompt.index] = "the completion is empty"
+        counts |= progress.summary()
+        stop.restore()
+        done = sum(len(job.progress) for job in jobs)
+        if stop.asked and done < wanted:
+            print(f"enhance: interrupted, {done} of {wanted} completions are done; the same command goes on from there")
+            return REQUEUE
+    conclude(args, jobs, failed, counts, started)
+    return 0
+
+
+def conclude(
+    args: argparse.Namespace,
+    jobs: list[Job],
+    failed: dict[str, dict[int, str]],
+    counts: dict[str, Any],
+    started: float,
+) -> None:
+    """List the failures beside the outputs, finish the jobs that have few enough, and refuse the others.
+
+    Args:
+        failed: prompt field -> number of the record -> why it has no text.
+    """
+    lines = {index: line for index, line, _ in shard_records(args.input, args.shard)} if any(failed.values()) else {}
+    too_many = []
+    for job in jobs:
+        failures = [(index, lines[index], why) for index, why in sorted(failed[job.field].items())]
+        job.write_failures(failures)
+        if len(failures) > args.max_failures:
+            _, line, why = failures[0]
+            too_many.append(
+                f"{len(failures)} records got no {job.kind} (--max_failures {args.max_failures}), the first in "
+                f"{args.input}, line {line}: {why}; all are in {job.failures_path}"
+            )
+        else:
+            job.finish({index for index, *_ in failures}, counts, started)
+    if too_many:
+        raise UserError(f"{'; '.join(too_many)}; the same command tries them again")
+
+
+def check_records(args: argparse.Namespace, jobs: list[Job]) -> tuple[int, int]:
+    """Count the shard's records; every one must have the prompt fields, and none what will be added.
+
+    Returns:
+        How many records there are, and the number of bytes of the longest prompt.
+
+    Raises:
+        UserError: file, line and field of the first that does not.
+    """
+    count = longest = 0
+    for _, line, record in shard_records(args.input, args.shard):
+        count += 1
+        for job in jobs:
+            if not isinstance(record.get(job.field), str) or not record[job.field]:
+                texts = [name for name in KINDS if isinstance(record.get(name), str)]
+                raise UserError(
+                    f"{args.input}, line {line}: the field {job.field!r} is missing, empty or no text; "
+                    f"this record has {', '.join(texts) or 'none of ' + ', '.join(KINDS)}"
+                )
+            for added in (job.kind, "all", f"{job.kind}_completions"):
+                if added in record:
+                    raise UserError(f"{args.input}, line {line}: the field {added!r} is already there; rename it first")
+            longest = max(longest, len(record[job.field].encode(errors="surrogatepass")))
+    return count, longest
+
+
+def missing_prompts(args: argparse.Namespace, jobs: list[Job]) -> Iterator[Prompt]:
+    """The completions that are not on disk yet, record by record."""
+    for index, _, record in shard_records(args.input, args.shard):
+        for job in jobs:
+            text = record[job.field]
+            for number in job.missing(index):
+                yield Prompt(job.field, index, number, text, draw_seed(args.seed, index, number, text))
+
+
+def draw_seed(seed: int, index: int, number: int, text: str, attempt: int = 0) -> int:
+    """The seed of a completion's draws: of the run's seed, the record's and the completion's number, and the prompt."""
+    digest = hashlib.sha256(f"{seed} {index} {number} {attempt} {text}".encode(errors="surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def reseeded(seed: int, prompt: Prompt, attempt: int) -> Prompt:
+    new = draw_seed(seed, prompt.index, prompt.number, prompt.text, attempt)
+    return Prompt(prompt.kind, prompt.index, prompt.number, prompt.text, new)
+
+
+def make_engine(
+    args: argparse.Namespace, teacher: Model, sampling: Sampling, digest: str, longest: int
+) -> tuple[Any, str]:
+    """The engine, and what it is in words.
+
+    Args:
+        digest: of the teacher.
+        longest: bytes of the longest prompt.
+    """
+    if args.engine == "openai":
+        from teacherlm.enhance.engines.openai_engine import OpenAIEngine
+
+        engine = OpenAIEngine(teacher.server, sampling, **({"concurrency": args.batch_size} if args.batch_size else {}))
+        return engine, f"{engine.model} at {engine.address}, {engine.concurrency} at a time"
+    if args.engine == "field":
+        from teacherlm.enhance.engines.field_engine import FieldEngine
+
+        return FieldEngine(args.input, teacher.explanations), f"from their field {teacher.explanations!r}"
+    if args.engine == "vllm":
+        from teacherlm.enhance.engines.vllm_engine import VLLMEngine
+
+        return VLLMEngine(local_folder(teacher), args.dtype, sampling), "with vLLM"
+    from teacherlm.enhance.engines.transformers_engine import TransformersEngine
+
+    batch_size = args.batch_size or teacher.recommended("enhance.batch")
+    # A token has at least one byte, so no text has more tokens than these.
+    bound = longest + args.num_tokens + SPECIAL_TOKENS
+    engine = TransformersEngine(local_folder(teacher), args.dtype, sampling, batch_size, digest, bound)
+    return engine, f"on {engine.device.type} in {engine.dtype}, {engine.max_rows} at a time"
+
+
+class Progress:
+    """A bar on a terminal, a line a minute elsewhere: texts, tokens a second, how full the batch is, time left."""
+
+    def __init__(self, wanted: int, before: int, engine: Any):
+        interactive = sys.stderr.isatty()
+        self.engine = engine
+        self.bar = tqdm(
+            total=wanted,
+            initial=before,
+            unit=" texts",
+            desc="enhance",
+            mininterval=0.5 if interactive else 60,
+            maxinterval=1e9,
+            ascii=None if interactive else True,
+        )
+        self.began = time.monotonic()
+        self.tokens = self.prompt_tokens = 0
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.monotonic() - self.began
+        self.bar.set_postfix_str(self.speed())
+        self.bar.close()
+
+    def update(self, completion: Completion) -> None:
+        self.tokens += completion.new_tokens
+        self.prompt_tokens += completion.prompt_tokens
+        self.bar.set_postfix_str(self.speed(), refresh=False)
+        self.bar.update()
+
+    def speed(self) -> str:
+        seconds = time.monotonic() - self.began
+        filled = f", {self.rows():.0f} rows" if self.rows() else ""
+        return f"{self.tokens / seconds:.0f} new + {self.prompt_tokens / seconds:.0f} prompt tokens/s{filled}"
+
+    def rows(self) -> float:
+        """Mean number of sequences a step, where the engine counts them."""
+        return getattr(self.engine, "rows_filled", 0) / max(1, getattr(self.engine, "steps", 0))
+
+    def summary(self) -> dict[str, Any]:
+        counts = {
+            "generate_seconds": round(self.seconds, 1),
+            "new_tokens_per_second": round(self.tokens / self.seconds, 1),
+        }
+        return counts | ({"mean_rows": round(self.rows(), 1)} if self.rows() else {})

@@ -1,0 +1,77 @@
+"""Low-rank adapters instead of all weights: LoRA (Hu et al. 2021, arXiv 2106.09685), QLoRA (Dettmers et al. 2023,
+arXiv 2305.14314)."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig
+
+from teacherlm.catalog.adapters import base_reference
+from teacherlm.core.errors import UserError
+from teacherlm.runtime.loading import base_model, load_model
+from teacherlm.catalog.models import find_model
+
+MERGED = "merged"
+"""Folder in a checkpoint of adapters: the student with them added to its weights."""
+
+
+def load_with_adapters(folder: Path, name: str, kind: str, rank: int) -> torch.nn.Module:
+    """A student whose weights are frozen (in 4 bits, "qlora") and whose linear layers have adapters.
+
+    Args:
+        folder: the student's.
+        name: what the user calls the student; the adapters keep where it is: its hub id and commit, or its path.
+
+    The adapters' scale is alpha / rank = 2, all linear layers but the output have one, as the QLoRA paper found best.
+
+    Raises:
+        UserError: peft is not installed; no GPU for 4 bits.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    except ImportError as error:
+        raise UserError("--peft needs the package peft; make install brings it") from error
+    options: dict[str, Any] = {"dtype": torch.float32}
+    if kind == "qlora":
+        if not torch.cuda.is_available():
+            raise UserError("--peft qlora needs a GPU (bitsandbytes); use --peft lora here")
+        options = {
+            "quantization_config": BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=torch.bfloat16,
+            )
+        }
+    model = load_model(folder, **options)
+    if kind == "qlora":
+        model = prepare_model_for_kbit_training(model)
+    model.enable_input_require_grads()  # gradient checkpointing needs an input that has a gradient
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, config)
+    # Afterwards: peft puts the path in here that the model was loaded from, which may be relative.
+    config.base_model_name_or_path, config.revision = base_reference(find_model(name), folder)
+    return adapted
+
+
+def has_adapters(model: torch.nn.Module) -> bool:
+    return hasattr(model, "get_base_model")
+
+
+def save_merged(model: torch.nn.Module, tokenizer: Any, folder: Path) -> None:
+    """Save the student with its adapters added as an ordinary model; the one in training stays as it is, bit by bit."""
+    base = base_model(model)
+    deltas = {
+        name: module.get_delta_weight("default")
+        for name, module in base.named_modules()
+        if hasattr(module, "get_delta_weight") and "default" in getattr(module, "lora_A", {})
+    }
+    merged = {}
+    for name, tensor in base.state_dict().items():
+        if ".lora_" in name:
+            continue
+        layer = name.removesuffix(".base_layer.weight")
+        merged[name.replace(".base_layer.", ".")] = tensor + deltas[layer] if layer in deltas else tensor
+    base.save_pretrained(folder, state_dict=merged)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,330 @@
+"""The flags of finetune.py: some of its own beside all of transformers' TrainingArguments."""
+
+import argparse
+import importlib.util
+import json
+import netrc
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+import torch
+from teacherlm.finetune.known_flags import FORMER, REFUSED
+from teacherlm.finetune.optimizers import check_optimizer
+from teacherlm.finetune.processes import say
+from transformers import HfArgumentParser, TrainingArguments
+
+from teacherlm.core.errors import LIST_MISSING, UserError, one_line, reason, require_number, shown
+from teacherlm.catalog.models import find_model
+from teacherlm.core.redaction import is_secret, secret_settings
+
+CONFIGS = Path(__file__).resolve().parent / "deepspeed"
+
+
+@dataclass
+class FinetuneArguments:
+    """What is finetuned on what."""
+
+    model_name_or_path: str = field(metadata={"help": "the student: a name in models/, a folder, or a hub id"})
+    dataset_name: str = field(metadata={"help": "a datasets folder (save_to_disk); of a DatasetDict the split train"})
+    task_type: str = field(
+        metadata={
+            "help": "what is trained on: a field of the dataset (text, cot_tail, ...); text:1,cot_tail:2, both mixed, "
+            "with how often an epoch has each sample; or text,cot_tail, one after the other in each epoch"
+        }
+    )
+    max_source_length: int = field(default=2048, metadata={"help": "longer samples lose tokens at their left"})
+    max_train_samples: int | None = field(default=None, metadata={"help": "the first so many samples only"})
+    loss_on: str = field(
+        default="all", metadata={"help": "what is learnt: all of the text, or the completion after the question"}
+    )
+    loss_average: str = field(
+        default="token",
+        metadata={
+            "help": "what counts alike in a step's loss: every token, every sample, or every batch of a device (batch: "
+            "the reference's mean)"
+        },
+    )
+    packing: bool = field(default=True, metadata={"help": "compute no padding; false: pad, as the reference"})
+    attention: str = field(default="sdpa", metadata={"help": "of packed batches: sdpa, eager or flash_attention_2"})
+    peft: str = field(default="none", metadata={"help": "train adapters only: lora, or qlora (weights in 4 bits, GPU)"})
+    peft_rank: int = field(default=16, metadata={"help": "rank of the adapters"})
+    merge_adapters: bool = field(
+        default=False,
+        metadata={"help": "keep in each checkpoint a folder merged/, the student with its adapters added"},
+    )
+    dev_dataset: str | None = field(
+        default=None, metadata={"help": "a datasets folder whose loss is taken each epoch; of a DatasetDict not train"}
+    )
+    shuffle: bool = field(
+        default=True, metadata={"help": "false: in each epoch the samples in the dataset's order, as the reference"}
+    )
+    early_stop: int | None = field(
+        default=None, metadata={"help": "stop after so many epochs without a better loss on --dev_dataset"}
+    )
+    list_missing: bool = field(default=False, metadata={"help": LIST_MISSING})
+    restart: bool = field(
+        default=False, metadata={"help": "keep checkpoints that were made with other settings beside, begin anew"}
+    )
+
+
+CHOICES = {
+    "loss_on": ("all", "completion"),
+    "loss_average": ("token", "sample", "batch"),
+    "attention": ("sdpa", "eager", "flash_attention_2"),
+    "peft": ("none", "lora", "qlora"),
+    "save_strategy": ("epoch", "steps"),
+}
+
+RANGES: dict[str, dict[str, float]] = {
+    "max_source_length": {"least": 2},
+    "max_train_samples": {"least": 1},
+    "peft_rank": {"least": 1},
+    "early_stop": {"least": 1},
+    "per_device_train_batch_size": {"least": 1},
+    "per_device_eval_batch_size": {"least": 1},
+    "gradient_accumulation_steps": {"least": 1},
+    "num_train_epochs": {"above": 0},
+    "learning_rate": {"least": 0},
+    "warmup_steps": {"least": 0},
+    "weight_decay": {"least": 0},
+    "adam_beta1": {"least": 0, "below": 1},
+    "adam_beta2": {"least": 0, "below": 1},
+    "adam_epsilon": {"least": 0},
+    "max_grad_norm": {"least": 0},
+    "neftune_noise_alpha": {"above": 0},
+    "logging_steps": {"above": 0},
+    "save_steps": {"above": 0},
+    "save_total_limit": {"least": 1},
+    "torch_empty_cache_steps": {"least": 1},
+    "seed": {"least": 0, "most": 2**32 - 1},
+    "dataloader_num_workers": {"least": 0},
+    "dataloader_prefetch_factor": {"least": 1},
+    "ddp_timeout": {"least": 1},
+}
+
+
+def parse_arguments(argv: list[str]) -> tuple[FinetuneArguments, TrainingArguments]:
+    """Parse and check the flags.
+
+    `--lr constant` is the reference's short form of `--lr_scheduler_type constant`. What the machine cannot do is
+    switched off and said: without a GPU fp16, tf32, DeepSpeed in a single process and bf16 in several; wandb where it
+    is missing.
+
+    Raises:
+        UserError: an unknown flag, a value out of its range, or a flag that would have no effect.
+    """
+    parser = HfArgumentParser(
+        (FinetuneArguments, TrainingArguments), description=__doc__, allow_abbrev=False, prog="finetune.py"
+    )
+    parser.error = refuse  # HfArgumentParser's own answer is the usage of 130 flags
+    argv = ["--lr_scheduler_type" if word == "--lr" else word for word in map(underscored, argv)]
+    argv = without_former_flags(argv)
+    asked, unknown = parser.parse_known_args(argv)
+    if unknown:
+        refuse(f"unknown: {' '.join(unknown)}")
+    given = set_flags(parser, asked)
+    check_values(asked)
+    check_effects(given)
+    try:
+        own, training = parser.parse_args_into_dataclasses(for_this_machine(argv), look_for_args_file=False)
+    except ValueError as error:  # of TrainingArguments: values that do not go together
+        refuse(one_line(error))
+    check_optimizer(training, given)
+    if own.merge_adapters and training.deepspeed and training.hf_deepspeed_config.is_zero3():
+        raise UserError("--merge_adapters needs whole weights on each GPU: take another --deepspeed than zero3")
+    training.remove_unused_columns = False  # the collators use columns that the model does not know
+    training._n_gpu = min(training.n_gpu, 1)  # finetune.sh starts a process a GPU; torch's DataParallel is slower
+    return own, training
+
+
+def set_flags(parser: HfArgumentParser, asked: argparse.Namespace) -> dict[str, Any]:
+    """The flags that have another value than their default, as argparse gives it."""
+    required = [word for action in parser._actions if action.required for word in (action.option_strings[0], "")]
+    defaults = vars(parser.parse_args(required))
+    return {name: value for name, value in vars(asked).items() if value != defaults[name]}
+
+
+def underscored(word: str) -> str:
+    """A flag with the underscores of its field's name: `--report-to` is `--report_to` too."""
+    if not word.startswith("--"):
+        return word
+    name, mark, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + mark + value
+
+
+def without_former_flags(argv: list[str]) -> list[str]:
+    """The flags without those that the reference takes and that ask for what is done in any case.
+
+    Raises:
+        UserError: one of them asks for something else; the message names what to use.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for name in FORMER:
+        parser.add_argument(f"--{name}", nargs="?", const="true")
+    former, rest = parser.parse_known_args(argv)
+    for name, value in vars(former).items():
+        accepted, instead = FORMER[name]
+        if accepted is not None and value.lower() != accepted.lower():
+            raise UserError(f"--{name} {value}: not a flag of this finetune.py: {instead}")
+    return rest
+
+
+def check_values(asked: argparse.Namespace) -> None:
+    for name, value in vars(asked).items():
+        if isinstance(value, float) or name in RANGES:
+            require_number(name, value, **RANGES.get(name, {}))
+    if asked.max_steps != -1:
+        require_number("max_steps", asked.max_steps, least=1)
+    for name, choices in CHOICES.items():
+        value = getattr(asked, name)
+        if getattr(value, "value", value) not in choices:
+            raise UserError(f"--{name}: {' or '.join(choices)} was expected, found {value!r}")
+
+
+def check_effects(given: Mapping[str, Any]) -> None:
+    """Refuse flags that would change nothing, so that nobody takes their results for those of the flag, and secrets.
+
+    Args:
+        given: flags with another value than their default.
+
+    Raises:
+        UserError: it says what to use instead, where there is something.
+    """
+    for name in given:
+        if name in REFUSED:
+            raise UserError(f"--{name} is not supported here: {REFUSED[name]}; leave it out")
+        if is_secret(name):
+            raise UserError(
+                f"--{name}: everybody on a machine can read its commands, and checkpoints keep their flags; leave it "
+                "out and set the variable that the library reads (HF_TOKEN, WANDB_API_KEY)"
+            )
+    needs = {  # flag -> the flag and values that it needs
+        "early_stop": ("dev_dataset", None),
+        "peft_rank": ("peft", ("lora", "qlora")),
+        "merge_adapters": ("peft", ("lora",)),  # the weights of qlora are in 4 bits: nothing can be added to them
+        "gradient_checkpointing_kwargs": ("gradient_checkpointing", None),
+    }
+    for name, (other, values) in needs.items():
+        if name in given and (other not in given or (values and given[other] not in values)):
+            raise UserError(f"--{name} needs --{other}{' ' + ' or '.join(values) if values else ''}")
+    schedule = getattr(given.get("lr_scheduler_type"), "value", given.get("lr_scheduler_type"))
+    if schedule in ("reduce_lr_on_plateau", "greedy"):
+        raise UserError(f"--lr {schedule} is not supported here: it needs the loss of an evaluation at each step")
+    if given.get("packing") is False and "attention" in given:
+        raise UserError("--attention has no effect with --packing false: padded batches have the library's attention")
+    if "neftune_noise_alpha" in given and given.get("packing") is not False:
+        raise UserError(
+            "--neftune_noise_alpha needs --packing false: its noise is scaled by the length of a row, which holds "
+            "several samples when they are packed"
+        )
+
+
+def refuse(message: str) -> NoReturn:
+    raise UserError(f"{message}; finetune.py --help lists the flags")
+
+
+def for_this_machine(argv: list[str]) -> list[str]:
+    """The flags without those that need what is not here, and with what the machine needs or can do."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--fp16", nargs="?", const="true")
+    early.add_argument("--bf16", nargs="?", const="true")
+    early.add_argument("--tf32")
+    early.add_argument("--deepspeed")
+    early.add_argument("--report_to", default="none")
+    early.add_argument("--model_name_or_path")
+    known, rest = early.parse_known_args(argv)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    wanted = [name for name in ("fp16", "bf16") if (getattr(known, name) or "").lower() in ("true", "1", "yes")]
+    if torch.cuda.is_available():
+        if known.fp16 is None and known.bf16 is None:
+            wanted = ["bf16" if torch.cuda.is_bf16_supported() else "fp16"]
+    else:
+        left = [name for name in wanted if name == "fp16" or processes > 1]
+        wanted = [name for name in wanted if name not in left]
+        left += ["tf32"] if known.tf32 else []
+        left += ["deepspeed"] if known.deepspeed and processes == 1 else []
+        what = f"; --{' and --'.join(left)} left out" if left else ""
+        where = "in one process" if processes == 1 else f"in {processes} processes"
+        precision = "bfloat16" if wanted else "float32"
+        say(f"finetune: no GPU here: training {where} on the CPU, in {precision}{what}")
+    rest += [word for name in wanted for word in (f"--{name}", "true")]
+    if known.tf32 and torch.cuda.is_available():
+        rest += ["--tf32", known.tf32]
+    config = None
+    if torch.cuda.is_available() or processes > 1:
+        config = deepspeed_config(known.deepspeed, known.model_name_or_path, processes)
+    if config is not None:
+        rest += ["--deepspeed", str(config)]
+    elif not torch.cuda.is_available():
+        rest += ["--use_cpu", "true"]  # with DeepSpeed, accelerate would take it for a reason to leave DeepSpeed out
+    if known.report_to in ("wandb", "tensorboard") and importlib.util.find_spec(known.report_to) is None:
+        how = "pip install -e .[tracking] brings it"
+        say(f"finetune: {known.report_to} is not installed: the losses go to log.jsonl only ({how})")
+        known.report_to = "none"
+    if known.report_to == "wandb" and os.environ.get("WANDB_MODE") == "disabled":
+        known.report_to = "none"
+    if known.report_to == "wandb" and not has_wandb_key():
+        os.environ.setdefault("WANDB_MODE", "offline")  # without a key it would stop and ask
+    if known.model_name_or_path is not None:
+        rest += ["--model_name_or_path", known.model_name_or_path]
+    interactive = sys.stderr.isatty()
+    return [*rest, "--report_to", known.report_to, "--disable_tqdm", str(not interactive)]
+
+
+def has_wandb_key() -> bool:
+    """Whether wandb finds a key, in the environment or where `wandb login` keeps it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def deepspeed_config(asked: str | None, model: str | None, processes: int) -> Path | None:
+    """The configuration to use: a path, a name in finetune/deepspeed, or, of several processes, what the student's YAML
+    names; None: without DeepSpeed.
+
+    Raises:
+        UserError: there is no such configuration, or no DeepSpeed.
+    """
+    if asked == "none":
+        return None
+    if asked is None and processes > 1 and model is not None:
+        asked = find_model(model).recommended("finetune.deepspeed")
+    if asked is None:
+        return None
+    places = (Path(asked), CONFIGS / asked, CONFIGS / f"{asked}.json", CONFIGS / Path(asked).name)
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.json")))
+        raise UserError(f"--deepspeed {asked}: no such file; there are: {names}")
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UserError("--deepspeed: the package deepspeed is not installed; make install brings it")
+    require_no_secrets(found)
+    return found
+
+
+def require_no_secrets(file: Path) -> None:
+    """Refuse a DeepSpeed configuration that is none, or has a secret in it, which every checkpoint would keep.
+
+    Raises:
+        UserError: it names the file and the setting.
+    """
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"--deepspeed {file}: a JSON object was expected ({reason(error)})") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"--deepspeed {file}: a JSON object was expected, found {shown(settings)}")
+    for name in secret_settings(settings):
+        raise UserError(
+            f"--deepspeed {file}: {name}: a secret does not belong there, as checkpoints keep these settings; leave it "
+            "out and set the variable that the library reads (COMET_API_KEY, WANDB_API_KEY)"
+        )

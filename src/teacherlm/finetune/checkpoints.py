@@ -1,0 +1,126 @@
+"""A folder of checkpoints: whose they are, and the last of them that is whole."""
+
+import contextlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from teacherlm.finetune.recorded import with_defaults
+from transformers import TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from teacherlm.core import manifests
+from teacherlm.core.errors import UserError, shown
+from teacherlm.core.files import files_below, remove, set_aside, through_links, whole_file
+from teacherlm.core.json_files import load_object, require_object
+from teacherlm.runtime.pickles import deepspeed_classes, require_plain, without_code
+from teacherlm.core.shapes import flaw_of_shape
+
+RUN = "run.json"
+RUN_SHAPE = {
+    "stage": str,
+    "version?": int,
+    "arguments?": dict,
+    "inputs?": {str: {"sha256?": str}},
+    "command?": [str],
+}
+RUNNING_LOSS = "running_loss.json"
+LATEST = "latest"
+"""DeepSpeed's file in a checkpoint: the name of the folder that its states are in."""
+
+
+def claim_folder(folder: Path, arguments: Mapping[str, Any], inputs: Mapping[str, Any], restart: bool) -> Path | None:
+    """Make the folder this run's own, and return its last whole checkpoint, or None.
+
+    Args:
+        arguments, inputs: what the checkpoints depend on, see recorded.py; kept in run.json.
+        restart: a folder of another run is set aside instead of refused.
+
+    Raises:
+        UserError: the folder holds another run's checkpoints, or files that are no run's at all.
+    """
+    remove(folder / ".partial")
+    if folder.is_dir() and any(folder.iterdir()):
+        run = None
+        with contextlib.suppress(OSError, ValueError):
+            run = load_object(folder / RUN)
+        if run is None or flaw_of_shape(run, RUN_SHAPE):
+            other = [f"it has no {RUN}, so it is not known what made it"]
+        else:
+            other = manifests.changes({**with_defaults(run), "outputs": {}}, "finetune", arguments, inputs)
+        if other and not restart:
+            raise UserError(
+                f"{folder}: there is another run here ({'; '.join(other)}); choose another run name, or pass "
+                "--restart, which keeps that folder beside"
+            )
+        if other:
+            print(f"finetune: {folder} held another run ({'; '.join(other)}), kept as {set_aside(folder)}")
+    through_links(folder).mkdir(parents=True, exist_ok=True)
+    run = {"stage": "finetune", "version": manifests.stage_version("finetune")}
+    run |= {"arguments": dict(arguments), "inputs": dict(inputs)}
+    with whole_file(folder / RUN) as file:
+        json.dump(run, file, indent=2)
+    last = get_last_checkpoint(str(folder))
+    if last and not saved_states(Path(last)):
+        print(f"finetune: {last} has no optimizer's states (--save_only_model); training begins anew")
+        return None
+    return Path(last) if last else None
+
+
+def saved_states(checkpoint: Path) -> str | None:
+    """Who saved the states of a checkpoint's optimizer, "torch" or "DeepSpeed"; None where there are none."""
+    if (checkpoint / "optimizer.pt").is_file():
+        return "torch"
+    return "DeepSpeed" if any(checkpoint.glob("global_step*")) else None
+
+
+def check_resumable(checkpoint: Path, training: TrainingArguments) -> None:
+    """Refuse to continue from a checkpoint whose states this run cannot load, or could only load by running code from
+    it, or which is beyond this run's end.
+
+    Raises:
+        UserError: it says what to do.
+    """
+    maker = "DeepSpeed" if training.deepspeed else "torch"
+    if (saved := saved_states(checkpoint)) != maker:
+        how = f"with --deepspeed {'NAME' if saved == 'DeepSpeed' else 'none'}"
+        raise UserError(
+            f"{checkpoint}: its optimizer's states are {saved}'s, which {maker} cannot load; go on {how}, or choose "
+            "another run name"
+        )
+    with without_code(deepspeed_classes() if maker == "DeepSpeed" else ()):
+        for file in files_below(checkpoint):
+            if file.suffix in (".pt", ".pth"):
+                require_plain(file)
+    if maker == "DeepSpeed":
+        require_own_states(checkpoint)
+    require_object(checkpoint / RUNNING_LOSS, {"sum": float, "since": int})
+    state = require_object(checkpoint / "trainer_state.json", {"global_step": int, "epoch": (float, None)})
+    asked = {"max_steps": training.max_steps} if training.max_steps > 0 else {}
+    asked = asked or {"num_train_epochs": training.num_train_epochs}
+    for flag, length in asked.items():
+        reached = state["global_step"] if flag == "max_steps" else state["epoch"] or 0
+        if reached > math.ceil(length):
+            raise UserError(
+                f"{checkpoint}: the run is longer already than --{flag} {length:g} ({reached:g}); ask for at least as "
+                "much, or choose another run name"
+            )
+
+
+def require_own_states(checkpoint: Path) -> None:
+    """Refuse a checkpoint whose file `latest` sends DeepSpeed to a folder elsewhere.
+
+    Raises:
+        UserError: it names the file.
+    """
+    try:
+        name = (checkpoint / LATEST).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        name = ""
+    if not name.startswith("global_step") or "/" in name or not (checkpoint / name).is_dir():
+        raise UserError(
+            f"{checkpoint / LATEST}: the name of a folder global_stepN in this checkpoint was expected, found "
+            f"{shown(name)}; remove this checkpoint, and training goes on from the one before"
+        )

@@ -1,0 +1,293 @@
+"""Finetune a student on the texts of a dataset, a checkpoint an epoch.
+
+Checkpoints, log.jsonl and the manifest go to --output_dir. When checkpoints of the same run are there, training
+resumes from the last whole one and goes on to the full number of epochs.
+
+All flags of transformers' TrainingArguments are taken as well; `finetune.py --help` lists them.
+"""
+
+import dataclasses
+import pickle
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from teacherlm.finetune.processes import agree, exit_code_kept, hosts, is_first, is_lost_peer, join_processes, said_once, say, take_turn
+
+from teacherlm.core import manifests
+from teacherlm.catalog.adapters import is_adapter
+from teacherlm.core.errors import UserError, reason, run
+from teacherlm.core.files import require_folder_place, require_writable
+from teacherlm.core.interrupts import REQUEUE
+from teacherlm.core.lock import OutputLock
+from teacherlm.runtime.memory import is_out_of_memory
+from teacherlm.catalog.models import describe_files, describe_model, find_model, local_folder
+
+OUT_OF_MEMORY = 76
+"""Exit code when a smaller batch would help; finetune.sh tries one with AUTO_BATCH=1."""
+
+
+def main() -> int:
+    started = time.time()
+    with said_once():
+        join_processes()
+        from teacherlm.finetune.arguments import parse_arguments
+
+        own, training = parse_arguments(sys.argv[1:])
+        output = Path(training.output_dir)
+        model_folder = local_folder(find_model(own.model_name_or_path))
+        own = fit_to_model(own, model_folder)
+        require_writable(output.parent)
+        require_folder_place(output)
+        if own.list_missing:
+            *_, changes = examine(own, training, model_folder)
+            print("0" if changes else "")
+            return 0
+        lock = OutputLock(output)
+        take_turn(lock, training)
+    try:
+        return work(own, training, model_folder, started)
+    finally:
+        lock.release()
+
+
+def work(own: Any, training: Any, model_folder: Path, started: float) -> int:
+    """Train, unless that is done already; returns the exit code."""
+    output = Path(training.output_dir)
+    manifest_path = manifests.manifest_of(output)
+    with said_once():
+        arguments, length, inputs, changes = agree(lambda: examine(own, training, model_folder), training)
+        if not changes:
+            say(f"finetune: done already, nothing to do ({manifest_path} matches its inputs)")
+            return 0
+        tokens, phases, dev, tokenizer = load_samples(own, training, model_folder)
+        last = agree(lambda: claim(arguments, inputs, own, training, tokens), training)
+        last = None if last is None else Path(last)
+    student = (model_folder, inputs["student"]["sha256"])
+    status, counts = train(own, training, tokens, phases, dev, tokenizer, student, last)
+    if status == 0 and is_first():
+        conclude(output, manifest_path, {**arguments, **length}, inputs, counts, started)
+    return status
+
+
+def examine(
+    own: Any, training: Any, model_folder: Path
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
+    """(what the checkpoints depend on, how long the training is, digests of the inputs, why it is not done)."""
+    from teacherlm.finetune.recorded import OF_THE_MACHINE, lengths, with_defaults
+
+    manifest = with_defaults(manifests.read_manifest(manifests.manifest_of(Path(training.output_dir))))
+    arguments, inputs = describe_run(own, training, model_folder, manifest)
+    length = lengths(own, training)
+    if own.list_missing and manifest:  # asked on a cluster's login node, whose hardware is not that of its nodes
+        arguments |= {name: manifest["arguments"].get(name) for name in OF_THE_MACHINE}
+    return arguments, length, inputs, manifests.changes(manifest, "finetune", {**arguments, **length}, inputs)
+
+
+def describe_run(
+    own: Any, training: Any, model_folder: Path, manifest: dict[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the checkpoints depend on: the flags that change numbers, and digests of dataset and student."""
+    from teacherlm.finetune.adapters import MERGED
+    from teacherlm.finetune.recorded import recorded_arguments
+    from teacherlm.finetune.samples import require_dataset
+
+    if is_adapter(model_folder):
+        raise UserError(
+            f"{model_folder}: these are adapters; give an ordinary model, such as the folder {MERGED} that "
+            "--merge_adapters true makes"
+        )
+    dataset_folder = Path(own.dataset_name)
+    require_dataset(dataset_folder)
+    known = (manifest or {}).get("inputs", {})
+    inputs = {
+        "dataset": manifests.describe(dataset_folder, known.get("dataset")),
+        "student": describe_model(model_folder, known.get("student")),
+    }
+    if own.dev_dataset:
+        require_dataset(Path(own.dev_dataset))
+        inputs["dev"] = manifests.describe(Path(own.dev_dataset), known.get("dev"))
+    return recorded_arguments(own, training), inputs
+
+
+def fit_to_model(own: Any, model_folder: Path) -> Any:
+    """The flags, with a --max_source_length that is at most what the student takes."""
+    from teacherlm.runtime.model_config import load_config, position_count
+
+    positions = position_count(load_config(model_folder))
+    if positions is None or own.max_source_length <= positions:
+        return own
+    say(f"finetune: the student takes {positions} tokens, so --max_source_length is {positions} and not more")
+    return dataclasses.replace(own, max_source_length=positions)
+
+
+def load_samples(own: Any, training: Any, model_folder: Path) -> tuple[Any, list[int], Any, Any]:
+    """An epoch's samples as tokens, how many are in each of its phases, the dev samples or None, and the tokenizer."""
+    import datasets
+    from teacherlm.finetune.samples import load_split, tokenize
+    from teacherlm.finetune.fields import dataset_order, parse_task
+
+    from teacherlm.runtime.loading import load_tokenizer
+    from teacherlm.runtime.model_config import load_config, vocabulary_size
+
+    datasets.disable_progress_bars()
+    task = parse_task(own.task_type)
+    dataset = load_split(Path(own.dataset_name), task, train=True)
+    if own.max_train_samples:
+        dataset = dataset.select(range(min(len(dataset), own.max_train_samples)))
+    tokenizer = load_tokenizer(model_folder)
+    vocabulary = vocabulary_size(load_config(model_folder))
+    how = (tokenizer, task, own.max_source_length, own.loss_on == "completion", training.seed, vocabulary)
+    tokens, counts = tokenize(dataset, *how)
+    if not own.shuffle and not task.in_order:
+        tokens = tokens.select(dataset_order(tokens["sample"]))
+    dev = None
+    if own.dev_dataset:
+        dev, _ = tokenize(load_split(Path(own.dev_dataset), task, train=False), *how)
+    return tokens, counts if task.in_order else [len(tokens)], dev, tokenizer
+
+
+def claim(arguments: dict[str, Any], inputs: dict[str, Any], own: Any, training: Any, tokens: Any) -> str | None:
+    """Make the output folder this run's own; list the samples that were cut; return the checkpoint to go on from."""
+    from teacherlm.finetune.checkpoints import check_resumable, claim_folder
+    from teacherlm.finetune.samples import cut_samples
+
+    from teacherlm.core.records import write_records
+
+    output = Path(training.output_dir)
+    last = claim_folder(output, arguments, inputs, own.restart)
+    if last is not None:
+        check_resumable(last, training)
+    if cut := cut_samples(tokens, own.max_source_length):
+        write_records(output / "cut.jsonl", cut)
+        print(
+            f"finetune: {len(cut)} of {len(tokens)} samples had more than {own.max_source_length} tokens: cut at their "
+            f"left, listed in {output / 'cut.jsonl'}"
+        )
+    if last is not None:
+        print(f"finetune: going on from {last}")
+    return None if last is None else str(last)
+
+
+def train(
+    own: Any,
+    training: Any,
+    tokens: Any,
+    phases: list[int],
+    dev: Any,
+    tokenizer: Any,
+    student: tuple[Path, str],
+    last: Path | None,
+) -> tuple[int, dict[str, Any]]:
+    """Train to the full number of epochs, from `last` when there is one; returns exit code and counts.
+
+    Args:
+        student: its folder and digest.
+    """
+    from teacherlm.finetune.dev import DevLoss
+    from teacherlm.finetune.interrupts import Interrupts
+    from teacherlm.finetune.recorded import effective_batch
+    from teacherlm.finetune.student import load_student
+    from teacherlm.finetune.trainer import FinetuneTrainer
+    from transformers import set_seed
+    from teacherlm.finetune.watching import LOG, LossLog, start_wandb
+
+    from teacherlm.runtime.pickles import deepspeed_classes, without_code
+
+    device, accumulated = training.train_batch_size, training.gradient_accumulation_steps
+    effective = effective_batch(training)
+    say(
+        f"finetune: {len(tokens)} samples of {own.task_type} an epoch, {effective} a step "
+        f"({device} x {accumulated} accumulated x {training.world_size} processes)"
+    )
+    if training.world_size > 1:
+        say(f"finetune: its processes run on {' '.join(hosts(training))}")
+    set_seed(training.seed)
+    interrupts = Interrupts()
+    start_wandb(training)
+    try:
+        longest = min(own.max_source_length, max(max(part["tokens"]) for part in (tokens, dev) if part is not None))
+        model, collate = load_student(own, training, *student, longest)
+        trainer = FinetuneTrainer(
+            model=model,
+            args=training,
+            train_dataset=tokens,
+            eval_dataset=dev,
+            processing_class=tokenizer,
+            data_collator=collate,
+            phases=phases,
+            shuffle=own.shuffle,
+            resumed=last,
+            merge_adapters=own.merge_adapters,
+            student=student[1],
+            callbacks=[
+                LossLog(Path(training.output_dir) / LOG, last),
+                *([DevLoss(own.early_stop)] if dev is not None else []),
+                interrupts,
+            ],
+        )
+        with without_code(deepspeed_classes() if training.deepspeed else ()):
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{last}: refused or damaged ({reason(error)}); only tensors and plain values are read from a checkpoint; "
+            "remove it, and training goes on from the one before"
+        ) from error
+    except (MemoryError, RuntimeError) as error:
+        if is_lost_peer(error):
+            print(
+                "finetune.py: another process has ended; what it said, or the system's log, tells why", file=sys.stderr
+            )
+            return 2, {}
+        if not is_out_of_memory(error):
+            raise
+        print(f"finetune.py: error: {out_of_memory(device, accumulated, effective)}", file=sys.stderr)
+        return OUT_OF_MEMORY, {}
+    finally:
+        interrupts.stop.restore()
+    if interrupts.stopped:
+        say(f"finetune: interrupted after step {trainer.state.global_step}, saved; the same command goes on from there")
+        return REQUEUE, {}
+    counts = {"samples": len(tokens), "cut": sum(count > own.max_source_length for count in tokens["tokens"])}
+    counts |= {"steps": trainer.state.global_step, "effective_batch": effective, "processes": training.world_size}
+    return 0, {**counts, "device_batch": device, "accumulation": accumulated}
+
+
+def out_of_memory(device: int, accumulated: int, effective: int) -> str:
+    if device == 1:
+        return (
+            "out of memory with one sample at a time; try --gradient_checkpointing true, a smaller "
+            "--max_source_length, or --deepspeed zero3 over more GPUs"
+        )
+    smaller = next(size for size in range(device // 2, 0, -1) if device % size == 0)
+    return (
+        f"out of memory with {device} samples at a time; a batch of {smaller} with {accumulated * device // smaller} "
+        f"accumulated keeps {effective} a step, and AUTO_BATCH=1 does that by itself"
+    )
+
+
+def conclude(
+    output: Path,
+    manifest_path: Path,
+    arguments: dict[str, Any],
+    inputs: dict[str, Any],
+    counts: dict[str, Any],
+    started: float,
+) -> None:
+    checkpoints = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    manifests.write_manifest(
+        manifest_path,
+        stage="finetune",
+        arguments=arguments,
+        inputs=inputs,
+        outputs={path.name: describe_files(path) for path in checkpoints},
+        counts={**counts, "seconds": round(time.time() - started, 1)},
+        started=started,
+    )
+    print(f"finetune: {len(checkpoints)} checkpoints in {output}: {', '.join(path.name for path in checkpoints)}")
+
+
+if __name__ == "__main__":
+    with exit_code_kept():
+        run(main)

@@ -1,0 +1,135 @@
+"""The processes of one training: found from the environment that finetune.sh or a launcher sets."""
+
+import atexit
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from teacherlm.core.errors import UserError, disk_error
+from teacherlm.runtime.gloo import use_gloo_on_cpus
+from teacherlm.core.lock import OutputLock
+from teacherlm.runtime.memory import keep_freed_memory
+from teacherlm.runtime.rendezvous import broadcast, gather, stay_on_this_machine
+
+FIRST_SAYS_IT = 20
+"""The other ranks wait this many seconds before they report a mistake, so that rank 0 reports one that all of them see
+once: its end ends the others. A mistake that only another rank sees (a folder that its node lacks) is reported late."""
+TURN_SECONDS = 1
+"""Between two attempts of several processes to take the lock of their output."""
+
+
+def join_processes() -> None:
+    """On a machine without a GPU, let several processes work together over gloo.
+
+    Raises:
+        UserError: the launcher's variables are incomplete, or the port is taken.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would warn that it found none
+        keep_freed_memory()
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise UserError(f"WORLD_SIZE is set but {', '.join(missing)} is not; finetune.sh starts the processes itself")
+    stay_on_this_machine()
+    if not torch.cuda.is_available():
+        use_gloo_on_cpus()
+
+
+@contextmanager
+def exit_code_kept() -> Iterator[None]:
+    """End one of several processes with the status that it exits with, without tearing the interpreter down.
+
+    A thread of gloo that frees a tensor while the interpreter is torn down aborts the process (PyTorch pull request
+    179291), and finetune.sh would see that in place of 75, "interrupted, go on later".
+    """
+    try:
+        yield
+    except SystemExit as end:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            raise
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code or 0)
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """Let the first process report a UserError that all of them raise."""
+    try:
+        yield
+    except UserError:
+        if not is_first():
+            time.sleep(FIRST_SAYS_IT)
+        raise
+
+
+def agree(work: Callable[[], Any], training: Any) -> Any:
+    """Let one process do some work on files, and give all of them its result, a JSON value.
+
+    Raises:
+        UserError: in all of them, where the work raises one.
+    """
+    if training.world_size == 1:
+        return work()
+    result, mistake = broadcast(attempt(work) if is_first() else None)
+    if mistake is not None:
+        raise UserError(mistake)
+    return result
+
+
+def attempt(work: Callable[[], Any]) -> tuple[Any, str | None]:
+    """What some work returns and None, or None and its mistake."""
+    try:
+        return work(), None
+    except (UserError, OSError) as error:
+        mistake = error if isinstance(error, UserError) else disk_error(error)
+        if mistake is None:
+            raise
+        return None, str(mistake)
+
+
+def take_turn(lock: OutputLock, training: Any) -> None:
+    """Let one process take the lock of the output; all wait together for whoever holds it.
+
+    They ask again and again, as a single broadcast that waits for hours would run into its timeout.
+    """
+    if training.world_size == 1:
+        lock.acquire()
+        return
+    waited = False
+    while not agree(lambda: lock.acquire(wait=False), training):
+        if not waited and is_first():
+            print(f"waiting for {lock.output}, {lock.holder()}", flush=True)
+        waited = True
+        time.sleep(TURN_SECONDS)
+
+
+def hosts(training: Any) -> list[str]:
+    """The name of each process's machine, in the order of the ranks."""
+    if training.world_size == 1:
+        return [socket.gethostname()]
+    return gather(socket.gethostname())
+
+
+def is_first() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def say(text: str) -> None:
+    """Print in one of the processes."""
+    if is_first():
+        print(text, flush=True)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an error means that another process of the training has ended."""
+    return any(text in str(error) for text in ("Connection closed by peer", "Connection reset by peer"))

@@ -1,0 +1,127 @@
+"""What identifies a finetuning run: every flag that changes a number of its checkpoints, as the manifest keeps it.
+
+Flags are recorded by exclusion: all of them but those that known_flags.py lists as HARMLESS or REFUSED. The values are
+JSON and the same on every machine: no paths, no host names, no numbers of devices.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from teacherlm.finetune.arguments import FinetuneArguments
+from teacherlm.finetune.known_flags import DERIVED, FIXED_SCHEDULES, HARMLESS, REFUSED
+from transformers import TrainingArguments
+
+from teacherlm.core.json_files import require_object
+from teacherlm.core.redaction import without_named
+
+NOT_RECORDED = {
+    "model_name_or_path", "dataset_name", "dev_dataset",  # inputs: the manifest has their digests
+    "early_stop",  # see `lengths`
+    "list_missing", "restart",  # change no number
+}  # fmt: skip
+"""Flags of finetune.py's own that are not among the recorded arguments."""
+
+OF_THE_MACHINE = ("effective_batch", "precision", "tf32", "deepspeed")
+"""Recorded arguments that depend on the GPUs of the machine, so that a cluster's login node cannot tell them."""
+
+SIZES_AND_SPEED = {
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "steps_per_print",
+    "wall_clock_breakdown", "dump_state", "comms_logger", "flops_profiler", "tensorboard", "wandb", "csv_monitor",
+    "checkpoint", "aio", "activation_checkpointing", "memory_breakdown",
+    # of zero_optimization
+    "stage", "overlap_comm", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "allgather_partitions",
+    "allgather_bucket_size", "load_from_fp32_weights", "offload_optimizer", "offload_param", "cpu_offload",
+    "sub_group_size", "round_robin_gradients", "memory_efficient_linear", "stage3_prefetch_bucket_size",
+    "stage3_param_persistence_threshold", "stage3_model_persistence_threshold", "stage3_max_live_parameters",
+    "stage3_max_reuse_distance", "stage3_gather_16bit_weights_on_model_save", "ignore_unused_parameters",
+}  # fmt: skip
+"""Settings of a DeepSpeed configuration that say how work is spread, stored and reported, not what is computed."""
+LOSS_SCALING = {"loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale"}
+"""Settings of DeepSpeed's fp16. A scale only decides which steps float16 skips, and precision is recorded."""
+
+
+def recorded_arguments(own: FinetuneArguments, training: TrainingArguments) -> dict[str, Any]:
+    """The arguments that the run's checkpoints depend on, without its length unless the schedule depends on that."""
+    arguments = {name: plain(getattr(training, name)) for name in recorded_flags(training)}
+    arguments |= {name: plain(getattr(own, name)) for name in own_flags()}
+    arguments["effective_batch"] = effective_batch(training)
+    arguments["precision"] = "bf16" if training.bf16 else "fp16" if training.fp16 else "fp32"
+    arguments["deepspeed"] = deepspeed_settings(training.deepspeed)
+    if own.loss_average == "batch":  # the mean within each batch of a device
+        arguments["per_device_train_batch_size"] = training.per_device_train_batch_size
+        if own.dev_dataset:
+            arguments["per_device_eval_batch_size"] = training.per_device_eval_batch_size
+    if length_matters(training):
+        arguments |= {name: value for name, value in lengths(own, training).items() if name != "early_stop"}
+    return arguments
+
+
+def lengths(own: FinetuneArguments, training: TrainingArguments) -> dict[str, Any]:
+    """How long the run is. A longer one continues it; see `length_matters` for when it does not."""
+    epochs = {"num_train_epochs": training.num_train_epochs, "max_steps": training.max_steps}
+    return {**epochs, "early_stop": own.early_stop}
+
+
+def length_matters(training: TrainingArguments) -> bool:
+    """Whether the learning rate of a step depends on the number of all steps, so that a longer run is another run."""
+    return training.lr_scheduler_type.value not in FIXED_SCHEDULES or 0 < training.warmup_steps < 1
+
+
+def recorded_flags(training: TrainingArguments | type[TrainingArguments]) -> list[str]:
+    names = (field.name for field in dataclasses.fields(training) if field.init)
+    return [name for name in names if name not in HARMLESS | DERIVED | REFUSED.keys()]
+
+
+def own_flags() -> list[str]:
+    return [field.name for field in dataclasses.fields(FinetuneArguments) if field.name not in NOT_RECORDED]
+
+
+def effective_batch(training: TrainingArguments) -> int:
+    """Samples of a step. Over how many devices and accumulated batches they are spread changes only rounding."""
+    return training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it, without the secrets that it names."""
+    return without_named(value.value if isinstance(value, enum.Enum) else value)
+
+
+def deepspeed_settings(config: str | dict[str, Any] | None) -> dict[str, Any]:
+    """The settings of a DeepSpeed configuration that change numbers; none of those in finetune/deepspeed/ has one,
+    but zero3_offload, whose optimizer is DeepSpeed's.
+
+    "auto" stands for a flag, which is recorded itself.
+    """
+    if config is None:
+        return {}
+    if isinstance(config, (str, Path)):
+        config = require_object(Path(config))
+    found = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            value = deepspeed_settings(value)
+        if name in SIZES_AND_SPEED | LOSS_SCALING or value in ("auto", {}):
+            continue
+        found[name] = value
+    return found
+
+
+def with_defaults(manifest: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A manifest or run.json in which flags that it does not know yet, as it is older than they are, have the library's
+    default.
+
+    Such a flag that the manifest's command names stays out: then it is not known what the run was made with.
+    """
+    if manifest is None:
+        return None
+    kinds = {TrainingArguments: recorded_flags(TrainingArguments), FinetuneArguments: own_flags()}
+    named = {word.split("=")[0].lstrip("-").replace("-", "_") for word in manifest.get("command", ())}
+    defaults: dict[str, Any] = {"deepspeed": {}}
+    for kind, names in kinds.items():
+        for field in dataclasses.fields(kind):
+            if field.name in names and field.name not in named and field.default is not dataclasses.MISSING:
+                defaults[field.name] = plain(field.default)
+    return {**manifest, "arguments": {**defaults, **manifest.get("arguments", {})}}

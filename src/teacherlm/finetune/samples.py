@@ -1,0 +1,143 @@
+"""Samples become token ids: the chosen text fields, cut from their left when they are too long."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, Value, concatenate_datasets
+from teacherlm.finetune.fields import Task, choose_samples
+
+from teacherlm.core.errors import UserError
+from teacherlm.catalog.prompts import completion_start
+from teacherlm.core.saved_datasets import load_saved
+from teacherlm.runtime.tokens import require_embeddings, special_tokens
+
+
+def require_dataset(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such dataset; data_prepare.py makes it")
+
+
+def load_split(folder: Path, task: Task, train: bool) -> Dataset:
+    """The samples of a `datasets` folder, checked for the fields that are trained on.
+
+    Args:
+        train: of a DatasetDict, whether to take the split train or the other one.
+
+    Raises:
+        UserError: no such folder, no such split, no such text field (those it has are listed), or no samples.
+    """
+    require_dataset(folder)
+    dataset = load_saved(folder)
+    if isinstance(dataset, DatasetDict):
+        splits = [name for name in dataset if (name == "train") == train]
+        if len(splits) != 1:
+            wanted = "the split train" if train else "one split beside train"
+            raise UserError(f"{folder}: {wanted} was expected; there are: {', '.join(dataset)}")
+        dataset = dataset[splits[0]]
+    texts = [name for name, kind in dataset.features.items() if kind in (Value("string"), Value("large_string"))]
+    for field in task.weights:
+        if field not in texts:
+            raise UserError(f"{folder}: no text field {field!r}; there are: {', '.join(texts)}")
+    if not len(dataset):
+        raise UserError(f"{folder}: empty; at least one sample was expected")
+    return dataset
+
+
+def tokenize(
+    dataset: Dataset,
+    tokenizer: Any,
+    task: Task,
+    max_length: int,
+    completion_only: bool,
+    seed: int,
+    vocabulary: int | None = None,
+) -> tuple[Dataset, list[int]]:
+    """Token ids of an epoch's samples, field after field, without a cache file; and how many samples each field has.
+
+    The tokenizer's special tokens are around each text. A sample longer than `max_length` keeps those at its beginning
+    and its last tokens, as in the reference: the explanation is at the end.
+
+    Args:
+        vocabulary: rows of the model's embedding; None: unknown.
+
+    Returns:
+        Columns `input_ids`; `skipped`, how many of them at the left have no loss (0, or those of the question);
+        `sample` and `field`, where they come from; `tokens`, how many there were before the cut.
+
+    Raises:
+        UserError: a sample has no text, no place where its completion begins, or a token without an embedding; or all
+            samples are too long.
+    """
+    parts = []
+    for field, numbers in choose_samples(task, len(dataset), seed):
+        samples = dataset.select_columns([field]).select(numbers)
+        encode = partial(encode_batch, tokenizer, field, numbers, max_length, completion_only, vocabulary)
+        parts.append(samples.map(encode, batched=True, with_indices=True, remove_columns=[field], keep_in_memory=True))
+    tokens = concatenate_datasets(parts)
+    if all(count > max_length for count in tokens["tokens"]):
+        raise UserError(
+            f"all {len(tokens)} samples have more than {max_length} tokens, the shortest {min(tokens['tokens'])}: "
+            "raise --max_source_length, or take a student that takes more"
+        )
+    return tokens, [len(part) for part in parts]
+
+
+def encode_batch(
+    tokenizer: Any,
+    field: str,
+    numbers: list[int],
+    max_length: int,
+    completion_only: bool,
+    vocabulary: int | None,
+    batch: Mapping[str, list[str]],
+    places: list[int],
+) -> dict[str, list[Any]]:
+    """The columns of `tokenize` for samples of one field.
+
+    Args:
+        numbers: of all of the field's samples in the dataset, from 0.
+        places: of the batch's samples among them.
+    """
+    texts = batch[field]
+    for place, text in zip(places, texts):
+        if not text:
+            raise UserError(f"sample {numbers[place] + 1}: the field {field!r} is empty; remove this sample")
+    if completion_only and not tokenizer.is_fast:
+        raise UserError("--loss_on completion needs a fast tokenizer (tokenizer.json); leave it out for this student")
+    before, after = special_tokens(tokenizer)
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=completion_only)
+    rows = [before + ids + after for ids in encoded["input_ids"]]
+    for place, row in zip(places, rows):
+        require_embeddings(row, vocabulary, f"sample {numbers[place] + 1}")
+    long = [max(0, len(row) - max_length) for row in rows]
+    skipped = [0] * len(rows)
+    if completion_only:
+        starts = [find_completion(text, field, numbers[place] + 1) for place, text in zip(places, texts)]
+        asked = [sum(end <= start for _, end in row) for row, start in zip(encoded["offset_mapping"], starts)]
+        skipped = [len(before) + max(0, count - gone) for count, gone in zip(asked, long)]
+    return {
+        "input_ids": [row[: len(before)] + row[len(before) + gone :] for row, gone in zip(rows, long)],
+        "skipped": skipped,
+        "sample": [numbers[place] + 1 for place in places],
+        "field": [field] * len(rows),
+        "tokens": list(map(len, rows)),
+    }
+
+
+def find_completion(text: str, field: str, sample: int) -> int:
+    start = completion_start(text)
+    if start is None:
+        raise UserError(
+            f"sample {sample}: the field {field!r} has no ` A: The answer is (`, after which the completion begins; "
+            "leave --loss_on completion out"
+        )
+    return start
+
+
+def cut_samples(tokens: Dataset, max_length: int) -> list[dict[str, Any]]:
+    """Which samples were cut: number, field and tokens of each, once."""
+    columns = zip(tokens["sample"], tokens["field"], tokens["tokens"])
+    long = dict.fromkeys(row for row in columns if row[2] > max_length)
+    return [{"sample": sample, "field": field, "tokens": count} for sample, field, count in long]

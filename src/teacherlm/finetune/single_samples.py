@@ -1,0 +1,39 @@
+"""Training one sample at a time, for models that neither packed nor padded batches compute exactly."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from teacherlm.finetune.collators import NO_LOSS
+
+from teacherlm.runtime.self_check import plain_options
+
+
+def use_single_samples(model: torch.nn.Module) -> Callable[[], None]:
+    """Let a causal model return `loss`, the sum of shares x cross-entropy, for a batch of PaddingCollator.
+
+    Each sample goes through the model's own forward pass alone, without padding. Returns what undoes it.
+    """
+    forward = model.forward
+    options = plain_options(model)
+    options.pop("logits_to_keep", None)
+
+    def one_at_a_time(
+        input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor, **_: Any
+    ) -> dict[str, torch.Tensor]:
+        losses = []
+        for ids_T, mask_T, labels_T, shares_T in zip(input_ids, attention_mask, labels, shares):
+            count = int(mask_T.sum())
+            logits_TV = forward(input_ids=ids_T[None, :count], **options).logits[0]
+            losses_T = torch.nn.functional.cross_entropy(
+                logits_TV.float(), labels_T[:count], ignore_index=NO_LOSS, reduction="none"
+            )
+            losses.append((losses_T * shares_T[:count]).sum())
+        return {"loss": torch.stack(losses).sum()}
+
+    model.forward = one_at_a_time
+
+    def undo() -> None:
+        del model.forward
+
+    return undo

@@ -1,0 +1,245 @@
+"""The student as it is trained, and the collator whose batches it takes.
+
+packed        the samples of a batch one after the other in a row, without padding, the loss in chunks of the vocabulary
+packed-whole  the same, with all logits at once, for models that do more to their logits than one product
+padded        samples below each other, padded at the right, the loss in chunks
+padded-whole  the same, with all logits at once
+single        one sample at a time
+
+The first of these that agrees with the library's plain forward pass is used (src/teacherlm/runtime/self_check.py).
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from teacherlm.finetune.adapters import load_with_adapters
+from teacherlm.finetune.chunked_loss import use_chunked_loss
+from teacherlm.finetune.collators import NO_LOSS, PackingCollator, PaddingCollator
+from teacherlm.finetune.processes import agree, say
+from teacherlm.finetune.single_samples import use_single_samples
+from transformers.integrations import deepspeed as zero
+
+from teacherlm.runtime import self_check
+from teacherlm.core.errors import UserError, reason
+from teacherlm.runtime.loading import base_model, load_model
+from teacherlm.runtime.model_config import picks_tokens
+from teacherlm.runtime.packed_attention import stop_packing, use_packing
+from teacherlm.runtime.self_check import COMPARED, NOT_FOR_THIS, Verdict
+
+PATHS = ("packed", "packed-whole", "padded", "padded-whole", "single")
+WORDS = {
+    "packed-whole": "in packed batches, with all logits at once",
+    "padded": "in padded batches",
+    "padded-whole": "in padded batches, with all logits at once",
+    "single": "one sample at a time",
+}
+
+
+def load_student(own: Any, training: Any, folder: Path, digest: str, longest: int) -> tuple[torch.nn.Module, Callable]:
+    """The model in float32 (mixed precision and DeepSpeed keep their own copies) and its collator.
+
+    Args:
+        digest: of the student.
+        longest: tokens of the longest sample.
+
+    Raises:
+        UserError: it cannot be loaded, not with the attention that was asked for, or no way to compute it is exact.
+    """
+    model = load(own, folder)
+    key = {"stage": "finetune", "model": digest, "attention": own.attention, "packing": own.packing, "peft": own.peft}
+    key |= {
+        "checkpointing": training.gradient_checkpointing,
+        "longest": self_check.window_beyond(base_model(model).config, longest),
+    }
+    key["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+    if training.gradient_checkpointing and not base_model(model).supports_gradient_checkpointing:
+        say(f"finetune: {base_model(model).config.model_type} has no gradient checkpointing: left out")
+        training.gradient_checkpointing = False
+
+    def find() -> Verdict:
+        # The check draws no random numbers of the training.
+        with torch.random.fork_rng(), whole_model(own, training, folder, model) as checked:
+            return find_path(checked, own, training, folder, longest)
+
+    verdict = Verdict(**agree(lambda: asdict(self_check.remembered(key, find)), training))
+    self_check.set_attention(model, verdict.attention)
+    if verdict.path != PATHS[0] and own.packing:
+        say(f"finetune: {base_model(model).config.model_type}: trained {WORDS[verdict.path]} ({verdict.why})")
+    use_path(model, verdict.path, own.attention, longest)
+    return model, collator(verdict.path, own.loss_average)
+
+
+def load(own: Any, folder: Path) -> torch.nn.Module:
+    if own.peft == "none":
+        return load_model(folder, dtype=torch.float32)
+    return load_with_adapters(folder, own.model_name_or_path, own.peft, own.peft_rank)
+
+
+@contextlib.contextmanager
+def whole_model(own: Any, training: Any, folder: Path, model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """The student with all its weights in this process, on the GPU where it fits there.
+
+    Under ZeRO-3 each process has a part of the weights only: then it is another copy, which is gone afterwards.
+    """
+    if zero.is_deepspeed_zero3_enabled():
+        zero.unset_hf_deepspeed_config()
+        try:
+            model = load(own, folder)
+        finally:
+            zero.set_hf_deepspeed_config(training.hf_deepspeed_config)
+    before = next(model.parameters()).device
+    if torch.cuda.is_available() and before.type == "cpu":
+        size = sum(part.nbytes for part in model.parameters())
+        if 1.5 * size < torch.cuda.mem_get_info()[0]:
+            model.to("cuda")
+    try:
+        yield model
+    finally:
+        model.to(before)
+
+
+def find_path(model: torch.nn.Module, own: Any, training: Any, folder: Path, longest: int) -> Verdict:
+    """The first of PATHS whose logits and loss are those of the plain forward pass, and that can be trained.
+
+    Raises:
+        UserError: there is none, or --attention asks for what the model or the machine does not have.
+    """
+    dtype = torch.bfloat16 if own.peft == "qlora" else torch.float32
+    sequences = self_check.make_sequences(base_model(model).config, longest)
+    model.eval()
+    tolerance = self_check.tolerance_of(model, dtype, longest)
+    expected = self_check.expected_logits(model, sequences, tolerance)
+    samples = [
+        {"input_ids": tokens, "skipped": max(0, len(tokens) - COMPARED + 1), "sample": number}
+        for number, tokens in enumerate(sequences)
+    ]
+    loss = expected_loss(samples, expected)
+
+    def fault(path: str, _: bool, attention: str) -> str:
+        if path != PATHS[-1] and picks_tokens(base_model(model).config):
+            return NOT_FOR_THIS
+        self_check.set_attention(model, attention)
+        try:
+            undo = use_path(model, path, own.attention, longest, with_loss=False)
+        except (ImportError, ValueError) as error:
+            raise UserError(f"--attention {own.attention}: {reason(error)}") from error
+        if undo is None:
+            return NOT_FOR_THIS
+        with torch.no_grad():
+            found = self_check.fault_of(lambda: logits_of(model, path, samples), expected, tolerance)
+        undo()
+        return found or loss_fault(model, path, own.attention, longest, training, samples, loss, tolerance)
+
+    paths = PATHS if own.packing else PATHS[2:]
+    try:
+        verdict = self_check.first_exact(paths, False, fault, base_model(model).config, folder, PATHS[:2])
+    except UserError as error:
+        hint = "; --gradient_checkpointing false may help" if training.gradient_checkpointing else ""
+        raise UserError(f"{error}{hint}") from error
+    finally:
+        model.train()
+        model.zero_grad(set_to_none=True)
+    return verdict
+
+
+def use_path(
+    model: torch.nn.Module, path: str, attention: str, longest: int, with_loss: bool = True
+) -> Callable[[], None] | None:
+    """Let a model take the batches of a path and, with_loss, return their loss; returns what undoes it.
+
+    Returns None, and does nothing, where the model's settings rule the path out.
+    """
+    if path == "single":
+        return use_single_samples(model) if with_loss else lambda: None
+    undo: list[Callable[[], None]] = []
+    if path.startswith("packed"):
+        if not use_packing(model, attention, longest):  # after peft: it calls the model's forward itself
+            return None
+        undo.append(lambda: stop_packing(model))
+    if with_loss:
+        undo.append(use_chunked_loss(model, whole=path.endswith("whole")))
+    return lambda: [one() for one in reversed(undo)] and None
+
+
+def collator(path: str, average: str) -> Callable:
+    return PackingCollator(average) if path.startswith("packed") else PaddingCollator(average)
+
+
+def logits_of(model: torch.nn.Module, path: str, samples: list[dict[str, Any]]) -> list[torch.Tensor]:
+    """Logits [at most COMPARED, V] of the last positions of each sample."""
+    if path == "single":
+        return self_check.plain_logits(model, [sample["input_ids"] for sample in samples])
+    inputs = collator(path, "token")(samples)
+    inputs = {name: value.to(model.device) for name, value in inputs.items()}
+    for name in ("samples", "labels", "shares"):
+        inputs.pop(name)
+    logits = model(**inputs, use_cache=False).logits
+    lengths = [len(sample["input_ids"]) for sample in samples]
+    rows = logits[0].split(lengths) if path.startswith("packed") else (row[:n] for row, n in zip(logits, lengths))
+    return [row[-COMPARED:] for row in rows]
+
+
+def expected_loss(samples: Sequence[dict[str, Any]], logits: Sequence[torch.Tensor]) -> float:
+    """Mean cross-entropy of the samples' tokens that are learnt, from their logits."""
+    batch = PaddingCollator("token")(samples)
+    total = torch.zeros((), dtype=torch.float64)
+    for sample, row, labels in zip(samples, logits, batch["labels"]):
+        labels_K = labels[: len(sample["input_ids"])][-COMPARED:]
+        total += torch.nn.functional.cross_entropy(row.double(), labels_K, ignore_index=NO_LOSS, reduction="sum")
+    return float(total / (batch["labels"] != NO_LOSS).sum())
+
+
+def loss_fault(
+    model: torch.nn.Module,
+    path: str,
+    attention: str,
+    longest: int,
+    training: Any,
+    samples: list[dict[str, Any]],
+    expected: float,
+    tolerance: float,
+) -> str:
+    """What is wrong with a path's loss, in evaluation and in training, or with its gradient; empty when nothing is."""
+    batch = collator(path, "token")(samples)
+    batch["shares"] = batch["shares"] / batch["shares"].sum()
+    batch = {name: value.to(model.device) for name, value in batch.items() if name != "samples"}
+    inner = base_model(model)
+    undo = use_path(model, path, attention, longest)
+    try:
+        with torch.no_grad():
+            losses = [model(**batch, use_cache=False)["loss"]]
+        model.train()
+        if training.gradient_checkpointing:
+            inner.gradient_checkpointing_enable(training.gradient_checkpointing_kwargs)
+        trained = [model(**batch, use_cache=False)["loss"]]
+        first = next(part for part in model.parameters() if part.requires_grad)
+        (gradient,) = torch.autograd.grad(trained[0], [first], allow_unused=True)
+        if apart(trained[0], expected) > tolerance:  # a fault, or dropout, which differs each time
+            trained.append(model(**batch, use_cache=False)["loss"])
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # as in self_check.fault_of
+        return self_check.failure(error, " in training")
+    finally:
+        model.eval()
+        if training.gradient_checkpointing:
+            inner.gradient_checkpointing_disable()
+        undo()
+    if trained[0].item() == trained[-1].item():  # without dropout, training computes the same
+        losses += trained
+    worst = max(apart(loss, expected) for loss in losses)
+    if not worst <= tolerance:
+        return f"has another loss ({worst:.1e} apart)"
+    if gradient is not None and not gradient.isfinite().all():
+        return "has a gradient that is not finite"
+    return ""
+
+
+def apart(loss: torch.Tensor, expected: float) -> float:
+    """The relative difference of a loss; infinite where it is no number."""
+    found = abs(loss.item() - expected) / max(1.0, abs(expected))
+    return found if found == found else float("inf")

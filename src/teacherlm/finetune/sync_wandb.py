@@ -1,0 +1,82 @@
+"""Send the runs that wandb kept offline, from where the network is there: a login node, after the jobs.
+
+Runs that were sent are marked by wandb and skipped; one that cannot be sent is kept, and the exit status is 1.
+"""
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from teacherlm.core.errors import Parser, UserError, reason, run
+from teacherlm.core.files import files_below, require_writable
+from teacherlm.core.lock import one_writer
+
+
+def main() -> int:
+    parser = Parser(description=__doc__)
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        default=Path(os.environ.get("WANDB_DIR", ".")),
+        help="runs below it are sent: STORE_DIR (default: $WANDB_DIR, or the current folder)",
+    )
+    folder = parser.parse_args().folder
+    if importlib.util.find_spec("wandb") is None:
+        raise UserError("wandb is not installed here; pip install -e .[tracking] brings it")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the STORE_DIR of the finetuning")
+    require_writable(folder)  # wandb marks what it has sent
+    with one_writer(folder / "sync_wandb"):
+        return send_all(folder)
+
+
+def send_all(folder: Path) -> int:
+    """Send what was not sent before; returns the exit code."""
+    runs = sorted({place for file in files_below(folder) for place in file.parents if is_run(place, folder)})
+    waiting = [path for path in runs if not any(path.glob("*.synced"))]
+    print(f"sync_wandb: {len(runs)} offline runs below {folder}, {len(waiting)} of them to be sent")
+    if waiting:
+        require_server()
+    failed = [path for path in waiting if not send(path)]
+    for path in failed:
+        print(f"sync_wandb: not sent, kept: {path}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def is_run(place: Path, folder: Path) -> bool:
+    """Whether a folder below another is that of a run that wandb kept offline."""
+    return place.parent.name == "wandb" and place.name.startswith("offline-run-") and folder in place.parents
+
+
+def require_server() -> None:
+    """wandb itself would try for hours.
+
+    Raises:
+        UserError: nothing answers at the server's address.
+    """
+    address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    parts = urlsplit(address)
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname, port), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{address} cannot be reached from here ({reason(error)}); run this where the network is, or set "
+            "WANDB_BASE_URL; all runs are kept"
+        ) from error
+
+
+def send(path: Path) -> bool:
+    print(f"sync_wandb: {path}", flush=True)
+    environment = {**os.environ, "WANDB_DIR": str(path.parent.parent)}  # its logs go there, not to the current folder
+    command = [sys.executable, "-P", "-m", "wandb", "sync", str(path)]
+    return subprocess.run(command, env=environment, check=False).returncode == 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,169 @@
+"""One page that compares runs, and the same tables as Markdown and CSV, for a paper.
+
+A run is named by its folder (runs/creak/all), by the end of it under --runs (creak/all, creak), by the name of a
+finetuning in it (smollm2-135m_text_seed0), or is a folder with ATLAS's experiments. Of each finetuning the last
+checkpoint is compared, as nothing of the test questions has chosen it.
+"""
+
+import argparse
+import csv
+import io
+import os
+import re
+import webbrowser
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from teacherlm.report import sections
+from teacherlm.report.atlas_results import atlas_sections, is_atlas_folder, read_experiments
+from teacherlm.report.page import Cell, Part, Section, render
+from teacherlm.report.run_folder import Run, RunFolder, Scored, is_run_folder, read_run_folder
+
+from teacherlm.core import tables
+from teacherlm.core.errors import Parser, UserError, printable, run
+from teacherlm.core.files import file_name, require_writable, whole_file
+from teacherlm.core.lock import one_writer
+
+
+def main() -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", help="runs: folders, ends of their paths, or names of finetunings")
+    parser.add_argument("--runs", type=Path, default=Path(os.environ.get("RUNS") or "runs"), help="(default: $RUNS)")
+    parser.add_argument("--output", type=Path, help="folder of the page and tables (default: RUNS/compare/NAMES)")
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    args = parser.parse_args()
+    found = [folder for name in args.names for folder in find(args.runs, name)]
+    output = args.output or args.runs / "compare" / "_".join(re.sub(r"[^\w.-]+|^\.+", "-", name) for name in args.names)
+    require_writable(output)
+    atlas = [folder for folder in found if is_atlas_folder(folder.folder)]
+    if atlas and len(atlas) < len(found):
+        raise UserError(
+            "runs of the chains and ATLAS's experiments do not compare: their questions are asked otherwise"
+        )
+    made, missing = compare_atlas(atlas) if atlas else compare_runs(found)
+    page = output / "index.html"
+    with one_writer(page):  # the tables beside it too
+        with whole_file(page) as file:
+            file.writelines(render(" and ".join(args.names), made, missing, None))
+        for section in made:
+            for part in section.parts:
+                if part.rows:
+                    write_tables(output, part.name, part)
+    print(f"compare: {printable(str(page))}, its tables beside it as Markdown and CSV")
+    if args.open:
+        webbrowser.open(page.resolve().as_uri())
+
+
+def find(runs: Path, name: str) -> list[RunFolder]:
+    """The runs' folders that a name means; of the name of a finetuning, with that one alone.
+
+    Raises:
+        UserError: it means nothing.
+    """
+    for folder in (Path(name), runs / name):
+        if is_run_folder(folder):
+            return [read_run_folder(folder)]
+        if folder.is_dir() and is_atlas_folder(folder):
+            return [RunFolder(folder, [], [], [], [])]
+        if below := [inner for inner in sorted(folder.glob("*")) if is_run_folder(inner)]:
+            return [read_run_folder(inner) for inner in below]
+    folders = [folder for folder in sorted(runs.glob("*/*")) if is_run_folder(folder)]
+    holding = [
+        folder for folder in folders if any((folder / part / name).is_dir() for part in ("finetune", "evaluate"))
+    ]
+    if not holding:
+        raise UserError(f"{name}: no such run under {runs}; folders and finetunings of runs are meant, as creak/all")
+    return [only(read_run_folder(folder), name) for folder in holding]
+
+
+def only(found: RunFolder, name: str) -> RunFolder:
+    """A folder with one finetuning, or one untrained model, of it."""
+    runs = [one for one in found.runs if one.name == name]
+    kept = [scored for one in runs for scored in one.scored if not scored.step]
+    kept = kept or [scored for scored in found.untrained if scored.path.parent.name == name]
+    missing = [said for said in found.missing if name in said]
+    for one in runs:
+        one.scored = [replace(scored, missing=missing) for scored in one.scored]
+    kept = [replace(scored, missing=missing) for scored in kept]
+    return RunFolder(found.folder, runs, kept, found.manifests, missing)
+
+
+def compare_runs(found: Sequence[RunFolder]) -> tuple[list[Section], list[str]]:
+    """Sections of all runs together; where several folders are compared, names tell which."""
+    several = len({folder.folder.resolve() for folder in found}) > 1
+    runs: list[Run] = []
+    untrained: list[Scored] = []
+    for folder in found:
+        prefix = f"{folder.title}: " if several else ""
+        untrained += [renamed(scored, prefix) for scored in folder.untrained if scored.path not in paths(untrained)]
+        for one in folder.runs:
+            scored = [renamed(scored, prefix) for scored in one.scored]
+            runs.append(Run(prefix + one.name, one.task_type, one.log, scored))
+    tasks = list(dict.fromkeys(task for folder in found for task in folder.tasks))
+    made = [
+        sections.accuracies(runs, untrained, tasks),
+        sections.comparisons(runs, untrained, tasks),
+        sections.parts_of_tasks(runs, untrained, tasks),
+        sections.training(runs),
+    ]
+    return made, [f"{folder.title}: {said}" for folder in found for said in folder.missing]
+
+
+def paths(scored: Sequence[Scored]) -> set[Path]:
+    return {one.path for one in scored}
+
+
+def renamed(scored: Scored, prefix: str) -> Scored:
+    return replace(scored, name=prefix + scored.name)
+
+
+def compare_atlas(found: Sequence[RunFolder]) -> tuple[list[Section], list[str]]:
+    missing: list[str] = []
+    experiments = [one for folder in found for one in read_experiments(folder.folder, missing)]
+    return atlas_sections(experiments), missing
+
+
+def write_tables(folder: Path, name: str, part: Part) -> None:
+    """NAME.md with the figures as the page shows them, NAME.csv with all their digits; NAME may be any text."""
+    name = file_name(name)
+    with whole_file(folder / f"{name}.md") as file:
+        file.write(tables.table([part.head, *([shown(cell) for cell in row] for row in part.rows)]) + "\n")
+    columns = [list(column) for column in zip(part.head, *part.rows)]
+    columns = [split for title, *cells in columns for split in full(title, cells)]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(map(for_spreadsheet, row) for row in zip(*columns))
+    with whole_file(folder / f"{name}.csv") as file:
+        file.write(text.getvalue())
+
+
+def shown(cell: Cell) -> str:
+    if isinstance(cell, float):
+        return f"{cell:.4f}" if cell == 0 or abs(cell) >= 0.0005 else f"{cell:.1e}"
+    if isinstance(cell, Sequence) and not isinstance(cell, str):
+        return " - ".join(map(shown, cell))
+    return "-" if cell is None else str(cell)
+
+
+FORMULA = re.compile(r"[=+\-@\t\r＝＋－＠].")
+"""With these a spreadsheet takes a text for a formula, which can call programs and send what it reads."""
+
+
+def for_spreadsheet(value: str | int | float) -> str | int | float:
+    """A value of a CSV file; a text that a spreadsheet would take for a formula gets an apostrophe before it."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if FORMULA.match(value) or FORMULA.match(text) else text
+
+
+def full(title: str, cells: Sequence[Cell]) -> list[list[str | int | float]]:
+    """The columns of a CSV file for a column of a table: of intervals, two."""
+    if title == sections.INTERVAL and all(cell is None or isinstance(cell, list | tuple) for cell in cells):
+        ends = (("low", 0), ("high", 1))
+        return [[f"{title}, {name}", *("" if cell is None else cell[end] for cell in cells)] for name, end in ends]
+    return [[title, *("" if cell is None else cell for cell in cells)]]
+
+
+if __name__ == "__main__":
+    run(main)

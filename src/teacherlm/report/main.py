@@ -1,0 +1,140 @@
+"""One page a run's folder: accuracies, training, comparisons, the explanations and their quality, the stages.
+
+A run's folder is one of the chain's (runs/creak/all), or one with ATLAS's experiments (DATA_DIR/experiments).
+
+Writes FOLDER/report/index.html, a file that needs no server, no network and nothing beside it. A folder whose files
+have not changed since is skipped. A run that is half finished or failed gets a page too, which says what is missing.
+"""
+
+import argparse
+import os
+import time
+import webbrowser
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from teacherlm.report import sections
+from teacherlm.report.atlas_results import atlas_sections, is_atlas_folder, read_experiments
+from teacherlm.report.page import render
+from teacherlm.report.run_folder import STAGES, RunFolder, is_run_folder, read_manifests, read_run_folder
+from teacherlm.report.sample_browser import browse
+
+from teacherlm.core import manifests
+from teacherlm.core.errors import Parser, UserError, printable, run
+from teacherlm.core.files import require_file_place, require_writable, whole_file
+from teacherlm.core.lock import one_writer
+
+HERE = Path(__file__).resolve().parent
+
+
+def main() -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="*", type=Path, help="runs' folders (default: all under --runs)")
+    parser.add_argument("--runs", type=Path, default=Path(os.environ.get("RUNS") or "runs"), help="(default: $RUNS)")
+    parser.add_argument("--benchmark", help="of --runs, only this benchmark's")
+    parser.add_argument("--samples", help="of --runs, only all or limit-N")
+    parser.add_argument("--open", action="store_true", help="open the pages in the browser")
+    args = parser.parse_args()
+    folders = args.folders or find_folders(args.runs, args.benchmark, args.samples)
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; a run's folder was expected, as runs/creak/all")
+        page = write_page(folder)
+        if args.open:
+            webbrowser.open(page.resolve().as_uri())
+
+
+def find_folders(runs: Path, benchmark: str | None, samples: str | None) -> list[Path]:
+    """The runs' folders under RUNS.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = [folder for folder in sorted(runs.glob(f"{benchmark or '*'}/{samples or '*'}")) if is_run_folder(folder)]
+    if not benchmark:
+        found += [folder for folder in sorted(runs.glob("*")) if is_atlas_folder(folder)]
+    if not found:
+        place = runs / (benchmark or "") / (samples or "")
+        raise UserError(f"{place}: no run's folder there; make demo makes one, RUN=FOLDER names one")
+    return found
+
+
+def write_page(folder: Path) -> Path:
+    """Write a folder's page, unless it is there and of the same files."""
+    page = folder / "report" / "index.html"
+    require_writable(page.parent)
+    require_file_place(page)
+    with one_writer(page):
+        make_page(folder, page)
+    return page
+
+
+def make_page(folder: Path, page: Path) -> None:
+    started = time.time()
+    manifest_path = manifests.manifest_of(page.parent)
+    manifest = manifests.read_manifest(manifest_path)
+    inputs = describe_inputs(folder, (manifest or {}).get("inputs", {}))
+    if not manifests.changes(manifest, "report", {}, inputs):
+        print(f"report: done already, nothing to do ({printable(str(page))} is of the files that are there)")
+        return
+    found = read_run_folder(folder)
+    html, counts = atlas_page(found) if is_atlas_folder(folder) else page_of(found)
+    with whole_file(page) as file:
+        file.writelines(html)
+    manifests.write_manifest(
+        manifest_path,
+        stage="report",
+        arguments={},
+        inputs=inputs,
+        outputs={"page": manifests.describe(page)},
+        counts=counts,
+        started=started,
+    )
+    missing = counts["missing"]
+    print(f"report: {printable(str(page))}" + (f", which says what is missing ({missing})" if missing else ""))
+
+
+def describe_inputs(folder: Path, known: dict[str, Any]) -> dict[str, Any]:
+    """Digests of what a page is made of: the run's files but for weights and datasets, and this folder's code."""
+    patterns = ("prepare/*.json*", "enhance/*/*.json*", "enhance/*/.*.progress", "enhance/*/*/manifest.json")
+    patterns += ("finetune/*/*.json*", "evaluate/*/*.json*", "evaluate/*/*/*.json*", "chains/*/states/*")
+    if is_atlas_folder(folder):
+        patterns = ("*/*.json*", "*/*/*.json*")
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    files = sorted(path for path in found if path.parent != folder / "report")
+    code = sorted(path for path in HERE.iterdir() if path.suffix in (".py", ".js", ".css", ".html"))
+    return {
+        "run": manifests.describe(folder, known.get("run"), files),
+        "code": manifests.describe(HERE, known.get("code"), code),
+    }
+
+
+def page_of(run: RunFolder) -> tuple[Iterator[str], dict[str, int]]:
+    """The page of a chain's folder, and what is counted of it."""
+    browser = browse(run)
+    made = [
+        sections.accuracies(run.runs, run.untrained, run.tasks),
+        sections.comparisons(run.runs, run.untrained, run.tasks),
+        sections.parts_of_tasks(run.runs, run.untrained, run.tasks),
+        sections.training(run.runs),
+        sections.quality(run),
+        sections.stages(run.manifests, run.folder),
+    ]
+    missing = run.missing
+    if not any((run.folder / stage).is_dir() for stage in STAGES):
+        missing = ["everything: no stage has written anything here"]
+    html = render(run.title, made, missing, browser if browser["samples"] else None)
+    return html, {"samples": len(browser["samples"]), "missing": len(missing)}
+
+
+def atlas_page(run: RunFolder) -> tuple[Iterator[str], dict[str, int]]:
+    """The page of a folder with ATLAS's experiments."""
+    missing: list[str] = []
+    experiments = read_experiments(run.folder, missing)
+    made = [*atlas_sections(experiments), sections.stages(read_manifests(run.folder, ("*",), missing), run.folder)]
+    return render(run.title, made, missing, None), {"experiments": len(experiments), "missing": len(missing)}
+
+
+if __name__ == "__main__":
+    run(main)

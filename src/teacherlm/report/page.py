@@ -1,0 +1,100 @@
+"""The page: sections of words, pictures and tables, and the sample browser, as one HTML file that needs nothing else.
+
+What comes from data is escaped by the template or embedded as JSON. The Content-Security-Policy lets the page's own two
+scripts and its style sheet run, by their digests, and nothing be loaded.
+"""
+
+import base64
+import hashlib
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from teacherlm.report.sample_browser import embedded_in_pieces, storable
+
+from teacherlm.core.errors import LONGEST, cut
+from teacherlm.core.limits import PAGE_MISSING, PAGE_ROWS
+
+HERE = Path(__file__).resolve().parent
+
+Cell = str | int | float | None | Sequence[float]
+"""Of a table: words, a count, a share, nothing, or the two ends of an interval."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a section: any of words, a picture (`<svg>`), a table, and text as it is, folded away or not."""
+
+    title: str = ""
+    words: str = ""
+    picture: str = ""
+    head: Sequence[str] = ()
+    rows: Sequence[Sequence[Cell]] = ()
+    name: str = ""
+    code: str = ""
+    folded: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page; `name` is what links to it end with."""
+
+    name: str
+    title: str
+    parts: list[Part] = field(default_factory=list)
+
+
+def render(
+    title: str, sections: Sequence[Section], missing: Sequence[str], browser: dict[str, Any] | None
+) -> Iterator[str]:
+    """The page's HTML, in pieces.
+
+    Args:
+        missing: what is not there, a sentence each.
+        browser: the sample browser's data (see sample_browser.browse), or None for a page without one.
+    """
+    scripts = [read("theme.js")] + ([read("browser.js")] if browser else [])
+    style = read("style.css")
+    here = secrets.token_hex()  # stands for the samples, which are written one by one
+    shown = {**browser, "samples": None, "json": here} if browser else None
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    html = environment.from_string(read("page.html")).render(
+        title=title,
+        sections=[Section(s.name, s.title, [bounded(part) for part in s.parts]) for s in sections if s.parts],
+        missing=[*missing[:PAGE_MISSING], *more(len(missing) - PAGE_MISSING, "such lines are not on this page")],
+        browser=shown,
+        scripts=[Markup(script) for script in scripts],
+        script_hashes=[digest(script) for script in scripts],
+        style=Markup(style),
+        style_hash=digest(style),
+    )
+    before, _, after = html.partition(here)
+    yield storable(before)
+    if browser:
+        yield from map(storable, embedded_in_pieces(browser))
+        yield storable(after)
+
+
+def bounded(part: Part) -> Part:
+    """A part as it goes on the page: the picture as it is, long tables and long texts in them cut."""
+    words = " ".join([part.words, *more(len(part.rows) - PAGE_ROWS, "rows of this table are not on this page")]).strip()
+    head = [cut(cell, LONGEST) for cell in part.head]
+    rows = [[cut(cell, LONGEST) if isinstance(cell, str) else cell for cell in row] for row in part.rows[:PAGE_ROWS]]
+    return replace(part, picture=Markup(part.picture), words=cut(words, LONGEST), head=head, rows=rows)
+
+
+def more(count: int, words: str) -> list[str]:
+    return [f"{count} more {words}."] if count > 0 else []
+
+
+def read(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def digest(text: str) -> str:
+    """As a Content-Security-Policy names what may run."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,211 @@
+"""What the sample browser shows: every enhanced sample with the teacher's texts, every test question with the answers.
+
+A training sample and a test question are the same row when they are the same question.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from teacherlm.report.run_folder import RunFolder, Scored, digest_of, read_shaped
+
+from teacherlm.core.errors import UserError, one_line
+from teacherlm.core.limits import PAGE_BYTES, PAGE_SAMPLES
+from teacherlm.catalog.prompts import ANSWER_MARK, KINDS, LETTERS, take_apart
+from teacherlm.core.records import Record, read_records
+from teacherlm.core.shapes import LONG_TEXT
+
+Row = dict[str, Any]
+Key = tuple[bytes, int]
+"""(digest of a question, its occurrence number in a file)."""
+
+EVIDENCE = {"of": str, "flag": str, "test?": int, "sample?": int, "text?": LONG_TEXT}
+QUALITY = {"flags?": {str: [str]}, "evidence?": [EVIDENCE]}
+
+
+class Room:
+    """What a page has room for: bytes of JSON, as they are written in the end."""
+
+    def __init__(self, size: int):
+        self.left = size
+
+    def take(self, value: Any) -> bool:
+        """Whether there is room for a value; it is taken."""
+        size = len(storable(embedded(value)).encode()) + 1
+        if size > self.left:
+            return False
+        self.left -= size
+        return True
+
+
+def browse(run: RunFolder) -> dict[str, Any]:
+    """The browser's data, JSON values: what browser.js reads.
+
+    `sources` names the teachers' files; `students` are the pairs of models to be compared, by their places in `models`;
+    a sample has `id`, `set`, `q` (question), `c` (choices), `g` (gold: index of the choice, -1: unknown), `t` (texts:
+    [source, text, flags]), `f` (flags of the question), `e` (evidence) and `a` (choices by the model's place).
+    `left_out` and `texts_left_out` count the samples and texts that the page has no room for.
+    """
+    rows: dict[Key, Row] = {}
+    data = {"sources": [], "models": [], "students": [], "left_out": 0, "texts_left_out": 0}
+    room, left_out = Room(PAGE_BYTES), set()
+    for file in enhanced_files(run.folder):
+        data["sources"].append(f"{file.parent.name}: {kind_of(file)}")
+        source = len(data["sources"]) - 1
+        seen: Counter[bytes] = Counter()
+        try:
+            for (number, record), quality in with_quality(file, run.missing):
+                key = nth(record["text"], seen)
+                if key not in rows and not add_row(rows, key, new_row("train", number, record["text"]), room):
+                    left_out.add(key)
+                elif not add_text(rows[key], source, record[kind_of(file)], quality, kind_of(file), room):
+                    data["texts_left_out"] += 1
+        except UserError as error:
+            run.missing.append(f"enhance: {one_line(error)}")
+    models = {scored.path: scored for scored in shown_models(run, data)}
+    for place, scored in enumerate(models.values()):
+        seen = Counter()
+        for sample in scored.samples():
+            if "choice" not in sample:
+                continue
+            key = nth(sample["prompt"], seen)
+            name = f"{sample.get('task', scored.task)}-{sample['doc_id']}"
+            if key not in rows and not add_row(rows, key, new_row("test", name, sample["prompt"]), room):
+                left_out.add(key)
+                continue
+            gold = sample.get("gold")
+            rows[key]["g"] = LETTERS.find(gold) if isinstance(gold, str) and len(gold) == 1 else -1
+            if room.take({place: sample["choice"]}):
+                rows[key]["a"][place] = sample["choice"]
+    data["left_out"] = len(left_out)
+    return {**data, "samples": with_unique_ids(list(rows.values()))}
+
+
+def add_row(rows: dict[Key, Row], key: Key, row: Row, room: Room) -> bool:
+    """Put a row on the page, if there is room for it."""
+    if len(rows) >= PAGE_SAMPLES or not room.take(row):
+        return False
+    rows[key] = row
+    return True
+
+
+def nth(text: str, seen: Counter[bytes]) -> Key:
+    """The key of a sample's text or of a test's context: a question that a file has twice is two rows."""
+    question = digest_of(question_key(text))
+    seen[question] += 1
+    return question, seen[question]
+
+
+def with_unique_ids(rows: list[Row]) -> list[Row]:
+    """A teacher's file that lacks records counts its lines otherwise than another's."""
+    taken: Counter[str] = Counter()
+    for row in rows:
+        taken[row["id"]] += 1
+        if taken[row["id"]] > 1:
+            row["id"] += f"-{taken[row['id']]}"
+    return rows
+
+
+def enhanced_files(folder: Path) -> list[Path]:
+    found = [path for kind in KINDS.values() for path in sorted((folder / "enhance").glob(f"*/*_{kind}.jsonl"))]
+    return [path for path in found if not path.name.startswith(".")]
+
+
+def kind_of(file: Path) -> str:
+    return file.stem.rpartition("_")[2]
+
+
+def with_quality(file: Path, missing: list[str]) -> Iterator[tuple[tuple[int, Record], Record]]:
+    """Each record of an enhanced file, with what post-processing said of its quality ({} where it has not).
+
+    Raises:
+        UserError: a record is none of enhance.py.
+    """
+    quality = file.with_name(f"{file.stem.rpartition('_')[0]}_quality.jsonl")
+    said = read_shaped(quality, QUALITY, "line of post-processing", "quality", missing)
+    for number, record in read_records(file):
+        for name in ("text", kind_of(file)):
+            if not isinstance(record.get(name), str):
+                raise UserError(f"{file}, line {number}: the field {name!r} is missing or no text")
+        yield (number, record), next(said, {})
+
+
+def question_key(text: str) -> str:
+    """A sample's text up to where the answer begins: the same for `text` and for a test's context."""
+    before, mark, _ = text.rpartition(ANSWER_MARK)
+    return before if mark else text
+
+
+def new_row(of_set: str, name: int | str, text: str) -> Row:
+    question, choices = take_apart(text)
+    letter = text.rpartition(ANSWER_MARK)[2][:1]
+    gold = LETTERS.find(letter) if letter else -1
+    return {
+        "id": f"{of_set}-{name}",
+        "set": of_set,
+        "q": question,
+        "c": choices,
+        "g": gold,
+        "t": [],
+        "f": [],
+        "e": [],
+        "a": {},
+    }
+
+
+def add_text(row: Row, source: int, text: str, quality: Record, kind: str, room: Room) -> bool:
+    """Put a teacher's text and what is said of its quality on the page, if there is room for them."""
+    flags = quality.get("flags", {})
+    of_text, of_question = [source, text, flags.get(kind, [])], flags.get("question", [])
+    evidence = quality.get("evidence", [])[:MOST_EVIDENCE] if not row["e"] else []  # every kind's file has the same
+    if not room.take([of_text, of_question, evidence]):
+        return False
+    row["t"].append(of_text)
+    row["f"] = of_question
+    row["e"] += evidence
+    return True
+
+
+MOST_EVIDENCE = 100
+"""Pieces of evidence that are shown of a sample."""
+
+
+def shown_models(run: RunFolder, data: dict[str, Any]) -> list[Scored]:
+    """The untrained and the last checkpoint of each run and task; `models` and `students` of the data name them."""
+    shown: list[Scored] = []
+    for one in run.runs:
+        for task in dict.fromkeys(scored.task for scored in one.checkpoints):
+            after = [scored for scored in one.checkpoints if scored.task == task][-1]
+            before = next((scored for scored in one.scored if not scored.step and scored.task == task), None)
+            pair = [scored for scored in (before, after) if scored]
+            shown += [scored for scored in pair if scored not in shown]
+            places = [shown.index(scored) for scored in pair]
+            name = f"{one.name}, {task}" if len(run.tasks) > 1 else one.name
+            data["students"].append({"name": name, "before": places[0] if before else -1, "after": places[-1]})
+    alone = [scored for scored in run.untrained if scored not in shown]
+    for scored in alone:
+        shown.append(scored)
+        data["students"].append({"name": f"{scored.name}, {scored.task}", "before": len(shown) - 1, "after": -1})
+    data["models"] = [scored.name for scored in shown]
+    return shown
+
+
+def embedded(data: Any) -> str:
+    """JSON that can stand in a `<script>` element: nothing in it ends the element or begins a comment."""
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def storable(text: str) -> str:
+    """The same text, with halves of surrogate pairs (of names that are not UTF-8) written as `\\udcff`."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def embedded_in_pieces(data: dict[str, Any]) -> Iterator[str]:
+    """What `embedded` gives, sample by sample: the whole text would be several times in memory."""
+    head = embedded({name: value for name, value in data.items() if name != "samples"})
+    yield f'{head[:-1]},"samples":['
+    for number, sample in enumerate(data["samples"]):
+        yield ("," if number else "") + embedded(sample)
+    yield "]}"

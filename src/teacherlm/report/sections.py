@@ -1,0 +1,264 @@
+"""The sections of a page, made from what was read: accuracies, training, comparisons, quality, stages."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from teacherlm.report.figures import Line, draw
+from teacherlm.report.page import Part, Section
+from teacherlm.report.run_folder import Run, RunFolder, Scored
+from teacherlm.report.significance import Pair, compare_all
+from teacherlm.report.table import epoch_of, mean_loss
+
+from teacherlm.core import manifests
+from teacherlm.core.errors import LONGEST, cut
+from teacherlm.core.limits import PAGE_CODE_LETTERS, PAGE_POINTS
+
+INTERVAL = "95 % interval"
+"""Head of a column of intervals."""
+PAIRS_HEAD = ("first", "second", "questions", "right: first only", "right: second only", "difference", INTERVAL)
+PAIRS_HEAD += ("p (McNemar, exact)", "p (Holm)")
+MOST_PAIRED = 12
+"""Models that are compared each with each on a page; with more, the pairs are those of each run with its student."""
+
+
+# --------------------------------------------------------------------------------------------------------- accuracies
+
+
+def accuracies(runs: Sequence[Run], untrained: Sequence[Scored], tasks: Iterable[str]) -> Section:
+    """Of each task: the accuracy of every model with its interval, as a picture over epochs and as a table."""
+    parts = []
+    for task in tasks:
+        rows = [row(scored, "0") for scored in untrained if scored.task == task]
+        for run in runs:
+            rows += checkpoint_rows(run, task)
+        if rows:
+            metric = next(scored.result["metric"] for scored in every(runs, untrained) if scored.task == task)
+            words = f"{metric} on the test questions of {task}; intervals: Wilson's; loss: mean since the row above."
+            head = ("model", "epoch", "questions", metric, INTERVAL, "loss")
+            parts.append(Part(task, words, curve(runs, task, metric), head, rows, f"accuracy-{task}"))
+    return Section("accuracy", "Accuracy", parts)
+
+
+def every(runs: Sequence[Run], untrained: Sequence[Scored]) -> list[Scored]:
+    return [*untrained, *(scored for run in runs for scored in run.checkpoints)]
+
+
+def row(scored: Scored, epoch: str, loss: float | None = None) -> tuple:
+    result = scored.result
+    return (scored.name, epoch, result["n"], result["value"], result.get("interval_95"), loss)
+
+
+def checkpoint_rows(run: Run, task: str) -> list[tuple]:
+    rows, before = [], 0
+    for scored in run.checkpoints:
+        if scored.task == task:
+            epoch = epoch_of(run.log, scored.step)
+            shown = "-" if epoch is None else f"{epoch:g}"
+            rows.append(row(scored, shown, mean_loss(run.log, before, scored.step)))
+            before = scored.step
+    return rows
+
+
+def curve(runs: Sequence[Run], task: str, metric: str) -> str:
+    """Accuracy over epochs, a line a run; nothing where no checkpoint is scored with an interval."""
+    lines = []
+    for run in runs:
+        points = [scored for scored in run.scored if scored.task == task and scored.result.get("interval_95")]
+        placed = [(epoch_of(run.log, scored.step), scored.result) for scored in points]
+        placed = [(epoch, result) for epoch, result in placed if epoch is not None]
+        if len(placed) > 1:
+            values = [result["value"] for _, result in placed]
+            below = [max(0.0, result["value"] - result["interval_95"][0]) for _, result in placed]
+            above = [max(0.0, result["interval_95"][1] - result["value"]) for _, result in placed]
+            lines.append(Line(run.name, [epoch for epoch, _ in placed], values, below, above))
+    return draw(lines, "epoch", f"{metric} on {task}", chance_of(runs, task)) if lines else ""
+
+
+def chance_of(runs: Sequence[Run], task: str) -> float | None:
+    """The accuracy of who draws a choice blindly."""
+    found = (scored.answers.chance for run in runs for scored in run.scored if scored.task == task)
+    return next((chance for chance in found if chance is not None), None)
+
+
+LOGGED = {"loss": "training loss", "reader_loss": "reader's loss", "retriever_loss": "retriever's loss"}
+LOGGED |= {"learning_rate": "learning rate"}
+
+
+def training(runs: Sequence[Run]) -> Section:
+    """Loss and learning rate over steps, a line a run."""
+    logged = [run for run in runs if run.log]
+    parts = []
+    for name, title in LOGGED.items():
+        lines = [points(run, name) for run in logged if any(name in record for record in run.log)]
+        if lines:
+            parts.append(Part(title.capitalize(), picture=draw(lines, "step", title)))
+    return Section("training", "Training", parts)
+
+
+def points(run: Run, name: str) -> Line:
+    """What is logged under a name; of a long log every so many lines, and the last."""
+    records = [record for record in run.log if name in record]
+    records = [*records[: -1 : -(-len(records) // PAGE_POINTS)], records[-1]]
+    return Line(run.name, [record["step"] for record in records], [record[name] for record in records])
+
+
+# -------------------------------------------------------------------------------------------------------- comparisons
+
+
+def final_models(runs: Sequence[Run], task: str) -> list[Scored]:
+    """The last checkpoint of each run on a task."""
+    found = [[scored for scored in run.checkpoints if scored.task == task] for run in runs]
+    return [scored[-1] for scored in found if scored]
+
+
+def all_pairs(runs: Sequence[Run], untrained: Sequence[Scored], task: str) -> list[Pair]:
+    models = [*(scored for scored in untrained if scored.task == task), *final_models(runs, task)]
+    if len(models) <= MOST_PAIRED:
+        return compare_all(models)
+    pairs = []
+    for run in runs:
+        before = [scored for scored in run.scored if not scored.step and scored.task == task]
+        pairs += compare_all([*before, *final_models([run], task)])
+    return pairs
+
+
+def comparisons(runs: Sequence[Run], untrained: Sequence[Scored], tasks: Iterable[str]) -> Section:
+    parts = []
+    for task in tasks:
+        pairs = all_pairs(runs, untrained, task)
+        words = (
+            "Untrained students and last checkpoints on the same questions. Difference: accuracy of the second minus "
+            "that of the first, with the 95 % interval of 10,000 bootstrap resamples of the questions. p: McNemar's "
+            "exact test, two-sided; then corrected for the number of pairs (Holm)."
+        )
+        rows = [pair_row(pair) for pair in pairs]
+        if rows:
+            parts.append(Part(task, words, head=PAIRS_HEAD, rows=rows, name=f"pairs-{task}"))
+    return Section("comparisons", "Comparisons", parts)
+
+
+def pair_row(pair: Pair) -> tuple:
+    counts = (pair.n, pair.only_first, pair.only_second)
+    return (pair.first, pair.second, *counts, pair.difference, pair.interval_95, pair.p, pair.p_holm)
+
+
+def parts_of_tasks(runs: Sequence[Run], untrained: Sequence[Scored], tasks: Iterable[str]) -> Section:
+    """Of tasks that are made of tasks (MMLU): categories, and subjects."""
+    parts = []
+    for task in tasks:
+        models = [scored for scored in untrained if scored.task == task] + final_models(runs, task)
+        models = [scored for scored in models if scored.result.get("tasks")]
+        for title, key in (("categories", "groups"), ("subjects", "tasks")):
+            values = [(scored.name, named_parts(scored.result.get(key, ()))) for scored in models]
+            names = list(dict.fromkeys(name for _, found in values for name in found))
+            if names:
+                head = (title, *(name for name, _ in values))
+                rows = [(name, *(found.get(name) for _, found in values)) for name in names]
+                parts.append(Part(f"{task}: {title}", head=head, rows=rows, name=f"{key}-{task}"))
+    return Section("categories", "Categories and subjects", parts)
+
+
+def named_parts(found: Any) -> dict[str, float]:
+    """Name -> accuracy, of a result's `groups` (a mapping) or `tasks` (a list)."""
+    pairs = found.items() if isinstance(found, dict) else [(part["task"], part) for part in found]
+    return {name: part["value"] for name, part in pairs}
+
+
+# -------------------------------------------------------------------------------------------------- quality and stages
+
+
+def quality(run: RunFolder) -> Section:
+    """How many texts of each teacher and kind have a flag, as post-processing counted them."""
+    parts = []
+    for path, manifest in run.manifests:
+        if manifest["stage"] == "quality":
+            counts = manifest["counts"]
+            kinds = [kind for kind, found in counts.items() if isinstance(found, dict)]
+            flags = list(dict.fromkeys(flag for kind in kinds for flag in counts[kind]))
+            rows = [(flag, *(counts[kind].get(flag) for kind in kinds)) for flag in flags]
+            words = f"Of {counts['records']} samples so many have the flag; docs/report.md says how each is found."
+            parts.append(
+                Part(path.parent.name, words, head=("flag", *kinds), rows=rows, name=f"quality-{path.parent.name}")
+            )
+        elif dropped := manifest.get("counts", {}).get("dropped"):
+            of_all = dropped + manifest["counts"].get("train", 0)
+            words = f"{path.parent.name}: {dropped} of {of_all} samples were dropped."
+            rows = list(manifest["counts"].get("dropped_for", {}).items())
+            parts.append(Part(words=words, head=("for", "samples"), rows=rows))
+    return Section("quality", "Quality of the explanations", parts)
+
+
+def stages(found: Sequence[tuple[Path, dict[str, Any]]], root: Path) -> Section:
+    """Time and tokens of each stage, the exact commands, and what they ran on."""
+    head = ("stage", "what", "records", "tokens", "seconds", "processes", "process hours", "host", "ended")
+    rows = [stage_row(path, manifest, root) for path, manifest in found]
+    told = [(path, manifest) for path, manifest in found if manifest["command"]]
+    parts = [Part(words="A process hour is an hour of one process, on a GPU where it has one.", head=head, rows=rows)]
+    parts += [Part(code=all_details(told, root), folded=FOLDED)]
+    return Section("stages", "Stages", parts if rows else [])
+
+
+FOLDED = "Commands, versions, digests, image"
+
+
+def stage_row(path: Path, manifest: dict[str, Any], root: Path) -> tuple:
+    counts = manifest.get("counts", {})
+    records = next(
+        (counts[name] for name in ("records", "samples", "questions", "train", "steps") if name in counts), None
+    )
+    tokens = sum(counts.get(name, 0) for name in ("prompt_tokens", "new_tokens")) or None
+    seconds = counts.get("seconds", duration(manifest))
+    processes = counts.get("processes", 1)
+    hours = None if seconds is None else seconds * processes / 3600
+    ended = (manifest.get("host"), manifest.get("finished"))
+    shown = None if seconds is None else f"{seconds:.1f}"
+    return (manifest["stage"], place_of(path, root), records, tokens, shown, processes, hours, *ended)
+
+
+def duration(manifest: dict[str, Any]) -> float | None:
+    """Seconds from a stage's beginning to its end, of one that does not count them itself."""
+    try:
+        started, finished = (datetime.fromisoformat(manifest[name]) for name in ("started", "finished"))
+        return (finished - started).total_seconds()
+    except (KeyError, ValueError, TypeError):  # TypeError: only one of the two has a time zone
+        return None
+
+
+def place_of(path: Path, root: Path) -> str:
+    place = path.relative_to(root)
+    return str(
+        place.parent if place.name == manifests.NAME else place.with_name(place.name.replace(f".{manifests.NAME}", ""))
+    )
+
+
+def all_details(told: Sequence[tuple[Path, dict[str, Any]]], root: Path) -> str:
+    """The details of the stages, as many as a page has room for."""
+    pieces, letters = [], 0
+    for number, (path, manifest) in enumerate(told):
+        pieces.append(details(path, manifest, root))
+        letters += len(pieces[-1])
+        if letters > PAGE_CODE_LETTERS:
+            left = len(told) - number - 1
+            return cut("\n\n".join(pieces), PAGE_CODE_LETTERS) + f"\n\n({left} more stages are not on this page)"
+    return "\n\n".join(pieces)
+
+
+def details(path: Path, manifest: dict[str, Any], root: Path) -> str:
+    """A stage's manifest in words: command, arguments, inputs and outputs with their digests, versions, image."""
+    lines = [f"{manifest['stage']}: {place_of(path, root)}", f"  command  {' '.join(manifest['command'])}"]
+    if manifest.get("arguments"):
+        lines.append(
+            "  with     "
+            + ", ".join(f"{key}={cut(str(value), LONGEST)}" for key, value in manifest["arguments"].items())
+        )
+    for title, name in (("read", "inputs"), ("wrote", "outputs")):
+        for key, described in manifest.get(name, {}).items():
+            shown = described["path"] if name == "inputs" else Path(described["path"]).name
+            lines.append(f"  {title:8} {key}: {shown}  sha256 {described['sha256']}")
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items() if version)
+    lines.append(f"  versions {versions}")
+    lines.append(f"  image    {manifest.get('image') or 'none'}")
+    lines.append(f"  time     {manifest.get('started')} to {manifest.get('finished')} on {manifest.get('host')}")
+    return "\n".join(lines)

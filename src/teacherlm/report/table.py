@@ -1,0 +1,77 @@
+"""One table of a run: the untrained student and every checkpoint, with accuracy, 95 % interval and training loss."""
+
+import glob
+from pathlib import Path
+from typing import Any
+
+from teacherlm.report.run_folder import read_log, step_of
+
+from teacherlm.core import tables
+from teacherlm.core.errors import Parser, UserError, printable, run
+from teacherlm.core.files import file_name
+from teacherlm.core.records import Record
+from teacherlm.core.results import read_result
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--task", required=True, help="the name of the task that was scored")
+    parser.add_argument("--untrained", required=True, type=Path, help="folder with the untrained student's result")
+    parser.add_argument("--checkpoints", required=True, type=Path, help="folder with a folder of results a checkpoint")
+    parser.add_argument("--log", required=True, type=Path, help="log.jsonl of the finetuning")
+    args = parser.parse_args()
+    said: list[str] = []
+    log = read_log(args.log, said)
+    if said:
+        raise UserError(said[0])
+    print(table(read_results(args.untrained, args.checkpoints, args.task), log))
+
+
+def read_results(untrained: Path, checkpoints: Path, task: str) -> list[tuple[int, dict[str, Any]]]:
+    """(step, result) of the untrained student (step 0) and of each checkpoint, in the order of steps."""
+    name = f"{file_name(task)}.json"
+    found = sorted((step_of(path.parent), path) for path in checkpoints.glob(f"checkpoint-*/{glob.escape(name)}"))
+    results = []
+    for step, path in [(0, untrained / name), *((step, path) for step, path in found if step)]:
+        if not path.is_file():
+            raise UserError(f"{path}: no such result; evaluate/main.py writes it")
+        try:
+            results.append((step, read_result(path)))
+        except ValueError as error:
+            raise UserError(f"{path}: no result ({error}); remove it and score the model again") from error
+    return results
+
+
+def table(results: list[tuple[int, dict[str, Any]]], log: list[Record]) -> str:
+    rows = [("checkpoint", "epoch", "accuracy", "95 % interval", "loss")]
+    before = 0
+    for step, result in results:
+        loss, epoch = mean_loss(log, before, step), epoch_of(log, step)
+        name = f"checkpoint-{step}" if step else f"{result.get('model', '-')} (untrained)"
+        rows.append(
+            (
+                name,
+                "-" if epoch is None else f"{epoch:g}",
+                "-" if result["value"] is None else f"{result['value']:.4f}",
+                "{:.4f} - {:.4f}".format(*result["interval_95"]) if result.get("interval_95") else "-",
+                "-" if loss is None else f"{loss:.4f}",
+            )
+        )
+        before = step
+    note = f"accuracy on {results[0][1]['n']} test questions of {results[0][1]['task']}; loss: mean since the row above"
+    return f"{tables.table(rows)}\n\n{printable(note)}"
+
+
+def mean_loss(log: list[Record], after: int, until: int) -> float | None:
+    """Mean training loss over the steps (after, until]; None when there are none."""
+    records = [record for record in log if after < record["step"] <= until and {"loss", "steps"} <= record.keys()]
+    steps = sum(record["steps"] for record in records)
+    return sum(record["loss"] * record["steps"] for record in records) / steps if steps else None
+
+
+def epoch_of(log: list[Record], step: int) -> float | None:
+    return next((record.get("epoch") for record in log if record["step"] == step), 0 if step == 0 else None)
+
+
+if __name__ == "__main__":
+    run(main)

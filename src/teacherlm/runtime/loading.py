@@ -1,0 +1,165 @@
+"""Load a model or tokenizer from a folder, the same way in every stage."""
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from teacherlm.catalog.adapters import attach, base_folder, is_adapter
+from teacherlm.core.errors import UserError
+from teacherlm.core.json_files import load_object
+from teacherlm.runtime.model_config import load_config, loading_fault, require_causal_decoder, vocabulary_size
+
+if not sys.stderr.isatty():
+    transformers.utils.logging.disable_progress_bar()  # a log file keeps every step of a bar
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which transformers asks, would warn that it found none
+
+
+@contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """Let transformers be silent about weights that are known to be missing, left over or tied."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+
+
+def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder.
+
+    A tokenizer without a padding token, or with one that the folder's model has no embedding for, pads with its end of
+    text: padding is masked in any case.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+    except Exception as error:  # a broken file raises whatever its parser does
+        raise UserError(f"the tokenizer in {folder} cannot be loaded: {loading_fault(error)}") from error
+    rows = None
+    if (folder / "config.json").is_file() or is_adapter(folder):
+        rows = vocabulary_size(load_config(folder))
+    pad = tokenizer.pad_token_id
+    if pad is None or (rows is not None and pad >= rows):
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(folder: Path, **options: Any) -> PreTrainedModel:
+    """A folder's causal decoder with all its weights. Safetensors are read, or pickled ones with weights_only=True.
+
+    Models whose attention scores are capped get the library's eager attention: its other kernels leave the cap out.
+
+    Raises:
+        UserError: it cannot be loaded, is no causal decoder, or its weights are not whole (see check_weights).
+    """
+    if "gguf_file" not in options:
+        config = load_config(folder)
+        require_causal_decoder(config, folder)
+        if getattr(config.get_text_config(), "attn_logit_softcapping", None):
+            options.setdefault("attn_implementation", "eager")
+    source = base_folder(folder) if is_adapter(folder) else folder
+    with without_warnings():  # check_weights says what the library would warn of
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                source, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
+            )
+        except Exception as error:  # of a broken file, or of a package that the model needs
+            raise UserError(f"the model in {source} cannot be loaded: {loading_fault(error)}") from error
+    check_weights(model, info, source)
+    if source != folder:
+        attach(model, folder)
+    return model
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors that the library reads of a model's folder; none where it has pickled weights only.
+
+    Other files of that kind beside them (averages, old shards) are not read.
+    """
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    try:
+        names = load_object(index)["weight_map"].values()
+        return sorted({folder / name for name in names})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def check_weights(model: torch.nn.Module, info: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a model some of whose weights are not those of its folder, or are not finite.
+
+    Args:
+        model: as `from_pretrained` returned it.
+        info: its loading info (`output_loading_info=True`, with `ignore_mismatched_sizes=True`).
+        folder: for the message.
+
+    Raises:
+        UserError: a tensor is missing, has another shape, belongs to a layer that the configuration does not have, or
+            holds a number that is not finite; the message names the first such tensors.
+    """
+    # A tied head is not among the missing keys.
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"the model in {folder}, {type(model).__name__}, lacks {listed(missing)}; without them it would compute "
+            "with random numbers: copy all its files, or save it with its head"
+        )
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, found, expected = mismatched[0]
+        raise UserError(
+            f"the model in {folder}: the tensor {name} has the shape {list(found)}, but config.json says "
+            f"{list(expected)}{others(mismatched)}; do config.json and the weights belong together?"
+        )
+    if info["error_msgs"]:
+        raise UserError(f"the model in {folder} cannot be loaded: {' '.join(str(info['error_msgs'][0]).split())}")
+    # A tensor that differs from a known one by its numbers only is of a layer or an expert that is left out.
+    known = {without_numbers(name) for name in model.state_dict()}
+    if extra := sorted(name for name in info["unexpected_keys"] if without_numbers(name) in known):
+        raise UserError(
+            f"the model in {folder} has {listed(extra)}, which config.json leaves no place for; do config.json and the "
+            "weights belong together?"
+        )
+    for name, part in model.named_parameters():
+        if not is_finite(part):
+            raise UserError(
+                f"the model in {folder}: the tensor {name} holds numbers that are not finite (NaN or infinity); use "
+                "another checkpoint"
+            )
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all numbers of a tensor are finite."""
+    if not tensor.is_floating_point() or tensor.device.type == "meta":
+        return True
+    tensor = tensor.detach()
+    # The sum needs no second tensor. It can overflow where all numbers are finite, so it does not decide alone.
+    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
+
+
+def listed(names: Sequence[str]) -> str:
+    return f"the tensor {names[0]}{others(names)}"
+
+
+def others(names: Sequence[Any]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+def without_numbers(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
+
+
+def base_model(model: Any) -> PreTrainedModel:
+    """The model of transformers within one with adapters, or itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

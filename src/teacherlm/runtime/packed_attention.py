@@ -1,0 +1,304 @@
+"""Attention for samples that stand one after the other in a row, each blind to the others.
+
+So no token is padding: linear layers, norms and the loss see real ones only. In attention, where tokens meet, a CPU
+takes samples of one length after the other; a GPU all of them below each other, padded at the right for that moment,
+where causal attention keeps real tokens from seeing the padding. So the isolation is exact for rotary models, OPT and
+BLOOM, under eager and sdpa attention; flash attention (the package flash-attn) gets the samples' borders.
+
+Without gradients, samples can share prefixes: a first row of prefixes is computed with `record=True`, and the samples
+of the next, which begin where their prefix ends, say with `prefixes` which of them each of them sees.
+"""
+
+import types
+from collections.abc import Callable
+from itertools import groupby
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+from transformers.models.bloom.modeling_bloom import BloomAttention, build_alibi_tensor, dropout_add
+
+from teacherlm.core.errors import UserError
+from teacherlm.runtime.loading import base_model
+from teacherlm.runtime.model_config import attention_windows
+
+KINDS = {"sdpa": "packed_sdpa", "eager": "packed_eager"}
+ALIGNED = 8
+"""Fused kernels take head sizes that are multiples of this."""
+HARMLESS = {
+    "cache_position", "cu_seq_lens_k", "cu_seq_lens_q", "layer_idx", "logits_to_keep", "max_length_k", "max_length_q",
+    "num_items_in_batch", "output_attentions", "output_hidden_states", "output_router_logits", "past_key_values",
+    "position_embeddings", "position_ids", "return_dict", "use_cache",
+}  # fmt: skip
+"""What models hand to their attention function that changes nothing within a sample."""
+
+
+class NotPackable(UserError):
+    """A model's attention is more than `Packing.attend` computes."""
+
+
+class Layout:
+    """Where the tokens of samples in a row stand when the samples are below each other: sample b begins at b * longest.
+
+    Args:
+        lengths: of the samples.
+        device: of the tokens.
+    """
+
+    def __init__(self, lengths: list[int], device: torch.device):
+        self.samples, self.longest, self.tokens = len(lengths), max(lengths), sum(lengths)
+        self.full = self.tokens == self.samples * self.longest
+        self.places_N = torch.cat(
+            [torch.arange(length, device=device) + number * self.longest for number, length in enumerate(lengths)]
+        )
+
+    def unpack(self, states: torch.Tensor) -> torch.Tensor:
+        """[1, heads, N, D] -> [samples, heads, longest, D], zeros at the right of shorter samples."""
+        rows = states[0].transpose(0, 1)
+        if not self.full:
+            rows = rows.new_zeros(self.samples * self.longest, *rows.shape[1:]).index_copy(0, self.places_N, rows)
+        return rows.reshape(self.samples, self.longest, *rows.shape[1:]).transpose(1, 2)
+
+    def pack(self, states: torch.Tensor) -> torch.Tensor:
+        """[samples, heads, longest, D] -> [1, N, heads, D]."""
+        rows = states.transpose(1, 2).flatten(0, 1)
+        return (rows if self.full else rows.index_select(0, self.places_N))[None]
+
+
+class Packing:
+    """How the batch lies that a model computes, and how its attention is; its attention layers share this object.
+
+    It is not an argument of theirs, because not every model hands arguments through to them, and it stays until the
+    next batch, because gradient checkpointing computes layers again in the backward pass.
+
+    Args:
+        causal: attention over [B, heads, T, D].
+    """
+
+    positions_N: torch.Tensor
+    layouts: list[Layout]
+    prefixes: list[slice | None]
+    """Of each layout, where its samples' common prefix stands in the recorded row."""
+    recording = False
+    attention_before: str
+    """The library's attention that the model had."""
+
+    def __init__(self, causal: Callable[..., torch.Tensor]):
+        self.causal = causal
+        self.recorded: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def begin(self, lengths: list[int], positions_N: torch.Tensor, prefixes: list[slice | None] | None) -> None:
+        """Take a batch. A GPU computes all samples of a prefix at once, padded; a CPU those of one length, unpadded."""
+        device = positions_N.device
+        pairs = zip(lengths, prefixes or [None] * len(lengths))
+        one_length = not positions_N.is_cuda
+        runs = [list(run) for _, run in groupby(pairs, lambda pair: (pair[1], pair[0] if one_length else None))]
+        self.layouts = [Layout([length for length, _ in run], device) for run in runs]
+        self.prefixes = [run[0][1] for run in runs]
+        before = (prefix.stop - prefix.start if prefix is not None else 0 for prefix in self.prefixes)
+        self.longest = max(layout.longest + length for layout, length in zip(self.layouts, before))
+        self.positions_N = positions_N
+
+    def attend(
+        self, layer: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *how: Any
+    ) -> torch.Tensor:
+        """Attention within each sample and its prefix: [1, heads, N, D] -> [1, N, heads, D]."""
+        if self.recording:
+            self.recorded[layer] = (key, value)
+        sizes = [layout.tokens for layout in self.layouts]
+        mixed = []
+        for layout, prefix, *states in zip(
+            self.layouts, self.prefixes, *(states.split(sizes, dim=2) for states in (query, key, value))
+        ):
+            query, key, value = map(layout.unpack, states)
+            if prefix is not None:
+                before = [part[:, :, prefix].expand(layout.samples, -1, -1, -1) for part in self.recorded[layer]]
+                key, value = torch.cat([before[0], key], dim=2), torch.cat([before[1], value], dim=2)
+            mixed.append(layout.pack(self.causal(query, key, value, *how)))
+        return torch.cat(mixed, dim=1)
+
+
+def use_packing(model: PreTrainedModel, attention: str = "sdpa", longest: int | None = None) -> bool:
+    """Let a model take rows of samples, and from now on only these.
+
+    Its forward's arguments are `input_ids` and `position_ids` [1, N] and the samples' `lengths` [B].
+
+    Args:
+        attention: "sdpa", "eager" or one of transformers' flash attentions.
+        longest: number of tokens that no sample exceeds; None: unknown.
+
+    Returns:
+        Whether it could. It cannot with a model whose attention the library does not let be replaced, whose attention
+        is another than softmax over all tokens before, or whose window is shorter than the longest sample. This reads
+        the model's settings; self_check.py compares what it computes.
+
+    Raises:
+        ValueError, ImportError: a model or machine that this attention is not made for.
+    """
+    inner = base_model(model)
+    packing = Packing(causal_eager if attention == "eager" else causal_sdpa)
+    bloom = model.config.model_type == "bloom"
+    flash = attention not in KINDS
+    replaceable = getattr(inner, "_supports_attention_backend", False)
+    if not bloom and (not replaceable or has_other_attention(inner.config, longest)):
+        return False
+    packing.attention_before = inner.config._attn_implementation
+    if not bloom:
+        inner.set_attn_implementation(KINDS.get(attention, attention))
+    elif flash:
+        raise ValueError(f"BLOOM has no {attention}; with sdpa its attention is a fused kernel too")
+    else:
+        inner.config._attn_implementation = KINDS[attention]  # the library believes that BLOOM can eager only
+    for module in model.modules():
+        module.packing = packing
+        if isinstance(module, BloomAttention):
+            module.forward = types.MethodType(bloom_forward, module)
+
+    def begin(_: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        lengths_B = kwargs.pop("lengths")
+        positions_1N = kwargs.pop("position_ids") if bloom else kwargs["position_ids"]
+        packing.recording = kwargs.pop("record", False)
+        packing.begin(lengths_B.tolist(), positions_1N[0], kwargs.pop("prefixes", None))
+        if flash:
+            ends = torch.nn.functional.pad(lengths_B.cumsum(0), (1, 0)).int()
+            kwargs |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
+            longest = int(lengths_B.max())
+            kwargs |= {"max_length_q": longest, "max_length_k": longest}
+        return args, kwargs
+
+    packing.hook = model.register_forward_pre_hook(begin, with_kwargs=True)
+    return True
+
+
+def stop_packing(model: PreTrainedModel) -> None:
+    """Give a model its own attention back, for padded batches and generation."""
+    packing = model.packing
+    packing.hook.remove()
+    for module in model.modules():
+        del module.packing
+        if isinstance(module, BloomAttention):
+            del module.forward
+    inner = base_model(model)
+    if model.config.model_type == "bloom":
+        inner.config._attn_implementation = packing.attention_before
+    else:
+        inner.set_attn_implementation(packing.attention_before)
+
+
+def has_other_attention(config: PreTrainedConfig, longest: int | None) -> bool:
+    """Whether a model's attention is bounded by a window that a sample can exceed, capped, or of other kinds, which
+    `attend` does not compute."""
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    bounded = any(longest is None or window < longest for window in attention_windows(config))
+    capped = getattr(text, "attn_logit_softcapping", None)
+    return bool(kinds - {"full_attention", "sliding_attention"} or bounded or capped)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention within each sample.
+
+    Args:
+        query: [1, heads, N, D].
+        key, value: [1, groups, N, D].
+
+    Returns:
+        ([1, N, heads, D], None): there are no weights to return.
+
+    Raises:
+        NotPackable: the model asks for more than causal attention, such as capped scores, biases or sinks, or a sample
+            is longer than the window.
+    """
+    unknown = sorted(name for name, value in options.items() if value is not None and name not in HARMLESS)
+    unknown += ["a mask of its own"] * (attention_mask is not None) + ["attention to later tokens"] * (
+        is_causal is False
+    )
+    if sliding_window is not None and sliding_window < module.packing.longest:
+        unknown.append(f"a window of {sliding_window} tokens")
+    if unknown:
+        raise NotPackable(f"the model's attention has {', '.join(unknown)}, which packed batches do not compute")
+    return module.packing.attend(module, query, key, value, dropout, scaling), None
+
+
+def causal_sdpa(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scaling: float | None
+) -> torch.Tensor:
+    """[B, heads, T, D] of queries, as many or fewer heads of keys and values, torch's fused kernels.
+
+    Keys that are more than the queries come before the queries' own. Where gradients follow, a CPU computes in float32:
+    torch's kernel of the 16-bit gradients takes 2.5 times as long at the lengths of CREAK.
+    """
+    if query.device.type == "cpu" and query.requires_grad and value.dtype.itemsize < 4:
+        with torch.autocast("cpu", enabled=False):
+            return causal_sdpa(query.float(), key.float(), value.float(), dropout, scaling).to(value.dtype)
+    alike = query.shape[2] == key.shape[2]
+    return torch.nn.functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=None if alike else visible(query, key),
+        dropout_p=dropout,
+        is_causal=alike,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def causal_eager(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scaling: float | None
+) -> torch.Tensor:
+    """The same in plain products."""
+    key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for states in (key, value))
+    scores = query @ key.transpose(2, 3) * (query.shape[3] ** -0.5 if scaling is None else scaling)
+    weights = scores.float().masked_fill(~visible(query, key), -torch.inf).softmax(-1).to(value.dtype)
+    return torch.nn.functional.dropout(weights, dropout) @ value
+
+
+def visible(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """[T, S]: which keys each query sees, all that came before it and its own."""
+    queries, keys = query.shape[2], key.shape[2]
+    return torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
+
+
+def bloom_forward(
+    self: BloomAttention, hidden_states: torch.Tensor, residual: torch.Tensor, *args: Any, **options: Any
+) -> tuple[torch.Tensor, None]:
+    """BLOOM's attention within each sample, in fused kernels, which the library has not for BLOOM.
+
+    ALiBi (Press et al. 2022, arXiv 2108.12409), in BLOOM's form, adds slope x key position to a head's scores. That is
+    one dimension more of queries and keys: 1 / scaling in the one, the bias in the other. So no score is kept for it.
+    """
+    query, key, value = self._reshape(self.query_key_value(hidden_states))
+    _, heads, _, size = query.shape
+    positions_N = self.packing.positions_N
+    ones_1T = torch.ones(1, int(positions_N.max()) + 1, dtype=torch.long, device=query.device)
+    bias_HN = build_alibi_tensor(ones_1T, heads, query.dtype)[:, 0, positions_N]
+    bias = bias_HN[None, :, :, None]
+    query = torch.cat([query, torch.full_like(bias, 1 / self.inv_norm_factor)], dim=-1)
+    key = torch.cat([key, bias], dim=-1)
+    query, key, value = (
+        torch.nn.functional.pad(states, (0, size + ALIGNED - states.shape[-1])) for states in (query, key, value)
+    )
+    dropout = self.attention_dropout.p if self.training else 0.0
+    mixed = self.packing.attend(self, query, key, value, dropout, self.inv_norm_factor)[..., :size]
+    return dropout_add(self.dense(mixed.flatten(2)), residual, self.hidden_dropout, self.training), None
+
+
+def no_mask(*args: Any, **options: Any) -> None:
+    """The mask that the library shall make for `attend`."""
+
+
+for name in KINDS.values():
+    AttentionInterface.register(name, attend)
+    AttentionMaskInterface.register(name, no_mask)

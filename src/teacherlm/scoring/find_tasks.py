@@ -1,0 +1,235 @@
+"""Tasks by name: those of task files, those of benchmarks without a file, and lm-eval's own.
+
+A name is looked for in this order; the first place that has it wins:
+1. `--include_path`: names of files, then of the tasks inside them;
+2. `lm_eval/tasks/`: names of files;
+3. `benchmarks/`: names of YAML files;
+4. `lm_eval/tasks/`: names of the tasks inside the files;
+5. `benchmarks/`: groups and parts (`mmlu_stem`, `mmlu_anatomy`);
+6. lm-eval's own tasks.
+"""
+
+import difflib
+import fnmatch
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from teacherlm.scoring import task_files
+from teacherlm.scoring.task_api import Task, file_of
+from teacherlm.scoring.task_classes import Kind, read_task_file, require_methods, require_no_arguments, task_errors
+
+from teacherlm.catalog import benchmarks
+from teacherlm.catalog.benchmarks import Benchmark
+from teacherlm.core.errors import UserError, reason
+from teacherlm.core.files import require_hub_cache
+from teacherlm.catalog.test_sets import load_test_set
+
+
+def make_tasks(name: str, folder: Path, num_fewshot: int | None, seed: int, include: Path | None) -> dict[str, Any]:
+    """The tasks of that name, one or many (`mmlu`, `mmlu_stem`), with their test sets loaded.
+
+    Args:
+        folder: of the test sets; a task file's `lm_eval/datasets/X` means `folder/X`.
+        num_fewshot: examples before each question; None: none, or what lm-eval's own task has.
+        seed: draws them; with 0 it is the first ones of those there are.
+        include: a folder with more task files.
+
+    Raises:
+        UserError: no such task (near names are listed), its test set is missing or not what the task reads, or its code
+            fails.
+    """
+    kinds = find_classes(name, folder, include)
+    if kinds is None:
+        return library_tasks(name, num_fewshot, seed, include)
+    return {title: make_task(kind, title, folder, num_fewshot or 0, seed) for title, kind in kinds.items()}
+
+
+def make_task(kind: Kind, title: str, folder: Path, num_fewshot: int, seed: int) -> Task:
+    """A task with its samples; what its own code raises is a UserError that names the file and the line."""
+    file = file_of(kind)
+    require_methods(kind, file)
+    require_no_arguments(kind, file)
+    with task_errors(f"the task {title}{missing_test_set(kind, folder)}", always=file):
+        task = type(kind.__name__, (kind,), {"TEST_SETS": folder, "__module__": kind.__module__})()
+        task.SEED = seed
+        task.set_config("task", title)
+        task.set_config("num_fewshot", num_fewshot)
+        task.set_fewshot_seed(seed)
+        check_fewshot(task, title, num_fewshot)
+        len(task.eval_docs)  # now, so that a task without samples is found before the model is loaded
+    return task
+
+
+def missing_test_set(kind: Kind, folder: Path) -> str:
+    """What to add to an error of a task whose DATASET_PATH is a test set that is not there."""
+    written = str(kind.DATASET_PATH or "")
+    path = task_files.in_folder(written, folder)
+    if path == written or Path(path).exists():
+        return ""
+    name = Path(path).name
+    made = f", or make it: python3 enhance/data_prepare.py --benchmark {name}" if name in benchmarks.names() else ""
+    return f" (its test set is missing: there is no {path}, which DATASET_PATH names; put it there{made})"
+
+
+def find_classes(name: str, folder: Path, include: Path | None) -> dict[str, Kind] | None:
+    """The class of each task of a name of this project, by the task's own name; None for any other name."""
+    for place in task_files.task_folders(include):
+        if path := task_files.task_files(place).get(name):
+            return read_task_file(path).named(name)
+        if place == include and (kind := inside(place, name)):
+            return {name: kind}
+    title, part = benchmarks.benchmark_and_part(name) or (None, None)
+    if title != name and (kind := inside(task_files.TASKS, name)):
+        return {name: kind}
+    return benchmark_classes(title, part, folder) if title else None
+
+
+def inside(folder: Path, name: str) -> Kind | None:
+    """The task of that name inside one of the files of a folder.
+
+    Raises:
+        UserError: it is the name of several.
+    """
+    found = {kind: tasks.path for tasks in read_folder(folder) for kind in tasks.names.get(name, ())}
+    if len(found) > 1:
+        files = " and ".join(sorted({str(path) for path in found.values()}))
+        raise UserError(f"{name} is the name of {len(found)} tasks in {files}; ask for one of them by another name")
+    return next(iter(found), None)
+
+
+def read_folder(folder: Path) -> Iterator[Any]:
+    """The tasks of each task file in a folder; files that have nothing of lm-eval's are somebody's other scripts."""
+    for path in (folder / f"{task_files.REGISTRY}.py", *task_files.task_files(folder).values()):
+        if path.is_file() and any(b"lm_eval" in file.read_bytes() for file in task_files.sources(path)):
+            yield read_task_file(path)
+
+
+def expand(names: list[str], folder: Path, include: Path | None) -> list[str]:
+    """The names of tasks, with each wildcard (`mmlu_*`) replaced by the single tasks that match it, never by a group.
+
+    Raises:
+        UserError: a wildcard matches nothing.
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        found |= dict.fromkeys(matches(name, folder, include) if task_files.is_pattern(name) else [name])
+    return list(found)
+
+
+def matches(pattern: str, folder: Path, include: Path | None) -> list[str]:
+    def accepts(name: str) -> bool:
+        return name == pattern or fnmatch.fnmatchcase(name, pattern)
+
+    found: dict[Kind | str, str] = {}
+    for place in task_files.task_folders(include):
+        for tasks in read_folder(place):
+            for name, kind in tasks.matching(accepts).items():
+                found.setdefault(kind, name)
+    names = {*found.values(), *filter(accepts, benchmark_tasks(pattern, folder))}
+    if names:
+        return sorted(names)
+    names = {*filter(accepts, library().all_subtasks)}
+    if not names:
+        raise UserError(f"no task matches {pattern!r}; there are: {', '.join(own_names(include))}")
+    return sorted(names)
+
+
+def benchmark_tasks(pattern: str, folder: Path) -> Iterator[str]:
+    """The names of the benchmarks' single tasks; those of one in parts are known from its test set.
+
+    It is read only where the pattern may match a part, so that nobody needs MMLU for `cre*`.
+    """
+    begin = re.split(r"[*?[]", pattern)[0]
+    for title in benchmarks.names():
+        benchmark = benchmarks.load_benchmark(title)
+        if benchmark.file_field is None:
+            yield title
+        elif f"{title}_".startswith(begin) or begin.startswith(f"{title}_"):
+            yield from (f"{title}_{part}" for part in parts_of(benchmark, folder, None))
+
+
+def own_names(include: Path | None) -> list[str]:
+    """The names of task files and benchmarks, for messages."""
+    files = [name for place in task_files.task_folders(include) for name in task_files.task_files(place)]
+    return sorted({*files, *benchmarks.names()})
+
+
+def benchmark_classes(title: str, part: str | None, folder: Path) -> dict[str, Kind] | None:
+    """The tasks of a benchmark without a task file, or of a group or part of it; None where it has no such part."""
+    benchmark = benchmarks.load_benchmark(title)
+    [base] = read_task_file(task_files.TASKS / f"{task_files.TEMPLATE}.py").tasks.values()
+    if benchmark.file_field is None:
+        return {title: multiple_choice(base, benchmark)} if part is None else None
+    parts = parts_of(benchmark, folder, part)
+    return {f"{title}_{value}": multiple_choice(base, benchmark, value) for value in parts} or None
+
+
+def multiple_choice(base: Kind, benchmark: Benchmark, value: str | None = None) -> Kind:
+    """The task of a benchmark's YAML, or of the part of it whose field `file_field` has that value."""
+    part = None if value is None else (benchmark.file_field, value)
+    changed = {
+        "DATASET_PATH": f"{task_files.OLD_DATASETS}/{benchmark.name}",
+        "CHOICES": len(benchmark.choices),
+        "PART": part,
+    }
+    return type(benchmark.name, (base,), {**changed, "__module__": base.__module__})
+
+
+def parts_of(benchmark: Benchmark, folder: Path, wanted: str | None) -> list[str]:
+    """The parts of a benchmark (`anatomy` of MMLU): all, those of a group, or one."""
+    tests = load_test_set(folder / benchmark.name, benchmark.name, len(benchmark.choices))
+    parts = sorted(set(tests[benchmark.file_field]))
+    return parts if wanted is None else [part for part in parts if part in benchmark.groups.get(wanted, [wanted])]
+
+
+def categories(name: str, tasks: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Group of a benchmark -> those of the tasks that are in it; empty for what has no groups."""
+    title, _ = benchmarks.benchmark_and_part(name) or (None, None)
+    groups = benchmarks.load_benchmark(title).groups if title else {}
+    found = {
+        group: [f"{title}_{value}" for value in values if f"{title}_{value}" in tasks]
+        for group, values in groups.items()
+    }
+    return {group: names for group, names in found.items() if names}
+
+
+def library_tasks(name: str, num_fewshot: int | None, seed: int, include: Path | None) -> dict[str, Any]:
+    """lm-eval's own tasks of a name, whose data comes from the hub."""
+    if name == task_files.NEW_TASK:
+        raise UserError(
+            f"{name}.py is there to be copied: cp lm_eval/tasks/{name}.py lm_eval/tasks/NAME.py, edit, --tasks NAME"
+        )
+    manager = library()
+    if name not in manager.all_tasks:
+        own = own_names(include)
+        near = difflib.get_close_matches(name, [*own, *manager.all_tasks], cutoff=0.6) or own
+        raise UserError(f"no task {name!r}; there are: {', '.join(near)}")
+    require_hub_cache()
+    try:
+        tasks = manager.load([name])["tasks"]
+    except Exception as error:  # of the hub, of the network, of the task's own code
+        raise UserError(f"lm-eval's task {name} cannot be loaded: {reason(error)}") from error
+    for task in tasks.values():
+        task.set_fewshot_seed(seed)
+        if num_fewshot is not None:
+            task.set_config("num_fewshot", num_fewshot)
+    return tasks
+
+
+@functools.cache
+def library() -> Any:
+    """What knows lm-eval's own tasks; it reads some ten thousand YAML files, which takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
+def check_fewshot(task: Task, name: str, count: int) -> None:
+    if not count or not task.has_training_docs():
+        return
+    pool = len(list(task.training_docs()))
+    if pool < count:
+        raise UserError(f"--num_fewshot {count}: {name} has {pool} examples")

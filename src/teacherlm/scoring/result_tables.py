@@ -1,0 +1,31 @@
+"""What main.py prints of its results: a table, and how a task's accuracy goes from checkpoint to checkpoint."""
+
+from typing import Any
+
+from teacherlm.core import tables
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """A table of the results, with standard errors, as lm-eval prints it."""
+    metrics = list(dict.fromkeys(result["metric"] for result in results))
+    rows = [("model", "task", "n", " / ".join(metrics), "stderr", "95 % interval")]
+    for result in results:
+        name = result["task"] if len(metrics) == 1 else f"{result['task']}, {result['metric']}"
+        rows += [row(result["model"], part["task"], part) for part in result.get("tasks", ())]
+        rows += [row(result["model"], f"{name}: {group}", part) for group, part in result.get("groups", {}).items()]
+        rows.append(row(result["model"], name, result))
+    return tables.table(rows)
+
+
+def curve(task: str, results: list[dict[str, Any]]) -> str:
+    """How a task's accuracy goes from checkpoint to checkpoint; nothing where there is only one."""
+    rows = [(r["model"], r["interval_95"][0], r["value"], r["interval_95"][1]) for r in results if r["interval_95"]]
+    return f"\n{task}\n{tables.draw_intervals(rows)}\n" if len(rows) > 1 else ""
+
+
+def row(model: str, name: str, result: dict[str, Any]) -> tuple[str, ...]:
+    low_high, deviation = result.get("interval_95"), result.get("stderr")
+    interval = "-" if low_high is None else "{:.4f} - {:.4f}".format(*low_high)
+    error = "-" if deviation is None else f"± {deviation:.4f}"  # one sample has none
+    value = "-" if result["value"] is None else f"{result['value']:.4f}"  # a metric without a number: of no sample
+    return (model, name, str(result.get("n", "-")), value, error, interval)

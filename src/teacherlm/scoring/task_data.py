@@ -1,0 +1,96 @@
+"""Where the samples of an old task come from: a local folder, a loading script, or the hub.
+
+In lm-eval 0.3, `datasets.load_dataset(DATASET_PATH, DATASET_NAME)` loaded a task's samples, and DATASET_PATH was a
+folder, a name on the hub, or a loading script in `lm_eval/datasets/`. Today's library refuses scripts, and folders
+written by `save_to_disk`; this module loads all of them.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import datasets
+
+from teacherlm.core.errors import UserError
+from teacherlm.core.files import require_hub_cache
+from teacherlm.core.saved_datasets import load_saved
+
+HOW_TO = "put the samples there (by save_to_disk, or as JSON lines: test.jsonl, validation.jsonl, train.jsonl)"
+
+
+def load_samples(path: str | None, name: str | None, **options: Any) -> Any:
+    """The samples of a DATASET_PATH and a DATASET_NAME, as `datasets.load_dataset` gives them.
+
+    Args:
+        options: data_dir, cache_dir and download_mode of `datasets.load_dataset`.
+
+    Raises:
+        UserError: there are none. (The library raises its own errors too.)
+    """
+    if not path:
+        raise UserError("DATASET_PATH is empty: name a folder or the hub's name of a data set")
+    place = Path(path)
+    if place.suffix == ".py":
+        if place.is_file():
+            return run_script(place, name, options.get("data_dir"), options.get("cache_dir"))
+        if not place.parent.is_dir():
+            raise UserError(
+                f"neither the loading script {place} nor the folder of its samples, {place.parent}, is there; {HOW_TO}"
+            )
+        place = place.parent
+    if place.is_dir():
+        return load_folder(place, name, **options)
+    if place.is_absolute() or path.startswith((".", "~")):
+        raise UserError(f"no such folder: {path}; {HOW_TO}")
+    require_hub_cache()
+    return datasets.load_dataset(path, name, **options)
+
+
+def load_folder(folder: Path, name: str | None, **options: Any) -> Any:
+    """The samples in a local folder: of `save_to_disk`, or of JSON lines, CSV or Parquet files.
+
+    A name is that of one of the folder's subfolders or configurations. Any other name is ignored, as the library did in
+    the days of lm-eval 0.3.
+    """
+    if name and (folder / name).is_dir():
+        return load_folder(folder / name, None, **options)
+    if any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
+        return load_saved(folder)
+    if name and name not in datasets.get_dataset_config_names(str(folder)):
+        name = None
+    loaded = datasets.load_dataset(str(folder), name, **options)
+    for part in loaded.values() if isinstance(loaded, dict) else [loaded]:
+        part.data.validate(full=True)  # Parquet's reader passes texts on that are no UTF-8
+    return loaded
+
+
+def run_script(path: Path, name: str | None, data_dir: str | None, cache_dir: str | None) -> Any:
+    """The samples that the user's own loading script makes."""
+    builders = [value for value in vars(script_module(path)).values() if is_builder(value)]
+    if not builders:
+        raise UserError(f"{path}: no class that is derived from datasets.GeneratorBasedBuilder")
+    builder = builders[-1](config_name=name, data_dir=data_dir, cache_dir=cache_dir)
+    builder.download_and_prepare(
+        download_mode="reuse_cache_if_exists"
+    )  # made anew: its cache does not see changed data
+    return builder.as_dataset()
+
+
+def is_builder(value: Any) -> bool:
+    return (
+        isinstance(value, type)
+        and issubclass(value, datasets.DatasetBuilder)
+        and not value.__module__.startswith("datasets.")
+    )
+
+
+def script_module(path: Path) -> ModuleType:
+    """The module of a loading script."""
+    name = f"lm_eval.datasets.{path.parent.name}.{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,63 @@
+"""What a task's questions come from, for the manifest: test set, task file and what it imports, benchmark, prompts."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from teacherlm.scoring import task_files
+
+from teacherlm.catalog import benchmarks
+from teacherlm.core import manifests
+from teacherlm.catalog.prompts import prompts_digest
+
+DATASETS = task_files.HERE / "lm_eval" / "datasets"
+"""The folder of the test sets, where --datasets does not name another."""
+
+
+def describe_task(name: str, folder: Path, include: Path | None, known: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Digests of what a task is known to read: Python files, what DATASET_PATH names, the YAML, the prompts.
+
+    Args:
+        folder: of the test sets.
+        include: a folder with more task files.
+        known: earlier descriptions; unchanged files are not read again.
+    """
+    files, paths = files_and_paths(name, folder, include)
+    places: dict[str, Path] = {}
+    title, _ = benchmarks.benchmark_and_part(name) or (None, None)
+    if title:
+        places["benchmark"] = benchmarks.FOLDER / f"{title}.yaml"
+    for source in dict.fromkeys(source for file in files for source in task_files.sources(file)):
+        places["task file" if source == files[0] else f"task file {source.name}"] = source
+    sets = [data_of(task_files.in_folder(path, folder)) for path in dict.fromkeys(paths) if path]
+    sets = [path for path in sets if path.exists()]
+    for number, path in enumerate(sets):
+        places["test set" if len(sets) == 1 else f"test set {number}"] = path
+    found = {key: manifests.describe(path, known.get(key)) for key, path in places.items()}
+    return {**found, "prompts": prompts_digest()} if found else {}
+
+
+def data_of(path: str) -> Path:
+    """Where the samples of a DATASET_PATH lie: of a loading script that is not there, its folder (see task_data.py)."""
+    place = Path(path)
+    return place.parent if place.suffix == ".py" and not place.exists() else place
+
+
+def files_and_paths(name: str, folder: Path, include: Path | None) -> tuple[list[Path], list[str]]:
+    """The task files of a name, and the DATASET_PATHs of its tasks; neither for lm-eval's own tasks.
+
+    The files are executed only where reading them is not enough, because the libraries that they need take seconds.
+    """
+    found = (task_files.task_files(place).get(name) for place in task_files.task_folders(include))
+    file = next((path for path in found if path), None)
+    if file and (paths := task_files.literal_paths(file)):
+        return [file], paths
+    title, _ = benchmarks.benchmark_and_part(name) or (None, None)
+    if title == name and not file and not include:
+        return [task_files.TASKS / f"{task_files.TEMPLATE}.py"], [f"{task_files.OLD_DATASETS}/{name}"]
+
+    from teacherlm.scoring.find_tasks import find_classes
+    from teacherlm.scoring.task_api import file_of
+
+    kinds = (find_classes(name, folder, include) or {}).values()
+    return list(dict.fromkeys(Path(file_of(kind)) for kind in kinds)), [str(kind.DATASET_PATH or "") for kind in kinds]
