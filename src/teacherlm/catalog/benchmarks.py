@@ -7,6 +7,7 @@ benchmark's files are called by.
 """
 
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -212,14 +213,21 @@ def load_benchmark(name: str) -> Benchmark:
     return benchmark
 
 
+MOST_PARTS, NAME_MAX = 32, 255
+"""Of a pattern: folders in one another; bytes of a name in most file systems."""
+
+
 def require_inside(pattern: str, where: str) -> None:
     """Refuse a pattern of files that leads out of the folder in which they are looked for.
 
     Raises:
-        UserError: it is empty or absolute, goes up, or has `**` otherwise than as a part of its own.
+        UserError: it is absolute, goes up, ends in no file's name, has a part that no name can match, or has `**`
+            otherwise than as a part of its own.
     """
     parts = pattern.split("/")
-    if not pattern or pattern.startswith("/") or ".." in parts or any("**" in part and part != "**" for part in parts):
+    whole = parts[0] and parts[-1] not in ("", ".", "**") and len(parts) <= MOST_PARTS
+    odd = any(part == ".." or ("**" in part and part != "**") or len(os.fsencode(part)) > NAME_MAX for part in parts)
+    if not whole or odd:
         raise UserError(f"{where}: a pattern inside of the data's folder was expected, found {shown(pattern)}")
 
 

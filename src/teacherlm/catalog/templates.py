@@ -7,6 +7,7 @@ Whatever makes a text or a list larger than what it was made of is counted, and 
 """
 
 import functools
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -69,7 +70,7 @@ REFUSED = {
 """Parts of Jinja2 that a benchmark does not need, and that call themselves, read files or are not counted."""
 
 ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
-ERRORS += (AssertionError, RecursionError)
+ERRORS += (AssertionError, RecursionError, NameError)
 """What a template raises over values that it was not made for: `{{ 5 | full_stop }}` has no endswith."""
 
 
@@ -251,11 +252,13 @@ class Bounded(NodeTransformer):
 
     def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
         """Raises:
-        jinja2.TemplateSyntaxError: it uses one of REFUSED.
+        jinja2.TemplateSyntaxError: it uses one of REFUSED, or a number that is infinite.
         """
         if type(node) in REFUSED or getattr(node, "recursive", False):
             word = REFUSED.get(type(node), "recursive")
             raise jinja2.TemplateSyntaxError(f"{word} cannot be used here", node.lineno)
+        if isinstance(node, nodes.Const) and isinstance(node.value, float) and not math.isfinite(node.value):
+            raise jinja2.TemplateSyntaxError("a number in it is too large", node.lineno)  # it would compile to a name
         return super().visit(node, *args, **kwargs)
 
     def visit_For(self, node: nodes.For) -> nodes.For:
