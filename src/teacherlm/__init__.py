@@ -1,6 +1,1 @@
-"""What two or more stages of the TeacherLM pipeline share, and nothing else."""
-
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
-"""The folder of the project: benchmarks/, models/ and the stages lie in it."""
+"""Teaching small language models with explanations: the TeacherLM pipeline, and the ATLAS experiments on MMLU."""

@@ -1,12 +1,10 @@
 """Download a corpus of Wikipedia passages, for --passages."""
 
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from teacherlm.atlas.downloads import BASE_URL, fetch_all
-from teacherlm.core.errors import Parser, run
+from teacherlm.core.errors import Parser
 
 CORPORA = [f"corpora/wiki/enwiki-{date}" for date in ("dec2017", "dec2018", "aug2019", "dec2020", "dec2021")]
 FILES = ("text-list-100-sec.jsonl", "infobox.jsonl")
@@ -19,7 +17,3 @@ def main() -> None:
     parser.add_argument("--base_url", default=BASE_URL, help=f"of a mirror (default: {BASE_URL})")
     args = parser.parse_args()
     fetch_all(args.base_url, [f"{args.corpus}/{file}" for file in FILES], args.output_directory)
-
-
-if __name__ == "__main__":
-    run(main)

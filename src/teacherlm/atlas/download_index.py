@@ -1,12 +1,10 @@
 """Download a published index of Wikipedia: passages and embeddings in 128 shards, for --load_index_path."""
 
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from teacherlm.atlas.downloads import BASE_URL, fetch_all
-from teacherlm.core.errors import Parser, run
+from teacherlm.core.errors import Parser
 
 SIZES = ("base", "large", "xl", "xxl")
 INDICES = [f"indices/{kind}/wiki/{size}" for kind in ("atlas", "atlas_nq") for size in SIZES]
@@ -23,7 +21,3 @@ def main() -> None:
     kinds = ("passages", "embeddings")
     names = [f"{args.index}/{kind}.{shard}.pt" for shard in range(SHARDS) for kind in kinds]
     fetch_all(args.base_url, names, args.output_directory)
-
-
-if __name__ == "__main__":
-    run(main)

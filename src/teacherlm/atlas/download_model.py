@@ -1,12 +1,10 @@
 """Download a released checkpoint of ATLAS: model.pth.tar, which train.py and evaluate.py take as --model_path."""
 
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from teacherlm.atlas.downloads import BASE_URL, fetch_all
-from teacherlm.core.errors import Parser, run
+from teacherlm.core.errors import Parser
 
 SIZES = ("base", "large", "xl", "xxl")
 MODELS = [f"models/{kind}/{size}" for kind in ("atlas", "atlas_nq") for size in SIZES]
@@ -19,7 +17,3 @@ def main() -> None:
     parser.add_argument("--base_url", default=BASE_URL, help=f"of a mirror (default: {BASE_URL})")
     args = parser.parse_args()
     fetch_all(args.base_url, [f"{args.model}/model.pth.tar"], args.output_directory)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -7,21 +7,16 @@ of train.py are accepted and ignored.
 
 import argparse
 import functools
-import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-# The project's folder in place of this one, whose evaluate.py is not the library of that name.
-sys.path[:] = [str(HERE.parent), *(place for place in sys.path if place != str(HERE))]
+import torch
 
-import torch  # noqa: E402
-
-from teacherlm.atlas import options, workers  # noqa: E402
-from teacherlm.atlas.evaluation import Evaluation, evaluate, read_questions, result_of  # noqa: E402
-from teacherlm.atlas.model import describe_sources, load_model, make_index, step_of  # noqa: E402
-from teacherlm.core.errors import LIST_MISSING, UserError, run  # noqa: E402
-from teacherlm.core.files import require_writable  # noqa: E402
-from teacherlm.core.interrupts import REQUEUE, Stop  # noqa: E402
+from teacherlm.atlas import options, workers
+from teacherlm.atlas.evaluation import Evaluation, evaluate, read_questions, result_of
+from teacherlm.atlas.model import describe_sources, load_model, make_index, step_of
+from teacherlm.core.errors import LIST_MISSING, UserError
+from teacherlm.core.files import require_writable
+from teacherlm.core.interrupts import REQUEUE, Stop
 
 
 def main() -> int:
@@ -65,7 +60,3 @@ def evaluate_missing(asked: argparse.Namespace, evaluations: list[Evaluation], d
         return all(evaluate(evaluation, of, model, index, stop) for evaluation, of in zip(missing, questions))
     finally:
         stop.restore()
-
-
-if __name__ == "__main__":
-    run(main)

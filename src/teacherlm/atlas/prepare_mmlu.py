@@ -14,19 +14,17 @@ import argparse
 import contextlib
 import random
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from teacherlm.atlas.archives import unpack
 from teacherlm.atlas.downloads import download
 from teacherlm.core import manifests
 from teacherlm.catalog.benchmarks import load_benchmark
-from teacherlm.core.errors import LIST_MISSING, Parser, UserError, run
+from teacherlm.core.errors import LIST_MISSING, Parser, UserError
 from teacherlm.core.files import require_writable, whole_folder
 from teacherlm.core.lock import one_writer
 from teacherlm.catalog.prompts import LETTERS
@@ -180,7 +178,3 @@ def together(split: Split) -> list[Record]:
 def write(path: Path, questions: Sequence[Record]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_records(path, questions)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -11,16 +11,14 @@ the test split at that step.
 
 import argparse
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from teacherlm.atlas.predictions import domain_of, read_predictions, require_fields
 from teacherlm.catalog.benchmarks import load_benchmark
-from teacherlm.core.errors import Parser, UserError, run, shown
+from teacherlm.core.errors import Parser, UserError, shown
 from teacherlm.core.files import files_below, is_plain_name
 from teacherlm.core.records import read_records
 
@@ -187,7 +185,3 @@ def table(gold: Mapping[str, Mapping[Key, str]], predictions: Predictions, rows:
         accuracy, debiased = (100 * sum(p[n] == answer for p, answer in pairs) / len(pairs) for n in (0, 1))
         lines.append(f"{name:>{width}}\t{accuracy:>15.2f}\t{debiased:>15.2f}")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -8,28 +8,23 @@ import argparse
 import functools
 import hashlib
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-# The project's folder in place of this one, whose evaluate.py is not the library of that name.
-sys.path[:] = [str(HERE.parent), *(place for place in sys.path if place != str(HERE))]
+import torch
 
-import torch  # noqa: E402
-
-from teacherlm.atlas import options, steps, training, workers  # noqa: E402
-from teacherlm.atlas.evaluation import Evaluation, evaluate, read_questions, result_of  # noqa: E402
-from teacherlm.atlas.flat_search import FlatVectors  # noqa: E402
-from teacherlm.atlas.model import describe_sources, embed_passages, load_model, make_index  # noqa: E402
-from teacherlm.atlas.schedules import IndexRefresh, learning_rate  # noqa: E402
-from teacherlm.core import manifests  # noqa: E402
-from teacherlm.core.errors import LIST_MISSING, UserError, run  # noqa: E402
-from teacherlm.core.files import require_writable, whole_file  # noqa: E402
-from teacherlm.core.interrupts import REQUEUE, Stop  # noqa: E402
-from teacherlm.core.json_files import require_object  # noqa: E402
-from teacherlm.core.records import drop_torn_line, dump_line, read_records, write_records  # noqa: E402
+from teacherlm.atlas import options, steps, training, workers
+from teacherlm.atlas.evaluation import Evaluation, evaluate, read_questions, result_of
+from teacherlm.atlas.flat_search import FlatVectors
+from teacherlm.atlas.model import describe_sources, embed_passages, load_model, make_index
+from teacherlm.atlas.schedules import IndexRefresh, learning_rate
+from teacherlm.core import manifests
+from teacherlm.core.errors import LIST_MISSING, UserError, run
+from teacherlm.core.files import require_writable, whole_file
+from teacherlm.core.interrupts import REQUEUE, Stop
+from teacherlm.core.json_files import require_object
+from teacherlm.core.records import drop_torn_line, dump_line, read_records, write_records
 
 STAGE = "atlas train"
 BEGUN = "run.json"
@@ -254,7 +249,3 @@ class Log:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(dump_line(line) + "\n")
         print(line, flush=True)
-
-
-if __name__ == "__main__":
-    run(main)

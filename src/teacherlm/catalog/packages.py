@@ -50,13 +50,16 @@ def find(distribution: importlib.metadata.Distribution, ending: str, name: str) 
 def dequantize(gguf: Path, folder: Path) -> None:
     """Write the model and tokenizer of a GGUF file into `folder`, weights as float32 safetensors."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, GgufConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 
-    from teacherlm.runtime.loading import load_model, load_tokenizer
-
-    tokenizer = load_tokenizer(gguf.parent, gguf_file=gguf.name)
-    floats = GgufConfig(dequantize=True)
-    quantized = load_model(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=floats)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+    quantized = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+        trust_remote_code=False,
+    )
     # The loaded model still calls itself quantized and refuses to be saved: its weights go into one that does not.
     config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)

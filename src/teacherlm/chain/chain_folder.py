@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from teacherlm.core.errors import Parser, UserError, print_for_shell, run
+from teacherlm.core.errors import Parser, UserError, print_for_shell
 from teacherlm.core.owners import WRITABLE_BY_GROUP_OR_OTHERS, make_own_folder, read_own
 
 PREFIX, SUFFIX = "settings-", ".json"
@@ -97,7 +97,3 @@ def read(file: Path) -> list[tuple[str, str]]:
         if not isinstance(value, str) or "\0" in value:
             raise UserError(f"{file}: {name}: a text was expected, found {value!r}")
     return [*pairs, ("end", "")]
-
-
-if __name__ == "__main__":
-    run(main)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from teacherlm.core import tables
+from teacherlm.core.places import ROOT
 from teacherlm.core.errors import Parser, UserError, run
 
-SITE = Path(__file__).resolve().parent / "site.env"
+SITE = ROOT / "slurm" / "site.env"
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,3 @@ def site_env(partitions: list[Partition], accounts: list[str]) -> str:
         f"CPU_PARTITION={shlex.quote(for_cpus.name)} # at most {for_cpus.limit}",
     ]
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    run(main)

@@ -293,7 +293,3 @@ def read_log_folders() -> dict[str, Path]:
     lines = ask("squeue", "--noheader", f"--user={os.getuid()}", "--Format=ArrayJobID:24,STDOUT:4096")
     pairs = (line.partition(" ") for line in lines)
     return {job: Path(log.strip().replace("%%", "%")).parent.resolve() for job, _, log in pairs}
-
-
-if __name__ == "__main__":
-    run(main)

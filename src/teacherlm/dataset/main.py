@@ -31,7 +31,7 @@ from teacherlm.dataset.source_folder import describe_source, find_source, keep_s
 from teacherlm.core.places import ROOT
 from teacherlm.core import manifests
 from teacherlm.catalog.benchmarks import Benchmark, load_benchmark
-from teacherlm.core.errors import LIST_MISSING, Parser, UserError, require_number, run
+from teacherlm.core.errors import LIST_MISSING, Parser, UserError, require_number
 from teacherlm.core.files import (
     open_unlinked,
     require_file_place,
@@ -307,7 +307,3 @@ def prompts_inputs(benchmark: Benchmark, jsonl: Path, test: Path, manifest: dict
 def stream_file(jsonl: Path) -> Iterator[tuple[str, Record]]:
     for number, record in read_records(jsonl):
         yield f"{jsonl}, line {number}", record
-
-
-if __name__ == "__main__":
-    run(main)

@@ -13,7 +13,7 @@ from pathlib import Path
 from teacherlm.enhance.job import Job, make_jobs
 from teacherlm.enhance.work import do_work
 
-from teacherlm.core.errors import LIST_MISSING, Parser, UserError, require_number, run, share_of
+from teacherlm.core.errors import LIST_MISSING, Parser, UserError, require_number, share_of
 from teacherlm.core.files import require_file_place, require_writable
 from teacherlm.core.lock import one_writer
 from teacherlm.catalog.models import Model, find_model
@@ -106,7 +106,3 @@ def list_missing(args: argparse.Namespace, teacher: Model) -> int:
         if any(job.changes() for job in make_jobs(args, teacher)):
             print(index)
     return 0
-
-
-if __name__ == "__main__":
-    run(main)

@@ -16,7 +16,7 @@ from teacherlm.enhance.job import read_manifest, shard_path
 from more_itertools import peekable
 
 from teacherlm.core import manifests
-from teacherlm.core.errors import LIST_MISSING, Parser, UserError, require_number, run
+from teacherlm.core.errors import LIST_MISSING, Parser, UserError, require_number
 from teacherlm.core.files import require_file_place, require_writable, set_aside
 from teacherlm.core.lock import one_writer
 from teacherlm.core.records import Record, read_records, write_records
@@ -130,7 +130,3 @@ def read_enhanced(path: Path) -> Iterator[Record]:
     if path.stat().st_size:
         for _, record in read_records(path):
             yield record
-
-
-if __name__ == "__main__":
-    run(main)

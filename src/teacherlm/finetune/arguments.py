@@ -18,11 +18,12 @@ from teacherlm.finetune.optimizers import check_optimizer
 from teacherlm.finetune.processes import say
 from transformers import HfArgumentParser, TrainingArguments
 
+from teacherlm.core.places import ROOT
 from teacherlm.core.errors import LIST_MISSING, UserError, one_line, reason, require_number, shown
 from teacherlm.catalog.models import find_model
 from teacherlm.core.redaction import is_secret, secret_settings
 
-CONFIGS = Path(__file__).resolve().parent / "deepspeed"
+CONFIGS = ROOT / "finetune" / "deepspeed"
 
 
 @dataclass

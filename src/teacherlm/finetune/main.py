@@ -17,7 +17,7 @@ from teacherlm.finetune.processes import agree, exit_code_kept, hosts, is_first,
 
 from teacherlm.core import manifests
 from teacherlm.catalog.adapters import is_adapter
-from teacherlm.core.errors import UserError, reason, run
+from teacherlm.core.errors import UserError, reason
 from teacherlm.core.files import require_folder_place, require_writable
 from teacherlm.core.interrupts import REQUEUE
 from teacherlm.core.lock import OutputLock
@@ -286,8 +286,3 @@ def conclude(
         started=started,
     )
     print(f"finetune: {len(checkpoints)} checkpoints in {output}: {', '.join(path.name for path in checkpoints)}")
-
-
-if __name__ == "__main__":
-    with exit_code_kept():
-        run(main)

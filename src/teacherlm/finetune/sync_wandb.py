@@ -76,7 +76,3 @@ def send(path: Path) -> bool:
     environment = {**os.environ, "WANDB_DIR": str(path.parent.parent)}  # its logs go there, not to the current folder
     command = [sys.executable, "-P", "-m", "wandb", "sync", str(path)]
     return subprocess.run(command, env=environment, check=False).returncode == 0
-
-
-if __name__ == "__main__":
-    run(main)

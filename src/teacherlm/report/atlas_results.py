@@ -5,7 +5,6 @@ domain). Its step is the one with the best debiased accuracy on validation quest
 """
 
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,8 +23,6 @@ from teacherlm.core import manifests
 from teacherlm.catalog.benchmarks import load_benchmark
 from teacherlm.core.errors import UserError, one_line
 from teacherlm.core.records import Record
-
-sys.path.append(str(ROOT))  # where atlas/ is
 
 from teacherlm.atlas.predictions import read_predictions
 

@@ -21,7 +21,7 @@ from teacherlm.report.page import Cell, Part, Section, render
 from teacherlm.report.run_folder import Run, RunFolder, Scored, is_run_folder, read_run_folder
 
 from teacherlm.core import tables
-from teacherlm.core.errors import Parser, UserError, printable, run
+from teacherlm.core.errors import Parser, UserError, printable
 from teacherlm.core.files import file_name, require_writable, whole_file
 from teacherlm.core.lock import one_writer
 
@@ -163,7 +163,3 @@ def full(title: str, cells: Sequence[Cell]) -> list[list[str | int | float]]:
         ends = (("low", 0), ("high", 1))
         return [[f"{title}, {name}", *("" if cell is None else cell[end] for cell in cells)] for name, end in ends]
     return [[title, *("" if cell is None else cell for cell in cells)]]
-
-
-if __name__ == "__main__":
-    run(main)

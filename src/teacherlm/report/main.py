@@ -21,7 +21,7 @@ from teacherlm.report.run_folder import STAGES, RunFolder, is_run_folder, read_m
 from teacherlm.report.sample_browser import browse
 
 from teacherlm.core import manifests
-from teacherlm.core.errors import Parser, UserError, printable, run
+from teacherlm.core.errors import Parser, UserError, printable
 from teacherlm.core.files import require_file_place, require_writable, whole_file
 from teacherlm.core.lock import one_writer
 
@@ -134,7 +134,3 @@ def atlas_page(run: RunFolder) -> tuple[Iterator[str], dict[str, int]]:
     experiments = read_experiments(run.folder, missing)
     made = [*atlas_sections(experiments), sections.stages(read_manifests(run.folder, ("*",), missing), run.folder)]
     return render(run.title, made, missing, None), {"experiments": len(experiments), "missing": len(missing)}
-
-
-if __name__ == "__main__":
-    run(main)

@@ -7,7 +7,7 @@ from typing import Any
 from teacherlm.report.run_folder import read_log, step_of
 
 from teacherlm.core import tables
-from teacherlm.core.errors import Parser, UserError, printable, run
+from teacherlm.core.errors import Parser, UserError, printable
 from teacherlm.core.files import file_name
 from teacherlm.core.records import Record
 from teacherlm.core.results import read_result
@@ -71,7 +71,3 @@ def mean_loss(log: list[Record], after: int, until: int) -> float | None:
 
 def epoch_of(log: list[Record], step: int) -> float | None:
     return next((record.get("epoch") for record in log if record["step"] == step), 0 if step == 0 else None)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -22,7 +22,7 @@ from teacherlm.scoring.task_files import is_pattern
 from teacherlm.scoring.task_inputs import DATASETS, describe_task
 
 from teacherlm.core import manifests
-from teacherlm.core.errors import LIST_MISSING, Parser, UserError, print_error, reason, require_number, run, share_of
+from teacherlm.core.errors import LIST_MISSING, Parser, UserError, print_error, reason, require_number, share_of
 from teacherlm.core.files import file_name, plain_name, require_file_place, require_writable, whole_file
 from teacherlm.core.json_files import load_json, load_object
 from teacherlm.core.lock import one_writer
@@ -411,7 +411,3 @@ def describe_work(
     names = ("num_fewshot", "dtype", "limit", "seed", "tokenization", "permutations")
     arguments = {name: getattr(args, name) for name in names}
     return path, arguments, inputs, manifests.changes(manifest, "evaluate", arguments, inputs)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -21,9 +21,10 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from teacherlm.core.errors import UserError
+from teacherlm.core.places import ROOT
 
-HERE = Path(__file__).resolve().parent
-TASKS = HERE / "lm_eval" / "tasks"
+SCRIPTS = ROOT / "evaluate"
+TASKS = SCRIPTS / "lm_eval" / "tasks"
 TEMPLATE = "creak"
 """The task file that a benchmark without one of its own is scored by."""
 NEW_TASK = "new_task"
@@ -163,14 +164,14 @@ def file_of(folder: Path, name: str) -> Iterator[Path]:
 
 
 def is_library(head: str) -> bool:
-    """Whether a top-level name is Python's or an installed package's; this folder's own modules are neither."""
+    """Whether a top-level name is Python's or an installed package's; the script evaluate/main.py is neither."""
     if head in sys.stdlib_module_names:
         return True
     try:
         spec = importlib.util.find_spec(head)
     except (ImportError, ValueError):
         return True
-    return spec is not None and spec.origin is not None and Path(spec.origin).parent != HERE
+    return spec is not None and spec.origin is not None and Path(spec.origin).parent != SCRIPTS
 
 
 class TaskFinder(importlib.abc.MetaPathFinder):

@@ -10,7 +10,7 @@ from teacherlm.catalog import benchmarks
 from teacherlm.core import manifests
 from teacherlm.catalog.prompts import prompts_digest
 
-DATASETS = task_files.HERE / "lm_eval" / "datasets"
+DATASETS = task_files.SCRIPTS / "lm_eval" / "datasets"
 """The folder of the test sets, where --datasets does not name another."""
 
 

@@ -8,14 +8,12 @@ a tokenizer of these words. Each question names the passage that answers it (`pa
 import argparse
 import random
 import re
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import teacherlm.runtime.loading  # noqa: F401  # no bars in a log
 from teacherlm.atlas.demo.small_reader import make_reader
-from teacherlm.core.errors import Parser, run
+from teacherlm.core.errors import Parser
 from teacherlm.core.files import whole_folder
 from teacherlm.core.records import Record, write_records
 
@@ -116,7 +114,3 @@ def words() -> list[str]:
     sentences = [part for relation in RELATIONS.values() for part in relation]
     found = re.findall("[A-Za-z]+", " ".join([PROMPT, *sentences]))
     return [word for word in dict.fromkeys(found) if word not in ("place", "value")]
-
-
-if __name__ == "__main__":
-    run(main)

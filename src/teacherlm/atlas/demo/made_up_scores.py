@@ -1,12 +1,10 @@
 """What demo.sh learned: of each of its runs the accuracy on the test's unseen places, and how often the passage that
 has the answer was the first that was retrieved."""
 
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from teacherlm.core.errors import Parser, UserError, run
+from teacherlm.core.errors import Parser, UserError
 from teacherlm.core.manifests import manifest_of, read_manifest
 from teacherlm.core.tables import table
 
@@ -32,7 +30,3 @@ def main() -> None:
         rows.append((title, f"{counts['debiased_accuracy']:.1f}", recall))
     print(table(rows))
     print(f"\npercent of {counts['questions']} questions about places that training did not have; chance: 25")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,0 +1,7 @@
+"""Prepare a benchmark for the teacher, and post-process what the teacher wrote."""
+
+from teacherlm.core.errors import run
+from teacherlm.dataset.main import main
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,55 @@
+"""`teacherlm COMMAND ...`: the programs of this package by their names."""
+
+import importlib
+import sys
+
+from teacherlm.core.errors import UserError, run
+from teacherlm.finetune.processes import exit_code_kept
+
+COMMANDS = {
+    "prepare": ("dataset.main", "prepare a benchmark for the teacher, and post-process what the teacher wrote"),
+    "enhance": ("enhance.main", "let a teacher write why each answer is right"),
+    "merge": ("enhance.merge", "put the shards of an enhancement together"),
+    "finetune": ("finetune.main", "finetune a student on the texts of a dataset, a checkpoint an epoch"),
+    "sync-wandb": ("finetune.sync_wandb", "send the runs that wandb kept offline"),
+    "evaluate": ("scoring.main", "score a model, and a student's checkpoints"),
+    "table": ("report.table", "print one table of a run"),
+    "report": ("report.main", "make the page of a run's folder"),
+    "compare": ("report.compare", "make a page and tables that compare runs"),
+    "steer": ("chain.steer", "say how far the chains on Slurm are, show their logs, end them"),
+    "site": ("chain.describe_site", "write down what Slurm says of this site"),
+    "chain-folder": ("chain.chain_folder", "make a chain's folder, and read and write its settings"),
+    "doctor": ("chain.doctor", "say what this machine has and lacks for each stage"),
+    "atlas-train": ("atlas.train", "train a reader on multiple-choice questions, and its retriever with it"),
+    "atlas-evaluate": ("atlas.evaluate", "evaluate a reader and its retriever on multiple-choice questions"),
+    "atlas-scores": ("atlas.scores", "print the MMLU table of a run's predictions"),
+    "prepare-mmlu": ("atlas.prepare_mmlu", "make the question files of the MMLU experiments"),
+    "download-model": ("atlas.download_model", "download a released checkpoint of ATLAS"),
+    "download-index": ("atlas.download_index", "download a published index of Wikipedia"),
+    "download-corpus": ("atlas.download_corpus", "download a corpus of Wikipedia passages"),
+    "made-up-facts": ("atlas.demo.made_up_facts", "make the small world of `make atlas-demo`"),
+    "made-up-scores": ("atlas.demo.made_up_scores", "print what `make atlas-demo` learned"),
+}
+"""Of each command the module with its `main`, and what it does."""
+
+
+def main() -> int | None:
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: teacherlm COMMAND [FLAG ...]      (teacherlm COMMAND --help lists the flags)\n")
+        print("\n".join(f"  {name:16} {does}" for name, (_, does) in COMMANDS.items()))
+        return 0
+    name = words[0]
+    if name not in COMMANDS:
+        raise UserError(f"there is no command {name!r}; there are: {', '.join(COMMANDS)}")
+    sys.argv = [f"teacherlm {name}", *words[1:]]
+    return importlib.import_module(f"teacherlm.{COMMANDS[name][0]}").main()
+
+
+def start() -> None:
+    with exit_code_kept():
+        run(main)
+
+
+if __name__ == "__main__":
+    start()

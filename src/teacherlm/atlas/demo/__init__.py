@@ -1,0 +1,1 @@
+"""A small world that ATLAS is tried out on."""
