@@ -12,7 +12,7 @@ PYTHON := $(VENV)/bin/python
 INSTALL := $(PYTHON) -I -m pip install --quiet --disable-pip-version-check --no-deps
 # With CONTAINER=image.sif the stages run in that image, and nothing needs to be installed here.
 INSTALLED := $(if $(CONTAINER),,$(VENV)/installed.txt)
-HOST_PYTHON := $(if $(CONTAINER),PYTHONPATH="$(CURDIR)" $(BASE_PYTHON),$(PYTHON))
+HOST_PYTHON := $(if $(CONTAINER),PYTHONPATH="$(CURDIR)/src" $(BASE_PYTHON),$(PYTHON))
 STAGE_PYTHON := $(if $(CONTAINER),containers/python.sh,$(PYTHON))
 # RUNS may come from the site's settings.
 LOAD_SITE := root=. && source slurm/lib/site.bash && load_site && export RUNS &&
@@ -58,27 +58,27 @@ atlas-demo: $(INSTALLED) ## retrieval and a reader on a small corpus, some minut
 	@bash atlas/examples/demo.sh
 
 report: $(INSTALLED) ## a page of each run, to look at: make report [RUN=runs/creak/all | BENCHMARK=creak LIMIT=200] OPEN=1
-	@$(LOAD_SITE) RUNS="$${RUNS:-runs}" $(STAGE_PYTHON) src/teacherlm/report/main.py $${RUN:+"$$RUN"} $${BENCHMARK:+--benchmark "$$BENCHMARK"} \
+	@$(LOAD_SITE) RUNS="$${RUNS:-runs}" $(STAGE_PYTHON) -P -m teacherlm report $${RUN:+"$$RUN"} $${BENCHMARK:+--benchmark "$$BENCHMARK"} \
 	    $${LIMIT:+--samples "limit-$$LIMIT"} $${OPEN:+--open}
 
 compare: $(INSTALLED) ## a page and tables that compare runs: make compare RUNS="creak/all sample/limit-48"
 	@compared="$${RUNS:?which ones? make compare RUNS=\"creak/all creak/limit-200\"}"; unset RUNS; \
-	    $(LOAD_SITE) RUNS="$${RUNS:-runs}" $(STAGE_PYTHON) src/teacherlm/report/compare.py $$compared $${OPEN:+--open}
+	    $(LOAD_SITE) RUNS="$${RUNS:-runs}" $(STAGE_PYTHON) -P -m teacherlm compare $$compared $${OPEN:+--open}
 
 status: $(INSTALLED) ## how far each stage of the chains on Slurm is, and why one failed
-	@$(LOAD_SITE) $(HOST_PYTHON) src/teacherlm/chain/steer.py status
+	@$(LOAD_SITE) $(HOST_PYTHON) -P -m teacherlm steer status
 
 logs: $(INSTALLED) ## the ends of the jobs' logs: make logs STAGE=finetune
-	@$(LOAD_SITE) $(HOST_PYTHON) src/teacherlm/chain/steer.py logs
+	@$(LOAD_SITE) $(HOST_PYTHON) -P -m teacherlm steer logs
 
 cancel: $(INSTALLED) ## end the chain that is under way; CHAIN=... when there are several
-	@$(LOAD_SITE) $(HOST_PYTHON) src/teacherlm/chain/steer.py cancel
+	@$(LOAD_SITE) $(HOST_PYTHON) -P -m teacherlm steer cancel
 
 download: $(INSTALLED) ## fetch what jobs without internet need: make download BENCHMARK=creak STUDENT=... TEACHER=...
 	@bash slurm/download.sh "$${BENCHMARK:?which one? make download BENCHMARK=creak}"
 
 site: $(INSTALLED) ## write slurm/site.env from what Slurm says of this site, and show it
-	@$(HOST_PYTHON) src/teacherlm/chain/describe_site.py
+	@$(HOST_PYTHON) -P -m teacherlm site
 
 container: ## build an image from its lock: make container IMAGE=cpu|gpu OUTPUT=teacherlm-cpu.sif
 	@bash containers/build.sh
@@ -100,7 +100,7 @@ test-cluster: $(VENV)/installed.txt ## run the tests on a real Slurm of this mac
 	@$(PYTHON) -P -m pytest -m "$(if $(WHOLE),cluster,cluster and not slow)"
 
 fuzz: $(VENV)/installed.txt ## damage what the stages read, 10,000 times each subject: make fuzz [ONLY=manifests COUNT=1000 SEED=7]
-	@PYTHONPATH=tests:enhance:finetune:evaluate:report:slurm:. $(PYTHON) -P -m fuzz --count $${COUNT:-10000} \
+	@PYTHONPATH=tests $(PYTHON) -P -m fuzz --count $${COUNT:-10000} \
 	    --seed $${SEED:-0} $${ONLY:+--only "$$ONLY"}
 
 check-gpu: $(VENV)/installed.txt ## run the tests that need a GPU
@@ -115,7 +115,7 @@ prove: $(VENV)/installed.txt ## run the proofs on all real test sets (hours): ma
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(nproc)} $(PYTHON) -P -m pytest -m slow $${ONLY:+-k "$$ONLY"}
 
 perf: $(VENV)/installed.txt ## measure a stage side by side with what one would use instead: make perf STAGE=enhance
-	@$(PYTHON) "perf/$${STAGE:?which one? make perf STAGE=enhance}.py" $${CREAK_DATA:+--data "$$CREAK_DATA"}
+	@$(PYTHON) -m "perf.$${STAGE:?which one? make perf STAGE=enhance}" $${CREAK_DATA:+--data "$$CREAK_DATA"}
 
 doctor: ## say what this machine has and lacks for each stage, and how to mend it
 	@if [[ -x $(PYTHON) ]]; then $(PYTHON) src/teacherlm/chain/doctor.py; else $(BASE_PYTHON) src/teacherlm/chain/doctor.py; fi

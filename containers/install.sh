@@ -78,7 +78,7 @@ END
 }
 
 install_project() {
-    printf '/opt/teacherlm\n' >"$venv/lib/python3.11/site-packages/teacherlm.pth"
+    printf '/opt/teacherlm/src\n' >"$venv/lib/python3.11/site-packages/teacherlm.pth"
     "$venv/bin/pip" uninstall --quiet --yes pip
 }
 

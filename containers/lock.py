@@ -20,8 +20,10 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from teacherlm.core.errors import Parser, UserError, run
+from teacherlm.core.errors import UserError
 from teacherlm.core.files import whole_file
+from teacherlm.core.flags import Parser
+from teacherlm.core.programs import run
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

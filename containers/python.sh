@@ -29,7 +29,7 @@ main() {
     while IFS='=' read -r -d '' name value; do
         [[ ! $name =~ $VARIABLES ]] || export "APPTAINERENV_$name=$value"
     done < <(env --null)
-    export APPTAINERENV_PYTHONPATH=$root
+    export APPTAINERENV_PYTHONPATH=$root/src
     exec "$program" "${options[@]}" "$CONTAINER" /opt/venv/bin/python "$@"
 }
 

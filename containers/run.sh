@@ -14,7 +14,7 @@ case $name in
     merge) exec "$PYTHON" "$root/enhance/merge.py" "$@" ;;
     finetune) exec bash "$root/finetune/finetune.sh" "$@" ;;
     evaluate) exec "$PYTHON" "$root/evaluate/main.py" "$@" ;;
-    report) exec "$PYTHON" "$root/src/teacherlm/report/main.py" "$@" ;;
+    report) exec "$PYTHON" -P -m teacherlm report "$@" ;;
     chain) LAUNCHER=local exec bash "$root/slurm/chain.sh" "$@" ;;
     python) exec "$PYTHON" "$@" ;;
     *) echo "$usage" >&2; exit 2 ;;

@@ -1,6 +1,6 @@
-"""Let a teacher write, for every record, why its answer is right: the chain of thought, the mistakes, the fundamentals."""
+"""Let a teacher write, for every record, why its answer is right: the thoughts, mistakes or fundamentals."""
 
-from teacherlm.core.errors import run
+from teacherlm.core.programs import run
 from teacherlm.enhance.main import main
 
 if __name__ == "__main__":

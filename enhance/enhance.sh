@@ -20,7 +20,7 @@ teacher=$1 input=$2 output=$3 task_type=$4
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=slurm/lib/python.bash
-source "$here/../teacherlm/python.bash"
+source "$here/../slurm/lib/python.bash"
 python=$(choose_python "$(dirname -- "$here")")
 
 exec "$python" "$here/enhance.py" --name "$teacher" --input "$input" --output "$output" --task_type "$task_type" "${@:5}"

@@ -1,6 +1,6 @@
 """Score a model, and with --checkpoints each of a student's checkpoints, by the log-likelihood of the choices."""
 
-from teacherlm.core.errors import run
+from teacherlm.core.programs import run
 from teacherlm.scoring.main import main
 
 if __name__ == "__main__":

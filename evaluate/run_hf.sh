@@ -21,10 +21,10 @@ model=$1 tasks=$2
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=slurm/lib/python.bash
-source "$here/../teacherlm/python.bash"
+source "$here/../slurm/lib/python.bash"
 python=$(choose_python "$(dirname -- "$here")")
 # shellcheck source=slurm/lib/launch.bash
-source "$here/../teacherlm/launch.bash"
+source "$here/../slurm/lib/launch.bash"
 
 count=$(processes_here)
 command=("$python" "$here/main.py" --model hf --model_args "pretrained=$model" --tasks "$tasks")

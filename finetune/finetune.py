@@ -1,8 +1,7 @@
 """Finetune a student on the texts of a dataset, a checkpoint an epoch."""
 
-from teacherlm.core.errors import run
+from teacherlm.core.programs import exit_code_kept, run
 from teacherlm.finetune.main import main
-from teacherlm.finetune.processes import exit_code_kept
 
 if __name__ == "__main__":
     with exit_code_kept():

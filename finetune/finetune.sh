@@ -35,10 +35,10 @@ main() {
     export WANDB_PROJECT=${10}
     here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
     # shellcheck source=slurm/lib/python.bash
-    source "$here/../teacherlm/python.bash"
+    source "$here/../slurm/lib/python.bash"
     python=$(choose_python "$(dirname -- "$here")")
     # shellcheck source=slurm/lib/launch.bash
-    source "$here/../teacherlm/launch.bash"
+    source "$here/../slurm/lib/launch.bash"
     gpus=$(processes_here)
 
     while true; do

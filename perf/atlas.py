@@ -8,20 +8,14 @@ training with gradient checkpoints and shared-out optimizer states against train
 import argparse
 import json
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-
-from perf.atlas_reading import READ, read  # noqa: E402
-from perf.atlas_search import COMPRESSED, SEARCH, make_index, recall, search  # noqa: E402
-from perf.atlas_training import CHECKPOINTS, WORKERS, train  # noqa: E402
-from perf.measure import choose, run_alternately, summarize, table, write_results  # noqa: E402
+from perf.atlas_reading import READ, read
+from perf.atlas_search import COMPRESSED, SEARCH, make_index, recall, search
+from perf.atlas_training import CHECKPOINTS, WORKERS, train
+from perf.measure import HERE, choose, run_alternately, summarize, table, write_results
 
 # Not this folder any more, whose atlas.py and evaluate.py are not what these names mean.
-sys.path[:] = [str(HERE.parent), *(place for place in sys.path if place != str(HERE))]
 
 SCENARIOS = {"search-1": SEARCH, "search-64": SEARCH, "search-512": SEARCH, "recall": COMPRESSED, "read": READ}
 SCENARIOS |= {"train-checkpoints": CHECKPOINTS, "train-workers": WORKERS, "train-shards": WORKERS}
@@ -48,7 +42,7 @@ def main() -> None:
         contenders = choose(SCENARIOS[name], None)
         words = [f"--scenarios={name}", *([f"--mmlu={args.mmlu}"] if args.mmlu else [])]
         measured = run_alternately(
-            Path(__file__).resolve(), contenders, words, 1 if name.startswith(("recall", "train")) else args.repetitions
+            __spec__.name, contenders, words, 1 if name.startswith(("recall", "train")) else args.repetitions
         )
         found = compare(measured, contenders[0].name)
         rows = summarize(contenders, measured, UNITS.get(name.split("-")[0], "queries/s"), contenders[0].name)

@@ -114,7 +114,8 @@ def make_reader(size: str = "small") -> Path:
     import torch
     from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 
-    from teacherlm.core.files import cache_folder, whole_folder
+    from teacherlm.core.files import whole_folder
+    from teacherlm.core.places import cache_folder
 
     folder = cache_folder() / "perf" / f"t5-{size}-shape-32k"
     if folder.is_dir():

@@ -38,7 +38,7 @@ COMPRESSED = [
 
 
 def index_folder() -> Path:
-    from teacherlm.core.files import cache_folder
+    from teacherlm.core.places import cache_folder
 
     return cache_folder() / "perf" / CACHE
 

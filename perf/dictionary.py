@@ -15,7 +15,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from teacherlm.core.files import cache_folder, whole_folder
+from teacherlm.core.files import whole_folder
+from teacherlm.core.places import cache_folder
 
 DIGITS = {
     digit: value for value, digit in enumerate(string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/")

@@ -8,20 +8,14 @@ import argparse
 import importlib.util
 import itertools
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[0] = str(HERE.parent / "enhance")  # the engines; and no module of this folder is meant by `enhance`
-sys.path.append(str(HERE))
-
-from perf.measure import Contender, choose, run_alternately, summarize, table, write_results  # noqa: E402
-
-from teacherlm.catalog.benchmarks import load_benchmark  # noqa: E402
-from teacherlm.catalog.models import find_model, local_folder  # noqa: E402
-from teacherlm.catalog.sources import read_split  # noqa: E402
+from perf.measure import HERE, Contender, choose, run_alternately, summarize, table, write_results
+from teacherlm.catalog.benchmarks import load_benchmark
+from teacherlm.catalog.models import find_model, local_folder
+from teacherlm.catalog.sources import read_split
 
 VLLM = Contender("vllm-bf16", "vLLM, through this project's engine", "bfloat16", peer=True)
 CONTENDERS = [
@@ -55,7 +49,7 @@ def main() -> None:
     words = [f"--{name}={getattr(args, name)}" for name in ("model", "records", "num_tokens", "batch_size")]
     words += [f"--data={args.data}"] if args.data else []
     pythons = {VLLM.name: args.vllm_python} if args.vllm_python else {}
-    measured = run_alternately(Path(__file__).resolve(), contenders, words, args.repetitions, pythons)
+    measured = run_alternately(__spec__.name, contenders, words, args.repetitions, pythons)
     rows = summarize(contenders, measured, "records/s", contenders[0].name)
     write_results(HERE / "results" / "enhance.json", rows)
     print(table(rows))

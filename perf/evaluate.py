@@ -10,18 +10,14 @@ import json
 import logging
 import os
 import random
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[0] = str(HERE.parent / "evaluate")
-sys.path.append(str(HERE))
-
-from perf.measure import (  # noqa: E402
+from perf.measure import (
+    HERE,
     Contender,
     choose,
     memory,
@@ -31,13 +27,10 @@ from perf.measure import (  # noqa: E402
     table,
     write_results,
 )
-
-sys.path.remove(str(HERE))  # this file is not the library `evaluate`
-
-from teacherlm.catalog.benchmarks import load_benchmark  # noqa: E402
-from teacherlm.catalog.models import find_model, local_folder  # noqa: E402
-from teacherlm.catalog.prompts import LETTERS, test_context  # noqa: E402
-from teacherlm.catalog.sources import read_split  # noqa: E402
+from teacherlm.catalog.benchmarks import load_benchmark
+from teacherlm.catalog.models import find_model, local_folder
+from teacherlm.catalog.prompts import LETTERS, test_context
+from teacherlm.catalog.sources import read_split
 
 
 @dataclass(frozen=True)
@@ -99,7 +92,7 @@ def main() -> None:
             *(f"--{key}={getattr(args, key)}" for key in ("data", "mmlu") if getattr(args, key)),
         ]
         contenders = choose(CONTENDERS, args.contenders)
-        measured = run_alternately(Path(__file__).resolve(), contenders, words, args.repetitions)
+        measured = run_alternately(__spec__.name, contenders, words, args.repetitions)
         differences = compare(measured, contenders[0].name)
         rows = summarize(contenders, measured, "questions/s", contenders[0].name)
         for row in rows:
@@ -217,8 +210,7 @@ def hflm(contender: Contender, scenario: Scenario, folder: Path) -> Callable:
 
 
 def ours(contender: Contender, scenario: Scenario, folder: Path) -> Callable:
-    from teacherlm.scoring import language_model
-    from teacherlm.scoring import scored_model
+    from teacherlm.scoring import language_model, scored_model
 
     model = make_model(scenario, folder, contender.dtype)
     scored_model.load_model = lambda *args, **options: model  # BLOOM's shape is in no folder

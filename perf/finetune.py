@@ -10,7 +10,6 @@ import importlib.util
 import json
 import random
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,16 +18,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[0] = str(HERE.parent / "finetune")
-sys.path.append(str(HERE))
-
-from perf.measure import Contender, choose, run_alternately, summarize, table, write_results  # noqa: E402
-
-from teacherlm.catalog.benchmarks import load_benchmark  # noqa: E402
-from teacherlm.runtime.memory import keep_freed_memory  # noqa: E402
-from teacherlm.catalog.models import find_model, local_folder  # noqa: E402
-from teacherlm.catalog.sources import read_split  # noqa: E402
+from perf.measure import HERE, Contender, choose, run_alternately, summarize, table, write_results
+from teacherlm.catalog.benchmarks import load_benchmark
+from teacherlm.catalog.models import find_model, local_folder
+from teacherlm.catalog.sources import read_split
+from teacherlm.runtime.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -85,7 +79,7 @@ def main() -> None:
     for name in args.scenarios.split(","):
         print(f"\n{name}: {SCENARIOS[name]}", flush=True)
         words = [f"--scenarios={name}", *([f"--data={args.data}"] if args.data else [])]
-        measured = run_alternately(Path(__file__).resolve(), contenders, words, args.repetitions)
+        measured = run_alternately(__spec__.name, contenders, words, args.repetitions)
         rows = summarize(contenders, measured, "real tokens/s", contenders[0].name)
         results += [{"scenario": name, **row} for row in rows]
         print(table(rows))
@@ -208,12 +202,12 @@ def make_trainer(name: str, scenario: Scenario, model: Any, tokenizer: Any, samp
 
 
 def make_our_trainer(model: Any, samples: Any, common: dict[str, Any]) -> Any:
+    from transformers import TrainingArguments
+
     from teacherlm.finetune.chunked_loss import use_chunked_loss
     from teacherlm.finetune.collators import PackingCollator
     from teacherlm.finetune.student import find_path
     from teacherlm.finetune.trainer import FinetuneTrainer
-    from transformers import TrainingArguments
-
     from teacherlm.runtime.packed_attention import use_packing
     from teacherlm.runtime.self_check import timed
 

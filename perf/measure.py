@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,13 @@ def choose(contenders: Sequence[Contender], names: str | None) -> list[Contender
 
 
 def run_alternately(
-    script: Path,
+    module: str,
     contenders: Sequence[Contender],
     words: Sequence[str],
     repetitions: int,
     pythons: Mapping[str, str] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Run `script --contender NAME words...` for each contender in turn, `repetitions` times over.
+    """Run `python -m module --contender NAME words...` for each contender in turn, `repetitions` times over.
 
     Args:
         pythons: name -> interpreter, of contenders that are installed elsewhere.
@@ -61,7 +62,7 @@ def run_alternately(
             if contender.once and repetition:
                 continue
             python = (pythons or {}).get(contender.name, sys.executable)
-            command = [python, str(script), "--contender", contender.name, *words]
+            command = [python, "-m", module, "--contender", contender.name, *words]
             result, peak = run_once(command)
             measured[contender.name].append({**result, "peak_memory_bytes": peak})
             shown = ", ".join(f"{key} {value:.4g}" for key, value in result.items() if isinstance(value, float))
@@ -71,9 +72,11 @@ def run_alternately(
 
 def run_once(command: list[str]) -> tuple[dict[str, Any], int]:
     """The JSON that a process printed last, and the most memory that it held, in bytes."""
-    root = HERE.parent
-    environment = {**os.environ, "PYTHONPATH": str(root)}  # for interpreters into which the project is not installed
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root, env=environment)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT / "src"),
+    }  # for interpreters into which the project is not installed
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status):

@@ -21,9 +21,10 @@ from typing import Any
 
 from perf.measure import HERE, write_results
 from perf.scale import claim
-
+from teacherlm.core.errors import UserError
+from teacherlm.core.flags import Parser
 from teacherlm.core.places import ROOT
-from teacherlm.core.errors import Parser, UserError, run
+from teacherlm.core.programs import run
 from teacherlm.core.records import read_records, write_records
 
 RUN = "drawn_cot_tail_explanation_seed0"
@@ -53,7 +54,7 @@ def main() -> None:
         folder = Path(name) / "creak" / "all"
         make_run(folder, args.data, args.samples)
         started = time.monotonic()
-        script("src/teacherlm/report/main.py", folder)
+        program("report", folder)
         built = time.monotonic() - started
         page = folder / "report" / "index.html"
         size = page.stat().st_size
@@ -80,10 +81,10 @@ def make_run(folder: Path, data: Path | None, samples: int) -> None:
     for name, found in claims.items():
         write_records(source / f"{name}.json", found)
     prepared, enhanced = folder / "prepare", folder / "enhance" / "explanation_seed0"
-    script("enhance/data_prepare.py", "--data", source, "--output_dir", prepared, "--test_dir", prepared / "test")
+    program("prepare", "--data", source, "--output_dir", prepared, "--test_dir", prepared / "test")
     words = ("--name", "field:explanation", "--input", prepared / "CREAK.jsonl", "--task_type", "cot_text")
-    script("enhance/enhance.py", *words, "--output", enhanced / "CREAK_cot.jsonl")
-    script("enhance/data_prepare.py", "--output_dir", enhanced, "--test_dir", prepared / "test", "--post_process")
+    program("enhance", *words, "--output", enhanced / "CREAK_cot.jsonl")
+    program("prepare", "--output_dir", enhanced, "--test_dir", prepared / "test", "--post_process")
     for name in ("drawn", f"{RUN}/checkpoint-1"):
         write_answers(folder / "evaluate" / name, claims["dev"])
 
@@ -112,9 +113,11 @@ def write_answers(folder: Path, claims: list[dict[str, Any]]) -> None:
     (folder / "creak.json").write_text(json.dumps(result), encoding="utf-8")
 
 
-def script(name: str, *words: object) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, str(ROOT / name), *map(str, words)], check=True, env=environment, stdout=2)
+def program(name: str, *words: object) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    subprocess.run(
+        [sys.executable, "-P", "-m", "teacherlm", name, *map(str, words)], check=True, env=environment, stdout=2
+    )
 
 
 def open_page(chromium: str, page: Path) -> dict[str, float]:

@@ -18,12 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-sys.path[0] = str(ROOT / "enhance")
-sys.path.append(str(HERE))
-
-from perf.measure import run_once, write_results  # noqa: E402
+from perf.measure import HERE, ROOT, run_once, write_results
 
 SHARDS = 4
 TESTED = 1000
@@ -53,7 +48,7 @@ def main() -> None:
 
 
 def measure(step: str, folder: Path, records: int) -> dict[str, Any]:
-    command = [sys.executable, str(Path(__file__).resolve()), "--step", step]
+    command = [sys.executable, "-m", __spec__.name, "--step", step]
     result, peak = run_once([*command, "--records", str(records), "--folder", str(folder)])
     row = {"records": records, "stage": step, "value": records / result["seconds"], "unit": "records/s", **result}
     print(f"{records} {step}: {result['seconds']:.1f} s, peak {peak / 2**20:.0f} MiB", file=sys.stderr, flush=True)
@@ -98,10 +93,9 @@ def prepare(folder: Path, records: int) -> None:
 
 def write_shards(folder: Path, records: int) -> None:
     """What enhance.py writes with --shard I/4, the teacher's texts made up."""
-    from teacherlm.enhance.job import shard_path, shard_records
-
     from teacherlm.core import manifests
     from teacherlm.core.records import write_records
+    from teacherlm.enhance.job import shard_path, shard_records
 
     source, output = folder / "out" / "CREAK.jsonl", folder / "out" / "CREAK_cot.jsonl"
     described = manifests.describe(source)

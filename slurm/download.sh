@@ -16,6 +16,6 @@ load_site
 settings "$1"
 own_folders "$run_folder/.locks"
 for model in "$student" "$teacher"; do
-    [[ $model == field:* || $model == http*://* ]] || "$PYTHON" -P -m teacherlm.models folder "$model"
+    [[ $model == field:* || $model == http*://* ]] || "$PYTHON" -P -m teacherlm.catalog.models folder "$model"
 done
 (run_alone prepare 0)

@@ -6,16 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import ROOT, STAGES
+from conftest import STAGES
 
 SERVER = """
 import io, json, os, runpy, signal, sys, time
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
-sys.path[:0] = {folders!r}
-import arguments, checkpoints, contamination, data_prepare, datasets, dev, find_tasks, finetune, interrupts, job
-import language_model, merge, permutations, samples, scoring, student, trainer, watching, work
-import engines.transformers_engine
+import datasets
+import teacherlm.dataset.main, teacherlm.enhance.main, teacherlm.enhance.merge, teacherlm.finetune.main
+import teacherlm.enhance.engines.transformers_engine, teacherlm.scoring.main, teacherlm.scoring.evaluator
+from teacherlm.finetune import arguments, checkpoints, dev, interrupts, samples, student, trainer, watching
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 def start(words, delay, output, encoding):
@@ -59,8 +59,7 @@ class AtOnce:
         self.place = place
 
     def __enter__(self) -> "AtOnce":
-        folders = [str(ROOT), *(str(ROOT / name) for name in ("enhance", "finetune", "evaluate", "report"))]
-        command = ["nice", sys.executable, "-c", SERVER.format(folders=folders)]
+        command = ["nice", sys.executable, "-c", SERVER]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TEACHERLM_REVISION": "tests"}  # no git in each run
         self.process = subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment, cwd=self.place)
         return self

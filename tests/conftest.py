@@ -33,10 +33,15 @@ STAGES = {
     "merge": ROOT / "enhance" / "merge.py",
     "finetune": ROOT / "finetune" / "finetune.py",
     "evaluate": ROOT / "evaluate" / "main.py",
-    "table": ROOT / "report" / "table.py",
-    "report": ROOT / "report" / "report.py",
-    "compare": ROOT / "report" / "compare.py",
 }
+"""The scripts of the stages."""
+COMMANDS = ("table", "report", "compare", "steer", "site", "chain-folder")
+"""Programs that have no script: `python -m teacherlm NAME`."""
+
+
+def program(name: str) -> list[str]:
+    """The words after `python` that start a program."""
+    return [str(STAGES[name])] if name in STAGES else ["-P", "-m", "teacherlm", name]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -77,7 +82,7 @@ def stage() -> Callable[..., subprocess.CompletedProcess]:
 
     def run(name: str, *words: object, **options: object) -> subprocess.CompletedProcess:
         python = sys.executable if "env" in options else warm_python()  # libraries may read it when they are imported
-        command = [python, str(STAGES[name]), *map(str, words)]
+        command = [python, *program(name), *map(str, words)]
         return subprocess.run(command, capture_output=True, text=True, **options)
 
     return run
@@ -88,10 +93,14 @@ def inside(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Cal
     """Run a stage's script to its end like `stage`, but in this process, which has torch loaded already."""
 
     def run(name: str, *words: object) -> subprocess.CompletedProcess:
-        monkeypatch.setattr(sys, "argv", [str(STAGES[name]), *map(str, words)])
+        start = [str(STAGES[name])] if name in STAGES else ["teacherlm", name]
+        monkeypatch.setattr(sys, "argv", [*start, *map(str, words)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(STAGES[name]), run_name="__main__")
+            if name in STAGES:
+                runpy.run_path(str(STAGES[name]), run_name="__main__")
+            else:
+                runpy.run_module("teacherlm", run_name="__main__")
         captured = capfd.readouterr()
         return subprocess.CompletedProcess(sys.argv, ended.value.code, captured.out, captured.err)
 

@@ -11,8 +11,8 @@ from typing import Any
 from conftest import STAGES, sample_claims, warm_python
 from scipy.stats import binomtest
 
-from teacherlm.core import manifests
 from teacherlm.catalog.prompts import test_context
+from teacherlm.core import manifests
 from teacherlm.core.records import read_records, write_records
 
 STUDENT = "tiny"

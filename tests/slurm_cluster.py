@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, make_tiny_model
+from conftest import ROOT, make_tiny_model, program
 
 SITE = """
 CPU_ARGS=(--cpus-per-task=1 --mem=1500M --time=10)
@@ -42,7 +42,7 @@ class Cluster:
         return self.run("bash", str(ROOT / "slurm" / "chain.sh"), "sample", **words)
 
     def steer(self, command: str, runs: str = "runs", **variables: object) -> subprocess.CompletedProcess:
-        return self.run(sys.executable, str(ROOT / "slurm" / "steer.py"), command, RUNS=self.place / runs, **variables)
+        return self.run(sys.executable, *program("steer"), command, RUNS=self.place / runs, **variables)
 
     def jobs(self, runs: str = "runs") -> list[list[str]]:
         """Rows of what was submitted: stage, job, tasks, waits for, work, log."""

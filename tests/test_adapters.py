@@ -9,10 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from any_models import llama_config, save
-from teacherlm.scoring.batching import Group
 from conftest import only_error, read_lines
-from teacherlm.enhance.engines import Prompt, Sampling
-from teacherlm.enhance.engines.transformers_engine import TransformersEngine
 from peft import (
     IA3Config,
     LoHaConfig,
@@ -25,15 +22,18 @@ from peft import (
     get_peft_model,
 )
 from safetensors.torch import load_file, save_file
-from teacherlm.scoring.scored_model import ScoredModel
 from test_any_model import words as stage_words
 from test_finetune import STEPS, flags, read_log, weights
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from teacherlm.catalog.adapters import base_reference
-from teacherlm.runtime.loading import load_tokenizer
 from teacherlm.catalog.models import Model
+from teacherlm.enhance.engines import Prompt, Sampling
+from teacherlm.enhance.engines.transformers_engine import TransformersEngine
+from teacherlm.runtime.loading import load_tokenizer
 from teacherlm.runtime.tokens import decode_completion, encode_prompt
+from teacherlm.scoring.batching import Group
+from teacherlm.scoring.scored_model import ScoredModel
 
 
 def lora(model: Path, dataset: Path, output: Path) -> list[object]:

@@ -11,17 +11,17 @@ import transformers
 from any_models import SIZES, byte_tokenizer, llama_config, reference, save, sentencepiece_tokenizer
 from conftest import only_error, read_lines
 from datasets import Dataset
-from teacherlm.enhance.engines import Prompt, Sampling
-from teacherlm.enhance.engines.transformers_engine import TransformersEngine
-from teacherlm.scoring.language_model import LanguageModel
 from lm_eval.api.instance import Instance
-from teacherlm.finetune.samples import tokenize
-from teacherlm.finetune.fields import parse_task
 from tokenizers import Tokenizer, models, processors
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from teacherlm.enhance.engines import Prompt, Sampling
+from teacherlm.enhance.engines.transformers_engine import TransformersEngine
+from teacherlm.finetune.fields import parse_task
+from teacherlm.finetune.samples import tokenize
 from teacherlm.runtime import self_check, tokens
 from teacherlm.runtime.loading import load_model, load_tokenizer
+from teacherlm.scoring.language_model import LanguageModel
 
 Inside = Callable[..., object]
 CONTEXT = "Q: Bees are insects. (A) True (B) False A: The answer is ("

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, only_error
 
-from teacherlm.atlas.contents import noted_digest, record_of
 from teacherlm.atlas import downloads
+from teacherlm.atlas.contents import noted_digest, record_of
 from teacherlm.atlas.downloads import download
 from teacherlm.core.errors import UserError
 

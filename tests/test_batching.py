@@ -2,9 +2,10 @@
 
 import functools
 
-from teacherlm.scoring.batching import SHORTEST_PREFIX, Group, Tokens, common_prefix, group_by_prefix, make_batches
 from hypothesis import given
 from hypothesis import strategies as st
+
+from teacherlm.scoring.batching import SHORTEST_PREFIX, Group, Tokens, common_prefix, group_by_prefix, make_batches
 
 TOKENS = st.integers(0, 1)  # few different ones, so that prefixes are common
 BEGINNINGS = st.sampled_from([(), (0,) * SHORTEST_PREFIX, (0,) * (SHORTEST_PREFIX + 3), (1,) * (SHORTEST_PREFIX + 1)])

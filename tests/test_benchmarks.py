@@ -8,8 +8,8 @@ import datasets
 import pytest
 
 from teacherlm.catalog.benchmarks import load_benchmark
-from teacherlm.core.records import Record
 from teacherlm.catalog.sources import read_split
+from teacherlm.core.records import Record
 
 ENDINGS = {
     "cot_text": " Let's think step by step.",

@@ -122,7 +122,7 @@ def test_another_seed_reruns_what_depends_on_it_and_no_more(
 def make(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     """`make TARGET VARIABLE=value ...` in a copy of the checkout, which has a benchmark more."""
     checkout = tmp_path_factory.mktemp("checkout")
-    for name in ("atlas", "benchmarks", "enhance", "evaluate", "finetune", "models", "report", "slurm", "teacherlm"):
+    for name in ("atlas", "benchmarks", "enhance", "evaluate", "finetune", "models", "slurm", "src"):
         ignore = shutil.ignore_patterns("__pycache__", "site.env")
         shutil.copytree(ROOT / name, checkout / name, ignore=ignore)
     shutil.copy(ROOT / "Makefile", checkout)
@@ -145,7 +145,14 @@ def make(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     (checkout / ".venv" / "installed.txt").touch()
 
     def run(target: str, *words: object) -> subprocess.CompletedProcess:
-        small = {"LIMIT": 8, "EPOCHS": 1, "BATCH": 4, "TASK": "text", "LAUNCHER": "local", "PYTHONPATH": checkout}
+        small = {
+            "LIMIT": 8,
+            "EPOCHS": 1,
+            "BATCH": 4,
+            "TASK": "text",
+            "LAUNCHER": "local",
+            "PYTHONPATH": checkout / "src",
+        }
         environment = {**os.environ, **{name: str(value) for name, value in small.items()}, "STUDENT": str(tiny_llama)}
         environment.pop("CONTAINER", None)
         command = ["make", target, *map(str, words)]

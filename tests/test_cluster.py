@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, program
 from slurm_cluster import Cluster, outputs
 
 pytestmark = pytest.mark.cluster
@@ -105,7 +105,7 @@ def test_make_download_fetches_models_and_prepares_the_data(cluster: Cluster) ->
 
 def test_make_site_asks_slurm_and_the_chain_takes_what_it_wrote(cluster: Cluster) -> None:
     site = cluster.place / "asked.env"
-    describe = [sys.executable, str(ROOT / "slurm" / "describe_site.py"), "--output", str(site)]
+    describe = [sys.executable, *program("site"), "--output", str(site)]
     shown = cluster.run(*describe).stdout
     assert "main*" in shown
     assert "gpu:2" in shown

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, program
 from slurm_cluster import SMALL, Cluster
 
 pytestmark = pytest.mark.cluster
@@ -250,8 +250,8 @@ def test_slurm_s_programs_without_its_configuration_are_one_line(cluster: Cluste
     (cluster.place / "nobody/sample/all/chains/x").mkdir(parents=True)
     (cluster.place / "nobody/sample/all/chains/x/jobs.tsv").touch()
     for command in ("status", "cancel"):
-        (line,) = ask(sys.executable, ROOT / "slurm" / "steer.py", command).stderr.splitlines()
-        assert line.startswith("steer.py: error: Slurm does not answer (")
-    site = ask(sys.executable, ROOT / "slurm" / "describe_site.py", "--output", tmp_path / "site.env")
+        (line,) = ask(sys.executable, *program("steer"), command).stderr.splitlines()
+        assert line.startswith("teacherlm steer: error: Slurm does not answer (")
+    site = ask(sys.executable, *program("site"), "--output", tmp_path / "site.env")
     (line,) = site.stderr.splitlines()
     assert "Slurm does not answer (" in line

@@ -107,7 +107,7 @@ for path in ({str(tmp_path / "a")!r}, {str(tmp_path / "runs" / "a")!r}, {str(ROO
 def test_the_environment_is_clean(image: Path, tmp_path: Path) -> None:
     code = "import os, teacherlm; print(os.environ.get('SECRET'), os.environ['WANDB_MODE'], teacherlm.__file__)"
     result = run(image, tmp_path, INSIDE, "-c", code, SECRET="x", WANDB_MODE="offline")
-    assert result.stdout.split() == ["None", "offline", str(ROOT / "teacherlm" / "__init__.py")]
+    assert result.stdout.split() == ["None", "offline", str(ROOT / "src" / "teacherlm" / "__init__.py")]
 
 
 def test_signals_and_exit_codes_pass_through(image: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from atlas_models import make_passages, write_lines
 from backports import zstd
-from conftest import ROOT, only_error
+from conftest import only_error
 
 from teacherlm.atlas import passages as passage_files
 from teacherlm.atlas.flat_search import FlatVectors
@@ -24,18 +24,17 @@ from teacherlm.atlas.index import Index
 from teacherlm.atlas.index_files import load_index, save_index
 from teacherlm.atlas.training import check_shared
 from teacherlm.core.errors import UserError
-from teacherlm.runtime.pickles import load_plain
 from teacherlm.core.records import read_records
 from teacherlm.core.saved_datasets import load_saved, saved_files
+from teacherlm.runtime.pickles import load_plain
 
 MUTATIONS = 100
 CHILD = """
 import random, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
 from teacherlm.core.errors import UserError
 {imports}
-file, draw, refused = Path(sys.argv[2]), random.Random(0), 0
+file, draw, refused = Path(sys.argv[1]), random.Random(0), 0
 whole = file.read_bytes()
 for number in range({mutations}):
     data = bytearray(whole)
@@ -59,7 +58,7 @@ LOAD = "load_index(file.parent, None, None, None, 16, torch.device('cpu'))"
 def refused_of(file: Path, imports: str, read: str, mutations: int = MUTATIONS) -> int:
     """How many of the mutations of a file are refused, read one after the other in a child process."""
     program = CHILD.format(imports=imports, read=read, mutations=mutations)
-    child = subprocess.run([sys.executable, "-c", program, ROOT, file], capture_output=True, text=True)
+    child = subprocess.run([sys.executable, "-c", program, file], capture_output=True, text=True)
     assert child.returncode == 0, (child.returncode, child.stderr[-2000:])
     return int(child.stdout)
 

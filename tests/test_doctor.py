@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from hub_stand_in import serve_hub
 
-DOCTOR = ROOT / "teacherlm" / "doctor.py"
+DOCTOR = ROOT / "src" / "teacherlm" / "chain" / "doctor.py"
 SUBJECTS = [
     "Python",
     "packages",

@@ -9,8 +9,8 @@ import pytest
 from conftest import contents, only_error, read_lines
 from test_enhance import edit_record, progress_of, prompts
 
-from teacherlm.core import manifests
 from teacherlm.catalog.prompts import full_tail
+from teacherlm.core import manifests
 
 RECORDS, SHARDS = 15, 4
 

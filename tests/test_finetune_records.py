@@ -11,14 +11,14 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from teacherlm.finetune.arguments import FinetuneArguments, parse_arguments
 from conftest import STAGES, contents, only_error
-from teacherlm.finetune.known_flags import DERIVED, FORMER, HARMLESS, REFUSED
-from teacherlm.finetune.recorded import deepspeed_settings, recorded_flags
 from test_finetune import STEPS, flags, read_log, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, TrainingArguments
 
 from teacherlm.core.errors import UserError
+from teacherlm.finetune.arguments import FinetuneArguments, parse_arguments
+from teacherlm.finetune.known_flags import DERIVED, FORMER, HARMLESS, REFUSED
+from teacherlm.finetune.recorded import deepspeed_settings, recorded_flags
 
 RECORDED = {
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay",

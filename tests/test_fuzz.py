@@ -15,14 +15,13 @@ from teacherlm.core.errors import UserError
 
 COUNT, MORE = 25, {"records": 500, "model_files": 100, "benchmark_files": 100, "archives": 100}
 """Damages of a subject; those that are read in a hundredth of a second get more of them."""
-FOLDERS = ("tests", "enhance", "finetune", "evaluate", "report", "slurm", ".")
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_what_is_damaged_is_read_or_refused_in_one_line(name: str, tmp_path: Path) -> None:
     count = MORE.get(name, COUNT)
     words = ["--only", name, "--count", str(count), "--workers", "2", "--keep", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in FOLDERS)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
     command = [sys.executable, "-P", "-m", "fuzz", *words]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -8,12 +8,12 @@ import torch
 import transformers
 from any_models import SIZES, llama_config, reference, save
 from conftest import read_lines
-from teacherlm.enhance.engines import Sampling
-from teacherlm.enhance.engines.transformers_engine import TransformersEngine
-from teacherlm.scoring.language_model import LanguageModel
 from test_any_model import CONTEXT, ask, gemma2, gemma3, generated, gpt_neo, likeliest, words
 
+from teacherlm.enhance.engines import Sampling
+from teacherlm.enhance.engines.transformers_engine import TransformersEngine
 from teacherlm.runtime.loading import load_tokenizer
+from teacherlm.scoring.language_model import LanguageModel
 
 pytestmark = pytest.mark.gpu
 PROMPTS = ["Bees are", "The capital of France is a city on the river", "Iron", "A very old pear tree stood in it"]

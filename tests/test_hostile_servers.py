@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 from conftest import STAGES, only_error, read_lines
-from teacherlm.enhance.engines import openai_engine
 from test_enhance import prompts
 from test_enhance_failures import failures_of, last_error
+
+from teacherlm.enhance.engines import openai_engine
 
 KEY = "sk-not-for-others-0123"
 GOOD = b'{"choices": [{"text": " Because."}]}'

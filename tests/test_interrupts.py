@@ -15,16 +15,16 @@ from conftest import ROOT, warm_python
 from test_finetune import flags, read_log, weights
 
 SERVER = """
-import importlib, json, os, sys
-sys.path.insert(0, {folder!r})
-import arguments, checkpoints, finetune, interrupts, samples, student, trainer, watching  # once for all forks
+import json, os, sys
+from teacherlm.core.programs import run
+from teacherlm.finetune import arguments, checkpoints, interrupts, main, samples, student, trainer, watching  # once
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 for line in sys.stdin:
     child = os.fork()
     if not child:
         sys.argv = json.loads(line)
         sys.stdout = sys.stderr = open(os.devnull, "w")
-        finetune.run(finetune.main)
+        run(main.main)
     print(child, flush=True)
     _, status = os.waitpid(child, 0)
     print(os.waitstatus_to_exitcode(status), flush=True)
@@ -35,8 +35,7 @@ class Forks:
     """A process that has the libraries loaded and does each run in a fork: starting takes no time."""
 
     def __enter__(self) -> "Forks":
-        code = SERVER.format(folder=str(ROOT / "finetune"))
-        self.process = subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True)
+        self.process = subprocess.Popen([sys.executable, "-c", SERVER], stdin=-1, stdout=-1, text=True)
         return self
 
     def start(self, words: list[object]) -> int:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from teacherlm.scoring.language_model import LanguageModel
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from teacherlm.scoring.language_model import LanguageModel
 
 SHOTS = "Q: Are bees insects? (A) True (B) False A: The answer is (A).\n\n" * 3
 CONTEXTS = [

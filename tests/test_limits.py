@@ -9,11 +9,11 @@ from bounded import bounded
 from conftest import STAGES, only_error
 from test_new_benchmark import SAMPLE, mistake, written
 
-from teacherlm.core import limits
 from teacherlm.catalog.benchmarks import load_benchmark
+from teacherlm.catalog.sources import read_csv
+from teacherlm.core import limits
 from teacherlm.core.json_files import load_json
 from teacherlm.core.records import read_records
-from teacherlm.catalog.sources import read_csv
 
 TIMES_TEN = ", ".join(["*{0}"] * 10)
 WITHOUT_TITLE = "question: q\nchoices: [a, b]\nanswer: a\nsplits: {train: a, test: b}\n"
@@ -132,7 +132,7 @@ DOUBLED = "".join("{% set a = " + sum_ + " %}" for sum_ in ["'x' ~ question", *[
     ],
 )
 def test_a_template_that_is_meant_to_hurt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str) -> None:
-    monkeypatch.setattr("teacherlm.templates.TEMPLATE_WORK", limits.TEMPLATE_WORK // 20)  # to be there sooner
+    monkeypatch.setattr("teacherlm.catalog.templates.TEMPLATE_WORK", limits.TEMPLATE_WORK // 20)  # to be there sooner
     path = written(tmp_path, "{{ question }}", template)
     said = mistake(lambda: load_benchmark(path).ask(SAMPLE, "train.jsonl, line 7"))
     assert said.startswith((f"{path}: the template question", "train.jsonl, line 7: the template question"))
@@ -145,7 +145,7 @@ def test_a_template_ends_at_its_limits(tmp_path: Path, monkeypatch: pytest.Monke
         ("TEMPLATE_WORK", limits.TEMPLATE_WORK, "makes more than 5,000,000 letters (each step of a loop counts as 20)"),
         ("TEMPLATE_SECONDS", 0.1, "takes more than 0.1 seconds"),
     ):
-        monkeypatch.setattr(f"teacherlm.templates.{name}", value)
+        monkeypatch.setattr(f"teacherlm.catalog.templates.{name}", value)
         assert mistake(lambda: load_benchmark(path).ask(SAMPLE, "train.jsonl, line 7")) == message + said
 
 

@@ -12,8 +12,8 @@ from test_mmlu_scores import SCRIPT as SCORES
 from test_prepare_mmlu import prepare
 
 from teacherlm.core.errors import UserError
-from teacherlm.core.files import files_below
 from teacherlm.core.manifests import describe
+from teacherlm.core.trees import files_below
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 import torch
 from conftest import ROOT
 
+from teacherlm.catalog.models import Model, find_model, local_folder, names
 from teacherlm.core.errors import UserError
 from teacherlm.runtime.loading import load_model, load_tokenizer
-from teacherlm.catalog.models import Model, find_model, local_folder, names
 
 STUDENTS = {f"{family}-{size}" for family in ("bloom", "bloomz") for size in ("560m", "1b1", "1b7", "3b", "7b1")}
 STUDENTS |= {f"opt-{size}" for size in ("125m", "350m", "1.3b", "2.7b", "6.7b", "13b")} | {"smollm2-135m"}

@@ -11,8 +11,8 @@ from report_runs import STUDENT, write_run
 from test_new_benchmark import mistake, written
 
 from teacherlm.catalog.benchmarks import load_benchmark
-from teacherlm.core.files import file_name, plain_name
 from teacherlm.catalog.models import find_model
+from teacherlm.core.names import file_name, plain_name
 
 LEADING_ELSEWHERE = [
     "../../victim",

@@ -10,9 +10,9 @@ import datasets
 import pytest
 
 from teacherlm.catalog.benchmarks import load_benchmark
+from teacherlm.catalog.sources import read_split
 from teacherlm.core.errors import UserError
 from teacherlm.core.records import write_records
-from teacherlm.catalog.sources import read_split
 
 YAML = """\
 title: CommonsenseQA

@@ -13,9 +13,9 @@ from backports import zstd
 from conftest import contents, only_error, sample_claims
 
 from teacherlm.catalog.benchmarks import RESERVED, load_benchmark
+from teacherlm.catalog.sources import read_split
 from teacherlm.core.errors import UserError
 from teacherlm.core.records import read_records
-from teacherlm.catalog.sources import read_split
 
 PACK = {".gz": gzip.compress, ".zst": zstd.compress}
 

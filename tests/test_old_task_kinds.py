@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from teacherlm.scoring import evaluator as scoring
 import torch
 from conftest import only_error
 from datasets import Dataset, DatasetDict
@@ -19,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from teacherlm.core.errors import UserError
 from teacherlm.core.records import write_records
+from teacherlm.scoring import evaluator as scoring
 
 
 def whole_text(folder: Path, text: str) -> float:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from teacherlm.scoring import evaluator as scoring
 import torch
 from conftest import ROOT, only_error, read_lines
 from test_evaluate import reference_likelihoods
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from teacherlm.scoring import evaluator as scoring
 
 OLD_TASKS = ROOT / "tests" / "old_tasks"
 NEW_TASK = ROOT / "evaluate" / "lm_eval" / "tasks" / "new_task.py"

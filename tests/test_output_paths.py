@@ -11,7 +11,7 @@ from atlas_models import run_script
 from conftest import ROOT, only_error
 
 from teacherlm.core.errors import UserError
-from teacherlm.core.files import cache_folder, in_home
+from teacherlm.core.places import cache_folder, in_home
 
 BAD = os.fsdecode(b"run\xff")
 
@@ -79,8 +79,8 @@ def test_a_home_that_is_none_is_one_line(home: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs a user whom the system does not know")
 def test_a_user_whom_the_system_does_not_know_gets_one_line() -> None:
     """As in a container that runs as any number; HOME is not set."""
-    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom teacherlm.errors import run\n"
-    program += "from teacherlm.core.files import cache_folder\nimport os; os.setuid(54321); run(cache_folder)"
+    program = "from teacherlm.core.programs import run\n"
+    program += "from teacherlm.core.places import cache_folder\nimport os; os.setuid(54321); run(cache_folder)"
     environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "TEACHERLM_CACHE")}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert "HOME is not set" in only_error(done)

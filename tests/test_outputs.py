@@ -11,14 +11,8 @@ from test_evaluate import words as evaluate_words
 from test_finetune import flags
 
 from teacherlm.core.errors import UserError
-from teacherlm.core.files import (
-    require_file_place,
-    require_folder_place,
-    require_writable,
-    set_aside,
-    whole_file,
-    whole_folder,
-)
+from teacherlm.core.files import set_aside, whole_file, whole_folder
+from teacherlm.core.outputs import require_file_place, require_folder_place, require_writable
 
 
 @pytest.fixture

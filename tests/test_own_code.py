@@ -115,8 +115,7 @@ def test_the_flag_is_refused(tiny_llama: Path, prepared: Path, tmp_path: Path, i
 
 def test_a_yaml_beside_task_files_names_no_code(tmp_path: Path) -> None:
     """lm-eval's YAML files can name functions and ask for a data set's code; only those that it installs are read."""
-    from teacherlm.scoring import find_tasks
-    from teacherlm.scoring import task_files
+    from teacherlm.scoring import find_tasks, task_files
 
     (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w').close()\ndef run(doc): pass\n")
     (tmp_path / "mine.yaml").write_text(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-from conftest import ROOT, contents, only_error, read_lines, sample_claims
+from conftest import contents, only_error, read_lines, sample_claims
 
 Prepare = Callable[..., subprocess.CompletedProcess]
 PROMPTS = ["text", "cot_text", "error_text", "fundamental_text"]
@@ -306,9 +306,9 @@ def test_explanations_of_earlier_records_are_said(place: Path, prepare: Prepare,
 KILLER = """
 import os, runpy, shutil, signal, sys
 from pathlib import Path
-sys.path[:0] = [{enhance!r}]
-import data_prepare, datasets
-from teacherlm.core.errors import run
+import datasets
+from teacherlm.dataset import main as data_prepare
+from teacherlm.core.programs import run
 EVENTS = ("os.rename",)
 place, pristine = Path(sys.argv[1]), Path(sys.argv[2])
 
@@ -331,11 +331,11 @@ def call(folder, last=None):
     run(data_prepare.main)
 
 for last in range(1, 1000):
-    folder = place / f"killed-{{last}}"
+    folder = place / f"killed-{last}"
     shutil.copytree(pristine, folder)
     if call(folder, last) != signal.SIGKILL:
         break
-    shutil.copytree(folder, place / f"then-{{last}}")
+    shutil.copytree(folder, place / f"then-{last}")
     print(last, call(folder), flush=True)
 """
 
@@ -343,8 +343,7 @@ for last in range(1, 1000):
 def test_killed_at_each_of_its_steps_nothing_is_lost_and_the_next_call_ends_well(tmp_path: Path) -> None:
     save(tmp_path / "pristine" / "CREAK")
     before = files_of(tmp_path / "pristine" / "CREAK")
-    script = KILLER.format(enhance=str(ROOT / "enhance"))
-    command = [sys.executable, "-c", script, tmp_path, tmp_path / "pristine"]
+    command = [sys.executable, "-c", KILLER, tmp_path, tmp_path / "pristine"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     kills = [line.split() for line in done.stdout.splitlines()]

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from teacherlm.finetune import chunked_loss
 import pytest
 import torch
-from teacherlm.finetune.chunked_loss import use_chunked_loss
-from teacherlm.finetune.collators import NO_LOSS, PackingCollator, PaddingCollator, next_tokens, share_out
 from conftest import sample_claims
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from teacherlm.finetune import chunked_loss
+from teacherlm.finetune.chunked_loss import use_chunked_loss
+from teacherlm.finetune.collators import NO_LOSS, PackingCollator, PaddingCollator, next_tokens, share_out
 from teacherlm.runtime.packed_attention import Layout, Packing, causal_sdpa, use_packing
 
 TEXTS = [

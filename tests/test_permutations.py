@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from conftest import only_error, read_lines
-from teacherlm.scoring.permutations import cyclic, debias, reorder, split_question
 from test_evaluate import reference_likelihoods, words
+
+from teacherlm.scoring.permutations import cyclic, debias, reorder, split_question
 
 DOC = {"question": "What shines? (as in (A) or so) (A) mud (B) the sun (C) salt", "answer": "(B)", "id": 7}
 

@@ -13,8 +13,9 @@ from test_atlas_downloads import CONTENT, Server, server  # noqa: F401 (a fixtur
 
 from teacherlm.atlas.downloads import download
 from teacherlm.core.errors import UserError
-from teacherlm.core.files import make_anew, require_writable, whole_file
+from teacherlm.core.files import make_anew, whole_file
 from teacherlm.core.lock import one_writer
+from teacherlm.core.outputs import require_writable
 from teacherlm.core.progress_file import ProgressFile
 
 VICTIM = "what the victim wrote\n"

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from teacherlm.core.errors import UserError
-from teacherlm.core.files import require_writable, set_aside, whole_file, whole_folder
+from teacherlm.core.files import set_aside, whole_file, whole_folder
+from teacherlm.core.outputs import require_writable
 from teacherlm.core.records import drop_torn_line, read_records, write_records
 
 DAY = 24 * 3600
@@ -111,7 +112,8 @@ def test_a_torn_last_line_is_dropped(file: Path, content: bytes, kept: bytes) ->
 
 def run_killed(block: str, path: Path) -> None:
     """Run a block of code on `path` in a process that dies at once where the block says `die()`."""
-    code = f"import os, sys\nfrom pathlib import Path\nfrom teacherlm.files import *\npath = Path(sys.argv[1])\n{block}"
+    code = "import os, sys\nfrom pathlib import Path\nfrom teacherlm.core.files import *\n"
+    code += f"path = Path(sys.argv[1])\n{block}"
     done = subprocess.run([sys.executable, "-c", code.replace("die()", "os._exit(9)"), path], timeout=60)
     assert done.returncode == 9
 

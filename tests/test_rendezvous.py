@@ -8,23 +8,21 @@ import sys
 import textwrap
 
 import pytest
-from conftest import ROOT
 from test_own_code import source_files
 
-from teacherlm.runtime import rendezvous
 from teacherlm.core.errors import UserError
+from teacherlm.runtime import rendezvous
 
 MEETING = """
 import json, os, pickle, sys
 import psutil, torch.distributed as dist
-sys.path.insert(0, {atlas!r})
 if {how!r} == "finetune":
-    from processes import join_processes
+    from teacherlm.finetune.processes import join_processes
     join_processes()
     dist.init_process_group("gloo")
 else:
-    import teacherlm.atlas.workers
-    atlas.workers.join_workers(-1)
+    from teacherlm.atlas import workers
+    workers.join_workers(-1)
 from teacherlm.runtime.rendezvous import broadcast, broadcast_bytes, gather
 
 def refuse(*_, **__):
@@ -47,9 +45,8 @@ os._exit(0)
 
 def meet(how: str, **environment: str) -> list[subprocess.CompletedProcess]:
     """Two processes that meet, and say what they were told and where they listen."""
-    code = MEETING.format(atlas=str(ROOT), how=how)
-    paths = os.pathsep.join(map(str, (ROOT, ROOT / "finetune")))
-    base = {**os.environ, "PYTHONPATH": paths, "WORLD_SIZE": "2", "MASTER_PORT": str(free_port()), **environment}
+    code = MEETING.format(how=how)
+    base = {**os.environ, "WORLD_SIZE": "2", "MASTER_PORT": str(free_port()), **environment}
     running = [
         subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(code)],

@@ -13,9 +13,10 @@ from conftest import ROOT, only_error, warm_python
 from lxml import html
 from report_runs import finish, write_run
 from scipy.stats import bootstrap as scipy_bootstrap
-from teacherlm.report.significance import Pair, bootstrap, compare, mcnemar, with_holm
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
+
+from teacherlm.report.significance import Pair, bootstrap, compare, mcnemar, with_holm
 
 RUNS = ("tiny_cot_tail_teacher_seed0", "tiny_text_seed0")
 SCORER = ROOT / "atlas" / "evaluation_scripts" / "evaluate_mmlu_predictions.py"

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 from bounded import bounded
-from conftest import STAGES
+from conftest import program
 from lxml import html
 from report_runs import STUDENT, result_of, write_run
 from test_report import RUNS, missing, page_of, table, write
 from test_report_compare import read_csv
 
-from teacherlm.core import limits
 from teacherlm.catalog.prompts import test_context as context
+from teacherlm.core import limits
 from teacherlm.core.records import write_records
 
 Change = Callable[[Path], None]
@@ -169,7 +169,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[html.HtmlElement, 
     run = write_run(tmp_path_factory.mktemp("runs") / "creak" / "all", {"cot": ["Because."] * 12}, RUNS[:1])
     for case, (name, change, _) in enumerate(UNREADABLE):
         hurt(run, name, change, case)
-    done = subprocess.run([sys.executable, STAGES["report"], run], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *program("report"), run], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     page = html.fromstring((run / "report" / "index.html").read_text(encoding="utf-8"))
     return page, missing(page)
@@ -309,7 +309,7 @@ def write_large_run(folder: Path, samples: int, letters: int) -> Path:
 def test_a_page_has_a_size_at_most(tmp_path: Path) -> None:
     """20,000 samples of 20,000 letters made a page of 384 MiB and took 2.5 GB: their questions were not counted."""
     folder = write_large_run(tmp_path / "creak" / "all", 3500, 20_000)
-    done = bounded([STAGES["report"], folder], 120, 800)
+    done = bounded([*program("report"), folder], 120, 800)
     assert done.returncode == 0, done.stderr
     page = folder / "report" / "index.html"
     assert 0.9 * limits.PAGE_BYTES < page.stat().st_size < 1.1 * limits.PAGE_BYTES

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import ROOT, STAGES, warm_python
+from conftest import ROOT, program, warm_python
 from report_runs import write_run
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def watched(browser: "Browser") -> Iterator[Callable[..., "Page"]]:
 
 
 def report(folder: Path) -> Path:
-    done = subprocess.run([warm_python(), STAGES["report"], folder], capture_output=True, text=True)
+    done = subprocess.run([warm_python(), *program("report"), folder], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder / "report" / "index.html"
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from conftest import only_error
+
+from teacherlm.core.records import read_records, write_records
 from teacherlm.dataset.contamination import LONGEST, TestSplit
 from teacherlm.dataset.near_duplicates import Signatures
 from teacherlm.dataset.ngrams import ngram_hashes, word_hashes, words_of
 from teacherlm.dataset.quality import FLAGS, names_another
-
-from teacherlm.core.records import read_records, write_records
 
 WORDS = [
     "river",

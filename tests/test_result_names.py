@@ -1,7 +1,6 @@
 """A result's name belongs to one model: another model of the same name is refused and nothing is lost."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, contents, only_error
+from conftest import contents, only_error
 from test_evaluate import words
 from transformers import AutoModelForCausalLM
 
@@ -106,7 +105,7 @@ def test_a_name_in_models_and_a_folder_of_that_name(
 TAKE = """
 import sys
 from pathlib import Path
-from result_names import take_name
+from teacherlm.scoring.result_names import take_name
 from teacherlm.core.errors import UserError
 try:
     take_name(Path(sys.argv[1]), {"identity": sys.argv[2], "place": sys.argv[2]}, sys.argv[2])
@@ -117,13 +116,11 @@ except UserError as error:
 
 def test_of_many_processes_at_once_one_has_the_name(tmp_path: Path) -> None:
     owners = [str(tmp_path / name / "final") for name in "abcd"]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'evaluate'}"}
     running = [
         subprocess.Popen(
             [sys.executable, "-c", TAKE, str(tmp_path / "out"), owner],
             stderr=subprocess.PIPE,
             text=True,
-            env=environment,
         )
         for owner in owners
     ]

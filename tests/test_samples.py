@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from conftest import sample_claims
 from datasets import Dataset
-from teacherlm.finetune.samples import cut_samples, tokenize
-from teacherlm.finetune.fields import PhaseSampler, Task, choose_samples, dataset_order, parse_task
 from transformers import AutoTokenizer
 
 from teacherlm.core.errors import UserError
+from teacherlm.finetune.fields import PhaseSampler, Task, choose_samples, dataset_order, parse_task
+from teacherlm.finetune.samples import cut_samples, tokenize
 
 SENTENCES = [claim["sentence"] for claim in sample_claims()]
 TEXT = parse_task("text")

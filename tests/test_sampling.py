@@ -7,10 +7,11 @@ import pytest
 import scipy.stats
 import torch
 from conftest import sample_claims
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from teacherlm.enhance.engines import Completion, Prompt, Sampling
 from teacherlm.enhance.engines.sampling import choose_tokens, keep_nucleus
 from teacherlm.enhance.engines.transformers_engine import TransformersEngine
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from teacherlm.enhance.work import draw_seed
 
 LOGITS_V = torch.tensor([2.0, 1.5, 1.0, 0.0, -0.5, -1.0, 0.7, -4.0])

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, contents, only_error
+from conftest import ROOT, contents, only_error, program
 from strangers import AS_NOBODY, give_to_nobody, require_nobody
 
 CHAIN = ["bash", str(ROOT / "slurm" / "chain.sh")]
-FOLDER = [sys.executable, str(ROOT / "slurm" / "chain_folder.py")]
-STEER = [sys.executable, str(ROOT / "slurm" / "steer.py")]
+FOLDER = [sys.executable, *program("chain-folder")]
+STEER = [sys.executable, *program("steer")]
 
 
 def run(command: list[object], folder: Path, **variables: str) -> subprocess.CompletedProcess:

@@ -78,7 +78,7 @@ def test_a_number_of_the_site_s_file(call: Callable, tmp_path: Path, content: st
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project, whose models/ are the test's."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("benchmarks", "enhance", "models", "slurm", "teacherlm"):
+    for name in ("benchmarks", "enhance", "models", "slurm", "src"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "site.env"))
     return folder
 
@@ -100,8 +100,13 @@ def test_a_model_s_yaml_has_numbers_where_a_job_wants_them(
     (checkout / "models" / "evil.yaml").write_text(
         f"hub: some/one\nslurm:\n  evaluate:\n    {field}: {value}\n", encoding="utf-8"
     )
-    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(checkout), "RUNS": str(tmp_path / "runs")}
-    environment |= {"STUDENT": "evil", "TASK": "text", "LAUNCHER": "local"}
+    environment = {
+        **os.environ,
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(checkout / "src"),
+        "RUNS": str(tmp_path / "runs"),
+    }
+    environment |= {"PYTHONPATH": str(checkout / "src"), "STUDENT": "evil", "TASK": "text", "LAUNCHER": "local"}
     command = ["bash", str(checkout / "slurm" / "chain.sh"), "sample"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     error = only_error(result)
@@ -111,8 +116,8 @@ def test_a_model_s_yaml_has_numbers_where_a_job_wants_them(
 
 def request(checkout: Path, text: str, *words: str) -> list[str]:
     (checkout / "models" / "mine.yaml").write_text(f"hub: some/one\nslurm: {{finetune: {{{text}}}}}\n")
-    command = [sys.executable, "-P", "-m", "teacherlm.models", "request", "mine", "finetune", *words]
-    environment = os.environ | {"PYTHONPATH": str(checkout)}
+    command = [sys.executable, "-P", "-m", "teacherlm.catalog.models", "request", "mine", "finetune", *words]
+    environment = os.environ | {"PYTHONPATH": str(checkout / "src")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
 

@@ -12,7 +12,8 @@ import pytest
 from conftest import ROOT, read_lines
 from test_evaluate import reference_likelihoods, words
 
-from teacherlm.core.files import cache_folder, whole_file
+from teacherlm.core.files import whole_file
+from teacherlm.core.places import cache_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(24 * 3600)]
 

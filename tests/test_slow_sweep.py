@@ -14,7 +14,8 @@ from conftest import ROOT
 from sweep import Outcome, Sweep, row_of, write_table
 from tiny_architectures import Architecture, architectures
 
-from teacherlm.core.files import cache_folder, whole_file
+from teacherlm.core.files import whole_file
+from teacherlm.core.places import cache_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 OWN = ("sweep.py", "plain_reference.py", "tiny_architectures.py", "tiny_architectures.yaml")

@@ -8,9 +8,9 @@ import datasets
 import pytest
 
 from teacherlm.catalog.benchmarks import load_benchmark
+from teacherlm.catalog.sources import Sample, read_split, source_files
 from teacherlm.core.errors import UserError
 from teacherlm.core.records import Record
-from teacherlm.catalog.sources import Sample, read_split, source_files
 
 CLAIMS = [{"sentence": f"Claim {number}", "label": "true"} for number in range(1, 6)]
 ECQA = ["q_text", "q_op1", "q_op2", "q_op3", "q_op4", "q_op5", "q_ans"]

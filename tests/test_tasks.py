@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from teacherlm.scoring import task_files
 from conftest import ROOT, contents, only_error, read_lines, warm_python
 from datasets import Dataset
 from test_evaluate import reference_likelihoods, words
 from transformers import AutoTokenizer
+
+from teacherlm.scoring import task_files
 
 OLD_TASK = '''"""A task as it was written for lm-eval 0.3."""
 import datasets

@@ -15,7 +15,8 @@ from test_enhance import prompts
 from test_evaluate import words as evaluate_words
 from test_finetune import flags
 
-from teacherlm.core.errors import printable, reason
+from teacherlm.core.errors import reason
+from teacherlm.core.terminal import printable
 
 ASCII = {"PYTHONIOENCODING": "ascii"}
 C = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

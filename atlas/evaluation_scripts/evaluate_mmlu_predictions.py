@@ -1,7 +1,7 @@
-"""The MMLU table of a run's predictions: accuracy with the options in their own order, and debiased over permutations."""
+"""The MMLU table of a run's predictions: accuracy, and accuracy debiased over permutations."""
 
-from teacherlm.core.errors import run
 from teacherlm.atlas.scores import main
+from teacherlm.core.programs import run
 
 if __name__ == "__main__":
     run(main)

@@ -11,12 +11,12 @@ main() {
     local atlas python folder world steps=${READER_STEPS:-450} retriever_steps=${RETRIEVER_STEPS:-60}
     atlas=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
     # shellcheck source=slurm/lib/python.bash
-    source "$atlas/../teacherlm/python.bash"
+    source "$atlas/../slurm/lib/python.bash"
     python=$(choose_python "$(dirname -- "$atlas")")
     export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
     folder=${RUNS:-runs}/atlas-demo
     world=$folder/world
-    "$python" "$src/teacherlm/atlas/demo/made_up_facts.py" --output_directory "$world" --places "${PLACES:-400}"
+    "$python" -P -m teacherlm made-up-facts --output_directory "$world" --places "${PLACES:-400}"
     local -a common=(--checkpoint_dir "$folder" --text_maxlength 96 --target_maxlength 16 --generation_max_length 4
         --n_context 1 --multiple_choice_eval_permutations cyclic --write_results)
     local -a learning=(--train_data "$world/train.jsonl" --eval_data "$world/test.jsonl" --shuffle --dropout 0
@@ -39,7 +39,7 @@ main() {
         --lr 1e-4 --lr_retriever 5e-5 --scheduler fixed --warmup_steps 5 \
         --total_steps "$retriever_steps" --eval_freq "$retriever_steps" --log_freq 20
     heading "unseen places"
-    "$python" "$src/teacherlm/atlas/demo/made_up_scores.py" "$folder"
+    "$python" -P -m teacherlm made-up-scores "$folder"
 }
 
 heading() {

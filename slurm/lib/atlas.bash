@@ -77,7 +77,7 @@ stage_score() {
 }
 
 stage_report() { # of all experiments that are there
-    RUNS=$DATA_DIR exec "$PYTHON" "$root/src/teacherlm/report/main.py" "$DATA_DIR/experiments"
+    RUNS=$DATA_DIR exec "$PYTHON" -P -m teacherlm report "$DATA_DIR/experiments"
 }
 
 tasks_of() { # STAGE

@@ -53,7 +53,7 @@ read_settings() { # FILE
     local name value index names=() values=()
     while IFS= read -r -d '' name && IFS= read -r -d '' value; do
         names+=("$name") values+=("$value")
-    done < <("$(choose_python "$root")" "$root/src/teacherlm/chain/chain_folder.py" read "$1")
+    done < <("$(choose_python "$root")" -P -m teacherlm chain-folder read "$1")
     ((${#names[@]})) && [[ ${names[-1]} == end ]] || exit 2 # python has said why
     export CHAIN_BENCHMARK=${values[0]}
     cd -- "${values[1]}"

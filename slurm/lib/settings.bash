@@ -29,12 +29,12 @@ settings() { # BENCHMARK
     find_kinds
     check_filter
 
-    title=$("$PYTHON" -P -m teacherlm.benchmarks title "$benchmark")
-    values=$("$PYTHON" -P -m teacherlm.models get "$student" \
+    title=$("$PYTHON" -P -m teacherlm.catalog.benchmarks title "$benchmark")
+    values=$("$PYTHON" -P -m teacherlm.catalog.models get "$student" \
         name finetune.batch finetune.accumulation finetune.learning_rate finetune.gradient_checkpointing)
     mapfile -t recommended <<<"$values"
     student_name=${recommended[0]}
-    values=$("$PYTHON" -P -m teacherlm.models get "$teacher" name enhance.num_tokens)
+    values=$("$PYTHON" -P -m teacherlm.catalog.models get "$teacher" name enhance.num_tokens)
     mapfile -t teacher_values <<<"$values"
     teacher_name=${teacher_values[0]}
 

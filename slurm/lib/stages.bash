@@ -52,9 +52,9 @@ checkpoint() { # N: the folder of the Nth
 }
 
 stage_report() { # the table here, and the page of the run's folder
-    "$PYTHON" "$root/src/teacherlm/report/table.py" --task "$benchmark" --untrained "$evaluated/$student_name" \
+    "$PYTHON" -P -m teacherlm table --task "$benchmark" --untrained "$evaluated/$student_name" \
         --checkpoints "$evaluated/$run_name" --log "$store/$run_name/log.jsonl"
-    exec "$PYTHON" "$root/src/teacherlm/report/main.py" "$run_folder"
+    exec "$PYTHON" -P -m teacherlm report "$run_folder"
 }
 
 # The tasks that a stage can be shared out to: their numbers.
@@ -90,7 +90,7 @@ resources() { # STAGE
             ${CPU_PARTITION:+--partition="$CPU_PARTITION"} "${SBATCH_ARGS[@]}" "${CPU_ARGS[@]}")
         return
     fi
-    words=$("$PYTHON" -P -m teacherlm.models request "$model" "$1" ${GPU_TYPE:+--gpu_type="$GPU_TYPE"})
+    words=$("$PYTHON" -P -m teacherlm.catalog.models request "$model" "$1" ${GPU_TYPE:+--gpu_type="$GPU_TYPE"})
     mapfile -t request <<<"$words"
     request+=(${PARTITION:+--partition="$PARTITION"} "${SBATCH_ARGS[@]}")
     local -n own=${1^^}_ARGS
@@ -102,7 +102,7 @@ require_models() {
     local model
     for model in "$student" "$teacher"; do
         [[ $model == field:* || $model == http*://* ]] && continue
-        HF_HUB_OFFLINE=1 "$PYTHON" -P -m teacherlm.models folder "$model" >/dev/null ||
+        HF_HUB_OFFLINE=1 "$PYTHON" -P -m teacherlm.catalog.models folder "$model" >/dev/null ||
             fail "$model is not on this machine's disks, and jobs have no internet: make download STUDENT=... TEACHER=..."
     done
 }
@@ -120,7 +120,7 @@ lock_of() { # STAGE TASK
 
 # Make the folders of this chain, which have to be this user's own: those of another are named in one line.
 own_folders() { # FOLDER ...
-    "$PYTHON" "$root/src/teacherlm/chain/chain_folder.py" own "${RUNS:-runs}" "$@" || exit
+    "$PYTHON" -P -m teacherlm chain-folder own "${RUNS:-runs}" "$@" || exit
 }
 
 # Run a stage, or one of its tasks, when nobody else is at it.

@@ -167,7 +167,7 @@ save_settings() {
     for name in "${SAVED[@]}" "$(data_variable "$benchmark")"; do
         [[ -z ${!name:-} ]] || words+=("$name=${!name}")
     done
-    settings_file=$(printf '%s\0' "${words[@]}" | "$PYTHON" "$root/src/teacherlm/chain/chain_folder.py" save "$chain") || exit 2
+    settings_file=$(printf '%s\0' "${words[@]}" | "$PYTHON" -P -m teacherlm chain-folder save "$chain") || exit 2
 }
 
 # Slurm takes a job that asks for more time than its partition allows, and lets it wait for ever. Other reasons to wait

@@ -3,8 +3,8 @@
 import importlib
 import sys
 
-from teacherlm.core.errors import UserError, run
-from teacherlm.finetune.processes import exit_code_kept
+from teacherlm.core.errors import UserError
+from teacherlm.core.programs import exit_code_kept, run
 
 COMMANDS = {
     "prepare": ("dataset.main", "prepare a benchmark for the teacher, and post-process what the teacher wrote"),

@@ -18,7 +18,9 @@ from pathlib import Path
 from fuzz.harness import FOUND, Case, Fault, Summary, run_subject
 
 from teacherlm.core import tables
-from teacherlm.core.errors import Parser, UserError, require_number, run
+from teacherlm.core.errors import UserError
+from teacherlm.core.flags import Parser, require_number
+from teacherlm.core.programs import run
 
 SUBJECTS = ("records", "saved_folders", "benchmark_files", "model_files", "server_answers", "manifests", "results")
 SUBJECTS += ("predictions", "index_files", "archives")

@@ -30,8 +30,9 @@ from typing import Any
 from fuzz.mutation import Files, damage_one
 from tqdm import tqdm
 
+from teacherlm.core.errors import UserError, disk_error, locale_error, one_line
 from teacherlm.core.places import ROOT
-from teacherlm.core.errors import LONGEST, UserError, disk_error, locale_error, one_line
+from teacherlm.core.terminal import LONGEST
 
 FOUND = Path(__file__).resolve().parent / "found"
 """Damaged files that were once read wrongly: SUBJECT-WORDS.json (see `save_case`)."""

@@ -6,17 +6,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from teacherlm.dataset import main as data_prepare
-from teacherlm.enhance import merge
-from teacherlm.chain import steer
 from conftest import sample_claims
 from fuzz.harness import Subject, changed_folders, files_in
 from fuzz.mutation import Files, damage_one
-from teacherlm.scoring.result_names import require_name, scored_models
 
-from teacherlm.enhance import main as enhance
+from teacherlm.chain import steer
 from teacherlm.core import manifests
 from teacherlm.core.records import write_records
+from teacherlm.dataset import main as data_prepare
+from teacherlm.enhance import main as enhance
+from teacherlm.enhance import merge
+from teacherlm.scoring.result_names import require_name, scored_models
 
 COUNT = 6
 EXAMPLE: Files = {}

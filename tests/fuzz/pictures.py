@@ -5,9 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from teacherlm.report import atlas_results
-from teacherlm.report import sections
-
+from teacherlm.report import atlas_results, sections
 from teacherlm.report import main as report
 
 KNOWN: dict[str, str] = {}

@@ -10,8 +10,8 @@ from fuzz.mutation import Files, damage_one
 from fuzz.pictures import keep_pictures
 from report_runs import finish
 
-from teacherlm.report import main as report
 from atlas.evaluation_scripts import evaluate_mmlu_predictions as scorer
+from teacherlm.report import main as report
 
 DOMAINS = ("law", "virology", "philosophy")
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import datasets
 from backports import zstd
 from conftest import contents, sample_claims
-from teacherlm.dataset.main import prepare
 from fuzz.harness import Subject
 from fuzz.mutation import Files, damage_of, mutate
 
 from teacherlm.catalog.benchmarks import load_benchmark
+from teacherlm.catalog.sources import read_split
 from teacherlm.core.errors import UserError
 from teacherlm.core.records import read_records
-from teacherlm.catalog.sources import read_split
+from teacherlm.dataset.main import prepare
 
 MUCH = b"a" * 2**20
 """Of a line that is longer than memory, packed to some hundred kilobytes."""

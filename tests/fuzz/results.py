@@ -6,13 +6,12 @@ import re
 import sys
 from pathlib import Path
 
-from teacherlm.report import compare
-from teacherlm.report import table
 from fuzz.harness import Subject
 from fuzz.mutation import Files, damage_one
 from fuzz.pictures import keep_pictures
 from report_runs import write_result, write_run
 
+from teacherlm.report import compare, table
 from teacherlm.report import main as report
 
 NAME = "tiny_text_seed0"

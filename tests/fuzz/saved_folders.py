@@ -4,15 +4,15 @@ from pathlib import Path
 
 import datasets
 from conftest import sample_claims
-from teacherlm.dataset.main import prepare
 from fuzz.harness import Subject, changed_folders, files_in
 from fuzz.mutation import Files
-from teacherlm.finetune.samples import load_split
-from teacherlm.scoring.task_api import Task
-from teacherlm.finetune.fields import parse_task
 
 from teacherlm.catalog.benchmarks import load_benchmark
 from teacherlm.catalog.test_sets import load_test_set
+from teacherlm.dataset.main import prepare
+from teacherlm.finetune.fields import parse_task
+from teacherlm.finetune.samples import load_split
+from teacherlm.scoring.task_api import Task
 
 CREAK = load_benchmark("creak")
 EXAMPLE: Files = {}

@@ -10,13 +10,13 @@ import sys
 import threading
 from pathlib import Path
 
-from teacherlm.enhance.engines import openai_engine as engine
 from fuzz.harness import Subject
 from fuzz.mutation import VALUES, Files, encoded, mutate_bytes, mutate_json
 
-from teacherlm.enhance import main as enhance
 from teacherlm.core.errors import UserError
 from teacherlm.core.records import read_records
+from teacherlm.enhance import main as enhance
+from teacherlm.enhance.engines import openai_engine as engine
 
 COUNT = 4
 TEXTS = [f" Because of reason {number}. So the answer is (A)." for number in range(COUNT)]

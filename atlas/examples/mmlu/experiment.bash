@@ -17,9 +17,9 @@ prepare_experiment() { # KIND
     size=${SIZE:-xl}
     export RUNS=$DATA_DIR # what an image may write to
     # shellcheck source=slurm/lib/python.bash
-    source "$atlas/../teacherlm/python.bash"
+    source "$atlas/../slurm/lib/python.bash"
     # shellcheck source=slurm/lib/launch.bash
-    source "$atlas/../teacherlm/launch.bash"
+    source "$atlas/../slurm/lib/launch.bash"
     python=$(choose_python "$(dirname -- "$atlas")")
     gpus=$(processes_here)
     questions=$DATA_DIR/data/mmlu_data

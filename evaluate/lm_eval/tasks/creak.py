@@ -11,8 +11,8 @@ from lm_eval.base import Task, rf
 from lm_eval.metrics import mean
 
 from teacherlm.catalog.prompts import LETTERS, test_context
-from teacherlm.core.saved_datasets import load_saved
 from teacherlm.catalog.test_sets import load_test_set
+from teacherlm.core.saved_datasets import load_saved
 
 
 class CREAK(Task):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from teacherlm.core.errors import UserError, disk_error, reason
-from teacherlm.core.files import is_plain_name
+from teacherlm.core.names import is_plain_name
 
 OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 """How a compressed file begins -> what opens it."""

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
-from teacherlm.core.files import cache_folder, whole_file
+from teacherlm.core.files import whole_file
 from teacherlm.core.json_files import load_object
+from teacherlm.core.places import cache_folder
 
 SETTLED = 2 * 10**9
 """Nanoseconds since a file's last change after which its digest is kept: file systems count time in steps, so a second

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-
 from teacherlm.atlas.downloads import BASE_URL, fetch_all
-from teacherlm.core.errors import Parser
+from teacherlm.core.flags import Parser
 
 CORPORA = [f"corpora/wiki/enwiki-{date}" for date in ("dec2017", "dec2018", "aug2019", "dec2020", "dec2021")]
 FILES = ("text-list-100-sec.jsonl", "infobox.jsonl")

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-
 from teacherlm.atlas.downloads import BASE_URL, fetch_all
-from teacherlm.core.errors import Parser
+from teacherlm.core.flags import Parser
 
 SIZES = ("base", "large", "xl", "xxl")
 INDICES = [f"indices/{kind}/wiki/{size}" for kind in ("atlas", "atlas_nq") for size in SIZES]

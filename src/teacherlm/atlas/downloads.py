@@ -13,19 +13,13 @@ from tqdm import tqdm
 
 from teacherlm.atlas.contents import record_of
 from teacherlm.core.errors import UserError, reason
-from teacherlm.core.files import (
-    create,
-    open_unlinked,
-    require_file_place,
-    require_writable,
-    sync_file,
-    through_links,
-    whole_file,
-)
+from teacherlm.core.files import sync_file, whole_file
 from teacherlm.core.json_files import load_object
 from teacherlm.core.limits import DOWNLOAD_BYTES
 from teacherlm.core.lock import one_writer
 from teacherlm.core.manifests import sha256
+from teacherlm.core.opening import create, open_unlinked
+from teacherlm.core.outputs import require_file_place, require_writable, through_links
 
 BASE_URL = "https://dl.fbaipublicfiles.com/atlas"
 CHUNK = 2**20

@@ -7,16 +7,16 @@ of train.py are accepted and ignored.
 
 import argparse
 import functools
-from pathlib import Path
 
 import torch
 
 from teacherlm.atlas import options, workers
 from teacherlm.atlas.evaluation import Evaluation, evaluate, read_questions, result_of
 from teacherlm.atlas.model import describe_sources, load_model, make_index, step_of
-from teacherlm.core.errors import LIST_MISSING, UserError
-from teacherlm.core.files import require_writable
+from teacherlm.core.errors import UserError
+from teacherlm.core.flags import LIST_MISSING
 from teacherlm.core.interrupts import REQUEUE, Stop
+from teacherlm.core.outputs import require_writable
 
 
 def main() -> int:

@@ -13,13 +13,14 @@ from teacherlm.atlas import multiple_choice, reader, workers
 from teacherlm.atlas.index import Index
 from teacherlm.atlas.model import Model
 from teacherlm.atlas.retrieval import look_up, retrieve
+from teacherlm.catalog.prompts import LETTERS
 from teacherlm.core import manifests
-from teacherlm.core.errors import UserError, shown
+from teacherlm.core.errors import UserError
 from teacherlm.core.files import whole_file
 from teacherlm.core.interrupts import Stop
 from teacherlm.core.progress_file import ProgressFile, done_keys
-from teacherlm.catalog.prompts import LETTERS
 from teacherlm.core.records import Record, dump_line
+from teacherlm.core.terminal import shown
 
 STAGE = "atlas evaluate"
 SHAPING = ("precision", "reader_model_type", "retriever_model_path", "query_side_retriever_training")

@@ -20,10 +20,18 @@ from teacherlm.atlas.compressed_search import CompressedVectors, require_finite_
 from teacherlm.atlas.flat_search import FlatVectors
 from teacherlm.atlas.index import Index, compress
 from teacherlm.atlas.passages import Passages
-from teacherlm.atlas.published import SHARDS, check_dimension, describe_published, is_published, load_published, require_finite
-from teacherlm.core.errors import UserError, reason, shown
+from teacherlm.atlas.published import (
+    SHARDS,
+    check_dimension,
+    describe_published,
+    is_published,
+    load_published,
+    require_finite,
+)
+from teacherlm.core.errors import UserError, reason
 from teacherlm.core.files import whole_file, whole_path
 from teacherlm.core.manifests import sha256
+from teacherlm.core.terminal import shown
 
 NAME = "index.json"
 PASSAGES = "passages.arrow"

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from teacherlm.core.errors import UserError, shown
+from teacherlm.core.errors import UserError
+from teacherlm.core.terminal import shown
 
 KEY, MEAN_SQUARE = "layer_norm", "mean_square"
 

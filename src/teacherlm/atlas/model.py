@@ -16,9 +16,9 @@ from teacherlm.atlas.index_files import describe_index, load_index, save_index
 from teacherlm.atlas.passages import Passages, converted
 from teacherlm.atlas.reader import Reader
 from teacherlm.atlas.retriever import Retriever
+from teacherlm.catalog.models import describe_model, find_model, local_folder, small_files
 from teacherlm.core import manifests
 from teacherlm.runtime.loading import load_tokenizer
-from teacherlm.catalog.models import describe_model, find_model, local_folder, small_files
 from teacherlm.runtime.packed_linear import pack_linears
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

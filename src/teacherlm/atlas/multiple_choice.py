@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from teacherlm.atlas.reader import IGNORED
-from teacherlm.core.errors import UserError, shown
 from teacherlm.catalog.prompts import LETTERS
+from teacherlm.core.errors import UserError
 from teacherlm.core.records import Record, read_records
+from teacherlm.core.terminal import shown
 
 MAXIMUM_PROMPT_LENGTH = 356
 """Tokens of a prompt, as the reference has it; of a longer one the question loses its beginning."""

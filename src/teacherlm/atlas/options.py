@@ -8,8 +8,9 @@ from teacherlm.atlas import workers
 from teacherlm.atlas.compressed_search import KINDS
 from teacherlm.atlas.losses import MODES
 from teacherlm.atlas.schedules import SCHEDULERS, parse_schedule
-from teacherlm.core.errors import Parser, UserError
-from teacherlm.core.files import require_writable
+from teacherlm.core.errors import UserError
+from teacherlm.core.flags import Parser
+from teacherlm.core.outputs import require_writable
 
 OTHER_TASK = "of another task than multiple choice"
 UNUSED: dict[str, tuple[Any, str]] = {

@@ -8,10 +8,12 @@ from pathlib import Path
 import pyarrow as pa
 
 from teacherlm.atlas import contents
-from teacherlm.core.errors import UserError, reason, shown
-from teacherlm.core.files import cache_folder, whole_file, whole_path
+from teacherlm.core.errors import UserError, reason
+from teacherlm.core.files import whole_file, whole_path
 from teacherlm.core.lock import one_writer
+from teacherlm.core.places import cache_folder
 from teacherlm.core.records import Record, read_records
+from teacherlm.core.terminal import shown
 
 FIELDS = ("id", "title", "text")
 SCHEMA = pa.schema([(name, pa.large_string()) for name in FIELDS])

@@ -19,17 +19,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-
 from teacherlm.atlas.archives import unpack
 from teacherlm.atlas.downloads import download
-from teacherlm.core import manifests
 from teacherlm.catalog.benchmarks import load_benchmark
-from teacherlm.core.errors import LIST_MISSING, Parser, UserError
-from teacherlm.core.files import require_writable, whole_folder
-from teacherlm.core.lock import one_writer
 from teacherlm.catalog.prompts import LETTERS
-from teacherlm.core.records import Record, write_records
 from teacherlm.catalog.sources import read_split
+from teacherlm.core import manifests
+from teacherlm.core.errors import UserError
+from teacherlm.core.files import whole_folder
+from teacherlm.core.flags import LIST_MISSING, Parser
+from teacherlm.core.lock import one_writer
+from teacherlm.core.outputs import require_writable
+from teacherlm.core.records import Record, write_records
 
 DATA_URL = "https://people.eecs.berkeley.edu/~hendrycks/data.tar"
 SPLITS = {"auxiliary_train": "train", "dev": "dev", "val": "validation", "test": "test"}

@@ -22,8 +22,9 @@ from teacherlm.atlas import contents, workers
 from teacherlm.atlas.flat_search import FlatVectors, first_bad_row
 from teacherlm.atlas.index import Index
 from teacherlm.atlas.passages import Passages, converted_once, passage_of
-from teacherlm.core.errors import UserError, reason, shown
+from teacherlm.core.errors import UserError, reason
 from teacherlm.core.records import checked
+from teacherlm.core.terminal import shown
 
 SHARDS = 128
 """Shards of a published index."""

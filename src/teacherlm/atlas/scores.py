@@ -15,12 +15,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-
 from teacherlm.atlas.predictions import domain_of, read_predictions, require_fields
 from teacherlm.catalog.benchmarks import load_benchmark
-from teacherlm.core.errors import Parser, UserError, shown
-from teacherlm.core.files import files_below, is_plain_name
+from teacherlm.core.errors import UserError
+from teacherlm.core.flags import Parser
+from teacherlm.core.names import is_plain_name
 from teacherlm.core.records import read_records
+from teacherlm.core.terminal import shown
+from teacherlm.core.trees import files_below
 
 CATEGORIES = {"humanities": "humanities", "Soc Sci.": "social_sciences", "STEM": "stem", "other": "other"}
 """The table's name -> the group of benchmarks/mmlu.yaml."""

@@ -20,10 +20,12 @@ from teacherlm.atlas.flat_search import FlatVectors
 from teacherlm.atlas.model import describe_sources, embed_passages, load_model, make_index
 from teacherlm.atlas.schedules import IndexRefresh, learning_rate
 from teacherlm.core import manifests
-from teacherlm.core.errors import LIST_MISSING, UserError, run
-from teacherlm.core.files import require_writable, whole_file
+from teacherlm.core.errors import UserError
+from teacherlm.core.files import whole_file
+from teacherlm.core.flags import LIST_MISSING
 from teacherlm.core.interrupts import REQUEUE, Stop
 from teacherlm.core.json_files import require_object
+from teacherlm.core.outputs import require_writable
 from teacherlm.core.records import drop_torn_line, dump_line, read_records, write_records
 
 STAGE = "atlas train"

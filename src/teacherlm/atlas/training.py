@@ -28,9 +28,9 @@ from teacherlm.atlas.retrieval import look_up, retrieve
 from teacherlm.atlas.retriever import MAXIMUM_LENGTH
 from teacherlm.core.errors import UserError, reason
 from teacherlm.core.files import make_anew, whole_file, whole_path
+from teacherlm.core.records import Record
 from teacherlm.runtime.gloo import use_gloo_on_cpus
 from teacherlm.runtime.pickles import deepspeed_classes, load_plain
-from teacherlm.core.records import Record
 
 NO_PASSAGE = {"title": "", "text": ""}
 OPTIMIZER = "optimizer.pt"

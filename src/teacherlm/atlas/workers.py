@@ -12,9 +12,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from teacherlm.runtime import rendezvous
 from teacherlm.core.errors import UserError
 from teacherlm.core.lock import one_writer
+from teacherlm.runtime import rendezvous
 
 TIMEOUT = timedelta(hours=12)
 """How long a worker waits for the others: they embed passages or read questions, each for itself, for hours."""

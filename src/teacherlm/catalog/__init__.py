@@ -1,1 +1,1 @@
-"""What the YAML files mean: benchmarks and models, how a question becomes text, and where data and weights come from."""
+"""What the YAML files mean: benchmarks, models, how a question becomes text, where data and weights come from."""

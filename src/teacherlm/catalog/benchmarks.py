@@ -2,7 +2,7 @@
 
 The YAML's fields are described in docs/benchmark.md. Templates are Jinja2 in a sandbox: a benchmark is data, not code.
 
-Run as a script it answers a shell's question: `python -P -m teacherlm.benchmarks title NAME` prints what the
+Run as a script it answers a shell's question: `python -P -m teacherlm.catalog.benchmarks title NAME` prints what the
 benchmark's files are called by.
 """
 
@@ -15,12 +15,15 @@ from pathlib import Path
 
 import jinja2
 
-from teacherlm.core.places import ROOT
-from teacherlm.core.errors import Parser, UserError, print_for_shell, run, shown
-from teacherlm.core.files import is_plain_name, plain_name
 from teacherlm.catalog.prompts import KINDS, LETTERS, PROMPTS, TAILS, Question, prompt_fields
-from teacherlm.core.records import Record
 from teacherlm.catalog.templates import ERRORS, compile_template, fields_of, render
+from teacherlm.core.errors import UserError
+from teacherlm.core.flags import Parser
+from teacherlm.core.names import is_plain_name, plain_name
+from teacherlm.core.places import ROOT
+from teacherlm.core.programs import print_for_shell, run
+from teacherlm.core.records import Record
+from teacherlm.core.terminal import shown
 from teacherlm.core.yaml_files import Unquoted, read_yaml
 
 FOLDER = ROOT / "benchmarks"
@@ -232,7 +235,7 @@ def require_inside(pattern: str, where: str) -> None:
 
 
 def main() -> None:
-    parser = Parser(prog="teacherlm.benchmarks", description="Answer a shell's question.")
+    parser = Parser(prog="teacherlm.catalog.benchmarks", description="Answer a shell's question.")
     parser.add_argument("command", choices=["title"])
     parser.add_argument("name")
     print_for_shell(load_benchmark(parser.parse_args().name).title)

@@ -2,9 +2,9 @@
 
 The YAML's fields are described in docs/model.md.
 
-Run as a script it answers a shell's questions: `python -P -m teacherlm.models get NAME finetune.batch [...]` prints one
-value a line, `... request NAME finetune` the arguments of sbatch for its job, `... folder NAME` makes the folder and
-prints its path.
+Run as a script it answers a shell's questions: `python -P -m teacherlm.catalog.models get NAME finetune.batch [...]`
+prints one value a line, `... request NAME finetune` the arguments of sbatch for its job, `... folder NAME` makes the
+folder and prints its path.
 """
 
 import contextlib
@@ -19,12 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from teacherlm.core.places import ROOT
 from teacherlm.catalog.adapters import base_folder, check_base_digest, is_adapter
-from teacherlm.core.errors import Parser, UserError, print_for_shell, reason, run, shown
-from teacherlm.core.files import in_home, plain_name, require_hub_cache
-from teacherlm.core.manifests import describe
 from teacherlm.catalog.servers import check_address, is_address
+from teacherlm.core.errors import UserError, reason
+from teacherlm.core.flags import Parser
+from teacherlm.core.manifests import describe
+from teacherlm.core.names import plain_name
+from teacherlm.core.places import ROOT, in_home, require_hub_cache
+from teacherlm.core.programs import print_for_shell, run
+from teacherlm.core.terminal import shown
 from teacherlm.core.yaml_files import as_meant, read_yaml
 
 FOLDER = ROOT / "models"
@@ -304,7 +307,7 @@ def describe_base(folder: Path, known: Mapping[str, Any] | None) -> dict[str, An
 
 
 def main() -> None:
-    parser = Parser(prog="teacherlm.models", description="Answer a shell's questions about a model.")
+    parser = Parser(prog="teacherlm.catalog.models", description="Answer a shell's questions about a model.")
     commands = parser.add_subparsers(dest="command", required=True)
     get = commands.add_parser("get", help="print recommended values, one a line")
     get.add_argument("name")

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from teacherlm.core.errors import UserError
-from teacherlm.core.files import cache_folder, whole_folder
+from teacherlm.core.files import whole_folder
 from teacherlm.core.lock import one_writer
+from teacherlm.core.places import cache_folder
 
 
 def packaged_model(name: str, package: Mapping[str, str]) -> Path:

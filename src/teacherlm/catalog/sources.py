@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from teacherlm.catalog.benchmarks import Benchmark
-from teacherlm.core.errors import UserError, reason, shown
-from teacherlm.core.files import require_hub_cache
+from teacherlm.core.errors import UserError, reason
 from teacherlm.core.limits import LIST_BYTES, LIST_VALUES
+from teacherlm.core.places import require_hub_cache
 from teacherlm.core.records import COMPRESSED, Flaw, Record, checked, open_bytes, parse_json, read_records
 from teacherlm.core.saved_datasets import is_saved, load_saved, saved_files
+from teacherlm.core.terminal import shown
 
 Sample = tuple[str, Record]
 """(where it stands, its fields)"""

@@ -21,9 +21,9 @@ from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
+from teacherlm.catalog.prompts import remove_duplicated_block
 from teacherlm.core.errors import UserError, reason
 from teacherlm.core.limits import LOOP_STEP, TEMPLATE_LETTERS, TEMPLATE_SECONDS, TEMPLATE_WORK
-from teacherlm.catalog.prompts import remove_duplicated_block
 
 FILTER_NAMES = (
     *(

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import datasets
 
-from teacherlm.core.errors import UserError, reason, shown
-from teacherlm.core.json_files import load_object
 from teacherlm.catalog.prompts import LETTERS
+from teacherlm.core.errors import UserError, reason
+from teacherlm.core.json_files import load_object
 from teacherlm.core.saved_datasets import load_saved
+from teacherlm.core.terminal import shown
 
 
 def load_test_set(path: Path, name: str, choices: int | None) -> datasets.Dataset:

@@ -14,8 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from teacherlm.core.errors import Parser, UserError, print_for_shell
+from teacherlm.core.errors import UserError
+from teacherlm.core.flags import Parser
 from teacherlm.core.owners import WRITABLE_BY_GROUP_OR_OTHERS, make_own_folder, read_own
+from teacherlm.core.programs import print_for_shell
 
 PREFIX, SUFFIX = "settings-", ".json"
 LARGEST = 2**20

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from teacherlm.core import tables
+from teacherlm.core.errors import UserError
+from teacherlm.core.flags import Parser
 from teacherlm.core.places import ROOT
-from teacherlm.core.errors import Parser, UserError, run
 
 SITE = ROOT / "slurm" / "site.env"
 

@@ -19,8 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from teacherlm.core import manifests, tables
-from teacherlm.core.errors import Parser, UserError, cut, escaped, one_line, reason, run, shown
+from teacherlm.core.errors import UserError, one_line, reason
+from teacherlm.core.flags import Parser
 from teacherlm.core.owners import is_own, read_own, user_name
+from teacherlm.core.terminal import cut, escaped, shown
 
 TAIL = 20
 """Number of lines of a log that are shown."""
@@ -89,7 +91,10 @@ def find_chains(runs: Path, name: str | None) -> list[Path]:
             found.append(path.parent)
         else:
             owner = user_name(path.lstat().st_uid)
-            print(f"steer.py: {one_line(str(path.parent))}: this chain is {owner}'s, and is left out", file=sys.stderr)
+            print(
+                f"teacherlm steer: {one_line(str(path.parent))}: this chain is {owner}'s, and is left out",
+                file=sys.stderr,
+            )
     if not found:
         raise UserError(f"{runs}: no chain{f' with {name!r} in its name' if name else ''} was submitted from here")
     return found
@@ -102,7 +107,7 @@ def read_chains(folders: list[Path]) -> tuple[dict[Path, list["Task"]], bool]:
         try:
             found[folder] = read_tasks(folder)
         except UserError as error:
-            print(f"steer.py: error: {one_line(error)}", file=sys.stderr)
+            print(f"teacherlm steer: error: {one_line(error)}", file=sys.stderr)
             malformed = True
     return found, malformed
 

@@ -1,1 +1,1 @@
-"""Reading and writing, whatever is read and written: records, files that appear whole, locks, manifests, errors, tables."""
+"""Reading and writing of whatever it is: records, files that appear whole, locks, manifests, errors, tables."""

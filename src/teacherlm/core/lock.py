@@ -26,11 +26,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from teacherlm.core.errors import UserError, printable
-from teacherlm.core.files import open_unlinked, through_links
+from teacherlm.core.errors import UserError
 from teacherlm.core.json_files import load_object
 from teacherlm.core.manifests import timestamp
+from teacherlm.core.opening import open_unlinked
+from teacherlm.core.outputs import through_links
 from teacherlm.core.redaction import redacted_command
+from teacherlm.core.terminal import printable
 
 NOT_SUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 held: dict[Path, "OutputLock"] = {}

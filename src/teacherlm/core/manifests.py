@@ -18,10 +18,11 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from teacherlm.core.files import whole_file
 from teacherlm.core.places import ROOT
-from teacherlm.core.errors import printable
-from teacherlm.core.files import files_below, whole_file
 from teacherlm.core.redaction import redacted_command
+from teacherlm.core.terminal import printable
+from teacherlm.core.trees import files_below
 
 NAME = "manifest.json"
 STAGE_VERSIONS = {

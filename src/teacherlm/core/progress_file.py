@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from teacherlm.core.errors import UserError
-from teacherlm.core.files import open_unlinked, set_aside
+from teacherlm.core.files import set_aside
 from teacherlm.core.json_files import parse_bounded
 from teacherlm.core.lock import lock_descriptor
+from teacherlm.core.opening import open_unlinked
 from teacherlm.core.records import cut_torn_line, dump_line
 
 FLUSH_SECONDS = 1.0

@@ -15,9 +15,10 @@ from typing import IO, Any
 import jsonlines
 from backports import zstd
 
-from teacherlm.core.errors import UserError, shown
+from teacherlm.core.errors import UserError
 from teacherlm.core.files import whole_file
 from teacherlm.core.limits import JSON_DEPTH, JSON_VALUES, LINE_BYTES, UNPACKED_BYTES, UNPACKED_TIMES
+from teacherlm.core.terminal import shown
 
 Record = dict[str, Any]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from teacherlm.core.errors import UserError, reason
-from teacherlm.core.files import is_plain_name
 from teacherlm.core.json_files import load_object
+from teacherlm.core.names import is_plain_name
 
 
 def is_saved(data: Path) -> bool:

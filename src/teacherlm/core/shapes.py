@@ -13,7 +13,7 @@ A shape is one of
 import math
 from typing import Any
 
-from teacherlm.core.errors import shown
+from teacherlm.core.terminal import shown
 
 LONG_TEXT = "a text of any length"
 LONGEST_TEXT = 10_000

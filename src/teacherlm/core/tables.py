@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from teacherlm.core.errors import printable
+from teacherlm.core.terminal import printable
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -18,8 +18,9 @@ from typing import Any
 
 import yaml
 
-from teacherlm.core.errors import UserError, cut, shown
+from teacherlm.core.errors import UserError
 from teacherlm.core.limits import YAML_BYTES, YAML_DEPTH, YAML_EXPANDED
+from teacherlm.core.terminal import cut, shown
 
 TEXT, NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 BOOLEANS = {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from teacherlm.dataset.ngrams import ngram_hashes, word_hashes, words_of
 
 from teacherlm.catalog.benchmarks import Benchmark
 from teacherlm.core.saved_datasets import load_saved
+from teacherlm.dataset.ngrams import ngram_hashes, word_hashes, words_of
 
 LONGEST, SHORTEST = 13, 5
 """Words of a piece; a question of fewer than the second is not looked for, as everybody says such things."""

@@ -8,10 +8,11 @@ from typing import Any
 import pyarrow as pa
 
 from teacherlm.core import manifests
-from teacherlm.core.errors import UserError, shown
-from teacherlm.core.files import files_below
+from teacherlm.core.errors import UserError
 from teacherlm.core.json_files import load_object
 from teacherlm.core.records import Record
+from teacherlm.core.terminal import shown
+from teacherlm.core.trees import files_below
 
 Placed = tuple[str, Record]
 """(where a record stands, the record)."""

@@ -22,27 +22,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from teacherlm.catalog.benchmarks import Benchmark, load_benchmark
+from teacherlm.catalog.prompts import prompts_digest
+from teacherlm.catalog.sources import read_split
+from teacherlm.core import manifests
+from teacherlm.core.errors import UserError
+from teacherlm.core.files import whole_folder
+from teacherlm.core.flags import LIST_MISSING, Parser, require_number
+from teacherlm.core.lock import one_writer
+from teacherlm.core.opening import open_unlinked
+from teacherlm.core.outputs import require_file_place, require_folder_place, require_writable
+from teacherlm.core.places import ROOT
+from teacherlm.core.records import Record, read_records, write_records
 from teacherlm.dataset.dataset_folder import gather_types, write_dataset, write_dataset_dict
 from teacherlm.dataset.post_process import enhanced_files, is_post_processed, post_process
 from teacherlm.dataset.quality import FLAGS, read_filter
 from teacherlm.dataset.saved_folder import finish, is_theirs, save
 from teacherlm.dataset.source_folder import describe_source, find_source, keep_source, source_in_words
-
-from teacherlm.core.places import ROOT
-from teacherlm.core import manifests
-from teacherlm.catalog.benchmarks import Benchmark, load_benchmark
-from teacherlm.core.errors import LIST_MISSING, Parser, UserError, require_number
-from teacherlm.core.files import (
-    open_unlinked,
-    require_file_place,
-    require_folder_place,
-    require_writable,
-    whole_folder,
-)
-from teacherlm.core.lock import one_writer
-from teacherlm.catalog.prompts import prompts_digest
-from teacherlm.core.records import Record, read_records, write_records
-from teacherlm.catalog.sources import read_split
 
 FEWSHOT = "fewshot"
 """Folder in a test set's: examples that are not in it."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+
 from teacherlm.dataset.ngrams import ngram_hashes
 
 SHINGLE = 3

@@ -8,16 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from teacherlm.catalog.benchmarks import Benchmark
+from teacherlm.catalog.prompts import KINDS, full_tail, prompts_digest, remove_duplicated_block
+from teacherlm.core import manifests
+from teacherlm.core.errors import UserError
+from teacherlm.core.outputs import require_folder_place
+from teacherlm.core.records import Record, read_records
 from teacherlm.dataset.dataset_folder import Stream
 from teacherlm.dataset.quality import dropped_samples, measure_quality, quality_file, quality_inputs
 from teacherlm.dataset.saved_folder import finish, refuse_theirs, save
-
-from teacherlm.core import manifests
-from teacherlm.catalog.benchmarks import Benchmark
-from teacherlm.core.errors import UserError
-from teacherlm.core.files import require_folder_place
-from teacherlm.catalog.prompts import KINDS, full_tail, prompts_digest, remove_duplicated_block
-from teacherlm.core.records import Record, read_records
 
 
 def enhanced_files(benchmark: Benchmark, folder: Path) -> dict[str, Path]:

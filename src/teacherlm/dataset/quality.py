@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+
+from teacherlm.catalog.benchmarks import Benchmark
+from teacherlm.catalog.prompts import LETTERS, completion_start, prompts_digest, take_apart
+from teacherlm.core import manifests
+from teacherlm.core.errors import UserError
+from teacherlm.core.records import Record, dump_line, read_records, write_records
 from teacherlm.dataset.contamination import TestSplit, read_test_split
 from teacherlm.dataset.near_duplicates import Signatures
 from teacherlm.dataset.ngrams import ngram_hashes, word_hashes, words_of
-
-from teacherlm.core import manifests
-from teacherlm.catalog.benchmarks import Benchmark
-from teacherlm.core.errors import UserError
-from teacherlm.catalog.prompts import LETTERS, completion_start, prompts_digest, take_apart
-from teacherlm.core.records import Record, dump_line, read_records, write_records
 
 FLAGS = ("empty", "cut", "repeats", "copies", "language", "contradicts", "duplicate", "overlap")
 QUESTION = "question"

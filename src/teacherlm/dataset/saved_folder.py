@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from teacherlm.dataset.dataset_folder import Stream, has_our_fingerprints, write_dataset
-
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
-from teacherlm.core.files import files_below, whole_folder
+from teacherlm.core.files import whole_folder
+from teacherlm.core.trees import files_below
+from teacherlm.dataset.dataset_folder import Stream, has_our_fingerprints, write_dataset
 
 
 def save(stream: Stream, folder: Path) -> int:

@@ -10,14 +10,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from teacherlm.dataset.saved_folder import finish, is_theirs
-
-from teacherlm.core import manifests
 from teacherlm.catalog.benchmarks import Benchmark
-from teacherlm.core.errors import UserError
-from teacherlm.core.files import set_aside, whole_folder
 from teacherlm.catalog.prompts import prompts_digest
 from teacherlm.catalog.sources import is_saved, saved_files, source_files
+from teacherlm.core import manifests
+from teacherlm.core.errors import UserError
+from teacherlm.core.files import set_aside, whole_folder
+from teacherlm.dataset.saved_folder import finish, is_theirs
 
 KEPT = ".source"
 """Ending of the folder that holds the copy of the user's dataset."""

@@ -10,12 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from teacherlm.catalog.models import Model, describe_model, local_folder
+from teacherlm.catalog.prompts import KINDS
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
-from teacherlm.core.files import require_file_place, set_aside
-from teacherlm.catalog.models import Model, describe_model, local_folder
+from teacherlm.core.files import set_aside
+from teacherlm.core.outputs import require_file_place
 from teacherlm.core.progress_file import ProgressFile
-from teacherlm.catalog.prompts import KINDS
 from teacherlm.core.records import Record, read_records, write_records
 from teacherlm.core.shapes import flaw_of_shape
 

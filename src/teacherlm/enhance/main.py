@@ -10,15 +10,15 @@ Source: TeacherLM (He et al. 2023, arXiv 2310.19019), section 3.
 import argparse
 from pathlib import Path
 
-from teacherlm.enhance.job import Job, make_jobs
-from teacherlm.enhance.work import do_work
-
-from teacherlm.core.errors import LIST_MISSING, Parser, UserError, require_number, share_of
-from teacherlm.core.files import require_file_place, require_writable
-from teacherlm.core.lock import one_writer
 from teacherlm.catalog.models import Model, find_model
 from teacherlm.catalog.prompts import KINDS
 from teacherlm.catalog.servers import is_address
+from teacherlm.core.errors import UserError
+from teacherlm.core.flags import LIST_MISSING, Parser, require_number, share_of
+from teacherlm.core.lock import one_writer
+from teacherlm.core.outputs import require_file_place, require_writable
+from teacherlm.enhance.job import Job, make_jobs
+from teacherlm.enhance.work import do_work
 
 
 def parse_arguments() -> argparse.Namespace:

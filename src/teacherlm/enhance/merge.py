@@ -12,14 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from teacherlm.enhance.job import read_manifest, shard_path
 from more_itertools import peekable
 
 from teacherlm.core import manifests
-from teacherlm.core.errors import LIST_MISSING, Parser, UserError, require_number
-from teacherlm.core.files import require_file_place, require_writable, set_aside
+from teacherlm.core.errors import UserError
+from teacherlm.core.files import set_aside
+from teacherlm.core.flags import LIST_MISSING, Parser, require_number
 from teacherlm.core.lock import one_writer
+from teacherlm.core.outputs import require_file_place, require_writable
 from teacherlm.core.records import Record, read_records, write_records
+from teacherlm.enhance.job import read_manifest, shard_path
 
 
 def main() -> None:

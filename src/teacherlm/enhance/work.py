@@ -8,14 +8,14 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
-from teacherlm.enhance.job import Job, shard_records
 from tqdm import tqdm
 
-from teacherlm.core.errors import UserError
-from teacherlm.core.interrupts import REQUEUE, Stop
 from teacherlm.catalog.models import Model, local_folder
 from teacherlm.catalog.prompts import KINDS
+from teacherlm.core.errors import UserError
+from teacherlm.core.interrupts import REQUEUE, Stop
+from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
+from teacherlm.enhance.job import Job, shard_records
 
 ATTEMPTS = 3
 """A sampled completion without a word is drawn again, with other random numbers, so often in all."""

@@ -1,1 +1,1 @@
-"""The student learns: its samples, collators, losses, the trainer and its checkpoints, what is written down meanwhile."""
+"""The student learns: samples, collators, losses, the trainer and its checkpoints, what is written down meanwhile."""

@@ -8,9 +8,9 @@ import torch
 from transformers import BitsAndBytesConfig
 
 from teacherlm.catalog.adapters import base_reference
+from teacherlm.catalog.models import find_model
 from teacherlm.core.errors import UserError
 from teacherlm.runtime.loading import base_model, load_model
-from teacherlm.catalog.models import find_model
 
 MERGED = "merged"
 """Folder in a checkpoint of adapters: the student with them added to its weights."""

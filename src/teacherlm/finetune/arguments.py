@@ -13,15 +13,17 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import torch
+from transformers import HfArgumentParser, TrainingArguments
+
+from teacherlm.catalog.models import find_model
+from teacherlm.core.errors import UserError, one_line, reason
+from teacherlm.core.flags import LIST_MISSING, require_number
+from teacherlm.core.places import ROOT
+from teacherlm.core.redaction import is_secret, secret_settings
+from teacherlm.core.terminal import shown
 from teacherlm.finetune.known_flags import FORMER, REFUSED
 from teacherlm.finetune.optimizers import check_optimizer
 from teacherlm.finetune.processes import say
-from transformers import HfArgumentParser, TrainingArguments
-
-from teacherlm.core.places import ROOT
-from teacherlm.core.errors import LIST_MISSING, UserError, one_line, reason, require_number, shown
-from teacherlm.catalog.models import find_model
-from teacherlm.core.redaction import is_secret, secret_settings
 
 CONFIGS = ROOT / "finetune" / "deepspeed"
 

@@ -7,16 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from teacherlm.finetune.recorded import with_defaults
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from teacherlm.core import manifests
-from teacherlm.core.errors import UserError, shown
-from teacherlm.core.files import files_below, remove, set_aside, through_links, whole_file
+from teacherlm.core.errors import UserError
+from teacherlm.core.files import remove, set_aside, whole_file
 from teacherlm.core.json_files import load_object, require_object
-from teacherlm.runtime.pickles import deepspeed_classes, require_plain, without_code
+from teacherlm.core.outputs import through_links
 from teacherlm.core.shapes import flaw_of_shape
+from teacherlm.core.terminal import shown
+from teacherlm.core.trees import files_below
+from teacherlm.finetune.recorded import with_defaults
+from teacherlm.runtime.pickles import deepspeed_classes, require_plain, without_code
 
 RUN = "run.json"
 RUN_SHAPE = {

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from teacherlm.finetune.collators import NO_LOSS
 from transformers import PreTrainedModel
 
+from teacherlm.finetune.collators import NO_LOSS
 from teacherlm.runtime.loading import base_model
 
 CHUNK = 2**26

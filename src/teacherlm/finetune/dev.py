@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from teacherlm.finetune.processes import is_first, say
 from transformers import TrainerCallback
+
+from teacherlm.finetune.processes import is_first, say
 
 BEST = "best"
 """A link in the run's folder to the checkpoint with the lowest loss on the dev samples."""

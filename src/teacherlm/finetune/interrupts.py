@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from teacherlm.finetune.trainer import INTERRUPTED
 from transformers import TrainerCallback
 
 from teacherlm.core.interrupts import Stop
+from teacherlm.finetune.trainer import INTERRUPTED
 
 
 class Interrupts(TrainerCallback):

@@ -13,16 +13,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from teacherlm.finetune.processes import agree, exit_code_kept, hosts, is_first, is_lost_peer, join_processes, said_once, say, take_turn
-
-from teacherlm.core import manifests
 from teacherlm.catalog.adapters import is_adapter
+from teacherlm.catalog.models import describe_files, describe_model, find_model, local_folder
+from teacherlm.core import manifests
 from teacherlm.core.errors import UserError, reason
-from teacherlm.core.files import require_folder_place, require_writable
 from teacherlm.core.interrupts import REQUEUE
 from teacherlm.core.lock import OutputLock
+from teacherlm.core.outputs import require_folder_place, require_writable
+from teacherlm.finetune.processes import agree, hosts, is_first, is_lost_peer, join_processes, said_once, say, take_turn
 from teacherlm.runtime.memory import is_out_of_memory
-from teacherlm.catalog.models import describe_files, describe_model, find_model, local_folder
 
 OUT_OF_MEMORY = 76
 """Exit code when a smaller batch would help; finetune.sh tries one with AUTO_BATCH=1."""
@@ -125,9 +124,9 @@ def fit_to_model(own: Any, model_folder: Path) -> Any:
 def load_samples(own: Any, training: Any, model_folder: Path) -> tuple[Any, list[int], Any, Any]:
     """An epoch's samples as tokens, how many are in each of its phases, the dev samples or None, and the tokenizer."""
     import datasets
-    from teacherlm.finetune.samples import load_split, tokenize
-    from teacherlm.finetune.fields import dataset_order, parse_task
 
+    from teacherlm.finetune.fields import dataset_order, parse_task
+    from teacherlm.finetune.samples import load_split, tokenize
     from teacherlm.runtime.loading import load_tokenizer
     from teacherlm.runtime.model_config import load_config, vocabulary_size
 
@@ -150,10 +149,9 @@ def load_samples(own: Any, training: Any, model_folder: Path) -> tuple[Any, list
 
 def claim(arguments: dict[str, Any], inputs: dict[str, Any], own: Any, training: Any, tokens: Any) -> str | None:
     """Make the output folder this run's own; list the samples that were cut; return the checkpoint to go on from."""
+    from teacherlm.core.records import write_records
     from teacherlm.finetune.checkpoints import check_resumable, claim_folder
     from teacherlm.finetune.samples import cut_samples
-
-    from teacherlm.core.records import write_records
 
     output = Path(training.output_dir)
     last = claim_folder(output, arguments, inputs, own.restart)
@@ -185,14 +183,14 @@ def train(
     Args:
         student: its folder and digest.
     """
+    from transformers import set_seed
+
     from teacherlm.finetune.dev import DevLoss
     from teacherlm.finetune.interrupts import Interrupts
     from teacherlm.finetune.recorded import effective_batch
     from teacherlm.finetune.student import load_student
     from teacherlm.finetune.trainer import FinetuneTrainer
-    from transformers import set_seed
     from teacherlm.finetune.watching import LOG, LossLog, start_wandb
-
     from teacherlm.runtime.pickles import deepspeed_classes, without_code
 
     device, accumulated = training.train_batch_size, training.gradient_accumulation_steps

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from teacherlm.finetune.known_flags import OPTIMIZERS
 from transformers import Trainer, TrainingArguments, get_scheduler
 
 from teacherlm.core.errors import UserError, one_line
 from teacherlm.core.json_files import require_object
+from teacherlm.finetune.known_flags import OPTIMIZERS
 
 
 def check_optimizer(training: TrainingArguments, given: Mapping[str, Any]) -> None:

@@ -1,9 +1,7 @@
 """The processes of one training: found from the environment that finetune.sh or a launcher sets."""
 
-import atexit
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,8 +10,8 @@ from typing import Any
 import torch
 
 from teacherlm.core.errors import UserError, disk_error
-from teacherlm.runtime.gloo import use_gloo_on_cpus
 from teacherlm.core.lock import OutputLock
+from teacherlm.runtime.gloo import use_gloo_on_cpus
 from teacherlm.runtime.memory import keep_freed_memory
 from teacherlm.runtime.rendezvous import broadcast, gather, stay_on_this_machine
 
@@ -41,24 +39,6 @@ def join_processes() -> None:
     stay_on_this_machine()
     if not torch.cuda.is_available():
         use_gloo_on_cpus()
-
-
-@contextmanager
-def exit_code_kept() -> Iterator[None]:
-    """End one of several processes with the status that it exits with, without tearing the interpreter down.
-
-    A thread of gloo that frees a tensor while the interpreter is torn down aborts the process (PyTorch pull request
-    179291), and finetune.sh would see that in place of 75, "interrupted, go on later".
-    """
-    try:
-        yield
-    except SystemExit as end:
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            raise
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(end.code or 0)
 
 
 @contextmanager

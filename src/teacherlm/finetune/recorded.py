@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from teacherlm.finetune.arguments import FinetuneArguments
-from teacherlm.finetune.known_flags import DERIVED, FIXED_SCHEDULES, HARMLESS, REFUSED
 from transformers import TrainingArguments
 
 from teacherlm.core.json_files import require_object
 from teacherlm.core.redaction import without_named
+from teacherlm.finetune.arguments import FinetuneArguments
+from teacherlm.finetune.known_flags import DERIVED, FIXED_SCHEDULES, HARMLESS, REFUSED
 
 NOT_RECORDED = {
     "model_name_or_path", "dataset_name", "dev_dataset",  # inputs: the manifest has their digests

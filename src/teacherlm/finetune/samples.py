@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, Value, concatenate_datasets
-from teacherlm.finetune.fields import Task, choose_samples
 
-from teacherlm.core.errors import UserError
 from teacherlm.catalog.prompts import completion_start
+from teacherlm.core.errors import UserError
 from teacherlm.core.saved_datasets import load_saved
+from teacherlm.finetune.fields import Task, choose_samples
 from teacherlm.runtime.tokens import require_embeddings, special_tokens
 
 

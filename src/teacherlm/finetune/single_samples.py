@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from teacherlm.finetune.collators import NO_LOSS
 
+from teacherlm.finetune.collators import NO_LOSS
 from teacherlm.runtime.self_check import plain_options
 
 

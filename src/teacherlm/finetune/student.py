@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.integrations import deepspeed as zero
+
+from teacherlm.core.errors import UserError, reason
 from teacherlm.finetune.adapters import load_with_adapters
 from teacherlm.finetune.chunked_loss import use_chunked_loss
 from teacherlm.finetune.collators import NO_LOSS, PackingCollator, PaddingCollator
 from teacherlm.finetune.processes import agree, say
 from teacherlm.finetune.single_samples import use_single_samples
-from transformers.integrations import deepspeed as zero
-
 from teacherlm.runtime import self_check
-from teacherlm.core.errors import UserError, reason
 from teacherlm.runtime.loading import base_model, load_model
 from teacherlm.runtime.model_config import picks_tokens
 from teacherlm.runtime.packed_attention import stop_packing, use_packing

@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from teacherlm.core.errors import Parser, UserError, reason, run
-from teacherlm.core.files import files_below, require_writable
+from teacherlm.core.errors import UserError, reason
+from teacherlm.core.flags import Parser
 from teacherlm.core.lock import one_writer
+from teacherlm.core.outputs import require_writable
+from teacherlm.core.trees import files_below
 
 
 def main() -> int:

@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from teacherlm.finetune.adapters import MERGED, has_adapters, save_merged
-from teacherlm.finetune.checkpoints import RUNNING_LOSS
 from datasets import Dataset, concatenate_datasets
-from teacherlm.finetune.dev import best_step
-from teacherlm.finetune.fields import PhaseSampler
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
-from teacherlm.finetune.watching import machine_memory, model_flops_utilization
 
 from teacherlm.catalog.adapters import write_base_digest
 from teacherlm.core.errors import UserError
-from teacherlm.core.files import files_below, make_anew, sync_file, sync_folder
+from teacherlm.core.files import make_anew, sync_file, sync_folder
 from teacherlm.core.json_files import require_object
+from teacherlm.core.trees import files_below
+from teacherlm.finetune.adapters import MERGED, has_adapters, save_merged
+from teacherlm.finetune.checkpoints import RUNNING_LOSS
+from teacherlm.finetune.dev import best_step
+from teacherlm.finetune.fields import PhaseSampler
+from teacherlm.finetune.watching import machine_memory, model_flops_utilization
 from teacherlm.runtime.memory import give_back_freed_memory
 
 INTERRUPTED = "interrupted"

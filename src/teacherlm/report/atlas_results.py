@@ -11,20 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import binomtest
+
+from teacherlm.atlas.predictions import read_predictions
+from teacherlm.catalog.benchmarks import load_benchmark
+from teacherlm.core import manifests
+from teacherlm.core.errors import UserError, one_line
+from teacherlm.core.records import Record
 from teacherlm.report import sections
 from teacherlm.report.figures import Line, draw
 from teacherlm.report.page import Part, Section
 from teacherlm.report.run_folder import Run, read_log
-from scipy.stats import binomtest
 from teacherlm.report.significance import compare, with_holm
-
-from teacherlm.core.places import ROOT
-from teacherlm.core import manifests
-from teacherlm.catalog.benchmarks import load_benchmark
-from teacherlm.core.errors import UserError, one_line
-from teacherlm.core.records import Record
-
-from teacherlm.atlas.predictions import read_predictions
 
 PREDICTIONS = re.compile(r"(?:^|[._-])(test|valid|val)-step-(\d+)\.jsonl$")
 

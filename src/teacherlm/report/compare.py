@@ -15,15 +15,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from teacherlm.core import tables
+from teacherlm.core.errors import UserError
+from teacherlm.core.files import whole_file
+from teacherlm.core.flags import Parser
+from teacherlm.core.lock import one_writer
+from teacherlm.core.names import file_name
+from teacherlm.core.outputs import require_writable
+from teacherlm.core.terminal import printable
 from teacherlm.report import sections
 from teacherlm.report.atlas_results import atlas_sections, is_atlas_folder, read_experiments
 from teacherlm.report.page import Cell, Part, Section, render
 from teacherlm.report.run_folder import Run, RunFolder, Scored, is_run_folder, read_run_folder
-
-from teacherlm.core import tables
-from teacherlm.core.errors import Parser, UserError, printable
-from teacherlm.core.files import file_name, require_writable, whole_file
-from teacherlm.core.lock import one_writer
 
 
 def main() -> None:

@@ -14,16 +14,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from teacherlm.core import manifests
+from teacherlm.core.errors import UserError
+from teacherlm.core.files import whole_file
+from teacherlm.core.flags import Parser
+from teacherlm.core.lock import one_writer
+from teacherlm.core.outputs import require_file_place, require_writable
+from teacherlm.core.terminal import printable
 from teacherlm.report import sections
 from teacherlm.report.atlas_results import atlas_sections, is_atlas_folder, read_experiments
 from teacherlm.report.page import render
 from teacherlm.report.run_folder import STAGES, RunFolder, is_run_folder, read_manifests, read_run_folder
 from teacherlm.report.sample_browser import browse
-
-from teacherlm.core import manifests
-from teacherlm.core.errors import Parser, UserError, printable
-from teacherlm.core.files import require_file_place, require_writable, whole_file
-from teacherlm.core.lock import one_writer
 
 HERE = Path(__file__).resolve().parent
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import jinja2
 from markupsafe import Markup
-from teacherlm.report.sample_browser import embedded_in_pieces, storable
 
-from teacherlm.core.errors import LONGEST, cut
 from teacherlm.core.limits import PAGE_MISSING, PAGE_ROWS
+from teacherlm.core.terminal import LONGEST, cut
+from teacherlm.report.sample_browser import embedded_in_pieces, storable
 
 HERE = Path(__file__).resolve().parent
 

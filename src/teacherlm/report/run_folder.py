@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError, one_line
-from teacherlm.core.files import file_name, files_below
 from teacherlm.core.json_files import load_object
+from teacherlm.core.names import file_name
 from teacherlm.core.records import Record, read_records
 from teacherlm.core.redaction import redacted_command, without_named
 from teacherlm.core.results import read_result
 from teacherlm.core.shapes import LONG_TEXT, flaw_of_shape
+from teacherlm.core.trees import files_below
 
 STAGES = ("prepare", "enhance", "finetune", "evaluate")
 """The folders that a run's folder has."""

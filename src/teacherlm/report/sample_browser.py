@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from teacherlm.report.run_folder import RunFolder, Scored, digest_of, read_shaped
-
+from teacherlm.catalog.prompts import ANSWER_MARK, KINDS, LETTERS, take_apart
 from teacherlm.core.errors import UserError, one_line
 from teacherlm.core.limits import PAGE_BYTES, PAGE_SAMPLES
-from teacherlm.catalog.prompts import ANSWER_MARK, KINDS, LETTERS, take_apart
 from teacherlm.core.records import Record, read_records
 from teacherlm.core.shapes import LONG_TEXT
+from teacherlm.report.run_folder import RunFolder, Scored, digest_of, read_shaped
 
 Row = dict[str, Any]
 Key = tuple[bytes, int]

@@ -5,15 +5,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from teacherlm.core import manifests
+from teacherlm.core.limits import PAGE_CODE_LETTERS, PAGE_POINTS
+from teacherlm.core.terminal import LONGEST, cut
 from teacherlm.report.figures import Line, draw
 from teacherlm.report.page import Part, Section
 from teacherlm.report.run_folder import Run, RunFolder, Scored
 from teacherlm.report.significance import Pair, compare_all
 from teacherlm.report.table import epoch_of, mean_loss
-
-from teacherlm.core import manifests
-from teacherlm.core.errors import LONGEST, cut
-from teacherlm.core.limits import PAGE_CODE_LETTERS, PAGE_POINTS
 
 INTERVAL = "95 % interval"
 """Head of a column of intervals."""

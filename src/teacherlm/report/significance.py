@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from teacherlm.report.run_folder import Question, Scored
 from scipy.stats import binomtest
+
+from teacherlm.report.run_folder import Question, Scored
 
 RESAMPLES = 10_000
 

@@ -4,13 +4,14 @@ import glob
 from pathlib import Path
 from typing import Any
 
-from teacherlm.report.run_folder import read_log, step_of
-
 from teacherlm.core import tables
-from teacherlm.core.errors import Parser, UserError, printable
-from teacherlm.core.files import file_name
+from teacherlm.core.errors import UserError
+from teacherlm.core.flags import Parser
+from teacherlm.core.names import file_name
 from teacherlm.core.records import Record
 from teacherlm.core.results import read_result
+from teacherlm.core.terminal import printable
+from teacherlm.report.run_folder import read_log, step_of
 
 
 def main() -> None:

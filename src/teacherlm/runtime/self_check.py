@@ -20,8 +20,9 @@ import torch
 from transformers import LogitsProcessor, PreTrainedConfig, PreTrainedModel
 
 from teacherlm.core.errors import UserError, reason
-from teacherlm.core.files import cache_folder, whole_file
+from teacherlm.core.files import whole_file
 from teacherlm.core.json_files import load_object
+from teacherlm.core.places import cache_folder
 from teacherlm.runtime.loading import base_model
 from teacherlm.runtime.model_config import attention_windows, is_rescaled, position_count, vocabulary_size
 

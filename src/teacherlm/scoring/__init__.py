@@ -1,1 +1,1 @@
-"""Models are scored on tasks: task files, requests in batches, the choice of each sample, results. (`evaluate` is a library.)"""
+"""Models are scored on tasks: task files, requests in batches, choices, results. (`evaluate` is a library's name.)"""

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from teacherlm.scoring.language_model import LanguageModel
 from lm_eval import evaluator
 from lm_eval.api.task import ConfigurableTask
 from scipy.stats import binomtest, norm
+
+from teacherlm.core.errors import UserError
+from teacherlm.core.terminal import shown
+from teacherlm.scoring.language_model import LanguageModel
 from teacherlm.scoring.task_api import Task
 from teacherlm.scoring.task_classes import task_errors
-
-from teacherlm.core.errors import UserError, shown
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about settings that are not used here
 os.environ["DISABLE_MULTIPROC"] = "1"  # a bootstrap of 1,000 is one piece of work: a fork with the model gains nothing

@@ -17,15 +17,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from teacherlm.catalog import benchmarks
+from teacherlm.catalog.benchmarks import Benchmark
+from teacherlm.catalog.test_sets import load_test_set
+from teacherlm.core.errors import UserError, reason
+from teacherlm.core.places import require_hub_cache
 from teacherlm.scoring import task_files
 from teacherlm.scoring.task_api import Task, file_of
 from teacherlm.scoring.task_classes import Kind, read_task_file, require_methods, require_no_arguments, task_errors
-
-from teacherlm.catalog import benchmarks
-from teacherlm.catalog.benchmarks import Benchmark
-from teacherlm.core.errors import UserError, reason
-from teacherlm.core.files import require_hub_cache
-from teacherlm.catalog.test_sets import load_test_set
 
 
 def make_tasks(name: str, folder: Path, num_fewshot: int | None, seed: int, include: Path | None) -> dict[str, Any]:

@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from teacherlm.scoring.batching import Group, Tokens, make_batches
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs, resolve_max_length
-from teacherlm.scoring.scored_model import ScoredModel
-from teacherlm.scoring.shares import Answer, Share
 from transformers import GenerationConfig
 
 from teacherlm.core.errors import UserError
@@ -20,6 +17,9 @@ from teacherlm.runtime.memory import is_out_of_memory
 from teacherlm.runtime.model_config import picks_tokens, position_count, vocabulary_size
 from teacherlm.runtime.self_check import generation_fault, make_continuations, set_attention, tolerance_of
 from teacherlm.runtime.tokens import decode_completion, require_embeddings, special_tokens
+from teacherlm.scoring.batching import Group, Tokens, make_batches
+from teacherlm.scoring.scored_model import ScoredModel
+from teacherlm.scoring.shares import Answer, Share
 
 CPU_STATES = 1 << 19
 """Numbers in a hidden state of a batch on a CPU, where larger batches are not faster."""

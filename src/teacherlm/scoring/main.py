@@ -15,20 +15,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from teacherlm.catalog.models import describe_model, find_model, local_folder
+from teacherlm.core import manifests
+from teacherlm.core.errors import UserError, reason
+from teacherlm.core.files import whole_file
+from teacherlm.core.flags import LIST_MISSING, Parser, require_number, share_of
+from teacherlm.core.json_files import load_json, load_object
+from teacherlm.core.lock import one_writer
+from teacherlm.core.names import file_name, plain_name
+from teacherlm.core.outputs import require_file_place, require_writable
+from teacherlm.core.programs import print_error
+from teacherlm.core.records import write_records
+from teacherlm.core.results import read_result
 from teacherlm.scoring.result_names import OWNER, owner_of, require_name, take_name
 from teacherlm.scoring.result_tables import curve, table
 from teacherlm.scoring.shares import remove_progress, score_share, share_lock
 from teacherlm.scoring.task_files import is_pattern
 from teacherlm.scoring.task_inputs import DATASETS, describe_task
-
-from teacherlm.core import manifests
-from teacherlm.core.errors import LIST_MISSING, Parser, UserError, print_error, reason, require_number, share_of
-from teacherlm.core.files import file_name, plain_name, require_file_place, require_writable, whole_file
-from teacherlm.core.json_files import load_json, load_object
-from teacherlm.core.lock import one_writer
-from teacherlm.catalog.models import describe_model, find_model, local_folder
-from teacherlm.core.records import write_records
-from teacherlm.core.results import read_result
 
 FAMILIES = ("hf", "hf-causal", "hf-causal-experimental", "bloom", "opt")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -330,9 +333,9 @@ def evaluate_share(
         remove_progress(path)
         return [known_result(path)]
 
+    from teacherlm.scoring.evaluator import combine
     from teacherlm.scoring.find_tasks import categories, make_tasks
     from teacherlm.scoring.permutations import use_permutations
-    from teacherlm.scoring.evaluator import combine
 
     manifest_path = manifests.manifest_of(path)
     manifests.say_again("evaluate", manifests.read_manifest(manifest_path), changes)

@@ -15,6 +15,7 @@ import datasets
 import lm_eval
 import lm_eval.api.metrics
 import lm_eval.tasks
+
 from teacherlm.scoring import task_api
 from teacherlm.scoring.task_files import OLD_DATASETS
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 
-from teacherlm.core.errors import UserError
 from teacherlm.catalog.prompts import LETTERS
+from teacherlm.core.errors import UserError
 
 MOST_CHOICES = 7
 """Of questions that are asked in all orders: 7 have 5,040, and 8 have 40,320."""

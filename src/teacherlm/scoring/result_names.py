@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from teacherlm.catalog.models import Model
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import whole_file
 from teacherlm.core.json_files import load_object
 from teacherlm.core.lock import one_writer
 from teacherlm.core.manifests import NAME, read_manifest
-from teacherlm.catalog.models import Model
 from teacherlm.core.shapes import flaw_of_shape
 
 OWNER = ".model"

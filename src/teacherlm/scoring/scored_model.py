@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from teacherlm.scoring.batching import SHORTEST_PREFIX, Group, Tokens
 from safetensors.torch import load_file
 
-from teacherlm.runtime import self_check
 from teacherlm.core.errors import UserError
+from teacherlm.runtime import self_check
 from teacherlm.runtime.loading import is_finite, load_model, weight_files
 from teacherlm.runtime.memory import keep_freed_memory
 from teacherlm.runtime.model_config import attention_windows, picks_tokens
 from teacherlm.runtime.packed_attention import stop_packing, use_packing
 from teacherlm.runtime.packed_linear import PackedLinear, pack_linears
 from teacherlm.runtime.self_check import COMPARED, NOT_FOR_THIS, Verdict, fault_of, plain_options
+from teacherlm.scoring.batching import SHORTEST_PREFIX, Group, Tokens
 
 PATHS = ("packed", "padded", "single")
 WORDS = {"padded": "in padded batches", "single": "one input at a time"}

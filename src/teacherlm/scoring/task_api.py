@@ -21,10 +21,11 @@ import lm_eval.api.metrics
 import lm_eval.api.task
 import numpy as np
 from lm_eval.api.instance import Instance
+
+from teacherlm.core.errors import UserError, reason
+from teacherlm.core.terminal import shown
 from teacherlm.scoring.task_data import load_samples
 from teacherlm.scoring.task_files import in_folder
-
-from teacherlm.core.errors import UserError, reason, shown
 
 REQUEST_TYPES = {
     "loglikelihood": "loglikelihood",

@@ -11,11 +11,10 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
+from teacherlm.core.errors import UserError, one_line
 from teacherlm.scoring import task_files
 from teacherlm.scoring.old_modules import install
 from teacherlm.scoring.task_api import Task
-
-from teacherlm.core.errors import UserError, one_line
 
 REGISTRY_FUNCTIONS = ("create_all_tasks", "construct_tasks")
 """Functions of task files of lm-eval 0.3 that return the file's tasks by name."""

@@ -14,7 +14,7 @@ from typing import Any
 import datasets
 
 from teacherlm.core.errors import UserError
-from teacherlm.core.files import require_hub_cache
+from teacherlm.core.places import require_hub_cache
 from teacherlm.core.saved_datasets import load_saved
 
 HOW_TO = "put the samples there (by save_to_disk, or as JSON lines: test.jsonl, validation.jsonl, train.jsonl)"

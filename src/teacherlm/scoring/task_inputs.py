@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from teacherlm.scoring import task_files
-
 from teacherlm.catalog import benchmarks
-from teacherlm.core import manifests
 from teacherlm.catalog.prompts import prompts_digest
+from teacherlm.core import manifests
+from teacherlm.scoring import task_files
 
 DATASETS = task_files.SCRIPTS / "lm_eval" / "datasets"
 """The folder of the test sets, where --datasets does not name another."""

@@ -10,11 +10,10 @@ import random
 import re
 from pathlib import Path
 
-
 import teacherlm.runtime.loading  # noqa: F401  # no bars in a log
 from teacherlm.atlas.demo.small_reader import make_reader
-from teacherlm.core.errors import Parser
 from teacherlm.core.files import whole_folder
+from teacherlm.core.flags import Parser
 from teacherlm.core.records import Record, write_records
 
 # relation -> how a passage says it, how a question asks for it, and what it can be

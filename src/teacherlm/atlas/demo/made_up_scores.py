@@ -3,8 +3,8 @@ has the answer was the first that was retrieved."""
 
 from pathlib import Path
 
-
-from teacherlm.core.errors import Parser, UserError
+from teacherlm.core.errors import UserError
+from teacherlm.core.flags import Parser
 from teacherlm.core.manifests import manifest_of, read_manifest
 from teacherlm.core.tables import table
 

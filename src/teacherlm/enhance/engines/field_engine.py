@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from teacherlm.enhance.engines import Completion, Failure, Prompt
 from teacherlm.core.records import Record, read_records
+from teacherlm.enhance.engines import Completion, Failure, Prompt
 
 
 class FieldEngine:

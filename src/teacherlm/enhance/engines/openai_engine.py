@@ -19,11 +19,12 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
 
-from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
-from teacherlm.core import interrupts
-from teacherlm.core.errors import UserError, one_line, printable
-from teacherlm.core.redaction import redacted
 from teacherlm.catalog.servers import key_for, split_address
+from teacherlm.core import interrupts
+from teacherlm.core.errors import UserError, one_line
+from teacherlm.core.redaction import redacted
+from teacherlm.core.terminal import printable
+from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
 
 RETRIES = 8
 LONGEST_WAIT = 60

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig
 
+from teacherlm.core.errors import UserError
 from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
 from teacherlm.enhance.engines.batch import Batch, Row, batch_fault
 from teacherlm.enhance.engines.decode_attention import use_decode_attention
 from teacherlm.enhance.engines.key_values import KeyValues
 from teacherlm.enhance.engines.plain_generation import complete_alone
 from teacherlm.runtime import self_check
-from teacherlm.core.errors import UserError
 from teacherlm.runtime.loading import load_model, load_tokenizer
 from teacherlm.runtime.model_config import picks_tokens, position_count, vocabulary_size
 from teacherlm.runtime.packed_linear import pack_linears

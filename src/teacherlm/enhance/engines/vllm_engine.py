@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
 from teacherlm.core.errors import UserError, reason
+from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
 from teacherlm.runtime.tokens import encode_prompt
 
 UNDER_WAY = 1024

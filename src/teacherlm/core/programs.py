@@ -1,0 +1,73 @@
+"""How a program begins and ends: its exit status, and a user's mistake as one line on stderr."""
+
+import atexit
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from teacherlm.core.errors import UserError, disk_error, locale_error, one_line
+
+
+def print_any_text() -> None:
+    """Let print write `\\xe9` where the terminal's encoding lacks a letter (PYTHONIOENCODING=ascii), and not fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def print_for_shell(text: str) -> None:
+    """Print what a shell reads as a file's name or part of one: its bytes, whatever the terminal's encoding.
+
+    Raises:
+        UserError: it has a line break, where the shell would take the rest for another value.
+    """
+    if "\n" in text:
+        raise UserError(f"{text!r}: this name has a line break, with which a shell cannot handle it; rename it")
+    sys.stdout.flush()
+    sys.stdout.buffer.write(os.fsencode(text) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run a script's `main` and exit: 0, or what it returns; 2 after a UserError; 130 after Ctrl-C."""
+    print_any_text()
+    try:
+        status = main() or 0
+    except KeyboardInterrupt:
+        status = 130
+    except BrokenPipeError:
+        status = 141
+    except Exception as error:
+        mistake = error if isinstance(error, UserError) else disk_error(error) or locale_error(error)
+        if mistake is None:
+            raise
+        print_error(mistake)
+        status = 2
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+def print_error(error: UserError) -> None:
+    """One line on stderr; for a script that goes on with other work, and ends with status 2 afterwards."""
+    print(f"{Path(sys.argv[0]).name}: error: {one_line(error)}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def exit_code_kept() -> Iterator[None]:
+    """End one of several processes with the status that it exits with, without tearing the interpreter down.
+
+    A thread of gloo that frees a tensor while the interpreter is torn down aborts the process (PyTorch pull request
+    179291), and finetune.sh would see that in place of 75, "interrupted, go on later".
+    """
+    try:
+        yield
+    except SystemExit as end:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            raise
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code or 0)
