@@ -71,7 +71,7 @@ def two_entries(count: int) -> list[dict[str, str]]:
 
 
 def read_ours(asked: Any, model: Any, questions: list[tuple[int, dict[str, Any]]]) -> list[float]:
-    from teacherlm.atlas.evaluation import predict
+    from teacherlm.atlas.answering import predict
 
     found = dict(predict(asked, questions, model, None))
     asked_of = [order for number, _ in questions for order in found[number]["prediction"]["permutations"]]

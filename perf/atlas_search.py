@@ -51,8 +51,8 @@ def make_index() -> None:
     from teacherlm.atlas import retriever
     from teacherlm.atlas.flat_search import FlatVectors
     from teacherlm.atlas.index import Index, embed_share
-    from teacherlm.atlas.index_files import save_index
     from teacherlm.atlas.passages import Passages, write_passages
+    from teacherlm.atlas.saved_index import save_index
     from teacherlm.catalog.models import find_model, local_folder
     from teacherlm.runtime.packed_linear import pack_linears
 

@@ -14,7 +14,7 @@ from teacherlm.atlas import passages as passage_files
 from teacherlm.atlas import retriever
 from teacherlm.atlas.flat_search import FlatVectors
 from teacherlm.atlas.index import Index, compress, embed_share
-from teacherlm.atlas.index_files import load_compressed, load_index, save_index
+from teacherlm.atlas.saved_index import load_compressed, load_index, save_index
 from teacherlm.core.errors import UserError
 
 COUNT, DIMENSION = 500, 16

@@ -20,8 +20,8 @@ from conftest import ROOT, only_error, read_lines
 from test_atlas_downloads import Server
 
 from teacherlm.atlas.index import Index
-from teacherlm.atlas.index_files import describe_index, load_index
 from teacherlm.atlas.passages import Passages, converted_once
+from teacherlm.atlas.saved_index import describe_index, load_index
 from teacherlm.core.errors import UserError
 
 DIMENSION, EACH = 32, 3

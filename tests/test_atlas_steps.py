@@ -15,7 +15,7 @@ from conftest import ROOT, only_error, read_lines
 from plain_models import PlainBert, PlainT5
 from safetensors.torch import load_file, save_file
 
-from teacherlm.atlas import multiple_choice, options, training
+from teacherlm.atlas import learner, multiple_choice, options
 from teacherlm.atlas.layer_norm import use_mean_square
 from teacherlm.atlas.model import load_model
 
@@ -89,8 +89,8 @@ def test_query_side_training_with_dropout(place: Path, monkeypatch: pytest.Monke
     model.reader.model.double()
     passages = [{"title": p["title"], "text": p["text"]} for p in make_passages(2 * N)]
     examples = [{**q, "passages": passages[i * N : i * N + N]} for i, q in enumerate(make_questions(2))]
-    batch = training.Batch(asked, model, examples, None, learns=True)
-    trainee = training.Trainee(asked, model).train()
+    batch = learner.Batch(asked, model, examples, None, learns=True)
+    trainee = learner.Trainee(asked, model).train()
     masks = drawn_masks(monkeypatch)
     torch.manual_seed(7)
     _, loss = trainee(batch)

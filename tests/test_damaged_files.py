@@ -21,8 +21,8 @@ from conftest import only_error
 from teacherlm.atlas import passages as passage_files
 from teacherlm.atlas.flat_search import FlatVectors
 from teacherlm.atlas.index import Index
-from teacherlm.atlas.index_files import load_index, save_index
-from teacherlm.atlas.training import check_shared
+from teacherlm.atlas.learner import check_shared
+from teacherlm.atlas.saved_index import load_index, save_index
 from teacherlm.core.errors import UserError
 from teacherlm.core.records import read_records
 from teacherlm.core.saved_datasets import load_saved, saved_files
@@ -51,7 +51,7 @@ for number in range({mutations}):
         refused += 1
 print(refused)
 """
-INDEX = "import torch; from teacherlm.atlas.index_files import load_index"
+INDEX = "import torch; from teacherlm.atlas.saved_index import load_index"
 LOAD = "load_index(file.parent, None, None, None, 16, torch.device('cpu'))"
 
 

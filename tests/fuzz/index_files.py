@@ -14,7 +14,7 @@ from fuzz.mutation import Files, damage_one
 from teacherlm.atlas import passages as passage_files
 from teacherlm.atlas.flat_search import FlatVectors
 from teacherlm.atlas.index import Index, compress
-from teacherlm.atlas.index_files import describe_index, load_index, save_index
+from teacherlm.atlas.saved_index import describe_index, load_index, save_index
 
 COUNT, DIMENSION, SHARDS = 24, 8, 2
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ import functools
 import torch
 
 from teacherlm.atlas import options, workers
-from teacherlm.atlas.evaluation import Evaluation, evaluate, read_questions, result_of
+from teacherlm.atlas.answering import Evaluation, evaluate, read_questions, result_of
 from teacherlm.atlas.model import describe_sources, load_model, make_index, step_of
 from teacherlm.core.errors import UserError
 from teacherlm.core.flags import LIST_MISSING

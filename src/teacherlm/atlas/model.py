@@ -12,10 +12,10 @@ from teacherlm.atlas import reader as readers
 from teacherlm.atlas import retriever as retrievers
 from teacherlm.atlas.flat_search import FlatVectors
 from teacherlm.atlas.index import Index, Vectors, compress, embed_share
-from teacherlm.atlas.index_files import describe_index, load_index, save_index
 from teacherlm.atlas.passages import Passages, converted
 from teacherlm.atlas.reader import Reader
 from teacherlm.atlas.retriever import Retriever
+from teacherlm.atlas.saved_index import describe_index, load_index, save_index
 from teacherlm.catalog.models import describe_model, find_model, local_folder, small_files
 from teacherlm.core import manifests
 from teacherlm.runtime.loading import load_tokenizer

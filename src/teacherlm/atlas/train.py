@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from teacherlm.atlas import options, steps, training, workers
-from teacherlm.atlas.evaluation import Evaluation, evaluate, read_questions, result_of
+from teacherlm.atlas import learner, options, steps, workers
+from teacherlm.atlas.answering import Evaluation, evaluate, read_questions, result_of
 from teacherlm.atlas.flat_search import FlatVectors
 from teacherlm.atlas.model import describe_sources, embed_passages, load_model, make_index
 from teacherlm.atlas.schedules import IndexRefresh, learning_rate
@@ -98,20 +98,20 @@ class Training:
         self.asked, self.folder, self.described, self.stop, self.started = asked, folder, described, stop, time.time()
         questions = [question for file in asked.train_data for question in read_questions(asked, file)]
         kind = asked.multiple_choice_train_permutations
-        self.examples = training.Examples(questions, kind, asked.shuffle, asked.seed)
+        self.examples = learner.Examples(questions, kind, asked.shuffle, asked.seed)
         self.tests = [(file, read_questions(asked, file)) for file in asked.eval_data]
-        self.step = workers.from_first(lambda: training.last_step(folder))
+        self.step = workers.from_first(lambda: learner.last_step(folder))
         if self.step:
             asked.model_path = str(folder / "checkpoint" / f"step-{self.step}")
             workers.say(f"train: going on from {asked.model_path}")
         self.model = load_model(asked, device, precision="fp32", trains=True)
         self.index = make_index(asked, self.model, device, trained=self.step > 0) if asked.retrieves else None
-        self.trainee = training.Trainee(asked, self.model)
-        self.raw_optimizer = training.optimizer_of(self.trainee, asked)
-        self.accelerator, self.wrapped, self.optimizer = training.share(asked, self.trainee, self.raw_optimizer)
+        self.trainee = learner.Trainee(asked, self.model)
+        self.raw_optimizer = learner.optimizer_of(self.trainee, asked)
+        self.accelerator, self.wrapped, self.optimizer = learner.share(asked, self.trainee, self.raw_optimizer)
         self.log = Log(folder / "log.jsonl", self.step)
         if self.step:
-            self.log.losses = training.load_state(folder, self.step, self.wrapped, self.optimizer, self.index)
+            self.log.losses = learner.load_state(folder, self.step, self.wrapped, self.optimizer, self.index)
         self.trains_passages = asked.train_retriever and not asked.query_side_retriever_training
         self.refresh = IndexRefresh(asked.refresh_index, asked.freeze_retriever_steps, self.trains_passages)
         total = asked.scheduler_steps or asked.total_steps
@@ -158,8 +158,8 @@ class Training:
         learns = asked.train_retriever and self.step >= asked.freeze_retriever_steps
         examples = self.examples.of_step(self.step, asked.per_gpu_batch_size)
         self.trainee.eval()
-        with training.autocast(asked, self.model.reader.device):
-            batch = training.Batch(asked, self.model, examples, self.index, learns)
+        with learner.autocast(asked, self.model.reader.device):
+            batch = learner.Batch(asked, self.model, examples, self.index, learns)
         self.trainee.train()
         first_batch = self.step - self.step % asked.accumulation_steps
         skipped = False
@@ -186,7 +186,7 @@ class Training:
         for path, questions in self.tests:
             with (
                 workers.only_writer(result_of(self.asked, path, self.step)),
-                training.autocast(self.asked, self.model.reader.device),
+                learner.autocast(self.asked, self.model.reader.device),
             ):
                 evaluation = Evaluation(self.asked, path, self.step, lambda known: source)
                 if not evaluation.done and not evaluate(evaluation, questions, self.model, self.index, self.stop):
@@ -197,8 +197,8 @@ class Training:
         if with_state:
             flat = self.trains_passages and isinstance(self.index.vectors, FlatVectors)
             vectors = self.index.vectors if flat else None
-            training.save_state(self.folder, self.step, self.wrapped, self.optimizer, self.log.losses, vectors)
-        training.save(self.folder, self.model, self.step)
+            learner.save_state(self.folder, self.step, self.wrapped, self.optimizer, self.log.losses, vectors)
+        learner.save(self.folder, self.model, self.step)
 
     def conclude(self) -> None:
         checkpoint = self.folder / "checkpoint" / f"step-{self.step}"

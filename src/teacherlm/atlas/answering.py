@@ -11,8 +11,8 @@ import torch
 
 from teacherlm.atlas import multiple_choice, reader, workers
 from teacherlm.atlas.index import Index
+from teacherlm.atlas.lookup import look_up, retrieve
 from teacherlm.atlas.model import Model
-from teacherlm.atlas.retrieval import look_up, retrieve
 from teacherlm.catalog.prompts import LETTERS
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError

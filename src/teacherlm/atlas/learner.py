@@ -21,11 +21,11 @@ from teacherlm.atlas import reader as readers
 from teacherlm.atlas.checkpoints import save_checkpoint
 from teacherlm.atlas.flat_search import FlatVectors
 from teacherlm.atlas.index import Index
-from teacherlm.atlas.index_files import save_array
+from teacherlm.atlas.lookup import look_up, retrieve
 from teacherlm.atlas.model import DTYPES, Model
 from teacherlm.atlas.published import require_finite
-from teacherlm.atlas.retrieval import look_up, retrieve
 from teacherlm.atlas.retriever import MAXIMUM_LENGTH
+from teacherlm.atlas.saved_index import save_array
 from teacherlm.core.errors import UserError, reason
 from teacherlm.core.files import make_anew, whole_file, whole_path
 from teacherlm.core.records import Record
