@@ -1,6 +1,5 @@
 """Answer orders: what is asked, and that a preference for a letter cancels out."""
 
-import itertools
 import json
 import math
 from collections.abc import Callable
@@ -10,14 +9,14 @@ import pytest
 from conftest import only_error, read_lines
 from test_evaluate import reference_likelihoods, words
 
-from teacherlm.scoring.permutations import cyclic, debias, reorder, split_question
+from teacherlm.scoring.permutations import debias, in_turn, reorder, split_question
 
 DOC = {"question": "What shines? (as in (A) or so) (A) mud (B) the sun (C) salt", "answer": "(B)", "id": 7}
 
 
 def test_orders_move_the_answer_with_its_choice() -> None:
-    assert cyclic(3) == [(0, 1, 2), (1, 2, 0), (2, 0, 1)]
-    assert split_question(DOC, "x") == ("What shines? (as in (A) or so)", ["mud", "the sun", "salt"])
+    assert in_turn(3, "cyclic") == [(0, 1, 2), (1, 2, 0), (2, 0, 1)]
+    assert split_question(DOC, "x") == ("What shines? (as in (A) or so)", ("mud", "the sun", "salt"))
     assert reorder(DOC, (0, 1, 2), "x") == DOC
     assert reorder(DOC, (1, 2, 0), "x") == {
         "question": "What shines? (as in (A) or so) (A) the sun (B) salt (C) mud",
@@ -28,7 +27,8 @@ def test_orders_move_the_answer_with_its_choice() -> None:
 
 @pytest.mark.parametrize("kind", ["cyclic", "all"])
 def test_a_preference_for_a_letter_cancels_out(kind: str) -> None:
-    orders = cyclic(3) if kind == "cyclic" else list(itertools.permutations(range(3)))
+    orders = in_turn(3, kind)
+    assert sorted(orders)[0] == orders[0] == (0, 1, 2) and len(orders) == (3 if kind == "cyclic" else 6)
     letter, choice = [5.0, 0.0, -3.0], [0.1, 0.3, 0.2]  # it likes A very much, and knows a little
     results = [letter[place] + choice[order[place]] for order in orders for place in range(3)]
     found = debias(results, orders)

@@ -26,6 +26,7 @@ from teacherlm.atlas.model import DTYPES, Model
 from teacherlm.atlas.published import require_finite
 from teacherlm.atlas.retriever import MAXIMUM_LENGTH
 from teacherlm.atlas.saved_index import save_array
+from teacherlm.catalog.orders import orders
 from teacherlm.core.errors import UserError, reason
 from teacherlm.core.files import make_anew, whole_file, whole_path
 from teacherlm.core.records import Record
@@ -54,7 +55,7 @@ class Examples:
 
     def __init__(self, questions: Sequence[Record], kind: str, shuffle: bool, seed: int):
         self.questions, self.kind, self.shuffle, self.seed = questions, kind, shuffle, seed
-        self.orders = len(multiple_choice.orders(len(questions[0]["options"]), kind))
+        self.orders = len(orders(len(questions[0]["options"]), kind))
         self.epoch, self.order = -1, torch.empty(0)
 
     def __len__(self) -> int:

@@ -4,7 +4,6 @@ A question is a record {"question", "options": {"A": text, ...}, "answer": lette
 of its options, a reader that likes one letter, whatever stands behind it, loses what that liking brought it.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from teacherlm.atlas.reader import IGNORED
+from teacherlm.catalog.orders import orders
 from teacherlm.catalog.prompts import LETTERS
 from teacherlm.core.errors import UserError
 from teacherlm.core.records import Record, read_records
@@ -73,14 +73,6 @@ def permutations(question: Record, kind: str) -> list[Record]:
         original = order == tuple(range(len(letters)))
         asked.append({**question, "options": arranged, "answer": answer, "is_original": original, "uid": uid})
     return asked
-
-
-def orders(n: int, kind: str) -> list[tuple[int, ...]]:
-    """orders[o][place] is the option that stands there in order o; the cyclic ones in the order of the reference."""
-    places = tuple(range(n))
-    if kind == "cyclic":
-        return [places[n - shift :] + places[: n - shift] for shift in range(n)]
-    return list(itertools.permutations(places)) if kind == "all" else [places]
 
 
 def prompt(tokenizer: Any, question: Record) -> str:

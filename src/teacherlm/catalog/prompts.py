@@ -73,11 +73,15 @@ def take_apart(text: str) -> tuple[str, tuple[str, ...]]:
     """(question, choices) of a sample's `text` or of a test's context: of its last question, where it has several.
 
     Where letters in brackets stand in the question too, the choices are the longest row of letters, the last of several
-    that are equally long. Without a row there are no choices.
+    that are equally long.
     """
     before = text.rpartition(ANSWER_MARK)[0] or text
     before = before[before.rfind(ANSWER_MARK) + 1 :]
-    question = before.partition("Q: ")[2] or before
+    return split_choices(before.partition("Q: ")[2] or before)
+
+
+def split_choices(question: str) -> tuple[str, tuple[str, ...]]:
+    """`question (A) first (B) second` -> the question and its choices; none where no row of letters is."""
     row = longest_row(question)
     if len(row) < 2:
         return question, ()

@@ -1,10 +1,5 @@
-"""Answer-order debiasing: each question is asked with its choices in several orders.
+"""Answer-order debiasing: each question is asked with its choices in several orders (catalog/orders.py)."""
 
-A model that likes one letter, whatever stands behind it, is wrong as often as not. Following Izacard et al. 2022 (arXiv
-2208.03299, section 4.3), a choice's probability is averaged over the orders, whatever its letter was in each.
-"""
-
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +7,8 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 
-from teacherlm.catalog.prompts import LETTERS
+from teacherlm.catalog.orders import orders
+from teacherlm.catalog.prompts import LETTERS, split_choices
 from teacherlm.core.errors import UserError
 
 MOST_CHOICES = 7
@@ -43,15 +39,17 @@ def use_permutations(task: Any, kind: str, name: str) -> None:
             f"--permutations all: {name} has {choices} choices, which have {math.factorial(choices):,} orders; take "
             "--permutations cyclic"
         )
-    orders = cyclic(choices) if kind == "cyclic" else list(itertools.permutations(range(choices)))
-    task.orders = [lambda doc, order=order: reorder(doc, order, name) for order in orders]
+    asked_in = in_turn(choices, kind)
+    task.orders = [lambda doc, order=order: reorder(doc, order, name) for order in asked_in]
     process: Callable = task.process_results
-    task.process_results = lambda doc, results: process(doc, debias(results, orders))
-    task.debias = lambda results: debias(results, orders)
+    task.process_results = lambda doc, results: process(doc, debias(results, asked_in))
+    task.debias = lambda results: debias(results, asked_in)
 
 
-def cyclic(choices: int) -> list[tuple[int, ...]]:
-    return [tuple((start + place) % choices for place in range(choices)) for start in range(choices)]
+def in_turn(choices: int, kind: str) -> list[tuple[int, ...]]:
+    """The orders one after the other; the cyclic ones turn to the left, as in the samples of earlier results."""
+    first, *others = orders(choices, kind)
+    return [first, *(reversed(others) if kind == "cyclic" else others)]
 
 
 def debias(results: Sequence[float], orders: Sequence[tuple[int, ...]]) -> list[float]:
@@ -76,16 +74,12 @@ def reorder(doc: Mapping[str, Any], order: Sequence[int], name: str) -> dict[str
     return {**doc, "question": " ".join(parts), "answer": f"({LETTERS[list(order).index(gold)]})"}
 
 
-def split_question(doc: Mapping[str, Any], name: str) -> tuple[str, list[str]]:
-    """`question (A) first (B) second` -> the question and its choices; looked for from the end, where they are."""
+def split_question(doc: Mapping[str, Any], name: str) -> tuple[str, tuple[str, ...]]:
+    """The question and the choices of a sample `question (A) first (B) second`."""
     text, answer = (doc.get("question"), doc.get("answer")) if isinstance(doc, Mapping) else (None, None)
     if not isinstance(text, str) or not isinstance(answer, str):
         raise UserError(f"--permutations: the samples of {name} have no question and answer")
-    last = max((letter for letter in LETTERS if f" ({letter}) " in f" {text}"), default="A")
-    choices: list[str] = []
-    for letter in reversed(LETTERS[: LETTERS.index(last) + 1]):
-        text, mark, choice = text.rpartition(f" ({letter}) ")
-        if not mark:
-            raise UserError(f"--permutations: no ({letter}) in the question {doc['question'][:60]!r}... of {name}")
-        choices.insert(0, choice)
-    return text, choices
+    question, choices = split_choices(f" {text}")
+    if not choices:
+        raise UserError(f"--permutations: no choices (A), (B), ... in the question {text[:60]!r}... of {name}")
+    return question.removeprefix(" "), choices
