@@ -300,9 +300,9 @@ def test_ranking_anew_is_by_the_encoder_as_it_is_now(place: Path, alone: Path, t
     index = ["--load_index_path", tmp_path / "index", "--retrieve_only"]
     more = ["--retrieve_with_rerank", "--n_to_rerank_with_retrieve_with_rerank"]
     expected = [line["permutations"][0]["passages"] for line in predictions(alone)]
-    for words, same in (([], False), ([*more, 3], False), ([*more, 60], True)):
-        output = tmp_path / str(len(words)) / str(same)
-        assert evaluate(place, output, *index, *words).returncode == 0
+    for extra, same in (([], False), ([*more, 3], False), ([*more, 60], True)):
+        output = tmp_path / str(len(extra)) / str(same)
+        assert evaluate(place, output, *index, *extra).returncode == 0
         assert ([line["passages"] for line in predictions(output)] == expected) == same
     message = only_error(evaluate(place, tmp_path / "x", *index, *more, 2))
     assert "--n_to_rerank_with_retrieve_with_rerank 2: at least --n_context 3 was expected" in message
