@@ -84,7 +84,7 @@ def test_an_atlas_model_s_own_code_does_not_run(part: str, tmp_path: Path) -> No
 
 
 def source_files() -> Iterator[Path]:
-    for folder in ("teacherlm", "enhance", "finetune", "evaluate", "atlas", "report", "slurm"):
+    for folder in ("src", "enhance", "finetune", "evaluate", "atlas"):
         yield from (ROOT / folder).rglob("*.py")
 
 
