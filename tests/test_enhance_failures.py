@@ -122,7 +122,7 @@ def enhance(command: list[object]) -> None:
 def start() -> Callable[[list[object]], multiprocessing.Process]:
     """Start a run as a fork of a process that has the libraries imported: 50 runs in the time of ten."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "transformers.models.llama.modeling_llama", "teacherlm.loading"])
+    context.set_forkserver_preload(["torch", "transformers.models.llama.modeling_llama", "teacherlm.runtime.loading"])
 
     def start(command: list[object]) -> multiprocessing.Process:
         process = context.Process(target=enhance, args=(command,))

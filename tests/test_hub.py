@@ -43,7 +43,7 @@ def folder_of(environment: dict[str, str]) -> Run:
     """Ask for a model's folder, as the shell scripts do."""
 
     def run(name: str = "someone/tiny") -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "teacherlm.models", "folder", name]
+        command = [sys.executable, "-m", "teacherlm.catalog.models", "folder", name]
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=60)
 
     return run

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+from teacherlm.catalog import models
 from teacherlm.catalog.models import Model, find_model, local_folder, names
 from teacherlm.core.errors import UserError
 from teacherlm.runtime.loading import load_model, load_tokenizer
@@ -28,7 +29,7 @@ def mistake(work: Callable[[], object]) -> str:
 
 
 def shell(*words: str, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "teacherlm.models", *words]
+    command = [sys.executable, "-m", "teacherlm.catalog.models", *words]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | environment)
 
 
@@ -173,8 +174,19 @@ def own_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
         (tmp_path / "mine.yaml").write_text(f"hub: some/one\n{text}\n")
         return find_model("mine")
 
-    monkeypatch.setattr("teacherlm.models.FOLDER", tmp_path)
+    monkeypatch.setattr("teacherlm.catalog.models.FOLDER", tmp_path)
     return find
+
+
+def test_a_yaml_of_the_current_folder_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind, name, text in (("models", "bloomz-7b1", "hub: my/own\n"), ("models", "mine", "hub: some/one\n")):
+        (tmp_path / kind).mkdir(exist_ok=True)
+        (tmp_path / kind / f"{name}.yaml").write_text(text)
+    assert find_model("bloomz-7b1").hub == "bigscience/bloomz-7b1"
+    monkeypatch.chdir(tmp_path)
+    assert (find_model("bloomz-7b1").hub, find_model("mine").hub) == ("my/own", "some/one")
+    assert find_model("bloomz-3b").hub == "bigscience/bloomz-3b"
+    assert {"mine", "bloomz-3b"} <= set(models.names())
 
 
 @pytest.mark.parametrize(

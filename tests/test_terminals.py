@@ -97,9 +97,9 @@ def test_a_process_with_such_a_terminal(environment: dict[str, str], folder: Pat
 
 
 def test_a_shell_gets_the_bytes_of_a_name(folder: Path, tiny_llama: Path) -> None:
-    """It uses what `teacherlm.models` prints as a folder's name."""
+    """It uses what `teacherlm.catalog.models` prints as a folder's name."""
     model = Path(shutil.copytree(tiny_llama, folder / "modèle"))
-    ask = [sys.executable, "-m", "teacherlm.models"]
+    ask = [sys.executable, "-m", "teacherlm.catalog.models"]
     for words, expected in ((["folder", model], model), (["get", model, "name"], model.name)):
         done = subprocess.run([*ask, *words], cwd=ROOT, env=os.environ | ASCII, capture_output=True)
         assert (done.returncode, done.stdout) == (0, os.fsencode(str(expected)) + b"\n"), done.stderr

@@ -20,7 +20,7 @@ from teacherlm.catalog.templates import ERRORS, compile_template, fields_of, ren
 from teacherlm.core.errors import UserError
 from teacherlm.core.flags import Parser
 from teacherlm.core.names import is_plain_name, plain_name
-from teacherlm.core.places import ROOT
+from teacherlm.core.places import ROOT, yaml_file, yaml_names
 from teacherlm.core.programs import print_for_shell, run
 from teacherlm.core.records import Record
 from teacherlm.core.terminal import shown
@@ -164,7 +164,7 @@ class Benchmark:
 
 
 def names() -> list[str]:
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return yaml_names(FOLDER)
 
 
 def benchmark_and_part(task: str) -> tuple[str, str | None] | None:
@@ -178,12 +178,12 @@ def benchmark_and_part(task: str) -> tuple[str, str | None] | None:
 
 
 def load_benchmark(name: str) -> Benchmark:
-    """Read `benchmarks/NAME.yaml`, or the YAML file that `name` is a path of.
+    """Read `benchmarks/NAME.yaml`, of the current folder or the project's, or the YAML file that `name` is a path of.
 
     Raises:
         UserError: there is none (near names are listed), or a field of the YAML is missing, unknown or malformed.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else yaml_file(FOLDER, name)
     if not path.is_file():
         near = difflib.get_close_matches(name, names(), cutoff=0.4) or names()
         raise UserError(f"no benchmark {name!r}; there are: {', '.join(near)} (or give the path of a YAML file)")

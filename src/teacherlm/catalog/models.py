@@ -25,7 +25,7 @@ from teacherlm.core.errors import UserError, reason
 from teacherlm.core.flags import Parser
 from teacherlm.core.manifests import describe
 from teacherlm.core.names import plain_name
-from teacherlm.core.places import ROOT, in_home, require_hub_cache
+from teacherlm.core.places import ROOT, in_home, require_hub_cache, yaml_file, yaml_names
 from teacherlm.core.programs import print_for_shell, run
 from teacherlm.core.terminal import shown
 from teacherlm.core.yaml_files import as_meant, read_yaml
@@ -86,11 +86,13 @@ class Model:
 
 
 def names() -> list[str]:
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return yaml_names(FOLDER)
 
 
 def find_model(name: str) -> Model:
     """The model that a name stands for: `models/NAME.yaml`, else a folder, else a hub id `owner/name`.
+
+    The YAML is that of the current folder's own `models/` where there is one, else the project's.
 
     A teacher may also be an address, `http://host:port/model`, or a field of the records, `field:explanation`.
 
@@ -98,8 +100,8 @@ def find_model(name: str) -> Model:
         UserError: it is none of these, and near names are listed; or a server's address has a secret in it, or would
             get one unencrypted.
     """
-    described = FOLDER / f"{name}.yaml"
-    if "/" not in name and described.is_file():
+    described = yaml_file(FOLDER, name) if "/" not in name else None
+    if described is not None and described.is_file():
         content = read_yaml(described, Model, computed={"name", "server", "explanations"})
         asked = {
             stage: typed(content[stage], DEFAULTS[stage], f"{described}: {stage}")

@@ -12,6 +12,22 @@ ROOT = PACKAGE.parents[1] if (PACKAGE.parents[1] / "benchmarks").is_dir() else P
 """The checkout's folder. Of an installed package it is one with the same folders that a chain needs."""
 
 
+def yaml_file(folder: Path, name: str) -> Path:
+    """NAME.yaml of the current folder's own `benchmarks/` or `models/`, if it is there; else that of the project.
+
+    Args:
+        folder: the project's.
+        name: a single plain name.
+    """
+    own = Path(folder.name) / f"{name}.yaml"
+    return own if own.is_file() else folder / own.name
+
+
+def yaml_names(folder: Path) -> list[str]:
+    """The names for which `yaml_file` finds a file."""
+    return sorted({path.stem for place in (Path(folder.name), folder) for path in place.glob("*.yaml")})
+
+
 def cache_folder() -> Path:
     """Where this project keeps what is costly to make again: TEACHERLM_CACHE, or the user's cache folder.
 

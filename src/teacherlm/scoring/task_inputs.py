@@ -25,7 +25,7 @@ def describe_task(name: str, folder: Path, include: Path | None, known: Mapping[
     places: dict[str, Path] = {}
     title, _ = benchmarks.benchmark_and_part(name) or (None, None)
     if title:
-        places["benchmark"] = benchmarks.FOLDER / f"{title}.yaml"
+        places["benchmark"] = benchmarks.load_benchmark(title).path
     for source in dict.fromkeys(source for file in files for source in task_files.sources(file)):
         places["task file" if source == files[0] else f"task file {source.name}"] = source
     sets = [data_of(task_files.in_folder(path, folder)) for path in dict.fromkeys(paths) if path]
