@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from teacherlm.core.files import whole_file
 from teacherlm.core.interrupts import Stop
 from teacherlm.core.progress_file import ProgressFile, done_keys
 from teacherlm.core.records import Record, dump_line
+from teacherlm.core.stage_run import StageRun
 from teacherlm.core.terminal import shown
 
 STAGE = "atlas evaluate"
@@ -52,25 +52,25 @@ def result_of(asked: argparse.Namespace, path: Path, step: int) -> Path:
 class Evaluation:
     """One file of questions: where its predictions go, what they depend on, and whether they are there.
 
-    The first worker finds that out, for all.
-
     Args:
         step: of the model.
         sources: given what was described before, describes what the predictions come from beside the questions.
     """
 
     def __init__(self, asked: argparse.Namespace, path: Path, step: int, sources: Callable[[dict[str, Any]], dict]):
-        self.asked, self.path, self.started, self.sources = asked, path, time.time(), sources
+        self.asked, self.path, self.sources = asked, path, sources
         self.result = result_of(asked, path, step)
-        self.arguments, self.inputs, self.done = workers.from_first(self.describe)
-        self.work = {**self.arguments, **{name: described["sha256"] for name, described in self.inputs.items()}}
+        self.run = StageRun(STAGE, self.result, says="evaluate", processes=workers)
 
-    def describe(self) -> tuple[dict[str, Any], dict[str, Any], bool]:
-        manifest = manifests.read_manifest(manifests.manifest_of(self.result))
-        known = (manifest or {}).get("inputs", {})
-        arguments = {name: getattr(self.asked, name) for name in SHAPING}
-        inputs = {"questions": manifests.describe(self.path), **self.sources(known)}
-        return arguments, inputs, not manifests.changes(manifest, STAGE, arguments, inputs)
+    def is_done(self) -> bool:
+        """Whether the predictions are there; the first worker finds that out, for all."""
+        self.run.compare(*workers.from_first(self.describe))
+        return self.run.is_done
+
+    def describe(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the predictions depend on: flags, and digests of the inputs."""
+        inputs = {"questions": manifests.describe(self.path), **self.sources(self.run.known)}
+        return {name: getattr(self.asked, name) for name in SHAPING}, inputs
 
     def progress_files(self) -> list[Path]:
         return sorted(self.result.parent.glob(f".{self.result.stem}.worker-*.progress"))
@@ -82,9 +82,9 @@ def evaluate(of: Evaluation, questions: list[Record], model: Model, index: Index
     Each prediction is on the disk as soon as it is made; a restart, with however many workers, makes what is missing.
     """
     own = of.result.with_name(f".{of.result.stem}.worker-{workers.rank()}.progress")
-    progress = ProgressFile(own, of.work, restart=True)
+    progress = ProgressFile(own, of.run.work, restart=True)
     workers.wait_for_all()
-    done = set().union(*(done_keys(file, of.work) for file in of.progress_files()))
+    done = set().union(*(done_keys(file, of.run.work) for file in of.progress_files()))
     missing = sorted(set(range(len(questions))) - done)
     workers.say(f"evaluate: {of.path}: {len(questions)} questions, {len(done)} of them done before")
     mine = [(number, questions[number]) for number in missing[workers.rank() :: workers.size()]]
@@ -204,26 +204,18 @@ def text_of(passage: dict[str, str]) -> dict[str, str]:
 def conclude(of: Evaluation, count: int) -> None:
     """Put the workers' predictions together, in the order of the questions; score them; write the manifest, last."""
     metrics = Metrics()
-    files = [ProgressFile(file, of.work, restart=True) for file in of.progress_files()]
-    outputs = {}
+    files = [ProgressFile(file, of.run.work, restart=True) for file in of.progress_files()]
+    outputs: dict[str, Path] = {}
     if of.asked.write_results:
         with whole_file(of.result) as file:
             for piece in in_order(files, count):
                 metrics.add(piece)
                 file.write(dump_line(piece["prediction"]) + "\n")
-        outputs = {"predictions": manifests.describe(of.result)}
+        outputs = {"predictions": of.result}
     else:
         for piece in in_order(files, count):
             metrics.add(piece)
-    manifests.write_manifest(
-        manifests.manifest_of(of.result),
-        stage=STAGE,
-        arguments=of.arguments,
-        inputs=of.inputs,
-        outputs=outputs,
-        counts={"questions": count, **metrics.means(), "seconds": round(time.time() - of.started, 1)},
-        started=of.started,
-    )
+    of.run.finish(outputs, {"questions": count, **metrics.means(), "seconds": of.run.seconds})
     for file in files:
         file.close()
         file.remove()

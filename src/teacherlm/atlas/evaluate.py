@@ -11,12 +11,13 @@ import functools
 import torch
 
 from teacherlm.atlas import options, workers
-from teacherlm.atlas.answering import Evaluation, evaluate, read_questions, result_of
+from teacherlm.atlas.answering import Evaluation, evaluate, read_questions
 from teacherlm.atlas.model import describe_sources, load_model, make_index, step_of
 from teacherlm.core.errors import UserError
 from teacherlm.core.flags import LIST_MISSING
 from teacherlm.core.interrupts import REQUEUE, Stop
 from teacherlm.core.outputs import require_writable
+from teacherlm.core.stage_run import locked
 
 
 def main() -> int:
@@ -30,12 +31,13 @@ def main() -> int:
     torch.manual_seed(asked.seed)
     device = workers.join_workers(asked.main_port)
     step, sources = step_of(asked), functools.partial(describe_sources, asked)
+    evaluations = [Evaluation(asked, path, step, sources) for path in asked.eval_data]
     if asked.list_missing:
-        print("" if all(Evaluation(asked, path, step, sources).done for path in asked.eval_data) else "0")
+        print("" if all(evaluation.is_done() for evaluation in evaluations) else "0")
         return 0
     options.say_notes(asked, "evaluate")
-    with workers.only_writer(*(result_of(asked, path, step) for path in asked.eval_data)):
-        finished = evaluate_missing(asked, [Evaluation(asked, path, step, sources) for path in asked.eval_data], device)
+    with locked(*(evaluation.run for evaluation in evaluations)):
+        finished = evaluate_missing(asked, evaluations, device)
     if not finished:
         print("evaluate: interrupted; the same command goes on from there")
         return REQUEUE
@@ -45,11 +47,10 @@ def main() -> int:
 
 def evaluate_missing(asked: argparse.Namespace, evaluations: list[Evaluation], device: torch.device) -> bool:
     """Evaluate what is not done; False when it was interrupted."""
+    missing = [evaluation for evaluation in evaluations if not evaluation.is_done()]
     for evaluation in evaluations:
-        if evaluation.done:
-            result = evaluation.result
-            workers.say(f"evaluate: {evaluation.path}: done already, nothing to do ({result} matches its inputs)")
-    missing = [evaluation for evaluation in evaluations if not evaluation.done]
+        if evaluation.run.is_done:
+            evaluation.run.say_done(of=evaluation.path, because=f"{evaluation.result} matches its inputs")
     if not missing:
         return True
     stop = Stop()

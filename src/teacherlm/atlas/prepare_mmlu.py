@@ -15,7 +15,6 @@ import contextlib
 import random
 import re
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -28,9 +27,9 @@ from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import whole_folder
 from teacherlm.core.flags import LIST_MISSING, Parser
-from teacherlm.core.lock import one_writer
 from teacherlm.core.outputs import require_writable
 from teacherlm.core.records import Record, write_records
+from teacherlm.core.stage_run import StageRun
 
 DATA_URL = "https://people.eecs.berkeley.edu/~hendrycks/data.tar"
 SPLITS = {"auxiliary_train": "train", "dev": "dev", "val": "validation", "test": "test"}
@@ -54,31 +53,30 @@ def main() -> None:
     args = parser.parse_args()
     output = args.output_directory / "data" / "mmlu_data"
     require_writable(output)
-    with one_writer(*([] if args.list_missing else [output])):
-        prepare(args, output)
+    run = StageRun("prepare_mmlu", output)
+    with contextlib.nullcontext() if args.list_missing else run:
+        prepare(run, args)
 
 
-def prepare(args: argparse.Namespace, output: Path) -> None:
+def prepare(run: StageRun, args: argparse.Namespace) -> None:
     """Write the three trees, unless they are there; or say whether they are."""
-    started = time.time()
+    output = run.output
     if not args.data_tar and not args.data_directory:
         args.data_tar = output / "data.tar"
         if not args.list_missing:
             download(DATA_URL, args.data_tar)
     origin = args.data_directory or args.data_tar
-    manifest = manifests.read_manifest(manifests.manifest_of(output))
     if not origin.exists():
         if args.list_missing:
             print("0")
             return
         raise UserError(f"{origin}: no such file or folder; MMLU as its authors publish it was expected")
-    inputs = {"archive": manifests.describe(origin, (manifest or {}).get("inputs", {}).get("archive"))}
-    done = not manifests.changes(manifest, "prepare_mmlu", {}, inputs)
+    run.compare({}, {"archive": manifests.describe(origin, run.known.get("archive"))})
     if args.list_missing:
-        print("" if done else "0")
+        print("" if run.is_done else "0")
         return
-    if done:
-        print(f"prepare_mmlu: done already, nothing to do ({manifests.manifest_of(output)} matches its inputs)")
+    if run.is_done:
+        run.say_done()
         return
     with contextlib.ExitStack() as stack:
         folder = args.data_directory or unpacked(args.data_tar, stack)
@@ -88,15 +86,7 @@ def prepare(args: argparse.Namespace, output: Path) -> None:
     for name, write in trees.items():
         with whole_folder(output / name) as tree:
             write(data, tree)
-    manifests.write_manifest(
-        manifests.manifest_of(output),
-        stage="prepare_mmlu",
-        arguments={},
-        inputs=inputs,
-        outputs={name: manifests.describe(output / name) for name in trees},
-        counts={**counts, "domains": len(data["test"])},
-        started=started,
-    )
+    run.finish({name: output / name for name in trees}, {**counts, "domains": len(data["test"])})
     listed = ", ".join(f"{count} {name}" for name, count in counts.items())
     print(f"prepare_mmlu: {len(data['test'])} domains, {listed} questions -> {output}")
 

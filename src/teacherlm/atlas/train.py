@@ -5,7 +5,6 @@ interrupted goes on with the same command: `srun python train.py ...` or `torchr
 """
 
 import argparse
-import functools
 import hashlib
 import json
 import time
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 from teacherlm.atlas import learner, options, steps, workers
-from teacherlm.atlas.answering import Evaluation, evaluate, read_questions, result_of
+from teacherlm.atlas.answering import Evaluation, evaluate, read_questions
 from teacherlm.atlas.flat_search import FlatVectors
 from teacherlm.atlas.model import describe_sources, embed_passages, load_model, make_index
 from teacherlm.atlas.schedules import IndexRefresh, learning_rate
@@ -27,6 +26,7 @@ from teacherlm.core.interrupts import REQUEUE, Stop
 from teacherlm.core.json_files import require_object
 from teacherlm.core.outputs import require_writable
 from teacherlm.core.records import drop_torn_line, dump_line, read_records, write_records
+from teacherlm.core.stage_run import StageRun
 
 STAGE = "atlas train"
 BEGUN = "run.json"
@@ -48,32 +48,37 @@ def main() -> int:
     folder = asked.checkpoint_dir / asked.name
     require_writable(folder)
     device = workers.join_workers(asked.main_port)
+    run = StageRun(STAGE, folder, says="train", processes=workers)
     if asked.list_missing:
-        print("" if describe_run(asked, folder)["done"] else "0")
+        run.compare(*describe_run(asked, folder, run.known))
+        print("" if run.is_done else "0")
         return 0
     options.say_notes(asked, "train")
-    with workers.only_writer(folder):
-        described = workers.from_first(functools.partial(describe_run, asked, folder))
-        if described["done"]:
-            workers.say(f"train: done already, nothing to do ({manifests.manifest_of(folder)} matches its inputs)")
+    with run:
+        run.compare(*workers.from_first(lambda: describe_run(asked, folder, run.known)))
+        if run.is_done:
+            run.say_done()
             return 0
         stop = Stop()
         try:
-            return Training(asked, folder, described, device, stop).run()
+            return Training(asked, run, device, stop).run()
         finally:
             stop.restore()
 
 
-def describe_run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """What the weights depend on, and whether they are there; a folder of another run is not touched.
+def describe_run(
+    asked: argparse.Namespace, folder: Path, known: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """What the weights depend on: flags, and digests of the inputs; a folder of another run is not touched.
+
+    Args:
+        known: earlier digests.
 
     Raises:
         UserError: the folder has a run that was begun with other settings.
     """
-    manifest = manifests.read_manifest(manifests.manifest_of(folder))
     arguments = {name: value for name, value in vars(asked).items() if name not in NOT_SHAPING}
     arguments["effective_batch"] = asked.per_gpu_batch_size * workers.size() * asked.accumulation_steps
-    known = (manifest or {}).get("inputs", {})
     inputs = describe_sources(asked, known)
     for number, file in enumerate(asked.train_data):
         inputs[f"questions {number}"] = manifests.describe(file, known.get(f"questions {number}"))
@@ -85,17 +90,15 @@ def describe_run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
         if differing:
             shown = "; ".join(f"{name} was {before.get(name)!r}, is {work.get(name)!r}" for name in differing)
             raise UserError(f"{folder}: begun with other settings: {shown}; give another --name, or the same settings")
-    done = not manifests.changes(manifest, STAGE, arguments, inputs)
-    return {"arguments": arguments, "inputs": inputs, "work": work, "done": done}
+    return arguments, inputs
 
 
 class Training:
     """A run: where it stands, and what it works with."""
 
-    def __init__(
-        self, asked: argparse.Namespace, folder: Path, described: dict[str, Any], device: torch.device, stop: Stop
-    ):
-        self.asked, self.folder, self.described, self.stop, self.started = asked, folder, described, stop, time.time()
+    def __init__(self, asked: argparse.Namespace, stage_run: StageRun, device: torch.device, stop: Stop):
+        folder = stage_run.output
+        self.asked, self.folder, self.stage_run, self.stop = asked, folder, stage_run, stop
         questions = [question for file in asked.train_data for question in read_questions(asked, file)]
         kind = asked.multiple_choice_train_permutations
         self.examples = learner.Examples(questions, kind, asked.shuffle, asked.seed)
@@ -122,7 +125,7 @@ class Training:
         asked = self.asked
         if workers.is_first():
             with whole_file(self.folder / BEGUN) as file:
-                json.dump(self.described["work"], file, indent=1)
+                json.dump(self.stage_run.work, file, indent=1)
         workers.say(
             f"train: {len(self.examples)} examples, steps {self.step} to {asked.total_steps} of "
             f"{asked.per_gpu_batch_size} x {workers.size()} workers on the {self.model.reader.device.type.upper()}"
@@ -180,16 +183,14 @@ class Training:
         """Evaluate all files, where that is due and not done; False when it was interrupted."""
         if self.step % self.asked.eval_freq:
             return True
-        digest = hashlib.sha256(json.dumps([self.described["work"], self.step], sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([self.stage_run.work, self.step], sort_keys=True).encode()).hexdigest()
         source = {"run": {"path": str(self.folder), "sha256": digest, "files": {}}}
         self.trainee.eval()
         for path, questions in self.tests:
-            with (
-                workers.only_writer(result_of(self.asked, path, self.step)),
-                learner.autocast(self.asked, self.model.reader.device),
-            ):
-                evaluation = Evaluation(self.asked, path, self.step, lambda known: source)
-                if not evaluation.done and not evaluate(evaluation, questions, self.model, self.index, self.stop):
+            evaluation = Evaluation(self.asked, path, self.step, lambda known: source)
+            with evaluation.run, learner.autocast(self.asked, self.model.reader.device):
+                done = evaluation.is_done()
+                if not done and not evaluate(evaluation, questions, self.model, self.index, self.stop):
                     return False
         return True
 
@@ -202,19 +203,12 @@ class Training:
 
     def conclude(self) -> None:
         checkpoint = self.folder / "checkpoint" / f"step-{self.step}"
-        manifests.write_manifest(
-            manifests.manifest_of(self.folder),
-            stage=STAGE,
-            arguments=self.described["arguments"],
-            inputs=self.described["inputs"],
-            outputs={checkpoint.name: manifests.describe(checkpoint)},
-            counts={
-                "steps": self.step,
-                "skipped_steps": sum(line.get("skipped_steps", 0) for _, line in read_records(self.log.path)),
-                "seconds": round(time.time() - self.started, 1),
-            },
-            started=self.started,
-        )
+        counts = {
+            "steps": self.step,
+            "skipped_steps": sum(line.get("skipped_steps", 0) for _, line in read_records(self.log.path)),
+            "seconds": self.stage_run.seconds,
+        }
+        self.stage_run.finish({checkpoint.name: checkpoint}, counts)
         print(f"train: {self.step} steps -> {checkpoint}", flush=True)
 
 

@@ -1,11 +1,11 @@
 """One writer: whoever writes an output holds a lock beside it, and a second process waits until the first has ended.
 
-Every stage that writes does so within `one_writer`:
+A stage that has a manifest takes the lock through its StageRun (stage_run.py); whoever else writes uses `one_writer`:
 
     with one_writer(output):
-        if is_done(manifest_of(output)):  # read within the lock: the process that was waited for may have done the work
+        if output.exists():  # asked within the lock: the process that was waited for may have done the work
             return
-        work, write the output, write the manifest
+        work, write the output
 
 The lock is a POSIX record lock (fcntl) on the hidden file `.NAME.lock` beside the output. Such locks hold between the
 nodes of a cluster on NFS and on Lustre (mounted with `flock`), and the kernel frees them when their process ends,
@@ -103,7 +103,7 @@ def lock_descriptor(file: int, path: Path, wait: bool = False) -> bool:
 
 
 class OutputLock:
-    """The lock of one output. `one_writer` is what stages use; this is for those that must not block.
+    """The lock of one output. `one_writer` takes it and waits; this is for those that must not block.
 
     Args:
         output: a file or folder, which need not be there.

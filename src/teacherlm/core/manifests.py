@@ -35,6 +35,10 @@ STAGE_VERSIONS = {
 }
 """Stage -> the version of its code, 1 by default. Raise it when a change of the code changes the numbers that the stage
 writes: what an earlier version wrote is then stale, and made again."""
+Manifest = dict[str, Any]
+"""What a manifest says, with the fields that `write_manifest` writes."""
+Description = dict[str, Any]
+"""What `describe` returns: {"path", "sha256", "files"}. Of an input that is no file, "files" is missing."""
 VERSIONS = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "lm_eval")
 
 
@@ -43,7 +47,7 @@ def manifest_of(output: Path) -> Path:
     return output.with_suffix("." + NAME) if output.suffix in (".json", ".jsonl") else output / NAME
 
 
-def read_manifest(path: Path) -> dict[str, Any] | None:
+def read_manifest(path: Path) -> Manifest | None:
     """A manifest, or None where there is none or it cannot be read as one.
 
     Outputs are written relative to the manifest, so that a run's folder can be moved; here they are made whole again.
@@ -54,9 +58,10 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
         return None
     if not is_manifest(manifest):
         return None
-    for output in manifest["outputs"].values():
+    found: Manifest = manifest
+    for output in found["outputs"].values():
         output["path"] = str(path.parent / output["path"])
-    return manifest
+    return found
 
 
 def is_manifest(value: Any) -> bool:
@@ -88,7 +93,7 @@ def is_described(value: Any, output: bool = False) -> bool:
     return not output or ("path" in value and "files" in value and all(below))
 
 
-def describe(path: Path, known: Mapping[str, Any] | None = None, files: list[Path] | None = None) -> dict[str, Any]:
+def describe(path: Path, known: Mapping[str, Any] | None = None, files: list[Path] | None = None) -> Description:
     """Digest of a file or a folder: {"path", "sha256", "files": {name: {"bytes", "mtime_ns", "sha256"}}}.
 
     What is behind symbolic links counts, and where they lead is noted as `real`.
@@ -112,7 +117,7 @@ def describe(path: Path, known: Mapping[str, Any] | None = None, files: list[Pat
     for file in files:
         name = file.name if file == path else str(file.relative_to(path))
         stat = file.stat()
-        found = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        found: dict[str, Any] = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
         if file != path and (target := os.path.realpath(file)) != f"{root.rstrip('/')}/{name}":
             found["real"] = target
         old = known_files.get(name, {})
@@ -121,7 +126,7 @@ def describe(path: Path, known: Mapping[str, Any] | None = None, files: list[Pat
     return {**together(path, described), **({} if real is None else {"real": real})}
 
 
-def together(path: Path, described: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def together(path: Path, described: Mapping[str, Mapping[str, Any]]) -> Description:
     """The description of a file or a folder whose files are described, by name."""
     if path.is_file():
         digest = described[path.name]["sha256"]
@@ -137,7 +142,7 @@ def sha256(file: Path) -> str:
 
 
 def changes(
-    manifest: Mapping[str, Any] | None, stage: str, arguments: Mapping[str, Any], inputs: Mapping[str, dict[str, Any]]
+    manifest: Mapping[str, Any] | None, stage: str, arguments: Mapping[str, Any], inputs: Mapping[str, Description]
 ) -> list[str]:
     """What keeps a manifest from being that of this very work, in words; an empty list means: done.
 
@@ -148,6 +153,15 @@ def changes(
     """
     if manifest is None:
         return ["not done yet"]
+    gone = [name for name, output in manifest.get("outputs", {}).items() if not still_there(output)]
+    found = differences(manifest, stage, arguments, inputs)
+    return found + [printable(f"the output {name} is gone or was changed") for name in gone]
+
+
+def differences(
+    manifest: Mapping[str, Any], stage: str, arguments: Mapping[str, Any], inputs: Mapping[str, Description]
+) -> list[str]:
+    """How the work that a manifest is of differs from this work, in words, whatever became of its outputs."""
     found = []
     if manifest["stage"] != stage:
         found.append(f"made by stage {manifest['stage']}")
@@ -163,16 +177,7 @@ def changes(
     for key in sorted({*old_inputs, *inputs}):
         if old_inputs.get(key, {}).get("sha256") != inputs.get(key, {}).get("sha256"):
             found.append(f"the {key} changed")
-    for name, output in manifest.get("outputs", {}).items():
-        if not still_there(output):
-            found.append(f"the output {name} is gone or was changed")
     return [printable(words) for words in found]  # the names are anybody's
-
-
-def say_again(stage: str, manifest: Mapping[str, Any] | None, why: list[str]) -> None:
-    """Print why something that a stage has done before is done again."""
-    if manifest is not None and manifest["stage"] == stage:
-        print(f"{stage.replace('_', '-')}: again, because {'; '.join(why)}", flush=True)
 
 
 def stage_version(stage: str) -> int:
@@ -191,8 +196,8 @@ def write_manifest(
     *,
     stage: str,
     arguments: Mapping[str, Any],
-    inputs: Mapping[str, dict[str, Any]],
-    outputs: Mapping[str, dict[str, Any]],
+    inputs: Mapping[str, Description],
+    outputs: Mapping[str, Description],
     counts: Mapping[str, Any],
     started: float,
 ) -> None:

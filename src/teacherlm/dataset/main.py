@@ -16,11 +16,9 @@ What is done and unchanged is skipped.
 import argparse
 import contextlib
 import os
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from teacherlm.catalog.benchmarks import Benchmark, load_benchmark
 from teacherlm.catalog.prompts import prompts_digest
@@ -34,10 +32,11 @@ from teacherlm.core.opening import open_unlinked
 from teacherlm.core.outputs import require_file_place, require_folder_place, require_writable
 from teacherlm.core.places import ROOT
 from teacherlm.core.records import Record, read_records, write_records
+from teacherlm.core.stage_run import StageRun
 from teacherlm.dataset.dataset_folder import gather_types, write_dataset, write_dataset_dict
 from teacherlm.dataset.post_process import enhanced_files, is_post_processed, post_process
 from teacherlm.dataset.quality import FLAGS, read_filter
-from teacherlm.dataset.saved_folder import finish, is_theirs, save
+from teacherlm.dataset.saved_folder import is_theirs, save
 from teacherlm.dataset.source_folder import describe_source, find_source, keep_source, source_in_words
 
 FEWSHOT = "fewshot"
@@ -88,8 +87,8 @@ def main() -> None:
     jsonl, test = args.output_dir / f"{benchmark.title}.jsonl", args.test_dir / benchmark.name
     if args.test_only:
         require_writable(args.test_dir)
-        with one_writer(test):
-            prepare_tests(benchmark, args.data, args.output_dir, args.test_dir)
+        with StageRun("prepare", test) as run:
+            prepare_tests(run, benchmark, args.data, args.output_dir)
     elif args.list_missing:
         if not is_done(args, benchmark):
             print(0)
@@ -97,6 +96,7 @@ def main() -> None:
         require_writable(args.output_dir)
         if not args.post_process:
             require_writable(args.test_dir)
+        # One lock for all that this command makes: no stage of it takes another.
         with one_writer(jsonl, *([] if args.post_process else [test])):
             make(args, benchmark)
 
@@ -124,16 +124,13 @@ def is_done(args: argparse.Namespace, benchmark: Benchmark) -> bool:
     if args.post_process and not enhanced:
         return False
     if not args.post_process:
-        manifest = manifests.read_manifest(manifests.manifest_of(jsonl))
-        arguments = {"benchmark": benchmark.name, "limit": args.limit}
-        source = find_source(benchmark, args.data, folder)
-        if manifests.changes(manifest, "prepare", arguments, describe_source(benchmark, source, folder, manifest)):
+        run = StageRun("prepare", jsonl)
+        compare_records(run, benchmark, find_source(benchmark, args.data, folder), args.limit)
+        if not run.is_done:
             return False
     if enhanced:
         return is_post_processed(benchmark, enhanced, folder, args.test_dir / benchmark.name, args.filter)
-    saved, test = folder / benchmark.title, args.test_dir / benchmark.name
-    manifest = manifests.read_manifest(manifests.manifest_of(saved))
-    return not manifests.changes(manifest, "prepare", {}, prompts_inputs(benchmark, jsonl, test, manifest))
+    return prompts_run(benchmark, folder / benchmark.title, jsonl, args.test_dir / benchmark.name).is_done
 
 
 # ---------------------------------------------------------------------------------------------------------- prepare
@@ -141,26 +138,22 @@ def is_done(args: argparse.Namespace, benchmark: Benchmark) -> bool:
 
 def prepare(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Path, limit: int | None) -> None:
     """Write TITLE.jsonl, the test set and the DatasetDict TITLE/, unless they are there and match their source."""
-    started = time.time()
     source = find_source(benchmark, data, folder)
     jsonl, saved, test = folder / f"{benchmark.title}.jsonl", folder / benchmark.title, test_dir / benchmark.name
     require_file_place(jsonl)
     for place in (saved, test):
         require_folder_place(place)
-    manifest_path = manifests.manifest_of(jsonl)
-    manifest = manifests.read_manifest(manifest_path)
-    if manifest is None and jsonl.exists() and not mark_of(jsonl).exists():
+    run = StageRun("prepare", jsonl)
+    if run.manifest is None and jsonl.exists() and not mark_of(jsonl).exists():
         print(f"prepare: {jsonl} is there and has no manifest: taken as it is; remove it to have it made again")
         return
-    inputs = describe_source(benchmark, source, folder, manifest)
-    place = source_in_words(inputs["source"])
-    arguments = {"benchmark": benchmark.name, "limit": limit}
-    changes = manifests.changes(manifest, "prepare", arguments, inputs)
-    if not changes:
-        print(f"prepare: done already, nothing to do ({manifest_path} matches {benchmark.title}'s source, {place})")
+    compare_records(run, benchmark, source, limit)
+    place = source_in_words(run.inputs["source"])
+    if run.is_done:
+        run.say_done(because=f"{run.manifest_path} matches {benchmark.title}'s source, {place}")
     else:
-        manifests.say_again("prepare", manifest, changes)
-        if manifest is not None:
+        run.say_again()
+        if run.manifest is not None:
             print(f"prepare: the source is {place}")
         # A mistake in either split leaves both results as they were.
         with own_work(jsonl), saving_tests(benchmark, source, test) as tested:
@@ -168,15 +161,8 @@ def prepare(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Pat
             train = write_records(jsonl, gather_types(prepared(benchmark, "train", source, limit), {}))
         said = f", {test} has {tested} test samples" if tested is not None else ""
         print(f"prepare: {jsonl} has {train} training samples{said}")
-        manifests.write_manifest(
-            manifest_path,
-            stage="prepare",
-            arguments=arguments,
-            inputs=inputs,
-            outputs={"records": manifests.describe(jsonl), "test set": manifests.describe(test)},
-            counts={"train": train} | ({"test": tested} if tested is not None else {}),
-            started=started,
-        )
+        counts = {"train": train} | ({"test": tested} if tested is not None else {})
+        run.finish({"records": jsonl, "test set": test}, counts)
         mark_of(jsonl).unlink()
     if source == saved:
         source = keep_source(benchmark, folder)
@@ -184,6 +170,12 @@ def prepare(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Pat
         say_stale(enhanced, jsonl)
     else:
         save_prompts(benchmark, source, saved, jsonl, test)
+
+
+def compare_records(run: StageRun, benchmark: Benchmark, source: Path | None, limit: int | None) -> None:
+    """Compare the run of TITLE.jsonl with the work that it is: the samples of this source."""
+    inputs = describe_source(benchmark, source, run.output.parent, run.known)
+    run.compare({"benchmark": benchmark.name, "limit": limit}, inputs)
 
 
 def say_stale(enhanced: dict[str, Path], jsonl: Path) -> None:
@@ -195,23 +187,19 @@ def say_stale(enhanced: dict[str, Path], jsonl: Path) -> None:
             print(f"prepare: {file} was made from an earlier {jsonl.name}; run enhance.sh again")
 
 
-def prepare_tests(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Path) -> None:
+def prepare_tests(run: StageRun, benchmark: Benchmark, data: Path | None, folder: Path) -> None:
     """Write the test set alone, with its few-shot examples when their split is there."""
-    started = time.time()
-    test = test_dir / benchmark.name
+    test = run.output
     require_folder_place(test)
-    manifest = manifests.read_manifest(manifests.manifest_of(test))
     source = find_source(benchmark, data, folder)
-    inputs = describe_source(benchmark, source, folder, manifest, ("test",))
-    if not manifests.changes(manifest, "prepare", {}, inputs):
-        print(
-            f"prepare: done already, nothing to do ({manifests.manifest_of(test)} matches {benchmark.title}'s source)"
-        )
+    run.compare({}, describe_source(benchmark, source, folder, run.known, ("test",)))
+    if run.is_done:
+        run.say_done(because=f"{run.manifest_path} matches {benchmark.title}'s source")
         return
     with saving_tests(benchmark, source, test) as tested:
         pass
     if tested is not None:
-        finish(test, "prepare", inputs, {"test": tested}, started)
+        run.finish({"dataset": test}, {"test": tested})
         print(f"prepare: {test} has {tested} test samples")
 
 
@@ -278,26 +266,24 @@ def fewshot_samples(benchmark: Benchmark, data: Path | None) -> Iterator[tuple[s
 
 def save_prompts(benchmark: Benchmark, source: Path | None, saved: Path, jsonl: Path, test: Path) -> None:
     """Save the DatasetDict of the prepared training samples and the test split's samples, both with prompts."""
-    started = time.time()
-    manifest = manifests.read_manifest(manifests.manifest_of(saved))
-    inputs = prompts_inputs(benchmark, jsonl, test, manifest)
-    changes = manifests.changes(manifest, "prepare", {}, inputs)
-    if not changes:
+    run = prompts_run(benchmark, saved, jsonl, test)
+    if run.is_done:
         return
     test_name = benchmark.splits["test"]
     streams = {"train": partial(stream_file, jsonl), test_name: partial(prepared, benchmark, "test", source, None)}
     with whole_folder(saved) as whole:
         counts = write_dataset_dict(streams, whole)
-    finish(saved, "prepare", inputs, counts, started)
+    run.finish({"dataset": saved}, counts)
     print(f"prepare: {saved} is a DatasetDict of {', '.join(f'{name} {count}' for name, count in counts.items())}")
 
 
-def prompts_inputs(benchmark: Benchmark, jsonl: Path, test: Path, manifest: dict[str, Any] | None) -> dict[str, Any]:
-    """Digests of what a DatasetDict depends on; its test split is of the samples that the test set is of."""
+def prompts_run(benchmark: Benchmark, saved: Path, jsonl: Path, test: Path) -> StageRun:
+    """The run of a DatasetDict, compared with its work; its test split is of the samples that the test set is of."""
+    run = StageRun("prepare", saved)
     places = {"records": jsonl, "test set": test, "benchmark": benchmark.path}
-    known = (manifest or {}).get("inputs", {})
-    found = {name: manifests.describe(path, known.get(name)) for name, path in places.items() if path.exists()}
-    return {**found, "prompts": prompts_digest()}
+    found = {name: manifests.describe(path, run.known.get(name)) for name, path in places.items() if path.exists()}
+    run.compare({}, {**found, "prompts": prompts_digest()})
+    return run
 
 
 def stream_file(jsonl: Path) -> Iterator[tuple[str, Record]]:

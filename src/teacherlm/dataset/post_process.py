@@ -1,9 +1,8 @@
 """Post-processing: the teacher's texts, of one kind or several, become what a student is finetuned on."""
 
 import itertools
-import time
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.outputs import require_folder_place
 from teacherlm.core.records import Record, read_records
+from teacherlm.core.stage_run import StageRun
 from teacherlm.dataset.dataset_folder import Stream
 from teacherlm.dataset.quality import dropped_samples, measure_quality, quality_file, quality_inputs
-from teacherlm.dataset.saved_folder import finish, refuse_theirs, save
+from teacherlm.dataset.saved_folder import refuse_theirs, save
 
 
 def enhanced_files(benchmark: Benchmark, folder: Path) -> dict[str, Path]:
@@ -34,29 +34,25 @@ def post_process(
         test: folder of the test set, which the texts must not overlap.
         unwanted: flags whose samples are dropped.
     """
-    quality = manifests.read_manifest(manifests.manifest_of(quality_file(folder, benchmark.title)))
     stream = partial(with_tails, enhanced)
     kinds = [KINDS[field] for field in enhanced]
-    measure_quality(benchmark, folder, kinds, stream, enhanced_inputs(enhanced, quality), test)
-    started = time.time()
+    measure_quality(quality_run(benchmark, enhanced, folder, test), benchmark, kinds, stream, test)
     saved = dataset_folder(benchmark, folder, unwanted)
     require_folder_place(saved)
-    manifest = manifests.read_manifest(manifests.manifest_of(saved))
-    inputs = post_process_inputs(benchmark, enhanced, folder, unwanted, manifest)
-    changes = manifests.changes(manifest, "post_process", filter_argument(unwanted), inputs)
-    if not changes:
-        print(f"post-process: done already, nothing to do ({manifests.manifest_of(saved)} matches its inputs)")
+    run = dataset_run(benchmark, enhanced, saved, unwanted)
+    if run.is_done:
+        run.say_done()
         return
     if unwanted:
         refuse_theirs(saved)
-    manifests.say_again("post_process", manifest, changes)
+    run.say_again()
     dropped = dropped_samples(quality_file(folder, benchmark.title), unwanted) if unwanted else {}
     count = save(partial(without, stream, dropped), saved)
     counts: dict[str, Any] = {"train": count}
     if unwanted:
         reasons = Counter(why for reasons in dropped.values() for why in reasons)
         counts |= {"dropped": len(dropped), "dropped_for": dict(sorted(reasons.items())), "dropped_samples": [*dropped]}
-    finish(saved, "post_process", inputs, counts, started, filter_argument(unwanted))
+    run.finish({"dataset": saved}, counts)
     said = f", {len(dropped)} were dropped" if unwanted else ""
     print(f"post-process: {saved} has {count} samples with {', '.join(kinds)}{said}")
 
@@ -65,21 +61,32 @@ def is_post_processed(
     benchmark: Benchmark, enhanced: dict[str, Path], folder: Path, test: Path, unwanted: list[str]
 ) -> bool:
     """Whether `post_process` would do nothing."""
-    quality = manifests.read_manifest(manifests.manifest_of(quality_file(folder, benchmark.title)))
-    tested = quality_inputs(benchmark, enhanced_inputs(enhanced, quality), test, quality)
-    if manifests.changes(quality, "quality", {}, tested):
+    if not quality_run(benchmark, enhanced, folder, test).is_done:
         return False
-    manifest = manifests.read_manifest(manifests.manifest_of(dataset_folder(benchmark, folder, unwanted)))
-    inputs = post_process_inputs(benchmark, enhanced, folder, unwanted, manifest)
-    return not manifests.changes(manifest, "post_process", filter_argument(unwanted), inputs)
+    return dataset_run(benchmark, enhanced, dataset_folder(benchmark, folder, unwanted), unwanted).is_done
+
+
+def quality_run(benchmark: Benchmark, enhanced: dict[str, Path], folder: Path, test: Path) -> StageRun:
+    """The run of TITLE_quality.jsonl, compared with its work."""
+    run = StageRun("quality", quality_file(folder, benchmark.title))
+    run.compare({}, quality_inputs(benchmark, enhanced_inputs(enhanced, run.known), test, run.known))
+    return run
+
+
+def dataset_run(benchmark: Benchmark, enhanced: dict[str, Path], saved: Path, unwanted: list[str]) -> StageRun:
+    """The run of a dataset that students are finetuned on, compared with its work: the enhanced files, the prompts,
+    and, where samples are dropped, what their flags say."""
+    run = StageRun("post_process", saved, says="post-process")
+    inputs = {**enhanced_inputs(enhanced, run.known), "prompts": prompts_digest()}
+    quality = quality_file(saved.parent, benchmark.title)
+    if unwanted and quality.is_file():
+        inputs["quality"] = manifests.describe(quality, run.known.get("quality"))
+    run.compare({"filter": unwanted} if unwanted else {}, inputs)
+    return run
 
 
 def dataset_folder(benchmark: Benchmark, folder: Path, unwanted: list[str]) -> Path:
     return folder / "-".join([benchmark.title + "_without" if unwanted else benchmark.title, *unwanted])
-
-
-def filter_argument(unwanted: list[str]) -> dict[str, Any]:
-    return {"filter": unwanted} if unwanted else {}
 
 
 def without(stream: Stream, dropped: Container[int]) -> Iterator[tuple[str, Record]]:
@@ -97,20 +104,10 @@ def without(stream: Stream, dropped: Container[int]) -> Iterator[tuple[str, Reco
         raise UserError("--filter: every sample has one of these flags, none is left; name fewer of them")
 
 
-def enhanced_inputs(enhanced: dict[str, Path], manifest: dict[str, Any] | None) -> dict[str, Any]:
-    known = (manifest or {}).get("inputs", {})
+def enhanced_inputs(
+    enhanced: dict[str, Path], known: Mapping[str, manifests.Description]
+) -> dict[str, manifests.Description]:
     return {KINDS[field]: manifests.describe(file, known.get(KINDS[field])) for field, file in enhanced.items()}
-
-
-def post_process_inputs(
-    benchmark: Benchmark, enhanced: dict[str, Path], folder: Path, unwanted: list[str], manifest: dict[str, Any] | None
-) -> dict[str, Any]:
-    """The enhanced files, the prompts, and, where samples are dropped, what their flags say."""
-    inputs = {**enhanced_inputs(enhanced, manifest), "prompts": prompts_digest()}
-    quality = quality_file(folder, benchmark.title)
-    if unwanted and quality.is_file():
-        inputs["quality"] = manifests.describe(quality, (manifest or {}).get("inputs", {}).get("quality"))
-    return inputs
 
 
 def with_tails(enhanced: dict[str, Path]) -> Iterator[tuple[str, Record]]:

@@ -8,9 +8,8 @@ import itertools
 import json
 import re
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +21,7 @@ from teacherlm.catalog.prompts import LETTERS, completion_start, prompts_digest,
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.records import Record, dump_line, read_records, write_records
+from teacherlm.core.stage_run import StageRun
 from teacherlm.dataset.contamination import TestSplit, read_test_split
 from teacherlm.dataset.near_duplicates import Signatures
 from teacherlm.dataset.ngrams import ngram_hashes, word_hashes, words_of
@@ -54,28 +54,21 @@ def quality_file(folder: Path, title: str) -> Path:
     return folder / f"{title}_quality.jsonl"
 
 
-def measure_quality(
-    benchmark: Benchmark, folder: Path, kinds: list[str], stream: Stream, inputs: dict[str, Any], test: Path
-) -> None:
+def measure_quality(run: StageRun, benchmark: Benchmark, kinds: list[str], stream: Stream, test: Path) -> None:
     """Write TITLE_quality.jsonl and its manifest, unless they are there and match their inputs.
 
     Args:
+        run: compared with `quality_inputs`.
         kinds: the texts that each record has (`cot`, ...).
         stream: opens the joined records anew at each call: (where a record stands, the record).
-        inputs: descriptions of the enhanced files.
         test: folder of the test set; where there is none, overlap is not looked for, and its count is null.
     """
-    started = time.time()
-    output = quality_file(folder, benchmark.title)
-    manifest_path = manifests.manifest_of(output)
-    manifest = manifests.read_manifest(manifest_path)
-    inputs = quality_inputs(benchmark, inputs, test, manifest)
-    changes = manifests.changes(manifest, "quality", {}, inputs)
-    if not changes:
-        print(f"quality: done already, nothing to do ({manifest_path} matches its inputs)")
+    if run.is_done:
+        run.say_done()
         return
-    manifests.say_again("quality", manifest, changes)
-    split = read_test_split(benchmark, test) if "test set" in inputs else None
+    run.say_again()
+    output, folder = run.output, run.output.parent
+    split = read_test_split(benchmark, test) if "test set" in run.inputs else None
     counts = {kind: dict.fromkeys(FLAGS, 0) for kind in kinds} | {QUESTION: {"overlap": 0}}
     with tempfile.TemporaryFile("w+", dir=folder, encoding="utf-8") as draft:
         duplicates = write_draft(draft, stream, kinds, split, folder)
@@ -85,28 +78,19 @@ def measure_quality(
         for kind in counts:
             counts[kind]["overlap"] = None
     tested = {"test_questions": split.size, "unchecked": split.unchecked} if split else {}
-    manifests.write_manifest(
-        manifest_path,
-        stage="quality",
-        arguments={},
-        inputs=inputs,
-        outputs={"quality": manifests.describe(output)},
-        counts={"records": written, **tested, **counts, "seconds": round(time.time() - started, 1)},
-        started=started,
-    )
+    run.finish({"quality": output}, {"records": written, **tested, **counts, "seconds": run.seconds})
     flagged = {kind: ", ".join(f"{n} {flag}" for flag, n in found.items() if n) for kind, found in counts.items()}
     said = "; ".join(f"{kind}: {words}" for kind, words in flagged.items() if words)
     print(f"quality: {output} has {written} samples; {said or 'no flags'}")
 
 
 def quality_inputs(
-    benchmark: Benchmark, inputs: dict[str, Any], test: Path, manifest: dict[str, Any] | None
-) -> dict[str, Any]:
+    benchmark: Benchmark, enhanced: Mapping[str, manifests.Description], test: Path, known: Mapping[str, Any]
+) -> dict[str, manifests.Description]:
     """The enhanced files, the benchmark's YAML, the prompts, and the test set where it is there."""
-    known = (manifest or {}).get("inputs", {})
     places = {"benchmark": benchmark.path} | ({"test set": test} if (test / "state.json").is_file() else {})
     described = {name: manifests.describe(path, known.get(name)) for name, path in places.items()}
-    return {**inputs, **described, "prompts": prompts_digest()}
+    return {**enhanced, **described, "prompts": prompts_digest()}
 
 
 def write_draft(

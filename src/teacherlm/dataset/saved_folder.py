@@ -46,22 +46,3 @@ def refuse_theirs(folder: Path) -> None:
     """
     if is_theirs(folder):
         raise UserError(f"{folder}: it is there, and this script did not make it; move it away")
-
-
-def finish(
-    saved: Path,
-    stage: str,
-    inputs: dict[str, Any],
-    counts: dict[str, Any],
-    started: float,
-    arguments: dict[str, Any] | None = None,
-) -> None:
-    manifests.write_manifest(
-        manifests.manifest_of(saved),
-        stage=stage,
-        arguments=arguments or {},
-        inputs=inputs,
-        outputs={"dataset": manifests.describe(saved)},
-        counts=counts,
-        started=started,
-    )

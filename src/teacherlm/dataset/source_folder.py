@@ -5,8 +5,7 @@ So the user's dataset is copied to CREAK.source before another one takes its pla
 """
 
 import shutil
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from teacherlm.catalog.sources import is_saved, saved_files, source_files
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import set_aside, whole_folder
-from teacherlm.dataset.saved_folder import finish, is_theirs
+from teacherlm.core.stage_run import StageRun
+from teacherlm.dataset.saved_folder import is_theirs
 
 KEPT = ".source"
 """Ending of the folder that holds the copy of the user's dataset."""
@@ -77,14 +77,17 @@ def describe_source(
     benchmark: Benchmark,
     source: Path | None,
     folder: Path,
-    manifest: dict[str, Any] | None,
+    known: Mapping[str, manifests.Description],
     splits: Iterable[str] | None = None,
 ) -> dict[str, Any]:
     """Digests of what the prepared files depend on: YAML, prompts, and the source's files, or the hub's name.
 
     A source that was read before and is gone is described as it was then.
+
+    Args:
+        known: earlier descriptions: files that are unchanged since then are not read again.
+        splits: those that are read, where not all are.
     """
-    known = (manifest or {}).get("inputs", {})
     earlier = known.get("source", {})
     if source is not None and not source.exists() and earlier.get("path") == str(source):
         described = earlier
@@ -112,15 +115,14 @@ def keep_source(benchmark: Benchmark, folder: Path) -> Path:
     Raises:
         UserError: TITLE.source is something of the user's own.
     """
-    started = time.time()
     saved, kept = folder / benchmark.title, kept_folder(benchmark, folder)
     files = saved_files(saved)
-    described = manifests.describe(saved, files=files)
+    run = StageRun("keep", kept)
+    run.compare({}, {"dataset": manifests.describe(saved, files=files)})
     if kept.exists():
-        manifest = manifests.read_manifest(manifests.manifest_of(kept))
-        if manifest is None or manifest["stage"] != "keep":
+        if run.manifest is None or run.manifest["stage"] != "keep":
             raise UserError(f"{kept}: it is there, and a copy of {saved} is to go there; move it away")
-        if not manifests.changes(manifest, "keep", {}, {"dataset": described}):
+        if run.is_done:
             return kept
         print(f"prepare: the earlier copy {kept} stays as {set_aside(kept)}")
     with whole_folder(kept) as whole:
@@ -128,7 +130,7 @@ def keep_source(benchmark: Benchmark, folder: Path) -> Path:
             copy = whole / file.relative_to(saved)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(file, copy)
-        finish(whole, "keep", {"dataset": described}, {}, started)
+        run.finish({"dataset": whole}, {}, within=whole)
     if saved.is_symlink():  # what it leads to stays where it is
         saved.unlink()
     print(f"prepare: {saved} is your dataset: a copy is in {kept}, and the prepared dataset goes to {saved}")

@@ -3,7 +3,6 @@
 import argparse
 import filecmp
 import hashlib
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from teacherlm.core.outputs import require_file_place
 from teacherlm.core.progress_file import ProgressFile
 from teacherlm.core.records import Record, read_records, write_records
 from teacherlm.core.shapes import flaw_of_shape
+from teacherlm.core.stage_run import StageRun
 
 Shard = tuple[int, int]
 """(I, N): every Nth record from the Ith, counted from 0; (0, 1) is all of them."""
@@ -105,10 +105,6 @@ class Job:
         return self.arguments["num_completions"]
 
     @property
-    def manifest_path(self) -> Path:
-        return manifests.manifest_of(self.output)
-
-    @property
     def failures_path(self) -> Path:
         return self.output.with_suffix(".failures.jsonl")
 
@@ -117,19 +113,23 @@ class Job:
         return self.output.with_name(f".{self.output.name}.progress")
 
     @cached_property
-    def inputs(self) -> dict[str, Any]:
-        known = (read_manifest(self.manifest_path) or {}).get("inputs", {})
+    def run(self) -> StageRun:
+        return StageRun("enhance", self.output, read=read_manifest)
+
+    def compare(self) -> None:
+        """Compare what is there with the work: the arguments, and the records and teacher as they are now."""
+        known = self.run.known
         if name := self.teacher.server or self.teacher.explanations:
             teacher = {"path": name, "sha256": name}
         else:
             teacher = describe_model(local_folder(self.teacher), known.get("teacher"))
-        return {"records": manifests.describe(self.input, known.get("records")), "teacher": teacher}
+        inputs = {"records": manifests.describe(self.input, known.get("records")), "teacher": teacher}
+        self.run.compare(self.arguments, inputs)
 
-    def changes(self) -> list[str]:
-        """What keeps the output from being done, in words; failures are such a thing, as another try may help."""
-        manifest = read_manifest(self.manifest_path)
-        changes = manifests.changes(manifest, "enhance", self.arguments, self.inputs)
-        return changes or (["failures"] if manifest["counts"]["failures"] else [])
+    def is_missing(self) -> bool:
+        """Whether the command would do something; failures are such a thing, as another try may help."""
+        self.compare()
+        return not self.run.is_done or bool(self.run.counts["failures"])
 
     def is_done(self) -> bool:
         """Whether the output is there, of this work, and without failures; says so.
@@ -139,28 +139,27 @@ class Job:
         """
         if not self.input.is_file():
             raise UserError(f"{self.input}: no such file; data_prepare.py writes it")
-        manifest = read_manifest(self.manifest_path)
-        changes = manifests.changes(manifest, "enhance", self.arguments, self.inputs)
-        if not changes:
-            failures = manifest["counts"]["failures"]
+        self.compare()
+        run = self.run
+        if run.is_done:
+            failures = run.counts["failures"]
             if failures:
                 print(f"enhance: {self.output}: trying the {failures} records again that have no text yet")
                 return False
-            print(f"enhance: done already, nothing to do ({self.manifest_path} matches its inputs)")
+            run.say_done()
             return True
-        own = manifest is None and self.progress_path.exists()  # a kill between writing the output and the manifest
+        own = run.manifest is None and self.progress_path.exists()  # a kill between writing the output and the manifest
         if self.output.exists() and not self.restart and not own:
-            why = "; ".join(changes) if manifest else "without a manifest"
+            why = "; ".join(run.why) if run.manifest else "without a manifest"
             raise UserError(
                 f"{self.output} is there already ({why}); move it away, or pass --restart, which keeps it beside"
             )
-        manifests.say_again("enhance", manifest, changes)
+        run.say_again()
         return False
 
     @cached_property
     def progress(self) -> ProgressFile:
-        work = {**self.arguments, **{name: described["sha256"] for name, described in self.inputs.items()}}
-        work["version"] = manifests.stage_version("enhance")
+        work = {**self.run.work, "version": manifests.stage_version("enhance")}
         return ProgressFile(self.progress_path, work, self.restart)
 
     def missing(self, index: int) -> Iterator[int]:
@@ -186,31 +185,18 @@ class Job:
             )
         return [piece["text"] for piece in pieces]
 
-    def finish(self, failures: set[int], counts: dict[str, Any], started: float) -> None:
+    def finish(self, failures: set[int], counts: dict[str, Any]) -> None:
         """Write the output, without the records of these numbers, and the manifest."""
-        manifest = read_manifest(self.manifest_path)
-        same = not manifests.changes(manifest, "enhance", self.arguments, self.inputs)
-        old = None if same else set_aside(self.output)
+        self.run.look_again()
+        old = None if self.run.is_done else set_aside(self.output)
         self.progress.close()
         written = write_records(self.output, self.enhanced(failures))
         if old and filecmp.cmp(old, self.output, shallow=False):  # this very work, killed before its manifest
             old.unlink()
         elif old:
             print(f"enhance: the former {self.output} is kept as {old}")
-        manifests.write_manifest(
-            self.manifest_path,
-            stage="enhance",
-            arguments=self.arguments,
-            inputs=self.inputs,
-            outputs={"enhanced": manifests.describe(self.output)},
-            counts={
-                "records": written,
-                "failures": len(failures),
-                **counts,
-                "seconds": round(time.time() - started, 1),
-            },
-            started=started,
-        )
+        counts = {"records": written, "failures": len(failures), **counts, "seconds": self.run.seconds}
+        self.run.finish({"enhanced": self.output}, counts)
         if not failures:
             self.progress.remove()
         print(f"enhance: {self.output} has {written} records" + (f", {len(failures)} failed" if failures else ""))

@@ -15,8 +15,8 @@ from teacherlm.catalog.prompts import KINDS
 from teacherlm.catalog.servers import is_address
 from teacherlm.core.errors import UserError
 from teacherlm.core.flags import LIST_MISSING, Parser, require_number, share_of
-from teacherlm.core.lock import one_writer
 from teacherlm.core.outputs import require_file_place, require_writable
+from teacherlm.core.stage_run import locked
 from teacherlm.enhance.job import Job, make_jobs
 from teacherlm.enhance.work import do_work
 
@@ -94,7 +94,7 @@ def main() -> int:
     for job in jobs:
         require_writable(job.output.parent)
         require_file_place(job.output)
-    with one_writer(*(job.output for job in jobs)):
+    with locked(*(job.run for job in jobs)):
         pending = [job for job in jobs if not job.is_done()]
         return do_work(args, teacher, pending) if pending else 0
 
@@ -103,6 +103,6 @@ def list_missing(args: argparse.Namespace, teacher: Model) -> int:
     _, count = args.shard
     for index in range(count):
         args.shard = (index, count)
-        if any(job.changes() for job in make_jobs(args, teacher)):
+        if any(job.is_missing() for job in make_jobs(args, teacher)):
             print(index)
     return 0

@@ -5,9 +5,9 @@ would have written. Memory does not grow with the number of records.
 """
 
 import argparse
+import contextlib
 import filecmp
 import itertools
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import set_aside
 from teacherlm.core.flags import LIST_MISSING, Parser, require_number
-from teacherlm.core.lock import one_writer
 from teacherlm.core.outputs import require_file_place, require_writable
 from teacherlm.core.records import Record, read_records, write_records
+from teacherlm.core.stage_run import StageRun
 from teacherlm.enhance.job import read_manifest, shard_path
 
 
@@ -36,44 +36,34 @@ def main() -> None:
     require_file_place(args.output)
     paths = [shard_path(args.output, (index, args.shards)) for index in range(args.shards)]
     # The shards are locked too, so that none of them is made anew while it is read.
-    with one_writer(*([] if args.list_missing else [args.output, *paths])):
-        merge(args, paths)
+    run = StageRun("enhance", args.output, locks=[args.output, *paths], says="merge", read=read_manifest)
+    with contextlib.nullcontext() if args.list_missing else run:
+        merge(run, args, paths)
 
 
-def merge(args: argparse.Namespace, paths: list[Path]) -> None:
+def merge(run: StageRun, args: argparse.Namespace, paths: list[Path]) -> None:
     """Merge the shards at `paths`, unless that is done; or say whether it is."""
-    started = time.time()
     parts = [read_part(path) for path in paths]
-    arguments, inputs = agreed(paths, parts, args)
-
+    run.compare(*agreed(paths, parts, args))
     failures = {path: part["counts"]["failures"] for path, part in zip(paths, parts)}
-    manifest_path = manifests.manifest_of(args.output)
-    manifest = read_manifest(manifest_path)
-    changes = manifests.changes(manifest, "enhance", arguments, inputs)
-    done = not changes and manifest["counts"]["failures"] == sum(failures.values())  # fewer now: a shard tried again
+    # They are fewer now where a shard was tried again.
+    done = run.is_done and run.counts["failures"] == sum(failures.values())
     if args.list_missing:
         print("" if done else "0")
         return
     if done:
-        print(f"merge: done already, nothing to do ({manifest_path} matches its inputs)")
+        run.say_done()
         return
-    if changes and manifest is not None:
-        print(f"merge: again, because {'; '.join(changes)}")
+    if not run.is_done:
+        run.say_again()
     old = set_aside(args.output)
     written = write_records(args.output, merged(args.input, paths, failures))
     if old and filecmp.cmp(old, args.output, shallow=False):  # this very work, killed before its manifest
         old.unlink()
     elif old:
         print(f"merge: the former {args.output} is kept as {old}")
-    manifests.write_manifest(
-        manifest_path,
-        stage="enhance",
-        arguments=arguments,
-        inputs=inputs,
-        outputs={"enhanced": manifests.describe(args.output)},
-        counts={"records": written, "failures": sum(failures.values()), "shards": args.shards},
-        started=started,
-    )
+    counts = {"records": written, "failures": sum(failures.values()), "shards": args.shards}
+    run.finish({"enhanced": args.output}, counts)
     print(f"merge: {args.output} has {written} records of {args.shards} shards")
 
 
@@ -98,7 +88,7 @@ def agreed(
     inputs = {**parts[0]["inputs"], "records": manifests.describe(args.input, parts[0]["inputs"]["records"])}
     for index, (path, part) in enumerate(zip(paths, parts)):
         expected = {**parts[0]["arguments"], "shard": [index, args.shards]}
-        differing = manifests.changes({**part, "outputs": {}}, "enhance", expected, inputs)
+        differing = manifests.differences(part, "enhance", expected, inputs)
         if differing:
             raise UserError(f"{path}: made otherwise than {paths[0]}: {'; '.join(differing)}; run its enhance.py again")
     return {**parts[0]["arguments"], "shard": [0, 1]}, inputs

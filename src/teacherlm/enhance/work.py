@@ -31,7 +31,6 @@ def do_work(args: argparse.Namespace, teacher: Model, jobs: list[Job]) -> int:
     Raises:
         UserError: a record lacks a prompt field, or more than `max_failures` records of a job got no text.
     """
-    started = time.time()
     by_field = {job.field: job for job in jobs}
     total, longest = check_records(args, jobs)
     wanted = sum(total * job.completions for job in jobs)
@@ -42,7 +41,7 @@ def do_work(args: argparse.Namespace, teacher: Model, jobs: list[Job]) -> int:
         print(f"enhance: {before} of {wanted} completions were done before, going on")
     if before < wanted:
         sampling = Sampling(args.num_tokens, args.temperature, args.top_p, tuple(args.stop))
-        engine, described = make_engine(args, teacher, sampling, jobs[0].inputs["teacher"]["sha256"], longest)
+        engine, described = make_engine(args, teacher, sampling, jobs[0].run.inputs["teacher"]["sha256"], longest)
         print(f"enhance: {total} records, {', '.join(by_field)}, {described}", flush=True)
         counts = {"engine": args.engine, "prompt_tokens": 0, "new_tokens": 0}
         stop = Stop()
@@ -72,16 +71,12 @@ def do_work(args: argparse.Namespace, teacher: Model, jobs: list[Job]) -> int:
         if stop.asked and done < wanted:
             print(f"enhance: interrupted, {done} of {wanted} completions are done; the same command goes on from there")
             return REQUEUE
-    conclude(args, jobs, failed, counts, started)
+    conclude(args, jobs, failed, counts)
     return 0
 
 
 def conclude(
-    args: argparse.Namespace,
-    jobs: list[Job],
-    failed: dict[str, dict[int, str]],
-    counts: dict[str, Any],
-    started: float,
+    args: argparse.Namespace, jobs: list[Job], failed: dict[str, dict[int, str]], counts: dict[str, Any]
 ) -> None:
     """List the failures beside the outputs, finish the jobs that have few enough, and refuse the others.
 
@@ -100,7 +95,7 @@ def conclude(
                 f"{args.input}, line {line}: {why}; all are in {job.failures_path}"
             )
         else:
-            job.finish({index for index, *_ in failures}, counts, started)
+            job.finish({index for index, *_ in failures}, counts)
     if too_many:
         raise UserError(f"{'; '.join(too_many)}; the same command tries them again")
 

@@ -52,7 +52,7 @@ def claim_folder(folder: Path, arguments: Mapping[str, Any], inputs: Mapping[str
         if run is None or flaw_of_shape(run, RUN_SHAPE):
             other = [f"it has no {RUN}, so it is not known what made it"]
         else:
-            other = manifests.changes({**with_defaults(run), "outputs": {}}, "finetune", arguments, inputs)
+            other = manifests.differences(with_defaults(run), "finetune", arguments, inputs)
         if other and not restart:
             raise UserError(
                 f"{folder}: there is another run here ({'; '.join(other)}); choose another run name, or pass "

@@ -18,9 +18,9 @@ from teacherlm.catalog.models import describe_files, describe_model, find_model,
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError, reason
 from teacherlm.core.interrupts import REQUEUE
-from teacherlm.core.lock import OutputLock
 from teacherlm.core.outputs import require_folder_place, require_writable
-from teacherlm.finetune.processes import agree, hosts, is_first, is_lost_peer, join_processes, said_once, say, take_turn
+from teacherlm.core.stage_run import StageRun
+from teacherlm.finetune.processes import Ranks, agree, hosts, is_first, is_lost_peer, join_processes, said_once, say
 from teacherlm.runtime.memory import is_out_of_memory
 
 OUT_OF_MEMORY = 76
@@ -39,26 +39,31 @@ def main() -> int:
         own = fit_to_model(own, model_folder)
         require_writable(output.parent)
         require_folder_place(output)
+        run = StageRun("finetune", output, read=read_manifest, processes=Ranks(training))
         if own.list_missing:
-            *_, changes = examine(own, training, model_folder)
-            print("0" if changes else "")
+            arguments, length, inputs = describe_run(own, training, model_folder, run.manifest)
+            run.compare({**arguments, **length}, inputs)
+            print("" if run.is_done else "0")
             return 0
-        lock = OutputLock(output)
-        take_turn(lock, training)
-    try:
-        return work(own, training, model_folder, started)
-    finally:
-        lock.release()
+    with run:
+        run.started = started
+        return work(run, own, training, model_folder)
 
 
-def work(own: Any, training: Any, model_folder: Path, started: float) -> int:
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """A manifest in which flags that are younger than it have their default."""
+    from teacherlm.finetune.recorded import with_defaults
+
+    return with_defaults(manifests.read_manifest(path))
+
+
+def work(run: StageRun, own: Any, training: Any, model_folder: Path) -> int:
     """Train, unless that is done already; returns the exit code."""
-    output = Path(training.output_dir)
-    manifest_path = manifests.manifest_of(output)
     with said_once():
-        arguments, length, inputs, changes = agree(lambda: examine(own, training, model_folder), training)
-        if not changes:
-            say(f"finetune: done already, nothing to do ({manifest_path} matches its inputs)")
+        arguments, length, inputs = agree(lambda: describe_run(own, training, model_folder, run.manifest), training)
+        run.compare({**arguments, **length}, inputs)
+        if run.is_done:
+            run.say_done()
             return 0
         tokens, phases, dev, tokenizer = load_samples(own, training, model_folder)
         last = agree(lambda: claim(arguments, inputs, own, training, tokens), training)
@@ -66,30 +71,20 @@ def work(own: Any, training: Any, model_folder: Path, started: float) -> int:
     student = (model_folder, inputs["student"]["sha256"])
     status, counts = train(own, training, tokens, phases, dev, tokenizer, student, last)
     if status == 0 and is_first():
-        conclude(output, manifest_path, {**arguments, **length}, inputs, counts, started)
+        conclude(run, counts)
     return status
-
-
-def examine(
-    own: Any, training: Any, model_folder: Path
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
-    """(what the checkpoints depend on, how long the training is, digests of the inputs, why it is not done)."""
-    from teacherlm.finetune.recorded import OF_THE_MACHINE, lengths, with_defaults
-
-    manifest = with_defaults(manifests.read_manifest(manifests.manifest_of(Path(training.output_dir))))
-    arguments, inputs = describe_run(own, training, model_folder, manifest)
-    length = lengths(own, training)
-    if own.list_missing and manifest:  # asked on a cluster's login node, whose hardware is not that of its nodes
-        arguments |= {name: manifest["arguments"].get(name) for name in OF_THE_MACHINE}
-    return arguments, length, inputs, manifests.changes(manifest, "finetune", {**arguments, **length}, inputs)
 
 
 def describe_run(
     own: Any, training: Any, model_folder: Path, manifest: dict[str, Any] | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the checkpoints depend on: the flags that change numbers, and digests of dataset and student."""
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What the checkpoints depend on: (flags that change numbers, how long the training is, digests of the inputs).
+
+    Args:
+        manifest: an earlier one, or None.
+    """
     from teacherlm.finetune.adapters import MERGED
-    from teacherlm.finetune.recorded import recorded_arguments
+    from teacherlm.finetune.recorded import OF_THE_MACHINE, lengths, recorded_arguments
     from teacherlm.finetune.samples import require_dataset
 
     if is_adapter(model_folder):
@@ -107,7 +102,10 @@ def describe_run(
     if own.dev_dataset:
         require_dataset(Path(own.dev_dataset))
         inputs["dev"] = manifests.describe(Path(own.dev_dataset), known.get("dev"))
-    return recorded_arguments(own, training), inputs
+    arguments = recorded_arguments(own, training)
+    if own.list_missing and manifest:  # asked on a cluster's login node, whose hardware is not that of its nodes
+        arguments |= {name: manifest["arguments"].get(name) for name in OF_THE_MACHINE}
+    return arguments, lengths(own, training), inputs
 
 
 def fit_to_model(own: Any, model_folder: Path) -> Any:
@@ -265,22 +263,9 @@ def out_of_memory(device: int, accumulated: int, effective: int) -> str:
     )
 
 
-def conclude(
-    output: Path,
-    manifest_path: Path,
-    arguments: dict[str, Any],
-    inputs: dict[str, Any],
-    counts: dict[str, Any],
-    started: float,
-) -> None:
+def conclude(run: StageRun, counts: dict[str, Any]) -> None:
+    """Write the manifest of all checkpoints."""
+    output = run.output
     checkpoints = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    manifests.write_manifest(
-        manifest_path,
-        stage="finetune",
-        arguments=arguments,
-        inputs=inputs,
-        outputs={path.name: describe_files(path) for path in checkpoints},
-        counts={**counts, "seconds": round(time.time() - started, 1)},
-        started=started,
-    )
+    run.finish({path.name: describe_files(path) for path in checkpoints}, {**counts, "seconds": run.seconds})
     print(f"finetune: {len(checkpoints)} checkpoints in {output}: {', '.join(path.name for path in checkpoints)}")

@@ -4,7 +4,9 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,6 +93,32 @@ def take_turn(lock: OutputLock, training: Any) -> None:
             print(f"waiting for {lock.output}, {lock.holder()}", flush=True)
         waited = True
         time.sleep(TURN_SECONDS)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of one training, as a StageRun asks for them (core/stage_run.py)."""
+
+    training: Any
+
+    def is_first(self) -> bool:
+        return is_first()
+
+    def say(self, text: str) -> None:
+        say(text)
+
+    def from_first(self, work: Callable[[], Any]) -> Any:
+        return agree(work, self.training)
+
+    @contextmanager
+    def only_writer(self, *outputs: Path) -> Iterator[None]:
+        """Hold the locks of these outputs for the length of the block, in one of the processes."""
+        with ExitStack() as taken:
+            with said_once():
+                for lock in map(OutputLock, sorted(outputs)):
+                    take_turn(lock, self.training)
+                    taken.callback(lock.release)
+            yield
 
 
 def hosts(training: Any) -> list[str]:

@@ -8,7 +8,6 @@ have not changed since is skipped. A run that is half finished or failed gets a 
 
 import argparse
 import os
-import time
 import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +17,8 @@ from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import whole_file
 from teacherlm.core.flags import Parser
-from teacherlm.core.lock import one_writer
 from teacherlm.core.outputs import require_file_place, require_writable
+from teacherlm.core.stage_run import StageRun
 from teacherlm.core.terminal import printable
 from teacherlm.report import sections
 from teacherlm.report.atlas_results import atlas_sections, is_atlas_folder, read_experiments
@@ -67,32 +66,21 @@ def write_page(folder: Path) -> Path:
     page = folder / "report" / "index.html"
     require_writable(page.parent)
     require_file_place(page)
-    with one_writer(page):
-        make_page(folder, page)
+    with StageRun("report", page.parent, locks=[page]) as run:
+        make_page(run, folder, page)
     return page
 
 
-def make_page(folder: Path, page: Path) -> None:
-    started = time.time()
-    manifest_path = manifests.manifest_of(page.parent)
-    manifest = manifests.read_manifest(manifest_path)
-    inputs = describe_inputs(folder, (manifest or {}).get("inputs", {}))
-    if not manifests.changes(manifest, "report", {}, inputs):
-        print(f"report: done already, nothing to do ({printable(str(page))} is of the files that are there)")
+def make_page(run: StageRun, folder: Path, page: Path) -> None:
+    run.compare({}, describe_inputs(folder, run.known))
+    if run.is_done:
+        run.say_done(because=f"{printable(str(page))} is of the files that are there")
         return
     found = read_run_folder(folder)
     html, counts = atlas_page(found) if is_atlas_folder(folder) else page_of(found)
     with whole_file(page) as file:
         file.writelines(html)
-    manifests.write_manifest(
-        manifest_path,
-        stage="report",
-        arguments={},
-        inputs=inputs,
-        outputs={"page": manifests.describe(page)},
-        counts=counts,
-        started=started,
-    )
+    run.finish({"page": page}, counts)
     missing = counts["missing"]
     print(f"report: {printable(str(page))}" + (f", which says what is missing ({missing})" if missing else ""))
 

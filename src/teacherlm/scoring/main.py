@@ -27,6 +27,7 @@ from teacherlm.core.outputs import require_file_place, require_writable
 from teacherlm.core.programs import print_error
 from teacherlm.core.records import write_records
 from teacherlm.core.results import read_result
+from teacherlm.core.stage_run import StageRun
 from teacherlm.scoring.result_names import OWNER, owner_of, require_name, take_name
 from teacherlm.scoring.result_tables import curve, table
 from teacherlm.scoring.shares import remove_progress, score_share, share_lock
@@ -149,7 +150,7 @@ def main() -> int:
         args.tasks = expand(args.tasks, args.datasets or DATASETS, args.include_path)
     if args.list_missing:
         for number, (name, folder) in enumerate(models):
-            if any(describe_work(args, name, folder, task)[-1] for task in args.tasks):
+            if not all(run_of(args, name, folder, task).is_done for task in args.tasks):
                 print(number)
         return 0
     loaded = Loader(args)
@@ -326,10 +327,10 @@ def evaluate_share(
     task: str,
     loaded: Callable[[Path, str], Any],
 ) -> list[dict[str, Any]]:
-    started = time.time()
-    path, arguments, inputs, changes = describe_work(args, label, folder, task)
-    if not changes:
-        print(f"evaluate: {label} on {task}: done already, nothing to do ({path} matches its inputs)")
+    run = run_of(args, label, folder, task)
+    path = run.output
+    if run.is_done:
+        run.say_done(of=f"{label} on {task}", because=f"{path} matches its inputs")
         remove_progress(path)
         return [known_result(path)]
 
@@ -337,23 +338,22 @@ def evaluate_share(
     from teacherlm.scoring.find_tasks import categories, make_tasks
     from teacherlm.scoring.permutations import use_permutations
 
-    manifest_path = manifests.manifest_of(path)
-    manifests.say_again("evaluate", manifests.read_manifest(manifest_path), changes)
+    run.say_again()
     print(f"evaluate: {label} on {task}", flush=True)
     tasks = make_tasks(task, args.datasets or DATASETS, args.num_fewshot, args.seed, args.include_path)
     for name, made in tasks.items():
         use_permutations(made, args.permutations, name)
-    digest = inputs["model"]["sha256"]
-    inputs["model"] |= owner
+    digest = run.inputs["model"]["sha256"]
+    run.inputs["model"].update(owner)
     require_name(path.parent, owner, digest)
     model = loaded(folder, digest)
     take_name(path.parent, owner, digest)
-    work = {**arguments, **{name: described["sha256"] for name, described in inputs.items()}}
-    work |= {"tokens": model.tokens_at_a_time(), "samples": model.samples}
+    work = run.work | {"tokens": model.tokens_at_a_time(), "samples": model.samples}
     work["version"] = manifests.stage_version("evaluate")
     scored, missing = score_share(model, tasks, args.limit, path, args.shard, work)
-    with one_writer(path):
-        if not manifests.changes(manifests.read_manifest(manifest_path), "evaluate", arguments, inputs):
+    with run:
+        run.look_again()
+        if run.is_done:
             print(f"evaluate: {label} on {task}: another process has put the shares together")
             remove_progress(path)
             return [known_result(path)]
@@ -363,21 +363,13 @@ def evaluate_share(
             return []
         results, samples = scored
         result = results[0] if list(tasks) == [task] else combine(task, results, categories(task, tasks))
-        result = {"model": label, "path": str(folder), **result, **arguments, **model.described()}
+        result = {"model": label, "path": str(folder), **result, **run.arguments, **model.described()}
         samples_path = path.with_name(f"{path.stem}_samples.jsonl")
         write_records(samples_path, samples)
         with whole_file(path) as file:
             json.dump(result, file, indent=2)
             file.write("\n")
-        manifests.write_manifest(
-            manifest_path,
-            stage="evaluate",
-            arguments=arguments,
-            inputs=inputs,
-            outputs={"result": manifests.describe(path), "samples": manifests.describe(samples_path)},
-            counts={"samples": len(samples), "seconds": round(time.time() - started, 1)},
-            started=started,
-        )
+        run.finish({"result": path, "samples": samples_path}, {"samples": len(samples), "seconds": run.seconds})
         remove_progress(path)
         path.with_name(OWNER).unlink(missing_ok=True)  # the manifest says it from now on
         return [result]
@@ -399,18 +391,14 @@ def result_path(args: argparse.Namespace, label: str, task: str) -> Path:
     return args.output_path / label / f"{file_name(task)}.json"
 
 
-def describe_work(
-    args: argparse.Namespace, label: str, folder: Path, task: str
-) -> tuple[Path, dict[str, Any], dict[str, Any], list[str]]:
-    """Of one model on one task: the result's path, what it depends on (flags, digests), and why it is not done."""
-    path = result_path(args, label, task)
-    manifest = manifests.read_manifest(manifests.manifest_of(path))
-    known = (manifest or {}).get("inputs", {})
+def run_of(args: argparse.Namespace, label: str, folder: Path, task: str) -> StageRun:
+    """The run of one model on one task, compared with its work: flags, and digests of the model and the task."""
+    run = StageRun("evaluate", result_path(args, label, task))
     try:
-        model = describe_model(folder, known.get("model"))
+        model = describe_model(folder, run.known.get("model"))
     except UserError as error:  # of adapters, whose base model is gone or another
         raise Unusable(str(error)) from error
-    inputs = {"model": model, **describe_task(task, args.datasets or DATASETS, args.include_path, known)}
+    inputs = {"model": model, **describe_task(task, args.datasets or DATASETS, args.include_path, run.known)}
     names = ("num_fewshot", "dtype", "limit", "seed", "tokenization", "permutations")
-    arguments = {name: getattr(args, name) for name in names}
-    return path, arguments, inputs, manifests.changes(manifest, "evaluate", arguments, inputs)
+    run.compare({name: getattr(args, name) for name in names}, inputs)
+    return run
