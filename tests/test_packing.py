@@ -163,7 +163,7 @@ def test_no_more_than_a_chunk_s_logits_exist(tiny_llama: Path, monkeypatch: pyte
 
 def test_a_model_without_replaceable_attention_is_padded(tiny_llama: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
-    model._supports_attention_backend = False
+    model.is_backend_compatible = lambda: False
     assert not use_packing(model)
     use_chunked_loss(model)
     samples = encoded(tiny_llama)

@@ -4,7 +4,8 @@ import importlib
 import sys
 
 from teacherlm.core.errors import UserError
-from teacherlm.core.programs import exit_code_kept, run
+from teacherlm.core.programs import run
+from teacherlm.runtime.compat.of_python import exit_code_kept
 
 COMMANDS = {
     "prepare": ("dataset.main", "prepare a benchmark for the teacher, and post-process what the teacher wrote"),

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
+from teacherlm.runtime.compat.of_torch import linear
+
 BLOCK_VALUES = {"cpu": 2**21, "cuda": 2**28}
 """Numbers of a block of vectors that is held in float32 at a time: on a CPU, what its caches hold."""
 BLOCK_SCORES = {"cpu": 2**22, "cuda": 2**28}
@@ -66,7 +68,7 @@ def products(queries_QD: torch.Tensor, halves_ND: torch.Tensor, floats: torch.Te
     for part_ND in halves_ND.split(len(floats) // halves_ND.shape[1]):
         block_ND = floats[: part_ND.numel()].view(part_ND.shape).copy_(part_ND)
         if onednn:
-            found.append(torch.ops.mkldnn._linear_pointwise(queries_QD, block_ND, None, "none", [], ""))
+            found.append(linear(queries_QD, block_ND))
         else:
             found.append(queries_QD @ block_ND.T)
     return found[0] if len(found) == 1 else torch.cat(found, dim=1)

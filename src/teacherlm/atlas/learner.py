@@ -5,6 +5,7 @@ and its dropout follow from the seed and the step's number.
 """
 
 import argparse
+import contextlib
 import json
 import re
 import shutil
@@ -30,8 +31,9 @@ from teacherlm.catalog.orders import orders
 from teacherlm.core.errors import UserError, reason
 from teacherlm.core.files import make_anew, whole_file, whole_path
 from teacherlm.core.records import Record
-from teacherlm.runtime.gloo import use_gloo_on_cpus
-from teacherlm.runtime.pickles import deepspeed_classes, load_plain
+from teacherlm.runtime.compat.of_accelerate import gloo_for_deepspeed
+from teacherlm.runtime.compat.of_deepspeed import read_states_by, state_classes
+from teacherlm.runtime.pickles import load_plain
 
 NO_PASSAGE = {"title": "", "text": ""}
 OPTIMIZER = "optimizer.pt"
@@ -204,8 +206,6 @@ def share(asked: argparse.Namespace, trainee: Trainee, optimizer: torch.optim.Op
 
     on_cpu = trainee.reader.device.type == "cpu"
     shards = asked.shard_optim and workers.size() > 1
-    if on_cpu and workers.size() > 1:
-        use_gloo_on_cpus()
     plugin = None
     if shards:
         plugin = DeepSpeedPlugin(
@@ -229,13 +229,14 @@ def share(asked: argparse.Namespace, trainee: Trainee, optimizer: torch.optim.Op
             }
         )
     casts = {"fp32": "no"} | ({"bf16": "no"} if shards else {})  # which DeepSpeed does itself
-    accelerator = Accelerator(
-        cpu=on_cpu and not shards,  # told that it is a CPU, accelerate leaves DeepSpeed out without a word
-        mixed_precision=casts.get(asked.precision, asked.precision),
-        gradient_accumulation_steps=asked.accumulation_steps,
-        deepspeed_plugin=plugin,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)],
-    )
+    with gloo_for_deepspeed() if shards else contextlib.nullcontext():
+        accelerator = Accelerator(
+            cpu=on_cpu and not shards,  # told that it is a CPU, accelerate leaves DeepSpeed out without a word
+            mixed_precision=casts.get(asked.precision, asked.precision),
+            gradient_accumulation_steps=asked.accumulation_steps,
+            deepspeed_plugin=plugin,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)],
+        )
     return accelerator, *accelerator.prepare(trainee, optimizer)
 
 
@@ -293,7 +294,7 @@ def load_state(folder: Path, step: int, wrapped: Any, optimizer: Any, index: Ind
         # DeepSpeed's own reader would run what a pickle asks for. All files are looked at first, so that no worker
         # waits for one that has ended.
         workers.from_first(lambda: check_shared(state / SHARED))
-        wrapped.checkpoint_engine.load = lambda path, map_location=None: load_shared(Path(path))
+        read_states_by(wrapped, load_shared)
         wrapped.load_checkpoint(str(state), tag=SHARED)
     else:
         workers.each(lambda: set_optimizer(optimizer, state / OPTIMIZER))
@@ -317,7 +318,7 @@ def load_shared(file: Path, mapped: bool = False) -> Any:
     Raises:
         UserError: it has anything but tensors, plain values and DeepSpeed's own records; or is damaged.
     """
-    return load_plain(file, deepspeed_classes(), mapped)
+    return load_plain(file, state_classes(), mapped)
 
 
 def set_optimizer(optimizer: Any, file: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch.nn.functional import kl_div, log_softmax, softmax
 
 from teacherlm.atlas.reader import IGNORED, Encoded, Reader, Target, decode, encode, target_losses
+from teacherlm.runtime.compat.of_transformers import attention_of, cross_values
 
 MODES = {"ppmean": "ppmean", "pdist": "ppmean", "loop": "loop", "emdr": "emdr"}
 MODES |= {"evalnormsum": "evalnormsum", "adist": "evalnormsum"}
@@ -112,7 +113,7 @@ def attention_scores(reader: Reader, texts_BN: Sequence[Sequence[str]], target: 
     """
     encoded = encode(reader, texts_BN)
     decoder = reader.model.decoder
-    fast = decoder.config._attn_implementation
+    fast = attention_of(decoder.config)
     decoder.set_attn_implementation("eager")  # the others keep their weights to themselves
     try:
         attentions = decode(reader, encoded, target, output_attentions=True).cross_attentions
@@ -120,9 +121,7 @@ def attention_scores(reader: Reader, texts_BN: Sequence[Sequence[str]], target: 
         decoder.set_attn_implementation(fast)
     there_B1T1 = (target.labels != IGNORED)[:, None, :, None]
     taken_BS = torch.zeros(encoded.passage.shape, device=target.labels.device)
-    for block, weights_BHTS in zip(decoder.block, attentions, strict=True):
-        attention = block.layer[1].EncDecAttention
-        values_BSHK = attention.v(encoded.states).unflatten(-1, (attention.n_heads, -1))
+    for values_BSHK, weights_BHTS in zip(cross_values(decoder, encoded.states), attentions, strict=True):
         norms_BH1S = values_BSHK.float().norm(dim=-1).transpose(1, 2)[:, :, None]
         taken_BS += (weights_BHTS.float() * norms_BH1S * there_B1T1).mean(dim=1).sum(dim=1)
     passages = torch.arange(len(texts_BN[0]), device=target.labels.device)

@@ -142,8 +142,7 @@ def attach(model: "PreTrainedModel", folder: Path) -> None:
                 for part in adapted.parameters():
                     if id(part) not in of_base:
                         part.fill_(torch.nan)  # so that what the file does not bring shows
-            mapping = getattr(model, "_checkpoint_conversion_mapping", {})
-            info = adapted.load_adapter(str(folder), "default", torch_device=str(model.device), key_mapping=mapping)
+            info = adapted.load_adapter(str(folder), "default", torch_device=str(model.device))
         except Exception as error:  # of peft, of a broken file, of weights that do not fit
             raise UserError(f"the adapters in {folder} cannot be loaded: {one_line(error)[:300]}") from error
     if info.unexpected_keys:

@@ -1,11 +1,9 @@
 """How a program begins and ends: its exit status, and a user's mistake as one line on stderr."""
 
-import atexit
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from teacherlm.core.errors import UserError, disk_error, locale_error, one_line
@@ -53,21 +51,3 @@ def run(main: Callable[[], int | None]) -> None:
 def print_error(error: UserError) -> None:
     """One line on stderr; for a script that goes on with other work, and ends with status 2 afterwards."""
     print(f"{Path(sys.argv[0]).name}: error: {one_line(error)}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def exit_code_kept() -> Iterator[None]:
-    """End one of several processes with the status that it exits with, without tearing the interpreter down.
-
-    A thread of gloo that frees a tensor while the interpreter is torn down aborts the process (PyTorch pull request
-    179291), and finetune.sh would see that in place of 75, "interrupted, go on later".
-    """
-    try:
-        yield
-    except SystemExit as end:
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            raise
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(end.code or 0)

@@ -1,6 +1,8 @@
 """The flags of finetune.py: some of its own beside all of transformers' TrainingArguments."""
 
 import argparse
+import contextlib
+import dataclasses
 import importlib.util
 import json
 import netrc
@@ -24,6 +26,8 @@ from teacherlm.core.terminal import shown
 from teacherlm.finetune.known_flags import FORMER, REFUSED
 from teacherlm.finetune.optimizers import check_optimizer
 from teacherlm.finetune.processes import say
+from teacherlm.runtime.compat.of_accelerate import gloo_for_deepspeed
+from teacherlm.runtime.compat.of_trainer import use_one_gpu
 
 CONFIGS = ROOT / "finetune" / "deepspeed"
 
@@ -133,22 +137,25 @@ def parse_arguments(argv: list[str]) -> tuple[FinetuneArguments, TrainingArgumen
     given = set_flags(parser, asked)
     check_values(asked)
     check_effects(given)
+    argv = for_this_machine(argv)
     try:
-        own, training = parser.parse_args_into_dataclasses(for_this_machine(argv), look_for_args_file=False)
+        with gloo_for_deepspeed() if "--deepspeed" in argv else contextlib.nullcontext():
+            own, training = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     except ValueError as error:  # of TrainingArguments: values that do not go together
         refuse(one_line(error))
     check_optimizer(training, given)
     if own.merge_adapters and training.deepspeed and training.hf_deepspeed_config.is_zero3():
         raise UserError("--merge_adapters needs whole weights on each GPU: take another --deepspeed than zero3")
     training.remove_unused_columns = False  # the collators use columns that the model does not know
-    training._n_gpu = min(training.n_gpu, 1)  # finetune.sh starts a process a GPU; torch's DataParallel is slower
+    use_one_gpu(training)  # finetune.sh starts a process a GPU
     return own, training
 
 
 def set_flags(parser: HfArgumentParser, asked: argparse.Namespace) -> dict[str, Any]:
     """The flags that have another value than their default, as argparse gives it."""
-    required = [word for action in parser._actions if action.required for word in (action.option_strings[0], "")]
-    defaults = vars(parser.parse_args(required))
+    fields = [one for kind in (FinetuneArguments, TrainingArguments) for one in dataclasses.fields(kind) if one.init]
+    required = [one.name for one in fields if one.default is one.default_factory is dataclasses.MISSING]
+    defaults = vars(parser.parse_args([word for name in required for word in (f"--{name}", "")]))
     return {name: value for name, value in vars(asked).items() if value != defaults[name]}
 
 

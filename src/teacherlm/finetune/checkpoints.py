@@ -19,7 +19,8 @@ from teacherlm.core.shapes import flaw_of_shape
 from teacherlm.core.terminal import shown
 from teacherlm.core.trees import files_below
 from teacherlm.finetune.recorded import with_defaults
-from teacherlm.runtime.pickles import deepspeed_classes, require_plain, without_code
+from teacherlm.runtime.compat.of_deepspeed import state_classes
+from teacherlm.runtime.pickles import require_plain, without_code
 
 RUN = "run.json"
 RUN_SHAPE = {
@@ -29,7 +30,13 @@ RUN_SHAPE = {
     "inputs?": {str: {"sha256?": str}},
     "command?": [str],
 }
-RUNNING_LOSS = "running_loss.json"
+STATE = "trainer_state.json"
+"""The Trainer's file in a checkpoint for what it and its callbacks carry."""
+KEPT_LOSS = {"args": {"total": float, "since": int}}
+PARTIAL = ".partial"
+"""The folder that a checkpoint is written in, until it is whole."""
+FORMER_RUNNING_LOSS = "running_loss.json"
+"""The file of earlier versions for what a checkpoint's trainer_state.json holds now; see running_loss.py."""
 LATEST = "latest"
 """DeepSpeed's file in a checkpoint: the name of the folder that its states are in."""
 
@@ -44,7 +51,7 @@ def claim_folder(folder: Path, arguments: Mapping[str, Any], inputs: Mapping[str
     Raises:
         UserError: the folder holds another run's checkpoints, or files that are no run's at all.
     """
-    remove(folder / ".partial")
+    remove(folder / PARTIAL)
     if folder.is_dir() and any(folder.iterdir()):
         run = None
         with contextlib.suppress(OSError, ValueError):
@@ -93,14 +100,14 @@ def check_resumable(checkpoint: Path, training: TrainingArguments) -> None:
             f"{checkpoint}: its optimizer's states are {saved}'s, which {maker} cannot load; go on {how}, or choose "
             "another run name"
         )
-    with without_code(deepspeed_classes() if maker == "DeepSpeed" else ()):
+    with without_code(state_classes() if maker == "DeepSpeed" else ()):
         for file in files_below(checkpoint):
             if file.suffix in (".pt", ".pth"):
                 require_plain(file)
     if maker == "DeepSpeed":
         require_own_states(checkpoint)
-    require_object(checkpoint / RUNNING_LOSS, {"sum": float, "since": int})
-    state = require_object(checkpoint / "trainer_state.json", {"global_step": int, "epoch": (float, None)})
+    state = require_object(checkpoint / STATE, {"global_step": int, "epoch": (float, None)})
+    read_running_loss(checkpoint)
     asked = {"max_steps": training.max_steps} if training.max_steps > 0 else {}
     asked = asked or {"num_train_epochs": training.num_train_epochs}
     for flag, length in asked.items():
@@ -110,6 +117,19 @@ def check_resumable(checkpoint: Path, training: TrainingArguments) -> None:
                 f"{checkpoint}: the run is longer already than --{flag} {length:g} ({reached:g}); ask for at least as "
                 "much, or choose another run name"
             )
+
+
+def read_running_loss(checkpoint: Path) -> tuple[float, int]:
+    """(the sum of the losses since the log's last line, the step of that line) that a checkpoint carries.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    kept = require_object(checkpoint / STATE, {"stateful_callbacks?": {"RunningLoss?": KEPT_LOSS}})
+    if (carried := kept.get("stateful_callbacks", {}).get("RunningLoss")) is not None:
+        return carried["args"]["total"], carried["args"]["since"]
+    former = require_object(checkpoint / FORMER_RUNNING_LOSS, {"sum": float, "since": int})
+    return former["sum"], former["since"]
 
 
 def require_own_states(checkpoint: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from teacherlm.finetune.collators import NO_LOSS
+from teacherlm.runtime.compat.of_transformers import forget_loss_function
 from teacherlm.runtime.loading import base_model
 
 CHUNK = 2**26
@@ -117,6 +118,6 @@ def use_chunked_loss(model: PreTrainedModel, whole: bool = False) -> Callable[[]
         hook.remove()
         if plain:
             del head.forward
-        del inner._loss_function
+        forget_loss_function(inner)
 
     return undo

@@ -189,7 +189,8 @@ def train(
     from teacherlm.finetune.student import load_student
     from teacherlm.finetune.trainer import FinetuneTrainer
     from teacherlm.finetune.watching import LOG, LossLog, start_wandb
-    from teacherlm.runtime.pickles import deepspeed_classes, without_code
+    from teacherlm.runtime.compat.of_deepspeed import state_classes
+    from teacherlm.runtime.pickles import without_code
 
     device, accumulated = training.train_batch_size, training.gradient_accumulation_steps
     effective = effective_batch(training)
@@ -223,7 +224,7 @@ def train(
                 interrupts,
             ],
         )
-        with without_code(deepspeed_classes() if training.deepspeed else ()):
+        with without_code(state_classes() if training.deepspeed else ()):
             trainer.train(resume_from_checkpoint=str(last) if last else None)
     except pickle.UnpicklingError as error:
         raise UserError(

@@ -13,7 +13,6 @@ import torch
 
 from teacherlm.core.errors import UserError, disk_error
 from teacherlm.core.lock import OutputLock
-from teacherlm.runtime.gloo import use_gloo_on_cpus
 from teacherlm.runtime.memory import keep_freed_memory
 from teacherlm.runtime.rendezvous import broadcast, gather, stay_on_this_machine
 
@@ -25,7 +24,7 @@ TURN_SECONDS = 1
 
 
 def join_processes() -> None:
-    """On a machine without a GPU, let several processes work together over gloo.
+    """Prepare the process for the others that a launcher started: where they meet, and what listens there.
 
     Raises:
         UserError: the launcher's variables are incomplete, or the port is taken.
@@ -39,8 +38,6 @@ def join_processes() -> None:
     if missing:
         raise UserError(f"WORLD_SIZE is set but {', '.join(missing)} is not; finetune.sh starts the processes itself")
     stay_on_this_machine()
-    if not torch.cuda.is_available():
-        use_gloo_on_cpus()
 
 
 @contextmanager

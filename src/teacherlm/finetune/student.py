@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.integrations import deepspeed as zero
 
 from teacherlm.core.errors import UserError, reason
 from teacherlm.finetune.adapters import load_with_adapters
@@ -25,6 +24,7 @@ from teacherlm.finetune.collators import NO_LOSS, PackingCollator, PaddingCollat
 from teacherlm.finetune.processes import agree, say
 from teacherlm.finetune.single_samples import use_single_samples
 from teacherlm.runtime import self_check
+from teacherlm.runtime.compat.of_transformers import whole_weights
 from teacherlm.runtime.loading import base_model, load_model
 from teacherlm.runtime.model_config import picks_tokens
 from teacherlm.runtime.packed_attention import stop_packing, use_packing
@@ -85,12 +85,9 @@ def whole_model(own: Any, training: Any, folder: Path, model: torch.nn.Module) -
 
     Under ZeRO-3 each process has a part of the weights only: then it is another copy, which is gone afterwards.
     """
-    if zero.is_deepspeed_zero3_enabled():
-        zero.unset_hf_deepspeed_config()
-        try:
+    with whole_weights(training) as in_parts:
+        if in_parts:
             model = load(own, folder)
-        finally:
-            zero.set_hf_deepspeed_config(training.hf_deepspeed_config)
     before = next(model.parameters()).device
     if torch.cuda.is_available() and before.type == "cpu":
         size = sum(part.nbytes for part in model.parameters())

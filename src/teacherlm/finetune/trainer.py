@@ -1,28 +1,30 @@
 """transformers' Trainer with whole checkpoints, packed batches, exact weights of samples, and an exact resume."""
 
-import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
-from transformers import Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import rotate_checkpoints
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback
 
 from teacherlm.catalog.adapters import write_base_digest
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import make_anew, sync_file, sync_folder
-from teacherlm.core.json_files import require_object
 from teacherlm.core.trees import files_below
 from teacherlm.finetune.adapters import MERGED, has_adapters, save_merged
-from teacherlm.finetune.checkpoints import RUNNING_LOSS
+from teacherlm.finetune.checkpoints import PARTIAL, read_running_loss
 from teacherlm.finetune.dev import best_step
 from teacherlm.finetune.fields import PhaseSampler
+from teacherlm.finetune.running_loss import RunningLoss
 from teacherlm.finetune.watching import machine_memory, model_flops_utilization
+from teacherlm.runtime.compat.of_deepspeed import numbers_of
+from teacherlm.runtime.compat.of_trainer import StagedTrainer, keep_newest, remove_arguments
 from teacherlm.runtime.memory import give_back_freed_memory
 
 INTERRUPTED = "interrupted"
@@ -38,7 +40,7 @@ def with_filler(tokens: Dataset) -> Dataset:
     return concatenate_datasets([tokens, Dataset.from_list([filler], features=tokens.features)])
 
 
-class FinetuneTrainer(Trainer):
+class FinetuneTrainer(StagedTrainer):
     """Trains on batches whose `shares` say how much each token counts.
 
     A step's loss is the sum of share x cross-entropy over all its batches and processes, divided by the sum of shares:
@@ -52,9 +54,8 @@ class FinetuneTrainer(Trainer):
         resumed: the checkpoint that training goes on from.
         merge_adapters: save a merged model in each checkpoint of adapters.
         student: digest of the model that is trained, which a checkpoint of adapters keeps.
+        callbacks: they see a checkpoint in its place when it was saved.
     """
-
-    _saving_to: Path | None = None
 
     def __init__(
         self,
@@ -66,32 +67,71 @@ class FinetuneTrainer(Trainer):
         student: str = "",
         train_dataset: Dataset,
         eval_dataset: Dataset | None = None,
+        callbacks: list[TrainerCallback],
         **options: Any,
     ):
         dev = None if eval_dataset is None else with_filler(eval_dataset)
-        super().__init__(train_dataset=with_filler(train_dataset), eval_dataset=dev, **options)
+        self.running = RunningLoss(*(read_running_loss(resumed) if resumed else (0.0, 0)))
+        callbacks = [self.running, *callbacks]
+        super().__init__(train_dataset=with_filler(train_dataset), eval_dataset=dev, callbacks=callbacks, **options)
+        self.callback_handler.callbacks.insert(0, Publisher(self))  # the others look for the checkpoint in its place
         self.phases, self.shuffle, self.merge_adapters, self.student = phases, shuffle, merge_adapters, student
-        self.loss_is_scaled_for_ga = True
-        self.carried = require_object(resumed / RUNNING_LOSS) if resumed else None
+        self.staging = Path(self.args.output_dir) / PARTIAL
+        self.dev_batches: DataLoader | None = None
         self.tokens, self.clock = 0, time.monotonic()
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> PhaseSampler:
-        return PhaseSampler(self.phases, self.args.seed, self.shuffle, self.at_once(self.args.train_batch_size))
+    def train(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().train(*args, **options)
+        finally:
+            if self.args.should_save:
+                shutil.rmtree(self.staging, ignore_errors=True)
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> PhaseSampler:
-        samples = len(eval_dataset) - 1
-        return PhaseSampler([samples], 0, shuffle=False, multiple=self.at_once(self.args.eval_batch_size))
+    # --------------------------------------------------------------------------------------------------------- batches
+
+    def get_train_dataloader(self) -> DataLoader:
+        size = self.args.train_batch_size
+        sampler = PhaseSampler(self.phases, self.args.seed, self.shuffle, self.at_once(size))
+        return self.batches(self.train_dataset, size, sampler)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        if self.dev_batches is None or not self.args.dataloader_persistent_workers:
+            size = self.args.eval_batch_size
+            sampler = PhaseSampler([len(self.eval_dataset) - 1], 0, shuffle=False, multiple=self.at_once(size))
+            self.dev_batches = self.batches(self.eval_dataset, size, sampler)
+        return self.dev_batches
+
+    def batches(self, samples: Dataset, size: int, sampler: PhaseSampler) -> DataLoader:
+        """Batches of samples for this process, on its device."""
+        loader = DataLoader(
+            samples,
+            batch_size=size,
+            sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        return self.accelerator.prepare(loader)
 
     def at_once(self, batch: int) -> int:
         """Samples that all processes compute at once; a single process may have a smaller last batch."""
         return batch * self.args.world_size if self.args.world_size > 1 else 1
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device) -> Any:
-        """The sum of shares of a step, as each process has to divide by it: gradients are averaged over processes."""
-        total = sum(batch["shares"].double().sum() for batch in batch_samples)
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, torch.Tensor]], Any]:
+        """A step's batches, and the sum of their shares as each process has to divide by it: gradients are averaged
+        over processes."""
+        batches = list(islice(epoch_iterator, num_batches))
+        total = sum(batch["shares"].double().sum() for batch in batches)
         if self.args.world_size > 1:
             total = self.accelerator.gather(torch.as_tensor(total, device=device)).sum() / self.args.world_size
-        return total
+        return batches, total
+
+    # ---------------------------------------------------------------------------------------------------------- losses
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -113,11 +153,9 @@ class FinetuneTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
-        if self.carried is not None:  # the log's next line began before the checkpoint
-            self._tr_loss += self.carried["sum"]
-            self._globalstep_last_logged = self.carried["since"]
-            self.carried = None
-        return super().training_step(*args, **options)
+        loss = super().training_step(*args, **options)
+        self.running.add(loss)
+        return loss
 
     def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
         """The weighted mean loss over all dev samples, however they are spread over batches and processes."""
@@ -125,7 +163,7 @@ class FinetuneTrainer(Trainer):
         sums = torch.zeros(2, dtype=torch.float64)  # of share x loss, of shares
         with torch.no_grad():
             for batch in self.get_eval_dataloader():
-                inputs = self._prepare_inputs(batch)
+                inputs = self.prepared(batch)
                 inputs.pop("samples")
                 shares = inputs["shares"].sum()
                 sums += torch.stack([self.model_wrapped(**inputs, use_cache=False)["loss"], shares]).double().cpu()
@@ -138,10 +176,14 @@ class FinetuneTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
         if "loss" in logs:
-            logs = {**logs, **self.speed()}
+            logs = {**logs, "loss": self.running.mean(self.state.global_step, self.all_mean), **self.speed()}
             if self.args.device.type == "cpu":  # only there it is kept (processes.py)
                 give_back_freed_memory()
         super().log(logs, *args, **options)
+
+    def all_mean(self, number: torch.Tensor) -> float:
+        """The mean of a number over the processes."""
+        return self.accelerator.gather(number[None]).mean().item() if self.args.world_size > 1 else number.item()
 
     def speed(self) -> dict[str, float]:
         """Real tokens a second of all processes since the last call, share of the GPU's peak, and memory."""
@@ -157,29 +199,18 @@ class FinetuneTrainer(Trainer):
 
     @property
     def parameters(self) -> int:
-        return sum(getattr(part, "ds_numel", part.numel()) for part in self.model.parameters())
+        return sum(map(numbers_of, self.model.parameters()))
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._saving_to) if self._saving_to else super()._get_output_dir(trial)
+    # ----------------------------------------------------------------------------------------------------- checkpoints
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self.args.output_dir)
-        name = f"checkpoint-{self.state.global_step}"
+    def save_model(self, *args: Any, **options: Any) -> None:
+        """The first step of a checkpoint; the Trainer saves the states of its optimizer after it."""
         self.require_finite()
-        self._saving_to = folder / ".partial"
-        try:
-            if self.args.should_save:
-                make_anew(self._saving_to)
-            self.accelerator.wait_for_everyone()
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                self.publish(self._saving_to / name, folder / name)
-            self.accelerator.wait_for_everyone()
-        finally:
-            if self.args.should_save:
-                shutil.rmtree(self._saving_to, ignore_errors=True)
-            self._saving_to = None
+        if self.args.should_save:
+            make_anew(self.staging)
+        self.accelerator.wait_for_everyone()
+        self.running.share(self.all_mean)
+        super().save_model(*args, **options)
 
     def publish(self, whole: Path, checkpoint: Path) -> None:
         """Give a checkpoint its name, now that all of it is there."""
@@ -187,10 +218,7 @@ class FinetuneTrainer(Trainer):
             write_base_digest(whole, self.student)
         if self.merge_adapters and has_adapters(self.model):
             save_merged(self.accelerator.unwrap_model(self.model), self.processing_class, whole / MERGED)
-        # A pickle of all arguments, paths and host names among them, that nothing reads.
-        (whole / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-        since = self._globalstep_last_logged
-        (whole / RUNNING_LOSS).write_text(json.dumps({"sum": self._tr_loss.item(), "since": since}))
+        remove_arguments(whole)
         for file in files_below(whole):
             sync_file(file)
         shutil.rmtree(checkpoint, ignore_errors=True)
@@ -199,12 +227,10 @@ class FinetuneTrainer(Trainer):
         for marker in checkpoint.parent.glob(f"checkpoint-*/{INTERRUPTED}"):
             shutil.rmtree(marker.parent)
         best = best_step(self.state)
-        rotate_checkpoints(
-            str(checkpoint.parent),
-            self.args.save_total_limit,
-            best_model_checkpoint=str(checkpoint.parent / f"checkpoint-{best}") if best else None,
-            use_mtime=True,
+        keep_newest(
+            checkpoint.parent, self.args.save_total_limit, checkpoint.parent / f"checkpoint-{best}" if best else None
         )
+        shutil.rmtree(self.staging, ignore_errors=True)
 
     def require_finite(self) -> None:
         for name, part in self.model.named_parameters():
@@ -213,3 +239,21 @@ class FinetuneTrainer(Trainer):
                     f"after step {self.state.global_step} the weights {name} are no numbers any more; this is not "
                     "saved, the last checkpoint is untouched; try a smaller learning rate"
                 )
+
+
+class Publisher(TrainerCallback):
+    """Moves a whole checkpoint to its place, when all processes have written their parts of it.
+
+    Args:
+        trainer: whose checkpoints these are.
+    """
+
+    def __init__(self, trainer: FinetuneTrainer):
+        self.trainer = trainer
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        name = f"checkpoint-{state.global_step}"
+        self.trainer.accelerator.wait_for_everyone()
+        if args.should_save:
+            self.trainer.publish(self.trainer.staging / name, Path(args.output_dir) / name)
+        self.trainer.accelerator.wait_for_everyone()

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from teacherlm.catalog.adapters import base_folder, is_adapter
 from teacherlm.core.errors import UserError, reason
+from teacherlm.runtime.compat.of_transformers import known_causal_types
 
 OTHER_HEADS = (
     "ForSequenceClassification",
@@ -94,7 +94,7 @@ def require_causal_decoder(config: PreTrainedConfig, folder: Path) -> None:
     what = None
     if getattr(config, "is_encoder_decoder", False):
         what = "an encoder-decoder"
-    elif config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    elif config.model_type not in known_causal_types():
         what = "of a kind that transformers has no causal language model for"
     elif name.endswith(OTHER_HEADS):
         what = "a model with another head than that of a language model"

@@ -9,16 +9,21 @@ Without gradients, samples can share prefixes: a first row of prefixes is comput
 of the next, which begin where their prefix ends, say with `prefixes` which of them each of them sees.
 """
 
-import types
 from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
-from transformers.models.bloom.modeling_bloom import BloomAttention, build_alibi_tensor, dropout_add
 
 from teacherlm.core.errors import UserError
+from teacherlm.runtime.compat.of_transformers import (
+    BloomAttention,
+    attention_of,
+    replace_bloom_attention,
+    restore_bloom_attention,
+    set_attention_name,
+)
 from teacherlm.runtime.loading import base_model
 from teacherlm.runtime.model_config import attention_windows
 
@@ -139,20 +144,18 @@ def use_packing(model: PreTrainedModel, attention: str = "sdpa", longest: int | 
     packing = Packing(causal_eager if attention == "eager" else causal_sdpa)
     bloom = model.config.model_type == "bloom"
     flash = attention not in KINDS
-    replaceable = getattr(inner, "_supports_attention_backend", False)
-    if not bloom and (not replaceable or has_other_attention(inner.config, longest)):
+    if not bloom and (not inner.is_backend_compatible() or has_other_attention(inner.config, longest)):
         return False
-    packing.attention_before = inner.config._attn_implementation
+    packing.attention_before = attention_of(inner.config)
     if not bloom:
         inner.set_attn_implementation(KINDS.get(attention, attention))
     elif flash:
         raise ValueError(f"BLOOM has no {attention}; with sdpa its attention is a fused kernel too")
     else:
-        inner.config._attn_implementation = KINDS[attention]  # the library believes that BLOOM can eager only
+        set_attention_name(inner.config, KINDS[attention])
+        replace_bloom_attention(model, PackedBloomAttention)
     for module in model.modules():
         module.packing = packing
-        if isinstance(module, BloomAttention):
-            module.forward = types.MethodType(bloom_forward, module)
 
     def begin(_: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         lengths_B = kwargs.pop("lengths")
@@ -176,11 +179,10 @@ def stop_packing(model: PreTrainedModel) -> None:
     packing.hook.remove()
     for module in model.modules():
         del module.packing
-        if isinstance(module, BloomAttention):
-            del module.forward
     inner = base_model(model)
     if model.config.model_type == "bloom":
-        inner.config._attn_implementation = packing.attention_before
+        restore_bloom_attention(model)
+        set_attention_name(inner.config, packing.attention_before)
     else:
         inner.set_attn_implementation(packing.attention_before)
 
@@ -271,28 +273,26 @@ def visible(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     return torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
 
 
-def bloom_forward(
-    self: BloomAttention, hidden_states: torch.Tensor, residual: torch.Tensor, *args: Any, **options: Any
-) -> tuple[torch.Tensor, None]:
-    """BLOOM's attention within each sample, in fused kernels, which the library has not for BLOOM.
+class PackedBloomAttention(BloomAttention):
+    """BLOOM's attention within each sample, in fused kernels, which transformers does not have for BLOOM.
 
     ALiBi (Press et al. 2022, arXiv 2108.12409), in BLOOM's form, adds slope x key position to a head's scores. That is
     one dimension more of queries and keys: 1 / scaling in the one, the bias in the other. So no score is kept for it.
     """
-    query, key, value = self._reshape(self.query_key_value(hidden_states))
-    _, heads, _, size = query.shape
-    positions_N = self.packing.positions_N
-    ones_1T = torch.ones(1, int(positions_N.max()) + 1, dtype=torch.long, device=query.device)
-    bias_HN = build_alibi_tensor(ones_1T, heads, query.dtype)[:, 0, positions_N]
-    bias = bias_HN[None, :, :, None]
-    query = torch.cat([query, torch.full_like(bias, 1 / self.inv_norm_factor)], dim=-1)
-    key = torch.cat([key, bias], dim=-1)
-    query, key, value = (
-        torch.nn.functional.pad(states, (0, size + ALIGNED - states.shape[-1])) for states in (query, key, value)
-    )
-    dropout = self.attention_dropout.p if self.training else 0.0
-    mixed = self.packing.attend(self, query, key, value, dropout, self.inv_norm_factor)[..., :size]
-    return dropout_add(self.dense(mixed.flatten(2)), residual, self.hidden_dropout, self.training), None
+
+    def forward(
+        self, hidden_states: torch.Tensor, residual: torch.Tensor, *args: Any, **options: Any
+    ) -> tuple[torch.Tensor, None]:
+        query, key, value = self.heads(hidden_states)
+        size = query.shape[3]
+        bias = self.bias(self.packing.positions_N, query.dtype)[None, :, :, None]
+        query = torch.cat([query, torch.full_like(bias, 1 / self.scale)], dim=-1)
+        key = torch.cat([key, bias], dim=-1)
+        query, key, value = (
+            torch.nn.functional.pad(states, (0, size + ALIGNED - states.shape[-1])) for states in (query, key, value)
+        )
+        mixed = self.packing.attend(self, query, key, value, self.dropped, self.scale)[..., :size]
+        return self.finish(mixed.flatten(2), residual), None
 
 
 def no_mask(*args: Any, **options: Any) -> None:

@@ -9,6 +9,8 @@ import os
 
 import torch
 
+from teacherlm.runtime.compat.of_torch import linear, packed_weight, packs_bfloat16
+
 KERNELS = 16
 """Compiled kernels that oneDNN keeps. It compiles one for each shape and keeps 1024, with their buffers: of batches
 that are all of other lengths, some 10 MiB each (BLOOM-560m's)."""
@@ -25,17 +27,17 @@ class PackedLinear(torch.nn.Module):
 
     def pack(self, weight: torch.Tensor) -> None:
         """Take a weight [out, in], from now on instead of the one before."""
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(self.dtype).contiguous())
+        self.weight = packed_weight(weight.to(self.dtype).contiguous())
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        return torch.ops.mkldnn._linear_pointwise(states, self.weight, self.bias, "none", [], "")
+        return linear(states, self.weight, self.bias)
 
 
 def pack_linears(model: torch.nn.Module) -> None:
     """Replace the linear layers of a model on a CPU, where oneDNN has kernels for their type."""
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))  # read at its first operation
     dtypes = [torch.float32] if torch.backends.mkldnn.is_available() else []
-    if dtypes and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if dtypes and packs_bfloat16():
         dtypes.append(torch.bfloat16)
     linears = [
         (module, name)

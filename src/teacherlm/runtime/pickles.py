@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.trainer_pt_utils import safe_globals
 
 from teacherlm.core.errors import UserError, disk_error, reason
+from teacherlm.runtime.compat.of_transformers import numpy_allowed
 
 FORCE, FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 """torch's variables: whatever a caller says, `weights_only` is true, or false."""
@@ -31,20 +31,11 @@ def without_code(allowed: Sequence[type] = ()) -> Iterator[None]:
     before = {name: os.environ.pop(name, None) for name in (FORCE, FORBID)}
     os.environ[FORCE] = "1"
     try:
-        with safe_globals(), torch.serialization.safe_globals(list(allowed)):  # the library's: numpy's random state
+        with numpy_allowed(), torch.serialization.safe_globals(list(allowed)):
             yield
     finally:
         del os.environ[FORCE]
         os.environ |= {name: value for name, value in before.items() if value is not None}
-
-
-def deepspeed_classes() -> list[type]:
-    """The classes that DeepSpeed's states consist of beside tensors and plain values."""
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
 
 
 def require_plain(file: Path) -> None:

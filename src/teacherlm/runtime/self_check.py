@@ -23,6 +23,7 @@ from teacherlm.core.errors import UserError, reason
 from teacherlm.core.files import whole_file
 from teacherlm.core.json_files import load_object
 from teacherlm.core.places import cache_folder
+from teacherlm.runtime.compat.of_transformers import attention_of, can_switch_attention, set_attention_name
 from teacherlm.runtime.loading import base_model
 from teacherlm.runtime.model_config import attention_windows, is_rescaled, position_count, vocabulary_size
 
@@ -209,16 +210,16 @@ def failure(error: Exception, when: str = "") -> str:
 def set_attention(model: PreTrainedModel, name: str) -> None:
     """Set the library's attention of a model, also of one that the library does not let be switched."""
     inner = base_model(model)
-    if inner._can_set_attn_implementation():
+    if can_switch_attention(inner):
         inner.set_attn_implementation(name)
     else:
-        inner.config._attn_implementation = name
+        set_attention_name(inner.config, name)
 
 
 @contextlib.contextmanager
 def attention_set(model: PreTrainedModel, name: str) -> Iterator[None]:
     """Compute with another of the library's attentions for a while."""
-    before = base_model(model).config._attn_implementation
+    before = attention_of(base_model(model).config)
     if before == name:
         yield
         return
@@ -407,7 +408,7 @@ def first_exact(
         UserError: no path agrees.
     """
     faults: list[str] = []
-    default = config._attn_implementation
+    default = attention_of(config)
     for path in paths:
         for plain_linears in (False, True) if packs_linears else (True,):
             found = fault(path, plain_linears, default)

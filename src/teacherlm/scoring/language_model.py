@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import normalize_gen_kwargs, resolve_max_length
 from transformers import GenerationConfig
 
 from teacherlm.core.errors import UserError
+from teacherlm.runtime.compat.of_lm_eval import OpenModel, asked_tokens, longest_input
+from teacherlm.runtime.compat.of_transformers import attention_of
 from teacherlm.runtime.loading import load_tokenizer
 from teacherlm.runtime.memory import is_out_of_memory
 from teacherlm.runtime.model_config import picks_tokens, position_count, vocabulary_size
@@ -32,7 +32,7 @@ LOOKED_AT = 256
 TOKENIZATIONS = ("auto", "apart", "joint")
 
 
-class LanguageModel(HFLM):
+class LanguageModel(OpenModel):
     """A causal model as lm-eval's evaluator uses it.
 
     Log-likelihoods: one forward pass for all requests whose input is the same (single-token choices of a question),
@@ -61,10 +61,7 @@ class LanguageModel(HFLM):
         if device is None or (device.startswith("cuda") and not torch.cuda.is_available()):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.scored = ScoredModel(folder, device, dtype, digest)
-        model = self.scored.model
-        model.tie_weights = lambda: None  # HFLM would tie a head that the checkpoint holds apart
-        super().__init__(pretrained=model, tokenizer=load_tokenizer(folder), batch_size=samples or 8)
-        del model.tie_weights
+        super().__init__(self.scored.model, tokenizer=load_tokenizer(folder), batch_size=samples or 8)
         self.tokenization, self.samples = tokenization, samples
         self.before, _ = special_tokens(self.tokenizer)
         self.rows = vocabulary_size(self.config)
@@ -81,7 +78,7 @@ class LanguageModel(HFLM):
 
     def prepare(self, longest: int) -> None:
         self.scored.prepare(longest)
-        self._model = self.scored.model  # it may have been loaded anew
+        self.take_model(self.scored.model)  # it may have been loaded anew
 
     def described(self) -> dict[str, Any]:
         """What the results say about how the requests of this piece of work were taken."""
@@ -107,8 +104,7 @@ class LanguageModel(HFLM):
     @property
     def max_length(self) -> int:
         """Tokens that an input has at most."""
-        known = self._max_length or position_count(self.config)
-        return known or resolve_max_length(self.config.get_text_config(), self.tokenizer)
+        return position_count(self.config) or longest_input(self.config.get_text_config(), self.tokenizer)
 
     def tokens_at_a_time(self) -> int:
         """By what the device has, not by what is free now, so that equal machines make equal batches.
@@ -128,7 +124,7 @@ class LanguageModel(HFLM):
         """A text's tokens, without special tokens: those that begin a text are put where a text begins."""
         return self.tokenizer.encode(string, add_special_tokens=False)
 
-    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         return self.encode_joint(context, continuation) if self.joint else self.encode_apart(context, continuation)
 
     def encode_apart(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -180,9 +176,7 @@ class LanguageModel(HFLM):
         start = self.before if whole[: len(self.before)] == self.before else []
         return (*start, *whole[len(start) - self.max_length - 1 : -1])
 
-    def _loglikelihood_tokens(
-        self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = True, override_bs: Any = None
-    ) -> list[tuple[float, bool]]:
+    def score_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]]) -> list[tuple[float, bool]]:
         numbers: dict[Tokens, int] = {}
         asked: list[list[int]] = []  # requests of each input
         for request, (_, context, continuation) in enumerate(requests):
@@ -247,7 +241,7 @@ class LanguageModel(HFLM):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
         for number, request in enumerate(requests):
-            asked = normalize_gen_kwargs(dict(request.args[1]), self.max_gen_toks)["max_gen_toks"]
+            asked = asked_tokens(dict(request.args[1]), self.max_gen_toks)
             if asked >= self.max_length:
                 raise UserError(
                     f"request {number + 1}: {asked} new tokens were asked for, and the model takes {self.max_length}, "
@@ -277,7 +271,7 @@ class LanguageModel(HFLM):
         model = self.model
         tolerance = tolerance_of(model, self.scored.dtype, None)
         expected = make_continuations(model, None, tolerance)
-        default = model.config._attn_implementation
+        default = attention_of(model.config)
         ways = [(True, True), (False, True), (False, False)][picks_tokens(model.config) :]
         for attention in dict.fromkeys([default, "eager"]):
             set_attention(model, attention)
@@ -306,15 +300,8 @@ class LanguageModel(HFLM):
         mask_BT = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         return ids_BT, mask_BT
 
-    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
-        if self.generates[1]:
-            return super()._model_generate(context, max_length, stop, **options)
-        generate = self.model.generate
-        self.model.generate = lambda **others: generate(**{**others, "use_cache": False})
-        try:
-            return super()._model_generate(context, max_length, stop, **options)
-        finally:
-            del self.model.generate
+    def uses_cache(self) -> bool:
+        return self.generates[1]
 
     def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
         """The text of new tokens, with the blank at its beginning that decoders of SentencePiece's kind drop."""

@@ -24,6 +24,7 @@ from lm_eval.api.instance import Instance
 
 from teacherlm.core.errors import UserError, reason
 from teacherlm.core.terminal import shown
+from teacherlm.runtime.compat.of_lm_eval import set_instances
 from teacherlm.scoring.task_data import load_samples
 from teacherlm.scoring.task_files import in_folder
 
@@ -125,8 +126,8 @@ class Task(lm_eval.api.task.Task):
         """Make the library's Instances from the requests of every sample of this rank."""
         from teacherlm.scoring.task_classes import task_errors
 
-        self._instances = []
-        self._parts: list[int | None] = []
+        instances: list[Instance] = []
+        self.parts_asked: list[int | None] = []
         file = file_of(type(self))
         for doc_id, doc in self.doc_iterator(rank=rank, limit=limit, samples=samples, world_size=world_size):
             where = f"sample {doc_id} of {self.config.task}"
@@ -146,8 +147,9 @@ class Task(lm_eval.api.task.Task):
                     idx=number,
                     metadata=(self.config.task, doc_id, 1),
                 )
-                self._instances.append(instance)
-                self._parts.append(request.part)
+                instances.append(instance)
+                self.parts_asked.append(request.part)
+        set_instances(self, instances)
 
     def sample_fault(self, doc: Any) -> str:
         """Why a sample cannot be scored by this kind of task; empty where nothing is wrong."""
@@ -181,7 +183,7 @@ class Task(lm_eval.api.task.Task):
     def apply_filters(self) -> None:
         """Take the model's first answer to each request, and of it the part that the task asked for."""
         super().apply_filters()
-        for instance, part in zip(self._instances, self._parts):
+        for instance, part in zip(self.instances, self.parts_asked):
             if part is not None:
                 instance.filtered_resps = {key: answer[part] for key, answer in instance.filtered_resps.items()}
 

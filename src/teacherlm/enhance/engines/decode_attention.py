@@ -13,6 +13,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from teacherlm.runtime.compat.of_transformers import attention_of
+
 NAME = "sdpa_decode"
 
 
@@ -55,7 +57,7 @@ def attend(
 
 def use_decode_attention(model: PreTrainedModel) -> None:
     """Let a model use it where the library would use sdpa; any other model stays as it is."""
-    if model.config._attn_implementation == "sdpa":
+    if attention_of(model.config) == "sdpa":
         model.set_attn_implementation(NAME)
 
 
