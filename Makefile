@@ -15,7 +15,7 @@ INSTALLED := $(if $(CONTAINER),,$(VENV)/installed.txt)
 HOST_PYTHON := $(if $(CONTAINER),PYTHONPATH="$(CURDIR)/src" $(BASE_PYTHON),$(PYTHON))
 STAGE_PYTHON := $(if $(CONTAINER),containers/python.sh,$(PYTHON))
 # RUNS may come from the site's settings.
-LOAD_SITE := root=. && source slurm/lib/site.bash && load_site && export RUNS &&
+LOAD_SITE := source slurm/python.bash && source slurm/site.bash && load_site && export RUNS &&
 
 .PHONY: help install demo atlas-zeroshot atlas-5-shot atlas-5-shot-multi atlas-full atlas-demo report compare status logs cancel download site container container-test container-diff
 .PHONY: lock test fuzz test-cluster check-gpu prove lint perf

@@ -19,8 +19,8 @@ EOF
 teacher=$1 input=$2 output=$3 task_type=$4
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-# shellcheck source=slurm/lib/python.bash
-source "$here/../slurm/lib/python.bash"
-python=$(choose_python "$(dirname -- "$here")")
+# shellcheck source=slurm/python.bash
+source "$here/../slurm/python.bash"
+python=$(choose_python)
 
 exec "$python" "$here/enhance.py" --name "$teacher" --input "$input" --output "$output" --task_type "$task_type" "${@:5}"

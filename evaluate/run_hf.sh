@@ -17,28 +17,7 @@ EOF
 
 [[ ${1:-} == -h || ${1:-} == --help ]] && { usage; exit 0; }
 (($# >= 2)) || { usage >&2; exit 2; }
-model=$1 tasks=$2
 
-here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-# shellcheck source=slurm/lib/python.bash
-source "$here/../slurm/lib/python.bash"
-python=$(choose_python "$(dirname -- "$here")")
-# shellcheck source=slurm/lib/launch.bash
-source "$here/../slurm/lib/launch.bash"
-
-count=$(processes_here)
-command=("$python" "$here/main.py" --model hf --model_args "pretrained=$model" --tasks "$tasks")
-((count > 1)) || exec "${command[@]}" "${@:3}"
-
-# The last one to end writes the results; a failure of one ends all.
-processes=()
-trap 'kill "${processes[@]}" 2>/dev/null || true' EXIT
-for ((share = 0; share < count; share++)); do
-    "${command[@]}" --shard "$share/$count" --device "$share" "${@:3}" &
-    processes+=($!)
-done
-for _ in "${processes[@]}"; do
-    status=0
-    wait -n || status=$?
-    ((status == 0)) || exit "$status"
-done
+# shellcheck source=slurm/python.bash
+source "$(dirname -- "${BASH_SOURCE[0]}")/../slurm/python.bash"
+become "$(basename -- "$0")" evaluate-shares "$@"

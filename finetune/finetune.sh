@@ -26,50 +26,9 @@ example: bash finetune.sh bigscience/bloomz-7b1 ../enhance/CREAK 8 1 6e-06 10 co
 EOF
 }
 
-OUT_OF_MEMORY=76 # exit code of finetune.py
+[[ ${1:-} == -h || ${1:-} == --help ]] && { usage; exit 0; }
+(($# >= 10)) || { usage >&2; exit 2; }
 
-main() {
-    [[ ${1:-} == -h || ${1:-} == --help ]] && { usage; exit 0; }
-    (($# >= 10)) || { usage >&2; exit 2; }
-    local batch=$3 accumulation=$4 status
-    export WANDB_PROJECT=${10}
-    here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-    # shellcheck source=slurm/lib/python.bash
-    source "$here/../slurm/lib/python.bash"
-    python=$(choose_python "$(dirname -- "$here")")
-    # shellcheck source=slurm/lib/launch.bash
-    source "$here/../slurm/lib/launch.bash"
-    gpus=$(processes_here)
-
-    while true; do
-        flags=(
-            --model_name_or_path "$1"
-            --dataset_name "$2"
-            --per_device_train_batch_size "$batch"
-            --gradient_checkpointing true
-            --gradient_accumulation_steps "$accumulation"
-            --learning_rate "$5" --lr constant
-            --do_train --num_train_epochs "$6"
-            --task_type "$7"
-            --max_source_length 2048
-            --run_name "$8"
-            --output_dir "$9/$8"
-            --save_strategy epoch
-            ${PEFT:+--peft "$PEFT"}
-            ${SAVE_TOTAL_LIMIT:+--save_total_limit "$SAVE_TOTAL_LIMIT"}
-            --logging_steps 8
-            --report_to wandb
-            "${@:11}"
-        )
-        status=0
-        launch "$here/finetune.py" "${flags[@]}" || status=$?
-        ((status == OUT_OF_MEMORY)) && [[ ${AUTO_BATCH:-0} == 1 ]] || exit "$status"
-        require_number PER_DEVICE_BATCH "$batch" 1
-        require_number ACCUMULATION "$accumulation" 1
-        ((batch > 1 && batch % 2 == 0)) || exit "$status"
-        batch=$((batch / 2)) accumulation=$((accumulation * 2))
-        echo "finetune.sh: trying again with a batch of $batch and $accumulation accumulated"
-    done
-}
-
-main "$@"
+# shellcheck source=slurm/python.bash
+source "$(dirname -- "${BASH_SOURCE[0]}")/../slurm/python.bash"
+become finetune.sh finetune-here "$@"

@@ -35,7 +35,7 @@ STAGES = {
     "evaluate": ROOT / "evaluate" / "main.py",
 }
 """The scripts of the stages."""
-COMMANDS = ("table", "report", "compare", "steer", "site", "chain-folder")
+COMMANDS = ("table", "report", "compare", "steer", "site")
 """Programs that have no script: `python -m teacherlm NAME`."""
 
 

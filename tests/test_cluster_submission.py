@@ -33,7 +33,7 @@ def sbatch(cluster: Cluster, tmp_path: Path) -> Callable[[str, str], dict[str, s
         own.parent.mkdir(exist_ok=True)
         real = shutil.which("sbatch")
         own.write_text(
-            f'#!/bin/bash\ncase "$*" in *slurm/jobs/{stage}.sh*) sbatch={real}; {script} ;; esac\nexec {real} "$@"\n'
+            f'#!/bin/bash\ncase "$*" in *"slurm/job.sh {stage} "*) sbatch={real}; {script} ;; esac\nexec {real} "$@"\n'
         )
         own.chmod(0o755)
         return {"PATH": f"{own.parent}:{cluster.environment['PATH']}"}

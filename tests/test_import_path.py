@@ -55,8 +55,9 @@ def test_a_script_finds_its_own_folder_and_not_the_current_one(odd: Path) -> Non
 
 def test_gpus_and_a_port_are_found_without_the_current_folder(odd: Path) -> None:
     """By the lines that finetune.sh, run_hf.sh and ATLAS's experiments start their processes with."""
-    script = 'source "$1/slurm/lib/python.bash"; source "$1/slurm/lib/launch.bash"; processes_here; free_port 127.0.0.1'
-    result = call(odd, "bash", "-euo", "pipefail", "-c", script, "_", ROOT, python=sys.executable)
+    code = "from teacherlm.runtime.launcher import *; print(processes_here(), meeting_port('127.0.0.1'))"
+    script = 'source "$1/slurm/python.bash"; "$(choose_host_python)" -P -c "$2"'
+    result = call(odd, "bash", "-euo", "pipefail", "-c", script, "_", ROOT, code)
     assert result.returncode == 0, result.stderr
     gpus, port = map(int, result.stdout.split())
     assert gpus >= 0 and 1024 <= port < 65536

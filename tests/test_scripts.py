@@ -28,7 +28,7 @@ def test_each_script_answers_help(script: str, flag: str) -> None:
     assert result.stdout.startswith("usage: ")
     path = script if script.startswith(("slurm/", "containers/")) else Path(script).name
     path = script.removeprefix("atlas/") if script.startswith("atlas/examples/mmlu/") else path
-    assert f"{'sbatch [...]' if '/jobs/' in script else 'bash'} {path} " in result.stdout
+    assert f"{'sbatch [...]' if script == 'slurm/job.sh' else 'bash'} {path} " in result.stdout
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

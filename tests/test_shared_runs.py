@@ -12,8 +12,11 @@ import pytest
 from conftest import ROOT, contents, only_error, program
 from strangers import AS_NOBODY, give_to_nobody, require_nobody
 
+from teacherlm.chain import settings_file
+from teacherlm.chain.settings_file import Submission
+from teacherlm.core.owners import make_own_folder
+
 CHAIN = ["bash", str(ROOT / "slurm" / "chain.sh")]
-FOLDER = [sys.executable, *program("chain-folder")]
 STEER = [sys.executable, *program("steer")]
 
 
@@ -49,8 +52,7 @@ def test_a_run_in_another_user_s_folder_is_one_line(shared: Path, theirs: str, c
 def test_two_users_in_one_folder_are_a_clear_line(shared: Path) -> None:
     """The other way round: nobody comes to root's, whose files it may read."""
     words = {"TASK": "text", "LIMIT": "8", "RUNS": str(shared / "runs")}
-    own = run([*FOLDER, "own", shared / "runs", shared / "runs/sample/limit-8/.locks"], shared)
-    assert (own.returncode, own.stderr) == (0, "")
+    make_own_folder(shared / "runs/sample/limit-8/.locks", shared / "runs")
     error = only_error(run([*AS_NOBODY, *CHAIN, "sample"], shared, **words, HOME=str(shared), TMPDIR="/tmp"))
     assert "limit-8/.locks: you may not write there; choose a folder of your own (RUNS=...)" in error
 
@@ -71,28 +73,18 @@ def test_a_folder_that_is_a_link_of_one_s_own_is_used(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "creak").symlink_to(tmp_path / "disk")
-    done = run([*FOLDER, "own", "runs", "runs/creak/all/.locks"], tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    make_own_folder(tmp_path / "runs/creak/all/.locks", tmp_path / "runs")
     assert (tmp_path / "disk" / "all" / ".locks").is_dir()
 
 
 def save(chain: Path, **variables: str) -> Path:
-    words = {"benchmark": "sample", "directory": str(chain), **variables}
-    text = "".join(f"{name}={value}\0" for name, value in words.items())
-    done = subprocess.run([*FOLDER, "save", chain], input=os.fsencode(text), capture_output=True, check=True)
-    return chain / os.fsdecode(done.stdout.rstrip(b"\n"))
-
-
-def read(file: Path) -> dict[str, str]:
-    done = subprocess.run([*FOLDER, "read", file], capture_output=True, check=True)
-    words = os.fsdecode(done.stdout).split("\0")[:-1]
-    return dict(zip(words[::2], words[1::2]))
+    return chain / settings_file.save(chain, Submission("sample", str(chain), variables))
 
 
 def test_settings_are_read_as_they_were_saved(tmp_path: Path) -> None:
     odd = {"TASK": "a'b\"c\n$(touch ran)`", "STUDENT": "modèle \udce9", "SEED": "", "FLAGS": "=x=", "MODEL": "\x1b[2J"}
     file = save(tmp_path, **odd)
-    assert read(file) == {"benchmark": "sample", "directory": str(tmp_path), **odd, "end": ""}
+    assert settings_file.read(file) == Submission("sample", str(tmp_path), odd)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
@@ -119,7 +111,7 @@ def job(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     """Run a job's script as Slurm would, up to where it begins to work."""
 
     def start(file: Path, **variables: str) -> subprocess.CompletedProcess:
-        command = ["bash", ROOT / "slurm" / "jobs" / "prepare.sh", ROOT, file, "-", sys.executable, "-"]
+        command = ["bash", ROOT / "slurm" / "job.sh", "prepare", ROOT, file, "-", sys.executable, "-"]
         slurm = {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "node1", "SITE": ""}
         return run(command, tmp_path, **slurm | variables)
 

@@ -153,9 +153,11 @@ def test_a_name_with_a_line_break_shifts_no_other_value(call: Callable, tmp_path
 
 @pytest.mark.parametrize("name", ["my-claims_2", "3d", "naïve", "a[$(touch ran)]", "a b"])
 def test_a_benchmark_s_name_becomes_a_variable_s(name: str, tmp_path: Path) -> None:
-    script = (
-        f'root={ROOT}; source "$root/slurm/lib/settings.bash"; name=$(data_variable "$1"); echo "$name${{!name:-}}"'
-    )
-    done = subprocess.run(["bash", "-c", script, "_", name], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert re.fullmatch(r"[A-Z_][A-Z0-9_]*_DATA\n", done.stdout)
+    from teacherlm.chain.settings import data_variable
+
+    variable = data_variable(name)
+    assert re.fullmatch(r"[A-Z_][A-Z0-9_]*_DATA", variable)
+    script = f'{variable}=/x; printf %s "${variable}"'  # a shell takes it for the name of a variable
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "/x"
     assert list(tmp_path.iterdir()) == []

@@ -10,9 +10,9 @@ main() {
     (($# == 0)) || { echo "$usage" >&2; exit 2; }
     local atlas python folder world steps=${READER_STEPS:-450} retriever_steps=${RETRIEVER_STEPS:-60}
     atlas=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-    # shellcheck source=slurm/lib/python.bash
-    source "$atlas/../slurm/lib/python.bash"
-    python=$(choose_python "$(dirname -- "$atlas")")
+    # shellcheck source=slurm/python.bash
+    source "$atlas/../slurm/python.bash"
+    python=$(choose_python)
     export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
     folder=${RUNS:-runs}/atlas-demo
     world=$folder/world

@@ -12,17 +12,23 @@ COMMANDS = {
     "enhance": ("enhance.main", "let a teacher write why each answer is right"),
     "merge": ("enhance.merge", "put the shards of an enhancement together"),
     "finetune": ("finetune.main", "finetune a student on the texts of a dataset, a checkpoint an epoch"),
+    "finetune-here": ("finetune.launch", "what finetune.sh does: finetune in a process for each GPU"),
     "sync-wandb": ("finetune.sync_wandb", "send the runs that wandb kept offline"),
     "evaluate": ("scoring.main", "score a model, and a student's checkpoints"),
+    "evaluate-shares": ("scoring.launch", "what run_hf.sh does: score a model in a process for each GPU"),
     "table": ("report.table", "print one table of a run"),
     "report": ("report.main", "make the page of a run's folder"),
     "compare": ("report.compare", "make a page and tables that compare runs"),
+    "chain": ("chain.main", "run the stages one after the other, here or as Slurm jobs"),
+    "download": ("chain.download", "fetch what the jobs of a chain need while there is internet"),
+    "chain-job": ("chain.job", "what slurm/job.sh starts: a stage of a chain that was submitted"),
+    "chain-facts": ("chain.facts", "answer a chain's questions about its benchmark and models, in JSON"),
     "steer": ("chain.steer", "say how far the chains on Slurm are, show their logs, end them"),
     "site": ("chain.describe_site", "write down what Slurm says of this site"),
-    "chain-folder": ("chain.chain_folder", "make a chain's folder, and read and write its settings"),
     "doctor": ("chain.doctor", "say what this machine has and lacks for each stage"),
     "atlas-train": ("atlas.train", "train a reader on multiple-choice questions, and its retriever with it"),
     "atlas-evaluate": ("atlas.evaluate", "evaluate a reader and its retriever on multiple-choice questions"),
+    "atlas-experiment": ("atlas.experiment", "what atlas/examples/mmlu/ does: an experiment on MMLU, a process a GPU"),
     "atlas-scores": ("atlas.scores", "print the MMLU table of a run's predictions"),
     "prepare-mmlu": ("atlas.prepare_mmlu", "make the question files of the MMLU experiments"),
     "download-model": ("atlas.download_model", "download a released checkpoint of ATLAS"),
@@ -36,6 +42,8 @@ COMMANDS = {
 
 def main() -> int | None:
     words = sys.argv[1:]
+    called = words[1] if words[:1] == ["--called"] and len(words) > 1 else None  # a script's name, for its messages
+    words = words[2:] if called else words
     if not words or words[0] in ("-h", "--help"):
         print("usage: teacherlm COMMAND [FLAG ...]      (teacherlm COMMAND --help lists the flags)\n")
         print("\n".join(f"  {name:16} {does}" for name, (_, does) in COMMANDS.items()))
@@ -43,7 +51,7 @@ def main() -> int | None:
     name = words[0]
     if name not in COMMANDS:
         raise UserError(f"there is no command {name!r}; there are: {', '.join(COMMANDS)}")
-    sys.argv = [f"teacherlm {name}", *words[1:]]
+    sys.argv = [called or f"teacherlm {name}", *words[1:]]
     return importlib.import_module(f"teacherlm.{COMMANDS[name][0]}").main()
 
 

@@ -34,13 +34,7 @@ main() {
     source "$here/experiment.bash"
     [[ ${1:-} == -h || ${1:-} == --help ]] && { usage; exit 0; }
     [[ -n ${DATA_DIR:-} ]] || { usage >&2; exit 2; }
-    atlas=$(cd -- "$here/../.." && pwd)
-    prepare_experiment 5-shot-multi
-    train_flags
-    local data=$questions/5-shot-multitask
-    run_experiment "$atlas/train.py" "${common[@]}" "${train[@]}" --train_data "$data/train.jsonl" \
-        --eval_data "$data/combined_valid.jsonl" "$data/combined_test.jsonl" \
-        --eval_freq 150 --total_steps 2000 --warmup_steps 50 "$@"
+    start_experiment 5-shot-multi "$@"
 }
 
 main "$@"

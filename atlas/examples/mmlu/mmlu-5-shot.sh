@@ -38,24 +38,7 @@ main() {
     source "$here/experiment.bash"
     [[ ${1:-} == -h || ${1:-} == --help ]] && { usage; exit 0; }
     [[ -n ${DATA_DIR:-} ]] || { usage >&2; exit 2; }
-    atlas=$(cd -- "$here/../.." && pwd)
-    prepare_experiment 5-shot
-    train_flags
-    local data=$questions/5-shot files domains domain task=${SLURM_ARRAY_TASK_ID:-}
-    files=("$data"/individual_train/*.5-shot-train.jsonl)
-    files=("${files[@]##*/}")
-    domains=("${files[@]%.5-shot-train.jsonl}")
-    if [[ -n $task ]]; then
-        require_number SLURM_ARRAY_TASK_ID "$task" 0
-        domains=("${domains[@]:task:1}")
-    fi
-    [[ -z ${DOMAIN:-} ]] || domains=("$DOMAIN")
-    for domain in "${domains[@]}"; do
-        run_experiment "$atlas/train.py" "${common[@]}" "${train[@]}" --checkpoint_dir "$DATA_DIR/experiments/$name" --name "$domain" \
-            --train_data "$data/individual_train/$domain.5-shot-train.jsonl" \
-            --eval_data "$data/individual_valid/$domain.val.jsonl" "$data/individual_test/$domain.test.jsonl" \
-            --eval_freq 4 --total_steps 16 --warmup_steps 4 "$@"
-    done
+    start_experiment 5-shot "$@"
 }
 
 main "$@"

@@ -34,10 +34,7 @@ main() {
     source "$here/experiment.bash"
     [[ ${1:-} == -h || ${1:-} == --help ]] && { usage; exit 0; }
     [[ -n ${DATA_DIR:-} ]] || { usage >&2; exit 2; }
-    atlas=$(cd -- "$here/../.." && pwd)
-    prepare_experiment zeroshot
-    local files=("$questions/5-shot-multitask/combined_valid.jsonl" "$questions/5-shot-multitask/combined_test.jsonl")
-    run_experiment "$atlas/evaluate.py" "${common[@]}" --eval_data "${files[@]}" "$@"
+    start_experiment zeroshot "$@"
 }
 
 main "$@"

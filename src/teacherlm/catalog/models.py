@@ -240,6 +240,28 @@ def check_folder(folder: Path) -> Path:
     return folder
 
 
+def fetch(hub: str, revision: str, weights: tuple[str, ...], **options: Any) -> Path:
+    """The folder of a model in the hub's cache, with these weights; what is not there is downloaded."""
+    import huggingface_hub
+
+    patterns = [*SMALL_FILES, *weights]
+    return Path(
+        huggingface_hub.snapshot_download(
+            hub, revision=revision, allow_patterns=patterns, ignore_patterns="*/*", **options
+        )
+    )
+
+
+def cached_folder(hub: str, revision: str) -> Path | None:
+    """The folder of a model that is in the hub's cache; nothing is downloaded."""
+    for weights in (WEIGHTS, PICKLED_WEIGHTS):
+        with contextlib.suppress(Exception):  # not there, or not whole
+            cached = fetch(hub, revision, weights, local_files_only=True)
+            if any(any(cached.glob(pattern)) for pattern in weights):
+                return cached
+    return None
+
+
 def download(hub: str, revision: str) -> Path:
     """Fetch a model from the hub into its cache, safetensors where there are any, and return its folder.
 
@@ -247,24 +269,13 @@ def download(hub: str, revision: str) -> Path:
     """
     import huggingface_hub
 
-    def fetch(weights: tuple[str, ...], **options: Any) -> Path:
-        patterns = [*SMALL_FILES, *weights]
-        return Path(
-            huggingface_hub.snapshot_download(
-                hub, revision=revision, allow_patterns=patterns, ignore_patterns="*/*", **options
-            )
-        )
-
-    for weights in (WEIGHTS, PICKLED_WEIGHTS):
-        with contextlib.suppress(Exception):  # not there, or not whole: ask the hub
-            cached = fetch(weights, local_files_only=True)
-            if any(any(cached.glob(pattern)) for pattern in weights):
-                return cached
+    if cached := cached_folder(hub, revision):
+        return cached
     require_hub_cache()
     try:
         files = huggingface_hub.model_info(hub, revision=revision).siblings
         safe = any(file.rfilename.endswith(".safetensors") and "/" not in file.rfilename for file in files)
-        return fetch(WEIGHTS if safe else PICKLED_WEIGHTS)
+        return fetch(hub, revision, WEIGHTS if safe else PICKLED_WEIGHTS)
     except Exception as error:  # the client raises its own, the network's and the file system's errors
         raise UserError(
             f"the model {hub} could not be fetched from the hub ({reason(error)}); check its name, the network and "

@@ -3,10 +3,10 @@
 import getpass
 import os
 import shlex
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from teacherlm.chain.controller import ask
 from teacherlm.core import tables
 from teacherlm.core.errors import UserError
 from teacherlm.core.flags import Parser
@@ -71,16 +71,6 @@ def read_accounts() -> list[str]:
         return sorted({line.strip() for line in ask(*command, "format=account") if line.strip()})
     except UserError:
         return []
-
-
-def ask(*command: str) -> list[str]:
-    try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{command[0]}: no such command; is this a login node of the cluster?") from None
-    except subprocess.CalledProcessError as error:
-        reason = error.stderr.strip().rpartition("\n")[2]  # the last line has it
-        raise UserError(f"Slurm does not answer ({reason}); ask again later") from error
 
 
 def site_env(partitions: list[Partition], accounts: list[str]) -> str:

@@ -1,7 +1,6 @@
 """Chains that were submitted: how far each stage is (status), their logs, and their end (cancel).
 
-A chain's folder, RUNS/BENCHMARK/SAMPLES/chains/NAME, has jobs.tsv, what was submitted; states/, what each task says of
-itself; logs/. Slurm is asked for the rest; when it has forgotten a job, or lost it with its node, the files still tell.
+A chain's folder (layout.py) has jobs.tsv, what was submitted; states/, what each task says of itself; logs/. Slurm is asked for the rest; when it has forgotten a job, or lost it with its node, the files still tell.
 
 The files are data: chains of other users are left out, what is malformed is named, and what a terminal would obey is
 written out.
@@ -11,13 +10,14 @@ import argparse
 import json
 import os
 import re
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from teacherlm.chain.controller import ask
+from teacherlm.chain.layout import ChainFolder, is_atlas, submitted_chains
 from teacherlm.core import manifests, tables
 from teacherlm.core.errors import UserError, one_line, reason
 from teacherlm.core.flags import Parser
@@ -77,22 +77,22 @@ def main() -> int:
     return 2 if malformed else 0
 
 
-def find_chains(runs: Path, name: str | None) -> list[Path]:
+def find_chains(runs: Path, name: str | None) -> list[ChainFolder]:
     """Folders of this user's chains, the one that was submitted last at the end; others' are named on stderr.
 
     Raises:
         UserError: there are none.
     """
-    lists = sorted(runs.glob("*/*/chains/*/jobs.tsv"), key=lambda path: path.lstat().st_mtime)
-    lists = [path for path in lists if name is None or name in str(path.parent.relative_to(runs))]
     found = []
-    for path in lists:
-        if is_own(path.lstat()):
-            found.append(path.parent)
+    for chain in submitted_chains(runs):
+        if name is not None and name not in str(chain.path.relative_to(runs)):
+            continue
+        owner = chain.jobs.lstat()
+        if is_own(owner):
+            found.append(chain)
         else:
-            owner = user_name(path.lstat().st_uid)
             print(
-                f"teacherlm steer: {one_line(str(path.parent))}: this chain is {owner}'s, and is left out",
+                f"teacherlm steer: {one_line(str(chain.path))}: this chain is {user_name(owner.st_uid)}'s, and is left out",
                 file=sys.stderr,
             )
     if not found:
@@ -100,9 +100,10 @@ def find_chains(runs: Path, name: str | None) -> list[Path]:
     return found
 
 
-def read_chains(folders: list[Path]) -> tuple[dict[Path, list["Task"]], bool]:
+def read_chains(folders: list[ChainFolder]) -> tuple[dict[ChainFolder, list[Task]], bool]:
     """The tasks of each chain, and whether one is malformed, which is said on stderr, and left out."""
-    found, malformed = {}, False
+    found: dict[ChainFolder, list[Task]] = {}
+    malformed = False
     for folder in folders:
         try:
             found[folder] = read_tasks(folder)
@@ -122,28 +123,13 @@ def read_queue() -> dict[tuple[str, int], str]:
     return queue
 
 
-def ask(*command: str) -> list[str]:
-    """The lines that one of Slurm's programs prints.
-
-    Raises:
-        UserError: there is no such program, or it fails.
-    """
-    try:
-        return subprocess.run(command, check=True, capture_output=True, text=True, errors="replace").stdout.splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{command[0]}: no such command; is this a login node of the cluster?") from None
-    except subprocess.CalledProcessError as error:
-        said = error.stderr.strip().rpartition("\n")[2]  # the last line has it
-        raise UserError(f"Slurm does not answer ({said}); ask again later") from error
-
-
-def read_tasks(chain: Path) -> list[Task]:
+def read_tasks(chain: ChainFolder) -> list[Task]:
     """The tasks of a chain in the order of its stages, each as it was last submitted.
 
     Raises:
         UserError: its jobs.tsv is malformed.
     """
-    file = chain / "jobs.tsv"
+    file = chain.jobs
     tasks: dict[tuple[str, int], Task] = {}
     text = read_own(file, LARGEST).decode("utf-8", "surrogateescape")
     for line, row in enumerate(text.split("\n")[:-1], 1):
@@ -156,7 +142,7 @@ def read_tasks(chain: Path) -> list[Task]:
         stage, job, ranges, _, work, log = cells
         for number in numbers(ranges):
             name = Path(log).name.replace("%a", str(number))  # it lies in the chain's own folder, wherever that is now
-            tasks[stage, number] = Task(stage, job, number, work, chain / "logs" / name)
+            tasks[stage, number] = Task(stage, job, number, work, chain.logs / name)
     return sorted(tasks.values(), key=lambda task: (STAGES.index(task.stage), task.number))
 
 
@@ -169,10 +155,10 @@ def numbers(ranges: str) -> list[int]:
     return found[:10_000]
 
 
-def state_of(chain: Path, task: Task, queue: Mapping[tuple[str, int], str]) -> str:
+def state_of(chain: ChainFolder, task: Task, queue: Mapping[tuple[str, int], str]) -> str:
     if (task.job, task.number) in queue:
         return queue[task.job, task.number]
-    said, job = read_note(chain / "states" / f"{task.stage}-{task.number}")
+    said, job = read_note(chain.note(task.stage, task.number))
     if job != task.job:
         return "cancelled before it began"
     return (
@@ -191,7 +177,7 @@ def read_note(note: Path) -> tuple[str, str]:
     return cut(escaped(said), 200), job
 
 
-def status(chain: Path, tasks: list[Task], queue: Mapping[tuple[str, int], str]) -> str:
+def status(chain: ChainFolder, tasks: list[Task], queue: Mapping[tuple[str, int], str]) -> str:
     """A table of the stages, and the last words of what failed."""
     states = {task: state_of(chain, task, queue) for task in tasks}
     rows = [("stage", "job", "state", "progress")]
@@ -200,14 +186,14 @@ def status(chain: Path, tasks: list[Task], queue: Mapping[tuple[str, int], str])
         counted = Counter(states[task] for task in of_stage)
         said = ", ".join(f"{count} {state}" if len(of_stage) > 1 else state for state, count in counted.items())
         rows.append((stage, " ".join(dict.fromkeys(task.job for task in of_stage)), said, progress(chain, of_stage)))
-    lines = [escaped(str(chain)), tables.table(rows)]
+    lines = [escaped(str(chain.path)), tables.table(rows)]
     for task in tasks:
         if states[task].startswith(("failed", "ended")):
             lines.append(f"{task.stage} {task.number}: {last_line(task.log)}  ({escaped(str(task.log))})")
     return "\n".join(lines)
 
 
-def progress(chain: Path, tasks: list[Task]) -> str:
+def progress(chain: ChainFolder, tasks: list[Task]) -> str:
     """How much of a stage is done: texts, steps, scored models."""
     try:
         return count_progress(chain, tasks)
@@ -215,10 +201,10 @@ def progress(chain: Path, tasks: list[Task]) -> str:
         return f"unknown ({reason(error)})"
 
 
-def count_progress(chain: Path, tasks: list[Task]) -> str:
-    folder, stage = chain.parent.parent, tasks[0].stage
+def count_progress(chain: ChainFolder, tasks: list[Task]) -> str:
+    stage = tasks[0].stage
     if stage == "enhance":
-        made = folder / "enhance" / tasks[0].work.removeprefix("enhance-")
+        made = chain.enhanced(tasks[0].work)
         texts = sum(count_lines(file) - 1 for file in made.glob(".*.progress") if file.is_file())
         for path in made.glob("*_*.manifest.json"):
             manifest = manifests.read_manifest(path)
@@ -227,10 +213,10 @@ def count_progress(chain: Path, tasks: list[Task]) -> str:
                 texts += int(manifest["counts"]["records"])
         return f"{texts} texts"
     if stage == "finetune":
-        log = folder / "finetune" / chain.name / "log.jsonl"
+        log = chain.training_log
         return f"step {int(json.loads(last_line(log))['step'])}" if log.is_file() and log.stat().st_size else ""
-    if stage == "evaluate" and folder.parent.name != "atlas":
-        scored = list((folder / "evaluate" / chain.name).glob("checkpoint-*/*.manifest.json"))
+    if stage == "evaluate" and not is_atlas(chain):
+        scored = list(chain.scores.glob("checkpoint-*/*.manifest.json"))
         return f"{len(scored)} checkpoints scored"
     return ""
 
@@ -256,17 +242,17 @@ def last_lines(file: Path) -> list[str]:
     return [escaped(line.expandtabs()) for line in text.splitlines()[-TAIL:]]
 
 
-def logs(chain: Path, tasks: list[Task], stage: str | None) -> None:
+def logs(chain: ChainFolder, tasks: list[Task], stage: str | None) -> None:
     tasks = [task for task in tasks if stage in (None, task.stage)]
     if not tasks:
-        raise UserError(f"{chain}: no stage {stage!r} was submitted")
+        raise UserError(f"{chain.path}: no stage {stage!r} was submitted")
     for task in tasks:
         print(f"== {escaped(str(task.log))}")
         if task.log.is_file():
             print("\n".join(last_lines(task.log)))
 
 
-def cancel(chains: Mapping[Path, list[Task]], queue: Mapping[tuple[str, int], str]) -> None:
+def cancel(chains: Mapping[ChainFolder, list[Task]], queue: Mapping[tuple[str, int], str]) -> None:
     """End the jobs of the one chain that has any.
 
     Raises:
@@ -284,13 +270,13 @@ def cancel(chains: Mapping[Path, list[Task]], queue: Mapping[tuple[str, int], st
         )
     for chain, found in jobs.items():
         ask("scancel", *found)
-        print(f"{escaped(str(chain))}: cancelled jobs {' '.join(found)}")
+        print(f"{escaped(str(chain.path))}: cancelled jobs {' '.join(found)}")
     if not jobs:
         print("nothing is under way")
 
 
-def log_folder(chain: Path) -> Path:
-    return (chain / "logs").resolve()
+def log_folder(chain: ChainFolder) -> Path:
+    return chain.logs.resolve()
 
 
 def read_log_folders() -> dict[str, Path]:

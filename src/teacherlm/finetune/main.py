@@ -20,11 +20,9 @@ from teacherlm.core.errors import UserError, reason
 from teacherlm.core.interrupts import REQUEUE
 from teacherlm.core.outputs import require_folder_place, require_writable
 from teacherlm.core.stage_run import StageRun
+from teacherlm.finetune.launch import OUT_OF_MEMORY
 from teacherlm.finetune.processes import Ranks, agree, hosts, is_first, is_lost_peer, join_processes, said_once, say
 from teacherlm.runtime.memory import is_out_of_memory
-
-OUT_OF_MEMORY = 76
-"""Exit code when a smaller batch would help; finetune.sh tries one with AUTO_BATCH=1."""
 
 
 def main() -> int:

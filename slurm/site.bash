@@ -1,13 +1,10 @@
 # shellcheck shell=bash disable=SC2034  # much of it is used by who sources it
-# The site: accounts, partitions, modules. Sourced by chain.sh and by the jobs.
+# The site: accounts, partitions, modules. Sourced by job.sh, the Makefile and chain/site.py, after python.bash.
 # A site's file is bash and is trusted like the code: it has to be this user's, root's, or of whoever owns the checkout.
-
-# shellcheck source=slurm/lib/python.bash
-source "$root/slurm/lib/python.bash"
 
 load_site() {
     SBATCH_ARGS=() CPU_ARGS=() ENHANCE_ARGS=() FINETUNE_ARGS=() EVALUATE_ARGS=() ATLAS_ARGS=() MODULES=()
-    local file=${SITE:-$root/slurm/site.env} module container=${CONTAINER:-} runs=${RUNS:-}
+    local file=${SITE:-$checkout/slurm/site.env} module container=${CONTAINER:-} runs=${RUNS:-}
     if [[ -f $file ]]; then
         require_trusted "$file"
         # shellcheck source=/dev/null
@@ -24,7 +21,7 @@ load_site() {
 require_trusted() { # FILE
     local owner mode name
     read -r owner mode name < <(stat --dereference --format='%u %a %U' -- "$1")
-    [[ $owner == "$(id -u)" || $owner == 0 || $owner == "$(stat --format=%u -- "$root/slurm/lib/site.bash")" ]] ||
+    [[ $owner == "$(id -u)" || $owner == 0 || $owner == "$(stat --format=%u -- "$checkout/slurm/site.bash")" ]] ||
         fail_site "$1: this file is ${name/UNKNOWN/user $owner}'s, and would be executed; copy it, and name the copy (SITE=...)"
     [[ $mode != *[2367] ]] || fail_site "$1: everybody may write this file, and it would be executed: chmod o-w"
 }
@@ -34,12 +31,18 @@ fail_site() { # MESSAGE
     exit 2
 }
 
-# What the chain of that name is made of: its settings and its stages.
-load_chain() { # BENCHMARK; sets SAVED
-    # shellcheck source=slurm/lib/settings.bash
-    source "$root/slurm/lib/settings.bash"
-    # shellcheck source=slurm/lib/stages.bash
-    source "$root/slurm/lib/stages.bash"
-    # shellcheck source=slurm/lib/atlas.bash
-    [[ $1 != atlas-* ]] || source "$root/slurm/lib/atlas.bash"
+# All that the file says, as words that end with NUL: of each array the number of its words, and these; then NAME=VALUE of
+# what is exported, and of some variables. What the file itself prints is no part of that.
+hand_on_site() { # NAME ...
+    local name
+    exec 3>&1 1>&2
+    load_site
+    for name in SBATCH_ARGS CPU_ARGS ENHANCE_ARGS FINETUNE_ARGS EVALUATE_ARGS ATLAS_ARGS; do
+        local -n words=$name
+        printf '%s\0' "${#words[@]}" "${words[@]}" >&3
+    done
+    env --null >&3
+    for name in "$@"; do
+        [[ -z ${!name:-} ]] || printf '%s=%s\0' "$name" "${!name}" >&3
+    done
 }

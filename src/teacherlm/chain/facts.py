@@ -1,0 +1,150 @@
+"""What the YAML files say of a chain's benchmark and models, and which models are on this machine's disks.
+
+`ask` is called by the chain, which may run outside of the image and without packages. It starts `main` in the stages'
+python, and reads the JSON that it prints.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from teacherlm.core.errors import UserError
+from teacherlm.core.flags import Parser
+from teacherlm.core.programs import print_error
+from teacherlm.runtime.launcher import program
+
+STAGES_OF_STUDENT = ("finetune", "evaluate")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model's YAML recommends.
+
+    Attributes:
+        values: of finetuning and enhancing: "finetune.batch" -> "8".
+        requests: stage -> the arguments of sbatch for its job.
+        gpus: stage -> how many GPUs of a machine one of its tasks needs.
+    """
+
+    name: str
+    values: dict[str, str]
+    requests: dict[str, list[str]] = field(default_factory=dict)
+    gpus: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the YAML files say of a chain.
+
+    Attributes:
+        title: what the benchmark's files are called by.
+    """
+
+    title: str
+    student: ModelFacts
+    teacher: ModelFacts
+
+
+def ask(benchmark: str, student: str, teacher: str, gpu_type: str = "") -> Facts:
+    """The facts of a chain.
+
+    Raises:
+        SystemExit: there is no such benchmark or model; a line on stderr has said so.
+    """
+    found = answer(["of", benchmark, student, teacher, "--gpu_type", gpu_type])
+    return Facts(found["title"], ModelFacts(**found["student"]), ModelFacts(**found["teacher"]))
+
+
+def absent_models(names: Sequence[str], *, make: bool) -> list[str]:
+    """The models among these that are not on this machine's disks.
+
+    Args:
+        make: make those that a package ships, as the jobs would have to; without it nothing is written.
+    """
+    found: list[str] = answer(["absent", *(["--make"] if make else []), "--", *names], offline=True)
+    return found
+
+
+def answer(words: list[str], *, offline: bool = False) -> Any:
+    environment = {**os.environ, **({"HF_HUB_OFFLINE": "1"} if offline else {})}
+    called = f"{os.path.basename(sys.argv[0])}"  # noqa: PTH119  (the name that messages begin with)
+    start = program("chain-facts")
+    command = [*start[:-1], "--called", called, start[-1], *words]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE)
+    if done.returncode:
+        raise SystemExit(done.returncode)  # the line on stderr is there
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = Parser(description="Answer a chain's questions about its benchmark and models, in JSON.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    of = commands.add_parser("of", help="print what the YAML files say")
+    for name in ("benchmark", "student", "teacher"):
+        of.add_argument(name)
+    of.add_argument("--gpu_type", default="", help="of --gres")
+    absent = commands.add_parser("absent", help="print which models are not on this machine's disks")
+    absent.add_argument("names", nargs="*")
+    absent.add_argument("--make", action="store_true", help="make those that a package ships")
+    args = parser.parse_args()
+    if args.command == "of":
+        print(json.dumps(asdict(facts_of(args.benchmark, args.student, args.teacher, args.gpu_type))))
+    else:
+        print(json.dumps([name for name in args.names if not is_there(name, args.make)]))
+
+
+def facts_of(benchmark: str, student: str, teacher: str, gpu_type: str) -> Facts:
+    from teacherlm.catalog.benchmarks import load_benchmark
+
+    title = one_line_name(load_benchmark(benchmark).title)
+    return Facts(title, model_facts(student, gpu_type), model_facts(teacher, gpu_type))
+
+
+def model_facts(name: str, gpu_type: str) -> ModelFacts:
+    from teacherlm.catalog.models import DEFAULTS, find_model, for_shell, request
+
+    model = find_model(name)
+    fields = ("batch", "accumulation", "learning_rate", "gradient_checkpointing")
+    dotted = ("enhance.num_tokens", *(f"finetune.{one}" for one in fields))
+    values = {one: one_line_name(for_shell(model.recommended(one))) for one in dotted}
+    found = ModelFacts(one_line_name(model.name), values)
+    if model.server is None and model.explanations is None:
+        for stage in DEFAULTS["slurm"]:
+            found.requests[stage] = [one_line_name(word) for word in request(model, stage, gpu_type)]
+            found.gpus[stage] = model.recommended(f"slurm.{stage}.gpus")
+    return found
+
+
+def one_line_name(text: str) -> str:
+    """A text that becomes a part of a path, a row of a list or an argument.
+
+    Raises:
+        UserError: it has a line break.
+    """
+    if "\n" in text:
+        raise UserError(f"{text!r}: this name has a line break, with which a shell cannot handle it; rename it")
+    return text
+
+
+def is_there(name: str, make: bool) -> bool:
+    """Whether a model is on this machine's disks, or needs none as it is a server's or the records' own."""
+    from teacherlm.catalog.models import cached_folder, find_model, local_folder
+
+    model = find_model(name)
+    if model.server is not None or model.explanations is not None:
+        return True
+    if not make and model.package is not None:
+        return True  # a stage makes it from the package
+    if not make and model.hub is not None:
+        return cached_folder(model.hub, model.revision) is not None
+    try:
+        local_folder(model)
+    except UserError as error:
+        if make:
+            print_error(error)
+        return False
+    return True

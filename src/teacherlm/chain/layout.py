@@ -1,0 +1,228 @@
+"""Where everything of a chain lies. No other module of the chain puts a path together.
+
+A name tells what a folder depends on, so that another student, task or seed is another folder:
+
+    RUNS/BENCHMARK/all|limit-N/
+      prepare/                    prompts, the dataset, test/ with the test set
+      enhance/TEACHER_seedN/      the explanations, and the datasets that a student reads
+      finetune/RUN/               a student's checkpoints
+      evaluate/STUDENT/, RUN/     scores of the untrained student, and of the checkpoints
+      chains/RUN/                 a submission: jobs.tsv, settings-*.json, logs/, states/
+      .locks/                     what keeps two runs from the same work
+      report/                     the page
+
+ATLAS's experiments have RUNS/atlas/SETTING/ with chains/ and .locks/; their results lie in DATA_DIR/experiments/NAME.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from teacherlm.atlas.experiment import DataFolder
+
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True)
+class ChainFolder:
+    """RUN_FOLDER/chains/NAME: what is known of the jobs of a chain."""
+
+    path: Path
+
+    @property
+    def run_folder(self) -> Path:
+        return self.path.parent.parent
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def jobs(self) -> Path:
+        return self.path / "jobs.tsv"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def states(self) -> Path:
+        return self.path / "states"
+
+    def note(self, stage: str, task: int) -> Path:
+        """Where a task says how far it is; slurm/job.sh writes it."""
+        return self.states / f"{stage}-{task}"
+
+    def log(self, stage: str, array: bool) -> str:
+        """The log of a stage as sbatch takes it: % is doubled, and of an array the task's number is added."""
+        return f"{self.logs}/{stage}".replace("%", "%%") + "-%a" * array + ".log"
+
+    def enhanced(self, work: str) -> Path:
+        """The folder of the explanations that the jobs of a work make."""
+        return self.run_folder / "enhance" / work.removeprefix("enhance-")
+
+    @property
+    def training_log(self) -> Path:
+        return self.run_folder / "finetune" / self.name / "log.jsonl"
+
+    @property
+    def scores(self) -> Path:
+        return self.run_folder / "evaluate" / self.name
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """RUNS/BENCHMARK/SAMPLES, which all chains of a benchmark with so many samples share."""
+
+    path: Path
+
+    @property
+    def locks(self) -> Path:
+        return self.path / ".locks"
+
+    @property
+    def submission_lock(self) -> Path:
+        return self.locks / "submission"
+
+    def chain(self, name: str) -> ChainFolder:
+        return ChainFolder(self.path / "chains" / name)
+
+    def chains(self) -> list[ChainFolder]:
+        """The chains that were submitted."""
+        return [ChainFolder(jobs.parent) for jobs in sorted(self.path.glob("chains/*/jobs.tsv"))]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The folders and files of one chain.
+
+    Attributes:
+        title: what the benchmark's files are called by.
+        explained: TEACHER_seedN.
+        filtered: the ending of what was made without some samples, or nothing.
+        name: of the run: what the student is finetuned from, on and with.
+    """
+
+    folder: RunFolder
+    title: str
+    student: str
+    explained: str
+    filtered: str
+    name: str
+
+    @property
+    def prepared(self) -> Path:
+        return self.folder.path / "prepare"
+
+    @property
+    def prompts(self) -> Path:
+        return self.prepared / f"{self.title}.jsonl"
+
+    @property
+    def prepared_dataset(self) -> Path:
+        return self.prepared / self.title
+
+    @property
+    def tests(self) -> Path:
+        return self.prepared / "test"
+
+    @property
+    def enhanced(self) -> Path:
+        return self.folder.path / "enhance" / self.explained
+
+    def explanations(self, kind: str) -> Path:
+        return self.enhanced / f"{self.title}_{kind}.jsonl"
+
+    @property
+    def enhanced_dataset(self) -> Path:
+        return self.enhanced / f"{self.title}{self.filtered}"
+
+    @property
+    def store(self) -> Path:
+        return self.folder.path / "finetune"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.store / self.name
+
+    @property
+    def training_log(self) -> Path:
+        return self.checkpoints / "log.jsonl"
+
+    def checkpoint(self, number: int) -> Path | None:
+        """The folder of a checkpoint, 1 the first; None when the finetuning made fewer."""
+        found = [path for path in self.checkpoints.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name)]
+        found.sort(key=lambda path: int(path.name.removeprefix("checkpoint-")))
+        return found[number - 1] if number <= len(found) else None
+
+    @property
+    def evaluated(self) -> Path:
+        return self.folder.path / "evaluate"
+
+    @property
+    def untrained_scores(self) -> Path:
+        return self.evaluated / self.student
+
+    @property
+    def scores(self) -> Path:
+        return self.evaluated / self.name
+
+    @property
+    def chain(self) -> ChainFolder:
+        return self.folder.chain(self.name)
+
+
+@dataclass(frozen=True)
+class AtlasLayout:
+    """The folders and files of an experiment of ATLAS."""
+
+    folder: RunFolder
+    data: DataFolder
+    name: str
+    setting: str
+
+    @property
+    def questions(self) -> Path:
+        return Path(self.data.questions)
+
+    @property
+    def gold(self) -> Path:
+        """The questions with their answers, by which predictions are scored."""
+        return self.questions / ("full" if self.setting == "full" else "5-shot-multitask")
+
+    @property
+    def experiments(self) -> Path:
+        return Path(self.data.experiments)
+
+    @property
+    def results(self) -> Path:
+        return self.experiments / self.name
+
+    def domain_manifest(self, domain: str) -> Path:
+        return self.results / domain / "manifest.json"
+
+    @property
+    def zeroshot_predictions(self) -> Path:
+        return self.results / "combined_test-step-0.jsonl"
+
+    @property
+    def chain(self) -> ChainFolder:
+        return self.folder.chain(self.name)
+
+
+def run_folder(runs: str, benchmark: str, limit: str | None) -> RunFolder:
+    return RunFolder(Path(runs) / benchmark / (f"limit-{limit}" if limit else "all"))
+
+
+def atlas_run_folder(runs: str, setting: str) -> RunFolder:
+    return RunFolder(Path(runs) / "atlas" / setting)
+
+
+def submitted_chains(runs: Path) -> list[ChainFolder]:
+    """All chains below RUNS that have a list of jobs, the one that was submitted last at the end."""
+    lists = sorted(runs.glob("*/*/chains/*/jobs.tsv"), key=lambda path: path.lstat().st_mtime)
+    return [ChainFolder(path.parent) for path in lists]
+
+
+def is_atlas(chain: ChainFolder) -> bool:
+    return chain.run_folder.parent.name == "atlas"

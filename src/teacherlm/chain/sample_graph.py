@@ -1,0 +1,213 @@
+"""The chain of a benchmark: prepare, enhance, merge, finetune, evaluate, report."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from teacherlm.chain.facts import Facts, absent_models
+from teacherlm.chain.graph import Absence, Graph, Stage, few_processors
+from teacherlm.chain.layout import Layout, run_folder
+from teacherlm.chain.settings import Settings
+from teacherlm.chain.site import Site
+from teacherlm.runtime.launcher import Command, own_program, program
+
+
+def sample_graph(settings: Settings, facts: Facts) -> Graph:
+    """The chain that the settings ask for. A task that is made of the text alone needs no teacher."""
+    layout = layout_of(settings, facts)
+    stages = [prepare(settings, layout)]
+    if settings.kinds:
+        stages += [enhance(settings, facts, layout), merge(settings, layout)]
+    stages += [finetune(settings, facts, layout), evaluate(settings, facts, layout), report(settings, layout)]
+    student, teacher = facts.student.name, facts.teacher.name
+    models = tuple(dict.fromkeys((settings.student, settings.teacher)))
+    can_shard = bool(settings.kinds) and settings.shards is None and bool(facts.teacher.gpus)
+    return Graph(
+        benchmark=settings.benchmark,
+        name=layout.name,
+        summary=f"{settings.benchmark}: student {student}, teacher {teacher}, task {settings.task}, seed {settings.seed}; "
+        f"all goes to {layout.folder.path}",
+        runs=Path(settings.runs),
+        folder=layout.folder,
+        stages=tuple(stages),
+        absences=lambda make: absences(models, make),
+        models=models,
+        with_shards=(lambda count: sample_graph(dataclasses.replace(settings, shards=count), facts))
+        if can_shard
+        else None,
+    )
+
+
+def layout_of(settings: Settings, facts: Facts) -> Layout:
+    name = f"{facts.student.name}_{settings.task.replace(':', '-').replace(',', '-')}"
+    name += "" if settings.task == "text" else f"_{facts.teacher.name}"
+    filtered = f"_without-{settings.filter.replace(',', '-')}" if settings.filter else ""
+    name += filtered
+    for label, value in (
+        ("batch", settings.batch),
+        ("accumulation", settings.accumulation),
+        ("lr", settings.learning_rate),
+    ):
+        name += f"_{label}{value}" if value else ""
+    return Layout(
+        folder=run_folder(settings.runs, settings.benchmark, settings.limit),
+        title=facts.title,
+        student=facts.student.name,
+        explained=f"{facts.teacher.name}_seed{settings.seed}",
+        filtered=filtered,
+        name=f"{name}_seed{settings.seed}",
+    )
+
+
+def prepare(settings: Settings, layout: Layout) -> Stage:
+    words = ["--benchmark", settings.benchmark, "--output_dir", str(layout.prepared), "--test_dir", str(layout.tests)]
+    words += ["--data", settings.data] if settings.data else []
+    words += ["--limit", settings.limit] if settings.limit else []
+    return Stage(
+        name="prepare",
+        made=None,
+        commands=lambda task, more: [Command([*program("prepare"), *words, *more])],
+        work="prepare",
+        lock=lambda task: "prepare",
+        request=few_processors("4G"),
+    )
+
+
+def enhance(settings: Settings, facts: Facts, layout: Layout) -> Stage:
+    """All kinds in one pass, with one loaded teacher; a task is a shard."""
+    shards = settings.shards or 1
+    words = ["--name", settings.teacher, "--input", str(layout.prompts)]
+    words += ["--output", str(layout.explanations("{kind}"))]
+    words += ["--task_type", ",".join(f"{kind}_text" for kind in settings.kinds)]
+    words += ["--num_tokens", settings.num_tokens or facts.teacher.values["enhance.num_tokens"]]
+    words += ["--temperature", settings.temperature, "--seed", settings.seed]
+    words += ["--max_failures", settings.max_failures, "--restart"]
+    work = f"enhance-{layout.explained}"
+
+    def commands(task: int | None, more: Sequence[str]) -> list[Command]:
+        return [Command([*program("enhance"), *words, "--shard", f"{task or 0}/{shards}", *more])]
+
+    return Stage(
+        name="enhance",
+        made=layout.enhanced,
+        commands=commands,
+        work=work,
+        lock=lambda task: f"{work}-{task}-of-{shards}",
+        request=as_the_model_asks(facts.teacher.requests.get("enhance"), "ENHANCE_ARGS"),
+        tasks=range(shards),
+        array=True,
+        needs=(settings.teacher,),
+        gpus=max(facts.teacher.gpus["enhance"], 1) if facts.teacher.gpus else 0,
+        heading=f"enhance ({' '.join(settings.kinds)})",
+    )
+
+
+def merge(settings: Settings, layout: Layout) -> Stage:
+    """The shards are put together, and post-processed."""
+    shards = settings.shards or 1
+    work = f"enhance-{layout.explained}"
+    made = ["--benchmark", settings.benchmark, "--output_dir", str(layout.enhanced), "--test_dir", str(layout.tests)]
+    made += ["--post_process", *(["--filter", settings.filter] if settings.filter else [])]
+
+    def commands(task: int | None, more: Sequence[str]) -> list[Command]:
+        found = []
+        for kind in settings.kinds if shards > 1 else ():
+            files = ["--input", str(layout.prompts), "--output", str(layout.explanations(kind))]
+            found.append(Command([*program("merge"), *files, "--shards", str(shards), *more]))
+        return [*found, Command([*program("prepare"), *made, *more])]
+
+    return Stage(
+        name="merge",
+        made=layout.enhanced,
+        commands=commands,
+        work=work,
+        lock=lambda task: work,
+        request=few_processors("4G"),
+        heading="merge and post-process",
+    )
+
+
+def finetune(settings: Settings, facts: Facts, layout: Layout) -> Stage:
+    values = facts.student.values
+    data = layout.enhanced_dataset if settings.kinds else layout.prepared_dataset
+    words = [settings.student, str(data), settings.batch or values["finetune.batch"]]
+    words += [settings.accumulation or values["finetune.accumulation"]]
+    words += [settings.learning_rate or values["finetune.learning_rate"], str(settings.epochs), settings.task]
+    words += [layout.name, str(layout.store), settings.wandb_project]
+    words += ["--gradient_checkpointing", values["finetune.gradient_checkpointing"], "--seed", settings.seed]
+    words += ["--report_to", settings.report_to, "--restart"]
+    return Stage(
+        name="finetune",
+        made=layout.checkpoints,
+        commands=lambda task, more: [Command([*own_program("finetune-here", "finetune.sh"), *words, *more])],
+        work=f"finetune-{layout.name}",
+        lock=lambda task: f"finetune-{layout.name}",
+        request=as_the_model_asks(facts.student.requests.get("finetune"), "FINETUNE_ARGS"),
+        needs=(settings.student,),
+    )
+
+
+def evaluate(settings: Settings, facts: Facts, layout: Layout) -> Stage:
+    """Task 0 is the untrained student, task N its Nth checkpoint."""
+
+    def commands(task: int | None, more: Sequence[str]) -> list[Command]:
+        checkpoint = layout.checkpoint(task) if task else None
+        if task and checkpoint is None:
+            return []
+        words = ["--model_args", f"pretrained={checkpoint or settings.student}", "--tasks", settings.benchmark]
+        words += ["--datasets", str(layout.tests), "--output_path", str(layout.evaluated)]
+        words += ["--tokenization", settings.tokenization]
+        words += ["--checkpoints", str(layout.checkpoints)] if task is None else []
+        return [Command([*program("evaluate"), *words, *more])]
+
+    return Stage(
+        name="evaluate",
+        made=layout.evaluated,
+        commands=commands,
+        work=f"evaluate-{layout.name}",
+        lock=lambda task: f"evaluate-{layout.name}-{task}" if task else f"evaluate-{layout.student}",
+        request=as_the_model_asks(facts.student.requests.get("evaluate"), "EVALUATE_ARGS"),
+        tasks=range(settings.epochs + 1),
+        array=True,
+        needs=(settings.student,),
+        gpus=max(facts.student.gpus.get("evaluate", 1), 1),
+        together=True,
+        nothing="evaluate: no such checkpoint: the finetuning made fewer",
+    )
+
+
+def report(settings: Settings, layout: Layout) -> Stage:
+    """The table here, and the page of the run's folder."""
+    table = ["--task", settings.benchmark, "--untrained", str(layout.untrained_scores)]
+    table += ["--checkpoints", str(layout.scores), "--log", str(layout.training_log)]
+
+    def commands(task: int | None, more: Sequence[str]) -> list[Command]:
+        return [Command([*program("table"), *table]), Command([*program("report"), str(layout.folder.path)])]
+
+    return Stage(
+        name="report",
+        made=None,
+        commands=commands,
+        work=f"report-{layout.name}",
+        lock=lambda task: "report",
+        request=few_processors("4G"),
+        always=True,
+    )
+
+
+def as_the_model_asks(request: list[str] | None, arguments: str) -> Callable[[Site], list[str]]:
+    """What a job asks for as the model's YAML recommends, and the site wants; no model here: a few processors."""
+    if request is None:
+        return few_processors("4G")
+    found = request
+    return lambda site: [
+        *found,
+        *site.partition("PARTITION"),
+        *site.arguments["SBATCH_ARGS"],
+        *site.arguments[arguments],
+    ]
+
+
+def absences(models: tuple[str, ...], make: bool) -> list[Absence]:
+    message = "{} is not on this machine's disks, and jobs have no internet: make download STUDENT=... TEACHER=..."
+    return [(name, message.format(name)) for name in absent_models(models, make=make)]

@@ -1,0 +1,258 @@
+"""What a chain is made of: the variables that `chain.sh --help` lists, checked when they are read."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from teacherlm.core.errors import UserError
+from teacherlm.runtime.launcher import require_number, stage_python
+
+SAVED = (
+    *("STUDENT", "MODEL", "TEACHER", "TASK", "LIMIT", "EPOCHS", "SEED", "NUM_TOKENS", "TEMPERATURE", "MAX_FAILURES"),
+    *("FILTER", "BATCH", "ACCUMULATION", "LEARNING_RATE", "TOKENIZATION", "SHARDS", "RUNS", "PYTHON", "WANDB_PROJECT"),
+    *("REPORT_TO", "SIGNAL_SECONDS", "SITE", "CONTAINER", "APPTAINER_BIND"),
+)
+"""The variables that a job must have as they were at submission; and the benchmark's own, see `data_variable`."""
+ATLAS_SAVED = (
+    *("DATA_DIR", "SIZE", "MODEL_PATH", "INDEX_PATH", "PASSAGES", "READER", "RETRIEVER", "PRECISION", "MMLU_DATA"),
+    *("FLAGS", "EXPERIMENT_NAME", "NUM_GPUS", "RUNS", "PYTHON", "SIGNAL_SECONDS", "SITE", "CONTAINER"),
+    "APPTAINER_BIND",
+)
+COUNTS = {"LIMIT": 1, "EPOCHS": 1, "NUM_TOKENS": 1, "SHARDS": 1, "BATCH": 1, "ACCUMULATION": 1}
+COUNTS |= {"SEED": 0, "MAX_FAILURES": 0}
+"""Variables that are whole numbers, and the least of each."""
+DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{0,20})?([eE][-+]?[0-9]{1,3})?|\.[0-9]{1,20}")
+MOST = 10_000
+TASK = re.compile(r"[a-z_]+(:[0-9.]+)?(,[a-z_]+(:[0-9.]+)?)*")
+KINDS_OF = {
+    "text": (),
+    **dict.fromkeys(("cot_tail", "cot", "all"), ("cot",)),
+    **dict.fromkeys(("error_tail", "error"), ("error",)),
+    **dict.fromkeys(("fundamental_tail", "fundamental"), ("fundamental",)),
+    "full_tail": ("cot", "error", "fundamental"),
+}
+"""The kinds of explanation that a field is made of."""
+FLAGS = ("empty", "cut", "repeats", "copies", "language", "contradicts", "duplicate", "overlap")
+"""The flags of dataset/quality.py: a wrong one is said at once, not when the teacher has explained everything."""
+SIGNAL_SECONDS = "180"
+EXPERIMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A chain's variables. Those that are the model's to choose when they are not set are None."""
+
+    benchmark: str
+    student: str
+    teacher: str
+    task: str
+    kinds: tuple[str, ...]
+    seed: str
+    epochs: int
+    temperature: str
+    tokenization: str
+    max_failures: str
+    runs: str
+    wandb_project: str
+    report_to: str
+    shards: int | None
+    limit: str | None
+    num_tokens: str | None
+    filter: str | None
+    batch: str | None
+    accumulation: str | None
+    learning_rate: str | None
+    data: str | None
+
+
+@dataclass(frozen=True)
+class AtlasSettings:
+    """The variables of an experiment of ATLAS, `atlas-SETTING`."""
+
+    setting: str
+    data_dir: str
+    size: str
+    name: str
+    runs: str
+    flags: tuple[str, ...]
+    mmlu_data: str | None
+    model_path: str | None
+    index_path: str | None
+    passages: str | None
+
+
+def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
+    """The settings of a chain.
+
+    Raises:
+        UserError: a variable is not what it should be.
+    """
+
+    def get(name: str, default: str) -> str:
+        return variables.get(name) or default
+
+    check_numbers(variables)
+    student = variables.get("STUDENT") or get("MODEL", "smollm2-135m")
+    task, tokenization = get("TASK", "cot_tail"), get("TOKENIZATION", "auto")
+    if tokenization not in ("auto", "apart", "joint"):
+        raise UserError(plain(f"TOKENIZATION={tokenization}: auto, apart or joint was expected"))
+    kinds = kinds_of(task)
+    flags = variables.get("FILTER") or None
+    for flag in (flags or "").split(",") if flags else []:
+        if flag not in FLAGS:
+            raise UserError(plain(f"FILTER: there is no flag '{flag}'; there are: {', '.join(FLAGS)}"))
+    if flags and not kinds:
+        raise UserError(plain(f"FILTER={flags} drops samples by their explanations; TASK={task} has none"))
+    return Settings(
+        benchmark=benchmark,
+        student=student,
+        teacher=get("TEACHER", student),
+        task=task,
+        kinds=kinds,
+        seed=get("SEED", "0"),
+        epochs=int(get("EPOCHS", "10")),
+        temperature=get("TEMPERATURE", "1"),
+        tokenization=tokenization,
+        max_failures=get("MAX_FAILURES", "0"),
+        runs=get("RUNS", "runs"),
+        wandb_project=get("WANDB_PROJECT", "teacherlm"),
+        report_to=get("REPORT_TO", "none"),
+        shards=int(variables["SHARDS"]) if variables.get("SHARDS") else None,
+        limit=variables.get("LIMIT") or None,
+        num_tokens=variables.get("NUM_TOKENS") or None,
+        filter=flags,
+        batch=variables.get("BATCH") or None,
+        accumulation=variables.get("ACCUMULATION") or None,
+        learning_rate=variables.get("LEARNING_RATE") or None,
+        data=variables.get(data_variable(benchmark)) or None,
+    )
+
+
+def read_atlas_settings(name: str, variables: Mapping[str, str]) -> AtlasSettings:
+    """The settings of an experiment.
+
+    Raises:
+        UserError: there is no such experiment, or a variable is not what it should be.
+    """
+    from teacherlm.atlas.experiment import SETTINGS
+
+    setting = name.removeprefix("atlas-")
+    if setting not in SETTINGS:
+        raise UserError(plain(f"there is no {name}; there are: {', '.join(f'atlas-{one}' for one in SETTINGS)}"))
+    if not variables.get("DATA_DIR"):
+        raise UserError("DATA_DIR is not set; it holds the questions, models and indices (docs/atlas.md)")
+    size = variables.get("SIZE") or "xl"
+    experiment = variables.get("EXPERIMENT_NAME") or f"{size}-mmlu-{setting}"
+    if not EXPERIMENT.fullmatch(experiment):
+        raise UserError(plain(f"EXPERIMENT_NAME or SIZE: {experiment}: a folder's name was expected"))
+    return AtlasSettings(
+        setting=setting,
+        data_dir=os.path.realpath(variables["DATA_DIR"]),
+        size=size,
+        name=experiment,
+        runs=variables.get("RUNS") or "runs",
+        flags=tuple((variables.get("FLAGS") or "").split()),
+        mmlu_data=variables.get("MMLU_DATA") or None,
+        model_path=variables.get("MODEL_PATH") or None,
+        index_path=variables.get("INDEX_PATH") or None,
+        passages=variables.get("PASSAGES") or None,
+    )
+
+
+def check_numbers(variables: Mapping[str, str]) -> None:
+    """They become numbers of jobs, folders' names and flags: what is none is refused before anything is made of it.
+
+    Raises:
+        UserError: a variable is no number of its kind.
+    """
+    for name, least in COUNTS.items():
+        if value := variables.get(name):
+            require_number(name, value, least)
+    for name in ("TEMPERATURE", "LEARNING_RATE"):
+        value = variables.get(name)
+        if value and not DECIMAL.fullmatch(value):
+            raise UserError(plain(f"{name}={value}: a number was expected"))
+    if any(int(variables.get(name) or 1) >= MOST for name in ("EPOCHS", "SHARDS")):
+        raise UserError(f"EPOCHS and SHARDS: fewer than {MOST} were expected")
+
+
+def kinds_of(task: str) -> tuple[str, ...]:
+    """The kinds of explanation that a task is made of. A task is a field, or several: text:1,cot_tail:2.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not TASK.fullmatch(task):
+        raise UserError(plain(f"TASK={task}: a field, or fields as text:1,cot_tail:2, was expected"))
+    kinds: set[str] = set()
+    for part in task.split(","):
+        field = part.partition(":")[0]
+        if field not in KINDS_OF:
+            raise UserError(
+                f"no task type '{part}'; there are: text, cot_tail, error_tail, fundamental_tail, full_tail, all"
+            )
+        kinds.update(KINDS_OF[field])
+    return tuple(sorted(kinds))
+
+
+def data_variable(benchmark: str) -> str:
+    """creak -> CREAK_DATA, my-claims_2 -> MY_CLAIMS_2_DATA: the variable that names a folder with its files."""
+    name = re.sub(rb"[^A-Za-z0-9]", b"_", os.fsencode(benchmark)).decode("ascii").upper() + "_DATA"
+    return f"_{name}" if name[0].isdigit() else name  # no variable begins with a digit
+
+
+def saved_variables(benchmark: str) -> tuple[str, ...]:
+    """The names of the variables that belong to a chain."""
+    return ATLAS_SAVED if is_atlas(benchmark) else (*SAVED, data_variable(benchmark))
+
+
+def is_atlas(benchmark: str) -> bool:
+    return benchmark.startswith("atlas-")
+
+
+def signal_seconds(variables: Mapping[str, str]) -> int:
+    """How many seconds before its time limit a job is warned.
+
+    Raises:
+        UserError: it is no number.
+    """
+    return require_number("SIGNAL_SECONDS", variables.get("SIGNAL_SECONDS") or SIGNAL_SECONDS, 1)
+
+
+def prepare_environment() -> None:
+    """Put into this process's environment what all stages find there.
+
+    The image's python sees what it is told of: the folder that all goes to, and the image from wherever a job starts.
+
+    Raises:
+        UserError: CONTAINER names no image.
+    """
+    variables = os.environ
+    if image := variables.get("CONTAINER"):
+        if not os.path.exists(image):  # noqa: PTH110  (no Path: it would normalise what a message quotes)
+            raise UserError(plain(f"CONTAINER={image}: there is no such image; make container builds one"))
+        variables["CONTAINER"] = os.path.realpath(image)
+        variables["RUNS"] = os.path.realpath(variables.get("RUNS") or "runs")
+    if variables.get("DATA_DIR"):
+        variables["DATA_DIR"] = os.path.realpath(variables["DATA_DIR"])
+    variables["PYTHON"] = stage_python()
+    variables["PYTHONUNBUFFERED"] = "1"
+    # Threads that spin while they wait for one another stop the others of a shared node.
+    variables["OMP_WAIT_POLICY"] = variables.get("OMP_WAIT_POLICY") or "PASSIVE"
+    paths = [path for path in variables.get("PYTHONPATH", "").split(":") if path.startswith("/")]
+    variables["PYTHONPATH"] = ":".join(paths)  # an entry that is empty or relative would be the current folder
+    if not paths:
+        del variables["PYTHONPATH"]
+
+
+def plain(text: str) -> str:
+    """A message without characters that a terminal would obey."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", text)
+
+
+def working_directory() -> str:
+    """The current folder as the shell calls it: through the links by which all nodes of a cluster find it."""
+    here, called = os.getcwd(), os.environ.get("PWD", "")  # noqa: PTH109
+    same = os.path.isabs(called) and os.path.isdir(called) and os.path.samefile(called, here)  # noqa: PTH117, PTH112, PTH121
+    return called if same else here

@@ -1,0 +1,70 @@
+"""What the site's file (slurm/site.env, or SITE) says: accounts, partitions, further arguments of sbatch.
+
+The file is bash, which slurm/site.bash reads after it has looked whose it is. It hands all on as words that end with NUL.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from teacherlm.core.errors import UserError
+from teacherlm.core.places import ROOT
+
+SLURM = ROOT / "slurm"
+ARGUMENTS = ("SBATCH_ARGS", "CPU_ARGS", "ENHANCE_ARGS", "FINETUNE_ARGS", "EVALUATE_ARGS", "ATLAS_ARGS")
+"""Arrays of the file: arguments of all jobs, and of each kind."""
+PARTITIONS = ("PARTITION", "CPU_PARTITION", "GPU_TYPE")
+READ = 'source "$1/slurm/python.bash"; source "$1/slurm/site.bash"; hand_on_site "${@:2}"'
+
+
+@dataclass(frozen=True)
+class Site:
+    """A site's own settings.
+
+    Attributes:
+        arguments: of sbatch, by the names of the file's arrays.
+        names: PARTITION, CPU_PARTITION and GPU_TYPE, where they are set.
+    """
+
+    arguments: Mapping[str, list[str]] = field(default_factory=lambda: {name: [] for name in ARGUMENTS})
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def gpu_type(self) -> str:
+        return self.names.get("GPU_TYPE", "")
+
+    def partition(self, name: str) -> list[str]:
+        return [f"--partition={self.names[name]}"] if self.names.get(name) else []
+
+
+def has_scripts() -> bool:
+    """Whether the scripts for Slurm are there: they are those of a checkout."""
+    return (SLURM / "site.bash").is_file()
+
+
+def load_site(names: tuple[str, ...]) -> Site:
+    """Read the site's file; what it exports, and the variables of these names, get into this process's environment.
+
+    Raises:
+        SystemExit: the file is another user's, or has a mistake; a line on stderr has said so.
+    """
+    if not has_scripts():
+        raise UserError(f"{SLURM}: the scripts for Slurm are not there; use a checkout, or LAUNCHER=local")
+    called = Path(sys.argv[0]).name
+    command = ["bash", "-euo", "pipefail", "-c", READ, called, str(ROOT), *PARTITIONS, *names]
+    done = subprocess.run(command, stdout=subprocess.PIPE)
+    if done.returncode:
+        raise SystemExit(2)
+    words = iter(os.fsdecode(done.stdout).split("\0"))
+    arguments = {name: take_array(words) for name in ARGUMENTS}
+    found = dict(word.split("=", 1) for word in words if "=" in word)
+    os.environ.update({name: value for name, value in found.items() if not name.startswith(("BASH_FUNC_", "_="))})
+    return Site(arguments, {name: found[name] for name in PARTITIONS if found.get(name)})
+
+
+def take_array(words: Iterator[str]) -> list[str]:
+    """The next array: the number of its words, and these."""
+    return [next(words) for _ in range(int(next(words)))]

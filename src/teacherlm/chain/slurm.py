@@ -1,0 +1,385 @@
+"""Submit a chain to Slurm: each stage is a job, or an array of jobs, that waits for the stage before.
+
+What is submitted is listed in CHAIN/jobs.tsv, a line a job: stage, job, tasks, waits for, the work's name, log. A
+submission that ends early, by a refusal, a full disk or a signal, cancels every job of its own.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from teacherlm.chain.controller import NoAnswer, lines_of
+from teacherlm.chain.graph import Graph, Stage, missing_tasks
+from teacherlm.chain.layout import ChainFolder
+from teacherlm.chain.locks import open_lock
+from teacherlm.chain.settings import plain, saved_variables, signal_seconds, working_directory
+from teacherlm.chain.settings_file import Submission, save
+from teacherlm.chain.site import SLURM, Site
+from teacherlm.core.errors import UserError
+from teacherlm.core.owners import make_own_folder
+from teacherlm.core.places import ROOT
+
+ENDS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+"""Signals that end a submission, and its exit status then."""
+QUEUE = ("squeue", "--noheader", f"--user={os.geteuid()}", "--format=%F")
+"""Prints the numbers of this user's jobs."""
+FOR_EVER = 2**40
+"""Seconds: more than any job asks for."""
+CANNOT_RUN = re.compile(r"Partition(Config|NodeLimit)|BadConstraints|(Assoc|QOS).*Max.*Per(Job|Node).*")
+"""Slurm's reasons to let a job wait for ever."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row of jobs.tsv."""
+
+    stage: str
+    number: str
+    tasks: str
+    waits: str
+    work: str
+    log: str
+
+    def row(self) -> str:
+        return "\t".join((self.stage, self.number, self.tasks, self.waits, self.work, self.log))
+
+
+def submit(graph: Graph, site: Site, dry_run: bool) -> int:
+    """Submit the stages that are not done; returns the exit status.
+
+    Args:
+        dry_run: print the lines of sbatch and make nothing, also where there is no Slurm and where models are missing.
+
+    Raises:
+        UserError: Slurm does not answer or does not take a stage, the chain is under way, or something is not there
+            that the jobs need.
+    """
+    submission = Submitting(graph, site, dry_run)
+    if dry_run:
+        submission.plan()
+        return 0
+    read_queue()
+    for _, message in graph.absences(True):
+        raise UserError(plain(message))
+    for folder in (graph.folder.locks, graph.chain.logs, graph.chain.states):
+        make_own_folder(folder.absolute(), graph.runs.absolute())
+    # Two submissions at once would both find that nothing is under way.
+    lock = open_lock(graph.folder.submission_lock)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        return submission.submit_all()
+    finally:
+        os.close(lock)
+
+
+class Submitting:
+    """One submission of a chain.
+
+    Attributes:
+        chain: its folder, by the path that all nodes find it by.
+        queue: the jobs of this user that Slurm still has to do.
+        others: the lists of jobs of other chains in the same folder.
+        submitted: the numbers of the jobs of this call.
+    """
+
+    def __init__(self, graph: Graph, site: Site, dry_run: bool):
+        self.graph, self.site, self.dry_run = graph, site, dry_run
+        self.here = working_directory()
+        self.chain = ChainFolder(Path(os.path.normpath(os.path.join(self.here, graph.chain.path))))  # noqa: PTH118
+        self.seconds = signal_seconds(os.environ)
+        self.settings = "settings-DRY_RUN.json"
+        self.queue: set[str] = set()
+        self.others: list[Path] = []
+        self.submitted: list[str] = []
+        self.jobs: list[Job] = []
+        self.stopped = 0
+
+    def plan(self) -> None:
+        """Print what would be submitted."""
+        absent = set()
+        for thing, message in self.graph.absences(False):
+            absent.add(thing)
+            say(f"note: {message}")
+        try:
+            self.queue = set(lines_of(*QUEUE))
+        except NoAnswer as error:
+            say(f"note: {error}: this is planned as if nothing were under way")
+        self.refuse_under_way()
+        self.find_others()
+        self.submit_stages(absent)
+        self.show()
+
+    def submit_all(self) -> int:
+        self.queue = read_queue()
+        self.refuse_twice()
+        listed = self.chain.jobs.stat().st_size if self.chain.jobs.exists() else None
+        before = {number: signal.signal(number, self.stop) for number in ENDS}
+        try:
+            self.find_others()
+            variables = {
+                name: os.environ[name] for name in saved_variables(self.graph.benchmark) if os.environ.get(name)
+            }
+            self.settings = save(self.chain.path, Submission(self.graph.benchmark, self.here, variables))
+            self.submit_stages(set())
+        except BaseException:
+            for number in ENDS:
+                signal.signal(number, signal.SIG_IGN)
+            self.withdraw(listed)
+            if self.stopped:
+                raise SystemExit(self.stopped) from None
+            raise
+        for number, handler in before.items():  # all is submitted: what comes now is only said
+            signal.signal(number, handler)
+        self.show()
+        self.warn_of_what_cannot_run()
+        return 0
+
+    def stop(self, number: int, _: object) -> None:
+        self.stopped = ENDS[signal.Signals(number)]
+
+    def find_others(self) -> None:
+        for chain in self.graph.folder.chains():
+            found = chain.jobs.lstat()
+            if found.st_uid == os.geteuid() and chain.path.resolve() != self.chain.path.resolve():
+                self.others.append(chain.jobs)
+
+    def submit_stages(self, absent: set[str]) -> None:
+        """Submit the first stage that has missing tasks, and all that come after it.
+
+        Args:
+            absent: what is not on the disks: a stage that needs it cannot say what is missing.
+        """
+        started, after = False, ""
+        for stage in self.graph.stages:
+            self.end_if_stopped()
+            tasks = list(stage.tasks) if started else self.missing(stage, absent)
+            if not tasks:
+                continue
+            started = True
+            others = under_way(self.queue, self.others, stage.work)
+            number = self.submit_stage(stage, tasks, after, others)
+            waits = " ".join([*([after] if after else []), *others]) or "-"
+            log = self.chain.log(stage.name, stage.array)
+            self.jobs.append(Job(stage.name, number, ranges(tasks), waits, stage.work, log))
+            if not self.dry_run:
+                self.note(self.jobs[-1])
+            after = number
+        self.end_if_stopped()
+
+    def missing(self, stage: Stage, absent: set[str]) -> list[int]:
+        """The tasks that are not done. A dry run asks no stage that has made nothing yet: some make folders."""
+        if self.dry_run and (absent & set(stage.needs) or (stage.made is not None and not stage.made.exists())):
+            return list(stage.tasks)
+        return missing_tasks(stage)
+
+    def end_if_stopped(self) -> None:
+        if self.stopped:
+            raise SystemExit(self.stopped)
+
+    def submit_stage(self, stage: Stage, tasks: Sequence[int], after: str, others: Sequence[str]) -> str:
+        """sbatch for a stage, after the job `after` has gone well and those at the same work have ended; its number."""
+        waits = [*([f"afterok:{after}"] if after else []), *(f"afterany:{job}" for job in others)]
+        command = ["sbatch", "--parsable", f"--job-name={stage.name} {self.graph.name}"]
+        command += [f"--output={self.chain.log(stage.name, stage.array)}", "--open-mode=append", "--requeue"]
+        command += [f"--signal=B:USR1@{self.seconds}", "--kill-on-invalid-dep=yes"]
+        command += [f"--dependency={','.join(waits)}"] if waits else []
+        command += stage.request(self.site)
+        command += [f"--array={ranges(tasks)}"] if stage.array else []
+        command += [str(SLURM / "job.sh"), stage.name, str(ROOT), str(self.chain.path / self.settings)]
+        command += [os.environ.get(name) or "-" for name in ("SITE", "PYTHON", "CONTAINER")]
+        if self.dry_run:
+            print(in_shell(command))
+            return f"ID_OF_{stage.name.upper()}"
+        sys.stdout.flush()
+        # In a session of its own sbatch gets no Ctrl-C: it ends with the number of a job that Slurm has taken.
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        number = done.stdout.strip().partition(";")[0]  # a federation adds the cluster's name
+        if done.returncode or not number:
+            raise UserError(
+                plain(f"Slurm did not take the stage {stage.name}, as it says above; the line was: {in_shell(command)}")
+            )
+        self.submitted.append(number)
+        return number
+
+    def note(self, job: Job) -> None:
+        try:
+            with open(self.chain.jobs, "a", encoding="utf-8", errors="surrogateescape") as file:
+                file.write(job.row() + "\n")
+        except OSError:
+            raise UserError(plain(f"{self.chain.jobs}: cannot be written; is the disk full?")) from None
+
+    def withdraw(self, listed: int | None) -> None:
+        """Cancel every job of this call, and let the list be what it was.
+
+        Slurm's own list comes first: it may have a job although sbatch failed, when the answer was lost.
+        """
+        try:
+            jobs = self.jobs_of_chain()
+        except NoAnswer:
+            jobs = list(self.submitted)
+        if not jobs or cancel(jobs) or self.are_gone():
+            if listed is None:
+                self.chain.jobs.unlink(missing_ok=True)
+            elif self.chain.jobs.exists():
+                os.truncate(self.chain.jobs, listed)
+            if jobs:
+                say(f"cancelled what was submitted: jobs {' '.join(jobs)}")
+        else:
+            named = " ".join(jobs)
+            say(f"jobs {named} are still in the queue; when Slurm answers again: scancel {named}")
+
+    def are_gone(self) -> bool:
+        try:
+            return not self.jobs_of_chain()
+        except NoAnswer:
+            return False
+
+    def jobs_of_chain(self) -> list[str]:
+        """The jobs of this chain that Slurm has, by their logs' folder.
+
+        Raises:
+            NoAnswer: Slurm does not answer.
+        """
+        lines = lines_of("squeue", "--noheader", f"--user={os.geteuid()}", "--Format=ArrayJobID:24,STDOUT:4096")
+        logs = f"{self.chain.logs}/".replace("%", "%%")
+        found = {job for job, _, log in (line.partition(" ") for line in lines) if log.strip().startswith(logs)}
+        return sorted(found, key=int)
+
+    def refuse_twice(self) -> None:
+        """A job in the queue that is in no list is of a submission that was killed before it could note it.
+
+        Raises:
+            UserError: the chain is under way.
+        """
+        jobs = under_way(self.queue, [self.chain.jobs], None)
+        try:
+            unknown = [job for job in self.jobs_of_chain() if job not in jobs]
+        except NoAnswer as error:
+            raise no_answer(error) from None
+        if unknown:
+            cancel(unknown)
+            say(f"cancelled jobs {' '.join(unknown)}, which a submission that was killed had left")
+        self.refuse_under_way()
+
+    def refuse_under_way(self) -> None:
+        jobs = under_way(self.queue, [self.chain.jobs], None)
+        if jobs:
+            raise UserError(
+                f"this chain is under way (jobs {' '.join(jobs)}): make status shows it, make cancel ends it"
+            )
+
+    def show(self) -> None:
+        """A table of the jobs; after a dry run the graph, too."""
+        if not self.jobs:
+            print("nothing to submit")
+            return
+        rows = [("stage", "job", "tasks", "waits for", "log")]
+        for job in self.jobs:
+            rows.append((job.stage, job.number, job.tasks, job.waits, job.log.removeprefix(f"{self.here}/")))
+        print(columns(rows))
+        if self.dry_run:
+            print("\ngraph LR")
+            before = ""
+            for job in self.jobs:
+                print(f'    {before and f"{before} --> "}{job.stage}["{job.stage} {job.tasks}"]')
+                before = job.stage
+
+    def warn_of_what_cannot_run(self) -> None:
+        """Slurm takes a job that asks for more time than its partition allows, and lets it wait for ever."""
+        for job in self.jobs:
+            with contextlib.suppress(NoAnswer, ValueError):  # it has ended
+                lines = lines_of("squeue", "--noheader", f"--jobs={job.number}", "--format=%P %l %r")
+                partition, limit, reason = lines[0].split(" ", 2) if lines else ("", "", "")
+                longest = (
+                    lines_of("sinfo", "--noheader", f"--partition={partition}", "--format=%l") if partition else []
+                )
+                if longest and seconds_of(limit) > max(map(seconds_of, longest)):
+                    reason = f"it asks for more time ({limit}) than its partition {partition} allows"
+                elif CANNOT_RUN.fullmatch(reason.strip()):
+                    reason = f"Slurm says {reason.strip()}"
+                else:
+                    continue
+                say(
+                    f"warning: {job.stage} (job {job.number}) will wait for ever: {reason}; make cancel, then set it in "
+                    "slurm/site.env (make site shows the limits)"
+                )
+
+
+def say(text: str) -> None:
+    print(plain(f"{Path(sys.argv[0]).name}: {text}"), file=sys.stderr, flush=True)
+
+
+def read_queue() -> set[str]:
+    """The numbers of this user's jobs.
+
+    Raises:
+        UserError: Slurm does not answer.
+    """
+    try:
+        return set(lines_of(*QUEUE))
+    except NoAnswer as error:
+        raise no_answer(error) from None
+
+
+def no_answer(why: NoAnswer) -> UserError:
+    return UserError(plain(f"Slurm does not answer ({why}); LAUNCHER=local runs the chain on this machine"))
+
+
+def cancel(jobs: Sequence[str]) -> bool:
+    return subprocess.run(["scancel", *jobs]).returncode == 0 if shutil.which("scancel") else False
+
+
+def under_way(queue: set[str], lists: Iterable[Path], work: str | None) -> list[str]:
+    """The jobs in some lists that are in the queue, of a work or of all."""
+    found = set()
+    for file in lists:
+        with contextlib.suppress(OSError):
+            for line in file.read_text(encoding="utf-8", errors="surrogateescape").split("\n"):
+                cells = line.split("\t")
+                if len(cells) >= 5 and cells[1] in queue and work in (None, cells[4]):
+                    found.add(cells[1])
+    return sorted(found)
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Numbers as sbatch takes them: 0 1 2 5 -> 0-2,5."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][-1] + 1:
+            found[-1][1:] = [number]
+        else:
+            found.append([number])
+    return ",".join("-".join(map(str, part)) for part in found)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return "\n".join(lines)
+
+
+def in_shell(words: Sequence[str]) -> str:
+    """Words as a shell reads them, with few quotes."""
+    return " ".join(
+        re.sub(r"([^\w@%+=:,./-])", r"\\\1", word) if word.isprintable() else shlex.quote(word) for word in words
+    )
+
+
+def seconds_of(time: str) -> int:
+    """Of Slurm's [days-][hours:]minutes:seconds; infinite and UNLIMITED are more than any job asks for."""
+    if not re.fullmatch(r"([0-9]+-)?[0-9]+(:[0-9]+)*", time):
+        return FOR_EVER
+    days, _, clock = time.rpartition("-")
+    seconds = 0
+    for part in clock.split(":"):
+        seconds = seconds * 60 + int(part)
+    return int(days or 0) * 86400 + seconds

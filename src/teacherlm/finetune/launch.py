@@ -1,0 +1,46 @@
+"""finetune.sh: finetune a student in as many processes as there are GPUs, and with less memory when that is short.
+
+Only the standard library is needed here; see runtime/launcher.py.
+"""
+
+import os
+import sys
+
+from teacherlm.core.errors import UserError
+from teacherlm.runtime.launcher import launch, processes_here, program, require_number
+
+OUT_OF_MEMORY = 76
+"""Exit code of a finetuning that a smaller batch would help; AUTO_BATCH=1 tries one."""
+POSITIONAL = 10
+
+
+def main() -> int:
+    words = sys.argv[1:]
+    if len(words) < POSITIONAL:
+        raise UserError(f"{POSITIONAL} arguments and flags were expected, as finetune.sh takes them")
+    model, dataset, batch, accumulation, learning_rate, epochs, task_type, name, store, project = words[:POSITIONAL]
+    os.environ["WANDB_PROJECT"] = project
+    processes = processes_here()
+    while True:
+        flags = ["--model_name_or_path", model, "--dataset_name", dataset]
+        flags += ["--per_device_train_batch_size", batch, "--gradient_checkpointing", "true"]
+        flags += ["--gradient_accumulation_steps", accumulation, "--learning_rate", learning_rate, "--lr", "constant"]
+        flags += ["--do_train", "--num_train_epochs", epochs, "--task_type", task_type, "--max_source_length", "2048"]
+        flags += ["--run_name", name, "--output_dir", f"{store}/{name}", "--save_strategy", "epoch"]
+        flags += given("--peft", "PEFT") + given("--save_total_limit", "SAVE_TOTAL_LIMIT")
+        flags += ["--logging_steps", "8", "--report_to", "wandb"]
+        status = launch([*program("finetune"), *flags, *words[POSITIONAL:]], processes)
+        if status != OUT_OF_MEMORY or os.environ.get("AUTO_BATCH") != "1":
+            return status
+        samples = require_number("PER_DEVICE_BATCH", batch, 1)
+        steps = require_number("ACCUMULATION", accumulation, 1)
+        if samples == 1 or samples % 2:
+            return status
+        batch, accumulation = str(samples // 2), str(steps * 2)
+        print(f"finetune.sh: trying again with a batch of {batch} and {accumulation} accumulated", flush=True)
+
+
+def given(flag: str, variable: str) -> list[str]:
+    """A flag with the value of a variable, where that is set."""
+    value = os.environ.get(variable)
+    return [flag, value] if value else []
