@@ -93,7 +93,7 @@ def evaluate(of: Evaluation, questions: list[Record], model: Model, index: Index
         finished = workers.each(lambda: keep_predictions(progress, predict(of.asked, mine, model, index), stop))
     finally:
         progress.close()
-    if not all(workers.gather_objects(finished)):
+    if not all(workers.gather(finished)):
         return False
     if workers.is_first():
         conclude(of, len(questions))

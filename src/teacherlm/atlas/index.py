@@ -47,7 +47,7 @@ class Index:
         """
         k = min(k, len(self.passages))
         slice_size = max(1, QUERIES // workers.size())
-        longest = max(workers.gather_objects(len(queries_QD)))
+        longest = max(workers.gather(len(queries_QD)))
         found = [
             self.search_slice(queries_QD[start : start + slice_size], k) for start in range(0, longest, slice_size)
         ]

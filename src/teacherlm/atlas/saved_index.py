@@ -61,7 +61,7 @@ def save_index(folder: Path, index: Index, n_shards: int, kind: str | None, code
             written = save_flat(folder, index.vectors, each)
         else:
             written = save_compressed(folder, index.vectors, compressed_name(kind, code_size))
-        shards = [shard for shares in workers.gather_objects(written) for shard in shares]
+        shards = [shard for shares in workers.gather(written) for shard in shares]
         described = {
             "format": 2,
             "passages": len(index.passages),

@@ -141,7 +141,7 @@ class Training:
             if self.step % asked.log_freq == 0 or self.step == asked.total_steps:
                 self.log.write(self.step, [group["lr"] for group in self.raw_optimizer.param_groups])
             whole = self.step % asked.accumulation_steps == 0
-            stopped = whole and any(workers.gather_objects(self.stop.asked))
+            stopped = whole and any(workers.gather(self.stop.asked))
             if whole and self.step % asked.save_freq == 0 and not stopped:
                 self.save(asked.save_optimizer)
             if stopped or not self.evaluate():
@@ -230,7 +230,7 @@ class Log:
         skipped = sum(losses.pop("skipped_steps", 0) for losses in self.losses)
         names = sorted({name for losses in self.losses for name in losses})
         mine = {name: [losses[name] for losses in self.losses if name in losses] for name in names}
-        everyone = workers.gather_objects(mine)
+        everyone = workers.gather(mine)
         names = sorted({name for of_worker in everyone for name in of_worker})
         seconds = (time.monotonic() - self.began) / len(self.losses)
         self.losses, self.began = [], time.monotonic()

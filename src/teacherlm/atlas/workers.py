@@ -14,7 +14,12 @@ import torch.distributed as dist
 
 from teacherlm.core.errors import UserError
 from teacherlm.core.lock import one_writer
-from teacherlm.runtime import rendezvous
+from teacherlm.runtime import processes, rendezvous
+from teacherlm.runtime.processes import gather as gather
+from teacherlm.runtime.processes import is_first as is_first
+from teacherlm.runtime.processes import rank as rank
+from teacherlm.runtime.processes import say as say
+from teacherlm.runtime.processes import size as size
 
 TIMEOUT = timedelta(hours=12)
 """How long a worker waits for the others: they embed passages or read questions, each for itself, for hours."""
@@ -82,24 +87,6 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def is_first() -> bool:
-    return rank() == 0
-
-
-def say(text: str) -> None:
-    """Print in one of the workers."""
-    if is_first():
-        print(text, flush=True)
-
-
 def wait_for_all() -> None:
     if dist.is_initialized():
         dist.barrier()
@@ -110,31 +97,16 @@ def share_of(count: int) -> tuple[int, int]:
     return count * rank() // size(), count * (rank() + 1) // size()
 
 
-def gather_objects(value: Any) -> list[Any]:
-    """What every worker gives, a JSON value, in the order of the ranks; for small things."""
-    if not dist.is_initialized():
-        return [value]
-    return rendezvous.gather(value)
-
-
 def from_first(work: Callable[[], Any]) -> Any:
     """Let the first worker do something, and give all of them its result, a JSON value.
 
     Raises:
         UserError: in the first, which says it; the others end with the same status.
     """
-    if not dist.is_initialized():
-        return work()
-    result = mistake = None
-    if is_first():
-        try:
-            result = work()
-        except UserError as error:
-            mistake = str(error)
-    result, mistake = rendezvous.broadcast((result, mistake))
-    if mistake is not None:
-        raise UserError(mistake) if is_first() else SystemExit(2)
-    return result
+    try:
+        return processes.from_first(work)
+    except UserError as error:
+        raise error if is_first() else SystemExit(2) from error
 
 
 def bytes_from_first(data: bytes) -> bytes:
@@ -162,7 +134,7 @@ def each(work: Callable[[], Any]) -> Any:
         result = work()
     except UserError as error:
         mistake = str(error)
-    mistakes = [found for found in gather_objects(mistake) if found is not None]
+    mistakes = [found for found in gather(mistake) if found is not None]
     if mistakes:
         raise UserError(mistakes[0]) if is_first() else SystemExit(2)
     return result
@@ -177,7 +149,7 @@ def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
     rows = rows.cpu()
     if not dist.is_initialized():
         return rows, [len(rows)]
-    counts = gather_objects(len(rows))
+    counts = gather(len(rows))
     padded = torch.zeros(max(counts), *rows.shape[1:], dtype=rows.dtype)
     padded[: len(rows)] = rows
     gathered = [torch.empty_like(padded) for _ in counts]

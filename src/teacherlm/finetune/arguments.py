@@ -25,9 +25,9 @@ from teacherlm.core.redaction import is_secret, secret_settings
 from teacherlm.core.terminal import shown
 from teacherlm.finetune.known_flags import FORMER, REFUSED
 from teacherlm.finetune.optimizers import check_optimizer
-from teacherlm.finetune.processes import say
 from teacherlm.runtime.compat.of_accelerate import gloo_for_deepspeed
 from teacherlm.runtime.compat.of_trainer import use_one_gpu
+from teacherlm.runtime.processes import say
 
 CONFIGS = ROOT / "finetune" / "deepspeed"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from teacherlm.finetune.processes import is_first, say
+from teacherlm.runtime.processes import is_first, say
 
 BEST = "best"
 """A link in the run's folder to the checkpoint with the lowest loss on the dev samples."""

@@ -8,6 +8,7 @@ All flags of transformers' TrainingArguments are taken as well; `finetune.py --h
 
 import dataclasses
 import pickle
+import socket
 import sys
 import time
 from pathlib import Path
@@ -21,8 +22,9 @@ from teacherlm.core.interrupts import REQUEUE
 from teacherlm.core.outputs import require_folder_place, require_writable
 from teacherlm.core.stage_run import StageRun
 from teacherlm.finetune.launch import OUT_OF_MEMORY
-from teacherlm.finetune.processes import Ranks, agree, hosts, is_first, is_lost_peer, join_processes, said_once, say
+from teacherlm.finetune.processes import Ranks, is_lost_peer, join_processes, meet, said_once
 from teacherlm.runtime.memory import is_out_of_memory
+from teacherlm.runtime.processes import from_first, gather, is_first, say
 
 
 def main() -> int:
@@ -32,12 +34,13 @@ def main() -> int:
         from teacherlm.finetune.arguments import parse_arguments
 
         own, training = parse_arguments(sys.argv[1:])
+        meet(training)
         output = Path(training.output_dir)
         model_folder = local_folder(find_model(own.model_name_or_path))
         own = fit_to_model(own, model_folder)
         require_writable(output.parent)
         require_folder_place(output)
-        run = StageRun("finetune", output, read=read_manifest, processes=Ranks(training))
+        run = StageRun("finetune", output, read=read_manifest, processes=Ranks())
         if own.list_missing:
             arguments, length, inputs = describe_run(own, training, model_folder, run.manifest)
             run.compare({**arguments, **length}, inputs)
@@ -58,13 +61,13 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 def work(run: StageRun, own: Any, training: Any, model_folder: Path) -> int:
     """Train, unless that is done already; returns the exit code."""
     with said_once():
-        arguments, length, inputs = agree(lambda: describe_run(own, training, model_folder, run.manifest), training)
+        arguments, length, inputs = from_first(lambda: describe_run(own, training, model_folder, run.manifest))
         run.compare({**arguments, **length}, inputs)
         if run.is_done:
             run.say_done()
             return 0
         tokens, phases, dev, tokenizer = load_samples(own, training, model_folder)
-        last = agree(lambda: claim(arguments, inputs, own, training, tokens), training)
+        last = from_first(lambda: claim(arguments, inputs, own, training, tokens))
         last = None if last is None else Path(last)
     student = (model_folder, inputs["student"]["sha256"])
     status, counts = train(own, training, tokens, phases, dev, tokenizer, student, last)
@@ -197,7 +200,7 @@ def train(
         f"({device} x {accumulated} accumulated x {training.world_size} processes)"
     )
     if training.world_size > 1:
-        say(f"finetune: its processes run on {' '.join(hosts(training))}")
+        say(f"finetune: its processes run on {' '.join(gather(socket.gethostname()))}")
     set_seed(training.seed)
     interrupts = Interrupts()
     start_wandb(training)

@@ -1,20 +1,19 @@
 """The processes of one training: found from the environment that finetune.sh or a launcher sets."""
 
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from teacherlm.core.errors import UserError, disk_error
+from teacherlm.core.errors import UserError
 from teacherlm.core.lock import OutputLock
 from teacherlm.runtime.memory import keep_freed_memory
-from teacherlm.runtime.rendezvous import broadcast, gather, stay_on_this_machine
+from teacherlm.runtime.processes import from_first, is_first, say, size
+from teacherlm.runtime.rendezvous import stay_on_this_machine
 
 FIRST_SAYS_IT = 20
 """The other ranks wait this many seconds before they report a mistake, so that rank 0 reports one that all of them see
@@ -40,6 +39,12 @@ def join_processes() -> None:
     stay_on_this_machine()
 
 
+def meet(training: Any) -> None:
+    """Let the processes meet, which TrainingArguments do when they are asked how many there are."""
+    if training.world_size != size():
+        raise RuntimeError(f"{training.world_size} processes were to meet, and {size()} did")
+
+
 @contextmanager
 def said_once() -> Iterator[None]:
     """Let the first process report a UserError that all of them raise."""
@@ -51,52 +56,24 @@ def said_once() -> Iterator[None]:
         raise
 
 
-def agree(work: Callable[[], Any], training: Any) -> Any:
-    """Let one process do some work on files, and give all of them its result, a JSON value.
-
-    Raises:
-        UserError: in all of them, where the work raises one.
-    """
-    if training.world_size == 1:
-        return work()
-    result, mistake = broadcast(attempt(work) if is_first() else None)
-    if mistake is not None:
-        raise UserError(mistake)
-    return result
-
-
-def attempt(work: Callable[[], Any]) -> tuple[Any, str | None]:
-    """What some work returns and None, or None and its mistake."""
-    try:
-        return work(), None
-    except (UserError, OSError) as error:
-        mistake = error if isinstance(error, UserError) else disk_error(error)
-        if mistake is None:
-            raise
-        return None, str(mistake)
-
-
-def take_turn(lock: OutputLock, training: Any) -> None:
+def take_turn(lock: OutputLock) -> None:
     """Let one process take the lock of the output; all wait together for whoever holds it.
 
     They ask again and again, as a single broadcast that waits for hours would run into its timeout.
     """
-    if training.world_size == 1:
+    if size() == 1:
         lock.acquire()
         return
     waited = False
-    while not agree(lambda: lock.acquire(wait=False), training):
+    while not from_first(lambda: lock.acquire(wait=False)):
         if not waited and is_first():
             print(f"waiting for {lock.output}, {lock.holder()}", flush=True)
         waited = True
         time.sleep(TURN_SECONDS)
 
 
-@dataclass(frozen=True)
 class Ranks:
     """The processes of one training, as a StageRun asks for them (core/stage_run.py)."""
-
-    training: Any
 
     def is_first(self) -> bool:
         return is_first()
@@ -105,7 +82,7 @@ class Ranks:
         say(text)
 
     def from_first(self, work: Callable[[], Any]) -> Any:
-        return agree(work, self.training)
+        return from_first(work)
 
     @contextmanager
     def only_writer(self, *outputs: Path) -> Iterator[None]:
@@ -113,26 +90,9 @@ class Ranks:
         with ExitStack() as taken:
             with said_once():
                 for lock in map(OutputLock, sorted(outputs)):
-                    take_turn(lock, self.training)
+                    take_turn(lock)
                     taken.callback(lock.release)
             yield
-
-
-def hosts(training: Any) -> list[str]:
-    """The name of each process's machine, in the order of the ranks."""
-    if training.world_size == 1:
-        return [socket.gethostname()]
-    return gather(socket.gethostname())
-
-
-def is_first() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def say(text: str) -> None:
-    """Print in one of the processes."""
-    if is_first():
-        print(text, flush=True)
 
 
 def is_lost_peer(error: BaseException) -> bool:

@@ -21,13 +21,13 @@ from teacherlm.core.errors import UserError, reason
 from teacherlm.finetune.adapters import load_with_adapters
 from teacherlm.finetune.chunked_loss import use_chunked_loss
 from teacherlm.finetune.collators import NO_LOSS, PackingCollator, PaddingCollator
-from teacherlm.finetune.processes import agree, say
 from teacherlm.finetune.single_samples import use_single_samples
 from teacherlm.runtime import self_check
 from teacherlm.runtime.compat.of_transformers import whole_weights
 from teacherlm.runtime.loading import base_model, load_model
 from teacherlm.runtime.model_config import picks_tokens
 from teacherlm.runtime.packed_attention import stop_packing, use_packing
+from teacherlm.runtime.processes import from_first, say
 from teacherlm.runtime.self_check import COMPARED, NOT_FOR_THIS, Verdict
 
 PATHS = ("packed", "packed-whole", "padded", "padded-whole", "single")
@@ -65,7 +65,7 @@ def load_student(own: Any, training: Any, folder: Path, digest: str, longest: in
         with torch.random.fork_rng(), whole_model(own, training, folder, model) as checked:
             return find_path(checked, own, training, folder, longest)
 
-    verdict = Verdict(**agree(lambda: asdict(self_check.remembered(key, find)), training))
+    verdict = Verdict(**from_first(lambda: asdict(self_check.remembered(key, find))))
     self_check.set_attention(model, verdict.attention)
     if verdict.path != PATHS[0] and own.packing:
         say(f"finetune: {base_model(model).config.model_type}: trained {WORDS[verdict.path]} ({verdict.why})")

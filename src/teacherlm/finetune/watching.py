@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from teacherlm.core.errors import reason
 from teacherlm.core.records import dump_line, read_records, write_records
-from teacherlm.finetune.processes import is_first, say
+from teacherlm.runtime.processes import is_first, say
 
 LOG = "log.jsonl"
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12, "V100": 125e12, "T4": 65e12}
