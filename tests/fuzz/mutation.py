@@ -216,7 +216,13 @@ def mutate_value(content: bytes, draw: random.Random) -> bytes:
         holder.insert(key, new)
     elif action == "number" and isinstance(holder[key], int | float):
         holder[key] = draw.choice(
-            [holder[key] + 1, -holder[key], holder[key] * 1000, str(holder[key]), float(holder[key])]
+            [
+                holder[key] + 1,
+                -holder[key],
+                holder[key] * 1000,
+                str(holder[key]),
+                holder[key] / 1 if abs(holder[key]) < 2**1000 else 0.5,
+            ]
         )
     else:
         holder[key] = new
