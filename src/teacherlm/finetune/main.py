@@ -55,7 +55,8 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     """A manifest in which flags that are younger than it have their default."""
     from teacherlm.finetune.recorded import with_defaults
 
-    return with_defaults(manifests.read_manifest(path))
+    manifest = manifests.read_manifest(path)
+    return None if manifest is None else with_defaults(manifest)
 
 
 def work(run: StageRun, own: Any, training: Any, model_folder: Path) -> int:

@@ -109,14 +109,12 @@ def deepspeed_settings(config: str | dict[str, Any] | None) -> dict[str, Any]:
     return found
 
 
-def with_defaults(manifest: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def with_defaults(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """A manifest or run.json in which flags that it does not know yet, as it is older than they are, have the library's
     default.
 
     Such a flag that the manifest's command names stays out: then it is not known what the run was made with.
     """
-    if manifest is None:
-        return None
     kinds = {TrainingArguments: recorded_flags(TrainingArguments), FinetuneArguments: own_flags()}
     named = {word.split("=")[0].lstrip("-").replace("-", "_") for word in manifest.get("command", ())}
     defaults: dict[str, Any] = {"deepspeed": {}}
