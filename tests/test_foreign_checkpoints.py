@@ -1,5 +1,6 @@
 """A checkpoint that somebody else could write to: its pickles are data, and what is damaged is named."""
 
+import json
 import os
 import pickle
 import runpy
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import STAGES, contents, only_error
-from test_finetune import STEPS, flags
+from test_finetune import EPOCHS, STEPS, flags
 
 from teacherlm.runtime.pickles import without_code
 
@@ -90,12 +91,56 @@ def test_a_checkpoint_goes_on_as_before_and_holds_no_arguments(
     assert not list(checkpoint.parent.rglob("training_args.bin"))
 
 
+KEPT = '{"global_step": 6, "epoch": 1, "stateful_callbacks": {"RunningLoss": %s}}'
+
+
+def make_former(checkpoint: Path, total: float | None = None, since: int | None = None) -> None:
+    """Make a checkpoint one of earlier versions, which kept the running loss in a file of its own."""
+    file = checkpoint / "trainer_state.json"
+    state = json.loads(file.read_text())
+    kept = state["stateful_callbacks"].pop("RunningLoss")["args"]
+    file.write_text(json.dumps(state))
+    kept = {"sum": kept["total"] if total is None else total, "since": kept["since"] if since is None else since}
+    (checkpoint / "running_loss.json").write_text(json.dumps(kept))
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on_with_its_running_loss(
+    checkpoint: Path, tiny_llama: Path, prepared: Path, tmp_path: Path, inside: Callable
+) -> None:
+    """As if two steps with a loss of 5 each came after the log's last line, before the first of those that follow."""
+    folders = [checkpoint.parent, shutil.copytree(checkpoint.parent, tmp_path / "other")]
+    make_former(checkpoint)
+    make_former(folders[1] / checkpoint.name, total=10.0, since=STEPS - 2)
+    lines = []
+    for folder in folders:
+        result = inside("finetune", *flags(tiny_llama, prepared / "SAMPLE", folder))
+        assert result.returncode == 0, result.stderr
+        log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        lines.append([entry["loss"] for entry in log if entry["step"] > STEPS])
+        saved = [json.loads(file.read_text()) for file in folder.glob("checkpoint-*/trainer_state.json")]
+        assert sum("RunningLoss" in state["stateful_callbacks"] for state in saved) == EPOCHS - 1
+    plain, carried = lines
+    assert carried[0] == pytest.approx((10 + 2 * plain[0]) / 4)
+    assert carried[1:] == plain[1:]
+
+
+def test_a_checkpoint_without_a_running_loss_is_one_line(
+    checkpoint: Path, tiny_llama: Path, prepared: Path, inside: Callable
+) -> None:
+    make_former(checkpoint)
+    (checkpoint / "running_loss.json").unlink()
+    error = only_error(inside("finetune", *flags(tiny_llama, prepared / "SAMPLE", checkpoint.parent)))
+    assert f"{checkpoint / 'running_loss.json'}: no such file" in error
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
         ("trainer_state.json", "[1]"),
         ("trainer_state.json", "[" * 100_000),
         ("trainer_state.json", '{"global_step": "six", "epoch": 1}'),
+        ("trainer_state.json", KEPT % '[{"args": {"total": 1.5, "since": 4}}]'),
+        ("trainer_state.json", KEPT % '{"args": {"total": NaN, "since": 4}}'),
         ("running_loss.json", '{"sum": null, "since": 0}'),
         ("running_loss.json", "\\udcff"),
     ],
@@ -103,6 +148,8 @@ def test_a_checkpoint_goes_on_as_before_and_holds_no_arguments(
 def test_a_damaged_state_is_one_line(
     name: str, content: str, checkpoint: Path, tiny_llama: Path, prepared: Path, inside: Callable
 ) -> None:
+    if name == "running_loss.json":
+        make_former(checkpoint)
     (checkpoint / name).write_text(content)
     error = only_error(inside("finetune", *flags(tiny_llama, prepared / "SAMPLE", checkpoint.parent)))
     assert f"{checkpoint / name}: cannot be read" in error

@@ -9,12 +9,11 @@ import functools
 import hashlib
 import io
 import json
-import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -25,23 +24,11 @@ from teacherlm.atlas.passages import Passages, converted_once, passage_of
 from teacherlm.core.errors import UserError, reason
 from teacherlm.core.records import checked
 from teacherlm.core.terminal import shown
+from teacherlm.runtime.compat.of_python import PlainUnpickler
 
 SHARDS = 128
 """Shards of a published index."""
 KINDS = ("embeddings", "passages")
-DATA_CODES = {
-    code[0]
-    for code in (
-        *(pickle.PROTO, pickle.FRAME, pickle.MARK, pickle.STOP, pickle.MEMOIZE),
-        *(pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT, pickle.GET, pickle.BINGET, pickle.LONG_BINGET),
-        *(pickle.EMPTY_LIST, pickle.LIST, pickle.APPEND, pickle.APPENDS),
-        *(pickle.EMPTY_DICT, pickle.DICT, pickle.SETITEM, pickle.SETITEMS),
-        *(pickle.UNICODE, pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE8),
-        *(pickle.INT, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG, pickle.LONG1, pickle.LONG4),
-        *(pickle.FLOAT, pickle.BINFLOAT, pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE),
-        *(pickle.GLOBAL, pickle.STACK_GLOBAL),  # refused by their names, in find_class
-    )
-}
 """The instructions of a pickle that lists, dictionaries, texts and numbers are written with."""
 
 
@@ -195,24 +182,3 @@ def pickled_passages(folder: Path, counts: Sequence[int]) -> Iterator[dict[str, 
                 raise UserError(f"{where}: a mapping {{id, title, text}} was expected, found {shown(passage)}")
             passage = {name: value for name, value in passage.items() if name != "section"}  # in the title already
             yield checked(passage_of(passage, where), where)
-
-
-class PlainUnpickler(pickle._Unpickler):
-    """Of a pickle only what is data: lists, dictionaries, texts, numbers, and references to earlier ones.
-
-    It is the library's unpickler in Python, which keeps references in a dictionary. The one in C keeps them in a list
-    that it lengthens up to the number of any reference: a pickle of 9 bytes can ask for 64 GB.
-    """
-
-    dispatch: ClassVar = {code: read for code, read in pickle._Unpickler.dispatch.items() if code in DATA_CODES}
-
-    def load(self) -> Any:
-        try:
-            return super().load()
-        except KeyError as error:
-            raise pickle.UnpicklingError(
-                f"instruction {error}; only texts in lists and dictionaries are read"
-            ) from error
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}; only texts in lists and dictionaries are read")

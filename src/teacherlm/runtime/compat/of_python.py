@@ -2,17 +2,47 @@
 
 import atexit
 import os
+import pickle
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, ClassVar
+
+DATA_CODES = {
+    code[0]
+    for code in (
+        *(pickle.PROTO, pickle.FRAME, pickle.MARK, pickle.STOP, pickle.MEMOIZE),
+        *(pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT, pickle.GET, pickle.BINGET, pickle.LONG_BINGET),
+        *(pickle.EMPTY_LIST, pickle.LIST, pickle.APPEND, pickle.APPENDS),
+        *(pickle.EMPTY_DICT, pickle.DICT, pickle.SETITEM, pickle.SETITEMS),
+        *(pickle.UNICODE, pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE8),
+        *(pickle.INT, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG, pickle.LONG1, pickle.LONG4),
+        *(pickle.FLOAT, pickle.BINFLOAT, pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE),
+        *(pickle.GLOBAL, pickle.STACK_GLOBAL),  # refused by their names, in find_class
+    )
+}
+"""Instructions of a pickle that `PlainUnpickler` knows."""
 
 
-def run_exit_functions() -> None:
-    """Call what is registered with `atexit`, the last one first.
+class PlainUnpickler(pickle._Unpickler):  # type: ignore[misc,name-defined]
+    """Of a pickle only what is data: lists, dictionaries, texts, numbers, and references to earlier ones.
 
-    The public interface can register and unregister functions, but only the interpreter's own end calls them.
+    It is the library's unpickler in Python, which keeps references in a dictionary. The public one, in C, keeps them in
+    a list that it lengthens up to the number of any reference: a pickle of 9 bytes can ask for 64 GB.
     """
-    atexit._run_exitfuncs()
+
+    dispatch: ClassVar = {code: read for code, read in pickle._Unpickler.dispatch.items() if code in DATA_CODES}
+
+    def load(self) -> Any:
+        try:
+            return super().load()
+        except KeyError as error:
+            raise pickle.UnpicklingError(
+                f"instruction {error}; only texts in lists and dictionaries are read"
+            ) from error
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}; only texts in lists and dictionaries are read")
 
 
 @contextmanager
@@ -20,14 +50,15 @@ def exit_code_kept() -> Iterator[None]:
     """End one of several processes with the status that it exits with, without tearing the interpreter down.
 
     A thread of gloo that frees a tensor while the interpreter is torn down aborts the process (PyTorch pull request
-    179291), and finetune.sh would see that in place of 75, "interrupted, go on later".
+    179291), and finetune.sh would see that in place of 75, "interrupted, go on later". What is registered with `atexit`
+    is called all the same; the public interface can register and unregister functions, but not call them.
     """
     try:
         yield
     except SystemExit as end:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             raise
-        run_exit_functions()
+        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(end.code or 0)  # type: ignore[arg-type]
