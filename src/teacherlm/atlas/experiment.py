@@ -97,8 +97,9 @@ def runs(setting: str, data: DataFolder) -> list[list[str]]:
     common += ["--retriever_model_path", os.environ.get("RETRIEVER") or "facebook/contriever"]
     common += ["--model_path", os.environ.get("MODEL_PATH") or data.model(size), *COMMON]
     if passages := os.environ.get("PASSAGES"):
-        files = [sorted(glob.glob(word)) or [word] for word in passages.split()]
-        common += ["--passages", *(file for found in files for file in found)]
+        common.append("--passages")
+        for word in passages.split():
+            common += sorted(glob.glob(word)) or [word]
     else:
         common += ["--load_index_path", os.environ.get("INDEX_PATH") or data.index(size)]
     questions = data.questions
@@ -110,7 +111,8 @@ def runs(setting: str, data: DataFolder) -> list[list[str]]:
         files = ["--train_data", f"{folder}/train.jsonl"]
         files += ["--eval_data", f"{folder}/combined_valid.jsonl", f"{folder}/combined_test.jsonl"]
         return [[*common, *TRAIN, *files, *LONG]]
-    found, folder = [], f"{questions}/5-shot"
+    found: list[list[str]] = []
+    folder = f"{questions}/5-shot"
     for domain in asked_domains(data):
         flags = ["--checkpoint_dir", f"{data.experiments}/{name}", "--name", domain]
         flags += ["--train_data", f"{folder}/individual_train/{domain}{DOMAIN_FILE}", "--eval_data"]

@@ -43,9 +43,9 @@ def to_data(layout: AtlasLayout) -> dict[str, str]:
 def prepare(settings: AtlasSettings, layout: AtlasLayout) -> Stage:
     words = ["--output_directory", settings.data_dir]
     given = settings.mmlu_data
-    if given and os.path.isdir(given):  # noqa: PTH112
+    if given and Path(given).is_dir():
         words += ["--data_directory", given]
-    elif given and os.path.isfile(given):  # noqa: PTH113
+    elif given and Path(given).is_file():
         words += ["--data_tar", given]
     work = f"prepare-{checksum(settings.data_dir)}"
     return Stage(
@@ -169,7 +169,7 @@ def needed(settings: AtlasSettings, data: DataFolder) -> tuple[str, ...]:
 
 def absences(settings: AtlasSettings, data: DataFolder) -> list[Absence]:
     message = "{} is not there, and jobs have no internet: atlas/preprocessing/download_*.py fetch it (docs/atlas.md)"
-    return [(path, message.format(path)) for path in needed(settings, data) if not os.path.exists(path)]  # noqa: PTH110
+    return [(path, message.format(path)) for path in needed(settings, data) if not Path(path).exists()]
 
 
 def checksum(path: str) -> int:

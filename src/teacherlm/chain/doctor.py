@@ -51,7 +51,7 @@ def python() -> Finding:
 
 def packages() -> Finding:
     """Are the installed versions those of requirements/?"""
-    wanted = {}
+    wanted: dict[str, str] = {}
     for file in ("torch.txt", "base.txt", "weights.txt"):
         text = (ROOT / "requirements" / file).read_text(encoding="utf-8")
         wanted |= dict(re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE))

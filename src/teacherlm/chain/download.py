@@ -1,4 +1,4 @@
-"""Fetch what the jobs of a chain need while there is internet: the models, and the benchmark's data, which are prepared."""
+"""Fetch what the jobs of a chain need while there is internet: the models, and the benchmark's data, prepared."""
 
 import subprocess
 import sys

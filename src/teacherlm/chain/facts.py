@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from teacherlm.core.errors import UserError
@@ -71,9 +72,8 @@ def absent_models(names: Sequence[str], *, make: bool) -> list[str]:
 
 def answer(words: list[str], *, offline: bool = False) -> Any:
     environment = {**os.environ, **({"HF_HUB_OFFLINE": "1"} if offline else {})}
-    called = f"{os.path.basename(sys.argv[0])}"  # noqa: PTH119  (the name that messages begin with)
     start = program("chain-facts")
-    command = [*start[:-1], "--called", called, start[-1], *words]
+    command = [*start[:-1], "--called", Path(sys.argv[0]).name, start[-1], *words]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE)
     if done.returncode:
         raise SystemExit(done.returncode)  # the line on stderr is there

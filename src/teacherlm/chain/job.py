@@ -1,7 +1,7 @@
 """One stage of a chain that was submitted, or one task of it: what slurm/job.sh starts within a job.
 
-`check` reads and checks the settings of the submission, and prints how many seconds a stage has to end in after it was warned of
-the time limit. `run` becomes the stage, so that the signals of the job reach it.
+`check` reads and checks the settings of the submission, and prints how many seconds a stage has to end in after it was
+warned of the time limit. `run` becomes the stage, so that the signals of the job reach it.
 """
 
 import argparse
@@ -71,4 +71,4 @@ def become(graph: Graph, name: str, task: int) -> int:
     last = commands[-1]
     os.set_inheritable(lock, True)
     os.environ.update(last.variables)
-    os.execvp(last.words[0], last.words)
+    os.execvp(last.words[0], list(last.words))

@@ -1,8 +1,8 @@
 """Run a chain on this machine (LAUNCHER=local): its stages one after the other, and tasks side by side on its GPUs.
 
-A shard of the teacher's work, or the scoring of one model, needs a GPU (or as many as the model's YAML says). Where this
-machine has more, several tasks run at once, each with GPUs of its own. NUM_GPUS=2 on a machine without GPUs lets two
-processes share its processors. Finetuning and ATLAS's experiments use all GPUs by themselves.
+A shard of the teacher's work, or the scoring of one model, needs a GPU (or as many as the model's YAML says). Where
+this machine has more, several tasks run at once, each with GPUs of its own. NUM_GPUS=2 on a machine without GPUs lets
+two processes share its processors. Finetuning and ATLAS's experiments use all GPUs by themselves.
 """
 
 import functools
@@ -58,8 +58,7 @@ def cut_for_devices(graph: Graph, stage: Stage) -> Graph:
 def run_stage(graph: Graph, stage: Stage) -> int:
     groups = device_groups(stage)
     if stage.array and len(groups) > 1 and len(stage.tasks) > 1:
-        status = run_on_devices(graph, stage, groups)
-        return status if status or not stage.together else run_task(graph, stage, None)
+        return run_on_devices(graph, stage, groups)
     if stage.together or not stage.array:
         return run_task(graph, stage, None)
     for task in stage.tasks:

@@ -21,20 +21,22 @@ def sample_graph(settings: Settings, facts: Facts) -> Graph:
     stages += [finetune(settings, facts, layout), evaluate(settings, facts, layout), report(settings, layout)]
     student, teacher = facts.student.name, facts.teacher.name
     models = tuple(dict.fromkeys((settings.student, settings.teacher)))
-    can_shard = bool(settings.kinds) and settings.shards is None and bool(facts.teacher.gpus)
+    can_shard = settings.kinds and settings.shards is None and facts.teacher.gpus
+    summary = f"{settings.benchmark}: student {student}, teacher {teacher}, task {settings.task}, seed {settings.seed}"
+
+    def with_shards(count: int) -> Graph:
+        return sample_graph(dataclasses.replace(settings, shards=count), facts)
+
     return Graph(
         benchmark=settings.benchmark,
         name=layout.name,
-        summary=f"{settings.benchmark}: student {student}, teacher {teacher}, task {settings.task}, seed {settings.seed}; "
-        f"all goes to {layout.folder.path}",
+        summary=f"{summary}; all goes to {layout.folder.path}",
         runs=Path(settings.runs),
         folder=layout.folder,
         stages=tuple(stages),
         absences=lambda make: absences(models, make),
         models=models,
-        with_shards=(lambda count: sample_graph(dataclasses.replace(settings, shards=count), facts))
-        if can_shard
-        else None,
+        with_shards=with_shards if can_shard else None,
     )
 
 

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from teacherlm.core.errors import UserError
 from teacherlm.runtime.launcher import require_number, stage_python
@@ -230,7 +231,7 @@ def prepare_environment() -> None:
     """
     variables = os.environ
     if image := variables.get("CONTAINER"):
-        if not os.path.exists(image):  # noqa: PTH110  (no Path: it would normalise what a message quotes)
+        if not Path(image).exists():
             raise UserError(plain(f"CONTAINER={image}: there is no such image; make container builds one"))
         variables["CONTAINER"] = os.path.realpath(image)
         variables["RUNS"] = os.path.realpath(variables.get("RUNS") or "runs")
@@ -253,6 +254,5 @@ def plain(text: str) -> str:
 
 def working_directory() -> str:
     """The current folder as the shell calls it: through the links by which all nodes of a cluster find it."""
-    here, called = os.getcwd(), os.environ.get("PWD", "")  # noqa: PTH109
-    same = os.path.isabs(called) and os.path.isdir(called) and os.path.samefile(called, here)  # noqa: PTH117, PTH112, PTH121
-    return called if same else here
+    here, called = Path.cwd(), Path(os.environ.get("PWD") or ".")
+    return str(called if called.is_absolute() and called.is_dir() and called.samefile(here) else here)

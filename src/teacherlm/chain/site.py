@@ -1,6 +1,6 @@
 """What the site's file (slurm/site.env, or SITE) says: accounts, partitions, further arguments of sbatch.
 
-The file is bash, which slurm/site.bash reads after it has looked whose it is. It hands all on as words that end with NUL.
+The file is bash. slurm/site.bash reads it after it has looked whose it is, and hands all on as words that end with NUL.
 """
 
 import os

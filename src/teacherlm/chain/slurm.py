@@ -94,7 +94,7 @@ class Submitting:
     def __init__(self, graph: Graph, site: Site, dry_run: bool):
         self.graph, self.site, self.dry_run = graph, site, dry_run
         self.here = working_directory()
-        self.chain = ChainFolder(Path(os.path.normpath(os.path.join(self.here, graph.chain.path))))  # noqa: PTH118
+        self.chain = ChainFolder(Path(os.path.normpath(Path(self.here) / graph.chain.path)))
         self.seconds = signal_seconds(os.environ)
         self.settings = "settings-DRY_RUN.json"
         self.queue: set[str] = set()
@@ -296,22 +296,26 @@ class Submitting:
     def warn_of_what_cannot_run(self) -> None:
         """Slurm takes a job that asks for more time than its partition allows, and lets it wait for ever."""
         for job in self.jobs:
-            with contextlib.suppress(NoAnswer, ValueError):  # it has ended
-                lines = lines_of("squeue", "--noheader", f"--jobs={job.number}", "--format=%P %l %r")
-                partition, limit, reason = lines[0].split(" ", 2) if lines else ("", "", "")
-                longest = (
-                    lines_of("sinfo", "--noheader", f"--partition={partition}", "--format=%l") if partition else []
-                )
-                if longest and seconds_of(limit) > max(map(seconds_of, longest)):
-                    reason = f"it asks for more time ({limit}) than its partition {partition} allows"
-                elif CANNOT_RUN.fullmatch(reason.strip()):
-                    reason = f"Slurm says {reason.strip()}"
-                else:
-                    continue
-                say(
-                    f"warning: {job.stage} (job {job.number}) will wait for ever: {reason}; make cancel, then set it in "
-                    "slurm/site.env (make site shows the limits)"
-                )
+            with contextlib.suppress(NoAnswer, ValueError, IndexError):  # it has ended
+                if reason := never_runs(job.number):
+                    say(
+                        f"warning: {job.stage} (job {job.number}) will wait for ever: {reason}; make cancel, then set "
+                        "it in slurm/site.env (make site shows the limits)"
+                    )
+
+
+def never_runs(job: str) -> str | None:
+    """Why Slurm will let a job wait for ever; None where it will not.
+
+    Raises:
+        NoAnswer, ValueError, IndexError: Slurm does not know the job any more.
+    """
+    line = lines_of("squeue", "--noheader", f"--jobs={job}", "--format=%P %l %r")[0]
+    partition, limit, reason = line.split(maxsplit=2)
+    longest = map(seconds_of, lines_of("sinfo", "--noheader", f"--partition={partition}", "--format=%l"))
+    if seconds_of(limit) > max(longest):
+        return f"it asks for more time ({limit}) than its partition {partition} allows"
+    return f"Slurm says {reason}" if CANNOT_RUN.fullmatch(reason) else None
 
 
 def say(text: str) -> None:
@@ -369,9 +373,11 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 def in_shell(words: Sequence[str]) -> str:
     """Words as a shell reads them, with few quotes."""
-    return " ".join(
-        re.sub(r"([^\w@%+=:,./-])", r"\\\1", word) if word.isprintable() else shlex.quote(word) for word in words
-    )
+
+    def quoted(word: str) -> str:
+        return re.sub(r"([^\w@%+=:,./-])", r"\\\1", word) if word.isprintable() and word else shlex.quote(word)
+
+    return " ".join(map(quoted, words))
 
 
 def seconds_of(time: str) -> int:

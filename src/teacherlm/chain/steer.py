@@ -1,6 +1,7 @@
 """Chains that were submitted: how far each stage is (status), their logs, and their end (cancel).
 
-A chain's folder (layout.py) has jobs.tsv, what was submitted; states/, what each task says of itself; logs/. Slurm is asked for the rest; when it has forgotten a job, or lost it with its node, the files still tell.
+A chain's folder (layout.py) has jobs.tsv, what was submitted; states/, what each task says of itself; logs/. Slurm is
+asked for the rest; when it has forgotten a job, or lost it with its node, the files still tell.
 
 The files are data: chains of other users are left out, what is malformed is named, and what a terminal would obey is
 written out.
@@ -87,12 +88,12 @@ def find_chains(runs: Path, name: str | None) -> list[ChainFolder]:
     for chain in submitted_chains(runs):
         if name is not None and name not in str(chain.path.relative_to(runs)):
             continue
-        owner = chain.jobs.lstat()
-        if is_own(owner):
+        if is_own(chain.jobs.lstat()):
             found.append(chain)
         else:
+            owner = user_name(chain.jobs.lstat().st_uid)
             print(
-                f"teacherlm steer: {one_line(str(chain.path))}: this chain is {user_name(owner.st_uid)}'s, and is left out",
+                f"teacherlm steer: {one_line(str(chain.path))}: this chain is {owner}'s, and is left out",
                 file=sys.stderr,
             )
     if not found:

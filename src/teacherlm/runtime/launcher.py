@@ -1,7 +1,7 @@
 """Start programs (one process, one for each GPU of this machine, or those of a Slurm job's nodes) and wait for them.
 
-Only the standard library is needed here. With CONTAINER set the programs run in the image, and this module is run by the
-host's own Python, which has no packages.
+Only the standard library is needed here. With CONTAINER set the programs run in the image, and this module is run by
+the host's own Python, which has no packages.
 """
 
 import os

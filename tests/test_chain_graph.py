@@ -1,0 +1,225 @@
+"""The chain as a graph: which stages there are, what each needs and makes, its tasks and commands, and where it lies."""
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from teacherlm.atlas.experiment import DataFolder
+from teacherlm.chain.atlas_graph import atlas_graph, checksum
+from teacherlm.chain.facts import Facts, ModelFacts
+from teacherlm.chain.graph import Graph, Stage, missing_tasks
+from teacherlm.chain.layout import ChainFolder, run_folder, submitted_chains
+from teacherlm.chain.sample_graph import layout_of, sample_graph
+from teacherlm.chain.settings import AtlasSettings, Settings, read_atlas_settings, read_settings
+from teacherlm.chain.site import ARGUMENTS, Site
+from teacherlm.core.errors import UserError
+from teacherlm.runtime.launcher import Command
+
+VALUES = {"enhance.num_tokens": "2048", "finetune.batch": "8", "finetune.accumulation": "1"}
+VALUES |= {"finetune.learning_rate": "6e-06", "finetune.gradient_checkpointing": "true"}
+ASKED = {stage: ["--nodes=1", f"--gres=gpu:{stage}"] for stage in ("enhance", "finetune", "evaluate")}
+MODEL = ModelFacts("tiny", VALUES, ASKED, {"enhance": 2, "finetune": 8, "evaluate": 1})
+FACTS = Facts("CREAK", MODEL, dataclasses.replace(MODEL, name="big"))
+SITE = Site({**{name: [f"--{name}"] for name in ARGUMENTS}}, {"PARTITION": "gpus", "CPU_PARTITION": "cpus"})
+
+
+def settings(**variables: str) -> Settings:
+    return read_settings("creak", {"STUDENT": "tiny", "TEACHER": "big", **variables})
+
+
+def graph(**variables: str) -> Graph:
+    return sample_graph(settings(**variables), FACTS)
+
+
+def words(stage: Stage, task: int | None = None, more: tuple[str, ...] = ()) -> list[list[str]]:
+    """The words of a task's commands, after those that start the program."""
+    return [list(command.words[2:]) for command in stage.commands(task, more)]
+
+
+def flag(command: list[str], name: str) -> str:
+    return command[command.index(name) + 1]
+
+
+def test_the_stages_and_what_each_waits_for() -> None:
+    assert [stage.name for stage in graph().stages] == ["prepare", "enhance", "merge", "finetune", "evaluate", "report"]
+    assert [stage.name for stage in graph(TASK="text").stages] == ["prepare", "finetune", "evaluate", "report"]
+    asked = graph(SHARDS="3", EPOCHS="2")
+    assert {stage.name: list(stage.tasks) for stage in asked.stages if stage.array} == {
+        "enhance": [0, 1, 2],
+        "evaluate": [0, 1, 2],
+    }
+    assert {stage.name: stage.needs for stage in asked.stages if stage.needs} == {
+        "enhance": ("big",),
+        "finetune": ("tiny",),
+        "evaluate": ("tiny",),
+    }
+
+
+def test_a_stage_reads_what_the_one_before_makes() -> None:
+    asked = graph(SHARDS="2", FILTER="cut,empty", TASK="full_tail")
+    [prepare] = words(asked.stage("prepare"))
+    [enhance] = words(asked.stage("enhance"), 1)
+    *merges, post_process = words(asked.stage("merge"))
+    [finetune] = [list(command.words) for command in asked.stage("finetune").commands(None, [])]
+    [evaluate] = words(asked.stage("evaluate"))
+    run = "runs/creak/all"
+    assert flag(prepare, "--output_dir") == f"{run}/prepare"
+    assert flag(enhance, "--input") == f"{run}/prepare/CREAK.jsonl"
+    assert flag(enhance, "--output") == f"{run}/enhance/big_seed0/CREAK_{{kind}}.jsonl"
+    assert flag(enhance, "--task_type") == "cot_text,error_text,fundamental_text"
+    assert flag(enhance, "--shard") == "1/2"
+    assert [flag(merge, "--output") for merge in merges] == [
+        f"{run}/enhance/big_seed0/CREAK_{kind}.jsonl" for kind in ("cot", "error", "fundamental")
+    ]
+    assert flag(post_process, "--filter") == "cut,empty"
+    name = "tiny_full_tail_big_without-cut-empty_seed0"
+    start = finetune.index("finetune-here") + 1
+    assert finetune[start : start + 2] == ["tiny", f"{run}/enhance/big_seed0/CREAK_without-cut-empty"]
+    assert finetune[start + 6 : start + 9] == ["full_tail", name, f"{run}/finetune"]
+    assert flag(evaluate, "--datasets") == flag(prepare, "--test_dir") == f"{run}/prepare/test"
+    assert flag(evaluate, "--checkpoints") == f"{run}/finetune/{name}"
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({}, "tiny_cot_tail_big_seed0"),
+        ({"TASK": "text"}, "tiny_text_seed0"),
+        ({"TASK": "text:1,cot_tail:2"}, "tiny_text-1-cot_tail-2_big_seed0"),
+        ({"BATCH": "4", "LEARNING_RATE": "1e-3", "SEED": "7"}, "tiny_cot_tail_big_batch4_lr1e-3_seed7"),
+        ({"ACCUMULATION": "2", "FILTER": "cut"}, "tiny_cot_tail_big_without-cut_accumulation2_seed0"),
+    ],
+)
+def test_a_name_tells_what_a_run_depends_on(variables: dict[str, str], name: str) -> None:
+    assert graph(**variables).name == name
+
+
+def test_a_task_of_the_evaluation_is_a_checkpoint(tmp_path: Path) -> None:
+    asked = settings(RUNS=str(tmp_path), LIMIT="8")
+    layout = layout_of(asked, FACTS)
+    for name in ("checkpoint-100", "checkpoint-20", "checkpoint-x", "other"):
+        (layout.checkpoints / name).mkdir(parents=True)
+    evaluate = sample_graph(asked, FACTS).stage("evaluate")
+    named = [flag(words(evaluate, task)[0], "--model_args").removeprefix("pretrained=") for task in (0, 1, 2)]
+    assert named == ["tiny", str(layout.checkpoints / "checkpoint-20"), str(layout.checkpoints / "checkpoint-100")]
+    assert words(evaluate, 3) == []
+    assert "fewer" in evaluate.nothing
+
+
+def test_what_is_the_same_work_is_locked_by_one_name() -> None:
+    one, other = graph(TASK="cot_tail", SHARDS="2"), graph(TASK="all", SHARDS="2")
+    for name in ("prepare", "enhance", "merge"):
+        assert one.stage(name).work == other.stage(name).work
+        assert one.stage(name).lock(0) == other.stage(name).lock(0)
+    for name in ("finetune", "report"):
+        assert one.stage(name).work != other.stage(name).work
+    assert one.stage("evaluate").lock(0) == other.stage("evaluate").lock(0) == "evaluate-tiny"
+    assert one.stage("evaluate").lock(1) != other.stage("evaluate").lock(1)
+    assert one.stage("enhance").lock(0) != one.stage("enhance").lock(1)
+
+
+def test_what_a_job_asks_for() -> None:
+    """The site's own arguments come last, and so count."""
+    asked = {stage.name: stage.request(SITE) for stage in graph().stages}
+    few = ["--cpus-per-task=2", "--mem=4G", "--time=04:00:00", "--partition=cpus", "--SBATCH_ARGS", "--CPU_ARGS"]
+    assert asked["prepare"] == asked["merge"] == asked["report"] == few
+    model = ["--nodes=1", "--gres=gpu:finetune", "--partition=gpus", "--SBATCH_ARGS", "--FINETUNE_ARGS"]
+    assert asked["finetune"] == model
+    server = dataclasses.replace(MODEL, name="field-x", requests={}, gpus={})
+    assert sample_graph(settings(), dataclasses.replace(FACTS, teacher=server)).stage("enhance").request(SITE) == few
+
+
+def test_shards_are_ours_to_choose_only_where_the_user_has_not() -> None:
+    cut = graph().with_shards
+    assert cut is not None and list(cut(4).stage("enhance").tasks) == [0, 1, 2, 3]
+    assert cut(4).with_shards is None
+    assert graph(SHARDS="1").with_shards is None
+    assert graph(TASK="text").with_shards is None
+
+
+def stage(tmp_path: Path, code: str, **fields: object) -> Stage:
+    command = [sys.executable, "-P", "-c", code]
+    plain = {"name": "prepare", "made": tmp_path, "work": "w", "lock": str, "request": lambda site: []}
+    return Stage(commands=lambda task, more: [Command([*command, *more], {"MINE": "1"})], **{**plain, **fields})
+
+
+def test_missing_tasks_are_those_that_the_stage_names(tmp_path: Path) -> None:
+    code = "import os, sys; print(sys.argv[1], os.environ['MINE'], os.environ['NUM_GPUS']); print('3\\n1\\n1\\nx 2')"
+    assert missing_tasks(stage(tmp_path, code)) == [1, 3]
+    assert missing_tasks(stage(tmp_path, "raise SystemExit(9)", always=True, tasks=range(2))) == [0, 1]
+    with pytest.raises(SystemExit) as ended:
+        missing_tasks(stage(tmp_path, "raise SystemExit(2)"))
+    assert ended.value.code == 2
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> dict[str, str]:
+    folder = tmp_path / "data" / "mmlu_data" / "5-shot" / "individual_train"
+    folder.mkdir(parents=True)
+    for name in ("virology", "astronomy", "not a domain$(x)"):
+        (folder / f"{name}.5-shot-train.jsonl").touch()
+    return {"DATA_DIR": str(tmp_path), "FLAGS": "--n_context 2", "RUNS": "runs", "SIZE": "base"}
+
+
+def atlas(name: str, variables: dict[str, str]) -> tuple[AtlasSettings, Graph]:
+    found = read_atlas_settings(name, variables)
+    return found, atlas_graph(found)
+
+
+def test_the_experiments_are_graphs_like_any_other(experiment: dict[str, str]) -> None:
+    for name, run in (("zeroshot", "evaluate"), ("5-shot", "train"), ("5-shot-multi", "train"), ("full", "train")):
+        _, made = atlas(f"atlas-{name}", experiment)
+        assert [stage.name for stage in made.stages] == ["prepare", run, "score", "report"]
+        assert made.stage(run).array == (name == "5-shot")
+        assert str(made.chain.path) == f"runs/atlas/{name}/chains/base-mmlu-{name}"
+    with pytest.raises(UserError, match="there is no atlas-x; there are: atlas-zeroshot"):
+        atlas("atlas-x", experiment)
+
+
+def test_a_task_of_the_5_shot_setting_is_a_domain(experiment: dict[str, str], tmp_path: Path) -> None:
+    _, made = atlas("atlas-5-shot", experiment)
+    train = made.stage("train")
+    assert list(train.tasks) == [0, 1]
+    commands = [train.commands(task, [])[0] for task in (0, 1)]
+    assert [command.variables["DOMAIN"] for command in commands] == ["astronomy", "virology"]
+    assert list(commands[0].words[-3:]) == ["5-shot", "--n_context", "2"]
+    assert train.commands(2, []) == []
+    assert missing_tasks(train) == [0, 1]
+    done = tmp_path / "experiments" / "base-mmlu-5-shot" / "astronomy"
+    done.mkdir(parents=True)
+    (done / "manifest.json").touch()
+    assert missing_tasks(train) == [1]
+    shutil.rmtree(tmp_path / "data")
+    assert len(train.tasks) == 57  # before they are prepared: as many as MMLU has
+
+
+def test_what_an_experiment_lacks(experiment: dict[str, str], tmp_path: Path) -> None:
+    _, made = atlas("atlas-full", experiment)
+    model, index = DataFolder(str(tmp_path)).model("base"), DataFolder(str(tmp_path)).index("base")
+    assert [thing for thing, _ in made.absences(False)] == [model, index]
+    Path(model).mkdir(parents=True)
+    _, made = atlas("atlas-full", {**experiment, "PASSAGES": "passages.jsonl"})
+    assert made.absences(False) == []
+
+
+def test_a_folder_s_checksum_is_that_of_cksum() -> None:
+    for path in ("/data", "/a b/ü", "x" * 300):
+        done = subprocess.run(["cksum"], input=f"{path}\n".encode(), capture_output=True, check=True)
+        assert checksum(path) == int(done.stdout.split()[0])
+
+
+def test_where_a_submission_lies(tmp_path: Path) -> None:
+    chain = run_folder(str(tmp_path), "creak", "8").chain("50%_run")
+    assert chain.path == tmp_path / "creak" / "limit-8" / "chains" / "50%_run"
+    assert chain.log("enhance", True) == f"{tmp_path}/creak/limit-8/chains/50%%_run/logs/enhance-%a.log"
+    assert chain.log("merge", False).endswith("/logs/merge.log")
+    assert chain.note("enhance", 3) == chain.path / "states" / "enhance-3"
+    assert chain.enhanced("enhance-big_seed0") == tmp_path / "creak" / "limit-8" / "enhance" / "big_seed0"
+    assert submitted_chains(tmp_path) == []
+    chain.path.mkdir(parents=True)
+    chain.jobs.touch()
+    assert submitted_chains(tmp_path) == [ChainFolder(chain.path)]
