@@ -29,6 +29,7 @@ from teacherlm.atlas.saved_index import save_array
 from teacherlm.catalog.orders import orders
 from teacherlm.core.errors import UserError, reason
 from teacherlm.core.files import make_anew, whole_file, whole_path
+from teacherlm.core.json_files import load_json
 from teacherlm.core.records import Record
 from teacherlm.runtime.gloo import use_gloo_on_cpus
 from teacherlm.runtime.pickles import deepspeed_classes, load_plain
@@ -356,10 +357,10 @@ def load_own_part(state: Path, index: Index | None) -> list[dict[str, float]]:
         index.vectors = FlatVectors([vectors], index.vectors.first_row)
     file = state / f"pending-{workers.rank()}.json"
     try:
-        pending = json.loads(file.read_text(encoding="utf-8"))
+        pending = load_json(file)
         if all(isinstance(value, int | float) for losses in pending for value in losses.values()):
             return list(pending)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, AttributeError):
         pass
     raise UserError(f"{file}: a list of losses was expected; remove {state}, and the run goes back")
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from teacherlm.core.errors import UserError, reason
 from teacherlm.core.limits import JSON_BYTES, JSON_DEPTH, JSON_VALUES
+from teacherlm.core.opening import open_ordinary
 from teacherlm.core.shapes import flaw_of_shape
 
 
@@ -14,9 +15,9 @@ def load_json(path: Path) -> Any:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no JSON in UTF-8, or it is beyond the limits of limits.py.
+        ValueError: it is no ordinary file, no JSON in UTF-8, or beyond the limits of limits.py.
     """
-    with open(path, "rb") as file:
+    with open_ordinary(path) as file:
         return parse_bounded(file.read(JSON_BYTES + 1))
 
 

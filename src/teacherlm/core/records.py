@@ -18,6 +18,7 @@ from backports import zstd
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import whole_file
 from teacherlm.core.limits import JSON_DEPTH, JSON_VALUES, LINE_BYTES, UNPACKED_BYTES, UNPACKED_TIMES
+from teacherlm.core.opening import open_ordinary
 from teacherlm.core.terminal import shown
 
 Record = dict[str, Any]
@@ -40,7 +41,7 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     """
     opener = COMPRESSED.get(path.suffix)
     try:
-        with open(path, "rb") as file:
+        with open_ordinary(path) as file:
             if opener is None:
                 yield file
                 return

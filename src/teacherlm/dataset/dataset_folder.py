@@ -70,7 +70,7 @@ def fill(folder: Path, stream: Stream) -> int:
             writer.write_batch(to_arrow(batch, schema))
             count += len(batch)
     state = folder / "state.json"
-    described = json.loads(state.read_text(encoding="utf-8"))
+    described = load_object(state)
     described["_fingerprint"] = fingerprint(file)  # it names what `datasets` caches of this content
     state.write_text(json.dumps(described, indent=2), encoding="utf-8")
     return count
