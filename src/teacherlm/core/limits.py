@@ -26,6 +26,10 @@ TEMPLATE_LETTERS = 20_000
 """Of the source of one template."""
 TEMPLATE_WORK = 5_000_000
 """Letters that one rendering of a template may make, in its output and on the way to it."""
+TEMPLATE_KEPT = 10_000_000
+"""Letters and values that the filters, methods and slices of one rendering may return."""
+TEMPLATE_BITS = 4000
+"""Of a whole number that a template makes or counts with."""
 LOOP_STEP = 20
 """What a step of a loop counts as, beside the letters that it makes."""
 TEMPLATE_SECONDS = 10.0
