@@ -1,4 +1,4 @@
-"""The chain as a graph: which stages there are, what each needs and makes, its tasks and commands, and where it lies."""
+"""The chain as a graph: which stages there are, what each needs and makes, its tasks, commands and places."""
 
 import dataclasses
 import shutil

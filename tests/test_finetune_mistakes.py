@@ -49,6 +49,26 @@ def test_weights_that_are_no_numbers_are_not_saved(
     assert not (tmp_path / "run" / "checkpoint-2").exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"a": 1}', "step is missing"),
+        ('{"step": "x"}', "step: a whole number was expected"),
+        ("[1]", "one JSON object"),
+    ],
+)
+def test_a_log_of_odd_lines_is_refused_before_training_goes_on(
+    tiny_llama: Path, prepared: Path, tmp_path: Path, inside: Callable, line: str, said: str
+) -> None:
+    words = [*flags(tiny_llama, prepared / "SAMPLE", tmp_path / "run"), "--num_train_epochs", 1]
+    assert inside("finetune", *words).returncode == 0
+    (tmp_path / "run" / "manifest.json").unlink()
+    (tmp_path / "run" / "log.jsonl").write_text(line + "\n")
+    error = only_error(inside("finetune", *words))
+    assert "log.jsonl, line 1: " in error and said in error
+    assert (tmp_path / "run" / "log.jsonl").read_text() == line + "\n"
+
+
 class Evil:
     def __reduce__(self):
         return os.mkdir, (os.environ["EVIL_FOLDER"],)

@@ -66,6 +66,7 @@ class Hostile(http.server.ThreadingHTTPServer):
         self.respond, self.count, self.lock = respond, 0, threading.Lock()
         self.asked = threading.Event()
         self.headers: list[dict[str, str]] = []
+        self.first: Callable[[Handler], None] = lambda handler: handler.answer(b"{}")  # of the request without a prompt
         self.url = f"http://127.0.0.1:{self.server_port}/model"
 
     def handle_error(self, *_: object) -> None:
@@ -77,7 +78,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.headers.append(dict(self.headers))
-        self.answer(b"{}")
+        self.server.first(self)
 
     def do_POST(self) -> None:
         self.server.headers.append(dict(self.headers))
@@ -192,6 +193,28 @@ def test_an_answer_that_comes_byte_by_byte_is_given_up(
         error = last_error(inside("enhance", *words(server.url, tmp_path, 1)))
         gone.set()
     assert "the server did not answer within 1 seconds" in error
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("sent", [b"HTTP/1.1 100 Continue\r\n\r\n", b"H"], ids=["100 Continue", "a letter"])
+def test_a_first_answer_that_never_comes_is_given_up(
+    sent: bytes, tmp_path: Path, inside: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No timeout of the library bounds what comes before an answer."""
+    monkeypatch.setattr(openai_engine, "FIRST_ANSWER", 1)
+    gone = threading.Event()
+
+    def first(handler: Handler) -> None:
+        with contextlib.suppress(OSError):
+            while not gone.wait(0.02):
+                handler.wfile.write(sent)
+
+    with serve(lambda handler, _: handler.answer(GOOD)) as server:
+        server.first = first
+        began = time.monotonic()
+        error = only_error(inside("enhance", *words(server.url, tmp_path, 1)))
+        gone.set()
+    assert f"the server at {server.url.removesuffix('/model')} did not answer within 1 seconds" in error
     assert time.monotonic() - began < 30
 
 

@@ -82,6 +82,19 @@ LETTER_LOOP = "{% for a in '" + "x" * 200 + "' %}"
 DOUBLED = "".join("{% set a = " + sum_ + " %}" for sum_ in ["'x' ~ question", *["a ~ a"] * 60])
 
 
+MANY = "".join(f"{{% set a{number} = MAKE %}}" for number in range(200))
+MAKERS = (
+    "t | list",
+    "t.split(',')",
+    "t.splitlines()",
+    "t.upper()",
+    "t | lower",
+    "t | sort",
+    "t | sort | unique | list",
+)
+MAKERS += ("t[1:]", "t.partition(',')", "(t, t)[0:2]", "t | title", "t ~ 'x'", "t | map('upper') | list", "t | default")
+
+
 @pytest.mark.parametrize(
     "template",
     [
@@ -129,10 +142,15 @@ DOUBLED = "".join("{% set a = " + sum_ + " %}" for sum_ in ["'x' ~ question", *[
         "{% if 1 %}" * 1500 + "{% endif %}" * 1500,
         "x" * (limits.TEMPLATE_LETTERS + 1),
         "{{ question | truncate(1) }}",
+        "{% set a = ('f' * 200000) | int(0, 16) %}{{ a // 3 }}",
+        "{% set a = ('9' * 4000) | int %}{{ a - 1 }}",
+        *(f"{{{{ ({'9' * 4000} {sign} 7) > 1 }}}}" for sign in ("-", "/", "//", "+", "*", "%")),
+        *(f"{{% set t = 'x,' * 100000 %}}{MANY.replace('MAKE', make)}{{{{ question }}}}" for make in MAKERS),
     ],
 )
 def test_a_template_that_is_meant_to_hurt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str) -> None:
     monkeypatch.setattr("teacherlm.catalog.templates.TEMPLATE_WORK", limits.TEMPLATE_WORK // 20)  # to be there sooner
+    monkeypatch.setattr("teacherlm.catalog.templates.TEMPLATE_KEPT", limits.TEMPLATE_KEPT // 20)
     path = written(tmp_path, "{{ question }}", template)
     said = mistake(lambda: load_benchmark(path).ask(SAMPLE, "train.jsonl, line 7"))
     assert said.startswith((f"{path}: the template question", "train.jsonl, line 7: the template question"))
@@ -147,6 +165,21 @@ def test_a_template_ends_at_its_limits(tmp_path: Path, monkeypatch: pytest.Monke
     ):
         monkeypatch.setattr(f"teacherlm.catalog.templates.{name}", value)
         assert mistake(lambda: load_benchmark(path).ask(SAMPLE, "train.jsonl, line 7")) == message + said
+
+
+@pytest.mark.parametrize("name", ["div", "lst", "spl", "srt"])
+def test_templates_that_took_gigabytes_or_a_minute(tmp_path: Path, name: str) -> None:
+    source = {
+        "div": "{% set a = ('f' * 2400000) | int(0, 16) %}{% set b = ('f' * 1200000) | int(0, 16) %}{{ (a // b) > 1 }}",
+        "lst": "{% set t = 'x' * 4000000 %}" + MANY.replace("MAKE", "t | list"),
+        "spl": "{% set t = ',' * 4000000 %}" + MANY.replace("MAKE", "t.split(',')"),
+        "srt": "{% set t = 'b\\na\\n' * 1000000 %}" + MANY.replace("MAKE", "t.splitlines() | sort | unique | list"),
+    }[name]
+    path = written(tmp_path, "{{ question }}", source + "{{ question }}")
+    code = "import sys, json; from teacherlm.catalog.benchmarks import load_benchmark\n"
+    code += "load_benchmark(sys.argv[1]).ask(json.loads(sys.argv[2]), '')"
+    done = bounded(["-c", code, path, json.dumps(SAMPLE)], 30, 700)
+    assert "UserError" in done.stderr and "fails: it" in done.stderr
 
 
 def test_a_template_may_do_what_people_need(tmp_path: Path) -> None:

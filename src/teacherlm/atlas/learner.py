@@ -30,6 +30,7 @@ from teacherlm.atlas.saved_index import save_array
 from teacherlm.catalog.orders import orders
 from teacherlm.core.errors import UserError, reason
 from teacherlm.core.files import make_anew, whole_file, whole_path
+from teacherlm.core.json_files import load_json
 from teacherlm.core.records import Record
 from teacherlm.runtime.compat.of_accelerate import gloo_for_deepspeed
 from teacherlm.runtime.compat.of_deepspeed import read_states_by, state_classes
@@ -357,10 +358,10 @@ def load_own_part(state: Path, index: Index | None) -> list[dict[str, float]]:
         index.vectors = FlatVectors([vectors], index.vectors.first_row)
     file = state / f"pending-{workers.rank()}.json"
     try:
-        pending = json.loads(file.read_text(encoding="utf-8"))
+        pending = load_json(file)
         if all(isinstance(value, int | float) for losses in pending for value in losses.values()):
             return list(pending)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, AttributeError):
         pass
     raise UserError(f"{file}: a list of losses was expected; remove {state}, and the run goes back")
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 from teacherlm.atlas import contents
 from teacherlm.core.errors import UserError, reason
 from teacherlm.core.files import whole_file, whole_path
+from teacherlm.core.json_files import load_json
 from teacherlm.core.lock import one_writer
 from teacherlm.core.places import cache_folder
 from teacherlm.core.records import Record, read_records
@@ -167,7 +168,7 @@ def converted_once(key: str, passages: Iterable[dict[str, str]]) -> Path:
 def is_as_written(path: Path) -> bool:
     """Whether an Arrow file of the cache is there and has the digest that was noted when it was written."""
     try:
-        noted = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        noted = load_json(path.with_suffix(".json"))
         return path.is_file() and contents.describe(path)["sha256"] == noted["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return False

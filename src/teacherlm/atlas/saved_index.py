@@ -30,6 +30,7 @@ from teacherlm.atlas.published import (
 )
 from teacherlm.core.errors import UserError, reason
 from teacherlm.core.files import whole_file, whole_path
+from teacherlm.core.json_files import load_json
 from teacherlm.core.manifests import sha256
 from teacherlm.core.terminal import shown
 
@@ -204,14 +205,14 @@ def read_description(folder: Path) -> dict[str, Any]:
         UserError: it says something else than `save_index` writes, for example a file outside the folder.
     """
     try:
-        described = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        described = load_json(folder / NAME)
         known = {name: described[name] for name in ("passages", "dimension", "encoder", "compressed", "shards")}
         known["passages_sha256"] = described.get("passages_sha256")  # an index of format 1 has no digests
         known["shards"] = [
             {"file": shard["file"], "rows": shard["rows"], "sha256": shard.get("sha256")} for shard in known["shards"]
         ]
         wrong = flaw_of(known)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         wrong = repr(error)
     if wrong:
         raise UserError(f"{folder / NAME}: this is no index's description ({wrong}); make the index again")

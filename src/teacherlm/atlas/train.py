@@ -25,8 +25,9 @@ from teacherlm.core.flags import LIST_MISSING
 from teacherlm.core.interrupts import REQUEUE, Stop
 from teacherlm.core.json_files import require_object
 from teacherlm.core.outputs import require_writable
-from teacherlm.core.records import drop_torn_line, dump_line, read_records, write_records
+from teacherlm.core.records import drop_torn_line, dump_line, write_records
 from teacherlm.core.stage_run import StageRun
+from teacherlm.core.training_log import read_log
 
 STAGE = "atlas train"
 BEGUN = "run.json"
@@ -205,7 +206,7 @@ class Training:
         checkpoint = self.folder / "checkpoint" / f"step-{self.step}"
         counts = {
             "steps": self.step,
-            "skipped_steps": sum(line.get("skipped_steps", 0) for _, line in read_records(self.log.path)),
+            "skipped_steps": sum(line.get("skipped_steps", 0) for line in read_log(self.log.path)),
             "seconds": self.stage_run.seconds,
         }
         self.stage_run.finish({checkpoint.name: checkpoint}, counts)
@@ -219,7 +220,7 @@ class Log:
         self.path, self.losses, self.began = path, [], time.monotonic()
         if workers.is_first() and path.is_file() and path.stat().st_size:
             drop_torn_line(path)
-            kept = [line for _, line in read_records(path) if line["step"] <= step] if path.stat().st_size else []
+            kept = [line for line in read_log(path) if line["step"] <= step] if path.stat().st_size else []
             write_records(path, kept)
 
     def add(self, losses: dict[str, float]) -> None:

@@ -5,7 +5,6 @@ import csv
 import functools
 import io
 import itertools
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 
 from teacherlm.catalog.benchmarks import Benchmark
 from teacherlm.core.errors import UserError, reason
-from teacherlm.core.limits import LIST_BYTES, LIST_VALUES
+from teacherlm.core.limits import LINE_BYTES, LIST_BYTES, LIST_PARTS, LIST_VALUES, ROW_COMMAS
 from teacherlm.core.places import require_hub_cache
 from teacherlm.core.records import COMPRESSED, Flaw, Record, checked, open_bytes, parse_json, read_records
-from teacherlm.core.saved_datasets import is_saved, load_saved, saved_files
+from teacherlm.core.saved_datasets import is_saved, load_saved, require_plain, saved_files
 from teacherlm.core.terminal import shown
 
 Sample = tuple[str, Record]
@@ -36,7 +35,7 @@ def read_split(
         limit: the first so many samples only.
 
     Raises:
-        UserError: the data is missing, or a file cannot be read as what it should be.
+        UserError: the data is missing, a file cannot be read as what it should be, or a sample cannot be a record.
     """
     if split not in benchmark.splits:
         raise UserError(f"{benchmark.path}: no split {split!r}; there are: {', '.join(benchmark.splits)}")
@@ -48,7 +47,7 @@ def read_split(
         samples = read_saved(benchmark, split, data)
     else:
         samples = read_files(benchmark, split, data)
-    return itertools.islice(samples, limit)
+    return ((where, checked(sample, where)) for where, sample in itertools.islice(samples, limit))
 
 
 def source_files(benchmark: Benchmark, data: Path | None, splits: Iterable[str] | None = None) -> list[Path]:
@@ -108,7 +107,7 @@ def read_json(file: Path) -> Iterator[Sample]:
             data = handle.read(LIST_BYTES + 1)
         if len(data) > LIST_BYTES:
             raise UserError(f"{file}: a list of at most {LIST_BYTES:,} bytes was expected; save it as JSON lines")
-        records = parse_json(data.decode("utf-8-sig"), LIST_VALUES)
+        records = parse_json(data.decode("utf-8-sig"), LIST_VALUES, LIST_PARTS)
     except ValueError as error:
         raise UserError(f"{file}: no valid JSON: {error}") from error
     except Flaw as flaw:
@@ -119,20 +118,23 @@ def read_json(file: Path) -> Iterator[Sample]:
         where = f"{file}, sample {number}"
         if not isinstance(record, dict):
             raise UserError(f"{where}: a JSON object was expected, found {shown(record)}")
-        yield where, checked(record, where)
+        yield where, record
 
 
 def read_csv(file: Path, columns: tuple[str, ...] | None) -> Iterator[Sample]:
     """CSV with a header row, or with the `columns` of the benchmark; columns of the same name make a list."""
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(LINE_BYTES)
     with open_bytes(file) as packed, io.TextIOWrapper(packed, encoding="utf-8-sig", newline="") as handle:
-        reader = csv.reader(handle, strict=True)
+        lines = RowLines(file, handle)
+        reader = csv.reader(lines, strict=True)
         try:
             names = columns or tuple(next(reader, ()))
+            lines.begin_row()
             counts = Counter(names)
             found = False
             for row in reader:
                 where = f"{file}, line {reader.line_num}"
+                lines.begin_row()
                 if not row:
                     continue
                 if len(row) != len(names):
@@ -151,6 +153,42 @@ def read_csv(file: Path, columns: tuple[str, ...] | None) -> Iterator[Sample]:
             raise UserError(f"{file}, line {undecodable_line(file)}: no valid CSV in UTF-8: {reason(error)}") from error
         except csv.Error as error:
             raise UserError(f"{file}, line {reader.line_num}: no valid CSV in UTF-8: {error}") from error
+
+
+class RowLines:
+    """The lines of a CSV file; those of one row may have LINE_BYTES letters and ROW_COMMAS commas.
+
+    Args:
+        file: its path, for messages.
+        handle: what is read from.
+    """
+
+    def __init__(self, file: Path, handle: io.TextIOWrapper):
+        self.file, self.handle, self.number = file, handle, 0
+        self.begin_row()
+
+    def begin_row(self) -> None:
+        self.letters = self.commas = 0
+
+    def __iter__(self) -> "RowLines":
+        return self
+
+    def __next__(self) -> str:
+        """Raises:
+        UserError: the row is too long.
+        """
+        line = self.handle.readline(LINE_BYTES + 1)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        self.letters += len(line)
+        self.commas += line.count(",")
+        if self.letters > LINE_BYTES or self.commas > ROW_COMMAS:
+            raise UserError(
+                f"{self.file}, line {self.number}: a row of at most {LINE_BYTES:,} letters and {ROW_COMMAS:,} commas "
+                "was expected; is a quote missing?"
+            )
+        return line
 
 
 def undecodable_line(file: Path) -> int:
@@ -181,8 +219,7 @@ def read_saved(benchmark: Benchmark, split: str, data: Path) -> Iterator[Sample]
             f"{', '.join(benchmark.fields)}; there are: {', '.join(columns)}"
         )
     for number, sample in enumerate(saved[name], start=1):
-        where = f"{data}, {name} sample {number}"
-        yield where, checked(sample, where)
+        yield f"{data}, {name} sample {number}", sample
 
 
 def read_hub(benchmark: Benchmark, split: str) -> Iterator[Sample]:
@@ -198,9 +235,9 @@ def read_hub(benchmark: Benchmark, split: str) -> Iterator[Sample]:
             "check the network and HF_ENDPOINT, or give a local folder with the authors' files (make: "
             f"{benchmark.name.upper()}_DATA=DIR, data_prepare.py: --data DIR)"
         ) from error
+    require_plain(loaded.features, f"{benchmark.hub}, {source}")
     for number, sample in enumerate(loaded, start=1):
-        where = f"{benchmark.hub}, {source} sample {number}"
-        yield where, checked(sample, where)
+        yield f"{benchmark.hub}, {source} sample {number}", sample
 
 
 @functools.cache

@@ -23,7 +23,14 @@ from jinja2.visitor import NodeTransformer
 
 from teacherlm.catalog.prompts import remove_duplicated_block
 from teacherlm.core.errors import UserError, reason
-from teacherlm.core.limits import LOOP_STEP, TEMPLATE_LETTERS, TEMPLATE_SECONDS, TEMPLATE_WORK
+from teacherlm.core.limits import (
+    LOOP_STEP,
+    TEMPLATE_BITS,
+    TEMPLATE_KEPT,
+    TEMPLATE_LETTERS,
+    TEMPLATE_SECONDS,
+    TEMPLATE_WORK,
+)
 
 FILTER_NAMES = (
     *(
@@ -81,11 +88,11 @@ class TooMuch(jinja2.TemplateRuntimeError):
 class Work(threading.local):
     """What the rendering of this thread has made so far, and the processor time at which it ends."""
 
-    letters = 0
+    letters = kept = 0
     end = 0.0
 
     def begin(self) -> None:
-        self.letters, self.end = 0, time.thread_time() + TEMPLATE_SECONDS
+        self.letters, self.kept, self.end = 0, 0, time.thread_time() + TEMPLATE_SECONDS
 
     def spend(self, letters: int) -> None:
         """Raises:
@@ -96,6 +103,25 @@ class Work(threading.local):
             raise TooMuch(f"it makes more than {TEMPLATE_WORK:,} letters (each step of a loop counts as {LOOP_STEP})")
         if time.thread_time() > self.end:
             raise TooMuch(f"it takes more than {TEMPLATE_SECONDS:g} seconds")
+
+    def keep(self, value: Any) -> Any:
+        """The same value, once what is in it is counted: what filters and methods return can be kept with `set`.
+
+        Raises:
+            TooMuch: all that this rendering was given so is more than TEMPLATE_KEPT, or it is too large a number.
+        """
+        require_small(value)
+        waiting = [value]
+        while waiting:
+            part = waiting.pop()
+            self.kept += 1 + (len(part) if isinstance(part, str) else 0)
+            if self.kept > TEMPLATE_KEPT:
+                raise TooMuch(f"its filters, methods and slices make more than {TEMPLATE_KEPT:,} letters and values")
+            if isinstance(part, dict):
+                waiting += part.values()
+            elif isinstance(part, list | tuple):
+                waiting += part
+        return value
 
     def steps(self, values: Iterable[Any], letters: int) -> Iterator[Any]:
         """The values that a loop goes through, each counted, with the fixed text that the loop's body writes."""
@@ -125,20 +151,32 @@ def size_of(value: Any) -> int:
     return value.bit_length() ** 2 // 10_000 if isinstance(value, int) else 0
 
 
-class Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja2's sandbox in which only METHODS can be called, and sums and products are counted."""
+def require_small(value: Any) -> None:
+    """Refuse a whole number with which one step would take long: a division of two of a million digits takes a minute.
 
-    intercepted_binops = frozenset(["*", "+", "%"])
+    Raises:
+        TooMuch: it has more than TEMPLATE_BITS.
+    """
+    if isinstance(value, int) and value.bit_length() > TEMPLATE_BITS:
+        raise TooMuch(f"it counts with a whole number of more than {TEMPLATE_BITS:,} bits")
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja2's sandbox in which only METHODS can be called, and what they and the operators make is counted."""
+
+    intercepted_binops = frozenset(["*", "+", "%", "-", "/", "//"])
 
     def call(self, context: Any, called: Any, *args: Any, **kwargs: Any) -> Any:
         value, name = getattr(called, "__self__", None), getattr(called, "__name__", "")
         if name not in METHODS.get(type(value), ()):
             raise jinja2.exceptions.SecurityError(f"{name or 'this'} cannot be called in a template")
         if name in COUNTED_METHODS:
-            return COUNTED_METHODS[name](value, *args, **kwargs)
-        return super().call(context, called, *args, **kwargs)
+            return WORK.keep(COUNTED_METHODS[name](value, *args, **kwargs))
+        return WORK.keep(super().call(context, called, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        require_small(left)
+        require_small(right)
         if operator == "%" and isinstance(left, str):
             raise jinja2.exceptions.SecurityError("% of a text cannot be used in a template")
         if operator == "*" and isinstance(left, int) != isinstance(right, int):  # so many copies of a text or a list
@@ -199,6 +237,16 @@ def over_counted(filter: Callable[..., Any]) -> Callable[..., Any]:
     return counted
 
 
+def kept(filter: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter whose results are counted."""
+
+    @functools.wraps(filter)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        return WORK.keep(filter(*args, **kwargs))
+
+    return counted
+
+
 def full_stop(text: str) -> str:
     """A full stop where the closing punctuation is missing (the reference's list for MMLU: . , ? ! and the quote)."""
     return text if text.endswith((".", ",", "?", "!", '"')) else text + "."
@@ -208,7 +256,7 @@ def one_line(text: str) -> str:
     return text.replace("\n", " ")
 
 
-STEPS, CONCATENATED, MADE = "for", "~", "[]"
+STEPS, CONCATENATED, MADE, SLICED = "for", "~", "[]", "[:]"
 """Names of filters that no template can write; `Bounded` writes them."""
 
 
@@ -235,13 +283,20 @@ def made(context: Any, value: Any) -> Any:
     return value
 
 
+@jinja2.pass_context
+def sliced(context: Any, value: Any) -> Any:
+    """A slice of a text or a list, counted."""
+    return WORK.keep(value)
+
+
 SANDBOX = Sandbox(undefined=jinja2.StrictUndefined, autoescape=False, finalize=written)
 SANDBOX.globals.clear()
 SANDBOX.filters = {name: FILTERS[name] for name in FILTER_NAMES}
 SANDBOX.filters |= {name: over_counted(FILTERS[name]) for name in FILTERS_OF_FILTERS}
 SANDBOX.filters |= {"replace": replaced, "join": join, "string": text_of}
-SANDBOX.filters |= {STEPS: steps, CONCATENATED: concatenated, MADE: made}
 SANDBOX.filters |= {"full_stop": full_stop, "one_line": one_line, "single_blanks": remove_duplicated_block}
+SANDBOX.filters = {name: kept(filter) for name, filter in SANDBOX.filters.items()}
+SANDBOX.filters |= {STEPS: steps, CONCATENATED: kept(concatenated), MADE: made, SLICED: sliced}
 
 
 # ------------------------------------------------------------------------------------------------------------ templates
@@ -266,6 +321,10 @@ class Bounded(NodeTransformer):
         letters = sum(len(fixed.data) for fixed in node.find_all(nodes.TemplateData))
         node.iter = as_filter(node.iter, STEPS, nodes.Const(letters))
         return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:
+        self.generic_visit(node)
+        return as_filter(node, SLICED) if isinstance(node.arg, nodes.Slice) else node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
         self.generic_visit(node)

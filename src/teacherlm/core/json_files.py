@@ -1,11 +1,13 @@
 """JSON files that are read whole: manifests, results, configurations. Records are read line by line (records.py)."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from teacherlm.core.errors import UserError, reason
-from teacherlm.core.limits import JSON_BYTES, JSON_DEPTH, JSON_VALUES
+from teacherlm.core.limits import JSON_BYTES, JSON_DEPTH, JSON_PARTS, JSON_VALUES
+from teacherlm.core.opening import open_ordinary
 from teacherlm.core.shapes import flaw_of_shape
 
 
@@ -14,9 +16,9 @@ def load_json(path: Path) -> Any:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no JSON in UTF-8, or it is beyond the limits of limits.py.
+        ValueError: it is no ordinary file, no JSON in UTF-8, or beyond the limits of limits.py.
     """
-    with open(path, "rb") as file:
+    with open_ordinary(path) as file:
         return parse_bounded(file.read(JSON_BYTES + 1))
 
 
@@ -56,21 +58,43 @@ def parse_bounded(data: bytes) -> Any:
     """The value that some JSON stands for.
 
     Raises:
-        ValueError: it is no JSON in UTF-8, or it is beyond the limits of limits.py: too many bytes, too many lists and
-            objects, or too many of them in one another.
+        ValueError: it is no JSON in UTF-8, or it is beyond the limits of limits.py: too many bytes or values, or too
+            many lists and objects in one another.
     """
     if len(data) > JSON_BYTES:
         raise ValueError(f"it has more than {JSON_BYTES:,} bytes")
     if (count := data.count(b"[") + data.count(b"{")) > JSON_VALUES:
         raise ValueError(f"it has more than {JSON_VALUES:,} lists and objects")
+    text = data.decode("utf-8")
+    if has_more_parts(text, JSON_PARTS):
+        raise ValueError(f"it has more than {JSON_PARTS:,} values")
     too_deep = ValueError(f"it is nested more than {JSON_DEPTH} levels deep")
     try:
-        value = json.loads(data.decode("utf-8"))
+        value = json.loads(text)
     except RecursionError:
         raise too_deep from None
     if count > JSON_DEPTH and is_deeper(value, JSON_DEPTH):
         raise too_deep
     return value
+
+
+TEXT = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+
+
+def has_more_parts(text: str, most: int) -> bool:
+    """Whether the value that some JSON stands for has more parts (values, and names in objects) than `most`.
+
+    Commas within texts do not count, but they are looked at only where all commas are too many.
+    """
+    if len(text) <= most or text.count(",") <= most:
+        return False
+    count = end = 0
+    for found in TEXT.finditer(text):
+        count += text.count(",", end, found.start())
+        end = found.end()
+        if count > most:
+            return True
+    return count + text.count(",", end) > most
 
 
 def is_deeper(value: Any, depth: int) -> bool:

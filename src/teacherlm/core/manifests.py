@@ -19,6 +19,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from teacherlm.core.files import whole_file
+from teacherlm.core.json_files import load_json
+from teacherlm.core.opening import open_ordinary
 from teacherlm.core.places import ROOT
 from teacherlm.core.redaction import redacted_command
 from teacherlm.core.terminal import printable
@@ -53,8 +55,8 @@ def read_manifest(path: Path) -> Manifest | None:
     Outputs are written relative to the manifest, so that a run's folder can be moved; here they are made whole again.
     """
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        manifest = load_json(path)
+    except (OSError, ValueError):
         return None
     if not is_manifest(manifest):
         return None
@@ -137,7 +139,7 @@ def together(path: Path, described: Mapping[str, Mapping[str, Any]]) -> Descript
 
 
 def sha256(file: Path) -> str:
-    with open(file, "rb") as handle:
+    with open_ordinary(file) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 

@@ -1,9 +1,11 @@
-"""Files that are opened as what they are: no link is followed, nobody's other name of a file is written to."""
+"""Files that are opened as what they are: no link is followed, nobody's other name of a file is written to, and
+nothing but an ordinary file is read."""
 
 import errno
 import os
 import stat
 from pathlib import Path
+from typing import IO
 
 from teacherlm.core.errors import UserError
 
@@ -39,6 +41,35 @@ def open_unlinked(path: Path, flags: int = os.O_RDWR) -> int:
         os.close(file)
         raise not_ordinary(path)
     return file
+
+
+class NotOrdinaryError(UserError, ValueError):
+    """There is a named pipe, a device or a socket where a file to read was expected.
+
+    It is a ValueError as well: whoever passes over files that cannot be read passes over this one.
+    """
+
+
+def open_ordinary(path: Path) -> IO[bytes]:
+    """Open a file for reading, links followed, once it is sure that it is an ordinary one.
+
+    Opening a named pipe waits for somebody who writes to it, and reading a device such as /dev/zero never ends.
+
+    Raises:
+        OSError: it cannot be opened, or is a folder.
+        NotOrdinaryError: it is something else than a file.
+    """
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(number).st_mode
+        if stat.S_ISDIR(found):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(found):
+            raise NotOrdinaryError(f"{path}: this is a named pipe or a device, an ordinary file was expected")
+        return open(number, "rb")
+    except BaseException:
+        os.close(number)
+        raise
 
 
 def not_ordinary(path: Path) -> UserError:

@@ -16,7 +16,7 @@ from teacherlm.core.errors import UserError
 from teacherlm.core.files import set_aside
 from teacherlm.core.json_files import parse_bounded
 from teacherlm.core.lock import lock_descriptor
-from teacherlm.core.opening import open_unlinked
+from teacherlm.core.opening import open_ordinary, open_unlinked
 from teacherlm.core.records import cut_torn_line, dump_line
 
 FLUSH_SECONDS = 1.0
@@ -171,7 +171,7 @@ def done_keys(path: Path, work: Mapping[str, Any]) -> set[int]:
 
 
 def pieces(path: Path, work: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(path, "rb") as file:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open_ordinary(path) as file:
         if parse_bounded(file.readline())["work"] != dict(work):
             return
         for line in file:  # the last may be half there: it ends the loop

@@ -17,7 +17,9 @@ from backports import zstd
 
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import whole_file
-from teacherlm.core.limits import JSON_DEPTH, JSON_VALUES, LINE_BYTES, UNPACKED_BYTES, UNPACKED_TIMES
+from teacherlm.core.json_files import has_more_parts
+from teacherlm.core.limits import JSON_DEPTH, JSON_PARTS, JSON_VALUES, LINE_BYTES, UNPACKED_BYTES, UNPACKED_TIMES
+from teacherlm.core.opening import open_ordinary
 from teacherlm.core.terminal import shown
 
 Record = dict[str, Any]
@@ -40,7 +42,7 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     """
     opener = COMPRESSED.get(path.suffix)
     try:
-        with open(path, "rb") as file:
+        with open_ordinary(path) as file:
             if opener is None:
                 yield file
                 return
@@ -78,11 +80,12 @@ class Bounded(io.RawIOBase):
         return len(data)
 
 
-def parse_json(text: str, most: int = JSON_VALUES) -> Any:
+def parse_json(text: str, most: int = JSON_VALUES, most_parts: int = JSON_PARTS) -> Any:
     """JSON with each name once in an object (Python's reader would keep the last value and drop the others).
 
     Args:
         most: lists and objects that it may have.
+        most_parts: values of all kinds that it may have.
 
     Raises:
         ValueError: it is no JSON.
@@ -90,6 +93,8 @@ def parse_json(text: str, most: int = JSON_VALUES) -> Any:
     """
     if len(text) > most and text.count("[") + text.count("{") > most:
         raise Flaw(f"more than {most:,} lists and objects")
+    if has_more_parts(text, most_parts):
+        raise Flaw(f"more than {most_parts:,} values")
     try:
         return DECODER.decode(text)
     except RecursionError:

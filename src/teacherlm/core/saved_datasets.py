@@ -4,12 +4,15 @@
 the process without a word: each file is validated before it is mapped.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from teacherlm.core.errors import UserError, reason
 from teacherlm.core.json_files import load_object
+from teacherlm.core.limits import FIELDS
 from teacherlm.core.names import is_plain_name
+from teacherlm.core.terminal import shown
 
 
 def is_saved(data: Path) -> bool:
@@ -69,12 +72,46 @@ def load_saved(data: Path, splits: bool = False) -> Any:
             require_sound(data, file)
     try:
         loaded = (datasets.DatasetDict if splits else datasets).load_from_disk(str(data))
+        for part in loaded.values() if isinstance(loaded, datasets.DatasetDict) else [loaded]:
+            require_plain(part.features, str(data))
         loaded.reset_format()  # the folder may name columns to leave out, and a library's arrays for values
         return loaded
+    except UserError:
+        raise
     except IndexError:  # so the library says that there are no rows
         raise UserError(f"{data}: empty; at least one sample was expected") from None
     except Exception as error:  # what the libraries raise over a damaged file is of a dozen kinds
         raise broken(data, error) from error
+
+
+def require_plain(features: Any, where: str) -> None:
+    """Refuse a dataset with columns of images, sounds and the like, which reading a sample would open and decode.
+
+    Raises:
+        UserError: it names the column.
+    """
+    for name, feature in features.items():
+        if kind := decoded_kind(feature):
+            raise UserError(
+                f"{where}: the column {shown(name)} is of the kind {kind}; texts and numbers were expected: save the "
+                "dataset without it (remove_columns)"
+            )
+
+
+def decoded_kind(feature: Any) -> str | None:
+    """The name of the first kind of feature in a feature that `datasets` decodes when a sample is read."""
+    if isinstance(feature, dict | list):
+        parts = feature.values() if isinstance(feature, dict) else feature
+        return next(filter(None, map(decoded_kind, parts)), None)
+    if hasattr(feature, "decode_example") and type(feature).__name__ != "Json":
+        return type(feature).__name__
+    return decoded_kind(feature.feature) if hasattr(feature, "feature") else None
+
+
+def count_fields(types: Iterable[Any]) -> int:
+    """Fields of the objects, and parts of the lists, that values of these Arrow types have, at any depth."""
+    parts = [[kind.field(number).type for number in range(kind.num_fields)] for kind in types if kind.num_fields]
+    return sum(len(part) + count_fields(part) for part in parts)
 
 
 def require_sound(data: Path, file: Path) -> None:
@@ -87,6 +124,9 @@ def require_sound(data: Path, file: Path) -> None:
 
     try:
         with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as batches:
+            types = batches.schema.types
+            if len(types) + count_fields(types) > FIELDS:
+                raise ValueError(f"it has more than {FIELDS:,} fields, those of objects counted")
             for batch in batches:
                 batch.validate(full=True)
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:

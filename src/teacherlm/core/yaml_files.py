@@ -20,6 +20,7 @@ import yaml
 
 from teacherlm.core.errors import UserError
 from teacherlm.core.limits import YAML_BYTES, YAML_DEPTH, YAML_EXPANDED
+from teacherlm.core.opening import open_ordinary
 from teacherlm.core.terminal import cut, shown
 
 TEXT, NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
@@ -134,7 +135,7 @@ def read_yaml(path: Path, kind: type, computed: set[str]) -> dict[str, Any]:
     Raises:
         UserError: with the file, and the line or the field.
     """
-    with open(path, "rb") as file:
+    with open_ordinary(path) as file:
         data = file.read(YAML_BYTES + 1)
     if len(data) > YAML_BYTES:
         raise UserError(f"{path}: at most {YAML_BYTES:,} bytes were expected; is this the right file?")

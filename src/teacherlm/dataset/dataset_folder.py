@@ -10,7 +10,9 @@ import pyarrow as pa
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.json_files import load_object
+from teacherlm.core.limits import FIELDS, INNER_FIELDS
 from teacherlm.core.records import Record
+from teacherlm.core.saved_datasets import count_fields
 from teacherlm.core.terminal import shown
 from teacherlm.core.trees import files_below
 
@@ -32,7 +34,7 @@ def write_dataset(stream: Stream, folder: Path) -> int:
     Memory does not grow with their number.
 
     Raises:
-        UserError: a field has values of types that do not go together (both places are named).
+        UserError: a field has values of types that do not go together (both places are named), or there are too many.
     """
     empty_dataset(infer_schema(stream)).save_to_disk(str(folder), num_shards=1)
     return fill(folder, stream)
@@ -70,7 +72,7 @@ def fill(folder: Path, stream: Stream) -> int:
             writer.write_batch(to_arrow(batch, schema))
             count += len(batch)
     state = folder / "state.json"
-    described = json.loads(state.read_text(encoding="utf-8"))
+    described = load_object(state)
     described["_fingerprint"] = fingerprint(file)  # it names what `datasets` caches of this content
     state.write_text(json.dumps(described, indent=2), encoding="utf-8")
     return count
@@ -164,6 +166,14 @@ def gather_types(records: Iterable[Placed], types: dict[str, pa.DataType]) -> It
                 ) from error
             if known is None or pa.types.is_null(known):
                 first[name] = where
+            if types[name] != known:
+                if len(types) > FIELDS:
+                    raise UserError(f"{where}: with it the records have more than {FIELDS:,} fields; leave some out")
+                if count_fields([types[name]]) > INNER_FIELDS:
+                    raise UserError(
+                        f"{where}: with it the objects in the field {shown(name)} have more than {INNER_FIELDS:,} "
+                        "fields; make such an object a list, or a text"
+                    )
         yield record
 
 

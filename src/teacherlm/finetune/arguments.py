@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import dataclasses
 import importlib.util
-import json
 import netrc
 import os
 import sys
@@ -20,6 +19,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from teacherlm.catalog.models import find_model
 from teacherlm.core.errors import UserError, one_line, reason
 from teacherlm.core.flags import LIST_MISSING, require_number
+from teacherlm.core.json_files import load_json
 from teacherlm.core.places import ROOT
 from teacherlm.core.redaction import is_secret, secret_settings
 from teacherlm.core.terminal import shown
@@ -328,8 +328,8 @@ def require_no_secrets(file: Path) -> None:
         UserError: it names the file and the setting.
     """
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        settings = load_json(file)
+    except (OSError, ValueError) as error:
         raise UserError(f"--deepspeed {file}: a JSON object was expected ({reason(error)})") from error
     if not isinstance(settings, dict):
         raise UserError(f"--deepspeed {file}: a JSON object was expected, found {shown(settings)}")

@@ -14,6 +14,8 @@ from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import remove, set_aside, whole_file
 from teacherlm.core.json_files import load_object, require_object
+from teacherlm.core.names import LONGEST_NAME
+from teacherlm.core.opening import open_ordinary
 from teacherlm.core.outputs import through_links
 from teacherlm.core.shapes import flaw_of_shape
 from teacherlm.core.terminal import shown
@@ -139,7 +141,8 @@ def require_own_states(checkpoint: Path) -> None:
         UserError: it names the file.
     """
     try:
-        name = (checkpoint / LATEST).read_text(encoding="utf-8").strip()
+        with open_ordinary(checkpoint / LATEST) as file:
+            name = file.read(LONGEST_NAME).decode("utf-8").strip()
     except (OSError, ValueError):
         name = ""
     if not name.startswith("global_step") or "/" in name or not (checkpoint / name).is_dir():

@@ -10,7 +10,8 @@ import torch
 from transformers import TrainerCallback
 
 from teacherlm.core.errors import reason
-from teacherlm.core.records import dump_line, read_records, write_records
+from teacherlm.core.records import dump_line, write_records
+from teacherlm.core.training_log import read_log
 from teacherlm.runtime.processes import is_first, say
 
 LOG = "log.jsonl"
@@ -33,7 +34,7 @@ class LossLog(TrainerCallback):
         resumed_step = int(last.name.split("-")[1]) if last else 0
         kept = []
         if path.exists() and path.stat().st_size:
-            kept = [record for _, record in read_records(path) if record["step"] <= resumed_step]
+            kept = [record for record in read_log(path) if record["step"] <= resumed_step]
         if kept:
             self.step = max(record["step"] for record in kept)
         write_records(path, kept)

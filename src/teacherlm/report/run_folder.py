@@ -16,6 +16,7 @@ from teacherlm.core import manifests
 from teacherlm.core.errors import UserError, one_line
 from teacherlm.core.json_files import load_object
 from teacherlm.core.names import file_name
+from teacherlm.core.opening import open_ordinary
 from teacherlm.core.records import Record, read_records
 from teacherlm.core.redaction import redacted_command, without_named
 from teacherlm.core.results import read_result
@@ -356,7 +357,11 @@ def unexplained(folder: Path) -> Iterator[str]:
     """What the teachers have not written, and what is not post-processed."""
     for own in sorted(path for path in (folder / "enhance").glob("*") if path.is_dir()):
         for progress in sorted(own.glob(".*.progress")):
-            texts = max(0, count_lines(progress) - 1)
+            try:
+                texts = max(0, count_lines(progress) - 1)
+            except (OSError, ValueError) as error:
+                yield f"enhance: {progress}: {one_line(error)}"
+                continue
             output = progress.name.removeprefix(".").removesuffix(".progress")
             yield f"enhance: {own.name}/{output} is not finished: {texts} texts so far"
         for failures in sorted(own.glob("*.failures.jsonl")):
@@ -380,7 +385,7 @@ def unexplained(folder: Path) -> Iterator[str]:
 
 def count_lines(path: Path) -> int:
     """Line breaks in a file, of which a line may be of any length."""
-    with open(path, "rb") as file:
+    with open_ordinary(path) as file:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
 
 
@@ -400,8 +405,12 @@ def untrained_or_unscored(folder: Path, run: Run, before: list[Scored]) -> Itera
 def failed_jobs(folder: Path) -> Iterator[str]:
     """What jobs on Slurm said at their end, if it was no good one (see slurm/lib/job.bash)."""
     for state in sorted(folder.glob("chains/*/states/*")):
-        with open(state, encoding="utf-8", errors="replace") as file:
-            said = file.read(1000).split("\t")[0]
+        try:
+            with open_ordinary(state) as file:
+                said = file.read(1000).decode("utf-8", "replace").split("\t")[0]
+        except (OSError, ValueError) as error:
+            yield f"chain: {state}: {one_line(error)}"
+            continue
         if said.startswith("failed") and not state.suffix:
             stage, _, number = state.name.rpartition("-")
             yield f"{stage}: task {number} of {state.parent.parent.name} {said}"

@@ -35,6 +35,8 @@ TIMEOUT = (10, 600)
 """Seconds to connect, and between two bytes of an answer: a long text on a busy server takes its time."""
 WHOLE_ANSWER = 3600
 """Seconds for the answer to one prompt, with all attempts: a server that sends a byte a minute is given up."""
+FIRST_ANSWER = 600
+"""Seconds for the answer to the first request, which asks for no text."""
 LARGEST = 4 << 20
 """Bytes of an answer: a completion of 2,048 tokens has some 10 kB."""
 MOST_TOKENS = 10**9
@@ -80,17 +82,42 @@ class OpenAIEngine:
         self.concurrency = concurrency
         self.session = make_session(self.address, concurrency)
         self.said = threading.Event()
-        try:
-            # The body is of no interest, and is not read.
-            answer = self.session.get(f"{self.address}/v1/models", timeout=TIMEOUT, stream=True, allow_redirects=False)
-        except (requests.RequestException, ValueError) as error:
-            raise UserError(f"no server at {self.address}: {words_of(error)}; start it, or mend TEACHER") from error
-        answer.close()
+        answer = self.first_answer()
         if answer.is_redirect:
             raise UserError(
                 f"the server at {self.address} sends to {quoted(answer.headers.get('Location', ''))}; prompts and key "
                 "are not sent on: give that server's address as TEACHER if you trust it"
             )
+
+    def first_answer(self) -> requests.Response:
+        """The server's answer to a request for its models, which shows that it is there; its body is not read.
+
+        The request has a thread of its own, because no timeout of the library bounds what comes before an answer: a
+        server may send `100 Continue`, or a header letter by letter, for ever.
+
+        Raises:
+            UserError: there is no answer within FIRST_ANSWER seconds.
+        """
+        answers: queue.SimpleQueue[requests.Response | Exception] = queue.SimpleQueue()
+
+        def ask() -> None:
+            url = f"{self.address}/v1/models"
+            try:
+                answers.put(self.session.get(url, timeout=TIMEOUT, stream=True, allow_redirects=False))
+            except Exception as error:  # foreign data can make a library raise anything
+                answers.put(error)
+
+        threading.Thread(target=ask, daemon=True).start()
+        try:
+            answer = answers.get(timeout=FIRST_ANSWER)
+        except queue.Empty:
+            raise UserError(
+                f"the server at {self.address} did not answer within {FIRST_ANSWER} seconds; mend TEACHER"
+            ) from None
+        if isinstance(answer, Exception):
+            raise UserError(f"no server at {self.address}: {words_of(answer)}; start it, or mend TEACHER") from answer
+        answer.close()
+        return answer
 
     def complete(self, prompts: Iterator[Prompt]) -> Iterator[Completion | Failure]:
         """Complete all prompts; yields each as its answer comes.
