@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -290,7 +291,7 @@ def test_the_time_before_the_lock_is_not_the_stage_s(source: Path, output: Path)
         assert run.seconds < 50
         run.compare(ARGUMENTS, {"source": describe(source)})
     run.started -= 100
-    with run:  # work that goes on from before
+    with run:  # the work began before
         assert run.seconds > 50
 
 
@@ -346,3 +347,20 @@ def test_of_several_processes_the_first_looks_and_writes_and_all_agree(
     assert len(capsys.readouterr().out.splitlines()) == 1
     assert not elsewhere.parent.exists()
     assert look(source, output).is_done
+
+
+# --- the stages
+
+
+def test_no_stage_spells_out_by_itself_what_a_run_does() -> None:
+    """They neither write manifests nor compare them with their work nor word the line that nothing is to do."""
+    package = Path(manifests.__file__).parents[1]
+    words = re.compile(r"\bwrite_manifest\b|\bmanifests\.changes\b|import .*\bchanges\b|: done already")
+    found = [
+        f"{path.relative_to(package)}, line {number}: {line.strip()}"
+        for path in sorted(package.rglob("*.py"))
+        if path.parent.name != "core"
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if words.search(line)
+    ]
+    assert found == []
