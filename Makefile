@@ -106,9 +106,10 @@ fuzz: $(VENV)/installed.txt ## damage what the stages read, 10,000 times each su
 check-gpu: $(VENV)/installed.txt ## run the tests that need a GPU
 	@$(PYTHON) -P -m pytest -m gpu
 
-lint: $(VENV)/installed.txt ## check format, code and shell scripts
+lint: $(VENV)/installed.txt ## check format, code, types and shell scripts
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/mypy
 	@$(VENV)/bin/shellcheck --external-sources --check-sourced $$(git ls-files '*.sh' .ci/run)
 
 prove: $(VENV)/installed.txt ## run the proofs on all real test sets (hours): make prove ONLY=creak

@@ -52,7 +52,8 @@ def main() -> int | None:
     if name not in COMMANDS:
         raise UserError(f"there is no command {name!r}; there are: {', '.join(COMMANDS)}")
     sys.argv = [called or f"teacherlm {name}", *words[1:]]
-    return importlib.import_module(f"teacherlm.{COMMANDS[name][0]}").main()
+    status: int | None = importlib.import_module(f"teacherlm.{COMMANDS[name][0]}").main()
+    return status
 
 
 def start() -> None:

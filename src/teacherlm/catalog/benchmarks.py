@@ -131,7 +131,7 @@ class Benchmark:
     @cached_property
     def boolean_labels(self) -> dict[str, str]:
         """Letters of what a boolean renders to, where `labels` has an unquoted true or false."""
-        labels = (self.labels or {}).items()
+        labels = list((self.labels or {}).items())
         return {
             label.capitalize(): letter
             for label, letter in reversed(labels)

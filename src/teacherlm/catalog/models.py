@@ -186,11 +186,12 @@ def local_folder(model: Model) -> Path:
         return packaged_model(model.name, model.package)
     if model.hub is not None:
         return check_folder(download(model.hub, model.revision))
-    folder = Path(model.path)
+    path = str(model.path)
+    folder = Path(path)
     if not folder.is_dir():
-        folder = in_home(os.path.expandvars(model.path), "HOME")
+        folder = in_home(os.path.expandvars(path), "HOME")
     if "$" in str(folder) and not folder.is_dir():
-        variable = model.path.split("$")[1].split("/")[0].strip("{}")
+        variable = path.split("$")[1].split("/")[0].strip("{}")
         raise UserError(f"model {model.name}: set {variable} to the folder that holds its weights ({model.path})")
     return check_folder(folder)
 

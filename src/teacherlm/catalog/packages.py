@@ -44,7 +44,7 @@ def packaged_model(name: str, package: Mapping[str, str]) -> Path:
 def find(distribution: importlib.metadata.Distribution, ending: str, name: str) -> Path:
     for file in distribution.files or []:
         if file.as_posix().endswith(f"/{ending}"):
-            return Path(distribution.locate_file(file))
+            return Path(str(distribution.locate_file(file)))
     raise UserError(f"model {name}: {distribution.name} {distribution.version} has no file {ending}")
 
 

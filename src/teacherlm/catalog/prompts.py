@@ -107,7 +107,7 @@ def longest_row(question: str) -> list[int]:
     best = None
     for start, letter in reversed(marks):
         after = nearest.get(chr(ord(letter) + 1))
-        following[start], lengths[start] = after, 1 + lengths.get(after, 0)
+        following[start], lengths[start] = after, 1 + (0 if after is None else lengths[after])
         nearest[letter] = start
         if start in firsts and (best is None or lengths[start] > lengths[best]):
             best = start

@@ -76,8 +76,10 @@ REFUSED = {
 }
 """Parts of Jinja2 that a benchmark does not need, and that call themselves, read files or are not counted."""
 
-ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
-ERRORS += (AssertionError, RecursionError, NameError)
+ERRORS = (
+    *(jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError),
+    *(RecursionError, NameError),
+)
 """What a template raises over values that it was not made for: `{{ 5 | full_stop }}` has no endswith."""
 
 
@@ -195,10 +197,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 def replaced(text: Any, old: Any, new: Any, count: int | None = None) -> str:
     """`text.replace(old, new, count)`; all of them where the count is None."""
-    text, old, new, count = text_of(text), text_of(old), text_of(new), -1 if count is None else count
-    hits = text.count(old)
-    WORK.spend(len(text) + len(new) * (hits if count < 0 else min(hits, count)))
-    return text.replace(old, new, count)
+    whole, found, instead = text_of(text), text_of(old), text_of(new)
+    most = -1 if count is None else count
+    hits = whole.count(found)
+    WORK.spend(len(whole) + len(instead) * (hits if most < 0 else min(hits, most)))
+    return whole.replace(found, instead, most)
 
 
 def text_of(value: Any) -> str:
@@ -207,10 +210,8 @@ def text_of(value: Any) -> str:
 
 
 def joined(values: Iterable[Any], between: Any = "") -> str:
-    between, parts = str(between), []
-    for value in WORK.steps(values, len(between)):
-        parts.append(text_of(value))
-    return between.join(parts)
+    separator = str(between)
+    return separator.join([text_of(value) for value in WORK.steps(values, len(separator))])
 
 
 COUNTED_METHODS: dict[str, Callable[..., str]] = {
@@ -341,9 +342,10 @@ class Bounded(NodeTransformer):
         return as_filter(node, MADE) if node.ctx == "load" else node
 
 
-def as_filter(value: nodes.Expr, name: str, *args: nodes.Expr) -> nodes.Filter:
-    filter = nodes.Filter(value, name, list(args), [], None, None)
-    return filter.set_lineno(value.lineno).set_environment(SANDBOX)
+def as_filter(value: nodes.Node, name: str, *args: nodes.Expr) -> nodes.Filter:
+    made = nodes.Filter(value, name, list(args), [], None, None)
+    made.set_lineno(value.lineno).set_environment(SANDBOX)
+    return made
 
 
 def compile_template(source: str, where: str) -> jinja2.Template:

@@ -29,13 +29,14 @@ def disk_error(error: BaseException) -> UserError | None:
 
     Libraries wrap such errors (safetensors raises its own class), so the chain of causes and the text are read too.
     """
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            return UserError(f"{error.filename or 'writing'}: {DISK_ERRORS[error.errno]}")
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
+            return UserError(f"{cause.filename or 'writing'}: {DISK_ERRORS[cause.errno]}")
         for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            if f"(os error {number})" in str(error):
+            if f"(os error {number})" in str(cause):
                 return UserError(f"writing: {DISK_ERRORS[number]}")
-        error = error.__cause__ or error.__context__
+        cause = cause.__cause__ or cause.__context__
     return None
 
 

@@ -141,7 +141,7 @@ class ProgressFile:
         self.reader.seek(self.offsets[key])
         line = self.reader.readline()
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-            piece = parse_bounded(line)
+            piece: dict[str, Any] = parse_bounded(line)
             if piece.pop("key") == key:
                 return piece
         raise UserError(

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +24,7 @@ from teacherlm.core.terminal import shown
 
 Record = dict[str, Any]
 
-COMPRESSED = {".gz": gzip.open, ".zst": zstd.open}
+COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".zst": zstd.open}
 """Ending of a compressed file -> what opens it."""
 
 
@@ -105,8 +105,10 @@ def unique(pairs: list[tuple[str, Any]]) -> Record:
     record = dict(pairs)
     if len(record) < len(pairs):
         seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise Flaw(f"the field {shown(twice)} is there twice in one object; remove or rename one")
+        for name, _ in pairs:
+            if name in seen:
+                raise Flaw(f"the field {shown(name)} is there twice in one object; remove or rename one")
+            seen.add(name)
     return record
 
 

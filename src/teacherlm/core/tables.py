@@ -31,10 +31,10 @@ def draw_intervals(rows: Sequence[tuple[str, float, float, float]]) -> str:
     """One line a row, from the lowest to the highest bound: ---o--- for (name, low, value, high)."""
     lowest, highest = min(low for _, low, _, _ in rows), max(high for *_, high in rows)
     scale = (WIDTH - 1) / max(highest - lowest, 1e-12)
-    rows = [(printable(name, LONGEST_CELL), *numbers) for name, *numbers in rows]
-    widest = max(len(name) for name, *_ in rows)
+    names = [printable(name, LONGEST_CELL) for name, *_ in rows]
+    widest = max(map(len, names))
     lines = [f"{'':{widest}}  {lowest:<{WIDTH - 6}.4f}{highest:.4f}"]
-    for name, *numbers in rows:
+    for name, (_, *numbers) in zip(names, rows):
         low, value, high = (min(WIDTH - 1, max(0, round((number - lowest) * scale))) for number in numbers)
         drawn = [" "] * WIDTH
         drawn[low : high + 1] = "-" * (high + 1 - low)

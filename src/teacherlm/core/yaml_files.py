@@ -110,7 +110,8 @@ def unique_mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
         if key.value in seen:
             raise yaml.constructor.ConstructorError(None, None, f"{shown(key.value)} is there twice", key.start_mark)
         seen.add(key.value)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+    mapping: dict[Any, Any] = yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+    return mapping
 
 
 Loader.yaml_implicit_resolvers = {

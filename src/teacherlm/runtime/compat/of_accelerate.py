@@ -18,7 +18,7 @@ def finds_gloo() -> bool:
     Up to 1.15 at least it does not: it chooses gloo only where it is told that it is on a CPU (`cpu=True`), and then it
     leaves DeepSpeed out.
     """
-    return PartialState._prepare_backend(None, cpu=False, sagemaker_dp=False, backend=None) == GLOO  # type: ignore[arg-type]
+    return PartialState._prepare_backend(None, cpu=False, sagemaker_dp=False, backend=None) == GLOO
 
 
 @contextlib.contextmanager

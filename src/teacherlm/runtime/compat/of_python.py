@@ -24,7 +24,7 @@ DATA_CODES = {
 """Instructions of a pickle that `PlainUnpickler` knows."""
 
 
-class PlainUnpickler(pickle._Unpickler):  # type: ignore[misc,name-defined]
+class PlainUnpickler(pickle._Unpickler):
     """Of a pickle only what is data: lists, dictionaries, texts, numbers, and references to earlier ones.
 
     It is the library's unpickler in Python, which keeps references in a dictionary. The public one, in C, keeps them in
@@ -61,4 +61,4 @@ def exit_code_kept() -> Iterator[None]:
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(end.code or 0)  # type: ignore[arg-type]
+        os._exit(end.code or 0)
