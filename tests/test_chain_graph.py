@@ -1,4 +1,4 @@
-"""The chain as a graph: which stages there are, what each needs and makes, its tasks, commands and places."""
+"""The chain as a graph: its stages, what each needs and makes, its tasks and commands, and where everything lies."""
 
 import dataclasses
 import shutil

@@ -76,3 +76,14 @@ def test_no_module_is_run_without_leaving_the_current_folder_out() -> None:
         if re.search(r"sys\.executable, \"-(?![PI]\")", (ROOT / name).read_text()):
             wrong.append(name)
     assert wrong == []
+
+
+def test_what_starts_the_stages_needs_no_packages() -> None:
+    """With an image it runs outside of it, by a Python that has none."""
+    modules = [f"chain.{name}" for name in ("main", "job", "download", "steer", "describe_site", "facts")]
+    modules += ["finetune.launch", "scoring.launch", "atlas.experiment"]
+    code = "\n".join(f"import teacherlm.{name}" for name in modules)
+    command = [sys.executable, "-P", "-S", "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

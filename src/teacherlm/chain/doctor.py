@@ -1,6 +1,7 @@
 """Say what this machine has and lacks for each stage, and how to mend it. Runs without anything installed."""
 
 import importlib.metadata
+import io
 import os
 import platform
 import re
@@ -159,5 +160,6 @@ def command(name: str, words: list[str], without: str) -> Finding:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name may have letters that the terminal lacks
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name may have letters that the terminal lacks
     sys.exit(main())

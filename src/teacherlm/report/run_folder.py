@@ -403,7 +403,7 @@ def untrained_or_unscored(folder: Path, run: Run, before: list[Scored]) -> Itera
 
 
 def failed_jobs(folder: Path) -> Iterator[str]:
-    """What jobs on Slurm said at their end, if it was no good one (see slurm/lib/job.bash)."""
+    """What jobs on Slurm said at their end, if it was no good one (see slurm/job.sh)."""
     for state in sorted(folder.glob("chains/*/states/*")):
         try:
             with open_ordinary(state) as file:
