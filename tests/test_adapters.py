@@ -26,11 +26,12 @@ from test_any_model import words as stage_words
 from test_finetune import STEPS, flags, read_log, weights
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from teacherlm.catalog.adapters import base_reference
+from teacherlm.catalog.adapters import base_folder, base_reference
 from teacherlm.catalog.models import Model
+from teacherlm.core.errors import UserError
 from teacherlm.enhance.engines import Prompt, Sampling
 from teacherlm.enhance.engines.transformers_engine import TransformersEngine
-from teacherlm.runtime.loading import load_tokenizer
+from teacherlm.runtime.loading import load_model, load_tokenizer
 from teacherlm.runtime.tokens import decode_completion, encode_prompt
 from teacherlm.scoring.batching import Group
 from teacherlm.scoring.scored_model import ScoredModel
@@ -153,6 +154,71 @@ def test_a_base_model_that_is_gone_is_named(trained: tuple[Path, Path], prepared
     words = ["--model_args", f"pretrained={checkpoint}", "--tasks", "sample", "--datasets", prepared / "tests"]
     error = only_error(inside("evaluate", *words))
     assert f"{checkpoint}: the base model of these adapters is not there: {base}" in error
+
+
+def test_a_base_model_is_not_looked_for_in_the_current_folder(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder with the name of the hub's model could be anybody's there. Beside the adapters it is theirs."""
+    base, checkpoint = trained
+    here = tmp_path / "here"
+    shutil.copytree(base, here / "someone" / "tiny")
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    path = checkpoint / "adapter_config.json"
+    for name in ("someone/tiny", "someone", "", "."):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": name}))
+        with pytest.raises(UserError):
+            base_folder(checkpoint)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "someone/tiny"}))
+    shutil.copytree(base, checkpoint / "someone" / "tiny")
+    assert base_folder(checkpoint) == checkpoint / "someone" / "tiny"
+
+
+HURTS = [
+    ({"target_modules": "([a-z0-9_.]+)+!$"}, "its patterns of modules, '([a-z0-9_.]+)+!$' for example, take more than"),
+    ({"rank_pattern": {"([a-z0-9_.]+)+!": 4}}, "its patterns of modules"),
+    ({"alpha_pattern": {"([a-z0-9_.]+)+!": 4}}, "its patterns of modules"),
+    ({"exclude_modules": "([a-z0-9_.]+)+!$"}, "its patterns of modules"),
+    ({"layers_to_transform": [0], "layers_pattern": ["([a-z0-9_.]+)+!"]}, "its patterns of modules"),
+    ({"r": 10**9}, "r: the number 1000000000 is too large"),
+    ({"r": 10**6}, "r: a rank of at most "),
+    ({"rank_pattern": {"q_proj": 10**6}}, "rank_pattern: a rank of at most "),
+    ({"init_lora_weights": "pissa_niter_1000000"}, "init_lora_weights: at most 100 steps were expected"),
+]
+
+
+@pytest.mark.parametrize(("settings", "said"), HURTS)
+def test_settings_of_adapters_that_are_meant_to_hurt(
+    trained: tuple[Path, Path],
+    prepared: Path,
+    inside: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict,
+    said: str,
+) -> None:
+    monkeypatch.setattr("teacherlm.catalog.adapter_settings.PATTERN_SECONDS", 1)
+    _, checkpoint = trained
+    path = checkpoint / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    words = ["--model_args", f"pretrained={checkpoint}", "--tasks", "sample", "--datasets", prepared / "tests"]
+    error = only_error(inside("evaluate", *words, "--output_path", "results", "--limit", 4))
+    assert f"{path}: {said}" in error
+
+
+def test_patterns_that_people_write_are_taken(trained: tuple[Path, Path]) -> None:
+    _, checkpoint = trained
+    path = checkpoint / "adapter_config.json"
+    settings = json.loads(path.read_text())
+    expected = logits_of(checkpoint)
+    pattern = r"(?:.*?(?:language|text|model).*?(?:self_attn|mlp).*?(?:[a-z]+_proj).*?)"
+    path.write_text(json.dumps(settings | {"target_modules": pattern, "rank_pattern": {r"layers\.\d+\.x": 2}}))
+    torch.testing.assert_close(logits_of(checkpoint), expected)
+
+
+def logits_of(folder: Path) -> torch.Tensor:
+    with torch.inference_mode():
+        return load_model(folder).eval()(torch.arange(20)[None]).logits
 
 
 def test_adapters_are_not_taken_for_a_student(trained: tuple[Path, Path], prepared: Path, inside: Callable) -> None:

@@ -193,3 +193,37 @@ def test_a_dataset_that_cannot_be_had_is_one_line(hub: Hub, prepare: Run, lacks:
     assert done.stderr.startswith("data_prepare.py: error: CREAK could not be loaded from the hub (amydeng2000/CREAK")
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "file"])
+def test_a_namesake_in_the_current_folder_is_not_taken_for_the_hubs_dataset(
+    tmp_path: Path, environment: dict[str, str], creak_repository: Path, stage: Run, kind: str
+) -> None:
+    here = tmp_path / "here"
+    namesake = here / "amydeng2000" / "CREAK"
+    namesake.parent.mkdir(parents=True)
+    if kind == "folder":
+        shutil.copytree(creak_repository, namesake)
+    elif kind == "link":
+        namesake.symlink_to(creak_repository)
+    else:
+        namesake.touch()
+    words = ("--benchmark", "creak", "--output_dir", tmp_path / "out", "--test_dir", tmp_path / "test")
+    for more in ({}, {"HF_HUB_OFFLINE": "1"}):
+        result = stage("data_prepare", *words, env=environment | more, timeout=60, cwd=here)
+        assert f"{namesake}: it has the name of a dataset on the hub" in only_error(result)
+    shutil.rmtree(namesake.parent)
+    assert stage("data_prepare", *words, env=environment, timeout=60, cwd=here).returncode == 0
+
+
+def test_a_namesake_in_the_current_folder_is_not_taken_for_the_hubs_model(
+    tmp_path: Path, environment: dict[str, str], model_repository: Path
+) -> None:
+    here = tmp_path / "here"
+    shutil.copytree(model_repository, here / "someone" / "tiny")
+    (here / "models").mkdir()
+    (here / "models" / "mine.yaml").write_text("hub: someone/tiny\n")
+    command = [sys.executable, "-m", "teacherlm.catalog.models", "folder", "mine"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=here, env=environment, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(tmp_path / "hf"))

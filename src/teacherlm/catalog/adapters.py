@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from teacherlm.catalog.adapter_settings import require_bounded_settings
 from teacherlm.core.errors import UserError, one_line, reason
 from teacherlm.core.json_files import load_object
 
@@ -62,6 +63,8 @@ def base_reference(model: "Model", folder: Path) -> tuple[str, str | None]:
 def base_folder(folder: Path) -> Path:
     """The folder of the base model that the adapters in a folder belong to; fetched from the hub where it is there.
 
+    A relative path begins in the adapters' folder.
+
     Raises:
         UserError: it cannot be found; the message names it.
     """
@@ -70,17 +73,17 @@ def base_folder(folder: Path) -> Path:
     try:
         config = load_object(folder / CONFIG)
         name, revision = config["base_model_name_or_path"], config.get("revision")
-        base = Path(name)
+        base = folder / name  # of an absolute path itself; never what the current folder happens to have there
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / CONFIG}: it does not name the adapters' base model ({error})") from error
-    if base.is_dir():
+    if name and base.is_dir():
         if (base / CONFIG).is_file():
             raise UserError(
                 f"{folder}: the base model of these adapters, {base}, consists of adapters itself ({CONFIG}); merge "
                 "those into a model first"
             )
         return base
-    if base.is_absolute() or name.startswith(".") or name.count("/") > 1:
+    if Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise UserError(
             f"{folder}: the base model of these adapters is not there: {name}; put it back, or write where it is now "
             f"as base_model_name_or_path into {CONFIG}"
@@ -132,6 +135,7 @@ def attach(model: "PreTrainedModel", folder: Path) -> None:
 
     config = read_config(folder)
     check_config(folder, model)
+    require_bounded_settings(folder / CONFIG, load_object(folder / CONFIG), model)
     biases = getattr(config, "bias", "none") == "all"  # then those of the base model are in the file as well
     of_base = {id(part) for name, part in model.named_parameters() if not (biases and "bias" in name)}
     with warnings.catch_warnings():

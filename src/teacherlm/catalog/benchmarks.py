@@ -8,6 +8,7 @@ benchmark's files are called by.
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -190,6 +191,8 @@ def load_benchmark(name: str) -> Benchmark:
     content = read_yaml(path, Benchmark, computed={"path"})
     benchmark = Benchmark(path=path, **content)
     plain_name(benchmark.title, f"{path}: title")
+    if benchmark.hub is not None and not HUB_ID.fullmatch(benchmark.hub):
+        raise UserError(f"{path}: hub: a dataset's OWNER/NAME was expected, found {shown(benchmark.hub)}")
     for split, pattern in benchmark.files.items():
         require_inside(pattern, f"{path}: files: {split}")
     if not 2 <= len(benchmark.choices) <= len(LETTERS):
@@ -216,6 +219,8 @@ def load_benchmark(name: str) -> Benchmark:
     return benchmark
 
 
+HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
+"""Anything else `datasets` takes for a folder, a file, or one of its own readers: `json`, `imagefolder`."""
 MOST_PARTS, NAME_MAX = 32, 255
 """Of a pattern: folders in one another; bytes of a name in most file systems."""
 

@@ -5,6 +5,7 @@ import csv
 import functools
 import io
 import itertools
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -226,6 +227,7 @@ def read_hub(benchmark: Benchmark, split: str) -> Iterator[Sample]:
     if benchmark.hub is None:
         raise UserError(f"{benchmark.path}: it names no hub dataset; give a local folder (data_prepare.py: --data DIR)")
     source = benchmark.splits[split]
+    require_no_namesake(benchmark)
     require_hub_cache()
     try:
         loaded = load_hub(benchmark.hub, benchmark.hub_config, source)
@@ -238,6 +240,22 @@ def read_hub(benchmark: Benchmark, split: str) -> Iterator[Sample]:
     require_plain(loaded.features, f"{benchmark.hub}, {source}")
     for number, sample in enumerate(loaded, start=1):
         yield f"{benchmark.hub}, {source} sample {number}", sample
+
+
+def require_no_namesake(benchmark: Benchmark) -> None:
+    """Refuse to ask the library for a dataset of the hub where the current folder has a file or folder of its name.
+
+    The library would take that. It may be anybody's.
+
+    Raises:
+        UserError: there is one.
+    """
+    if os.path.lexists(benchmark.hub):
+        raise UserError(
+            f"{Path(benchmark.hub).absolute()}: it has the name of a dataset on the hub, and the library would read it "
+            f"in that dataset's place; call this from another folder, or give the folder with the data of "
+            f"{benchmark.title} (data_prepare.py: --data DIR)"
+        )
 
 
 @functools.cache

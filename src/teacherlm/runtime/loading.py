@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from teacherlm.catalog.adapters import attach, base_folder, is_adapter
 from teacherlm.core.errors import UserError
 from teacherlm.core.json_files import load_object
+from teacherlm.runtime.foreign_tokenizers import guarded, is_panic, require_bounded_file, without_panics
 from teacherlm.runtime.model_config import load_config, loading_fault, require_causal_decoder, vocabulary_size
 
 if not sys.stderr.isatty():
@@ -41,11 +42,15 @@ def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
     text: padding is masked in any case.
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: it cannot be loaded or used, see foreign_tokenizers.py.
     """
+    require_bounded_file(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
-    except Exception as error:  # a broken file raises whatever its parser does
+        with without_panics():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+    except BaseException as error:  # a broken file raises whatever its parser does
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         raise UserError(f"the tokenizer in {folder} cannot be loaded: {loading_fault(error)}") from error
     rows = None
     if (folder / "config.json").is_file() or is_adapter(folder):
@@ -53,7 +58,7 @@ def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
     pad = tokenizer.pad_token_id
     if pad is None or (rows is not None and pad >= rows):
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    return guarded(tokenizer, folder)
 
 
 def load_model(folder: Path, **options: Any) -> PreTrainedModel:
