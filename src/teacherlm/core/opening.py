@@ -2,10 +2,10 @@
 nothing but an ordinary file is read."""
 
 import errno
+import io
 import os
 import stat
 from pathlib import Path
-from typing import IO
 
 from teacherlm.core.errors import UserError
 
@@ -50,7 +50,7 @@ class NotOrdinaryError(UserError, ValueError):
     """
 
 
-def open_ordinary(path: Path) -> IO[bytes]:
+def open_ordinary(path: Path) -> io.BufferedReader:
     """Open a file for reading, links followed, once it is sure that it is an ordinary one.
 
     Opening a named pipe waits for somebody who writes to it, and reading a device such as /dev/zero never ends.
