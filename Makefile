@@ -18,7 +18,7 @@ STAGE_PYTHON := $(if $(CONTAINER),containers/python.sh,$(PYTHON))
 LOAD_SITE := source slurm/python.bash && source slurm/site.bash && load_site && export RUNS &&
 
 .PHONY: help install demo atlas-zeroshot atlas-5-shot atlas-5-shot-multi atlas-full atlas-demo report compare status logs cancel download site container container-test container-diff
-.PHONY: lock test fuzz test-cluster check-gpu prove lint perf
+.PHONY: lock test test-fast coverage fuzz test-cluster check-gpu prove lint perf
 .PHONY: doctor clean
 TARGETS := Makefile $(shell sed -n 's/^\.PHONY: //p' Makefile)
 # Each benchmarks/NAME.yaml is a target, but for names that stand above: those run by bash slurm/chain.sh NAME.
@@ -94,6 +94,13 @@ lock: $(VENV)/installed.txt ## look up the packages of the images and of make in
 
 test: $(VENV)/installed.txt ## run the tests
 	@$(PYTHON) -P -m pytest --numprocesses $${TEST_WORKERS:-2} --dist worksteal
+
+test-fast: $(VENV)/installed.txt ## run the tests of single modules, which start no programs: the inner loop
+	@$(PYTHON) -P -m pytest --numprocesses $${TEST_WORKERS:-2} --dist worksteal tests/unit
+
+coverage: $(VENV)/installed.txt ## run the same tests and print how much of each module they run
+	@$(PYTHON) -P -m coverage run -m pytest -q tests/unit
+	@$(PYTHON) -P -m coverage report
 
 test-cluster: $(VENV)/installed.txt ## run the tests on a real Slurm of this machine's own (as root; installs its packages); WHOLE=1 runs all
 	@bash tests/cluster/install.sh
