@@ -463,6 +463,14 @@ def test_lm_eval_ties_no_head_and_takes_another_model(open_model: Any, tiny_llam
     open_model.take_model(model)
 
 
+def test_lm_eval_keeps_the_length_that_it_was_given(open_model: Any, tiny_llama: Path) -> None:
+    from transformers import AutoTokenizer
+
+    given = type(open_model)(open_model.model, tokenizer=AutoTokenizer.from_pretrained(tiny_llama), max_length=17)
+    lengths = given.given_length(), given.max_length, open_model.given_length()
+    assert lengths == (17, 17, None), said("lm_eval", "max_length is not kept in _max_length", "of_lm_eval.py")
+
+
 def test_lm_eval_s_settings_are_read(tiny_llama: Path) -> None:
     from transformers import AutoConfig, AutoTokenizer
 

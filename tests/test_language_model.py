@@ -96,7 +96,7 @@ def test_rolling_likelihoods_and_texts_are_lm_evals(tiny_model: Path) -> None:
 def test_a_model_whose_attention_cannot_be_replaced_is_padded(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scored_model.use_packing", lambda model, longest: False)
+    monkeypatch.setattr("teacherlm.scoring.scored_model.use_packing", lambda model, longest: False)
     asked = requests("loglikelihood", [(context, choice) for context in CONTEXTS for choice in CHOICES])
     model = ours(tiny_llama, samples=4)
     expected = hflm(tiny_llama).loglikelihood(asked, disable_tqdm=True)
