@@ -20,7 +20,16 @@ import torch
 from conftest import make_tiny_model
 from transformers import AutoModelForCausalLM, TrainingArguments
 
-from teacherlm.runtime.compat import of_accelerate, of_deepspeed, of_python, of_torch, of_trainer, of_transformers
+from teacherlm.runtime.compat import (
+    of_accelerate,
+    of_deepspeed,
+    of_peft,
+    of_python,
+    of_torch,
+    of_trainer,
+    of_transformers,
+    of_vllm,
+)
 
 
 def parameters(function: Callable) -> list[str]:
@@ -463,6 +472,14 @@ def test_lm_eval_ties_no_head_and_takes_another_model(open_model: Any, tiny_llam
     open_model.take_model(model)
 
 
+def test_lm_eval_keeps_the_length_that_it_was_given(open_model: Any, tiny_llama: Path) -> None:
+    from transformers import AutoTokenizer
+
+    given = type(open_model)(open_model.model, tokenizer=AutoTokenizer.from_pretrained(tiny_llama), max_length=17)
+    lengths = given.given_length(), given.max_length, open_model.given_length()
+    assert lengths == (17, 17, None), said("lm_eval", "max_length is not kept in _max_length", "of_lm_eval.py")
+
+
 def test_lm_eval_s_settings_are_read(tiny_llama: Path) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
@@ -483,6 +500,41 @@ def test_a_task_s_requests_are_those_that_it_was_given() -> None:
     given = [instance("loglikelihood", "a", "b")]
     set_instances(task, given)
     assert task.instances is given, said("lm_eval", "instances are not kept in _instances any more", "of_lm_eval.py")
+
+
+# ---------------------------------------------------------------------------------------------------------- peft, vLLM
+
+
+def test_merged_weights_are_those_that_peft_merges_and_the_model_stays(tiny_llama: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama), config)
+    with torch.no_grad():
+        for name, part in adapted.named_parameters():
+            if "lora_B" in name:
+                part.normal_()
+    before = {name: part.clone() for name, part in adapted.state_dict().items()}
+    found = of_peft.merged_weights(adapted.get_base_model())
+    assert all(torch.equal(part, before[name]) for name, part in adapted.state_dict().items())
+    expected = adapted.merge_and_unload().state_dict()
+    assert found.keys() == expected.keys(), said("peft", "layers with adapters have other names", "of_peft.py")
+    changed = 0
+    original = AutoModelForCausalLM.from_pretrained(tiny_llama).state_dict()
+    for name, part in expected.items():
+        torch.testing.assert_close(found[name], part)
+        changed += not torch.equal(part, original[name])
+    assert changed > 0
+
+
+def test_vllm_s_engine_can_be_driven(tiny_llama: Path) -> None:
+    vllm = pytest.importorskip("vllm", reason="vLLM is an extra")
+    engine = of_vllm.engine_within(vllm.LLM(model=str(tiny_llama), dtype="float32"))
+    assert of_vllm.window_of(engine) == 512, said("vllm", "model_config has another max_model_len", "of_vllm.py")
+    engine.add_request("one", {"prompt_token_ids": [1, 5, 6]}, vllm.SamplingParams(max_tokens=2, ignore_eos=True))
+    finished = [output for _ in range(9) for output in engine.step() if output.finished]
+    assert [len(output.outputs[0].token_ids) for output in finished] == [2]
 
 
 # -------------------------------------------------------------------------------------------------------- torch, Python

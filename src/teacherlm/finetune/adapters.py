@@ -10,6 +10,7 @@ from transformers import BitsAndBytesConfig
 from teacherlm.catalog.adapters import base_reference
 from teacherlm.catalog.models import find_model
 from teacherlm.core.errors import UserError
+from teacherlm.runtime.compat.of_peft import merged_weights
 from teacherlm.runtime.loading import base_model, load_model
 
 MERGED = "merged"
@@ -62,16 +63,5 @@ def has_adapters(model: torch.nn.Module) -> bool:
 def save_merged(model: torch.nn.Module, tokenizer: Any, folder: Path) -> None:
     """Save the student with its adapters added as an ordinary model; the one in training stays as it is, bit by bit."""
     base = base_model(model)
-    deltas = {
-        name: module.get_delta_weight("default")
-        for name, module in base.named_modules()
-        if hasattr(module, "get_delta_weight") and "default" in getattr(module, "lora_A", {})
-    }
-    merged = {}
-    for name, tensor in base.state_dict().items():
-        if ".lora_" in name:
-            continue
-        layer = name.removesuffix(".base_layer.weight")
-        merged[name.replace(".base_layer.", ".")] = tensor + deltas[layer] if layer in deltas else tensor
-    base.save_pretrained(folder, state_dict=merged)
+    base.save_pretrained(folder, state_dict=merged_weights(base))
     tokenizer.save_pretrained(folder)

@@ -104,7 +104,8 @@ class LanguageModel(OpenModel):
     @property
     def max_length(self) -> int:
         """Tokens that an input has at most."""
-        return position_count(self.config) or longest_input(self.config.get_text_config(), self.tokenizer)
+        known = self.given_length() or position_count(self.config)
+        return known or longest_input(self.config.get_text_config(), self.tokenizer)
 
     def tokens_at_a_time(self) -> int:
         """By what the device has, not by what is free now, so that equal machines make equal batches.

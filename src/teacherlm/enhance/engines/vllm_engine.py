@@ -6,6 +6,7 @@ from pathlib import Path
 
 from teacherlm.core.errors import UserError, reason
 from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
+from teacherlm.runtime.compat.of_vllm import engine_within, window_of
 from teacherlm.runtime.tokens import encode_prompt
 
 UNDER_WAY = 1024
@@ -38,10 +39,10 @@ class VLLMEngine:
             raise UserError("--dtype int8 goes with --engine transformers only")
         self.sampling, self.parameters, self.dtype = sampling, SamplingParams, dtype
         try:
-            self.engine = LLM(model=str(folder), dtype=dtype, trust_remote_code=False).llm_engine
+            self.engine = engine_within(LLM(model=str(folder), dtype=dtype, trust_remote_code=False))
         except (ValueError, OSError, RuntimeError) as error:
             raise UserError(f"vLLM cannot load the model in {folder}: {reason(error)}") from error
-        self.window = self.engine.model_config.max_model_len
+        self.window = window_of(self.engine)
         self.tokenizer = self.engine.get_tokenizer()
 
     def complete(self, prompts: Iterator[Prompt]) -> Iterator[Completion | Failure]:

@@ -37,6 +37,11 @@ class OpenModel(HFLM):
         finally:
             del model.tie_weights
 
+    def given_length(self) -> int | None:
+        """The number of tokens that the model was told to take at most (`max_length`); the property of that name, which
+        a subclass replaces, has it only where there is one."""
+        return self._max_length
+
     def take_model(self, model: Any) -> None:
         """Use another model from now on; the property `model` cannot be set."""
         self._model = model
