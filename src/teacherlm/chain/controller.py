@@ -1,11 +1,16 @@
 """Slurm's programs as they are asked: their lines, or one line that says why there are none."""
 
+import re
 import subprocess
 
 from teacherlm.core.errors import UserError
 
 WAIT_SECONDS = 60
 """They are given so long to answer."""
+FOR_EVER = 2**40
+"""Seconds: more than any job asks for."""
+CANNOT_RUN = re.compile(r"Partition(Config|NodeLimit)|BadConstraints|(Assoc|QOS).*Max.*Per(Job|Node).*")
+"""Slurm's reasons to let a job wait for ever."""
 
 
 class NoAnswer(Exception):
@@ -45,3 +50,28 @@ def ask(*command: str) -> list[str]:
         raise UserError(f"{command[0]}: no such command; is this a login node of the cluster?") from None
     except NoAnswer as error:
         raise UserError(f"Slurm does not answer ({error}); ask again later") from error
+
+
+def never_runs(job: str) -> str | None:
+    """Why Slurm will let a job wait for ever; None where it will not.
+
+    Raises:
+        NoAnswer, ValueError, IndexError: Slurm does not know the job any more.
+    """
+    line = lines_of("squeue", "--noheader", f"--jobs={job}", "--format=%P %l %r")[0]
+    partition, limit, reason = line.split(maxsplit=2)
+    longest = map(seconds_of, lines_of("sinfo", "--noheader", f"--partition={partition}", "--format=%l"))
+    if seconds_of(limit) > max(longest):
+        return f"it asks for more time ({limit}) than its partition {partition} allows"
+    return f"Slurm says {reason}" if CANNOT_RUN.fullmatch(reason) else None
+
+
+def seconds_of(time: str) -> int:
+    """Of Slurm's [days-][hours:]minutes:seconds; infinite and UNLIMITED are more than any job asks for."""
+    if not re.fullmatch(r"([0-9]+-)?[0-9]+(:[0-9]+)*", time):
+        return FOR_EVER
+    days, _, clock = time.rpartition("-")
+    seconds = 0
+    for part in clock.split(":"):
+        seconds = seconds * 60 + int(part)
+    return int(days or 0) * 86400 + seconds

@@ -13,12 +13,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-from teacherlm.chain.controller import NoAnswer, lines_of
+from teacherlm.chain.controller import NoAnswer, lines_of, never_runs
 from teacherlm.chain.graph import Graph, Stage, missing_tasks
+from teacherlm.chain.job_list import Job, columns, ranges, under_way
 from teacherlm.chain.layout import ChainFolder
 from teacherlm.chain.locks import open_lock
 from teacherlm.chain.settings import plain, saved_variables, signal_seconds, working_directory
@@ -32,25 +32,6 @@ ENDS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 """Signals that end a submission, and its exit status then."""
 QUEUE = ("squeue", "--noheader", f"--user={os.geteuid()}", "--format=%F")
 """Prints the numbers of this user's jobs."""
-FOR_EVER = 2**40
-"""Seconds: more than any job asks for."""
-CANNOT_RUN = re.compile(r"Partition(Config|NodeLimit)|BadConstraints|(Assoc|QOS).*Max.*Per(Job|Node).*")
-"""Slurm's reasons to let a job wait for ever."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A row of jobs.tsv."""
-
-    stage: str
-    number: str
-    tasks: str
-    waits: str
-    work: str
-    log: str
-
-    def row(self) -> str:
-        return "\t".join((self.stage, self.number, self.tasks, self.waits, self.work, self.log))
 
 
 def submit(graph: Graph, site: Site, dry_run: bool) -> int:
@@ -304,20 +285,6 @@ class Submitting:
                     )
 
 
-def never_runs(job: str) -> str | None:
-    """Why Slurm will let a job wait for ever; None where it will not.
-
-    Raises:
-        NoAnswer, ValueError, IndexError: Slurm does not know the job any more.
-    """
-    line = lines_of("squeue", "--noheader", f"--jobs={job}", "--format=%P %l %r")[0]
-    partition, limit, reason = line.split(maxsplit=2)
-    longest = map(seconds_of, lines_of("sinfo", "--noheader", f"--partition={partition}", "--format=%l"))
-    if seconds_of(limit) > max(longest):
-        return f"it asks for more time ({limit}) than its partition {partition} allows"
-    return f"Slurm says {reason}" if CANNOT_RUN.fullmatch(reason) else None
-
-
 def say(text: str) -> None:
     print(plain(f"{Path(sys.argv[0]).name}: {text}"), file=sys.stderr, flush=True)
 
@@ -342,35 +309,6 @@ def cancel(jobs: Sequence[str]) -> bool:
     return subprocess.run(["scancel", *jobs]).returncode == 0 if shutil.which("scancel") else False
 
 
-def under_way(queue: set[str], lists: Iterable[Path], work: str | None) -> list[str]:
-    """The jobs in some lists that are in the queue, of a work or of all."""
-    found = set()
-    for file in lists:
-        with contextlib.suppress(OSError):
-            for line in file.read_text(encoding="utf-8", errors="surrogateescape").split("\n"):
-                cells = line.split("\t")
-                if len(cells) >= 5 and cells[1] in queue and work in (None, cells[4]):
-                    found.add(cells[1])
-    return sorted(found)
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Numbers as sbatch takes them: 0 1 2 5 -> 0-2,5."""
-    found: list[list[int]] = []
-    for number in numbers:
-        if found and number == found[-1][-1] + 1:
-            found[-1][1:] = [number]
-        else:
-            found.append([number])
-    return ",".join("-".join(map(str, part)) for part in found)
-
-
-def columns(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
-    return "\n".join(lines)
-
-
 def in_shell(words: Sequence[str]) -> str:
     """Words as a shell reads them, with few quotes."""
 
@@ -378,14 +316,3 @@ def in_shell(words: Sequence[str]) -> str:
         return re.sub(r"([^\w@%+=:,./-])", r"\\\1", word) if word.isprintable() and word else shlex.quote(word)
 
     return " ".join(map(quoted, words))
-
-
-def seconds_of(time: str) -> int:
-    """Of Slurm's [days-][hours:]minutes:seconds; infinite and UNLIMITED are more than any job asks for."""
-    if not re.fullmatch(r"([0-9]+-)?[0-9]+(:[0-9]+)*", time):
-        return FOR_EVER
-    days, _, clock = time.rpartition("-")
-    seconds = 0
-    for part in clock.split(":"):
-        seconds = seconds * 60 + int(part)
-    return int(days or 0) * 86400 + seconds
