@@ -346,3 +346,19 @@ def test_a_long_log_is_thinned_out(inside: Callable, run: Path) -> None:
     )
     page_of(inside, run)
     assert (run / "report" / "index.html").stat().st_size < 2_000_000
+
+
+@pytest.mark.parametrize("kind", ["settings", "bytes", "pipe"])
+def test_a_file_of_matplotlib_s_settings_in_the_current_folder_is_not_read(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "matplotlibrc"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_bytes(b"text.usetex: True\nlines.linewidth: 30\n" if kind == "settings" else b"\xff\xfe")
+    code = "from teacherlm.report.figures import Line, draw; print(draw([Line('a', [1, 2], [3, 4])], 'x', 'y'))"
+    (tmp_path / "empty").mkdir()
+    drawn = [
+        subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=True, timeout=60)
+        for cwd in (tmp_path / "empty", tmp_path)
+    ]
+    assert drawn[0].stdout == drawn[1].stdout != ""

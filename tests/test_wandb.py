@@ -2,30 +2,34 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, only_error
 from wandb_stand_in import WandbServer
 
 KEY = {"WANDB_API_KEY": "a" * 40}
 
 
-def run(command: list[object], **variables: str) -> subprocess.CompletedProcess:
+def run(command: list[object], cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHON": sys.executable, "HOME": "/nonexistent", **variables}
     if "WANDB_MODE" not in variables:
         del environment["WANDB_MODE"]
-    return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        list(map(str, command)), env=environment, capture_output=True, text=True, timeout=120, cwd=cwd
+    )
 
 
-def finetune(model: Path, dataset: Path, store: Path, **variables: str) -> subprocess.CompletedProcess:
+def finetune(model: Path, dataset: Path, store: Path, **variables: Any) -> subprocess.CompletedProcess:
     positional = [model, dataset, 4, 1, 1e-3, 1, "cot_text", "run", store, "a-project", "--logging_steps", 2]
     return run(["bash", ROOT / "finetune" / "finetune.sh", *positional], **variables)
 
 
-def sync(store: Path, **variables: str) -> subprocess.CompletedProcess:
+def sync(store: Path, **variables: Any) -> subprocess.CompletedProcess:
     return run([sys.executable, ROOT / "finetune" / "sync_wandb.py", store], **variables)
 
 
@@ -86,3 +90,49 @@ def test_without_a_network_training_goes_on(tiny_llama: Path, prepared: Path, tm
 def test_disabled_leaves_nothing(tiny_llama: Path, prepared: Path, tmp_path: Path) -> None:
     assert finetune(tiny_llama, prepared / "SAMPLE", tmp_path, WANDB_MODE="disabled").returncode == 0
     assert not (tmp_path / "wandb").exists()
+
+
+def planted(folder: Path, address: str) -> Path:
+    """A folder with settings of somebody else's, which wandb reads when it is the current one."""
+    (folder / "wandb").mkdir(parents=True)
+    (folder / "wandb" / "settings").write_text(f"[default]\nbase_url = {address}\n")
+    return folder
+
+
+@pytest.mark.parametrize("said", ["by a variable", "by wandb login"])
+def test_settings_in_the_current_folder_get_no_key(
+    offline: Path, tiny_llama: Path, prepared: Path, tmp_path: Path, said: str
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(offline, store, symlinks=True)
+    for mark in store.rglob("*.synced"):
+        mark.unlink()
+    with WandbServer() as server, WandbServer() as stranger:
+        here = planted(tmp_path / "here", stranger.url)
+        planted(store / "of_the_store", stranger.url)
+        variables = {"WANDB_BASE_URL": server.url}
+        if said == "by wandb login":
+            (tmp_path / "config").mkdir()
+            (tmp_path / "config" / "settings").write_text(f"[default]\nbase_url = {server.url}\n")
+            variables = {"WANDB_CONFIG_DIR": str(tmp_path / "config")}
+        done = sync(store, cwd=here, **variables, **KEY)
+        assert done.returncode == 0, done.stderr
+        assert sent_losses(server) == pytest.approx(log_losses(store))
+        server.runs.clear()
+        done = finetune(tiny_llama, prepared / "SAMPLE", tmp_path / "online", cwd=here, **variables, **KEY)
+        assert done.returncode == 0, done.stderr
+        assert sent_losses(server) == pytest.approx(log_losses(tmp_path / "online"))
+        assert stranger.asked == 0
+
+
+def test_a_key_does_not_go_to_another_machine_unencrypted(
+    offline: Path, tiny_llama: Path, prepared: Path, tmp_path: Path
+) -> None:
+    address = {"WANDB_BASE_URL": "http://wandb.example"}
+    error = only_error(sync(offline, **address, **KEY))
+    assert "WANDB_BASE_URL: the key would go to wandb.example unencrypted (http://)" in error
+    assert "WANDB_BASE_URL: https://host was expected" in only_error(sync(offline, WANDB_BASE_URL="file:///x", **KEY))
+    done = finetune(tiny_llama, prepared / "SAMPLE", tmp_path, **address, **KEY)
+    assert done.returncode == 0, done.stderr
+    assert "wandb cannot be reached (WANDB_BASE_URL: the key would go to wandb.example unencrypted" in done.stdout
+    assert list(tmp_path.glob("wandb/offline-run-*"))

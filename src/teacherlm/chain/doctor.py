@@ -22,6 +22,11 @@ Finding = tuple[str, str, str]
 
 
 def main() -> int:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        print("doctor: error: the current folder was deleted; change to another one (cd)", file=sys.stderr)
+        return 2
     findings = [
         python(),
         packages(),
@@ -75,6 +80,9 @@ def torch() -> Finding:
         import torch as library
     except ImportError:
         return LACKS, "torch", "not installed; run: make install"
+    except Exception as error:  # of a variable that it reads, TORCH_LOGS for one, or of a damaged installation
+        words = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return LACKS, "torch", f"cannot be imported ({words[:200]!a}); mend the variable, or run: make install"
     if not library.cuda.is_available():
         return (
             NOTE,
@@ -160,6 +168,8 @@ def command(name: str, words: list[str], without: str) -> Finding:
 
 
 if __name__ == "__main__":
+    if sys.stdout is None:  # closed by the caller (>&-)
+        sys.stdout = open(os.devnull, "w")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name may have letters that the terminal lacks
     sys.exit(main())

@@ -9,6 +9,30 @@ from pathlib import Path
 from teacherlm.core.errors import UserError, disk_error, locale_error, one_line
 
 
+def open_standard_streams() -> None:
+    """Open /dev/null for each of the standard streams that the caller closed (`>&-`).
+
+    The next file that is opened would get its number, and what libraries print would go into that file.
+    """
+    number = 0
+    while number < 3:
+        number = os.open(os.devnull, os.O_RDWR)  # the lowest that is free
+        if number < 3:
+            os.set_inheritable(number, True)
+    os.close(number)
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)
+
+
+def require_current_folder() -> None:
+    """End with one line where the current folder was deleted: libraries end without a word, or with a traceback."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        print_error(UserError("the current folder was deleted; change to another one (cd) and call this again"))
+        sys.exit(2)
+
+
 def print_any_text() -> None:
     """Let print write `\\xe9` where the terminal's encoding lacks a letter (PYTHONIOENCODING=ascii), and not fail."""
     for stream in (sys.stdout, sys.stderr):
@@ -51,3 +75,8 @@ def run(main: Callable[[], int | None]) -> None:
 def print_error(error: UserError) -> None:
     """One line on stderr; for a script that goes on with other work, and ends with status 2 afterwards."""
     print(f"{Path(sys.argv[0]).name}: error: {one_line(error)}", file=sys.stderr, flush=True)
+
+
+# As this is imported, because torch, which a script imports next, needs both.
+open_standard_streams()
+require_current_folder()

@@ -16,6 +16,7 @@ from teacherlm.core.flags import Parser
 from teacherlm.core.lock import one_writer
 from teacherlm.core.outputs import require_writable
 from teacherlm.core.trees import files_below
+from teacherlm.finetune.wandb_server import ADDRESS, NO_SETTINGS, server_address
 
 
 def main() -> int:
@@ -42,9 +43,10 @@ def send_all(folder: Path) -> int:
     runs = sorted({place for file in files_below(folder) for place in file.parents if is_run(place, folder)})
     waiting = [path for path in runs if not any(path.glob("*.synced"))]
     print(f"sync_wandb: {len(runs)} offline runs below {folder}, {len(waiting)} of them to be sent")
+    address = server_address()
     if waiting:
-        require_server()
-    failed = [path for path in waiting if not send(path)]
+        require_server(address)
+    failed = [path for path in waiting if not send(path, address)]
     for path in failed:
         print(f"sync_wandb: not sent, kept: {path}", file=sys.stderr)
     return 1 if failed else 0
@@ -55,13 +57,12 @@ def is_run(place: Path, folder: Path) -> bool:
     return place.parent.name == "wandb" and place.name.startswith("offline-run-") and folder in place.parents
 
 
-def require_server() -> None:
+def require_server(address: str) -> None:
     """wandb itself would try for hours.
 
     Raises:
         UserError: nothing answers at the server's address.
     """
-    address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     parts = urlsplit(address)
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -73,8 +74,10 @@ def require_server() -> None:
         ) from error
 
 
-def send(path: Path) -> bool:
+def send(path: Path, address: str) -> bool:
     print(f"sync_wandb: {path}", flush=True)
-    environment = {**os.environ, "WANDB_DIR": str(path.parent.parent)}  # its logs go there, not to the current folder
+    path = path.absolute()
+    # Its logs go to WANDB_DIR.
+    environment = {**os.environ, "WANDB_DIR": str(path.parent.parent), ADDRESS: address}
     command = [sys.executable, "-P", "-m", "wandb", "sync", str(path)]
-    return subprocess.run(command, env=environment, check=False).returncode == 0
+    return subprocess.run(command, env=environment, cwd=NO_SETTINGS, check=False).returncode == 0

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from teacherlm.core.errors import reason
 from teacherlm.core.records import dump_line, write_records
 from teacherlm.core.training_log import read_log
+from teacherlm.finetune.wandb_server import server_address, without_settings_here
 from teacherlm.runtime.processes import is_first, say
 
 LOG = "log.jsonl"
@@ -80,9 +81,11 @@ def start_wandb(training: Any) -> None:
 
     store, name = Path(training.output_dir).parent, training.run_name
     options = {"project": os.environ.get("WANDB_PROJECT"), "name": name, "group": name}
-    options["dir"] = os.environ.get("WANDB_DIR", str(store))
+    options["dir"] = str(Path(os.environ.get("WANDB_DIR", str(store))).absolute())
+    with without_settings_here():
+        wandb.setup()
     try:
-        wandb.init(**options, settings=wandb.Settings(silent=True))
+        wandb.init(**options, settings=wandb.Settings(silent=True, base_url=server_address()))
     except Exception as error:  # of the network, of the server, of the key
         say(f"finetune: wandb cannot be reached ({reason(error)})")
         wandb.init(**options, mode="offline", settings=wandb.Settings(silent=True))

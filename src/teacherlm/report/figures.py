@@ -4,17 +4,39 @@ The same numbers give the same bytes: no date, ids from a fixed salt. Styles bec
 Content-Security-Policy lets through and its style sheet can override.
 """
 
+import importlib.util
 import io
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from xml.etree import ElementTree
 
-import matplotlib
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-
 from teacherlm.core.terminal import printable
+
+
+@contextmanager
+def library_settings() -> Iterator[None]:
+    """Let matplotlib find its own settings first: it reads the file `matplotlibrc` of the current folder.
+
+    That file may be anybody's, and can have pictures made by other programs (`text.usetex`).
+    """
+    package = Path(importlib.util.find_spec("matplotlib").origin).parent
+    before = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.chdir(package / "mpl-data")
+    try:
+        yield
+    finally:
+        os.fchdir(before)
+        os.close(before)
+
+
+with library_settings():
+    import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")
 """Okabe and Ito's, which colour-blind people tell apart, on white and on black."""
