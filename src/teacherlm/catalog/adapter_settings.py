@@ -68,7 +68,7 @@ def require_bounded_settings(file: Path, settings: Mapping[str, Any], model: "to
         )
 
 
-def numbers(settings: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+def numbers(settings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """The numbers in the settings, those in objects of them too, by the setting's name."""
     for name, value in settings.items():
         for one in value.values() if isinstance(value, dict) else [value]:

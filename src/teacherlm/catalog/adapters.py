@@ -73,7 +73,7 @@ def base_folder(folder: Path) -> Path:
     try:
         config = load_object(folder / CONFIG)
         name, revision = config["base_model_name_or_path"], config.get("revision")
-        base = folder / name  # of an absolute path itself; never what the current folder happens to have there
+        base = Path(folder, name)  # of an absolute path itself; never what the current folder happens to have there
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / CONFIG}: it does not name the adapters' base model ({error})") from error
     if name and base.is_dir():

@@ -250,7 +250,7 @@ def require_no_namesake(benchmark: Benchmark) -> None:
     Raises:
         UserError: there is one.
     """
-    if os.path.lexists(benchmark.hub):
+    if benchmark.hub and os.path.lexists(benchmark.hub):
         raise UserError(
             f"{Path(benchmark.hub).absolute()}: it has the name of a dataset on the hub, and the library would read it "
             f"in that dataset's place; call this from another folder, or give the folder with the data of "
