@@ -17,15 +17,23 @@ PUBLIC_MODULES = {
     "transformers.cache_utils",  # documented at "Caching"
     "transformers.integrations.sdpa_attention", "transformers.masking_utils",  # documented at "Attention interface"
     "transformers.modeling_outputs", "transformers.trainer_callback", "transformers.trainer_utils",
-    "transformers.data.metrics", "torch.distributed", "torch.nn.functional", "torch.utils.data", "safetensors.torch",
+    "transformers.data.metrics",  # what the SQuAD tasks of lm-eval 0.3 are scored with
+    "torch.distributed", "torch.nn.functional", "torch.utils.data", "safetensors.torch",
     "lm_eval.api.instance", "lm_eval.api.metrics", "lm_eval.api.task", "lm_eval.tasks", "accelerate.utils",
 }  # fmt: skip
 """Modules of libraries whose names are documented."""
 LIBRARIES = ("transformers", "torch", "accelerate", "deepspeed", "lm_eval", "peft", "datasets", "vllm", "safetensors")
 REBOUND = {
-    ("scoring/old_modules.py", "datasets.load_metric"),  # given to task files that import it; the library has no more
+    ("scoring/old_modules.py", "datasets.load_metric"),  # task files import it, and the library has it no more
+    ("finetune/arguments.py", "parser.error = refuse"),  # argparse documents it, for a subclass; the parser is given
+    ("finetune/chunked_loss.py", "head.forward = types.MethodType(chunked, head)"),
+    ("finetune/single_samples.py", "model.forward = one_at_a_time"),
+    ("finetune/chunked_loss.py", "inner.loss_function = finish"),  # a property that can be set
+    ("scoring/permutations.py", "task.process_results = lambda"),
+    ("scoring/permutations.py", "task.debias = lambda"),  # an attribute of this project
 }
-"""Attributes of a library's modules that are set on purpose."""
+"""What is set on purpose on objects of libraries. torch documents that a call of a model computes its `forward`, and
+lm-eval that a task file defines `process_results`."""
 
 
 def is_private(name: str) -> bool:
@@ -33,8 +41,10 @@ def is_private(name: str) -> bool:
 
 
 def private_uses(path: Path) -> Iterator[str]:
-    """Each use of a private name, of an internal module of a library, and each attribute of a library that is set."""
+    """Each use of a private name or of an internal module of a library, each attribute of a library's module that is
+    set, and each function that is put in the place of another one."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     imported: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -61,6 +71,21 @@ def private_uses(path: Path) -> Iterator[str]:
             owner = imported.get(node.value.id, "") if isinstance(node.value, ast.Name) else ""
             if owner.split(".")[0] in LIBRARIES:
                 yield f"{owner}.{node.attr}"
+        if isinstance(node, ast.Assign) and is_function(node.value, functions):
+            said = "lambda" if isinstance(node.value, ast.Lambda) else ast.unparse(node.value)
+            for target in node.targets:
+                if isinstance(target, ast.Attribute) and getattr(target.value, "id", "") not in {
+                    "self",
+                    "cls",
+                    *imported,
+                }:
+                    yield f"{ast.unparse(target)} = {said}"
+
+
+def is_function(value: ast.expr, functions: set[str]) -> bool:
+    """Whether an expression is a function of the file, a lambda, or a method made of a function."""
+    made = isinstance(value, ast.Call) and ast.unparse(value.func).endswith("MethodType")
+    return made or isinstance(value, ast.Lambda) or (isinstance(value, ast.Name) and value.id in functions)
 
 
 def test_no_private_use_is_left_outside() -> None:
@@ -86,6 +111,7 @@ from transformers.trainer_pt_utils import safe_globals
 datasets.load_metric = print
 PartialState.prepare = print
 model._tr_loss += 1
+model.generate = lambda: 1
 getattr(model, "_supports_x")
 class Own:
     def _save_checkpoint(self): ...
@@ -96,7 +122,8 @@ for _ in ():
     )
     assert sorted(private_uses(file)) == [
         "_save_checkpoint", "_supports_x", "_tr_loss", "accelerate.PartialState.prepare", "datasets.load_metric",
-        "pickle._Unpickler", "transformers.models.bloom.modeling_bloom", "transformers.trainer_pt_utils",
+        "model.generate = lambda", "pickle._Unpickler", "transformers.models.bloom.modeling_bloom",
+        "transformers.trainer_pt_utils",
     ]  # fmt: skip
 
 
