@@ -105,6 +105,29 @@ def test_signals_reach_all_processes_and_75_stays(tmp_path: Path, number: str, g
     assert not Path(f"{files[2]}.ready").exists()
 
 
+def test_ctrl_c_goes_to_the_command_in_front_as_in_a_shell(tmp_path: Path) -> None:
+    """It decides what that means, and gets no SIGTERM beside it."""
+    child = (
+        "import pathlib, signal, sys, time\nfile = pathlib.Path(sys.argv[1])\n"
+        "signal.signal(signal.SIGTERM, lambda *_: file.write_text('terminated'))\n"
+        "def end(*_):\n    time.sleep(0.5)\n    sys.exit(130)\n"
+        "signal.signal(signal.SIGINT, end)\nfile.touch()\ntime.sleep(60)\n"
+    )
+    parent = (
+        "import sys\nfrom teacherlm.runtime.launcher import *\n"
+        f"words = [Command([sys.executable, '-I', '-c', {child!r}, sys.argv[1]])]\n"
+        "sys.exit(run_side_by_side(words, in_front=True))\n"
+    )
+    file = tmp_path / "began"
+    process = subprocess.Popen([sys.executable, "-P", "-c", parent, str(file)], process_group=0)
+    while not file.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    assert file.read_text() == ""
+
+
 def stage(
     command: Callable, name: str, *, gpus: int = 1, together: bool = False, tasks: int = 4, **more: object
 ) -> Stage:

@@ -20,7 +20,7 @@ from teacherlm.chain.settings import (
     read_settings,
     saved_variables,
 )
-from teacherlm.chain.site import Site, load_site
+from teacherlm.chain.site import Site, has_scripts, load_site
 from teacherlm.core.errors import UserError
 
 USAGE = """\
@@ -61,7 +61,8 @@ def main() -> int:
         print(USAGE, end="", file=sys.stderr)
         return 2
     benchmark, dry_run = words[0], os.environ.get("DRY_RUN") == "1"
-    launcher = os.environ.get("LAUNCHER") or ("slurm" if dry_run or shutil.which("sbatch") else "local")
+    by_slurm = has_scripts() if dry_run else shutil.which("sbatch")
+    launcher = os.environ.get("LAUNCHER") or ("slurm" if by_slurm else "local")
     if launcher not in ("local", "slurm"):
         raise UserError(plain(f"LAUNCHER={launcher}: slurm or local was expected"))
     site = load_site(saved_variables(benchmark)) if launcher == "slurm" else Site()
