@@ -107,7 +107,7 @@ test-cluster: $(VENV)/installed.txt ## run the tests on a real Slurm of this mac
 	@$(PYTHON) -P -m pytest -m "$(if $(WHOLE),cluster,cluster and not slow)"
 
 fuzz: $(VENV)/installed.txt ## damage what the stages read, 10,000 times each subject: make fuzz [ONLY=manifests COUNT=1000 SEED=7]
-	@PYTHONPATH=tests $(PYTHON) -P -m fuzz --count $${COUNT:-10000} \
+	@PYTHONPATH=tests $(PYTHON) -P -m support.fuzz --count $${COUNT:-10000} \
 	    --seed $${SEED:-0} $${ONLY:+--only "$$ONLY"}
 
 check-gpu: $(VENV)/installed.txt ## run the tests that need a GPU

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Test an image: what its definition tests, the demo in it as a user would run it, and, where the tests are installed,
-# tests/test_container.py.
+# tests/container/test_container.py.
 set -euo pipefail
 
 usage="usage: bash containers/test_image.sh IMAGE.sif      (or: make container-test)"
@@ -21,5 +21,5 @@ CONTAINER=$image RUNS=$work/runs make demo
 if [[ -x .venv/bin/python ]]; then
     CONTAINER=$image .venv/bin/python -P -m pytest -m container
 else
-    echo "make install, and this runs tests/test_container.py too"
+    echo "make install, and this runs tests/container/test_container.py too"
 fi

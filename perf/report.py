@@ -49,7 +49,7 @@ def main() -> None:
     args = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
-        raise UserError("no Chromium here: bash tests/browser/install.sh installs Debian's")
+        raise UserError("no Chromium here: bash tests/support/browser/install.sh installs Debian's")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "creak" / "all"
         make_run(folder, args.data, args.samples)

@@ -1,0 +1,91 @@
+"""Scripts that really run at once: forks of a process that has the libraries loaded, so that starting takes no time."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from support.programs import STAGES
+
+SERVER = """
+import io, json, os, runpy, signal, sys, time
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+import datasets
+import teacherlm.dataset.main, teacherlm.enhance.main, teacherlm.enhance.merge, teacherlm.finetune.main
+import teacherlm.enhance.engines.transformers_engine, teacherlm.scoring.main, teacherlm.scoring.evaluator
+from teacherlm.finetune import arguments, checkpoints, dev, interrupts, samples, student, trainer, watching
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+def start(words, delay, output, encoding):
+    child = os.fork()
+    if child:
+        return child
+    sys.stdin.close()
+    os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+    os.dup2(1, 2)
+    sys.stdout = io.TextIOWrapper(io.FileIO(1, "w"), encoding=encoding, errors="strict", line_buffering=True)
+    sys.stderr = io.TextIOWrapper(io.FileIO(2, "w"), encoding=encoding, errors="strict", line_buffering=True)
+    time.sleep(delay)
+    sys.argv = words
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as end:
+        sys.stdout.flush()
+        os._exit(end.code or 0)
+    except BaseException:
+        import traceback
+        traceback.print_exc()
+        os._exit(99)
+
+for line in sys.stdin:
+    asked = json.loads(line)
+    children = [start(*one) for one in asked["runs"]]
+    if asked["kill"]:
+        number, delay = asked["kill"]
+        time.sleep(delay)
+        os.kill(children[number], signal.SIGKILL)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    print(json.dumps(codes), file=answers, flush=True)
+"""
+"""Prints the exit codes of the runs that a line asks for."""
+
+
+class AtOnce:
+    """Runs several stages' scripts at once, each in a process of its own."""
+
+    def __init__(self, place: Path):
+        self.place = place
+
+    def __enter__(self) -> "AtOnce":
+        command = ["nice", sys.executable, "-c", SERVER]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TEACHERLM_REVISION": "tests"}  # no git in each run
+        self.process = subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment, cwd=self.place)
+        return self
+
+    def run(
+        self,
+        *commands: list[object],
+        delays: list[float] | None = None,
+        kill: tuple[int, float] | None = None,
+        encoding: str = "utf-8",
+    ) -> tuple[list[int], list[str]]:
+        """Run some commands, [stage, word, ...] each, to their ends; their exit codes, and what they printed.
+
+        Args:
+            delays: seconds from the common start to each command's own.
+            kill: (number of a command, seconds from the common start): it gets a SIGKILL then.
+            encoding: of what they print, as PYTHONIOENCODING sets it.
+        """
+        outputs = [self.place / f"output-{number}" for number in range(len(commands))]
+        words = [[str(STAGES[stage]), *map(str, more)] for stage, *more in commands]
+        starts = delays or [0.0] * len(commands)
+        runs = [(*run, encoding) for run in zip(words, starts, map(str, outputs))]
+        self.process.stdin.write(json.dumps({"runs": runs, "kill": kill}) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline()), [path.read_text() for path in outputs]
+
+    def __exit__(self, *_: object) -> None:
+        self.process.stdin.close()
+        self.process.wait()

@@ -1,0 +1,40 @@
+"""What tests of enhancing share: its prompts, its progress, its failures."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from support.files import read_lines, sample_claims
+from teacherlm.catalog.benchmarks import load_benchmark
+
+
+def prompts(path: Path, count: int) -> Path:
+    """A file of records with prompts, as data_prepare.py writes it."""
+    benchmark = load_benchmark("sample")
+    records = [benchmark.prepare(claim, "here") for claim in sample_claims()][:count]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def edit_record(path: Path, number: int, change: Callable[[dict], None]) -> None:
+    records = read_lines(path)
+    change(records[number - 1])
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def progress_of(output: Path) -> Path:
+    return output.with_name(f".{output.name}.progress")
+
+
+def last_error(result: subprocess.CompletedProcess) -> str:
+    """The one line on stderr, after the progress bar, of a run that began its work and then failed."""
+    assert result.returncode == 2, result.stderr
+    *before, last = result.stderr.splitlines()
+    assert not [line for line in before if "rror:" in line]
+    assert last.startswith("enhance.py: error: ")
+    return last
+
+
+def failures_of(output: Path) -> list[dict]:
+    return read_lines(output.with_suffix(".failures.jsonl"))

@@ -1,0 +1,58 @@
+"""The pages of the report, read back."""
+
+import csv
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from lxml import html
+
+from support.report_runs import write_run
+
+RUNS = ("tiny_cot_tail_teacher_seed0", "tiny_text_seed0")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, with a page."""
+    texts = [f"Sentence {number} explains it. So the answer is ({'AB'[number % 2]})." for number in range(12)]
+    return write_run(tmp_path_factory.mktemp("runs") / "creak" / "all", {"cot": texts}, RUNS)
+
+
+@pytest.fixture
+def run(whole: Path, tmp_path: Path) -> Path:
+    """A copy of it, to break."""
+    return Path(shutil.copytree(whole, tmp_path / "runs" / "creak" / "all"))
+
+
+def page_of(inside: Callable, folder: Path) -> html.HtmlElement:
+    result = inside("report", folder)
+    assert result.returncode == 0, result.stderr
+    return html.fromstring((folder / "report" / "index.html").read_text(encoding="utf-8"))
+
+
+def table(page: html.HtmlElement, name: str) -> list[list[list[float] | str]]:
+    """The body of a table: of each cell its numbers with all digits, or its words."""
+    cells = [row.xpath("./td") for row in page.xpath(f"//table[@id='{name}']/tbody/tr")]
+    return [
+        [[float(value) for value in cell.xpath(".//data/@value")] or cell.text_content() for cell in row]
+        for row in cells
+    ]
+
+
+def missing(page: html.HtmlElement) -> list[str]:
+    return [item.text_content() for item in page.xpath("//section[@id='missing']//li")]
+
+
+def write(name: str, text: str) -> Callable[[Path], None]:
+    def change(run: Path) -> None:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(text)
+
+    return change
+
+
+def read_csv(path: Path) -> list[list[str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))[1:]

@@ -1,0 +1,45 @@
+"""The programs under test: how they are started, and what a user's mistake looks like."""
+
+import atexit
+import functools
+import subprocess
+from pathlib import Path
+
+from support.warm_python import WarmPython
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+STAGES = {
+    "data_prepare": ROOT / "enhance" / "data_prepare.py",
+    "enhance": ROOT / "enhance" / "enhance.py",
+    "merge": ROOT / "enhance" / "merge.py",
+    "finetune": ROOT / "finetune" / "finetune.py",
+    "evaluate": ROOT / "evaluate" / "main.py",
+}
+"""The scripts of the stages."""
+
+
+COMMANDS = ("table", "report", "compare", "steer", "site")
+"""Programs that have no script: `python -m teacherlm NAME`."""
+
+
+def program(name: str) -> list[str]:
+    """The words after `python` that start a program."""
+    return [str(STAGES[name])] if name in STAGES else ["-P", "-m", "teacherlm", name]
+
+
+@functools.cache
+def warm_python() -> str:
+    """An executable that takes the words of `python` and has the libraries loaded, see warm_python.py."""
+    started = WarmPython()
+    started.__enter__()
+    atexit.register(started.__exit__)
+    return str(started.executable)
+
+
+def only_error(result: subprocess.CompletedProcess) -> str:
+    """The one line on stderr of a stage that a user's mistake ended."""
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+    return result.stderr.strip()

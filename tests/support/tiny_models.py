@@ -1,0 +1,41 @@
+"""A tiny random model of each kind that is usual, with its tokenizer."""
+
+from pathlib import Path
+
+from support.files import sample_claims
+
+
+def make_tiny_model(family: str, folder: Path) -> Path:
+    import torch
+    from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, OPTConfig
+
+    from support.tiny_architectures import make_tokenizer
+
+    tokenizer = make_tokenizer(sample["sentence"] for sample in sample_claims())
+    size = len(tokenizer)
+    common = {"vocab_size": size, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+    configs = {
+        "bloom": lambda: BloomConfig(hidden_size=32, n_layer=2, n_head=2, **common),
+        "opt": lambda: OPTConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            ffn_dim=64,
+            num_attention_heads=2,
+            word_embed_proj_dim=32,
+            max_position_embeddings=512,
+            **common,
+        ),
+        "llama": lambda: LlamaConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=512,
+            **common,
+        ),
+    }
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(configs[family]()).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,77 @@
+"""Texts of any length and content take time that grows with their length, not with its square."""
+
+import random
+from itertools import pairwise
+
+import pytest
+from support.bounded import bounded
+
+from teacherlm.catalog.prompts import ANSWER_MARK, LETTERS, take_apart
+from teacherlm.dataset.contamination import TestSplit
+from teacherlm.dataset.ngrams import word_hashes, words_of
+
+
+def letters_by_search(question: str, start: int) -> list[int]:
+    """Where ` (A) `, ` (B) `, ... stand from `start` on, each looked for anew: slow, and plain to see."""
+    row: list[int] = []
+    for letter in LETTERS:
+        start = question.find(f" ({letter}) ", start)
+        if start < 0:
+            break
+        row.append(start)
+        start += 4
+    return row
+
+
+def taken_apart_slowly(question: str) -> tuple[str, tuple[str, ...]]:
+    starts = []
+    place = question.find(" (A) ")
+    while place >= 0:
+        starts.append(place)
+        place = question.find(" (A) ", place + 5)
+    row = max(reversed([letters_by_search(question, start) for start in starts]), key=len, default=[])
+    if len(row) < 2:
+        return question, ()
+    spans = pairwise([*row, len(question)])
+    return question[: row[0]], tuple(question[start + 5 : end] for start, end in spans)
+
+
+def test_any_text_is_taken_apart_as_by_a_plain_search() -> None:
+    draw = random.Random(0)
+    pieces = [*(f" ({letter}) " for letter in "AAABBCDZ"), " (A)", "(B) ", "(C)", " ", "x", "(A) ", "word"]
+    several = 0
+    for _ in range(20_000):
+        question = "".join(draw.choices(pieces, k=draw.randint(1, 14)))
+        expected = taken_apart_slowly(question)
+        assert take_apart(question) == expected, question
+        assert take_apart(f"Q: {question}{ANSWER_MARK}B).") == expected, question
+        several += len(expected[1]) > 2
+    assert several > 1000
+
+
+@pytest.mark.parametrize("piece", [" (A) ", " (A)", " (A) (B) ", " (Z) (Y) (A) ", ANSWER_MARK, "Q: "])
+def test_a_million_letters_in_brackets(piece: str) -> None:
+    """160,000 letters of ` (A) ` took 3.2 seconds, and four times as much for twice the letters."""
+    code = "import sys; from teacherlm.catalog.prompts import take_apart\n"
+    code += "take_apart('Q: ' + sys.argv[1] * (1_500_000 // len(sys.argv[1])))"
+    assert bounded(["-c", code, piece], 30).returncode == 0
+
+
+def overlaps(questions: list[list[str]], text: str) -> list[tuple[int, str]]:
+    words = words_of(text)
+    return TestSplit(questions).overlaps(words, word_hashes(words))
+
+
+def test_a_long_text_and_the_same_text_as_a_question() -> None:
+    """16,000 words took 24 seconds: the question was looked through once for each of its words."""
+    code = "import sys; from teacherlm.dataset import contamination, ngrams\n"
+    code += "text = ' '.join(f'word{number}' for number in range(100_000))\n"
+    code += "split = contamination.TestSplit([[text], ['a question that has no such words'], [text + ' more', text]])\n"
+    code += "words = ngrams.words_of(text)\n"
+    code += "found = split.overlaps(words, ngrams.word_hashes(words))\n"
+    code += "print([(number, len(piece.split())) for number, piece in found])"
+    done = bounded(["-c", code], 60)
+    assert done.stdout == "[(0, 13), (2, 13)]\n", done.stderr
+    words = [f"word{number}" for number in range(400)]
+    asked = [[" ".join(words[:200])], [" ".join(words[100:300])]]
+    assert overlaps(asked, " ".join(words[:250])) == [(0, " ".join(words[:13])), (1, " ".join(words[100:113]))]

@@ -1,0 +1,136 @@
+"""Samples as token ids: what finetuning sees of a text, and what of it has a loss."""
+
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from support.files import sample_claims
+from transformers import AutoTokenizer
+
+from teacherlm.core.errors import UserError
+from teacherlm.finetune.fields import PhaseSampler, Task, choose_samples, dataset_order, parse_task
+from teacherlm.finetune.samples import cut_samples, tokenize
+
+SENTENCES = [claim["sentence"] for claim in sample_claims()]
+TEXT = parse_task("text")
+
+
+def test_a_sample_that_is_too_long_keeps_its_last_tokens_and_is_listed(tiny_llama: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    whole = [tokenizer(sentence)["input_ids"] for sentence in SENTENCES]
+    limit = sorted(map(len, whole))[len(whole) // 2]  # half of them are longer, or as long
+    tokens, counts = tokenize(Dataset.from_dict({"text": SENTENCES}), tokenizer, TEXT, limit, False, 0)
+    assert counts == [len(SENTENCES)]
+    assert tokens["input_ids"][:] == [ids[len(ids) - min(limit, len(ids)) :] for ids in whole]
+    long = [(number + 1, len(ids)) for number, ids in enumerate(whole) if len(ids) > limit]
+    assert 0 < len(long) < len(whole)
+    assert [(row["sample"], row["tokens"]) for row in cut_samples(tokens, limit)] == long
+
+
+def test_samples_that_are_all_too_long_are_refused(tiny_llama: Path) -> None:
+    with pytest.raises(UserError, match="all 2 samples have more than 2 tokens, the shortest"):
+        tokenize(
+            Dataset.from_dict({"text": SENTENCES[:2]}), AutoTokenizer.from_pretrained(tiny_llama), TEXT, 2, False, 0
+        )
+
+
+def test_a_sample_without_text_is_named(tiny_llama: Path) -> None:
+    dataset = Dataset.from_dict({"text": ["one", "two", ""]})
+    with pytest.raises(UserError, match="sample 3: the field 'text' is empty"):
+        tokenize(dataset, AutoTokenizer.from_pretrained(tiny_llama), TEXT, 10, False, 0)
+
+
+def test_the_loss_on_the_completion_begins_at_the_letter(tiny_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    text = "Q: Is the moon a planet? (A) yes (B) no A: The answer is (B). It circles the earth."
+    tokens, _ = tokenize(Dataset.from_dict({"text": [text]}), tokenizer, TEXT, 500, True, 0)
+    row = tokens[0]
+    learnt = tokenizer.decode(row["input_ids"][row["skipped"] :])
+    assert "B). It circles the earth." in learnt
+    assert "answer" not in learnt
+    cut, _ = tokenize(Dataset.from_dict({"text": [text, "Q: a A: The answer is (A)."]}), tokenizer, TEXT, 40, True, 0)
+    removed = len(row["input_ids"]) - 40
+    assert removed > 0
+    assert cut[0]["skipped"] == max(0, row["skipped"] - removed)
+
+
+def test_a_text_without_an_answer_has_no_completion(tiny_llama: Path) -> None:
+    with pytest.raises(UserError, match="sample 2: the field 'text' has no ` A: The answer is"):
+        dataset = Dataset.from_dict({"text": ["Q: a A: The answer is (A).", "free text"]})
+        tokenize(dataset, AutoTokenizer.from_pretrained(tiny_llama), TEXT, 99, True, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "task"),
+    [
+        ("cot_tail", Task({"cot_tail": 1.0}, False)),
+        ("text:1,cot_tail:2.5", Task({"text": 1.0, "cot_tail": 2.5}, False)),
+        ("text:2", Task({"text": 2.0}, False)),
+        ("text,cot_tail", Task({"text": 1.0, "cot_tail": 1.0}, True)),
+    ],
+)
+def test_tasks(text: str, task: Task) -> None:
+    assert parse_task(text) == task
+
+
+@pytest.mark.parametrize(
+    "text", ["", "text,", "text,text", "text:1,cot_tail", "text:0", "text:x", "text:-1", "text:nan"]
+)
+def test_a_task_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--task_type"):
+        parse_task(text)
+
+
+def test_weights_say_how_often_an_epoch_has_each_sample() -> None:
+    chosen = dict(choose_samples(parse_task("text:0.5,cot_tail:2,error_tail:1.25"), 40, seed=3))
+    assert len(chosen["text"]) == len(set(chosen["text"])) == 20
+    assert sorted(chosen["cot_tail"]) == sorted([*range(40)] * 2)
+    assert len(chosen["error_tail"]) == 50
+    assert set(chosen["error_tail"]) == set(range(40))
+    assert chosen == dict(choose_samples(parse_task("text:0.5,cot_tail:2,error_tail:1.25"), 40, seed=3))
+    assert chosen["text"] != dict(choose_samples(parse_task("text:0.5"), 40, seed=4))["text"]
+
+
+def test_fields_are_tokenized_one_after_the_other(tiny_llama: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    dataset = Dataset.from_dict({"text": ["one moon", "two moons"], "cot_tail": ["three", "four"]})
+    tokens, counts = tokenize(dataset, tokenizer, parse_task("text,cot_tail"), 9, False, 0)
+    assert counts == [2, 2]
+    expected = [tokenizer(text)["input_ids"] for text in ("one moon", "two moons", "three", "four")]
+    assert tokens["input_ids"][:] == expected
+    assert tokens["sample"][:] == [1, 2, 1, 2]
+
+
+def test_an_epoch_has_phase_after_phase_shuffled_anew() -> None:
+    sampler = PhaseSampler([30, 20], seed=1)
+    first = list(sampler)
+    assert sorted(first[:30]) == list(range(30))
+    assert sorted(first[30:]) == list(range(30, 50))
+    assert first[:30] != list(range(30))
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert list(PhaseSampler([30, 20], seed=2)) != first
+
+
+def test_without_shuffling_an_epoch_has_the_dataset_s_order() -> None:
+    sampler = PhaseSampler([30, 20], seed=1, shuffle=False)
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        assert list(sampler) == list(range(50))
+
+
+def test_a_mixture_in_the_dataset_s_order_has_each_sample_in_all_its_fields(tiny_llama: Path) -> None:
+    dataset = Dataset.from_dict({"text": ["one", "two"], "cot_tail": ["three", "four"]})
+    task = parse_task("text:1,cot_tail:2")
+    tokens, _ = tokenize(dataset, AutoTokenizer.from_pretrained(tiny_llama), task, 9, False, 0)
+    ordered = tokens.select(dataset_order(tokens["sample"]))
+    assert ordered["sample"][:] == [1, 1, 1, 2, 2, 2]
+    assert ordered["field"][:] == ["text", "cot_tail", "cot_tail"] * 2
+
+
+def test_an_epoch_is_filled_up_with_no_sample_twice() -> None:
+    order = list(PhaseSampler([7, 3], seed=1, multiple=4))
+    assert sorted(order) == [*range(10), 10, 10]  # 10 is the filler
+    assert order[10:] == [10, 10]
+    assert len(PhaseSampler([8], seed=1, multiple=4)) == 8
