@@ -208,7 +208,7 @@ def test_a_mistake_is_one_line(
 
 
 def test_slurm_that_does_not_answer_is_one_line_and_names_the_way_out(chain: Chain, tmp_path: Path) -> None:
-    """On a machine with slurm-client and no cluster; the real programs are in tests/cluster/test_cluster_submission.py."""
+    """On a machine with slurm-client and no cluster; the real programs are in tests/cluster/."""
     said = (
         "squeue: error: resolve_ctls_from_dns_srv: Unknown host\nsqueue: fatal: Could not establish a configuration\n"
     )
