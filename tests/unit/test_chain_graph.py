@@ -223,3 +223,11 @@ def test_where_a_submission_lies(tmp_path: Path) -> None:
     chain.path.mkdir(parents=True)
     chain.jobs.touch()
     assert submitted_chains(tmp_path) == [ChainFolder(chain.path)]
+
+
+def test_the_chain_knows_the_flags_that_samples_can_have() -> None:
+    """It names them without the packages that finding them needs."""
+    from teacherlm.chain import settings as of_chain
+    from teacherlm.dataset import quality
+
+    assert set(of_chain.FLAGS) == set(quality.FLAGS)
