@@ -189,6 +189,8 @@ def stage_version(stage: str) -> int:
 def still_there(output: Mapping[str, Any]) -> bool:
     """Whether every file that an output was described with is there and the same."""
     path = Path(output["path"])
+    if path.is_file() and set(output["files"]) != {path.name}:
+        return False
     files = [path if path.is_file() else path / name for name in output["files"]]
     return all(file.is_file() for file in files) and describe(path, output, files)["sha256"] == output["sha256"]
 
