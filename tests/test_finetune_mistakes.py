@@ -51,7 +51,11 @@ def test_weights_that_are_no_numbers_are_not_saved(
 
 @pytest.mark.parametrize(
     ("line", "said"),
-    [('{"a": 1}', "step is missing"), ('{"step": "x"}', "step: a whole number was expected"), ("[1]", "one JSON object")],
+    [
+        ('{"a": 1}', "step is missing"),
+        ('{"step": "x"}', "step: a whole number was expected"),
+        ("[1]", "one JSON object"),
+    ],
 )
 def test_a_log_of_odd_lines_is_refused_before_training_goes_on(
     tiny_llama: Path, prepared: Path, tmp_path: Path, inside: Callable, line: str, said: str
