@@ -123,7 +123,7 @@ prove: $(VENV)/installed.txt ## run the proofs on all real test sets (hours): ma
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(nproc)} $(PYTHON) -P -m pytest -m slow $${ONLY:+-k "$$ONLY"}
 
 perf: $(VENV)/installed.txt ## measure a stage side by side with what one would use instead: make perf STAGE=enhance
-	@$(PYTHON) -m "perf.$${STAGE:?which one? make perf STAGE=enhance}" $${CREAK_DATA:+--data "$$CREAK_DATA"}
+	@PYTHONPATH="$(CURDIR)" $(PYTHON) -P -m "perf.$${STAGE:?which one? make perf STAGE=enhance}" $${CREAK_DATA:+--data "$$CREAK_DATA"}
 
 doctor: ## say what this machine has and lacks for each stage, and how to mend it
 	@if [[ -x $(PYTHON) ]]; then $(PYTHON) src/teacherlm/chain/doctor.py; else $(BASE_PYTHON) src/teacherlm/chain/doctor.py; fi

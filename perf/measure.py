@@ -62,7 +62,7 @@ def run_alternately(
             if contender.once and repetition:
                 continue
             python = (pythons or {}).get(contender.name, sys.executable)
-            command = [python, "-m", module, "--contender", contender.name, *words]
+            command = [python, "-P", "-m", module, "--contender", contender.name, *words]
             result, peak = run_once(command)
             measured[contender.name].append({**result, "peak_memory_bytes": peak})
             shown = ", ".join(f"{key} {value:.4g}" for key, value in result.items() if isinstance(value, float))
@@ -72,10 +72,8 @@ def run_alternately(
 
 def run_once(command: list[str]) -> tuple[dict[str, Any], int]:
     """The JSON that a process printed last, and the most memory that it held, in bytes."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT / "src"),
-    }  # for interpreters into which the project is not installed
+    # Where perf/ is, and for interpreters into which the project is not installed also the project.
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)

@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def measure(step: str, folder: Path, records: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", __spec__.name, "--step", step]
+    command = [sys.executable, "-P", "-m", __spec__.name, "--step", step]
     result, peak = run_once([*command, "--records", str(records), "--folder", str(folder)])
     row = {"records": records, "stage": step, "value": records / result["seconds"], "unit": "records/s", **result}
     print(f"{records} {step}: {result['seconds']:.1f} s, peak {peak / 2**20:.0f} MiB", file=sys.stderr, flush=True)
