@@ -8,7 +8,8 @@ import pytest
 from support.atlas_models import make_passages, make_small_mmlu, make_tiny_bert, make_tiny_t5, write_lines
 from support.files import read_lines
 from support.programs import ROOT, STAGES
-from support.scoring import results, words
+from support.scoring import words
+from support.shares import results
 from support.slurm_cluster import Cluster, curve, only_log, start
 
 pytestmark = pytest.mark.cluster

@@ -11,8 +11,7 @@ import transformers
 from datasets import Dataset
 from lm_eval.api.instance import Instance
 from support.any_models import SIZES, byte_tokenizer, llama_config, reference, save, sentencepiece_tokenizer
-from support.asked_models import CONTEXT, ask, gemma2, gemma3, generated, gpt_neo, likeliest
-from support.atlas_words import words
+from support.asked_models import CONTEXT, ask, gemma2, gemma3, generated, gpt_neo, likeliest, words
 from support.files import read_lines
 from support.programs import only_error
 from tokenizers import Tokenizer, models, processors

@@ -4,17 +4,27 @@ import hashlib
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.atlas_server import CONTENT, Server, serve
+from support.atlas_server import (
+    CONTENT,
+    Server,
+    serve,
+)
 from support.programs import ROOT, only_error
 
 from teacherlm.atlas import downloads
 from teacherlm.atlas.contents import noted_digest, record_of
 from teacherlm.atlas.downloads import download
 from teacherlm.core.errors import UserError
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serve() as server:
+        yield server
 
 
 def script(name: str, *words: object) -> subprocess.CompletedProcess:

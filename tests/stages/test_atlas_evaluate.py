@@ -14,14 +14,27 @@ from support.atlas_models import (
     make_passages,
     make_questions,
     make_tiny_bert,
+    make_tiny_t5,
     run_script,
     write_lines,
 )
-from support.atlas_words import QUESTIONS, words
+from support.atlas_words import words
 from support.files import read_lines
 from support.programs import ROOT, only_error
 
 EVALUATE = ROOT / "atlas" / "evaluate.py"
+QUESTIONS = 13  # no multiple of two workers
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("atlas")
+    make_tiny_t5(folder / "t5")
+    make_tiny_bert(folder / "bert")
+    write_lines(folder / "passages.jsonl", make_passages(60))
+    write_lines(folder / "test.jsonl", make_questions(QUESTIONS))
+    write_lines(folder / "valid.jsonl", make_questions(3, seed=5))
+    return folder
 
 
 def evaluate(place: Path, output: Path, *more: object, workers: int = 1) -> subprocess.CompletedProcess:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 import tqdm
-from support.enhancing import edit_record, failures_of, last_error, progress_of, prompts
+from support.enhancing import edit_record, progress_of, prompts
+from support.failed_records import failures_of, last_error
 from support.files import contents, read_lines
 from support.greedy import greedy_tokens
 from support.programs import STAGES

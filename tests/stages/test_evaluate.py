@@ -12,10 +12,9 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from support.atlas_words import words
 from support.files import contents, read_lines
 from support.programs import ROOT
-from support.scoring import reference_likelihoods
+from support.scoring import reference_likelihoods, words
 from transformers import AutoModelForCausalLM
 
 

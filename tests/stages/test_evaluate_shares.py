@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from support.programs import ROOT, STAGES, warm_python
-from support.scoring import results, words
+from support.scoring import words
+from support.shares import results
 
 TASKS = "sample"
 

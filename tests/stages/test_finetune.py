@@ -20,6 +20,11 @@ SH = ["bash", ROOT / "finetune" / "finetune.sh"]
 ENVIRONMENT = {**os.environ, "PYTHON": sys.executable}
 
 
+@pytest.fixture(scope="module")
+def dataset(prepared: Path) -> Path:
+    return prepared / "SAMPLE"
+
+
 def positional(model: Path, dataset: Path, store: Path) -> list[object]:
     return [*SH, model, dataset, 4, 1, 1e-3, EPOCHS, "cot_text", "run", store, "test", "--logging_steps", 4]
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from support.files import contents
-from support.finetuning import finetune, flags
+from support.finetuning import flags
+from support.two_processes import finetune
 
 NO_SPACE = "no space is left on the device; free some, then run the same command again: it continues"
 

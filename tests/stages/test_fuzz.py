@@ -22,7 +22,7 @@ def test_what_is_damaged_is_read_or_refused_in_one_line(name: str, tmp_path: Pat
     count = MORE.get(name, COUNT)
     words = ["--only", name, "--count", str(count), "--workers", "2", "--keep", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
-    command = [sys.executable, "-P", "-m", "fuzz", *words]
+    command = [sys.executable, "-P", "-m", "support.fuzz", *words]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
     row = [cell.strip() for cell in result.stdout.splitlines()[-1].split("|")]

@@ -15,7 +15,8 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
-from support.enhancing import failures_of, last_error, prompts
+from support.enhancing import prompts
+from support.failed_records import failures_of, last_error
 from support.files import read_lines
 from support.programs import STAGES, only_error
 

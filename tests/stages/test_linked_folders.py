@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from support.atlas_models import make_questions, make_small_mmlu, run_script, write_lines
-from support.mmlu import SCRIPT as SCORES
 from support.mmlu import prepare
+from support.mmlu_scores import SCRIPT as SCORES
 from support.programs import only_error
 
 from teacherlm.core.errors import UserError

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from support.atlas_models import write_lines
 from support.files import read_lines
-from support.mmlu import SCRIPT
+from support.mmlu_scores import SCRIPT
 from support.programs import only_error, warm_python
 
 # domain -> for each question whether (the choice, the debiased choice) is right

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import requests
-from support.enhancing import failures_of, last_error, progress_of, prompts
+from support.enhancing import progress_of, prompts
+from support.failed_records import failures_of, last_error
 from support.files import read_lines
 from support.programs import ROOT, only_error, warm_python
 

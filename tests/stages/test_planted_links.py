@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.atlas_server import CONTENT, Server, server  # noqa: F401 (a fixture)
+from support.atlas_server import CONTENT, Server, serve
 from support.programs import only_error
 
 from teacherlm.atlas.downloads import download
@@ -17,6 +17,13 @@ from teacherlm.core.files import make_anew, whole_file
 from teacherlm.core.lock import one_writer
 from teacherlm.core.outputs import require_writable
 from teacherlm.core.progress_file import ProgressFile
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serve() as server:
+        yield server
+
 
 VICTIM = "what the victim wrote\n"
 OTHER = "nobody"
@@ -95,7 +102,7 @@ def test_a_download_follows_no_link(
     victim: Path,
     plant: Callable,
     name: str,
-    server: Server,  # noqa: F811
+    server: Server,
 ) -> None:
     plant(name, victim)
     download(f"http://127.0.0.1:{server.server_port}/file", shared / "file")

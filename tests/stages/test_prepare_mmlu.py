@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from support.files import contents, read_lines
+from support.mmlu import prepare
 from support.programs import only_error
-from support.report_runs import prepare
 
 from teacherlm.atlas.prepare_mmlu import SPLITS
 

@@ -12,10 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from support.finetuning import EPOCHS, STEPS, finetune
 from support.pickles_with_code import Evil
 from support.programs import ROOT, warm_python
-from support.slurm_cluster import start
+from support.two_processes import EPOCHS, STEPS, finetune, start
 from transformers import AutoModelForCausalLM
 
 UNEVEN = ["--max_train_samples", 22, "--per_device_eval_batch_size", 7]  # of 80 dev samples: the last batch has 3 or 10

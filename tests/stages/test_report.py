@@ -9,9 +9,22 @@ import pytest
 from support.files import contents
 from support.pages import RUNS, missing, page_of, table, write
 from support.programs import only_error
-from support.report_runs import write_result
+from support.report_runs import write_result, write_run
 
 from teacherlm.catalog.prompts import take_apart
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, with a page."""
+    texts = [f"Sentence {number} explains it. So the answer is ({'AB'[number % 2]})." for number in range(12)]
+    return write_run(tmp_path_factory.mktemp("runs") / "creak" / "all", {"cot": texts}, RUNS)
+
+
+@pytest.fixture
+def run(whole: Path, tmp_path: Path) -> Path:
+    """A copy of it, to break."""
+    return Path(shutil.copytree(whole, tmp_path / "runs" / "creak" / "all"))
 
 
 def test_the_numbers_are_those_of_the_results_and_of_the_log(inside: Callable, run: Path) -> None:

@@ -12,7 +12,7 @@ from scipy.stats import bootstrap as scipy_bootstrap
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 from support.atlas_models import write_lines
-from support.pages import read_csv
+from support.compared import read_csv
 from support.programs import ROOT, only_error, warm_python
 from support.report_runs import finish, write_run
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from lxml import html
 from support.bounded import bounded
-from support.pages import RUNS, missing, page_of, read_csv, table, write
+from support.compared import read_csv
+from support.pages import RUNS, missing, page_of, table, write
 from support.programs import program
 from support.report_runs import STUDENT, result_of, write_run
 

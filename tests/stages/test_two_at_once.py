@@ -17,8 +17,9 @@ import pytest
 from support.at_once import AtOnce
 from support.enhancing import prompts
 from support.files import read_lines
-from support.finetuning import flags, read_log, start, weights
+from support.finetuning import flags, read_log, weights
 from support.scoring import words as evaluate_words
+from support.two_processes import start
 
 from teacherlm.core.lock import one_writer
 

@@ -2,29 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
-from support.atlas_models import (
-    make_passages,
-    make_questions,
-    make_tiny_bert,
-    make_tiny_t5,
-    write_lines,
-)
-
-QUESTIONS = 13  # no multiple of two workers
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("atlas")
-    make_tiny_t5(folder / "t5")
-    make_tiny_bert(folder / "bert")
-    write_lines(folder / "passages.jsonl", make_passages(60))
-    write_lines(folder / "test.jsonl", make_questions(QUESTIONS))
-    write_lines(folder / "valid.jsonl", make_questions(3, seed=5))
-    return folder
-
 
 def words(place: Path, output: Path, *more: object) -> list[str]:
     flags = {

@@ -1,7 +1,6 @@
 """What tests of enhancing share: its prompts, its progress, its failures."""
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,16 +24,3 @@ def edit_record(path: Path, number: int, change: Callable[[dict], None]) -> None
 
 def progress_of(output: Path) -> Path:
     return output.with_name(f".{output.name}.progress")
-
-
-def last_error(result: subprocess.CompletedProcess) -> str:
-    """The one line on stderr, after the progress bar, of a run that began its work and then failed."""
-    assert result.returncode == 2, result.stderr
-    *before, last = result.stderr.splitlines()
-    assert not [line for line in before if "rror:" in line]
-    assert last.startswith("enhance.py: error: ")
-    return last
-
-
-def failures_of(output: Path) -> list[dict]:
-    return read_lines(output.with_suffix(".failures.jsonl"))

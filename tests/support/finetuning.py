@@ -1,20 +1,9 @@
 """What tests of finetuning share: its flags, its log, its weights."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
-import pytest
-
-from support.programs import ROOT, warm_python
-
 EPOCHS, STEPS = 4, 6  # of 24 samples in batches of 4
-
-
-@pytest.fixture(scope="module")
-def dataset(prepared: Path) -> Path:
-    return prepared / "SAMPLE"
 
 
 def flags(model: Path, dataset: Path, output: Path) -> list[object]:
@@ -37,27 +26,3 @@ def read_log(folder: Path) -> list[dict]:
 
 def weights(folder: Path) -> dict[str, bytes]:
     return {path.parent.name: path.read_bytes() for path in folder.glob("checkpoint-*/model.safetensors")}
-
-
-EPOCHS, STEPS = 2, 6  # of 22 samples, 4 a step: the last step of an epoch has 2
-
-
-def finetune(model: Path, dataset: Path, store: Path, processes: int, *words: object) -> subprocess.CompletedProcess:
-    """finetune.sh with 4 samples a step, to its end."""
-    started = start(model, dataset, store, processes, *words)
-    output, errors = started.communicate()
-    return subprocess.CompletedProcess(started.args, started.returncode, output, errors)
-
-
-def start(
-    model: Path, dataset: Path, store: Path, processes: int, *words: object, python: object = None
-) -> subprocess.Popen:
-    positional = [model, dataset, 4 // processes, 1, 1e-3, EPOCHS, "cot_text", "run", store, "test"]
-    command = ["bash", ROOT / "finetune" / "finetune.sh", *positional, "--logging_steps", 1, *words]
-    environment = {
-        **os.environ,
-        "PYTHON": str(python or warm_python()),
-        "NUM_GPUS": str(processes),
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.Popen(list(map(str, command)), env=environment, stdout=-1, stderr=-1, text=True)

@@ -6,9 +6,6 @@ from pathlib import Path
 from support.atlas_models import run_script
 from support.programs import ROOT
 
-SCRIPT = ROOT / "atlas" / "evaluation_scripts" / "evaluate_mmlu_predictions.py"
-
-
 SCRIPT = ROOT / "atlas" / "preprocessing" / "prepare_mmlu.py"
 
 

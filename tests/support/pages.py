@@ -1,29 +1,11 @@
 """The pages of the report, read back."""
 
-import csv
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from lxml import html
 
-from support.report_runs import write_run
-
 RUNS = ("tiny_cot_tail_teacher_seed0", "tiny_text_seed0")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, with a page."""
-    texts = [f"Sentence {number} explains it. So the answer is ({'AB'[number % 2]})." for number in range(12)]
-    return write_run(tmp_path_factory.mktemp("runs") / "creak" / "all", {"cot": texts}, RUNS)
-
-
-@pytest.fixture
-def run(whole: Path, tmp_path: Path) -> Path:
-    """A copy of it, to break."""
-    return Path(shutil.copytree(whole, tmp_path / "runs" / "creak" / "all"))
 
 
 def page_of(inside: Callable, folder: Path) -> html.HtmlElement:
@@ -51,8 +33,3 @@ def write(name: str, text: str) -> Callable[[Path], None]:
         (run / name).write_text(text)
 
     return change
-
-
-def read_csv(path: Path) -> list[list[str]]:
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.reader(file))[1:]

@@ -33,14 +33,3 @@ def reference_likelihoods(folder: Path, prompts: list[str], choices: list[str]) 
 
 def words(model: Path, task: str, tests: Path, output: Path, *more: object) -> list[object]:
     return ["--model_args", f"pretrained={model}", "--tasks", task, "--datasets", tests, "--output_path", output, *more]
-
-
-def results(output: Path) -> dict[str, bytes]:
-    """Results and samples, and no leftovers."""
-    folder = output / "tiny"
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "sample.json",
-        "sample.manifest.json",
-        "sample_samples.jsonl",
-    ]
-    return {name: (folder / name).read_bytes() for name in ("sample.json", "sample_samples.jsonl")}

@@ -1,0 +1,14 @@
+"""An evaluation that several processes share."""
+
+from pathlib import Path
+
+
+def results(output: Path) -> dict[str, bytes]:
+    """Results and samples, and no leftovers."""
+    folder = output / "tiny"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "sample.json",
+        "sample.manifest.json",
+        "sample_samples.jsonl",
+    ]
+    return {name: (folder / name).read_bytes() for name in ("sample.json", "sample_samples.jsonl")}
