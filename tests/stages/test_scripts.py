@@ -1,6 +1,5 @@
-"""Rules of the house that are broken unseen: help in each script, no eval, no stage in another, no library hidden."""
+"""Rules of the house that are broken unseen: help in each script, no eval, no library hidden."""
 
-import ast
 import os
 import re
 import subprocess
@@ -12,7 +11,6 @@ from support.programs import ROOT
 
 TRACKED = subprocess.run(["git", "-C", ROOT, "ls-files"], capture_output=True, text=True, check=True).stdout.split()
 SCRIPTS = [name for name in TRACKED if name.endswith(".sh")]
-STAGES = ("enhance", "finetune", "evaluate", "report")
 ENVIRONMENT = {**os.environ, "PYTHON": sys.executable}
 
 
@@ -62,36 +60,6 @@ def test_the_help_of_make_lists_every_target() -> None:
     text = subprocess.run(["make", "-C", ROOT, "help"], capture_output=True, text=True, check=True).stdout
     listed = {word for line in text.splitlines() if line.startswith("  make ") for word in line.split()}
     assert set(targets) <= listed
-
-
-def modules_of(stage: str) -> set[str]:
-    return {stage, *(path.stem for path in (ROOT / stage).glob("*.py"))}
-
-
-def imports_of(file: Path) -> set[str]:
-    """The first part of each module that a file imports, wherever in it."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add((node.module or "").split(".")[0])
-    return found
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_no_stage_imports_another(stage: str) -> None:
-    others = set().union(*(modules_of(other) for other in STAGES if other != stage)) - modules_of(stage)
-    files = list((ROOT / stage).rglob("*.py"))
-    assert files
-    for file in files:
-        assert not imports_of(file) & others, file
-
-
-def test_the_shared_package_imports_no_stage() -> None:
-    stages = set().union(*map(modules_of, STAGES))
-    for file in (ROOT / "teacherlm").glob("*.py"):
-        assert not imports_of(file) & stages, file
 
 
 @pytest.mark.parametrize("folder", [".", "enhance", "evaluate", "evaluate/lm_eval"])

@@ -186,7 +186,9 @@ def test_task_files_named_like_modules_replace_none_and_import_their_neighbours(
     )
     (folder / "helpers").mkdir()
     (folder / "helpers" / "__init__.py").write_text("")
-    (folder / "helpers" / "phrases.py").write_text("def phrase(text):\n    import scoring\n    return f'said {text}'\n")
+    (folder / "helpers" / "phrases.py").write_text(
+        "def phrase(text):\n    import datasets\n    return f'said {text}'\n"
+    )
     modules, path = {name: sys.modules.get(name) for name in ("json", "random", "scoring", "datasets")}, list(sys.path)
     done = run("mixed,json,random,scoring,task_api", folder)
     assert done.returncode == 0, done.stderr

@@ -67,7 +67,9 @@ class Weather(Task):
 def test_a_task_in_the_reference_s_api_runs_unchanged_and_is_tokenized_apart(tiny_llama: Path, tmp_path: Path) -> None:
     evaluate = tmp_path / "evaluate"
     shutil.copytree(ROOT / "evaluate", evaluate, ignore=shutil.ignore_patterns("datasets", "results", "__pycache__"))
-    (tmp_path / "teacherlm").symlink_to(ROOT / "teacherlm")
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("benchmarks", "models", "slurm"):
+        (tmp_path / name).symlink_to(ROOT / name)
     (evaluate / "lm_eval" / "tasks" / "weather.py").write_text(OLD_TASK)
     questions = ["The rain is f", "The forecast is f", "The wind is f"]  # a choice ends the last word
     choices, answers = ["rom Bergen", "or today"], ["rom Bergen", "or today", "rom Bergen"]

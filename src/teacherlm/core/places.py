@@ -19,13 +19,18 @@ def yaml_file(folder: Path, name: str) -> Path:
         folder: the project's.
         name: a single plain name.
     """
-    own = Path(folder.name) / f"{name}.yaml"
-    return own if own.is_file() else folder / own.name
+    files = [place / f"{name}.yaml" for place in yaml_folders(folder)]
+    return next((file for file in files if file.is_file()), files[-1])
 
 
 def yaml_names(folder: Path) -> list[str]:
     """The names for which `yaml_file` finds a file."""
-    return sorted({path.stem for place in (Path(folder.name), folder) for path in place.glob("*.yaml")})
+    return sorted({path.stem for place in yaml_folders(folder) for path in place.glob("*.yaml")})
+
+
+def yaml_folders(folder: Path) -> list[Path]:
+    own = Path.cwd() / folder.name
+    return [folder] if own == ROOT / folder.name else [own, folder]
 
 
 def cache_folder() -> Path:
