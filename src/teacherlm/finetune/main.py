@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from teacherlm.catalog.adapters import is_adapter
 from teacherlm.catalog.models import describe_files, describe_model, find_model, local_folder
@@ -67,11 +67,11 @@ def work(run: StageRun, own: Any, training: Any, model_folder: Path) -> int:
         if run.is_done:
             run.say_done()
             return 0
-        tokens, phases, dev, tokenizer = load_samples(own, training, model_folder)
-        last = from_first(lambda: claim(arguments, inputs, own, training, tokens))
+        samples = load_samples(own, training, model_folder)
+        last = from_first(lambda: claim(arguments, inputs, own, training, samples.tokens))
         last = None if last is None else Path(last)
-    student = (model_folder, inputs["student"]["sha256"])
-    status, counts = train(own, training, tokens, phases, dev, tokenizer, student, last)
+    student = Student(model_folder, inputs["student"]["sha256"])
+    status, counts = train(own, training, samples, student, last)
     if status == 0 and is_first():
         conclude(run, counts)
     return status
@@ -121,8 +121,36 @@ def fit_to_model(own: Any, model_folder: Path) -> Any:
     return dataclasses.replace(own, max_source_length=positions)
 
 
-def load_samples(own: Any, training: Any, model_folder: Path) -> tuple[Any, list[int], Any, Any]:
-    """An epoch's samples as tokens, how many are in each of its phases, the dev samples or None, and the tokenizer."""
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """What is trained on.
+
+    Attributes:
+        tokens: an epoch's samples as tokens.
+        phases: how many of them are in each phase of the epoch.
+        dev: the samples that are not trained on, or None.
+        tokenizer: the student's.
+    """
+
+    tokens: Any
+    phases: list[int]
+    dev: Any
+    tokenizer: Any
+
+    def longest(self, most: int) -> int:
+        """The number of tokens of the longest sample, which is cut to `most`."""
+        return min(most, max(max(part["tokens"]) for part in (self.tokens, self.dev) if part is not None))
+
+
+class Student(NamedTuple):
+    """The model that training begins with: its folder, and the digest of its files."""
+
+    folder: Path
+    digest: str
+
+
+def load_samples(own: Any, training: Any, model_folder: Path) -> Samples:
+    """The samples of an epoch and, where they are asked for, the dev samples, as the student's tokens."""
     import datasets
 
     from teacherlm.finetune.fields import dataset_order, parse_task
@@ -144,7 +172,7 @@ def load_samples(own: Any, training: Any, model_folder: Path) -> tuple[Any, list
     dev = None
     if own.dev_dataset:
         dev, _ = tokenize(load_split(Path(own.dev_dataset), task, train=False), *how)
-    return tokens, counts if task.in_order else [len(tokens)], dev, tokenizer
+    return Samples(tokens, counts if task.in_order else [len(tokens)], dev, tokenizer)
 
 
 def claim(arguments: dict[str, Any], inputs: dict[str, Any], own: Any, training: Any, tokens: Any) -> str | None:
@@ -168,36 +196,20 @@ def claim(arguments: dict[str, Any], inputs: dict[str, Any], own: Any, training:
     return None if last is None else str(last)
 
 
-def train(
-    own: Any,
-    training: Any,
-    tokens: Any,
-    phases: list[int],
-    dev: Any,
-    tokenizer: Any,
-    student: tuple[Path, str],
-    last: Path | None,
-) -> tuple[int, dict[str, Any]]:
-    """Train to the full number of epochs, from `last` when there is one; returns exit code and counts.
-
-    Args:
-        student: its folder and digest.
-    """
+def train(own: Any, training: Any, samples: Samples, student: Student, last: Path | None) -> tuple[int, dict[str, Any]]:
+    """Train to the full number of epochs, from `last` when there is one; returns exit code and counts."""
     from transformers import set_seed
 
-    from teacherlm.finetune.dev import DevLoss
     from teacherlm.finetune.interrupts import Interrupts
     from teacherlm.finetune.recorded import effective_batch
-    from teacherlm.finetune.student import load_student
-    from teacherlm.finetune.trainer import FinetuneTrainer
-    from teacherlm.finetune.watching import LOG, LossLog, start_wandb
+    from teacherlm.finetune.watching import start_wandb
     from teacherlm.runtime.compat.of_deepspeed import state_classes
     from teacherlm.runtime.pickles import without_code
 
     device, accumulated = training.train_batch_size, training.gradient_accumulation_steps
     effective = effective_batch(training)
     say(
-        f"finetune: {len(tokens)} samples of {own.task_type} an epoch, {effective} a step "
+        f"finetune: {len(samples.tokens)} samples of {own.task_type} an epoch, {effective} a step "
         f"({device} x {accumulated} accumulated x {training.world_size} processes)"
     )
     if training.world_size > 1:
@@ -206,26 +218,7 @@ def train(
     interrupts = Interrupts()
     start_wandb(training)
     try:
-        longest = min(own.max_source_length, max(max(part["tokens"]) for part in (tokens, dev) if part is not None))
-        model, collate = load_student(own, training, *student, longest)
-        trainer = FinetuneTrainer(
-            model=model,
-            args=training,
-            train_dataset=tokens,
-            eval_dataset=dev,
-            processing_class=tokenizer,
-            data_collator=collate,
-            phases=phases,
-            shuffle=own.shuffle,
-            resumed=last,
-            merge_adapters=own.merge_adapters,
-            student=student[1],
-            callbacks=[
-                LossLog(Path(training.output_dir) / LOG, last),
-                *([DevLoss(own.early_stop)] if dev is not None else []),
-                interrupts,
-            ],
-        )
+        trainer = make_trainer(own, training, samples, student, last, interrupts)
         with without_code(state_classes() if training.deepspeed else ()):
             trainer.train(resume_from_checkpoint=str(last) if last else None)
     except pickle.UnpicklingError as error:
@@ -248,9 +241,40 @@ def train(
     if interrupts.stopped:
         say(f"finetune: interrupted after step {trainer.state.global_step}, saved; the same command goes on from there")
         return REQUEUE, {}
-    counts = {"samples": len(tokens), "cut": sum(count > own.max_source_length for count in tokens["tokens"])}
+    cut = sum(count > own.max_source_length for count in samples.tokens["tokens"])
+    counts = {"samples": len(samples.tokens), "cut": cut}
     counts |= {"steps": trainer.state.global_step, "effective_batch": effective, "processes": training.world_size}
     return 0, {**counts, "device_batch": device, "accumulation": accumulated}
+
+
+def make_trainer(
+    own: Any, training: Any, samples: Samples, student: Student, last: Path | None, interrupts: Any
+) -> Any:
+    """The trainer, with the student on its device."""
+    from teacherlm.finetune.dev import DevLoss
+    from teacherlm.finetune.student import load_student
+    from teacherlm.finetune.trainer import FinetuneTrainer
+    from teacherlm.finetune.watching import LOG, LossLog
+
+    model, collate = load_student(own, training, *student, samples.longest(own.max_source_length))
+    return FinetuneTrainer(
+        model=model,
+        args=training,
+        train_dataset=samples.tokens,
+        eval_dataset=samples.dev,
+        processing_class=samples.tokenizer,
+        data_collator=collate,
+        phases=samples.phases,
+        shuffle=own.shuffle,
+        resumed=last,
+        merge_adapters=own.merge_adapters,
+        student=student.digest,
+        callbacks=[
+            LossLog(Path(training.output_dir) / LOG, last),
+            *([DevLoss(own.early_stop)] if samples.dev is not None else []),
+            interrupts,
+        ],
+    )
 
 
 def out_of_memory(device: int, accumulated: int, effective: int) -> str:
