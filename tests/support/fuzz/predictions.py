@@ -10,7 +10,7 @@ from support.fuzz.mutation import Files, damage_one
 from support.fuzz.pictures import keep_pictures
 from support.report_runs import finish
 
-from atlas.evaluation_scripts import evaluate_mmlu_predictions as scorer
+from teacherlm.atlas import scores as scorer
 from teacherlm.report import main as report
 
 DOMAINS = ("law", "virology", "philosophy")
