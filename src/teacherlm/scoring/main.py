@@ -122,6 +122,7 @@ def evaluate_share(
         if run.is_done:
             print(f"evaluate: {label} on {task}: another process has put the shares together")
             remove_progress(path)
+            path.with_name(OWNER).unlink(missing_ok=True)  # written after that process had removed it
             return [known_result(path)]
         if missing:
             index, count = args.shard
