@@ -20,12 +20,8 @@ STAGES = {
 """The scripts of the stages."""
 
 
-COMMANDS = ("table", "report", "compare", "steer", "site")
-"""Programs that have no script: `python -m teacherlm NAME`."""
-
-
 def program(name: str) -> list[str]:
-    """The words after `python` that start a program."""
+    """The words after `python` that start a program: its script, or `-m teacherlm NAME` where it has none."""
     return [str(STAGES[name])] if name in STAGES else ["-P", "-m", "teacherlm", name]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from teacherlm.core.errors import UserError
 from teacherlm.core.names import require_utf8
 from teacherlm.core.opening import create
+from teacherlm.core.owners import is_own
 
 
 def through_links(path: Path) -> Path:
@@ -36,7 +37,7 @@ def require_own_links(path: Path) -> None:
     for _ in range(40):  # `through_links` has refused circles
         if not path.is_symlink():
             return
-        if path.lstat().st_uid not in (os.geteuid(), 0):
+        if not is_own(path.lstat()):
             raise UserError(
                 f"{path}: this symbolic link is another user's, and an output would replace what it leads to; remove "
                 "it, or choose another name"

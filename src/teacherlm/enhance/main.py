@@ -30,7 +30,7 @@ def parse_arguments() -> argparse.Namespace:
     what.add_argument("--input", required=True, type=Path, help="JSON lines, as data_prepare.py writes them")
     what.add_argument("--output", required=True, help="JSON lines with the texts; {kind} in it becomes cot, ...")
     what.add_argument("--task_type", required=True, help="the field that the teacher completes; several with commas")
-    what.add_argument("--num_completions", type=int, default=1, help="so many a record: a list, the first is the field")
+    what.add_argument("--num_completions", type=int, default=1, help="texts per record; the first one is the field")
     what.add_argument("--shard", default="0/1", help="I/N: every Nth record from the Ith, 0 the first; see merge.py")
     what.add_argument("--restart", action="store_true", help="keep what other settings made beside, begin anew")
     what.add_argument("--max_failures", type=int, default=0, help="so many records may stay without a text (0)")

@@ -21,8 +21,9 @@ from teacherlm.core.errors import UserError, reason
 from teacherlm.core.interrupts import REQUEUE
 from teacherlm.core.outputs import require_folder_place, require_writable
 from teacherlm.core.stage_run import StageRun
+from teacherlm.finetune import processes
 from teacherlm.finetune.launch import OUT_OF_MEMORY
-from teacherlm.finetune.processes import Ranks, is_lost_peer, join_processes, meet, said_once
+from teacherlm.finetune.processes import is_lost_peer, join_processes, meet, said_once
 from teacherlm.runtime.memory import is_out_of_memory
 from teacherlm.runtime.processes import from_first, gather, is_first, say
 
@@ -40,7 +41,7 @@ def main() -> int:
         own = fit_to_model(own, model_folder)
         require_writable(output.parent)
         require_folder_place(output)
-        run = StageRun("finetune", output, read=read_manifest, processes=Ranks())
+        run = StageRun("finetune", output, read=read_manifest, processes=processes)
         if own.list_missing:
             arguments, length, inputs = describe_run(own, training, model_folder, run.manifest)
             run.compare({**arguments, **length}, inputs)

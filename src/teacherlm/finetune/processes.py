@@ -1,8 +1,11 @@
-"""The processes of one training: found from the environment that finetune.sh or a launcher sets."""
+"""The processes of one training: found from the environment that finetune.sh or a launcher sets.
+
+A StageRun takes this module as its processes (core/stage_run.py).
+"""
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,10 @@ import torch
 from teacherlm.core.errors import UserError
 from teacherlm.core.lock import OutputLock
 from teacherlm.runtime.memory import keep_freed_memory
-from teacherlm.runtime.processes import from_first, is_first, say, size
+from teacherlm.runtime.processes import from_first as from_first
+from teacherlm.runtime.processes import is_first as is_first
+from teacherlm.runtime.processes import say as say
+from teacherlm.runtime.processes import size
 from teacherlm.runtime.rendezvous import stay_on_this_machine
 
 FIRST_SAYS_IT = 20
@@ -72,27 +78,15 @@ def take_turn(lock: OutputLock) -> None:
         time.sleep(TURN_SECONDS)
 
 
-class Ranks:
-    """The processes of one training, as a StageRun asks for them (core/stage_run.py)."""
-
-    def is_first(self) -> bool:
-        return is_first()
-
-    def say(self, text: str) -> None:
-        say(text)
-
-    def from_first(self, work: Callable[[], Any]) -> Any:
-        return from_first(work)
-
-    @contextmanager
-    def only_writer(self, *outputs: Path) -> Iterator[None]:
-        """Hold the locks of these outputs for the length of the block, in one of the processes."""
-        with ExitStack() as taken:
-            with said_once():
-                for lock in map(OutputLock, sorted(outputs)):
-                    take_turn(lock)
-                    taken.callback(lock.release)
-            yield
+@contextmanager
+def only_writer(*outputs: Path) -> Iterator[None]:
+    """Hold the locks of these outputs for the length of the block, in one of the processes."""
+    with ExitStack() as taken:
+        with said_once():
+            for lock in map(OutputLock, sorted(outputs)):
+                take_turn(lock)
+                taken.callback(lock.release)
+        yield
 
 
 def is_lost_peer(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""What lies in a run's folder: manifests, results, logs, and what is not there yet. No file has to be there.
+"""What lies in a run's folder: manifests, results, logs, and what is not there yet. Any of these files may be missing.
 
 The files may be anybody's. What is read is held against a shape, so that the rest of the report can rely on it; a file
 that does not fit is said in `missing` and left out.
