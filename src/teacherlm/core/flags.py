@@ -1,14 +1,106 @@
-"""The flags of a program, and their mistakes in one line."""
+"""The flags of a program, and their mistakes in one line.
+
+A program declares each flag once, as a field of a frozen dataclass:
+
+    @dataclass(frozen=True)
+    class MergeFlags:
+        output: Path = flag(help="the enhanced file, as given to enhance.py")
+        shards: int = flag(2, help="how many there are", least=2)
+        list_missing: bool = flag(False, help=LIST_MISSING)
+
+    flags = parse(MergeFlags, __doc__)
+
+The type of the field says how words are read: a `bool` is a switch, a `tuple[X, ...]` takes several words, and an
+`X | None` is an X that may be left out. What follows from the flags is a property of the class, or is put into a copy
+(`dataclasses.replace`).
+"""
 
 import argparse
+import dataclasses
 import math
 import operator
-from typing import NoReturn
+import types
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar, Unpack, get_args, get_origin
 
 from teacherlm.core.errors import UserError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Flags = TypeVar("Flags", bound="DataclassInstance")
+
+HIDDEN = argparse.SUPPRESS
+"""Help of a flag that is accepted and that --help does not list."""
 LIST_MISSING = "print the numbers of what is not done (shards, models; otherwise 0), and do nothing"
 """Help of a flag that every stage has, for the chain to know what to submit."""
+
+
+class Range(TypedDict, total=False):
+    """The numbers that a flag may have."""
+
+    least: float
+    above: float
+    most: float
+    below: float
+
+
+def flag(
+    default: Any = dataclasses.MISSING,
+    *,
+    factory: Any = dataclasses.MISSING,
+    help: str | None = None,
+    group: str | None = None,
+    excludes: str | None = None,
+    spelled: Sequence[str] = (),
+    positional: bool = False,
+    repeated: bool = False,
+    parse: Callable[[str], Any] | None = None,
+    choices: Collection[str] | None = None,
+    metavar: str | None = None,
+    **bounds: Unpack[Range],
+) -> Any:
+    """Declare a flag. One without a default is required.
+
+    Args:
+        factory: makes the default, where that depends on the environment.
+        group: the heading of --help that lists the flag.
+        excludes: any name; of the flags with the same name, at most one may be given.
+        spelled: the words that give the flag, where they are not `--` and the name of the field.
+        positional: the flag is given by its place, without its name.
+        repeated: the flag may be given several times, with one word each.
+        parse: makes the value from a word, where the type alone does not say how.
+    """
+    how = {
+        "help": help,
+        "group": group,
+        "excludes": excludes,
+        "spelled": spelled,
+        "positional": positional,
+        "repeated": repeated,
+        "parse": parse,
+        "shown": {"choices": choices, "metavar": metavar},
+        "bounds": bounds,
+    }
+    return dataclasses.field(default=default, default_factory=factory, kw_only=True, metadata=how)
+
+
+def parse(kind: type[Flags], description: str | None, words: Sequence[str] | None = None) -> Flags:
+    """Make the flags of a program from its command line, or from other words.
+
+    Raises:
+        UserError: a flag is unknown, lacks its word, or has a value that it may not have.
+    """
+    found = vars(parser_of(kind, description).parse_args(words))
+    for one in declared(kind):
+        if one.name in found and one.metadata["bounds"]:
+            require_number(one.name, found[one.name], **one.metadata["bounds"])
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+
+
+def declared(kind: "type[DataclassInstance]") -> list[dataclasses.Field[Any]]:
+    """The fields of a class that are flags; others have no metadata."""
+    return [one for one in dataclasses.fields(kind) if one.metadata]
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,15 +110,44 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help lists the flags")
 
 
-def require_number(
-    name: str,
-    value: float | None,
-    *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
-) -> None:
+def parser_of(kind: "type[DataclassInstance]", description: str | None = None, **settings: Any) -> Parser:
+    """The parser of these flags. What it returns has only the flags that were given: the class knows the defaults."""
+    form = argparse.RawDescriptionHelpFormatter if "\n" in (description or "") else argparse.HelpFormatter
+    parser = Parser(description=description, formatter_class=form, argument_default=argparse.SUPPRESS, **settings)
+    groups: dict[str, Any] = {}
+    for one in declared(kind):
+        how = one.metadata
+        place: Any = parser
+        if title := how["group"]:
+            if title not in groups:
+                groups[title] = parser.add_argument_group(title)
+            place = groups[title]
+        if name := how["excludes"]:
+            if name not in groups:
+                groups[name] = place.add_mutually_exclusive_group()
+            place = groups[name]
+        names = [one.name] if how["positional"] else how["spelled"] or [f"--{one.name}"]
+        place.add_argument(*names, help=how["help"], **reading(one))
+    return parser
+
+
+def reading(one: dataclasses.Field[Any]) -> dict[str, Any]:
+    """What argparse has to know to read the words of a flag: the type, how many words there are, the choices."""
+    how, kind = one.metadata, one.type
+    if kind is bool:
+        return {"action": "store_true"}
+    if get_origin(kind) is types.UnionType:
+        kind = get_args(kind)[0]
+    words: dict[str, Any] = {**how["shown"], "type": how["parse"] or kind}
+    required = one.default is one.default_factory is dataclasses.MISSING
+    if get_origin(kind) is tuple and how["parse"] is None:
+        words["type"] = get_args(kind)[0]
+        several = {"nargs": "*" if how["positional"] and not required else "+"}
+        words |= {"action": "append"} if how["repeated"] else several
+    return words if how["positional"] else {**words, "required": required}
+
+
+def require_number(name: str, value: float | None, **bounds: Unpack[Range]) -> None:
     """Refuse a flag's number that is not finite or out of its range; None, a flag that was not given, is accepted.
 
     Raises:
@@ -37,10 +158,10 @@ def require_number(
     if not math.isfinite(value):
         raise UserError(f"--{name}: a finite number was expected, found {value}")
     for bound, holds, words in (
-        (least, operator.ge, "at least"),
-        (above, operator.gt, "more than"),
-        (most, operator.le, "at most"),
-        (below, operator.lt, "less than"),
+        (bounds.get("least"), operator.ge, "at least"),
+        (bounds.get("above"), operator.gt, "more than"),
+        (bounds.get("most"), operator.le, "at most"),
+        (bounds.get("below"), operator.lt, "less than"),
     ):
         if bound is not None and not holds(value, bound):
             raise UserError(f"--{name}: {words} {bound} was expected, found {value}")

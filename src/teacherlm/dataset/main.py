@@ -13,10 +13,10 @@ came before; else from the hub.
 What is done and unchanged is skipped.
 """
 
-import argparse
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from teacherlm.catalog.sources import read_split
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import whole_folder
-from teacherlm.core.flags import LIST_MISSING, Parser, require_number
+from teacherlm.core.flags import LIST_MISSING, flag, parse
 from teacherlm.core.lock import one_writer
 from teacherlm.core.opening import open_unlinked
 from teacherlm.core.outputs import require_file_place, require_folder_place, require_writable
@@ -44,93 +44,84 @@ FEWSHOT = "fewshot"
 FEWSHOT_SAMPLES = 256
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--benchmark", default="creak", help="name of a YAML in benchmarks/, or its path (default: creak)"
-    )
-    parser.add_argument(
-        "--data",
-        type=Path,
+@dataclass(frozen=True)
+class PrepareFlags:
+    """Which benchmark is prepared or post-processed, and where."""
+
+    benchmark: str = flag("creak", help="name of a YAML in benchmarks/, or its path (default: creak)")
+    data: Path | None = flag(
+        None,
         help="local folder with the benchmark's files, or a DatasetDict saved with save_to_disk (default: TITLE/ in "
         "--output_dir when you saved it there, or what was read before, or the hub)",
     )
-    parser.add_argument("--output_dir", type=Path, default=Path(), help="where the files go (default: this folder)")
-    parser.add_argument(
-        "--test_dir",
-        type=Path,
-        default=ROOT / "evaluate" / "lm_eval" / "datasets",
+    output_dir: Path = flag(Path(), help="where the files go (default: this folder)")
+    test_dir: Path = flag(
+        ROOT / "evaluate" / "lm_eval" / "datasets",
         help="where the folder with the test set goes (default: evaluate/lm_eval/datasets)",
     )
-    parser.add_argument("--test_only", action="store_true", help="make the test set and nothing else")
-    parser.add_argument("--limit", type=int, help="the first so many training samples only")
-    parser.add_argument(
-        "--post_process", action="store_true", help="post-process what is in --output_dir, and only that"
-    )
-    parser.add_argument(
-        "--filter",
-        type=read_filter,
-        default=[],
+    test_only: bool = flag(False, help="make the test set and nothing else")
+    limit: int | None = flag(None, help="the first so many training samples only", least=1)
+    post_process: bool = flag(False, help="post-process what is in --output_dir, and only that")
+    filter: tuple[str, ...] = flag(
+        (),
+        parse=read_filter,
         metavar="FLAG[,FLAG]",
         help="post-process without the samples that have one of these flags, into TITLE_without-FLAG-FLAG: "
         + ", ".join(FLAGS),
     )
-    parser.add_argument("--list_missing", action="store_true", help=LIST_MISSING)
-    args = parser.parse_args()
-    require_number("limit", args.limit, least=1)
-    return args
+    list_missing: bool = flag(False, help=LIST_MISSING)
 
 
 def main() -> None:
-    args = parse_arguments()
-    benchmark = load_benchmark(args.benchmark)
-    jsonl, test = args.output_dir / f"{benchmark.title}.jsonl", args.test_dir / benchmark.name
-    if args.test_only:
-        require_writable(args.test_dir)
+    flags = parse(PrepareFlags, __doc__)
+    benchmark = load_benchmark(flags.benchmark)
+    jsonl, test = flags.output_dir / f"{benchmark.title}.jsonl", flags.test_dir / benchmark.name
+    if flags.test_only:
+        require_writable(flags.test_dir)
         with StageRun("prepare", test) as run:
-            prepare_tests(run, benchmark, args.data, args.output_dir)
-    elif args.list_missing:
-        if not is_done(args, benchmark):
+            prepare_tests(run, benchmark, flags.data, flags.output_dir)
+    elif flags.list_missing:
+        if not is_done(flags, benchmark):
             print(0)
     else:
-        require_writable(args.output_dir)
-        if not args.post_process:
-            require_writable(args.test_dir)
+        require_writable(flags.output_dir)
+        if not flags.post_process:
+            require_writable(flags.test_dir)
         # One lock for all that this command makes: no stage of it takes another.
-        with one_writer(jsonl, *([] if args.post_process else [test])):
-            make(args, benchmark)
+        with one_writer(jsonl, *([] if flags.post_process else [test])):
+            make(flags, benchmark)
 
 
-def make(args: argparse.Namespace, benchmark: Benchmark) -> None:
+def make(flags: PrepareFlags, benchmark: Benchmark) -> None:
     """Prepare and post-process, as far as it is not done."""
-    enhanced = enhanced_files(benchmark, args.output_dir)
-    if args.post_process and not enhanced:
-        expected = args.output_dir / f"{benchmark.title}_cot.jsonl"
+    enhanced = enhanced_files(benchmark, flags.output_dir)
+    if flags.post_process and not enhanced:
+        expected = flags.output_dir / f"{benchmark.title}_cot.jsonl"
         raise UserError(f"{expected}: no such file, and no _error or _fundamental; run enhance.sh first")
-    if not args.post_process:
-        prepare(benchmark, args.data, args.output_dir, args.test_dir, args.limit)
+    if not flags.post_process:
+        prepare(benchmark, flags.data, flags.output_dir, flags.test_dir, flags.limit)
     if enhanced:
-        if is_theirs(args.output_dir / benchmark.title):
-            find_source(benchmark, None, args.output_dir)
-            keep_source(benchmark, args.output_dir)
-        post_process(benchmark, enhanced, args.output_dir, args.test_dir / benchmark.name, args.filter)
+        if is_theirs(flags.output_dir / benchmark.title):
+            find_source(benchmark, None, flags.output_dir)
+            keep_source(benchmark, flags.output_dir)
+        post_process(benchmark, enhanced, flags.output_dir, flags.test_dir / benchmark.name, flags.filter)
 
 
-def is_done(args: argparse.Namespace, benchmark: Benchmark) -> bool:
+def is_done(flags: PrepareFlags, benchmark: Benchmark) -> bool:
     """Whether the command without --list_missing would do nothing."""
-    folder = args.output_dir
+    folder = flags.output_dir
     jsonl = folder / f"{benchmark.title}.jsonl"
     enhanced = enhanced_files(benchmark, folder)
-    if args.post_process and not enhanced:
+    if flags.post_process and not enhanced:
         return False
-    if not args.post_process:
+    if not flags.post_process:
         run = StageRun("prepare", jsonl)
-        compare_records(run, benchmark, find_source(benchmark, args.data, folder), args.limit)
+        compare_records(run, benchmark, find_source(benchmark, flags.data, folder), flags.limit)
         if not run.is_done:
             return False
     if enhanced:
-        return is_post_processed(benchmark, enhanced, folder, args.test_dir / benchmark.name, args.filter)
-    return prompts_run(benchmark, folder / benchmark.title, jsonl, args.test_dir / benchmark.name).is_done
+        return is_post_processed(benchmark, enhanced, folder, flags.test_dir / benchmark.name, flags.filter)
+    return prompts_run(benchmark, folder / benchmark.title, jsonl, flags.test_dir / benchmark.name).is_done
 
 
 # ---------------------------------------------------------------------------------------------------------- prepare

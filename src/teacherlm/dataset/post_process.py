@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def enhanced_files(benchmark: Benchmark, folder: Path) -> dict[str, Path]:
 
 
 def post_process(
-    benchmark: Benchmark, enhanced: dict[str, Path], folder: Path, test: Path, unwanted: list[str]
+    benchmark: Benchmark, enhanced: dict[str, Path], folder: Path, test: Path, unwanted: Sequence[str]
 ) -> None:
     """Save the train Dataset with the teacher's texts and what a student is finetuned on: the `*_tail` fields.
 
@@ -58,7 +58,7 @@ def post_process(
 
 
 def is_post_processed(
-    benchmark: Benchmark, enhanced: dict[str, Path], folder: Path, test: Path, unwanted: list[str]
+    benchmark: Benchmark, enhanced: dict[str, Path], folder: Path, test: Path, unwanted: Sequence[str]
 ) -> bool:
     """Whether `post_process` would do nothing."""
     if not quality_run(benchmark, enhanced, folder, test).is_done:
@@ -73,7 +73,7 @@ def quality_run(benchmark: Benchmark, enhanced: dict[str, Path], folder: Path, t
     return run
 
 
-def dataset_run(benchmark: Benchmark, enhanced: dict[str, Path], saved: Path, unwanted: list[str]) -> StageRun:
+def dataset_run(benchmark: Benchmark, enhanced: dict[str, Path], saved: Path, unwanted: Sequence[str]) -> StageRun:
     """The run of a dataset that students are finetuned on, compared with its work: the enhanced files, the prompts,
     and, where samples are dropped, what their flags say."""
     run = StageRun("post_process", saved, says="post-process")
@@ -81,11 +81,11 @@ def dataset_run(benchmark: Benchmark, enhanced: dict[str, Path], saved: Path, un
     quality = quality_file(saved.parent, benchmark.title)
     if unwanted and quality.is_file():
         inputs["quality"] = manifests.describe(quality, run.known.get("quality"))
-    run.compare({"filter": unwanted} if unwanted else {}, inputs)
+    run.compare({"filter": list(unwanted)} if unwanted else {}, inputs)
     return run
 
 
-def dataset_folder(benchmark: Benchmark, folder: Path, unwanted: list[str]) -> Path:
+def dataset_folder(benchmark: Benchmark, folder: Path, unwanted: Sequence[str]) -> Path:
     return folder / "-".join([benchmark.title + "_without" if unwanted else benchmark.title, *unwanted])
 
 

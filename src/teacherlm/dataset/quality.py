@@ -9,7 +9,7 @@ import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -244,16 +244,16 @@ def names_another(text: str, choices: tuple[str, ...], gold: str) -> bool:
 # ------------------------------------------------------------------------------------------------------------- FILTER
 
 
-def read_filter(text: str) -> list[str]:
+def read_filter(text: str) -> tuple[str, ...]:
     """The flags of --filter, with commas."""
-    flags = [flag for flag in text.split(",") if flag]
+    flags = tuple(flag for flag in text.split(",") if flag)
     for flag in flags:
         if flag not in FLAGS:
             raise UserError(f"--filter: {flag!r} is no flag; there are: {', '.join(FLAGS)}")
     return flags
 
 
-def dropped_samples(quality: Path, flags: list[str]) -> dict[int, list[str]]:
+def dropped_samples(quality: Path, flags: Sequence[str]) -> dict[int, list[str]]:
     """Number of a sample (from 1) -> why it is dropped (`cot cut`), of those that have one of the flags."""
     dropped = {}
     for number, (_, said) in enumerate(read_records(quality), 1):

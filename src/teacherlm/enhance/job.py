@@ -1,6 +1,5 @@
 """One kind of explanation to be made: its files, when it is done, and how its output is put together."""
 
-import argparse
 import filecmp
 import hashlib
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from teacherlm.core.progress_file import ProgressFile
 from teacherlm.core.records import Record, read_records, write_records
 from teacherlm.core.shapes import flaw_of_shape
 from teacherlm.core.stage_run import StageRun
+from teacherlm.enhance.flags import EnhanceFlags
 
 Shard = tuple[int, int]
 """(I, N): every Nth record from the Ith, counted from 0; (0, 1) is all of them."""
@@ -42,10 +42,19 @@ def prompt_digest(prompt: str) -> str:
     return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
 
-def settings(args: argparse.Namespace, field: str) -> dict[str, Any]:
+def settings(flags: EnhanceFlags, field: str) -> dict[str, Any]:
     """What the texts of a job depend on, beside the records and the teacher. Batch size and engine are not among it."""
-    names = ("num_completions", "num_tokens", "temperature", "top_p", "stop", "seed", "dtype")
-    return {"task_type": field, **{name: getattr(args, name) for name in names}, "shard": list(args.shard)}
+    return {
+        "task_type": field,
+        "num_completions": flags.num_completions,
+        "num_tokens": flags.num_tokens,
+        "temperature": flags.temperature,
+        "top_p": flags.top_p,
+        "stop": list(flags.stop),
+        "seed": flags.seed,
+        "dtype": flags.dtype,
+        "shard": list(flags.shard),
+    }
 
 
 MADE = {
@@ -64,16 +73,16 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     return None if own and flaw_of_shape(manifest, MADE) else manifest
 
 
-def make_jobs(args: argparse.Namespace, teacher: Model) -> list["Job"]:
+def make_jobs(flags: EnhanceFlags, teacher: Model) -> list["Job"]:
     jobs = []
-    for field in args.task_type:
-        output = shard_path(Path(args.output.replace("{kind}", KINDS[field])), args.shard)
+    for field in flags.task_type:
+        output = shard_path(Path(flags.output.replace("{kind}", KINDS[field])), flags.shard)
         if output.suffix not in (".jsonl", ".json"):
             raise UserError(f"--output: a name that ends with .jsonl was expected, found {output}")
         require_file_place(output)
-        if output.resolve() == args.input.resolve():
+        if output.resolve() == flags.input.resolve():
             raise UserError(f"--output: {output} is the input; give another file")
-        jobs.append(Job(field, output, args.input, args.shard, settings(args, field), teacher, args.restart))
+        jobs.append(Job(field, output, flags.input, flags.shard, settings(flags, field), teacher, flags.restart))
     return jobs
 
 

@@ -4,11 +4,11 @@ Reads NAME.shard-I-of-N.jsonl for every I and writes NAME.jsonl and its manifest
 would have written. Memory does not grow with the number of records.
 """
 
-import argparse
 import contextlib
 import filecmp
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,38 +17,42 @@ from more_itertools import peekable
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import set_aside
-from teacherlm.core.flags import LIST_MISSING, Parser, require_number
+from teacherlm.core.flags import LIST_MISSING, flag, parse
 from teacherlm.core.outputs import require_file_place, require_writable
 from teacherlm.core.records import Record, read_records, write_records
 from teacherlm.core.stage_run import StageRun
 from teacherlm.enhance.job import read_manifest, shard_path
 
 
+@dataclass(frozen=True)
+class MergeFlags:
+    """Which shards are put together."""
+
+    input: Path = flag(help="the records that were enhanced")
+    output: Path = flag(help="the enhanced file, as given to enhance.py")
+    shards: int = flag(help="how many there are: the N of --shard I/N", least=2)
+    list_missing: bool = flag(False, help=LIST_MISSING)
+
+
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", required=True, type=Path, help="the records that were enhanced")
-    parser.add_argument("--output", required=True, type=Path, help="the enhanced file, as given to enhance.py")
-    parser.add_argument("--shards", required=True, type=int, help="how many there are: the N of --shard I/N")
-    parser.add_argument("--list_missing", action="store_true", help=LIST_MISSING)
-    args = parser.parse_args()
-    require_number("shards", args.shards, least=2)
-    require_writable(args.output.parent)
-    require_file_place(args.output)
-    paths = [shard_path(args.output, (index, args.shards)) for index in range(args.shards)]
+    flags = parse(MergeFlags, __doc__)
+    require_writable(flags.output.parent)
+    require_file_place(flags.output)
+    paths = [shard_path(flags.output, (index, flags.shards)) for index in range(flags.shards)]
     # The shards are locked too, so that none of them is made anew while it is read.
-    run = StageRun("enhance", args.output, locks=[args.output, *paths], says="merge", read=read_manifest)
-    with contextlib.nullcontext() if args.list_missing else run:
-        merge(run, args, paths)
+    run = StageRun("enhance", flags.output, locks=[flags.output, *paths], says="merge", read=read_manifest)
+    with contextlib.nullcontext() if flags.list_missing else run:
+        merge(run, flags, paths)
 
 
-def merge(run: StageRun, args: argparse.Namespace, paths: list[Path]) -> None:
+def merge(run: StageRun, flags: MergeFlags, paths: list[Path]) -> None:
     """Merge the shards at `paths`, unless that is done; or say whether it is."""
     parts = [read_part(path) for path in paths]
-    run.compare(*agreed(paths, parts, args))
+    run.compare(*agreed(paths, parts, flags))
     failures = {path: part["counts"]["failures"] for path, part in zip(paths, parts)}
     # They are fewer now where a shard was tried again.
     done = run.is_done and run.counts["failures"] == sum(failures.values())
-    if args.list_missing:
+    if flags.list_missing:
         print("" if done else "0")
         return
     if done:
@@ -56,15 +60,15 @@ def merge(run: StageRun, args: argparse.Namespace, paths: list[Path]) -> None:
         return
     if not run.is_done:
         run.say_again()
-    old = set_aside(args.output)
-    written = write_records(args.output, merged(args.input, paths, failures))
-    if old and filecmp.cmp(old, args.output, shallow=False):  # this very work, killed before its manifest
+    old = set_aside(flags.output)
+    written = write_records(flags.output, merged(flags.input, paths, failures))
+    if old and filecmp.cmp(old, flags.output, shallow=False):  # this very work, killed before its manifest
         old.unlink()
     elif old:
-        print(f"merge: the former {args.output} is kept as {old}")
-    counts = {"records": written, "failures": sum(failures.values()), "shards": args.shards}
-    run.finish({"enhanced": args.output}, counts)
-    print(f"merge: {args.output} has {written} records of {args.shards} shards")
+        print(f"merge: the former {flags.output} is kept as {old}")
+    counts = {"records": written, "failures": sum(failures.values()), "shards": flags.shards}
+    run.finish({"enhanced": flags.output}, counts)
+    print(f"merge: {flags.output} has {written} records of {flags.shards} shards")
 
 
 def read_part(path: Path) -> dict[str, Any]:
@@ -77,17 +81,15 @@ def read_part(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def agreed(
-    paths: list[Path], parts: list[dict[str, Any]], args: argparse.Namespace
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def agreed(paths: list[Path], parts: list[dict[str, Any]], flags: MergeFlags) -> tuple[dict[str, Any], dict[str, Any]]:
     """What all shards were made with, written as for one call without shards.
 
     Raises:
         UserError: a shard was made with other settings or of other records.
     """
-    inputs = {**parts[0]["inputs"], "records": manifests.describe(args.input, parts[0]["inputs"]["records"])}
+    inputs = {**parts[0]["inputs"], "records": manifests.describe(flags.input, parts[0]["inputs"]["records"])}
     for index, (path, part) in enumerate(zip(paths, parts)):
-        expected = {**parts[0]["arguments"], "shard": [index, args.shards]}
+        expected = {**parts[0]["arguments"], "shard": [index, flags.shards]}
         differing = manifests.differences(part, "enhance", expected, inputs)
         if differing:
             raise UserError(f"{path}: made otherwise than {paths[0]}: {'; '.join(differing)}; run its enhance.py again")

@@ -1,6 +1,5 @@
 """The teacher's work: all missing completions of all jobs in one pass, each on disk as it ends."""
 
-import argparse
 import hashlib
 import itertools
 import sys
@@ -15,6 +14,7 @@ from teacherlm.catalog.prompts import KINDS
 from teacherlm.core.errors import UserError
 from teacherlm.core.interrupts import REQUEUE, Stop
 from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
+from teacherlm.enhance.flags import EnhanceFlags
 from teacherlm.enhance.job import Job, shard_records
 
 ATTEMPTS = 3
@@ -23,7 +23,7 @@ SPECIAL_TOKENS = 8
 """More special tokens than these stand around no prompt."""
 
 
-def do_work(args: argparse.Namespace, teacher: Model, jobs: list[Job]) -> int:
+def do_work(flags: EnhanceFlags, teacher: Model, jobs: list[Job]) -> int:
     """Make what is missing of the jobs, and finish each; returns the exit code.
 
     After SIGUSR1 or SIGTERM no more is begun, what is begun ends, and the code is REQUEUE.
@@ -32,7 +32,7 @@ def do_work(args: argparse.Namespace, teacher: Model, jobs: list[Job]) -> int:
         UserError: a record lacks a prompt field, or more than `max_failures` records of a job got no text.
     """
     by_field = {job.field: job for job in jobs}
-    total, longest = check_records(args, jobs)
+    total, longest = check_records(flags, jobs)
     wanted = sum(total * job.completions for job in jobs)
     before = sum(len(job.progress) for job in jobs)
     counts: dict[str, Any] = {}
@@ -40,15 +40,15 @@ def do_work(args: argparse.Namespace, teacher: Model, jobs: list[Job]) -> int:
     if before:
         print(f"enhance: {before} of {wanted} completions were done before, going on")
     if before < wanted:
-        sampling = Sampling(args.num_tokens, args.temperature, args.top_p, tuple(args.stop))
-        engine, described = make_engine(args, teacher, sampling, jobs[0].run.inputs["teacher"]["sha256"], longest)
+        sampling = Sampling(flags.num_tokens, flags.temperature, flags.top_p, flags.stop)
+        engine, described = make_engine(flags, teacher, sampling, jobs[0].run.inputs["teacher"]["sha256"], longest)
         print(f"enhance: {total} records, {', '.join(by_field)}, {described}", flush=True)
-        counts = {"engine": args.engine, "prompt_tokens": 0, "new_tokens": 0}
+        counts = {"engine": flags.engine, "prompt_tokens": 0, "new_tokens": 0}
         stop = Stop()
         with Progress(wanted, before, engine) as progress:
             again: list[Prompt] = []
             for attempt in range(ATTEMPTS):
-                prompts = missing_prompts(args, jobs) if attempt == 0 else iter(again)
+                prompts = missing_prompts(flags, jobs) if attempt == 0 else iter(again)
                 again = []
                 for result in engine.complete(itertools.takewhile(lambda _: not stop.asked, prompts)):
                     prompt = result.prompt
@@ -61,8 +61,8 @@ def do_work(args: argparse.Namespace, teacher: Model, jobs: list[Job]) -> int:
                         job.keep(prompt.index, prompt.number, prompt.text, result.text, result.new_tokens)
                     elif isinstance(result, Failure):
                         failed[prompt.kind][prompt.index] = result.reason
-                    elif args.temperature > 0 and attempt < ATTEMPTS - 1:
-                        again.append(reseeded(args.seed, prompt, attempt + 1))
+                    elif flags.temperature > 0 and attempt < ATTEMPTS - 1:
+                        again.append(reseeded(flags.seed, prompt, attempt + 1))
                     else:
                         failed[prompt.kind][prompt.index] = "the completion is empty"
         counts |= progress.summary()
@@ -71,28 +71,26 @@ def do_work(args: argparse.Namespace, teacher: Model, jobs: list[Job]) -> int:
         if stop.asked and done < wanted:
             print(f"enhance: interrupted, {done} of {wanted} completions are done; the same command goes on from there")
             return REQUEUE
-    conclude(args, jobs, failed, counts)
+    conclude(flags, jobs, failed, counts)
     return 0
 
 
-def conclude(
-    args: argparse.Namespace, jobs: list[Job], failed: dict[str, dict[int, str]], counts: dict[str, Any]
-) -> None:
+def conclude(flags: EnhanceFlags, jobs: list[Job], failed: dict[str, dict[int, str]], counts: dict[str, Any]) -> None:
     """List the failures beside the outputs, finish the jobs that have few enough, and refuse the others.
 
     Args:
         failed: prompt field -> number of the record -> why it has no text.
     """
-    lines = {index: line for index, line, _ in shard_records(args.input, args.shard)} if any(failed.values()) else {}
+    lines = {index: line for index, line, _ in shard_records(flags.input, flags.shard)} if any(failed.values()) else {}
     too_many = []
     for job in jobs:
         failures = [(index, lines[index], why) for index, why in sorted(failed[job.field].items())]
         job.write_failures(failures)
-        if len(failures) > args.max_failures:
+        if len(failures) > flags.max_failures:
             _, line, why = failures[0]
             too_many.append(
-                f"{len(failures)} records got no {job.kind} (--max_failures {args.max_failures}), the first in "
-                f"{args.input}, line {line}: {why}; all are in {job.failures_path}"
+                f"{len(failures)} records got no {job.kind} (--max_failures {flags.max_failures}), the first in "
+                f"{flags.input}, line {line}: {why}; all are in {job.failures_path}"
             )
         else:
             job.finish({index for index, *_ in failures}, counts)
@@ -100,7 +98,7 @@ def conclude(
         raise UserError(f"{'; '.join(too_many)}; the same command tries them again")
 
 
-def check_records(args: argparse.Namespace, jobs: list[Job]) -> tuple[int, int]:
+def check_records(flags: EnhanceFlags, jobs: list[Job]) -> tuple[int, int]:
     """Count the shard's records; every one must have the prompt fields, and none what will be added.
 
     Returns:
@@ -110,29 +108,31 @@ def check_records(args: argparse.Namespace, jobs: list[Job]) -> tuple[int, int]:
         UserError: file, line and field of the first that does not.
     """
     count = longest = 0
-    for _, line, record in shard_records(args.input, args.shard):
+    for _, line, record in shard_records(flags.input, flags.shard):
         count += 1
         for job in jobs:
             if not isinstance(record.get(job.field), str) or not record[job.field]:
                 texts = [name for name in KINDS if isinstance(record.get(name), str)]
                 raise UserError(
-                    f"{args.input}, line {line}: the field {job.field!r} is missing, empty or no text; "
+                    f"{flags.input}, line {line}: the field {job.field!r} is missing, empty or no text; "
                     f"this record has {', '.join(texts) or 'none of ' + ', '.join(KINDS)}"
                 )
             for added in (job.kind, "all", f"{job.kind}_completions"):
                 if added in record:
-                    raise UserError(f"{args.input}, line {line}: the field {added!r} is already there; rename it first")
+                    raise UserError(
+                        f"{flags.input}, line {line}: the field {added!r} is already there; rename it first"
+                    )
             longest = max(longest, len(record[job.field].encode(errors="surrogatepass")))
     return count, longest
 
 
-def missing_prompts(args: argparse.Namespace, jobs: list[Job]) -> Iterator[Prompt]:
+def missing_prompts(flags: EnhanceFlags, jobs: list[Job]) -> Iterator[Prompt]:
     """The completions that are not on disk yet, record by record."""
-    for index, _, record in shard_records(args.input, args.shard):
+    for index, _, record in shard_records(flags.input, flags.shard):
         for job in jobs:
             text = record[job.field]
             for number in job.missing(index):
-                yield Prompt(job.field, index, number, text, draw_seed(args.seed, index, number, text))
+                yield Prompt(job.field, index, number, text, draw_seed(flags.seed, index, number, text))
 
 
 def draw_seed(seed: int, index: int, number: int, text: str, attempt: int = 0) -> int:
@@ -146,34 +146,34 @@ def reseeded(seed: int, prompt: Prompt, attempt: int) -> Prompt:
     return Prompt(prompt.kind, prompt.index, prompt.number, prompt.text, new)
 
 
-def make_engine(
-    args: argparse.Namespace, teacher: Model, sampling: Sampling, digest: str, longest: int
-) -> tuple[Any, str]:
+def make_engine(flags: EnhanceFlags, teacher: Model, sampling: Sampling, digest: str, longest: int) -> tuple[Any, str]:
     """The engine, and what it is in words.
 
     Args:
         digest: of the teacher.
         longest: bytes of the longest prompt.
     """
-    if args.engine == "openai":
+    if flags.engine == "openai":
         from teacherlm.enhance.engines.openai_engine import OpenAIEngine
 
-        engine = OpenAIEngine(teacher.server, sampling, **({"concurrency": args.batch_size} if args.batch_size else {}))
+        engine = OpenAIEngine(
+            teacher.server, sampling, **({"concurrency": flags.batch_size} if flags.batch_size else {})
+        )
         return engine, f"{engine.model} at {engine.address}, {engine.concurrency} at a time"
-    if args.engine == "field":
+    if flags.engine == "field":
         from teacherlm.enhance.engines.field_engine import FieldEngine
 
-        return FieldEngine(args.input, teacher.explanations), f"from their field {teacher.explanations!r}"
-    if args.engine == "vllm":
+        return FieldEngine(flags.input, teacher.explanations), f"from their field {teacher.explanations!r}"
+    if flags.engine == "vllm":
         from teacherlm.enhance.engines.vllm_engine import VLLMEngine
 
-        return VLLMEngine(local_folder(teacher), args.dtype, sampling), "with vLLM"
+        return VLLMEngine(local_folder(teacher), flags.dtype, sampling), "with vLLM"
     from teacherlm.enhance.engines.transformers_engine import TransformersEngine
 
-    batch_size = args.batch_size or teacher.recommended("enhance.batch")
+    batch_size = flags.batch_size or teacher.recommended("enhance.batch")
     # A token has at least one byte, so no text has more tokens than these.
-    bound = longest + args.num_tokens + SPECIAL_TOKENS
-    engine = TransformersEngine(local_folder(teacher), args.dtype, sampling, batch_size, digest, bound)
+    bound = longest + flags.num_tokens + SPECIAL_TOKENS
+    engine = TransformersEngine(local_folder(teacher), flags.dtype, sampling, batch_size, digest, bound)
     return engine, f"on {engine.device.type} in {engine.dtype}, {engine.max_rows} at a time"
 
 

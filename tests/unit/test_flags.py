@@ -1,0 +1,150 @@
+"""Flags as the fields of a frozen dataclass: what is read, what is refused in one line, and what --help says."""
+
+from dataclasses import FrozenInstanceError, dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from teacherlm.core.errors import UserError
+from teacherlm.core.flags import HIDDEN, flag, parse, share_of
+
+
+@dataclass(frozen=True)
+class Cake:
+    """A program with a flag of each kind."""
+
+    made: str = "here"  # no flag
+    size: float | None = flag(None, help="in metres", group="form", above=0, below=1)
+    name: str = flag(help="what it is called", group="form")
+    layers: int = flag(3, help="how many (default: 3)", group="form", least=1, most=9)
+    shape: str = flag("round", choices=("round", "square"))
+    hot: bool = flag(False, help="from the oven")
+    share: tuple[int, int] = flag((0, 1), parse=share_of)
+    files: tuple[Path, ...] = flag((), help="recipes")
+    wish: tuple[str, ...] = flag((), repeated=True)
+    oven: str = flag("gas", excludes="heat")
+    stove: str | None = flag(None, excludes="heat")
+    last_word: str = flag(factory=lambda: "amen", spelled=("--last-word", "--end"))
+    rank: int | None = flag(None, help=HIDDEN)
+    guests: tuple[str, ...] = flag((), positional=True, help="who comes")
+
+    @property
+    def height(self) -> int:
+        return self.layers * 2
+
+
+def read(words: str) -> Cake:
+    return parse(Cake, "A cake.", words.split())
+
+
+def test_what_is_not_given_has_the_default_of_its_field() -> None:
+    assert read("--name x") == Cake(name="x")
+    assert Cake(name="x").last_word == "amen"
+
+
+def test_words_become_values_of_the_types_of_the_fields() -> None:
+    words = "Ann Bob --name x --size 0.5 --layers 4 --shape square --hot --share 1/2 --files a b --wish c --wish d"
+    expected = Cake(
+        size=0.5,
+        name="x",
+        layers=4,
+        shape="square",
+        hot=True,
+        share=(1, 2),
+        files=(Path("a"), Path("b")),
+        wish=("c", "d"),
+        stove="wood",
+        last_word="y",
+        rank=7,
+        guests=("Ann", "Bob"),
+    )
+    found = read(f"{words} --stove wood --end y --rank 7")
+    assert found == expected
+    assert found.height == 8
+
+
+def test_flags_stay_as_they_were_read() -> None:
+    found = read("--name x")
+    with pytest.raises(FrozenInstanceError):
+        found.layers = 4
+    assert replace(found, layers=4).height == 8
+    assert found.layers == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "the following arguments are required: --name; --help lists the flags"),
+        ("--name x --colour", "unrecognized arguments: --colour red; --help lists the flags"),
+        ("--name", "argument --name: expected one argument; --help lists the flags"),
+        ("--name x --layers many", "argument --layers: invalid int value: 'many'; --help lists the flags"),
+        (
+            "--name x --shape long",
+            "argument --shape: invalid choice: 'long' (choose from 'round', 'square'); --help lists the flags",
+        ),
+        ("--name x --layers 0", "--layers: at least 1 was expected, found 0"),
+        ("--name x --layers 10", "--layers: at most 9 was expected, found 10"),
+        ("--name x --size 0", "--size: more than 0 was expected, found 0.0"),
+        ("--name x --size 1", "--size: less than 1 was expected, found 1.0"),
+        ("--name x --size nan", "--size: a finite number was expected, found nan"),
+        ("--name x --share 2/2", "--shard: I/N with 0 <= I < N was expected, found '2/2'"),
+        ("--name x --files", "argument --files: expected at least one argument; --help lists the flags"),
+        ("--name x --hot=yes", "argument --hot: ignored explicit argument 'yes'; --help lists the flags"),
+        (
+            "--name x --oven a --stove b",
+            "argument --stove: not allowed with argument --oven; --help lists the flags",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line(words: str, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        read(words)
+    assert str(error.value) == said
+
+
+HELP = """\
+usage: cake [-h] [--size SIZE] --name NAME [--layers LAYERS]
+            [--shape {round,square}] [--hot] [--share SHARE]
+            [--files FILES [FILES ...]] [--wish WISH]
+            [--oven OVEN | --stove STOVE] [--last-word LAST_WORD]
+            [guests ...]
+
+A cake.
+
+positional arguments:
+  guests                who comes
+
+options:
+  -h, --help            show this help message and exit
+  --shape {round,square}
+  --hot                 from the oven
+  --share SHARE
+  --files FILES [FILES ...]
+                        recipes
+  --wish WISH
+  --oven OVEN
+  --stove STOVE
+  --last-word LAST_WORD, --end LAST_WORD
+
+form:
+  --size SIZE           in metres
+  --name NAME           what it is called
+  --layers LAYERS       how many (default: 3)
+"""
+
+
+def test_help_lists_the_flags_in_their_groups(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.argv", ["cake"])
+    with pytest.raises(SystemExit) as ended:
+        read("--help")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == HELP
+
+
+def test_lines_of_a_description_stay_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(Cake, "A cake:\n\n  flour\n  eggs", ["--help"])
+    assert "A cake:\n\n  flour\n  eggs\n" in capsys.readouterr().out
