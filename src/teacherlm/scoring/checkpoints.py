@@ -1,6 +1,5 @@
 """The checkpoints of a finetuning: which there are, which of them are whole, and what the others lack."""
 
-import argparse
 import re
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from teacherlm.core.errors import UserError, reason
 from teacherlm.core.json_files import load_object
 from teacherlm.core.names import plain_name
 from teacherlm.core.programs import print_error
+from teacherlm.scoring.flags import EvaluateFlags
 
 WATCH_SECONDS = 30
 STEP = re.compile(r"checkpoint-\d+")
@@ -22,7 +22,7 @@ def skip(name: str, fault: str, broken: list[str]) -> None:
     broken.append(name)
 
 
-def checkpoints(args: argparse.Namespace, broken: list[str]) -> Iterator[tuple[str, Path]]:
+def checkpoints(flags: EvaluateFlags, broken: list[str]) -> Iterator[tuple[str, Path]]:
     """(RUN/checkpoint-N, its folder) for each whole checkpoint of the run, in the order of their steps.
 
     With --watch new ones too, until finetune.py has written the run's manifest; one that is not whole may still be on
@@ -31,12 +31,12 @@ def checkpoints(args: argparse.Namespace, broken: list[str]) -> Iterator[tuple[s
     Args:
         broken: gets the names of those that are not whole in the end.
     """
-    run = args.checkpoints
+    run = flags.checkpoints
     if run is None:
         return
     seen: set[Path] = set()
     while True:
-        last = not args.watch or manifests.manifest_of(run).exists()  # asked first: what it lists is there then
+        last = not flags.watch or manifests.manifest_of(run).exists()  # asked first: what it lists is there then
         found = [path for path in run.glob("checkpoint-*") if STEP.fullmatch(path.name)]
         for path in sorted(set(found) - seen, key=step):
             fault = what_is_missing(path)
@@ -45,7 +45,7 @@ def checkpoints(args: argparse.Namespace, broken: list[str]) -> Iterator[tuple[s
             seen.add(path)
             if not fault:
                 yield label(path), path
-            elif not args.list_missing:
+            elif not flags.list_missing:
                 skip(label(path), f"it is not whole: {fault}", broken)
         if last:
             break

@@ -13,7 +13,7 @@ import difflib
 import fnmatch
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def read_folder(folder: Path) -> Iterator[Any]:
             yield read_task_file(path)
 
 
-def expand(names: list[str], folder: Path, include: Path | None) -> list[str]:
+def expand(names: Sequence[str], folder: Path, include: Path | None) -> list[str]:
     """The names of tasks, with each wildcard (`mmlu_*`) replaced by the single tasks that match it, never by a group.
 
     Raises:

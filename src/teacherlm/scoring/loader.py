@@ -1,11 +1,11 @@
 """Models loaded one after the other: where two differ by their weights alone, only those are read."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 from teacherlm.core.errors import UserError
 from teacherlm.core.json_files import load_json
+from teacherlm.scoring.flags import EvaluateFlags
 
 MODEL_FILES = (
     "config.json",
@@ -28,8 +28,8 @@ class Unusable(UserError):
 class Loader:
     """Loads models one after the other: of a run's checkpoints, only the weights change."""
 
-    def __init__(self, args: argparse.Namespace):
-        self.args = args
+    def __init__(self, flags: EvaluateFlags):
+        self.flags = flags
         self.folder: Path | None = None
         self.model: Any = None
 
@@ -38,13 +38,13 @@ class Loader:
             return self.model
         from teacherlm.scoring.language_model import LanguageModel
 
-        args = self.args
+        flags = self.flags
         before, self.folder = self.folder, None  # where loading fails, the model is of neither
         try:
             swapped = before and same_model(folder, before) and self.model.scored.swap(folder, digest)
             if not swapped:
                 self.model = None  # its memory is needed for the next
-                how = (args.device, args.dtype, args.tokenization, args.batch_size)
+                how = (flags.device, flags.dtype, flags.tokenization, flags.batch_size)
                 self.model = LanguageModel(folder, *how, digest)
         except UserError as error:
             raise Unusable(str(error)) from error

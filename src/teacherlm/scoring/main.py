@@ -6,10 +6,10 @@ choice and log-likelihoods) and a manifest, and prints a table. What is scored a
 Source: the evaluation of TeacherLM (He et al. 2023, arXiv 2310.19019) on EleutherAI's lm-evaluation-harness.
 """
 
-import argparse
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,79 +24,105 @@ from teacherlm.core.records import write_records
 from teacherlm.core.results import read_result
 from teacherlm.core.stage_run import StageRun
 from teacherlm.scoring.checkpoints import STEP, checkpoints, label, skip
-from teacherlm.scoring.flags import parse_arguments
+from teacherlm.scoring.flags import EvaluateFlags, read_flags
 from teacherlm.scoring.loader import Loader, Unusable
 from teacherlm.scoring.result_names import OWNER, owner_of, require_name, take_name
 from teacherlm.scoring.result_tables import curve, table
 from teacherlm.scoring.shares import remove_progress, score_share, share_lock
 from teacherlm.scoring.task_files import is_pattern
-from teacherlm.scoring.task_inputs import DATASETS, describe_task
+from teacherlm.scoring.task_inputs import describe_task
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """One model on one task.
+
+    Attributes:
+        label: the model's name in the results.
+        folder: where the model lies.
+    """
+
+    flags: EvaluateFlags
+    label: str
+    folder: Path
+    task: str
+
+    @property
+    def path(self) -> Path:
+        """The file of the result."""
+        return self.flags.output_path / self.label / f"{file_name(self.task)}.json"
+
+    def compared_run(self) -> StageRun:
+        """The run that makes the result, compared with its work: flags, and digests of the model and the task."""
+        flags = self.flags
+        run = StageRun("evaluate", self.path)
+        try:
+            model = describe_model(self.folder, run.known.get("model"))
+        except UserError as error:  # of adapters, whose base model is gone or another
+            raise Unusable(str(error)) from error
+        arguments = {
+            "num_fewshot": flags.num_fewshot,
+            "dtype": flags.dtype,
+            "limit": flags.limit,
+            "seed": flags.seed,
+            "tokenization": flags.tokenization,
+            "permutations": flags.permutations,
+        }
+        task = describe_task(self.task, flags.datasets, flags.include_path, run.known)
+        run.compare(arguments, {"model": model, **task})
+        return run
 
 
 def main() -> int:
-    args = parse_arguments(__doc__)
-    require_writable(args.output_path)
-    base = find_model(args.pretrained)
+    flags = read_flags(__doc__)
+    require_writable(flags.output_path)
+    base = find_model(flags.pretrained)
     folder = local_folder(base)
     name = label(folder) if STEP.fullmatch(folder.name) else base.name
     broken: list[str] = []
-    models = itertools.chain([(name, folder)], checkpoints(args, broken))
-    if any(map(is_pattern, args.tasks)):
+    models = itertools.chain([(name, folder)], checkpoints(flags, broken))
+    tasks: Sequence[str] = flags.tasks
+    if any(map(is_pattern, tasks)):
         from teacherlm.scoring.find_tasks import expand
 
-        args.tasks = expand(args.tasks, args.datasets or DATASETS, args.include_path)
-    if args.list_missing:
+        tasks = expand(tasks, flags.datasets, flags.include_path)
+    if flags.list_missing:
         for number, (name, folder) in enumerate(models):
-            if not all(run_of(args, name, folder, task).is_done for task in args.tasks):
+            if not all(Scoring(flags, name, folder, task).compared_run().is_done for task in tasks):
                 print(number)
         return 0
-    loaded = Loader(args)
+    loaded = Loader(flags)
     results = []
     for number, (name, folder) in enumerate(models):
         try:
-            for task in args.tasks:
-                owner = owner_of(None if number else base, folder, args.output_path / name)
-                results += evaluate(args, name, folder, owner, task, loaded)
+            for task in tasks:
+                owner = owner_of(None if number else base, folder, flags.output_path / name)
+                results += evaluate(Scoring(flags, name, folder, task), owner, loaded)
         except Unusable as error:
-            if args.checkpoints is None:
+            if flags.checkpoints is None:
                 raise
             skip(name, str(error), broken)
     print(table(results))
-    for task in args.tasks:
+    for task in tasks:
         print(curve(task, [result for result in results if result["task"] == task]), end="")
     return 2 if broken else 0
 
 
-def evaluate(
-    args: argparse.Namespace,
-    label: str,
-    folder: Path,
-    owner: dict[str, str],
-    task: str,
-    loaded: Callable[[Path, str], Any],
-) -> list[dict[str, Any]]:
+def evaluate(of: Scoring, owner: dict[str, str], loaded: Loader) -> list[dict[str, Any]]:
     """The results of one model on one task: read when they are there and still hold, scored otherwise.
 
     Nothing, when other processes have not yet done their shares. A share is done by one process at a time.
     """
-    path = result_path(args, label, task)
-    require_file_place(path)
-    with one_writer(share_lock(path, *args.shard)):
-        return evaluate_share(args, label, folder, owner, task, loaded)
+    require_file_place(of.path)
+    with one_writer(share_lock(of.path, *of.flags.shard)):
+        return evaluate_share(of, owner, loaded)
 
 
-def evaluate_share(
-    args: argparse.Namespace,
-    label: str,
-    folder: Path,
-    owner: dict[str, str],
-    task: str,
-    loaded: Callable[[Path, str], Any],
-) -> list[dict[str, Any]]:
-    run = run_of(args, label, folder, task)
-    path = run.output
+def evaluate_share(of: Scoring, owner: dict[str, str], loaded: Loader) -> list[dict[str, Any]]:
+    flags, task, path = of.flags, of.task, of.path
+    run = of.compared_run()
     if run.is_done:
-        run.say_done(of=f"{label} on {task}", because=f"{path} matches its inputs")
+        run.say_done(of=f"{of.label} on {task}", because=f"{path} matches its inputs")
         remove_progress(path)
         return [known_result(path)]
 
@@ -105,32 +131,32 @@ def evaluate_share(
     from teacherlm.scoring.permutations import use_permutations
 
     run.say_again()
-    print(f"evaluate: {label} on {task}", flush=True)
-    tasks = make_tasks(task, args.datasets or DATASETS, args.num_fewshot, args.seed, args.include_path)
+    print(f"evaluate: {of.label} on {task}", flush=True)
+    tasks = make_tasks(task, flags.datasets, flags.num_fewshot, flags.seed, flags.include_path)
     for name, made in tasks.items():
-        use_permutations(made, args.permutations, name)
+        use_permutations(made, flags.permutations, name)
     digest = run.inputs["model"]["sha256"]
     run.inputs["model"].update(owner)
     require_name(path.parent, owner, digest)
-    model = loaded(folder, digest)
+    model = loaded(of.folder, digest)
     take_name(path.parent, owner, digest)
     work = run.work | {"tokens": model.tokens_at_a_time(), "samples": model.samples}
     work["version"] = manifests.stage_version("evaluate")
-    scored, missing = score_share(model, tasks, args.limit, path, args.shard, work)
+    scored, missing = score_share(model, tasks, flags.limit, path, flags.shard, work)
     with run:
         run.look_again()
         if run.is_done:
-            print(f"evaluate: {label} on {task}: another process has put the shares together")
+            print(f"evaluate: {of.label} on {task}: another process has put the shares together")
             remove_progress(path)
             path.with_name(OWNER).unlink(missing_ok=True)  # written after that process had removed it
             return [known_result(path)]
         if missing:
-            index, count = args.shard
+            index, count = flags.shard
             print(f"evaluate: share {index}/{count} is done; {missing} batches are other processes'")
             return []
         results, samples = scored
         result = results[0] if list(tasks) == [task] else combine(task, results, categories(task, tasks))
-        result = {"model": label, "path": str(folder), **result, **run.arguments, **model.described()}
+        result = {"model": of.label, "path": str(of.folder), **result, **run.arguments, **model.described()}
         samples_path = path.with_name(f"{path.stem}_samples.jsonl")
         write_records(samples_path, samples)
         with whole_file(path) as file:
@@ -152,20 +178,3 @@ def known_result(path: Path) -> dict[str, Any]:
         return {"model": "-", "stderr": None, "interval_95": None, **read_result(path)}
     except ValueError as error:
         raise UserError(f"{path}: no result ({error}); remove it, and run the same command again") from error
-
-
-def result_path(args: argparse.Namespace, label: str, task: str) -> Path:
-    return args.output_path / label / f"{file_name(task)}.json"
-
-
-def run_of(args: argparse.Namespace, label: str, folder: Path, task: str) -> StageRun:
-    """The run of one model on one task, compared with its work: flags, and digests of the model and the task."""
-    run = StageRun("evaluate", result_path(args, label, task))
-    try:
-        model = describe_model(folder, run.known.get("model"))
-    except UserError as error:  # of adapters, whose base model is gone or another
-        raise Unusable(str(error)) from error
-    inputs = {"model": model, **describe_task(task, args.datasets or DATASETS, args.include_path, run.known)}
-    names = ("num_fewshot", "dtype", "limit", "seed", "tokenization", "permutations")
-    run.compare({name: getattr(args, name) for name in names}, inputs)
-    return run
