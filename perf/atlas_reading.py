@@ -22,14 +22,14 @@ def read(contender: str, args: argparse.Namespace) -> dict[str, Any]:
     """Real MMLU questions in cyclic permutations with N_CONTEXT passages: all that evaluate.py does but loading."""
     import torch
 
-    from teacherlm.atlas import options
     from teacherlm.atlas.model import load_model
+    from teacherlm.atlas.options import read_evaluation
 
     precision = "bf16" if contender.endswith("bf16") else "fp32"
     flags = ["--reader_model_type", make_reader(), "--text_maxlength", TEXT_MAXLENGTH, "--n_context", N_CONTEXT]
     flags += ["--target_maxlength", 16, "--generation_max_length", 8, "--per_gpu_batch_size", 4, "--use_file_passages"]
     flags += ["--multiple_choice_eval_permutations", "cyclic"]
-    asked = options.check(options.parser("").parse_args([str(flag) for flag in flags]))
+    asked = read_evaluation("", [str(flag) for flag in flags])
     model = load_model(asked, torch.device("cpu"), precision, trains=contender == "padded")
     questions = list(enumerate(questions_with_passages(args)))
     answer = {"padded": read_padded, "ours": read_ours}[contender.split("-")[0]]

@@ -1,6 +1,5 @@
 """Steps of training against float64 code of the tests' own: dropout, gradients that are not finite, accumulation."""
 
-import argparse
 import json
 import math
 import subprocess
@@ -16,9 +15,10 @@ from support.files import read_lines
 from support.plain_models import PlainBert, PlainT5
 from support.programs import ROOT, only_error
 
-from teacherlm.atlas import learner, multiple_choice, options
+from teacherlm.atlas import learner, multiple_choice
 from teacherlm.atlas.layer_norm import use_mean_square
 from teacherlm.atlas.model import load_model
+from teacherlm.atlas.options import TrainFlags, read_training
 
 TRAIN = ROOT / "atlas" / "train.py"
 N = 4
@@ -47,13 +47,9 @@ def train(place: Path, output: Path, *more: object, workers: int = 1) -> subproc
 # --- query-side training: only the query encoder has dropout
 
 
-def flags_of(place: Path, *more: object) -> argparse.Namespace:
-    parser = options.parser("")
-    options.add_training(parser)
+def flags_of(place: Path, *more: object) -> TrainFlags:
     needed = ["--train_data", place / "passages.jsonl", "--passages", place / "passages.jsonl"]
-    return options.check_training(
-        options.check(parser.parse_args(words(place, place / "out", *needed, *map(str, more))))
-    )
+    return read_training("", words(place, place / "out", *needed, *map(str, more)))
 
 
 def drawn_masks(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:

@@ -1,6 +1,5 @@
 """Questions to predictions: retrieve, read, average over the permutations, score; shared by the workers of a run."""
 
-import argparse
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from teacherlm.atlas import multiple_choice, reader, workers
 from teacherlm.atlas.index import Index
 from teacherlm.atlas.lookup import look_up, retrieve
 from teacherlm.atlas.model import Model
+from teacherlm.atlas.options import AtlasFlags
 from teacherlm.catalog.prompts import LETTERS
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
@@ -34,7 +34,7 @@ SHAPING += ("n_to_rerank_with_retrieve_with_rerank",)
 NO_PASSAGE = {"title": "", "text": ""}
 
 
-def read_questions(asked: argparse.Namespace, path: Path) -> list[Record]:
+def read_questions(asked: AtlasFlags, path: Path) -> list[Record]:
     questions = multiple_choice.read_questions(path, asked.multiple_choice_num_options)
     for number, question in enumerate(questions, start=1) if asked.use_file_passages else ():
         given = question.get("passages")
@@ -44,7 +44,7 @@ def read_questions(asked: argparse.Namespace, path: Path) -> list[Record]:
     return questions
 
 
-def result_of(asked: argparse.Namespace, path: Path, step: int) -> Path:
+def result_of(asked: AtlasFlags, path: Path, step: int) -> Path:
     """Where the predictions for a file of questions go."""
     return asked.checkpoint_dir / asked.name / f"{path.stem}-step-{step}.jsonl"
 
@@ -57,7 +57,7 @@ class Evaluation:
         sources: given what was described before, describes what the predictions come from beside the questions.
     """
 
-    def __init__(self, asked: argparse.Namespace, path: Path, step: int, sources: Callable[[dict[str, Any]], dict]):
+    def __init__(self, asked: AtlasFlags, path: Path, step: int, sources: Callable[[dict[str, Any]], dict]):
         self.asked, self.path, self.sources = asked, path, sources
         self.result = result_of(asked, path, step)
         self.run = StageRun(STAGE, self.result, says="evaluate", processes=workers)
@@ -111,7 +111,7 @@ def keep_predictions(progress: ProgressFile, made: Iterator[tuple[int, dict[str,
 
 
 def predict(
-    asked: argparse.Namespace, questions: list[tuple[int, Record]], model: Model, index: Index | None
+    asked: AtlasFlags, questions: list[tuple[int, Record]], model: Model, index: Index | None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (number of the question, {"prediction": its record, "losses": of its prompts, "place": of its passage}).
 
@@ -145,7 +145,7 @@ def predict(
             yield number, {"prediction": reduced, **piece}
 
 
-def ask(asked: argparse.Namespace, tokenizer: Any, question: Record) -> list[dict[str, Any]]:
+def ask(asked: AtlasFlags, tokenizer: Any, question: Record) -> list[dict[str, Any]]:
     """The prompts of a question, one for each order of its options: predictions that lack all but that."""
     orders = multiple_choice.permutations(question, asked.multiple_choice_eval_permutations)
     return [
@@ -154,13 +154,13 @@ def ask(asked: argparse.Namespace, tokenizer: Any, question: Record) -> list[dic
     ]
 
 
-def given_passages(asked: argparse.Namespace, question: Record) -> list[dict[str, str]]:
+def given_passages(asked: AtlasFlags, question: Record) -> list[dict[str, str]]:
     """Without retrieval: those of the question, or (closed book) an empty one."""
     return (not asked.closed_book and question["passages"][: asked.n_context]) or [NO_PASSAGE]
 
 
 @torch.no_grad()
-def read(asked: argparse.Namespace, of: reader.Reader, predictions: list[dict[str, Any]]) -> list[float]:
+def read(asked: AtlasFlags, of: reader.Reader, predictions: list[dict[str, Any]]) -> list[float]:
     """Let the reader answer: adds choice_logits and generation to the predictions, and returns their losses."""
     letters = LETTERS[: asked.multiple_choice_num_options]
     tokens = multiple_choice.choice_tokens(of.tokenizer, letters)

@@ -5,25 +5,22 @@ share the questions and the index: `srun python evaluate.py ...` or `torchrun --
 of train.py are accepted and ignored.
 """
 
-import argparse
 import functools
 
 import torch
 
-from teacherlm.atlas import options, workers
+from teacherlm.atlas import workers
 from teacherlm.atlas.answering import Evaluation, evaluate, read_questions
 from teacherlm.atlas.model import describe_sources, load_model, make_index, step_of
+from teacherlm.atlas.options import EvaluateFlags, read_evaluation, say_notes
 from teacherlm.core.errors import UserError
-from teacherlm.core.flags import LIST_MISSING
 from teacherlm.core.interrupts import REQUEUE, Stop
 from teacherlm.core.outputs import require_writable
 from teacherlm.core.stage_run import locked
 
 
 def main() -> int:
-    parser = options.parser(__doc__)
-    parser.add_argument("--list_missing", action="store_true", help=LIST_MISSING)
-    asked = options.check(options.parse_evaluation(parser))
+    asked = read_evaluation(__doc__)
     if not asked.eval_data:
         raise UserError("--eval_data: at least one file of questions was expected")
     folder = asked.checkpoint_dir / asked.name
@@ -35,7 +32,7 @@ def main() -> int:
     if asked.list_missing:
         print("" if all(evaluation.is_done() for evaluation in evaluations) else "0")
         return 0
-    options.say_notes(asked, "evaluate")
+    say_notes(asked, "evaluate")
     with locked(*(evaluation.run for evaluation in evaluations)):
         finished = evaluate_missing(asked, evaluations, device)
     if not finished:
@@ -45,7 +42,7 @@ def main() -> int:
     return 0
 
 
-def evaluate_missing(asked: argparse.Namespace, evaluations: list[Evaluation], device: torch.device) -> bool:
+def evaluate_missing(asked: EvaluateFlags, evaluations: list[Evaluation], device: torch.device) -> bool:
     """Evaluate what is not done; False when it was interrupted."""
     missing = [evaluation for evaluation in evaluations if not evaluation.is_done()]
     for evaluation in evaluations:

@@ -4,7 +4,6 @@ Nothing but weights and optimizer states is carried from step to step: which que
 and its dropout follow from the seed and the step's number.
 """
 
-import argparse
 import contextlib
 import json
 import re
@@ -24,6 +23,7 @@ from teacherlm.atlas.flat_search import FlatVectors
 from teacherlm.atlas.index import Index
 from teacherlm.atlas.lookup import look_up, retrieve
 from teacherlm.atlas.model import DTYPES, Model
+from teacherlm.atlas.options import TrainFlags
 from teacherlm.atlas.published import require_finite
 from teacherlm.atlas.retriever import MAXIMUM_LENGTH
 from teacherlm.atlas.saved_index import save_array
@@ -88,9 +88,7 @@ class Batch:
         target: of B questions.
     """
 
-    def __init__(
-        self, asked: argparse.Namespace, model: Model, examples: Sequence[Record], index: Index | None, learns: bool
-    ):
+    def __init__(self, asked: TrainFlags, model: Model, examples: Sequence[Record], index: Index | None, learns: bool):
         prompts = [multiple_choice.prompt(model.reader_tokenizer, example) for example in examples]
         if index is not None:
             _, rows = retrieve(asked, model, index, prompts, asked.retriever_n_context)
@@ -121,7 +119,7 @@ def tokenize(model: Model, texts: Sequence[str], text_maxlength: int) -> Any:
 class Trainee(nn.Module):
     """Reader and retriever as one module: what is shared out to workers, optimized and saved."""
 
-    def __init__(self, asked: argparse.Namespace, model: Model):
+    def __init__(self, asked: TrainFlags, model: Model):
         super().__init__()
         self.asked, self.reader = asked, model.reader
         self.reader_model = model.reader.model
@@ -175,7 +173,7 @@ def set_dropout(model: nn.Module, rate: float) -> None:
             module.dropout = rate
 
 
-def parameter_groups(trainee: Trainee, asked: argparse.Namespace) -> list[dict[str, Any]]:
+def parameter_groups(trainee: Trainee, asked: TrainFlags) -> list[dict[str, Any]]:
     """The reader's parameters and the retriever's, each with its learning rate (`base`)."""
     groups = [{"params": list(trainee.reader_model.parameters()), "base": asked.lr}]
     if trainee.retriever is not None:
@@ -184,7 +182,7 @@ def parameter_groups(trainee: Trainee, asked: argparse.Namespace) -> list[dict[s
     return groups
 
 
-def optimizer_of(trainee: Trainee, asked: argparse.Namespace) -> torch.optim.Optimizer:
+def optimizer_of(trainee: Trainee, asked: TrainFlags) -> torch.optim.Optimizer:
     groups = parameter_groups(trainee, asked)
     betas = (0.9, asked.beta2)
     return torch.optim.AdamW(
@@ -192,12 +190,12 @@ def optimizer_of(trainee: Trainee, asked: argparse.Namespace) -> torch.optim.Opt
     )
 
 
-def autocast(asked: argparse.Namespace, device: torch.device) -> torch.autocast:
+def autocast(asked: TrainFlags, device: torch.device) -> torch.autocast:
     """The arithmetic of --precision, for what is computed around a step; weights stay float32."""
     return torch.autocast(device.type, DTYPES[asked.precision], enabled=asked.precision != "fp32")
 
 
-def share(asked: argparse.Namespace, trainee: Trainee, optimizer: torch.optim.Optimizer) -> tuple[Any, Any, Any]:
+def share(asked: TrainFlags, trainee: Trainee, optimizer: torch.optim.Optimizer) -> tuple[Any, Any, Any]:
     """(accelerator, the trainee as the workers compute with it, its optimizer): gradients are averaged over workers.
 
     With --shard_optim each worker keeps a share of the optimizer's states, with --shard_grads of the gradients too

@@ -1,12 +1,12 @@
 """Queries to passages: embed the queries, search the index, rank again where that is asked, look the passages up."""
 
-import argparse
 from collections.abc import Sequence
 
 import torch
 
 from teacherlm.atlas.index import Index
 from teacherlm.atlas.model import Model
+from teacherlm.atlas.options import AtlasFlags
 from teacherlm.atlas.retriever import embed
 
 QUERY_BATCH = 256
@@ -16,7 +16,7 @@ RERANKED = 64
 
 @torch.no_grad()
 def retrieve(
-    asked: argparse.Namespace, model: Model, index: Index, queries: Sequence[str], k: int
+    asked: AtlasFlags, model: Model, index: Index, queries: Sequence[str], k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The k best passages of each of this worker's queries; all workers call it together.
 
@@ -43,7 +43,7 @@ def retrieve(
 
 
 def rerank(
-    asked: argparse.Namespace, model: Model, index: Index, vectors_QD: torch.Tensor, rows_QR: torch.Tensor, k: int
+    asked: AtlasFlags, model: Model, index: Index, vectors_QD: torch.Tensor, rows_QR: torch.Tensor, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The k best of the candidates by vectors that the passage encoder makes now; of equal ones the lower row.
 

@@ -1,6 +1,5 @@
 """What a run works with: retriever, reader and their tokenizers, on this worker's device; and its index."""
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from teacherlm.atlas import reader as readers
 from teacherlm.atlas import retriever as retrievers
 from teacherlm.atlas.flat_search import FlatVectors
 from teacherlm.atlas.index import Index, Vectors, compress, embed_share
+from teacherlm.atlas.options import AtlasFlags
 from teacherlm.atlas.passages import Passages, converted
 from teacherlm.atlas.reader import Reader
 from teacherlm.atlas.retriever import Retriever
@@ -34,7 +34,7 @@ class Model:
     """Fingerprint of the passage encoder and what it is given, whatever the run's precision."""
 
 
-def load_model(options: argparse.Namespace, device: torch.device, precision: str, trains: bool = False) -> Model:
+def load_model(asked: AtlasFlags, device: torch.device, precision: str, trains: bool = False) -> Model:
     """Load retriever and reader, those that the run needs.
 
     fp16 is the reader's alone; the retriever then stays in float32, as in the reference.
@@ -46,17 +46,17 @@ def load_model(options: argparse.Namespace, device: torch.device, precision: str
         UserError: one cannot be found or loaded.
     """
     dtype = DTYPES[precision]
-    path = None if options.model_path == "none" else Path(options.model_path)
+    path = None if asked.model_path == "none" else Path(asked.model_path)
     kind = path and checkpoints.checkpoint_kind(path)
-    reads, retrieves = not options.retrieve_only, options.retrieves
-    untied = options.query_side_retriever_training
+    reads, retrieves = not asked.retrieve_only, asked.retrieves
+    untied = asked.query_side_retriever_training
     retriever = reader = None
     if kind == "own":
         reader_folder, retriever_folder = path / "reader", path / "retriever"
     else:
         find = small_files if kind == "released" else folder_of
-        reader_folder = find(options.reader_model_type)
-        retriever_folder = find(options.retriever_model_path) if retrieves else None
+        reader_folder = find(asked.reader_model_type)
+        retriever_folder = find(asked.retriever_model_path) if retrieves else None
     if kind == "released":
         file = path / checkpoints.RELEASED
         wanted = reader_folder if reads else None
@@ -68,10 +68,10 @@ def load_model(options: argparse.Namespace, device: torch.device, precision: str
     reader_tokenizer = load_tokenizer(reader_folder)
     encoder = None
     if retriever is not None:
-        encoder = retrievers.fingerprint(retriever, options.retriever_format, options.text_maxlength)
+        encoder = retrievers.fingerprint(retriever, asked.retriever_format, asked.text_maxlength)
         retriever.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
     if reader is not None:
-        reader = Reader(reader.to(device, dtype).eval(), reader_tokenizer, options.text_maxlength)
+        reader = Reader(reader.to(device, dtype).eval(), reader_tokenizer, asked.text_maxlength)
     if device.type == "cpu" and not trains:
         for module in filter(None, (retriever, reader and reader.model)):
             pack_linears(module)
@@ -82,35 +82,35 @@ def folder_of(name: str) -> Path:
     return local_folder(find_model(name))
 
 
-def step_of(options: argparse.Namespace) -> int:
+def step_of(asked: AtlasFlags) -> int:
     """The step that a run begins with: a checkpoint's of this project; 0 of a released one, as in the reference."""
-    path = Path(options.model_path)
-    own = options.model_path != "none" and checkpoints.checkpoint_kind(path) == "own"
+    path = Path(asked.model_path)
+    own = asked.model_path != "none" and checkpoints.checkpoint_kind(path) == "own"
     return checkpoints.saved_step(path) if own else 0
 
 
-def describe_sources(options: argparse.Namespace, known: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def describe_sources(asked: AtlasFlags, known: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Digests of what the predictions come from beside the questions: the model, and its passages or index.
 
     Args:
         known: earlier ones: files that are unchanged since then are not read again.
     """
     found = {}
-    if options.model_path != "none":
-        found["model"] = manifests.describe(Path(options.model_path), known.get("model"))
+    if asked.model_path != "none":
+        found["model"] = manifests.describe(Path(asked.model_path), known.get("model"))
     else:
-        found["reader"] = describe_model(folder_of(options.reader_model_type), known.get("reader"))
-        if options.retrieves:
-            found["retriever"] = describe_model(folder_of(options.retriever_model_path), known.get("retriever"))
-    if options.load_index_path:
-        found["index"] = describe_index(options.load_index_path, options.save_index_n_shards)
-    elif options.retrieves:
-        for number, file in enumerate(options.passages):
+        found["reader"] = describe_model(folder_of(asked.reader_model_type), known.get("reader"))
+        if asked.retrieves:
+            found["retriever"] = describe_model(folder_of(asked.retriever_model_path), known.get("retriever"))
+    if asked.load_index_path:
+        found["index"] = describe_index(asked.load_index_path, asked.save_index_n_shards)
+    elif asked.retrieves:
+        for number, file in enumerate(asked.passages):
             found[f"passages {number}"] = contents.describe(file)
     return found
 
 
-def make_index(options: argparse.Namespace, model: Model, device: torch.device, trained: bool = False) -> Index:
+def make_index(asked: AtlasFlags, model: Model, device: torch.device, trained: bool = False) -> Index:
     """Load the index, or make it of the passages and save it where that is asked; all workers call it together.
 
     On a GPU passages are embedded in float16, as the reference does; on a CPU in the run's precision.
@@ -119,22 +119,20 @@ def make_index(options: argparse.Namespace, model: Model, device: torch.device, 
         trained: whether the passage encoder has learned since the index was made, which then is stale.
     """
     retriever = model.retriever
-    if options.load_index_path:
-        place, kind, code_size = options.load_index_path, options.compressed, options.faiss_code_size
+    if asked.load_index_path:
+        place, kind, code_size = asked.load_index_path, asked.compressed, asked.faiss_code_size
         encoder = None if trained else model.encoder
-        return load_index(place, kind, code_size, encoder, retriever.dimension, device, options.save_index_n_shards)
-    passages = Passages(Path(workers.from_first(lambda: str(converted(options.passages, options.max_passages)))))
+        return load_index(place, kind, code_size, encoder, retriever.dimension, device, asked.save_index_n_shards)
+    passages = Passages(Path(workers.from_first(lambda: str(converted(asked.passages, asked.max_passages)))))
     workers.say(f"index: {len(passages)} passages to embed, by {workers.size()} workers")
-    vectors = embed_passages(options, model, passages)
+    vectors = embed_passages(asked, model, passages)
     index = Index(passages, vectors, retriever.dimension, model.encoder)
-    if options.save_index_path:
-        save_index(
-            options.save_index_path, index, options.save_index_n_shards, options.compressed, options.faiss_code_size
-        )
+    if asked.save_index_path:
+        save_index(asked.save_index_path, index, asked.save_index_n_shards, asked.compressed, asked.faiss_code_size)
     return index
 
 
-def embed_passages(options: argparse.Namespace, model: Model, passages: Passages) -> Vectors:
+def embed_passages(asked: AtlasFlags, model: Model, passages: Passages) -> Vectors:
     """The vectors of this worker's share of the passages, as the passage encoder is now; all workers call it."""
     kind = next(model.retriever.parameters()).device.type
     with torch.autocast(kind, torch.float16, enabled=kind == "cuda"):
@@ -143,11 +141,11 @@ def embed_passages(options: argparse.Namespace, model: Model, passages: Passages
                 passages,
                 model.retriever,
                 model.retriever_tokenizer,
-                options.retriever_format,
-                options.text_maxlength,
-                options.per_gpu_embedder_batch_size,
+                asked.retriever_format,
+                asked.text_maxlength,
+                asked.per_gpu_embedder_batch_size,
             )
         )
-    if options.compressed:
-        return compress(vectors_ND, len(passages), options.compressed, options.faiss_code_size)
+    if asked.compressed:
+        return compress(vectors_ND, len(passages), asked.compressed, asked.faiss_code_size)
     return FlatVectors([vectors_ND], workers.share_of(len(passages))[0])

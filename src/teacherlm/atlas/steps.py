@@ -1,6 +1,5 @@
 """One step of the optimizer: its learning rates, the clipping, and what is done when a gradient is not finite."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch import nn
 
 from teacherlm.atlas import workers
+from teacherlm.atlas.options import TrainFlags
 from teacherlm.core.errors import UserError
 
 MOST_SKIPPED = {"fp16": 25, "others": 5}
@@ -56,7 +56,7 @@ class Skips:
         folder: of the run.
     """
 
-    def __init__(self, asked: argparse.Namespace, folder: Path):
+    def __init__(self, asked: TrainFlags, folder: Path):
         most = MOST_SKIPPED["fp16" if asked.precision == "fp16" else "others"]
         self.most = max(1, min(most, asked.total_steps // asked.accumulation_steps))
         self.folder, self.in_a_row = folder, 0

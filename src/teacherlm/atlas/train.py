@@ -4,24 +4,24 @@ Under {checkpoint_dir}/{name} go log.jsonl, checkpoint/step-N and the prediction
 interrupted goes on with the same command: `srun python train.py ...` or `torchrun --nproc_per_node 2 train.py ...`.
 """
 
-import argparse
 import hashlib
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from teacherlm.atlas import learner, options, steps, workers
+from teacherlm.atlas import learner, steps, workers
 from teacherlm.atlas.answering import Evaluation, evaluate, read_questions
 from teacherlm.atlas.flat_search import FlatVectors
 from teacherlm.atlas.model import describe_sources, embed_passages, load_model, make_index
+from teacherlm.atlas.options import TrainFlags, read_training, say_notes, unused_flags
 from teacherlm.atlas.schedules import IndexRefresh, learning_rate
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import whole_file
-from teacherlm.core.flags import LIST_MISSING
 from teacherlm.core.interrupts import REQUEUE, Stop
 from teacherlm.core.json_files import require_object
 from teacherlm.core.outputs import require_writable
@@ -42,10 +42,7 @@ NOT_SHAPING += ("generation_min_length", "generation_num_beams", "generation_len
 
 
 def main() -> int:
-    parser = options.parser(__doc__)
-    options.add_training(parser)
-    parser.add_argument("--list_missing", action="store_true", help=LIST_MISSING)
-    asked = options.check_training(options.check(parser.parse_args()))
+    asked = read_training(__doc__)
     folder = asked.checkpoint_dir / asked.name
     require_writable(folder)
     device = workers.join_workers(asked.main_port)
@@ -54,7 +51,7 @@ def main() -> int:
         run.compare(*describe_run(asked, folder, run.known))
         print("" if run.is_done else "0")
         return 0
-    options.say_notes(asked, "train")
+    say_notes(asked, "train")
     with run:
         run.compare(*workers.from_first(lambda: describe_run(asked, folder, run.known)))
         if run.is_done:
@@ -68,7 +65,7 @@ def main() -> int:
 
 
 def describe_run(
-    asked: argparse.Namespace, folder: Path, known: dict[str, Any]
+    asked: TrainFlags, folder: Path, known: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """What the weights depend on: flags, and digests of the inputs; a folder of another run is not touched.
 
@@ -78,7 +75,9 @@ def describe_run(
     Raises:
         UserError: the folder has a run that was begun with other settings.
     """
-    arguments = {name: value for name, value in vars(asked).items() if name not in NOT_SHAPING}
+    found = {**vars(asked), "retrieves": asked.retrieves, "compressed": asked.compressed}
+    left_out = {*NOT_SHAPING, *(one.name for one in unused_flags())}
+    arguments = {name: value for name, value in found.items() if name not in left_out}
     arguments["effective_batch"] = asked.per_gpu_batch_size * workers.size() * asked.accumulation_steps
     inputs = describe_sources(asked, known)
     for number, file in enumerate(asked.train_data):
@@ -97,17 +96,18 @@ def describe_run(
 class Training:
     """A run: where it stands, and what it works with."""
 
-    def __init__(self, asked: argparse.Namespace, stage_run: StageRun, device: torch.device, stop: Stop):
+    def __init__(self, asked: TrainFlags, stage_run: StageRun, device: torch.device, stop: Stop):
         folder = stage_run.output
-        self.asked, self.folder, self.stage_run, self.stop = asked, folder, stage_run, stop
+        self.folder, self.stage_run, self.stop = folder, stage_run, stop
         questions = [question for file in asked.train_data for question in read_questions(asked, file)]
         kind = asked.multiple_choice_train_permutations
         self.examples = learner.Examples(questions, kind, asked.shuffle, asked.seed)
         self.tests = [(file, read_questions(asked, file)) for file in asked.eval_data]
         self.step = workers.from_first(lambda: learner.last_step(folder))
         if self.step:
-            asked.model_path = str(folder / "checkpoint" / f"step-{self.step}")
+            asked = replace(asked, model_path=str(folder / "checkpoint" / f"step-{self.step}"))
             workers.say(f"train: going on from {asked.model_path}")
+        self.asked = asked
         self.model = load_model(asked, device, precision="fp32", trains=True)
         self.index = make_index(asked, self.model, device, trained=self.step > 0) if asked.retrieves else None
         self.trainee = learner.Trainee(asked, self.model)
