@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.new_benchmarks import written
 
-from teacherlm.catalog.benchmarks import Benchmark, load_benchmark
+from teacherlm.catalog.benchmarks import load_benchmark
 from teacherlm.catalog.sources import read_split
 from teacherlm.core import limits, manifests
 from teacherlm.core.errors import UserError
@@ -17,17 +17,13 @@ from teacherlm.core.json_files import load_json, require_object
 from teacherlm.core.opening import open_ordinary
 from teacherlm.core.progress_file import peek
 from teacherlm.core.records import open_bytes
-from teacherlm.core.yaml_files import read_yaml
+from teacherlm.core.yaml_files import load_yaml
 from teacherlm.report.run_folder import read_run_folder
 
 MADE: dict[str, Callable[[Path], Any]] = {
     "pipe": os.mkfifo,
     "device": lambda path: path.symlink_to("/dev/zero"),
 }
-
-
-def read_description(path: Path) -> dict[str, Any]:
-    return read_yaml(path, Benchmark, set())
 
 
 @pytest.fixture(params=MADE)
@@ -40,7 +36,7 @@ def odd(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_readers_of_whole_files(odd: Path) -> None:
     assert manifests.read_manifest(odd) is None
     assert peek(odd, {}) == {}
-    for read in (load_json, require_object, open_ordinary, manifests.sha256, read_description):
+    for read in (load_json, require_object, open_ordinary, manifests.sha256, load_yaml):
         with pytest.raises(UserError, match="a named pipe or a device"):
             read(odd)
     with pytest.raises(UserError, match="a named pipe or a device"), open_bytes(odd):

@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated, Self
 
 import jinja2
+from pydantic import FailFast, InstanceOf, model_validator
 
 from teacherlm.catalog.prompts import KINDS, LETTERS, PROMPTS, TAILS, Question, prompt_fields
 from teacherlm.catalog.templates import ERRORS, compile_template, fields_of, render
@@ -25,12 +27,31 @@ from teacherlm.core.places import ROOT, yaml_file, yaml_names
 from teacherlm.core.programs import print_for_shell, run
 from teacherlm.core.records import Record
 from teacherlm.core.terminal import shown
-from teacherlm.core.yaml_files import Unquoted, read_yaml
+from teacherlm.core.yaml_fields import fits, read_yaml
+from teacherlm.core.yaml_files import Unquoted
 
 FOLDER = ROOT / "benchmarks"
 RESERVED = ("text", *PROMPTS, *KINDS.values(), *(f"{kind}_completions" for kind in KINDS.values()), "all", *TAILS)
 RESERVED += ("full_tail",)
 """Fields that the pipeline adds to a sample; a dataset that brings them already would lose its own."""
+
+
+HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
+"""Anything else `datasets` takes for a folder, a file, or one of its own readers: `json`, `imagefolder`."""
+MOST_PARTS, NAME_MAX = 32, 255
+"""Of a pattern: folders in one another; bytes of a name in most file systems."""
+
+
+def is_inside(pattern: str) -> bool:
+    """Whether a pattern of files stays in the folder in which they are looked for.
+
+    It does not if it is absolute, goes up, ends in no file's name, has a part that no name can match, or has `**`
+    otherwise than as a part of its own.
+    """
+    parts = pattern.split("/")
+    whole = parts[0] and parts[-1] not in ("", ".", "**") and len(parts) <= MOST_PARTS
+    odd = any(part == ".." or ("**" in part and part != "**") or len(os.fsencode(part)) > NAME_MAX for part in parts)
+    return bool(whole) and not odd
 
 
 @dataclass(frozen=True)
@@ -42,17 +63,43 @@ class Benchmark:
     question: str
     choices: tuple[str, ...]
     answer: str
-    splits: Mapping[str, str]
-    hub: str | None = None
+    splits: Mapping[str, Annotated[str, fits("the name of a split", is_plain_name)]]
+    hub: Annotated[str, fits("a dataset's OWNER/NAME", HUB_ID.fullmatch)] | None = None
     hub_config: str | None = None
     local: str | None = None
-    files: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, Annotated[str, fits("a pattern inside of the data's folder", is_inside)]] = field(
+        default_factory=dict
+    )
     columns: tuple[str, ...] | None = None
     file_field: str | None = None
-    groups: Mapping[str, list[str]] = field(default_factory=dict)
-    labels: Mapping[str, str] | None = None
-    answer_is: str = "letter"
+    groups: Mapping[str, Annotated[list[str], FailFast()]] = field(default_factory=dict)  # aliases may make millions
+    labels: Mapping[InstanceOf[str], str] | None = None  # of an Unquoted label it is known that it is one
+    answer_is: Annotated[str, fits("letter, index or text", ("letter", "index", "text").__contains__)] = "letter"
     preamble: str = ""
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        """Refuse what the fields together cannot mean, and a broken template before any data is read.
+
+        Raises:
+            ValueError, UserError: it names the field or the template.
+        """
+        plain_name(self.title, f"{self.path}: title")
+        if not 2 <= len(self.choices) <= len(LETTERS):
+            raise ValueError(f"choices: 2 to {len(LETTERS)} templates were expected, found {len(self.choices)}")
+        for label, letter in (self.labels or {}).items():
+            if letter not in tuple(LETTERS[: len(self.choices)]):
+                raise ValueError(f"labels: {label!r}: {letter!r} is no pair of a label and a choice's letter")
+            if self.boolean_labels.get(label.capitalize(), letter) != letter:
+                raise ValueError(f"labels: {label}: the same boolean stands for another letter; put them in quotes")
+        if missing := {"train", "test"} - set(self.splits):
+            raise ValueError(f"splits: {' and '.join(sorted(missing))} missing; it names the source's split for each")
+        if self.file_field and any(Path(files).name.count("*") != 1 for files in self.files.values()):
+            raise ValueError("file_field: each of the files must have one * in its name, which the field becomes")
+        if self.groups and not self.file_field:
+            raise ValueError("groups: they are of values of the file_field, which is missing")
+        self.compile()
+        return self
 
     @property
     def name(self) -> str:
@@ -188,55 +235,7 @@ def load_benchmark(name: str) -> Benchmark:
     if not path.is_file():
         near = difflib.get_close_matches(name, names(), cutoff=0.4) or names()
         raise UserError(f"no benchmark {name!r}; there are: {', '.join(near)} (or give the path of a YAML file)")
-    content = read_yaml(path, Benchmark, computed={"path"})
-    benchmark = Benchmark(path=path, **content)
-    plain_name(benchmark.title, f"{path}: title")
-    if benchmark.hub is not None and not HUB_ID.fullmatch(benchmark.hub):
-        raise UserError(f"{path}: hub: a dataset's OWNER/NAME was expected, found {shown(benchmark.hub)}")
-    for split, pattern in benchmark.files.items():
-        require_inside(pattern, f"{path}: files: {split}")
-    if not 2 <= len(benchmark.choices) <= len(LETTERS):
-        raise UserError(f"{path}: choices: 2 to {len(LETTERS)} templates were expected, found {len(benchmark.choices)}")
-    if benchmark.answer_is not in ("letter", "index", "text"):
-        raise UserError(f"{path}: answer_is: letter, index or text was expected, found {benchmark.answer_is!r}")
-    for label, letter in (benchmark.labels or {}).items():
-        if letter not in tuple(LETTERS[: len(benchmark.choices)]):
-            raise UserError(f"{path}: labels: {label!r}: {letter!r} is no pair of a label and a choice's letter")
-        if benchmark.boolean_labels.get(label.capitalize(), letter) != letter:
-            raise UserError(f"{path}: labels: {label}: the same boolean stands for another letter; put them in quotes")
-    for split, name in benchmark.splits.items():
-        if not is_plain_name(name):
-            raise UserError(f"{path}: splits: {split}: the name of a split was expected, found {shown(name)}")
-    if missing := {"train", "test"} - set(benchmark.splits):
-        raise UserError(
-            f"{path}: splits: {' and '.join(sorted(missing))} missing; it names the source's split for each"
-        )
-    if benchmark.file_field and any(Path(files).name.count("*") != 1 for files in benchmark.files.values()):
-        raise UserError(f"{path}: file_field: each of the files must have one * in its name, which the field becomes")
-    if benchmark.groups and not benchmark.file_field:
-        raise UserError(f"{path}: groups: they are of values of the file_field, which is missing")
-    benchmark.compile()  # now, so that a broken template is found before any data is read
-    return benchmark
-
-
-HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
-"""Anything else `datasets` takes for a folder, a file, or one of its own readers: `json`, `imagefolder`."""
-MOST_PARTS, NAME_MAX = 32, 255
-"""Of a pattern: folders in one another; bytes of a name in most file systems."""
-
-
-def require_inside(pattern: str, where: str) -> None:
-    """Refuse a pattern of files that leads out of the folder in which they are looked for.
-
-    Raises:
-        UserError: it is absolute, goes up, ends in no file's name, has a part that no name can match, or has `**`
-            otherwise than as a part of its own.
-    """
-    parts = pattern.split("/")
-    whole = parts[0] and parts[-1] not in ("", ".", "**") and len(parts) <= MOST_PARTS
-    odd = any(part == ".." or ("**" in part and part != "**") or len(os.fsencode(part)) > NAME_MAX for part in parts)
-    if not whole or odd:
-        raise UserError(f"{where}: a pattern inside of the data's folder was expected, found {shown(pattern)}")
+    return read_yaml(path, Benchmark, {"path": path})
 
 
 def main() -> None:

@@ -15,9 +15,11 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import SkipValidation
 
 from teacherlm.catalog.adapters import base_folder, check_base_digest, is_adapter
 from teacherlm.catalog.servers import check_address, is_address
@@ -27,8 +29,7 @@ from teacherlm.core.manifests import describe
 from teacherlm.core.names import plain_name
 from teacherlm.core.places import ROOT, in_home, require_hub_cache, yaml_file, yaml_names
 from teacherlm.core.programs import print_for_shell, run
-from teacherlm.core.terminal import shown
-from teacherlm.core.yaml_files import as_meant, read_yaml
+from teacherlm.core.yaml_fields import Number, Switch, Whole, fits, named, read_yaml
 
 FOLDER = ROOT / "models"
 
@@ -38,46 +39,87 @@ PICKLED_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 NO_WEIGHTS = ("trainer_state.json", "manifest.json", "*.log")
 
-DEFAULTS: dict[str, Any] = {
-    "enhance": {"batch": 8, "num_tokens": 2048},
-    "finetune": {
-        "batch": 8,
-        "accumulation": 1,
-        "learning_rate": 6e-6,
-        "deepspeed": None,
-        "gradient_checkpointing": True,
-    },
-    "slurm": {
-        "enhance": {"nodes": 1, "gpus": 1, "cpus": 8, "memory": "48G", "time": "24:00:00"},
-        "finetune": {"nodes": 1, "gpus": 1, "cpus": 8, "memory": "48G", "time": "24:00:00"},
-        "evaluate": {"nodes": 1, "gpus": 1, "cpus": 8, "memory": "48G", "time": "04:00:00"},
-    },
-}
-"""What a model without a YAML is run with; a YAML overrides field by field. 6e-6 is the reference's example."""
+MEMORY, TIME = re.compile(r"[0-9]{1,9}[KMGT]?"), re.compile(r"([0-9]{1,4}-)?[0-9]{1,7}(:[0-9]{1,2}){0,2}|UNLIMITED")
+"""Amounts of memory and time as sbatch takes them."""
+Count = Annotated[Whole, fits("a whole number from 1 to 1000000", range(1, 10**6 + 1).__contains__)]
+CountOfGpus = Annotated[Whole, fits("a whole number from 0 to 1000000", range(10**6 + 1).__contains__)]
+Rate = Annotated[Number, fits("a positive number", lambda number: 0 < number < math.inf)]
+Memory = Annotated[str, fits("an amount as sbatch takes it, 48G for example,", MEMORY.fullmatch)]
+Time = Annotated[str, fits("a time as sbatch takes it, 24:00:00 for example,", TIME.fullmatch)]
+
+
+@dataclass(frozen=True)
+class Enhance:
+    """Recommended values of enhancing."""
+
+    batch: Count = 8
+    num_tokens: Count = 2048
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Recommended values of finetuning. 6e-6 is the reference's example."""
+
+    batch: Count = 8
+    accumulation: Count = 1
+    learning_rate: Rate = 6e-6
+    deepspeed: str | None = None
+    gradient_checkpointing: Switch = True
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage's job asks Slurm for."""
+
+    nodes: Count = 1
+    gpus: CountOfGpus = 1
+    cpus: Count = 8
+    memory: Memory = "48G"
+    time: Time = "24:00:00"
+
+
+@dataclass(frozen=True)
+class EvaluationJob(Job):
+    """What the job that scores checkpoints asks Slurm for."""
+
+    time: Time = "04:00:00"
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """What the job of each stage asks Slurm for."""
+
+    enhance: Annotated[Job, named(Job)] = Job()
+    finetune: Annotated[Job, named(Job)] = Job()
+    evaluate: Annotated[EvaluationJob, named(EvaluationJob)] = EvaluationJob()
+
+
+STAGES = tuple(asdict(Slurm()))
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model as its YAML describes it, or as a folder or hub id stands for itself. Fields: see docs/model.md."""
+    """A model as its YAML describes it, or as a folder or hub id stands for itself. Fields: see docs/model.md.
 
-    name: str
+    `enhance`, `finetune` and `slurm` are recommended values; a model without a YAML is run with their defaults.
+    """
+
+    name: SkipValidation[str]
     family: str = "auto"
-    parameters: float | None = None
+    parameters: Number | None = None
     hub: str | None = None
     revision: str = "main"
     path: str | None = None
     package: Mapping[str, str] | None = None
     server: str | None = None
     explanations: str | None = None
-    enhance: Mapping[str, Any] = field(default_factory=dict)
-    finetune: Mapping[str, Any] = field(default_factory=dict)
-    slurm: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    enhance: Annotated[Enhance, named(Enhance)] = Enhance()
+    finetune: Annotated[Finetune, named(Finetune)] = Finetune()
+    slurm: Annotated[Slurm, named(Slurm)] = Slurm()
 
     def recommended(self, dotted: str) -> Any:
         """A recommended value: "finetune.batch", "slurm.finetune.gpus"."""
-        jobs = {stage: {**asked, **self.slurm.get(stage, {})} for stage, asked in DEFAULTS["slurm"].items()}
-        value: Any = {stage: {**DEFAULTS[stage], **getattr(self, stage)} for stage in ("enhance", "finetune")}
-        value["slurm"] = jobs
+        value: Any = {stage: asdict(getattr(self, stage)) for stage in ("enhance", "finetune", "slurm")}
         for key in dotted.split("."):
             if not isinstance(value, Mapping) or key not in value:
                 raise UserError(f"model {self.name}: no value {dotted!r}")
@@ -102,12 +144,7 @@ def find_model(name: str) -> Model:
     """
     described = yaml_file(FOLDER, name) if "/" not in name else None
     if described is not None and described.is_file():
-        content = read_yaml(described, Model, computed={"name", "server", "explanations"})
-        asked = {
-            stage: typed(content[stage], DEFAULTS[stage], f"{described}: {stage}")
-            for stage in DEFAULTS.keys() & content
-        }
-        model = Model(name=name, **content | asked)
+        model = read_yaml(described, Model, {"name": name, "server": None, "explanations": None})
         if sum(source is not None for source in (model.hub, model.path, model.package)) != 1:
             raise UserError(f"{described}: exactly one of hub, path and package says where the weights are")
         return model
@@ -127,47 +164,6 @@ def find_model(name: str) -> Model:
     raise UserError(
         f"no model {name!r}; the nearest in models/: {', '.join(near)} (or give a folder, or a hub id owner/name)"
     )
-
-
-MEMORY, TIME = re.compile(r"[0-9]{1,9}[KMGT]?"), re.compile(r"([0-9]{1,4}-)?[0-9]{1,7}(:[0-9]{1,2}){0,2}|UNLIMITED")
-"""Amounts of memory and time as sbatch takes them."""
-
-
-def typed(values: Any, defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Recommended values of a YAML, each of the type of its default; `deepspeed`, which is none by default, a text.
-
-    Raises:
-        UserError: a value is of another type or out of its range, or there is no default of that name.
-    """
-    found = {}
-    for name, value in as_meant(values, Mapping[str, Any], where).items():
-        if name not in defaults:
-            raise UserError(f"{where}: unknown field {name!r}; known: {', '.join(defaults)}")
-        if isinstance(defaults[name], Mapping):
-            found[name] = typed(value, defaults[name], f"{where}: {name}")
-        elif value is not None:
-            found[name] = as_meant(value, str if defaults[name] is None else type(defaults[name]), f"{where}: {name}")
-            check_range(name, found[name], f"{where}: {name}")
-    return found
-
-
-def check_range(name: str, value: Any, where: str) -> None:
-    """Refuse a recommended value that no stage and no job could be run with.
-
-    Raises:
-        UserError: a number is out of its range, an amount of memory or time is none, or a text is longer than a line.
-    """
-    if type(value) is int:
-        least = 0 if name == "gpus" else 1
-        if not least <= value <= 10**6:
-            raise UserError(f"{where}: a whole number from {least} to 1000000 was expected, found {value}")
-    elif type(value) is float:
-        if not 0 < value < math.inf:
-            raise UserError(f"{where}: a positive number was expected, found {value}")
-    elif name == "memory" and not MEMORY.fullmatch(value):
-        raise UserError(f"{where}: an amount as sbatch takes it, 48G for example, was expected, found {shown(value)}")
-    elif name == "time" and not TIME.fullmatch(value):
-        raise UserError(f"{where}: a time as sbatch takes it, 24:00:00 for example, was expected, found {shown(value)}")
 
 
 def local_folder(model: Model) -> Path:
@@ -330,7 +326,7 @@ def main() -> None:
     folder.add_argument("name")
     asked = commands.add_parser("request", help="print what a stage's job asks Slurm for, an argument of sbatch a line")
     asked.add_argument("name")
-    asked.add_argument("stage", choices=list(DEFAULTS["slurm"]))
+    asked.add_argument("stage", choices=STAGES)
     asked.add_argument("--gpu_type", default="", help="of --gres")
     args = parser.parse_args()
     model = find_model(args.name)

@@ -105,7 +105,7 @@ def facts_of(benchmark: str, student: str, teacher: str, gpu_type: str) -> Facts
 
 
 def model_facts(name: str, gpu_type: str) -> ModelFacts:
-    from teacherlm.catalog.models import DEFAULTS, find_model, for_shell, request
+    from teacherlm.catalog.models import STAGES, find_model, for_shell, request
 
     model = find_model(name)
     fields = ("batch", "accumulation", "learning_rate", "gradient_checkpointing")
@@ -113,7 +113,7 @@ def model_facts(name: str, gpu_type: str) -> ModelFacts:
     values = {one: one_line_name(for_shell(model.recommended(one))) for one in dotted}
     found = ModelFacts(one_line_name(model.name), values)
     if model.server is None and model.explanations is None:
-        for stage in DEFAULTS["slurm"]:
+        for stage in STAGES:
             found.requests[stage] = [one_line_name(word) for word in request(model, stage, gpu_type)]
             found.gpus[stage] = model.recommended(f"slurm.{stage}.gpus")
     return found

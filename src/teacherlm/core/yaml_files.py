@@ -1,18 +1,14 @@
-"""YAML files as people mean them: a scalar is what the field that it stands in wants, not what YAML 1.1 makes of it.
+"""YAML files, read safely: a scalar is the text that stands in the file, not what YAML 1.1 makes of it.
 
-YAML 1.1 reads an unquoted `yes` as a boolean, `1` as a number, and `24:00:00` as 86,400. Here every scalar is first the
-text that stands in the file; a field that is a number or a boolean then reads it as one. A key that is there twice is
-refused, where YAML would keep the last.
+YAML 1.1 reads an unquoted `yes` as a boolean, `1` as a number, and `24:00:00` as 86,400. Here every scalar is the text
+that stands in the file; the field that it is for then reads it (yaml_fields.py). A key that is there twice is refused,
+where YAML would keep the last.
 
 A file may come from anybody, and a few aliases (`*name`) can stand for terabytes, so its size, its depth and what its
 aliases stand for are bounded (limits.py) while it is read, before anything is made of it.
 """
 
-import dataclasses
 import re
-import types
-import typing
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +17,9 @@ import yaml
 from teacherlm.core.errors import UserError
 from teacherlm.core.limits import YAML_BYTES, YAML_DEPTH, YAML_EXPANDED
 from teacherlm.core.opening import open_ordinary
-from teacherlm.core.terminal import cut, shown
+from teacherlm.core.terminal import shown
 
 TEXT, NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
-BOOLEANS = {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}
 
 
 class Unquoted(str):
@@ -127,14 +122,11 @@ Loader.yaml_constructors = {
 }
 
 
-def read_yaml(path: Path, kind: type, computed: set[str]) -> dict[str, Any]:
-    """The mapping in a YAML file, checked against a dataclass: no unknown key, no missing one.
-
-    Args:
-        computed: fields of the dataclass that do not come from the file.
+def load_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; its scalars are texts or None.
 
     Raises:
-        UserError: with the file, and the line or the field.
+        UserError: with the file, and the line where there is one.
     """
     with open_ordinary(path) as file:
         data = file.read(YAML_BYTES + 1)
@@ -149,59 +141,4 @@ def read_yaml(path: Path, kind: type, computed: set[str]) -> dict[str, Any]:
         raise UserError(f"{path}: no valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: a mapping of names to values was expected")
-    fields = {f.name: f for f in dataclasses.fields(kind) if f.name not in computed}
-    for key in content:
-        if key not in fields:
-            raise UserError(f"{path}: unknown field {shown(key)}; known: {', '.join(fields)}")
-    for key, described in fields.items():
-        required = described.default is dataclasses.MISSING and described.default_factory is dataclasses.MISSING
-        if required and content.get(key) is None:
-            raise UserError(f"{path}: the field {key!r} is missing")
-    return {
-        key: as_meant(value, annotation_of(fields[key].type), f"{path}: {key}")
-        for key, value in content.items()
-        if value is not None
-    }
-
-
-def annotation_of(annotation: Any) -> Any:
-    """Of `str | None`, `str`: nulls never get this far."""
-    return typing.get_args(annotation)[0] if isinstance(annotation, types.UnionType) else annotation
-
-
-def as_meant(value: Any, annotation: Any, where: str) -> Any:
-    """A value of a YAML file as a field of that type means it.
-
-    Raises:
-        UserError: the field is of another type.
-    """
-    kind = typing.get_origin(annotation) or annotation
-    arguments = typing.get_args(annotation)
-    if kind in (tuple, list):
-        return kind(as_meant(part, arguments[0], where) for part in expect(value, list, "a list", where))
-    if kind is Mapping:
-        mapping = expect(value, dict, "a mapping", where)
-        return {key: as_meant(part, arguments[1], f"{where}: {key}") for key, part in mapping.items()}
-    if kind is Any:
-        return value
-    text = expect(value, str, WORDS[kind], where)
-    try:
-        return READERS[kind](text)
-    except (ValueError, KeyError):
-        raise UserError(f"{where}: {WORDS[kind]} was expected, found {shown(value)}") from None
-
-
-def expect(value: Any, kind: type, words: str, where: str) -> Any:
-    if not isinstance(value, kind):
-        found = "nothing (in quotes it is a text)" if value is None else cut(repr(value), 100)
-        raise UserError(f"{where}: {words} was expected, found {found}")
-    return value
-
-
-WORDS = {str: "a text", float: "a number", int: "a whole number", bool: "true or false"}
-READERS: dict[type, Callable[[str], Any]] = {
-    str: str,  # no longer an Unquoted
-    float: float,
-    int: int,
-    bool: lambda text: BOOLEANS[text.lower()],
-}
+    return content

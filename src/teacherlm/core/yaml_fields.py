@@ -1,0 +1,106 @@
+"""How the fields of a dataclass read the values of a YAML file, by pydantic; a mistake is one line.
+
+The file's scalars are texts (yaml_files.py). A field that is a number or a boolean reads its text as one, so that
+`yes`, `1e-5` and `24:00:00` need no quotes. Only what comes from a file is checked: a dataclass that the code makes
+is made as any other.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Strict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from teacherlm.core.errors import UserError
+from teacherlm.core.terminal import cut, shown
+from teacherlm.core.yaml_files import load_yaml
+
+BOOLEANS = {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}
+
+
+def reading(read: Callable[[str], Any]) -> BeforeValidator:
+    """Read a text; one that cannot be read stays as it is, and the field's type then refuses it."""
+
+    def parse(value: Any) -> Any:
+        try:
+            return read(value) if isinstance(value, str) else value
+        except (ValueError, KeyError):
+            return value
+
+    return BeforeValidator(parse)
+
+
+def fits(words: str, is_right: Callable[[Any], object]) -> AfterValidator:
+    """Refuse a value of the right type for which `is_right` is false; the words say what was expected."""
+
+    def check(value: Any) -> Any:
+        if not is_right(value):
+            raise ValueError(f"{words} was expected, found {shown(value) if isinstance(value, str) else value}")
+        return value
+
+    return AfterValidator(check)
+
+
+def named(kind: type, own: Mapping[str, Any] | None = None) -> BeforeValidator:
+    """The fields of a dataclass from a mapping: its nulls are left out, so that the fields have their defaults.
+
+    Args:
+        own: values of the fields that do not come from the file, and may not stand there.
+    """
+    known = [field.name for field in dataclasses.fields(kind) if field.name not in (own or {})]
+
+    def fields(content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        if unknown := [name for name in content if name not in known]:
+            raise ValueError(f"unknown field {shown(unknown[0])}; known: {', '.join(known)}")
+        return {name: value for name, value in content.items() if value is not None} | dict(own or {})
+
+    return BeforeValidator(fields)
+
+
+Whole = Annotated[int, Strict(), reading(int)]
+Number = Annotated[float, Strict(), reading(float)]
+Switch = Annotated[bool, Strict(), reading(lambda text: BOOLEANS[text.lower()])]
+Kind = TypeVar("Kind")
+
+
+def read_yaml(path: Path, kind: type[Kind], own: Mapping[str, Any]) -> Kind:
+    """The dataclass that a YAML file describes.
+
+    Args:
+        own: see `named`.
+
+    Raises:
+        UserError: with the file, and the line or the field: a missing field, or else the first mistake in the file.
+    """
+    content = load_yaml(path)
+    described: Any = Annotated[kind, named(kind, own)]
+    try:
+        read: Kind = TypeAdapter(described).validate_python(content)
+    except ValidationError as error:
+        order: list[Any] = [(), *((name,) for name in content)]
+        first = min(error.errors(), key=lambda one: -1 if one["type"] == "missing" else order.index(one["loc"][:1]))
+        raise UserError(f"{path}: {mistake(first)}") from None
+    return read
+
+
+WORDS = {"string_type": "a text", "float_type": "a number", "int_type": "a whole number", "bool_type": "true or false"}
+WORDS |= {"list_type": "a list", "tuple_type": "a list", "dict_type": "a mapping", "dataclass_type": "a mapping"}
+WORDS |= {"is_instance_of": "a text"}
+"""Type of an error of pydantic's -> what was expected."""
+
+
+def mistake(error: ErrorDetails) -> str:
+    """An error of pydantic's as a line in the words of this project."""
+    places = [place for place in error["loc"] if isinstance(place, str)]  # without the indices in lists
+    if error["type"] == "missing":
+        words = f"the field {places.pop()!r} is missing"
+    elif error["type"] == "value_error":
+        words = str(error["ctx"]["error"])
+    else:
+        found = "nothing (in quotes it is a text)" if error["input"] is None else cut(repr(error["input"]), 100)
+        words = f"{WORDS[error['type']]} was expected, found {found}"
+    return ": ".join([*places, words])
