@@ -201,6 +201,8 @@ def test_a_yaml_of_the_current_folder_comes_first(tmp_path: Path, monkeypatch: p
         ("finetune: {gradient_checkpointing: Yes}", "finetune.gradient_checkpointing", True),
         ("finetune: {deepspeed: null}", "finetune.deepspeed", None),
         ("enhance: {batch: 4}", "enhance.num_tokens", 2048),
+        ("slurm: {evaluate: {gpus: 0}}", "slurm.evaluate.time", "04:00:00"),
+        ("slurm: {evaluate: }", "slurm.evaluate.gpus", 1),
     ],
 )
 def test_values_without_quotes_are_what_their_field_means(
@@ -224,6 +226,13 @@ def test_parameters_and_revisions_without_quotes(own_yaml: Callable[[str], Model
         ("slurm: {finetune: 4}", "slurm: finetune: a mapping was expected, found '4'"),
         ("slurm: {train: {gpus: 1}}", "slurm: unknown field 'train'; known: enhance, finetune, evaluate"),
         ("parameters: large", "parameters: a number was expected, found 'large'"),
+        ("finetune: {batch: 0}", "finetune: batch: a whole number from 1 to 1000000 was expected, found 0"),
+        ("slurm: {evaluate: {gpus: -1}}", "evaluate: gpus: a whole number from 0 to 1000000 was expected, found -1"),
+        ("finetune: {learning_rate: nan}", "finetune: learning_rate: a positive number was expected, found nan"),
+        ("slurm: {evaluate: {memory: 48GB}}", "memory: an amount as sbatch takes it, 48G for example, was expected"),
+        ("slurm: {evaluate: {time: 1 day}}", "time: a time as sbatch takes it, 24:00:00 for example, was expected"),
+        ("server: http://host", "unknown field 'server'; known: family, parameters, hub"),
+        ("family: [a]\nparameters: many", "family: a text was expected, found ['a']"),
         ("family: bloom\nfamily: opt", "no valid YAML, line 3: 'family' is there twice"),
     ],
 )
