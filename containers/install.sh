@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Within an image that is being built: install what its lock names, from wheels that were fetched before, and record all
-# that is in the image. Used by teacherlm.def and the Dockerfile.
+# Within an image that is being built: install what its lock names, from wheels that were fetched before, and the project,
+# whose files are in /opt/teacherlm, as a wheel; record all that is in the image. Used by teacherlm.def and the Dockerfile.
 set -euo pipefail
 
 usage="usage: bash containers/install.sh cpu|gpu WHEELS      (within an image that is being built)"
-here=/opt/teacherlm/containers
+source=/opt/teacherlm
 venv=/opt/venv
 
 main() {
     [[ ${1:-} == -h || ${1:-} == --help ]] && { echo "$usage"; exit 0; }
     (($# == 2)) && [[ $1 == cpu || $1 == gpu ]] && [[ -d $2 ]] || { echo "$usage" >&2; exit 2; }
-    image=$1 wheels=$2 lock=$here/$1.lock
+    image=$1 wheels=$2 lock=$source/containers/$1.lock
     export PIP_NO_INDEX=1 PIP_FIND_LINKS=$wheels PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
     work=/opt/build # not in /tmp, which a build may share with the machine that it runs on
     mkdir -p "$work"
@@ -77,9 +77,18 @@ END
     PATH=$work/bin:$PATH
 }
 
+# The project's own wheel, from the files in $source. Of these the image keeps only what starts and tests it.
 install_project() {
-    printf '/opt/teacherlm/src\n' >"$venv/lib/python3.11/site-packages/teacherlm.pth"
+    local name
+    "$venv/bin/pip" wheel --quiet --no-deps --no-build-isolation --wheel-dir "$work/project" "$source"
+    "$venv/bin/pip" install --quiet --no-deps "$work"/project/teacherlm-*.whl
     "$venv/bin/pip" uninstall --quiet --yes pip
+    mkdir "$work/kept"
+    for name in LICENSE containers/{run.sh,test.sh,"$image.lock"}; do
+        install -D --mode=644 "$source/$name" "$work/kept/$name"
+    done
+    find "$source" -mindepth 1 -delete
+    cp --recursive "$work/kept/." "$source"
 }
 
 # Every package with the digest of what was installed (of a Debian package: of its own list of its files' digests; some
@@ -92,7 +101,9 @@ record() {
         done
         sed -n 's/^\([^#=]*\)==\([^ ]*\) --hash=sha256:\(.*\)/python \1 \2 \3/p' "$lock"
     } | LC_ALL=C sort >/opt/image/packages.txt
-    (cd /opt/teacherlm && find . -type f -print0 | LC_ALL=C sort --zero-terminated | xargs -0 sha256sum) >/opt/image/files.sha256
+    cd /opt
+    find teacherlm "${venv#/opt/}"/lib/python3.11/site-packages/teacherlm -type f ! -name '*.pyc' -print0 |
+        LC_ALL=C sort --zero-terminated | xargs -0 sha256sum >/opt/image/files.sha256
 }
 
 # The compiler and what came with it.

@@ -1,21 +1,19 @@
 #!/usr/bin/env bash
-# A stage by its name, within the image: what `apptainer run` starts.
+# A command of the project by its name, in the image's own packages: what `apptainer run` starts.
 set -euo pipefail
 
-usage="usage: bash containers/run.sh prepare|enhance|merge|finetune|evaluate|report|chain|python [ARGUMENT ...]"
-root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-export PYTHON=${PYTHON:-/opt/venv/bin/python}
-name=${1:-}
-[[ $name == -h || $name == --help ]] && { echo "$usage"; exit 0; }
-(($#)) && shift
-case $name in
-    prepare) exec "$PYTHON" "$root/enhance/data_prepare.py" "$@" ;;
-    enhance) exec "$PYTHON" "$root/enhance/enhance.py" "$@" ;;
-    merge) exec "$PYTHON" "$root/enhance/merge.py" "$@" ;;
-    finetune) exec bash "$root/finetune/finetune.sh" "$@" ;;
-    evaluate) exec "$PYTHON" "$root/evaluate/main.py" "$@" ;;
-    report) exec "$PYTHON" -P -m teacherlm report "$@" ;;
-    chain) LAUNCHER=local exec bash "$root/slurm/chain.sh" "$@" ;;
-    python) exec "$PYTHON" "$@" ;;
-    *) echo "$usage" >&2; exit 2 ;;
+usage="usage: bash containers/run.sh COMMAND [ARGUMENT ...]      (within an image)
+COMMAND is prepare, enhance, merge, finetune, evaluate, report, chain, another one that 'commands' lists, or python.
+finetune takes flags, or the arguments of finetune.sh: MODEL DATASET ..."
+[[ ${1:-} == -h || ${1:-} == --help ]] && { echo "$usage"; exit 0; }
+(($#)) || { echo "$usage" >&2; exit 2; }
+unset CONTAINER PYTHONHOME PYTHONPATH # of the machine: the paths in them lead out of the image
+export PYTHON=/opt/venv/bin/python
+command=("$1")
+[[ $1 != finetune || ${2:-} == -* ]] || command=(--called finetune.sh finetune-here)
+[[ $1 != chain ]] || export LAUNCHER=local # Slurm's programs are not in the image
+case $1 in
+    python) exec "$PYTHON" "${@:2}" ;;
+    commands) exec "$PYTHON" -P -m teacherlm --help ;;
+    *) exec "$PYTHON" -P -m teacherlm "${command[@]}" "${@:2}" ;;
 esac

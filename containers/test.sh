@@ -16,8 +16,10 @@ from pathlib import Path
 records = [line.split() for line in Path("/opt/image/packages.txt").read_text().splitlines()]
 wrong = [(r[1], r[2]) for r in records if r[0] == "python" and importlib.metadata.version(r[1]) != r[2]]
 assert not wrong, f"not as in the lock: {wrong}"
-for name in ("torch", "transformers", "datasets", "deepspeed", "lm_eval", "peft", "faiss", "teacherlm"):
+for name in ("torch", "transformers", "datasets", "deepspeed", "lm_eval", "peft", "faiss"):
     importlib.import_module(name)
+project = importlib.import_module("teacherlm")
+assert "site-packages" in project.__file__, f"the project is not installed from its wheel: {project.__file__}"
 print(f"{sum(r[0] == 'python' for r in records)} packages are those of the lock")
 END
 RUNS=$work/runs HF_HOME=$work/hub TEACHERLM_CACHE=$work/cache LIMIT=4 EPOCHS=1 NUM_TOKENS=4 BATCH=4 ACCUMULATION=1 \

@@ -111,6 +111,25 @@ def test_the_environment_is_clean(image: Path, tmp_path: Path) -> None:
     assert result.stdout.split() == ["None", "offline", str(ROOT / "src" / "teacherlm" / "__init__.py")]
 
 
+def test_without_a_checkout_the_image_runs_its_own_wheel(image: Path, tmp_path: Path) -> None:
+    program = subprocess.run(
+        ["bash", "-c", f"source {ROOT}/containers/apptainer.bash; find_apptainer"], capture_output=True, text=True
+    ).stdout.strip()
+    of_machine = {"PYTHONPATH": ROOT / "src", "PYTHON": "/usr/bin/python3", "APPTAINER_USERNS": "1"}
+    start = [program, "--silent", "run", image]  # with the machine's environment, CONTAINER and the above in it
+    code = "import teacherlm; from teacherlm.core.places import ROOT; print(teacherlm.__file__, ROOT)"
+    shown = run(image, tmp_path, *start, "python", "-c", code, **of_machine)
+    package, data = shown.stdout.split()
+    assert package == "/opt/venv/lib/python3.11/site-packages/teacherlm/__init__.py", shown.stderr
+    assert data == "/opt/venv/lib/python3.11/site-packages/teacherlm/data"
+    assert "usage: teacherlm COMMAND" in run(image, tmp_path, *start, "commands", **of_machine).stdout
+    flags = run(image, tmp_path, *start, "finetune", "--help", **of_machine)
+    assert "--task_type" in flags.stdout, flags.stderr
+    few = run(image, tmp_path, *start, "finetune", "model", "dataset", **of_machine)
+    assert (few.returncode, few.stderr.count("\n")) == (2, 1)
+    assert few.stderr.startswith("finetune.sh: error: 10 arguments")
+
+
 def test_signals_and_exit_codes_pass_through(image: Path, tmp_path: Path) -> None:
     assert run(image, tmp_path, INSIDE, "-c", "raise SystemExit(75)").returncode == 75
     code = (
