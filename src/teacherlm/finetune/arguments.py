@@ -18,7 +18,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from teacherlm.catalog.models import find_model
 from teacherlm.core.errors import UserError, one_line, reason
-from teacherlm.core.flags import LIST_MISSING, require_number
+from teacherlm.core.flags import LIST_MISSING, Range, require_number
 from teacherlm.core.json_files import load_json
 from teacherlm.core.places import ROOT
 from teacherlm.core.redaction import is_secret, secret_settings
@@ -32,7 +32,7 @@ from teacherlm.runtime.processes import say
 CONFIGS = ROOT / "finetune" / "deepspeed"
 
 
-@dataclass
+@dataclass(frozen=True)
 class FinetuneArguments:
     """What is finetuned on what."""
 
@@ -87,7 +87,7 @@ CHOICES = {
     "save_strategy": ("epoch", "steps"),
 }
 
-RANGES: dict[str, dict[str, float]] = {
+RANGES: dict[str, Range] = {
     "max_source_length": {"least": 2},
     "max_train_samples": {"least": 1},
     "peft_rank": {"least": 1},
@@ -131,9 +131,10 @@ def parse_arguments(argv: list[str]) -> tuple[FinetuneArguments, TrainingArgumen
     parser.error = refuse  # HfArgumentParser's own answer is the usage of 130 flags
     argv = ["--lr_scheduler_type" if word == "--lr" else word for word in map(underscored, argv)]
     argv = without_former_flags(argv)
-    asked, unknown = parser.parse_known_args(argv)
+    namespace, unknown = parser.parse_known_args(argv)
     if unknown:
         refuse(f"unknown: {' '.join(unknown)}")
+    asked = vars(namespace)
     given = set_flags(parser, asked)
     check_values(asked)
     check_effects(given)
@@ -151,12 +152,12 @@ def parse_arguments(argv: list[str]) -> tuple[FinetuneArguments, TrainingArgumen
     return own, training
 
 
-def set_flags(parser: HfArgumentParser, asked: argparse.Namespace) -> dict[str, Any]:
+def set_flags(parser: HfArgumentParser, asked: Mapping[str, Any]) -> dict[str, Any]:
     """The flags that have another value than their default, as argparse gives it."""
     fields = [one for kind in (FinetuneArguments, TrainingArguments) for one in dataclasses.fields(kind) if one.init]
     required = [one.name for one in fields if one.default is one.default_factory is dataclasses.MISSING]
     defaults = vars(parser.parse_args([word for name in required for word in (f"--{name}", "")]))
-    return {name: value for name, value in vars(asked).items() if value != defaults[name]}
+    return {name: value for name, value in asked.items() if value != defaults[name]}
 
 
 def underscored(word: str) -> str:
@@ -184,14 +185,14 @@ def without_former_flags(argv: list[str]) -> list[str]:
     return rest
 
 
-def check_values(asked: argparse.Namespace) -> None:
-    for name, value in vars(asked).items():
+def check_values(asked: Mapping[str, Any]) -> None:
+    for name, value in asked.items():
         if isinstance(value, float) or name in RANGES:
             require_number(name, value, **RANGES.get(name, {}))
-    if asked.max_steps != -1:
-        require_number("max_steps", asked.max_steps, least=1)
+    if asked["max_steps"] != -1:
+        require_number("max_steps", asked["max_steps"], least=1)
     for name, choices in CHOICES.items():
-        value = getattr(asked, name)
+        value = asked[name]
         if getattr(value, "value", value) not in choices:
             raise UserError(f"--{name}: {' or '.join(choices)} was expected, found {value!r}")
 
@@ -272,18 +273,19 @@ def for_this_machine(argv: list[str]) -> list[str]:
         rest += ["--deepspeed", str(config)]
     elif not torch.cuda.is_available():
         rest += ["--use_cpu", "true"]  # with DeepSpeed, accelerate would take it for a reason to leave DeepSpeed out
-    if known.report_to in ("wandb", "tensorboard") and importlib.util.find_spec(known.report_to) is None:
+    tracker = known.report_to
+    if tracker in ("wandb", "tensorboard") and importlib.util.find_spec(tracker) is None:
         how = "pip install -e .[tracking] brings it"
-        say(f"finetune: {known.report_to} is not installed: the losses go to log.jsonl only ({how})")
-        known.report_to = "none"
-    if known.report_to == "wandb" and os.environ.get("WANDB_MODE") == "disabled":
-        known.report_to = "none"
-    if known.report_to == "wandb" and not has_wandb_key():
+        say(f"finetune: {tracker} is not installed: the losses go to log.jsonl only ({how})")
+        tracker = "none"
+    if tracker == "wandb" and os.environ.get("WANDB_MODE") == "disabled":
+        tracker = "none"
+    if tracker == "wandb" and not has_wandb_key():
         os.environ.setdefault("WANDB_MODE", "offline")  # without a key it would stop and ask
     if known.model_name_or_path is not None:
         rest += ["--model_name_or_path", known.model_name_or_path]
     interactive = sys.stderr.isatty()
-    return [*rest, "--report_to", known.report_to, "--disable_tqdm", str(not interactive)]
+    return [*rest, "--report_to", tracker, "--disable_tqdm", str(not interactive)]
 
 
 def has_wandb_key() -> bool:
