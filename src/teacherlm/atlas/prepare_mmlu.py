@@ -10,12 +10,12 @@ and in each of them individual_valid/{domain}.val.jsonl, individual_test/{domain
 combined_test.jsonl. A line is {"question", "options": {"A": ..., "D": ...}, "answer", "dataset"}.
 """
 
-import argparse
 import contextlib
 import random
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from teacherlm.atlas.archives import unpack
@@ -26,7 +26,7 @@ from teacherlm.catalog.sources import read_split
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import whole_folder
-from teacherlm.core.flags import LIST_MISSING, Parser
+from teacherlm.core.flags import LIST_MISSING, flag, parse
 from teacherlm.core.outputs import require_writable
 from teacherlm.core.records import Record, write_records
 from teacherlm.core.stage_run import StageRun
@@ -43,43 +43,48 @@ Split = Mapping[str, Sequence[Record]]
 """Domain -> its questions."""
 
 
+@dataclass(frozen=True)
+class PrepareFlags:
+    """Where the archive lies, and where the question files go."""
+
+    output_directory: Path = flag(Path("data"))
+    data_tar: Path | None = flag(None, excludes="source", help=f"the archive (default: fetched from {DATA_URL})")
+    data_directory: Path | None = flag(
+        None, excludes="source", help="or its unpacked folder, with dev/, test/ and so on"
+    )
+    list_missing: bool = flag(False, help=LIST_MISSING)
+
+
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_directory", type=Path, default=Path("data"))
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--data_tar", type=Path, help=f"the archive (default: fetched from {DATA_URL})")
-    source.add_argument("--data_directory", type=Path, help="or its unpacked folder, with dev/, test/ and so on")
-    parser.add_argument("--list_missing", action="store_true", help=LIST_MISSING)
-    args = parser.parse_args()
-    output = args.output_directory / "data" / "mmlu_data"
+    flags = parse(PrepareFlags, __doc__)
+    output = flags.output_directory / "data" / "mmlu_data"
     require_writable(output)
     run = StageRun("prepare_mmlu", output)
-    with contextlib.nullcontext() if args.list_missing else run:
-        prepare(run, args)
+    with contextlib.nullcontext() if flags.list_missing else run:
+        prepare(run, flags)
 
 
-def prepare(run: StageRun, args: argparse.Namespace) -> None:
+def prepare(run: StageRun, flags: PrepareFlags) -> None:
     """Write the three trees, unless they are there; or say whether they are."""
     output = run.output
-    if not args.data_tar and not args.data_directory:
-        args.data_tar = output / "data.tar"
-        if not args.list_missing:
-            download(DATA_URL, args.data_tar)
-    origin = args.data_directory or args.data_tar
+    archive = flags.data_tar or output / "data.tar"
+    if not flags.data_tar and not flags.data_directory and not flags.list_missing:
+        download(DATA_URL, archive)
+    origin = flags.data_directory or archive
     if not origin.exists():
-        if args.list_missing:
+        if flags.list_missing:
             print("0")
             return
         raise UserError(f"{origin}: no such file or folder; MMLU as its authors publish it was expected")
     run.compare({}, {"archive": manifests.describe(origin, run.known.get("archive"))})
-    if args.list_missing:
+    if flags.list_missing:
         print("" if run.is_done else "0")
         return
     if run.is_done:
         run.say_done()
         return
     with contextlib.ExitStack() as stack:
-        folder = args.data_directory or unpacked(args.data_tar, stack)
+        folder = flags.data_directory or unpacked(archive, stack)
         data = {name: dict(read_domains(folder, name)) for name in SPLITS}
     counts = {name: sum(map(len, domains.values())) for name, domains in data.items()}
     trees = {"5-shot": five_shot, "5-shot-multitask": five_shot_multitask, "full": full}

@@ -9,16 +9,16 @@ With --select-step the step is the one whose validation predictions have the bes
 the test split at that step.
 """
 
-import argparse
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from teacherlm.atlas.predictions import domain_of, read_predictions, require_fields
 from teacherlm.catalog.benchmarks import load_benchmark
 from teacherlm.core.errors import UserError
-from teacherlm.core.flags import Parser
+from teacherlm.core.flags import flag, parse
 from teacherlm.core.names import is_plain_name
 from teacherlm.core.records import read_records
 from teacherlm.core.terminal import shown
@@ -34,26 +34,33 @@ Predictions = dict[str, dict[Key, tuple[str, str]]]
 """Domain -> question -> (choice, debiased choice)."""
 
 
+@dataclass(frozen=True)
+class ScoresFlags:
+    """Which predictions are scored, and by which answers."""
+
+    predictions_path: Path = flag()
+    gold_path: Path = flag(help="the questions, with their answers")
+    step: int = flag(16, help="of a folder's files (default: 16)")
+    split: str = flag("valid", help="of a folder's files (default: valid)")
+    select_step: Path | None = flag(
+        None,
+        spelled=("--select-step",),
+        metavar="GOLD",
+        help="choose the step of a folder by its validation questions",
+    )
+
+
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--predictions_path", type=Path, required=True)
-    parser.add_argument("--gold_path", type=Path, required=True, help="the questions, with their answers")
-    parser.add_argument("--step", type=int, default=16, help="of a folder's files (default: 16)")
-    parser.add_argument("--split", default="valid", help="of a folder's files (default: valid)")
-    parser.add_argument(
-        "--select-step", type=Path, metavar="GOLD", help="choose the step of a folder by its validation questions"
-    )
-    args = parser.parse_args()
-    args.predictions_path = predictions_there(args.predictions_path)
-    gold = read_gold(args.gold_path)
-    if args.select_step:
-        args.step, args.split = select_step(args.predictions_path, read_gold(args.select_step)), "test"
-    predictions = read_all(args.predictions_path, sorted(gold), args.split, args.step)
-    require_all(gold, predictions, args.predictions_path)
-    print(
-        f"predictions for {args.predictions_path}" + (f", step {args.step}" if args.predictions_path.is_dir() else "")
-    )
-    if args.predictions_path.is_dir() and not is_one_run(args.predictions_path):
+    flags = parse(ScoresFlags, __doc__)
+    path = predictions_there(flags.predictions_path)
+    gold = read_gold(flags.gold_path)
+    step, split = flags.step, flags.split
+    if flags.select_step:
+        step, split = select_step(path, read_gold(flags.select_step)), "test"
+    predictions = read_all(path, sorted(gold), split, step)
+    require_all(gold, predictions, path)
+    print(f"predictions for {path}" + (f", step {step}" if path.is_dir() else ""))
+    if path.is_dir() and not is_one_run(path):
         print(table(gold, predictions, {domain: [domain] for domain in sorted(gold)}), end="\n\n")
     print(table(gold, predictions, categories(gold)))
 

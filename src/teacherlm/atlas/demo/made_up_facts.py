@@ -5,15 +5,15 @@ train.jsonl, valid.jsonl and test.jsonl, whose places are all different; and rea
 a tokenizer of these words. Each question names the passage that answers it (`passage`).
 """
 
-import argparse
 import random
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import teacherlm.runtime.loading  # noqa: F401  # no bars in a log
 from teacherlm.atlas.demo.small_reader import make_reader
 from teacherlm.core.files import whole_folder
-from teacherlm.core.flags import Parser
+from teacherlm.core.flags import flag, parse
 from teacherlm.core.records import Record, write_records
 
 # relation -> how a passage says it, how a question asks for it, and what it can be
@@ -54,16 +54,21 @@ LETTERS = "ABCD"
 PROMPT = f"question options answer title context {' '.join(LETTERS)}"
 
 
+@dataclass(frozen=True)
+class WorldFlags:
+    """How large the world is, and where it goes."""
+
+    output_directory: Path = flag()
+    places: int = flag(400, help="how many there are (default: 400)")
+    seed: int = flag(0)
+
+
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_directory", type=Path, required=True)
-    parser.add_argument("--places", type=int, default=400, help="how many there are (default: 400)")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    draw = random.Random(args.seed)
-    places = names(args.places, draw)
+    flags = parse(WorldFlags, __doc__)
+    draw = random.Random(flags.seed)
+    places = names(flags.places, draw)
     facts = {(place, relation): draw.choice(values(relation)) for place in places for relation in RELATIONS}
-    with whole_folder(args.output_directory) as folder:
+    with whole_folder(flags.output_directory) as folder:
         passages = [passage(place, relation, value) for (place, relation), value in facts.items()]
         draw.shuffle(passages)
         write_records(folder / "passages.jsonl", passages)
@@ -74,8 +79,8 @@ def main() -> None:
             draw.shuffle(asked)
             write_records(folder / f"{name}.jsonl", asked)
         syllables = [consonant + vowel for consonant in CONSONANTS for vowel in VOWELS]
-        make_reader(folder / "reader", words(), syllables, args.seed)
-    print(f"made_up_facts: {len(passages)} passages about {len(places)} places -> {args.output_directory}")
+        make_reader(folder / "reader", words(), syllables, flags.seed)
+    print(f"made_up_facts: {len(passages)} passages about {len(places)} places -> {flags.output_directory}")
 
 
 def names(count: int, draw: random.Random) -> list[str]:

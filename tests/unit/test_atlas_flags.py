@@ -1,0 +1,62 @@
+"""The flags of ATLAS: what follows from them, and what is said of those that change nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from teacherlm.atlas.options import read_evaluation, read_training
+from teacherlm.core.errors import UserError
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> str:
+    file = tmp_path / "questions.jsonl"
+    file.touch()
+    return str(file)
+
+
+def words_of(questions: str, *more: str) -> list[str]:
+    return ["--reader_model_type", "t5", "--train_data", questions, *more]
+
+
+def test_a_flag_without_effect_is_said_even_if_it_is_zero(questions: str) -> None:
+    asked = read_training("", words_of(questions, "--closed_book", "--alpha", "0", "--qa_prompt_format", "x"))
+    assert asked.notes == (
+        "--alpha is not used: AdamW has no alpha; the reference does not use it either",
+        "--qa_prompt_format is not used: of another task than multiple choice",
+    )
+
+
+def test_a_closed_book_has_one_empty_passage_and_no_retriever(questions: str) -> None:
+    more = ["--closed_book", "--n_context", "7", "--train_retriever", "--query_side_retriever_training"]
+    asked = read_training("", words_of(questions, *more))
+    assert (asked.n_context, asked.retriever_n_context, asked.encoder_format) == (1, 1, "{query}")
+    assert not (asked.retrieves or asked.train_retriever or asked.query_side_retriever_training)
+    off = "--train_retriever, --query_side_retriever_training"
+    assert asked.notes == (f"off, as --closed_book has no retriever: {off}",)
+
+
+def test_flags_of_training_are_left_out_of_an_evaluation(questions: str) -> None:
+    more = ["--shuffle", "--lr", "1e-3", "--use_file_passages", "--index_mode", "faiss", "--faiss_index_type", "pq"]
+    asked = read_evaluation("", words_of(questions, *more))
+    assert asked.notes == ("ignored, of train.py: --train_data, --shuffle, --lr",)
+    assert not asked.retrieves
+    assert asked.compressed == "pq"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--shard_grads", "--closed_book"], "--shard_grads shards the optimizer's states too: --shard_optim was"),
+        (["--closed_book", "--retrieve_only"], "--closed_book retrieves nothing; leave out --retrieve_only"),
+        (["--closed_book", "--log_freq", "0"], "--log_freq: a positive number was expected, found 0"),
+        ([], "what to retrieve from is missing: --passages FILE ... or --load_index_path FOLDER (or --closed_book)"),
+        (["--closed_book", "--eval_data", "none"], "none: no such file (--eval_data); JSON lines of questions were"),
+        (["--closed_book", "--decoder_format", "{x}"], "--decoder_format: {x} is not known; there are: {target}"),
+        (["--closed_book", "--faiss_code_size", "8"], "--faiss_code_size is of --index_mode faiss"),
+    ],
+)
+def test_flags_that_contradict_one_another_are_refused(questions: str, more: list[str], said: str) -> None:
+    with pytest.raises(UserError) as error:
+        read_training("", words_of(questions, *more))
+    assert str(error.value).startswith(said)
