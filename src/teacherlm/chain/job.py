@@ -4,8 +4,8 @@
 warned of the time limit. `run` becomes the stage, so that the signals of the job reach it.
 """
 
-import argparse
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from teacherlm.chain import settings_file
@@ -14,24 +14,29 @@ from teacherlm.chain.locks import lock_task
 from teacherlm.chain.main import read_graph, take_settings
 from teacherlm.chain.settings import saved_variables, signal_seconds
 from teacherlm.core.errors import UserError
-from teacherlm.core.flags import Parser
+from teacherlm.core.flags import flag, parse
 from teacherlm.runtime.launcher import Command, require_number, run_side_by_side
 
 
+@dataclass(frozen=True)
+class JobFlags:
+    """Which stage of which submission is started."""
+
+    command: str = flag(positional=True, choices=("check", "run"))
+    stage: str = flag(positional=True)
+    settings: Path = flag(positional=True)
+    task: str = flag(positional=True, help="the number of the array's task")
+
+
 def main() -> int:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["check", "run"])
-    parser.add_argument("stage")
-    parser.add_argument("settings", type=Path)
-    parser.add_argument("task", help="the number of the array's task")
-    args = parser.parse_args()
-    task = require_number("SLURM_ARRAY_TASK_ID", args.task, 0)
-    benchmark = take_submission(args.settings)
-    if args.command == "check":
+    flags = parse(JobFlags, __doc__)
+    task = require_number("SLURM_ARRAY_TASK_ID", flags.task, 0)
+    benchmark = take_submission(flags.settings)
+    if flags.command == "check":
         take_settings(benchmark)
         print(max(signal_seconds(os.environ) // 2, 1))
         return 0
-    return become(read_graph(benchmark), args.stage, task)
+    return become(read_graph(benchmark), flags.stage, task)
 
 
 def take_submission(file: Path) -> str:

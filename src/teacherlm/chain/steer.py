@@ -7,7 +7,6 @@ The files are data: chains of other users are left out, what is malformed is nam
 written out.
 """
 
-import argparse
 import json
 import os
 import re
@@ -21,8 +20,9 @@ from teacherlm.chain.controller import ask
 from teacherlm.chain.layout import ChainFolder, is_atlas, submitted_chains
 from teacherlm.core import manifests, tables
 from teacherlm.core.errors import UserError, one_line, reason
-from teacherlm.core.flags import Parser
+from teacherlm.core.flags import flag, parse
 from teacherlm.core.owners import is_own, read_own, user_name
+from teacherlm.core.places import runs_folder
 from teacherlm.core.terminal import cut, escaped, shown
 
 TAIL = 20
@@ -55,22 +55,29 @@ class Task:
     log: Path
 
 
-def main() -> int:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["status", "logs", "cancel"])
-    parser.add_argument("--runs", type=Path, default=Path(os.environ.get("RUNS") or "runs"), help="(default: $RUNS)")
-    parser.add_argument("--chain", default=os.environ.get("CHAIN"), help="a part of its name (default: $CHAIN, or all)")
-    parser.add_argument(
-        "--stage", default=os.environ.get("STAGE"), help="of logs: this one's (default: $STAGE, or all)"
+@dataclass(frozen=True)
+class SteerFlags:
+    """Which chains are looked at or ended."""
+
+    command: str = flag(positional=True, choices=("status", "logs", "cancel"))
+    runs: Path = flag(factory=runs_folder, help="(default: $RUNS)")
+    chain: str | None = flag(
+        factory=lambda: os.environ.get("CHAIN"), help="a part of its name (default: $CHAIN, or all)"
     )
-    args = parser.parse_args()
-    chains, malformed = read_chains(find_chains(args.runs, args.chain))
+    stage: str | None = flag(
+        factory=lambda: os.environ.get("STAGE"), help="of logs: this one's (default: $STAGE, or all)"
+    )
+
+
+def main() -> int:
+    flags = parse(SteerFlags, __doc__)
+    chains, malformed = read_chains(find_chains(flags.runs, flags.chain))
     if not chains:
         return 2
-    if args.command == "logs":
+    if flags.command == "logs":
         for chain, tasks in chains.items():
-            logs(chain, tasks, args.stage)
-    elif args.command == "status":
+            logs(chain, tasks, flags.stage)
+    elif flags.command == "status":
         queue = read_queue()
         print("\n\n".join(status(chain, tasks, queue) for chain, tasks in chains.items()))
     else:

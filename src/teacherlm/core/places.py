@@ -33,6 +33,11 @@ def yaml_folders(folder: Path) -> list[Path]:
     return [folder] if own == ROOT / folder.name else [own, folder]
 
 
+def runs_folder() -> Path:
+    """The folder that the runs of chains are under: RUNS, or runs/ in the current folder."""
+    return Path(os.environ.get("RUNS") or "runs")
+
+
 def cache_folder() -> Path:
     """Where this project keeps what is costly to make again: TEACHERLM_CACHE, or the user's cache folder.
 

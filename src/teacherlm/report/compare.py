@@ -5,23 +5,22 @@ finetuning in it (smollm2-135m_text_seed0), or is a folder with ATLAS's experime
 checkpoint is compared, as nothing of the test questions has chosen it.
 """
 
-import argparse
 import csv
 import io
-import os
 import re
 import webbrowser
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from teacherlm.core import tables
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import whole_file
-from teacherlm.core.flags import Parser
+from teacherlm.core.flags import flag, parse
 from teacherlm.core.lock import one_writer
 from teacherlm.core.names import file_name
 from teacherlm.core.outputs import require_writable
+from teacherlm.core.places import runs_folder
 from teacherlm.core.terminal import printable
 from teacherlm.report import sections
 from teacherlm.report.atlas_results import atlas_sections, is_atlas_folder, read_experiments
@@ -29,15 +28,21 @@ from teacherlm.report.page import Cell, Part, Section, render
 from teacherlm.report.run_folder import Run, RunFolder, Scored, is_run_folder, read_run_folder
 
 
+@dataclass(frozen=True)
+class CompareFlags:
+    """Which runs are compared, and where the page goes."""
+
+    names: tuple[str, ...] = flag(positional=True, help="runs: folders, ends of their paths, or names of finetunings")
+    runs: Path = flag(factory=runs_folder, help="(default: $RUNS)")
+    output: Path | None = flag(None, help="folder of the page and tables (default: RUNS/compare/NAMES)")
+    open: bool = flag(False, help="open the page in the browser")
+
+
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", help="runs: folders, ends of their paths, or names of finetunings")
-    parser.add_argument("--runs", type=Path, default=Path(os.environ.get("RUNS") or "runs"), help="(default: $RUNS)")
-    parser.add_argument("--output", type=Path, help="folder of the page and tables (default: RUNS/compare/NAMES)")
-    parser.add_argument("--open", action="store_true", help="open the page in the browser")
-    args = parser.parse_args()
-    found = [folder for name in args.names for folder in find(args.runs, name)]
-    output = args.output or args.runs / "compare" / "_".join(re.sub(r"[^\w.-]+|^\.+", "-", name) for name in args.names)
+    flags = parse(CompareFlags, __doc__)
+    found = [folder for name in flags.names for folder in find(flags.runs, name)]
+    title = "_".join(re.sub(r"[^\w.-]+|^\.+", "-", name) for name in flags.names)
+    output = flags.output or flags.runs / "compare" / title
     require_writable(output)
     atlas = [folder for folder in found if is_atlas_folder(folder.folder)]
     if atlas and len(atlas) < len(found):
@@ -48,13 +53,13 @@ def main() -> None:
     page = output / "index.html"
     with one_writer(page):  # the tables beside it too
         with whole_file(page) as file:
-            file.writelines(render(" and ".join(args.names), made, missing, None))
+            file.writelines(render(" and ".join(flags.names), made, missing, None))
         for section in made:
             for part in section.parts:
                 if part.rows:
                     write_tables(output, part.name, part)
     print(f"compare: {printable(str(page))}, its tables beside it as Markdown and CSV")
-    if args.open:
+    if flags.open:
         webbrowser.open(page.resolve().as_uri())
 
 
@@ -152,7 +157,7 @@ FORMULA = re.compile(r"[=+\-@\t\r＝＋－＠].")
 """With these a spreadsheet takes a text for a formula, which can call programs and send what it reads."""
 
 
-def for_spreadsheet(value: str | int | float) -> str | int | float:
+def for_spreadsheet(value: Cell) -> Cell:
     """A value of a CSV file; a text that a spreadsheet would take for a formula gets an apostrophe before it."""
     if not isinstance(value, str):
         return value
@@ -160,9 +165,10 @@ def for_spreadsheet(value: str | int | float) -> str | int | float:
     return f"'{text}" if FORMULA.match(value) or FORMULA.match(text) else text
 
 
-def full(title: str, cells: Sequence[Cell]) -> list[list[str | int | float]]:
+def full(title: str, cells: Sequence[Cell]) -> list[list[Cell]]:
     """The columns of a CSV file for a column of a table: of intervals, two."""
-    if title == sections.INTERVAL and all(cell is None or isinstance(cell, list | tuple) for cell in cells):
+    intervals = [cell for cell in cells if cell is None or isinstance(cell, list | tuple)]
+    if title == sections.INTERVAL and len(intervals) == len(cells):
         ends = (("low", 0), ("high", 1))
-        return [[f"{title}, {name}", *("" if cell is None else cell[end] for cell in cells)] for name, end in ends]
+        return [[f"{title}, {name}", *("" if cell is None else cell[end] for cell in intervals)] for name, end in ends]
     return [[title, *("" if cell is None else cell for cell in cells)]]

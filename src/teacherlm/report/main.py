@@ -6,18 +6,18 @@ Writes FOLDER/report/index.html, a file that needs no server, no network and not
 have not changed since is skipped. A run that is half finished or failed gets a page too, which says what is missing.
 """
 
-import argparse
-import os
 import webbrowser
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import whole_file
-from teacherlm.core.flags import Parser
+from teacherlm.core.flags import flag, parse
 from teacherlm.core.outputs import require_file_place, require_writable
+from teacherlm.core.places import runs_folder
 from teacherlm.core.stage_run import StageRun
 from teacherlm.core.terminal import printable
 from teacherlm.report import sections
@@ -29,20 +29,25 @@ from teacherlm.report.sample_browser import browse
 HERE = Path(__file__).resolve().parent
 
 
+@dataclass(frozen=True)
+class ReportFlags:
+    """Which runs get a page."""
+
+    folders: tuple[Path, ...] = flag((), positional=True, help="runs' folders (default: all under --runs)")
+    runs: Path = flag(factory=runs_folder, help="(default: $RUNS)")
+    benchmark: str | None = flag(None, help="of --runs, only this benchmark's")
+    samples: str | None = flag(None, help="of --runs, only all or limit-N")
+    open: bool = flag(False, help="open the pages in the browser")
+
+
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="*", type=Path, help="runs' folders (default: all under --runs)")
-    parser.add_argument("--runs", type=Path, default=Path(os.environ.get("RUNS") or "runs"), help="(default: $RUNS)")
-    parser.add_argument("--benchmark", help="of --runs, only this benchmark's")
-    parser.add_argument("--samples", help="of --runs, only all or limit-N")
-    parser.add_argument("--open", action="store_true", help="open the pages in the browser")
-    args = parser.parse_args()
-    folders = args.folders or find_folders(args.runs, args.benchmark, args.samples)
+    flags = parse(ReportFlags, __doc__)
+    folders = flags.folders or find_folders(flags.runs, flags.benchmark, flags.samples)
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; a run's folder was expected, as runs/creak/all")
         page = write_page(folder)
-        if args.open:
+        if flags.open:
             webbrowser.open(page.resolve().as_uri())
 
 
@@ -87,10 +92,10 @@ def make_page(run: StageRun, folder: Path, page: Path) -> None:
 
 def describe_inputs(folder: Path, known: dict[str, Any]) -> dict[str, Any]:
     """Digests of what a page is made of: the run's files but for weights and datasets, and this folder's code."""
-    patterns = ("prepare/*.json*", "enhance/*/*.json*", "enhance/*/.*.progress", "enhance/*/*/manifest.json")
-    patterns += ("finetune/*/*.json*", "evaluate/*/*.json*", "evaluate/*/*/*.json*", "chains/*/states/*")
+    patterns = ["prepare/*.json*", "enhance/*/*.json*", "enhance/*/.*.progress", "enhance/*/*/manifest.json"]
+    patterns += ["finetune/*/*.json*", "evaluate/*/*.json*", "evaluate/*/*/*.json*", "chains/*/states/*"]
     if is_atlas_folder(folder):
-        patterns = ("*/*.json*", "*/*/*.json*")
+        patterns = ["*/*.json*", "*/*/*.json*"]
     found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     files = sorted(path for path in found if path.parent != folder / "report")
     code = sorted(path for path in HERE.iterdir() if path.suffix in (".py", ".js", ".css", ".html"))

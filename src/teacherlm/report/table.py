@@ -1,12 +1,13 @@
 """One table of a run: the untrained student and every checkpoint, with accuracy, 95 % interval and training loss."""
 
 import glob
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from teacherlm.core import tables
 from teacherlm.core.errors import UserError
-from teacherlm.core.flags import Parser
+from teacherlm.core.flags import flag, parse
 from teacherlm.core.names import file_name
 from teacherlm.core.records import Record
 from teacherlm.core.results import read_result
@@ -14,18 +15,23 @@ from teacherlm.core.terminal import printable
 from teacherlm.report.run_folder import read_log, step_of
 
 
+@dataclass(frozen=True)
+class TableFlags:
+    """Where the results of a run are."""
+
+    task: str = flag(help="the name of the task that was scored")
+    untrained: Path = flag(help="folder with the untrained student's result")
+    checkpoints: Path = flag(help="folder with a folder of results a checkpoint")
+    log: Path = flag(help="log.jsonl of the finetuning")
+
+
 def main() -> None:
-    parser = Parser(description=__doc__)
-    parser.add_argument("--task", required=True, help="the name of the task that was scored")
-    parser.add_argument("--untrained", required=True, type=Path, help="folder with the untrained student's result")
-    parser.add_argument("--checkpoints", required=True, type=Path, help="folder with a folder of results a checkpoint")
-    parser.add_argument("--log", required=True, type=Path, help="log.jsonl of the finetuning")
-    args = parser.parse_args()
+    flags = parse(TableFlags, __doc__)
     said: list[str] = []
-    log = read_log(args.log, said)
+    log = read_log(flags.log, said)
     if said:
         raise UserError(said[0])
-    print(table(read_results(args.untrained, args.checkpoints, args.task), log))
+    print(table(read_results(flags.untrained, flags.checkpoints, flags.task), log))
 
 
 def read_results(untrained: Path, checkpoints: Path, task: str) -> list[tuple[int, dict[str, Any]]]:
