@@ -1,7 +1,7 @@
 """Records become a `datasets` folder: streamed, with features that are the same however many samples there are."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def write_dataset(stream: Stream, folder: Path) -> int:
     return fill(folder, stream)
 
 
-def write_dataset_dict(streams: dict[str, Stream], folder: Path) -> dict[str, int]:
+def write_dataset_dict(streams: Mapping[str, Stream], folder: Path) -> dict[str, int]:
     """Like `write_dataset`, for several splits by name, as `DatasetDict.save_to_disk` would."""
     import datasets
 

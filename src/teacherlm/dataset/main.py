@@ -139,13 +139,13 @@ def prepare(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Pat
         print(f"prepare: {jsonl} is there and has no manifest: taken as it is; remove it to have it made again")
         return
     compare_records(run, benchmark, source, limit)
-    place = source_in_words(run.inputs["source"])
+    words = source_in_words(run.inputs["source"])
     if run.is_done:
-        run.say_done(because=f"{run.manifest_path} matches {benchmark.title}'s source, {place}")
+        run.say_done(because=f"{run.manifest_path} matches {benchmark.title}'s source, {words}")
     else:
         run.say_again()
         if run.manifest is not None:
-            print(f"prepare: the source is {place}")
+            print(f"prepare: the source is {words}")
         # A mistake in either split leaves both results as they were.
         with own_work(jsonl), saving_tests(benchmark, source, test) as tested:
             # The types are gathered although only the dataset below needs them: so they fail here, or not at all.

@@ -74,12 +74,12 @@ def measure_quality(run: StageRun, benchmark: Benchmark, kinds: list[str], strea
         duplicates = write_draft(draft, stream, kinds, split, folder)
         draft.seek(0)
         written = write_records(output, counted(with_duplicates(draft, duplicates), counts))
+    found: Mapping[str, Mapping[str, int | None]] = counts
     if split is None:
-        for kind in counts:
-            counts[kind]["overlap"] = None
+        found = {kind: {**flags, "overlap": None} for kind, flags in counts.items()}
     tested = {"test_questions": split.size, "unchecked": split.unchecked} if split else {}
-    run.finish({"quality": output}, {"records": written, **tested, **counts, "seconds": run.seconds})
-    flagged = {kind: ", ".join(f"{n} {flag}" for flag, n in found.items() if n) for kind, found in counts.items()}
+    run.finish({"quality": output}, {"records": written, **tested, **found, "seconds": run.seconds})
+    flagged = {kind: ", ".join(f"{n} {flag}" for flag, n in flags.items() if n) for kind, flags in found.items()}
     said = "; ".join(f"{kind}: {words}" for kind, words in flagged.items() if words)
     print(f"quality: {output} has {written} samples; {said or 'no flags'}")
 
@@ -205,7 +205,8 @@ def identifier() -> Any:
 
 def language_of(text: str) -> tuple[str, float]:
     """(ISO 639-1 code, probability)."""
-    return identifier().classify(text)
+    found: tuple[str, float] = identifier().classify(text)
+    return found
 
 
 ANSWER = re.compile(r"\banswer(?:\s+is|\s+must\s+be|\s+should\s+be|\s*:)[\s:\"'“(]*", re.IGNORECASE)
@@ -229,7 +230,7 @@ def names_another(text: str, choices: tuple[str, ...], gold: str) -> bool:
         said = end[last.end() :]
         if letter := LETTER.match(said):
             return letter[1] != gold and letter[1] in LETTERS[: len(choices)]
-        named = [letter for letter, choice in zip(LETTERS, choices) if said.lower().startswith(choice.lower().strip())]
+        named = {letter for letter, choice in zip(LETTERS, choices) if said.lower().startswith(choice.lower().strip())}
         return bool(named) and gold not in named
     sentence = next((part for part in reversed(SENTENCE_END.split(end)) if part.strip()), "")
     if DENIAL.search(sentence):

@@ -11,10 +11,11 @@ from typing import Any
 
 from teacherlm.catalog.benchmarks import Benchmark
 from teacherlm.catalog.prompts import prompts_digest
-from teacherlm.catalog.sources import is_saved, saved_files, source_files
+from teacherlm.catalog.sources import source_files
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import set_aside, whole_folder
+from teacherlm.core.saved_datasets import is_saved, saved_files
 from teacherlm.core.stage_run import StageRun
 from teacherlm.dataset.saved_folder import is_theirs
 
@@ -104,7 +105,9 @@ def describe_source(
 
 def source_in_words(described: dict[str, Any]) -> str:
     path = Path(described["path"])
-    return described["path"] + (", which is not there any more" if path.is_absolute() and not path.is_dir() else "")
+    return str(described["path"]) + (
+        ", which is not there any more" if path.is_absolute() and not path.is_dir() else ""
+    )
 
 
 def keep_source(benchmark: Benchmark, folder: Path) -> Path:

@@ -104,8 +104,8 @@ def atlas_sections(experiments: Sequence[Experiment]) -> list[Section]:
 
 
 def accuracies(experiments: Sequence[Experiment]) -> Section:
-    head = ("experiment", "step", "questions", "accuracy", sections.INTERVAL, "debiased accuracy", sections.INTERVAL)
-    head += ("not measured here: the paper's, debiased",)
+    head = ["experiment", "step", "questions", "accuracy", sections.INTERVAL, "debiased accuracy", sections.INTERVAL]
+    head += ["not measured here: the paper's, debiased"]
     rows = []
     for experiment in experiments:
         marks = experiment.test[experiment.step]

@@ -23,7 +23,9 @@ def library_settings() -> Iterator[None]:
 
     That file may be anybody's, and can have pictures made by other programs (`text.usetex`).
     """
-    package = Path(importlib.util.find_spec("matplotlib").origin).parent
+    found = importlib.util.find_spec("matplotlib")
+    assert found is not None and found.origin is not None  # it is a dependency, and a folder with files
+    package = Path(found.origin).parent
     before = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     os.chdir(package / "mpl-data")
     try:

@@ -98,7 +98,7 @@ class Scored:
 
     @property
     def task(self) -> str:
-        return self.result["task"]
+        return str(self.result["task"])
 
     def samples(self) -> Iterator[Record]:
         """What the model said to each question, one at a time; nothing where the file is gone."""
@@ -342,7 +342,8 @@ def digest_of_model(scored: Scored) -> str | None:
         manifest = checked_manifest(manifests.manifest_of(scored.path))
     except (OSError, ValueError):  # read_manifests says so
         return None
-    return manifest.get("inputs", {}).get("model", {}).get("sha256")
+    digest: str | None = manifest.get("inputs", {}).get("model", {}).get("sha256")
+    return digest
 
 
 # ------------------------------------------------------------------------------------------------- what is not there

@@ -48,7 +48,7 @@ def browse(run: RunFolder) -> dict[str, Any]:
     `left_out` and `texts_left_out` count the samples and texts that the page has no room for.
     """
     rows: dict[Key, Row] = {}
-    data = {"sources": [], "models": [], "students": [], "left_out": 0, "texts_left_out": 0}
+    data: dict[str, Any] = {"sources": [], "models": [], "students": [], "left_out": 0, "texts_left_out": 0}
     room, left_out = Room(PAGE_BYTES), set()
     for file in enhanced_files(run.folder):
         data["sources"].append(f"{file.parent.name}: {kind_of(file)}")

@@ -9,14 +9,22 @@ from teacherlm.core import manifests
 from teacherlm.core.limits import PAGE_CODE_LETTERS, PAGE_POINTS
 from teacherlm.core.terminal import LONGEST, cut
 from teacherlm.report.figures import Line, draw
-from teacherlm.report.page import Part, Section
+from teacherlm.report.page import Cell, Part, Section
 from teacherlm.report.run_folder import Run, RunFolder, Scored
 from teacherlm.report.significance import Pair, compare_all
 from teacherlm.report.table import epoch_of, mean_loss
 
 INTERVAL = "95 % interval"
 """Head of a column of intervals."""
-PAIRS_HEAD = ("first", "second", "questions", "right: first only", "right: second only", "difference", INTERVAL)
+PAIRS_HEAD: tuple[str, ...] = (
+    "first",
+    "second",
+    "questions",
+    "right: first only",
+    "right: second only",
+    "difference",
+    INTERVAL,
+)
 PAIRS_HEAD += ("p (McNemar, exact)", "p (Holm)")
 MOST_PAIRED = 12
 """Models that are compared each with each on a page; with more, the pairs are those of each run with its student."""
@@ -44,13 +52,14 @@ def every(runs: Sequence[Run], untrained: Sequence[Scored]) -> list[Scored]:
     return [*untrained, *(scored for run in runs for scored in run.checkpoints)]
 
 
-def row(scored: Scored, epoch: str, loss: float | None = None) -> tuple:
+def row(scored: Scored, epoch: str, loss: float | None = None) -> Sequence[Cell]:
     result = scored.result
     return (scored.name, epoch, result["n"], result["value"], result.get("interval_95"), loss)
 
 
-def checkpoint_rows(run: Run, task: str) -> list[tuple]:
-    rows, before = [], 0
+def checkpoint_rows(run: Run, task: str) -> list[Sequence[Cell]]:
+    rows: list[Sequence[Cell]] = []
+    before = 0
     for scored in run.checkpoints:
         if scored.task == task:
             epoch = epoch_of(run.log, scored.step)
@@ -65,8 +74,8 @@ def curve(runs: Sequence[Run], task: str, metric: str) -> str:
     lines = []
     for run in runs:
         points = [scored for scored in run.scored if scored.task == task and scored.result.get("interval_95")]
-        placed = [(epoch_of(run.log, scored.step), scored.result) for scored in points]
-        placed = [(epoch, result) for epoch, result in placed if epoch is not None]
+        found = [(epoch_of(run.log, scored.step), scored.result) for scored in points]
+        placed = [(epoch, result) for epoch, result in found if epoch is not None]
         if len(placed) > 1:
             values = [result["value"] for _, result in placed]
             below = [max(0.0, result["value"] - result["interval_95"][0]) for _, result in placed]
@@ -138,7 +147,7 @@ def comparisons(runs: Sequence[Run], untrained: Sequence[Scored], tasks: Iterabl
     return Section("comparisons", "Comparisons", parts)
 
 
-def pair_row(pair: Pair) -> tuple:
+def pair_row(pair: Pair) -> Sequence[Cell]:
     counts = (pair.n, pair.only_first, pair.only_second)
     return (pair.first, pair.second, *counts, pair.difference, pair.interval_95, pair.p, pair.p_holm)
 
@@ -202,7 +211,7 @@ def stages(found: Sequence[tuple[Path, dict[str, Any]]], root: Path) -> Section:
 FOLDED = "Commands, versions, digests, image"
 
 
-def stage_row(path: Path, manifest: dict[str, Any], root: Path) -> tuple:
+def stage_row(path: Path, manifest: dict[str, Any], root: Path) -> Sequence[Cell]:
     counts = manifest.get("counts", {})
     records = next(
         (counts[name] for name in ("records", "samples", "questions", "train", "steps") if name in counts), None
