@@ -209,7 +209,7 @@ def make_our_trainer(model: Any, samples: Any, common: dict[str, Any]) -> Any:
     from teacherlm.finetune.student import find_path
     from teacherlm.finetune.trainer import FinetuneTrainer
     from teacherlm.runtime.packed_attention import use_packing
-    from teacherlm.runtime.self_check import timed
+    from teacherlm.runtime.verdicts import timed
 
     keep_freed_memory()
     own = SimpleNamespace(peft="none", packing=True, attention="sdpa")

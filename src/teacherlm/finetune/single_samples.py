@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from teacherlm.finetune.collators import NO_LOSS
-from teacherlm.runtime.self_check import plain_options
+from teacherlm.runtime.plain_pass import plain_options
 
 
 def use_single_samples(model: torch.nn.Module) -> Callable[[], None]:

@@ -22,13 +22,15 @@ from teacherlm.finetune.adapters import load_with_adapters
 from teacherlm.finetune.chunked_loss import use_chunked_loss
 from teacherlm.finetune.collators import NO_LOSS, PackingCollator, PaddingCollator
 from teacherlm.finetune.single_samples import use_single_samples
-from teacherlm.runtime import self_check
+from teacherlm.runtime.check_sequences import make_sequences, window_beyond
 from teacherlm.runtime.compat.of_transformers import whole_weights
 from teacherlm.runtime.loading import base_model, load_model
 from teacherlm.runtime.model_config import picks_tokens
 from teacherlm.runtime.packed_attention import stop_packing, use_packing
+from teacherlm.runtime.plain_pass import COMPARED, plain_logits, set_attention
 from teacherlm.runtime.processes import from_first, say
-from teacherlm.runtime.self_check import COMPARED, NOT_FOR_THIS, Verdict
+from teacherlm.runtime.self_check import expected_logits, failure, fault_of, tolerance_of
+from teacherlm.runtime.verdicts import NOT_FOR_THIS, Verdict, first_exact, remembered
 
 PATHS = ("packed", "packed-whole", "padded", "padded-whole", "single")
 WORDS = {
@@ -53,7 +55,7 @@ def load_student(own: Any, training: Any, folder: Path, digest: str, longest: in
     key = {"stage": "finetune", "model": digest, "attention": own.attention, "packing": own.packing, "peft": own.peft}
     key |= {
         "checkpointing": training.gradient_checkpointing,
-        "longest": self_check.window_beyond(base_model(model).config, longest),
+        "longest": window_beyond(base_model(model).config, longest),
     }
     key["device"] = "cuda" if torch.cuda.is_available() else "cpu"
     if training.gradient_checkpointing and not base_model(model).supports_gradient_checkpointing:
@@ -65,8 +67,8 @@ def load_student(own: Any, training: Any, folder: Path, digest: str, longest: in
         with torch.random.fork_rng(), whole_model(own, training, folder, model) as checked:
             return find_path(checked, own, training, folder, longest)
 
-    verdict = Verdict(**from_first(lambda: asdict(self_check.remembered(key, find))))
-    self_check.set_attention(model, verdict.attention)
+    verdict = Verdict(**from_first(lambda: asdict(remembered(key, find))))
+    set_attention(model, verdict.attention)
     if verdict.path != PATHS[0] and own.packing:
         say(f"finetune: {base_model(model).config.model_type}: trained {WORDS[verdict.path]} ({verdict.why})")
     use_path(model, verdict.path, own.attention, longest)
@@ -106,10 +108,10 @@ def find_path(model: torch.nn.Module, own: Any, training: Any, folder: Path, lon
         UserError: there is none, or --attention asks for what the model or the machine does not have.
     """
     dtype = torch.bfloat16 if own.peft == "qlora" else torch.float32
-    sequences = self_check.make_sequences(base_model(model).config, longest)
+    sequences = make_sequences(base_model(model).config, longest)
     model.eval()
-    tolerance = self_check.tolerance_of(model, dtype, longest)
-    expected = self_check.expected_logits(model, sequences, tolerance)
+    tolerance = tolerance_of(model, dtype, longest)
+    expected = expected_logits(model, sequences, tolerance)
     samples = [
         {"input_ids": tokens, "skipped": max(0, len(tokens) - COMPARED + 1), "sample": number}
         for number, tokens in enumerate(sequences)
@@ -119,7 +121,7 @@ def find_path(model: torch.nn.Module, own: Any, training: Any, folder: Path, lon
     def fault(path: str, _: bool, attention: str) -> str:
         if path != PATHS[-1] and picks_tokens(base_model(model).config):
             return NOT_FOR_THIS
-        self_check.set_attention(model, attention)
+        set_attention(model, attention)
         try:
             undo = use_path(model, path, own.attention, longest, with_loss=False)
         except (ImportError, ValueError) as error:
@@ -127,13 +129,13 @@ def find_path(model: torch.nn.Module, own: Any, training: Any, folder: Path, lon
         if undo is None:
             return NOT_FOR_THIS
         with torch.no_grad():
-            found = self_check.fault_of(lambda: logits_of(model, path, samples), expected, tolerance)
+            found = fault_of(lambda: logits_of(model, path, samples), expected, tolerance)
         undo()
         return found or loss_fault(model, path, own.attention, longest, training, samples, loss, tolerance)
 
     paths = PATHS if own.packing else PATHS[2:]
     try:
-        verdict = self_check.first_exact(paths, False, fault, base_model(model).config, folder, PATHS[:2])
+        verdict = first_exact(paths, False, fault, base_model(model).config, folder, PATHS[:2])
     except UserError as error:
         hint = "; --gradient_checkpointing false may help" if training.gradient_checkpointing else ""
         raise UserError(f"{error}{hint}") from error
@@ -169,7 +171,7 @@ def collator(path: str, average: str) -> Callable:
 def logits_of(model: torch.nn.Module, path: str, samples: list[dict[str, Any]]) -> list[torch.Tensor]:
     """Logits [at most COMPARED, V] of the last positions of each sample."""
     if path == "single":
-        return self_check.plain_logits(model, [sample["input_ids"] for sample in samples])
+        return plain_logits(model, [sample["input_ids"] for sample in samples])
     inputs = collator(path, "token")(samples)
     inputs = {name: value.to(model.device) for name, value in inputs.items()}
     for name in ("samples", "labels", "shares"):
@@ -220,7 +222,7 @@ def loss_fault(
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # as in self_check.fault_of
-        return self_check.failure(error, " in training")
+        return failure(error, " in training")
     finally:
         model.eval()
         if training.gradient_checkpointing:

@@ -12,10 +12,12 @@ from transformers import GenerationConfig
 from teacherlm.core.errors import UserError
 from teacherlm.runtime.compat.of_lm_eval import OpenModel, asked_tokens, longest_input
 from teacherlm.runtime.compat.of_transformers import attention_of
+from teacherlm.runtime.generation_check import generation_fault, make_continuations
 from teacherlm.runtime.loading import load_tokenizer
 from teacherlm.runtime.memory import is_out_of_memory
 from teacherlm.runtime.model_config import picks_tokens, position_count, vocabulary_size
-from teacherlm.runtime.self_check import generation_fault, make_continuations, set_attention, tolerance_of
+from teacherlm.runtime.plain_pass import set_attention
+from teacherlm.runtime.self_check import tolerance_of
 from teacherlm.runtime.tokens import decode_completion, require_embeddings, special_tokens
 from teacherlm.scoring.batching import Group, Tokens, make_batches
 from teacherlm.scoring.scored_model import ScoredModel

@@ -15,13 +15,15 @@ import torch
 from safetensors.torch import load_file
 
 from teacherlm.core.errors import UserError
-from teacherlm.runtime import self_check
+from teacherlm.runtime.check_sequences import make_sequences, shared_length, window_beyond
 from teacherlm.runtime.loading import is_finite, load_model, weight_files
 from teacherlm.runtime.memory import keep_freed_memory
 from teacherlm.runtime.model_config import attention_windows, picks_tokens
 from teacherlm.runtime.packed_attention import stop_packing, use_packing
 from teacherlm.runtime.packed_linear import PackedLinear, pack_linears
-from teacherlm.runtime.self_check import COMPARED, NOT_FOR_THIS, Verdict, fault_of, plain_options
+from teacherlm.runtime.plain_pass import COMPARED, plain_options, set_attention
+from teacherlm.runtime.self_check import expected_logits, fault_of, tolerance_of
+from teacherlm.runtime.verdicts import NOT_FOR_THIS, Verdict, first_exact, remembered
 from teacherlm.scoring.batching import SHORTEST_PREFIX, Group, Tokens
 
 PATHS = ("packed", "padded", "single")
@@ -68,10 +70,10 @@ class ScoredModel:
             self.end_packing()
             self.model = self.load()
         self.checked = reach
-        self.limit = self_check.window_beyond(self.model.config, longest)
+        self.limit = window_beyond(self.model.config, longest)
         key = {"stage": "evaluate", "model": self.digest, "dtype": str(self.dtype), "device": self.device}
         key["longest"] = self.limit
-        self.verdict = self_check.remembered(key if self.digest else None, self.find_path)
+        self.verdict = remembered(key if self.digest else None, self.find_path)
         self.apply(self.verdict)
 
     def find_path(self) -> Verdict:
@@ -80,22 +82,22 @@ class ScoredModel:
         Raises:
             UserError: there is none, or the model is no causal decoder.
         """
-        sequences = self_check.make_sequences(self.model.config, self.limit)
-        tolerance = self_check.tolerance_of(self.model, self.dtype, self.limit)
-        expected = self_check.expected_logits(self.model, sequences, tolerance)
+        sequences = make_sequences(self.model.config, self.limit)
+        tolerance = tolerance_of(self.model, self.dtype, self.limit)
+        expected = expected_logits(self.model, sequences, tolerance)
 
         def fault(path: str, plain_linears: bool, attention: str) -> str:
             self.shape_model(attention, plain_linears)
             return self.fault(path, sequences, expected, tolerance)
 
         config = self.model.config
-        return self_check.first_exact(PATHS, self.device == "cpu", fault, config, self.folder, PATHS[:1])
+        return first_exact(PATHS, self.device == "cpu", fault, config, self.folder, PATHS[:1])
 
     def shape_model(self, attention: str, plain_linears: bool) -> None:
         """Give the model this attention, and its linear layers their form."""
         if self.linears_packed and plain_linears:
             self.model = self.load()
-        self_check.set_attention(self.model, attention)
+        set_attention(self.model, attention)
         if self.device == "cpu" and not plain_linears and not self.linears_packed:
             pack_linears(self.model.base_model)  # not its head, which sees few positions and may be tied
             self.linears_packed = True
@@ -119,7 +121,7 @@ class ScoredModel:
             )
 
         fault = fault_in(Group(0, tuple(range(len(inputs)))))
-        shared = self_check.shared_length(sequences)
+        shared = shared_length(sequences)
         if not fault and self.packed and shared >= SHORTEST_PREFIX:
             pair = (len(inputs) - 2, len(inputs) - 1)
             for member in pair:  # what is scored does not belong to a prefix

@@ -11,7 +11,8 @@ import torch
 from teacherlm.enhance.engines import Completion, Prompt
 from teacherlm.enhance.engines.key_values import GROWTH, KeyValues, moves_to_drop
 from teacherlm.enhance.engines.sampling import choose_tokens
-from teacherlm.runtime import self_check
+from teacherlm.runtime.generation_check import Continuations
+from teacherlm.runtime.self_check import failure, fault_of
 
 if TYPE_CHECKING:
     from teacherlm.enhance.engines.transformers_engine import TransformersEngine
@@ -199,7 +200,7 @@ class CheckedBatch(Batch):
             row.new.append(self.new[row.prompt.index][len(row.new)])
 
 
-def batch_fault(engine: "TransformersEngine", expected: self_check.Continuations, tolerance: float) -> str:
+def batch_fault(engine: "TransformersEngine", expected: Continuations, tolerance: float) -> str:
     """What is wrong with a batch that rows of other lengths join and leave; empty when nothing is."""
     prompts = [Prompt("check", index, 0, "", 0) for index in range(len(expected.prompts))]
     rows = [Row(prompt, tokens, torch.Generator(engine.device)) for prompt, tokens in zip(prompts, expected.prompts)]
@@ -216,10 +217,10 @@ def batch_fault(engine: "TransformersEngine", expected: self_check.Continuations
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # as in self_check.fault_of
-        return self_check.failure(error)
+        return failure(error)
     found = [torch.stack(batch.seen[index]) for index in range(len(rows))]
     wanted = [logits[: len(row)] for logits, row in zip(expected.logits, found)]
-    return self_check.fault_of(lambda: found, wanted, tolerance)
+    return fault_of(lambda: found, wanted, tolerance)
 
 
 def groups(rows: list[Row], tokens: int) -> Iterator[list[Row]]:

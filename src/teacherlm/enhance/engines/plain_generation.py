@@ -9,7 +9,7 @@ from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from teacherlm.enhance.engines import Completion, Failure, Prompt
 from teacherlm.enhance.engines.sampling import choose_tokens
-from teacherlm.runtime.self_check import plain_options
+from teacherlm.runtime.plain_pass import plain_options
 
 if TYPE_CHECKING:
     from teacherlm.enhance.engines.batch import Row

@@ -23,12 +23,15 @@ from teacherlm.enhance.engines.batch import Batch, Row, batch_fault
 from teacherlm.enhance.engines.decode_attention import use_decode_attention
 from teacherlm.enhance.engines.key_values import KeyValues
 from teacherlm.enhance.engines.plain_generation import complete_alone
-from teacherlm.runtime import self_check
+from teacherlm.runtime.check_sequences import window_beyond
+from teacherlm.runtime.generation_check import generation_fault, make_continuations
 from teacherlm.runtime.loading import load_model, load_tokenizer
 from teacherlm.runtime.model_config import picks_tokens, position_count, vocabulary_size
 from teacherlm.runtime.packed_linear import pack_linears
-from teacherlm.runtime.self_check import Verdict
+from teacherlm.runtime.plain_pass import plain_logits, set_attention
+from teacherlm.runtime.self_check import fault_of, tolerance_of
 from teacherlm.runtime.tokens import decode_completion, encode_prompt, require_embeddings
+from teacherlm.runtime.verdicts import NOT_FOR_THIS, Verdict, first_exact, remembered
 
 PATHS = ("batched", "alone", "uncached")
 WORDS = {"alone": "one prompt at a time", "uncached": "one prompt at a time, without a cache"}
@@ -86,8 +89,8 @@ class TransformersEngine:
         self.linears_packed = False
         self.rows_filled = self.steps = 0
         key = {"stage": "enhance", "model": digest, "dtype": self.dtype, "device": self.device.type}
-        key["longest"] = self_check.window_beyond(self.model.config, longest)
-        self.verdict = self_check.remembered(key if digest else None, self.find_path)
+        key["longest"] = window_beyond(self.model.config, longest)
+        self.verdict = remembered(key if digest else None, self.find_path)
         self.shape_model(self.verdict.attention, self.verdict.plain_linears, self.verdict.path == "batched")
         config = self.model.config
         if self.verdict.path != PATHS[0]:
@@ -109,30 +112,28 @@ class TransformersEngine:
 
     def find_path(self) -> Verdict:
         """The first of PATHS whose logits are those of the library's plain forward pass."""
-        tolerance = self_check.tolerance_of(self.model, DTYPES.get(self.dtype), self.longest)
-        expected = self_check.make_continuations(self.model, self.longest, tolerance)
+        tolerance = tolerance_of(self.model, DTYPES.get(self.dtype), self.longest)
+        expected = make_continuations(self.model, self.longest, tolerance)
 
         def fault(path: str, plain_linears: bool, attention: str) -> str:
             if path == PATHS[0] and picks_tokens(self.model.config):
-                return self_check.NOT_FOR_THIS
+                return NOT_FOR_THIS
             self.shape_model(attention, plain_linears, path == "batched")
             if path == "batched":
                 return batch_fault(self, expected, tolerance)
             if path == "alone":
-                return self_check.generation_fault(self.model, expected, tolerance, together=False, use_cache=True)
+                return generation_fault(self.model, expected, tolerance, together=False, use_cache=True)
             # Its forward passes are plain ones; what the check looks at is whether packed linear layers serve.
-            return self_check.fault_of(
-                lambda: self_check.plain_logits(self.model, expected.texts), expected.whole, tolerance
-            )
+            return fault_of(lambda: plain_logits(self.model, expected.texts), expected.whole, tolerance)
 
-        return self_check.first_exact(PATHS, self.device.type == "cpu", fault, self.model.config, self.folder)
+        return first_exact(PATHS, self.device.type == "cpu", fault, self.model.config, self.folder)
 
     def shape_model(self, attention: str, plain_linears: bool, batched: bool) -> None:
         """Give the model this attention, our own where rows are batched, and its linear layers their form."""
         if self.linears_packed and plain_linears:
             self.model = load_teacher(self.folder, self.dtype)
             self.linears_packed = False
-        self_check.set_attention(self.model, attention)
+        set_attention(self.model, attention)
         if batched:
             use_decode_attention(self.model)
         if self.device.type == "cpu" and not plain_linears and not self.linears_packed:
