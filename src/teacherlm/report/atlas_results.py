@@ -21,8 +21,8 @@ from teacherlm.core.records import Record
 from teacherlm.report import sections
 from teacherlm.report.figures import Line, draw
 from teacherlm.report.page import Part, Section
-from teacherlm.report.run_folder import Run, read_log
 from teacherlm.report.significance import compare, with_holm
+from teacherlm.report.training_run import Run, read_log
 
 PREDICTIONS = re.compile(r"(?:^|[._-])(test|valid|val)-step-(\d+)\.jsonl$")
 

@@ -25,7 +25,9 @@ from teacherlm.core.terminal import printable
 from teacherlm.report import sections
 from teacherlm.report.atlas_results import atlas_sections, is_atlas_folder, read_experiments
 from teacherlm.report.page import Cell, Part, Section, render
-from teacherlm.report.run_folder import Run, RunFolder, Scored, is_run_folder, read_run_folder
+from teacherlm.report.run_folder import RunFolder, is_run_folder, read_run_folder
+from teacherlm.report.scored import Scored
+from teacherlm.report.training_run import Run
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from teacherlm.core.terminal import printable
 from teacherlm.report import sections
 from teacherlm.report.atlas_results import atlas_sections, is_atlas_folder, read_experiments
 from teacherlm.report.page import render
-from teacherlm.report.run_folder import STAGES, RunFolder, is_run_folder, read_manifests, read_run_folder
+from teacherlm.report.run_folder import STAGES, RunFolder, is_run_folder, read_run_folder
 from teacherlm.report.sample_browser import browse
+from teacherlm.report.shown_manifests import read_manifests
 
 HERE = Path(__file__).resolve().parent
 

@@ -14,7 +14,8 @@ from teacherlm.core.errors import UserError, one_line
 from teacherlm.core.limits import PAGE_BYTES, PAGE_SAMPLES
 from teacherlm.core.records import Record, read_records
 from teacherlm.core.shapes import LONG_TEXT
-from teacherlm.report.run_folder import RunFolder, Scored, digest_of, read_shaped
+from teacherlm.report.run_folder import RunFolder
+from teacherlm.report.scored import Scored, digest_of, read_shaped
 
 Row = dict[str, Any]
 Key = tuple[bytes, int]

@@ -10,9 +10,11 @@ from teacherlm.core.limits import PAGE_CODE_LETTERS, PAGE_POINTS
 from teacherlm.core.terminal import LONGEST, cut
 from teacherlm.report.figures import Line, draw
 from teacherlm.report.page import Cell, Part, Section
-from teacherlm.report.run_folder import Run, RunFolder, Scored
+from teacherlm.report.run_folder import RunFolder
+from teacherlm.report.scored import Scored
 from teacherlm.report.significance import Pair, compare_all
 from teacherlm.report.table import epoch_of, mean_loss
+from teacherlm.report.training_run import Run
 
 INTERVAL = "95 % interval"
 """Head of a column of intervals."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest
 
-from teacherlm.report.run_folder import Question, Scored
+from teacherlm.report.scored import Question, Scored
 
 RESAMPLES = 10_000
 

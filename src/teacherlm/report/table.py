@@ -12,7 +12,8 @@ from teacherlm.core.names import file_name
 from teacherlm.core.records import Record
 from teacherlm.core.results import read_result
 from teacherlm.core.terminal import printable
-from teacherlm.report.run_folder import read_log, step_of
+from teacherlm.report.scored import step_of
+from teacherlm.report.training_run import read_log
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,135 @@
+"""What a model scored on a task, and what it said to each question.
+
+The files may be anybody's. What is read is held against a shape, so that the rest of the report can rely on it; a file
+that does not fit is said in `missing` and left out.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from teacherlm.core import manifests
+from teacherlm.core.errors import UserError, one_line
+from teacherlm.core.names import file_name
+from teacherlm.core.records import Record, read_records
+from teacherlm.core.results import read_result
+from teacherlm.core.shapes import LONG_TEXT, flaw_of_shape
+
+SAMPLE = {
+    "doc_id": (int, str),
+    "prompt": LONG_TEXT,
+    "task?": str,
+    "choice?": str,
+    "loglikelihoods?": {str: float},
+}
+
+Question = tuple[Any, ...]
+"""What makes two samples the same question: task, number, and a digest of the prompt."""
+
+
+class Answers(NamedTuple):
+    """What a model said to a task's questions.
+
+    Attributes:
+        right: question -> whether the model is right, where the metric says right or wrong of each sample.
+        chance: the accuracy of who draws a choice blindly; None where there are no choices.
+    """
+
+    right: dict[Question, bool]
+    chance: float | None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One model on one task.
+
+    Attributes:
+        name: as the page calls it: `smollm2-135m (untrained)`, `RUN, checkpoint-50`.
+        step: of the checkpoint; 0 of the untrained student.
+        path: the result's file.
+        result: what is in it.
+        missing: where it is said that the samples cannot be read.
+    """
+
+    name: str
+    step: int
+    path: Path
+    result: dict[str, Any] = field(repr=False)
+    missing: list[str] = field(repr=False, compare=False)
+
+    @property
+    def task(self) -> str:
+        return str(self.result["task"])
+
+    def samples(self) -> Iterator[Record]:
+        """What the model said to each question, one at a time; nothing where the file is gone."""
+        path = self.path.with_name(f"{self.path.stem}_samples.jsonl")
+        return read_shaped(path, SAMPLE, "sample of an evaluation", "evaluate", self.missing)
+
+    @cached_property
+    def answers(self) -> Answers:
+        metric, right, choices, chance = self.result["metric"], {}, 0, 0.0
+        for record in self.samples():
+            question = (record.get("task"), record["doc_id"], digest_of(record["prompt"]))
+            value = record.get(metric)
+            if isinstance(value, int | float) and value in (0, 1):
+                right[question] = value == 1
+            if count := len(record.get("loglikelihoods", ())):
+                choices, chance = choices + 1, chance + 1 / count
+        return Answers(right, chance / choices if choices else None)
+
+
+def read_results(paths: Iterable[Path], missing: list[str]) -> Iterator[Scored]:
+    for path in sorted(paths):
+        if path.name.startswith(".") or path.name.endswith(manifests.NAME):
+            continue
+        try:
+            result = read_result(path)
+            if file_name(result["task"]) != path.stem:  # tables are named after it
+                raise ValueError(f"task: a result of this name is of another task, found {result['task']!r:.60}")
+        except (OSError, ValueError) as error:
+            missing.append(
+                f"evaluate: {path} cannot be read as a result ({one_line(error)}); remove it and score the model again"
+            )
+            continue
+        place = path.parent.name
+        if step := step_of(path.parent):
+            yield Scored(f"{path.parent.parent.name}, {place}", step, path, result, missing)
+        else:
+            yield Scored(f"{place} (untrained)", 0, path, result, missing)
+
+
+def step_of(checkpoint: Path) -> int:
+    """N of a folder checkpoint-N; 0 of any other."""
+    match = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
+    return int(match[1]) if match else 0
+
+
+def digest_of(text: str) -> bytes:
+    """Stands for a text, which may be long, where texts are only compared."""
+    return blake2b(text.encode(), digest_size=8).digest()
+
+
+def read_shaped(path: Path, shape: dict[str, Any], what: str, stage: str, missing: list[str]) -> Iterator[Record]:
+    """The records of a stage's file that have a shape; one that has not is said in `missing`, and ends them.
+
+    Args:
+        what: a record is, for the sentence.
+    """
+    try:
+        for number, record in read_records(path) if path.is_file() else ():
+            if flaw := flaw_of_shape(record, shape):
+                raise UserError(f"{path}, line {number}: no {what}: {flaw}")
+            yield record
+    except UserError as error:
+        say(missing, f"{stage}: {one_line(error)}")
+
+
+def say(missing: list[str], said: str) -> None:
+    """Put a sentence into `missing`, once."""
+    if said not in missing:
+        missing.append(said)

@@ -1,0 +1,118 @@
+"""A finetuning in a run's folder: its log, and the results of its checkpoints and of the student that it began with."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from teacherlm.core import manifests
+from teacherlm.core.errors import UserError, one_line
+from teacherlm.core.json_files import load_object
+from teacherlm.core.records import Record, read_records
+from teacherlm.core.shapes import flaw_of_shape
+from teacherlm.report.scored import Scored, read_results, step_of
+from teacherlm.report.shown_manifests import checked_manifest
+
+ABOUT = {"arguments?": {"task_type?": str}, "inputs?": {"student?": {"sha256?": str}}}
+"""Of a run.json, what is read of it."""
+LOG = {
+    "step": int,
+    **dict.fromkeys(("steps?", "epoch?", "loss?", "learning_rate?", "reader_loss?", "retriever_loss?"), float),
+    "learning_rates?": [float],
+}
+LOGGED = {name.removesuffix("?") for name in LOG}
+
+
+@dataclass
+class Run:
+    """A finetuning: its log, and the results of the untrained student and of each checkpoint, by step."""
+
+    name: str
+    task_type: str
+    log: list[Record]
+    scored: list[Scored] = field(default_factory=list)
+
+    @property
+    def checkpoints(self) -> list[Scored]:
+        return [scored for scored in self.scored if scored.step]
+
+
+def run_names(folder: Path) -> list[str]:
+    trained = {path.name for path in (folder / "finetune").glob("*") if path.is_dir() and ".old-" not in path.name}
+    scored = {path.parent.name for path in (folder / "evaluate").glob("*/checkpoint-*")}
+    return sorted(trained | scored)
+
+
+def read_run(folder: Path, name: str, untrained: list[Scored], missing: list[str]) -> Run:
+    own = folder / "finetune" / name
+    log = read_log(own / "log.jsonl", missing)
+    about = read_about(own / "run.json", missing)
+    run = Run(name, about.get("arguments", {}).get("task_type", ""), log)
+    found = list(read_results((folder / "evaluate" / name).glob("checkpoint-*/*.json"), missing))
+    before = find_untrained(name, about, untrained)
+    run.scored = [*before, *sorted(found, key=lambda scored: scored.step)]
+    missing += untrained_or_unscored(folder, run, before)
+    return run
+
+
+def read_about(path: Path, missing: list[str]) -> dict[str, Any]:
+    """What a run.json says of its finetuning; nothing where there is none."""
+    try:
+        about = load_object(path) if path.is_file() else {}
+        if flaw := flaw_of_shape(about, ABOUT):
+            raise ValueError(flaw)
+    except (OSError, ValueError) as error:
+        missing.append(f"finetune: {path}: {one_line(error)}")
+        return {}
+    return about
+
+
+def read_log(path: Path, missing: list[str]) -> list[Record]:
+    """The lines of a training's log; a torn last one, of a training that was killed or goes on, is left out.
+
+    Of each line what the report shows is kept.
+    """
+    found = []
+    try:
+        for number, record in read_records(path) if path.is_file() else ():
+            if "step" not in record:
+                continue
+            if flaw := flaw_of_shape(record, LOG):
+                raise UserError(f"{path}, line {number}: no line of a training's log: {flaw}")
+            found.append({name: record[name] for name in LOGGED & record.keys()})
+    except UserError as error:
+        missing.append(f"finetune: {one_line(error)}")
+    return found
+
+
+def find_untrained(name: str, about: dict[str, Any], untrained: list[Scored]) -> list[Scored]:
+    """Results of the student that a run began with: of the same digest, else of the name that the run's begins with."""
+    student = about.get("inputs", {}).get("student", {}).get("sha256")
+    same = [scored for scored in untrained if student and digest_of_model(scored) == student]
+    if not same:
+        named = [scored for scored in untrained if name.startswith(f"{scored.path.parent.name}_")]
+        longest = max((scored.path.parent.name for scored in named), key=len, default="")
+        same = [scored for scored in named if scored.path.parent.name == longest]
+    return same
+
+
+def digest_of_model(scored: Scored) -> str | None:
+    try:
+        manifest = checked_manifest(manifests.manifest_of(scored.path))
+    except (OSError, ValueError):  # read_manifests says so
+        return None
+    digest: str | None = manifest.get("inputs", {}).get("model", {}).get("sha256")
+    return digest
+
+
+def untrained_or_unscored(folder: Path, run: Run, before: list[Scored]) -> Iterator[str]:
+    own = folder / "finetune" / run.name
+    if not (own / manifests.NAME).is_file():
+        reached = f"it reached step {run.log[-1]['step']}" if run.log else "it has not logged a step"
+        yield f"finetune: {run.name} is not finished: {reached}"
+    scored = {one.path.parent.name for one in run.checkpoints}
+    for path in sorted(own.glob("checkpoint-*"), key=step_of):
+        if step_of(path) and path.name not in scored:
+            yield f"evaluate: {path.name} of {run.name} is not scored"
+    if not before:
+        yield f"evaluate: the untrained student of {run.name} is not scored"

@@ -1,0 +1,64 @@
+"""What is not done or has failed in the stages of a run's folder before its finetunings, and in its jobs on Slurm."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from teacherlm.core import manifests
+from teacherlm.core.errors import UserError, one_line
+from teacherlm.core.opening import open_ordinary
+from teacherlm.core.records import read_records
+
+
+def unprepared(folder: Path) -> Iterator[str]:
+    if not list((folder / "prepare").glob(f"*{manifests.NAME}")):
+        yield "prepare: not done: no prompts and no test set yet"
+
+
+def unexplained(folder: Path) -> Iterator[str]:
+    """What the teachers have not written, and what is not post-processed."""
+    for own in sorted(path for path in (folder / "enhance").glob("*") if path.is_dir()):
+        for progress in sorted(own.glob(".*.progress")):
+            try:
+                texts = max(0, count_lines(progress) - 1)
+            except (OSError, ValueError) as error:
+                yield f"enhance: {progress}: {one_line(error)}"
+                continue
+            output = progress.name.removeprefix(".").removesuffix(".progress")
+            yield f"enhance: {own.name}/{output} is not finished: {texts} texts so far"
+        for failures in sorted(own.glob("*.failures.jsonl")):
+            try:
+                listed = read_records(failures)
+                _, first = next(listed)
+                count = 1 + sum(1 for _ in listed)
+            except UserError as error:
+                yield f"enhance: {one_line(error)}"
+                continue
+            yield (
+                f"enhance: {count} records have no text in {own.name}/{failures.name.split('.')[0]}.jsonl; "
+                f"the first, of line {first.get('line')}: {first.get('reason')}"
+            )
+        done = [path for path in own.glob(f"*_*.{manifests.NAME}") if "shard-" not in path.name]
+        if done and not list(own.glob(f"*/{manifests.NAME}")):
+            yield f"post-process: not done for {own.name}: there is no dataset to finetune on"
+        elif done and not list(own.glob(f"*_quality.{manifests.NAME}")):
+            yield f"quality: not measured for {own.name}; data_prepare.py --post_process does it"
+
+
+def count_lines(path: Path) -> int:
+    """Line breaks in a file, of which a line may be of any length."""
+    with open_ordinary(path) as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
+
+
+def failed_jobs(folder: Path) -> Iterator[str]:
+    """What jobs on Slurm said at their end, if it was no good one (see slurm/job.sh)."""
+    for state in sorted(folder.glob("chains/*/states/*")):
+        try:
+            with open_ordinary(state) as file:
+                said = file.read(1000).decode("utf-8", "replace").split("\t")[0]
+        except (OSError, ValueError) as error:
+            yield f"chain: {state}: {one_line(error)}"
+            continue
+        if said.startswith("failed") and not state.suffix:
+            stage, _, number = state.name.rpartition("-")
+            yield f"{stage}: task {number} of {state.parent.parent.name} {said}"
