@@ -111,7 +111,8 @@ class Job:
 
     @property
     def completions(self) -> int:
-        return self.arguments["num_completions"]
+        count: int = self.arguments["num_completions"]
+        return count
 
     @property
     def failures_path(self) -> Path:

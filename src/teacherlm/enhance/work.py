@@ -153,14 +153,14 @@ def make_engine(flags: EnhanceFlags, teacher: Model, sampling: Sampling, digest:
         digest: of the teacher.
         longest: bytes of the longest prompt.
     """
-    if flags.engine == "openai":
+    if teacher.server is not None:
         from teacherlm.enhance.engines.openai_engine import OpenAIEngine
 
-        engine = OpenAIEngine(
+        server = OpenAIEngine(
             teacher.server, sampling, **({"concurrency": flags.batch_size} if flags.batch_size else {})
         )
-        return engine, f"{engine.model} at {engine.address}, {engine.concurrency} at a time"
-    if flags.engine == "field":
+        return server, f"{server.model} at {server.address}, {server.concurrency} at a time"
+    if teacher.explanations is not None:
         from teacherlm.enhance.engines.field_engine import FieldEngine
 
         return FieldEngine(flags.input, teacher.explanations), f"from their field {teacher.explanations!r}"
