@@ -1,7 +1,6 @@
 """Evaluate a reader and its retriever on multiple-choice questions."""
 
-from teacherlm.atlas.evaluate import main
-from teacherlm.core.programs import run
+from teacherlm.core.programs import run_module
 
 if __name__ == "__main__":
-    run(main)
+    run_module("atlas.evaluate")

@@ -1,7 +1,6 @@
 """Train a reader on multiple-choice questions, and its retriever with it."""
 
-from teacherlm.atlas.train import main
-from teacherlm.core.programs import run
+from teacherlm.core.programs import run_module
 
 if __name__ == "__main__":
-    run(main)
+    run_module("atlas.train")

@@ -1,7 +1,6 @@
 """Prepare a benchmark for the teacher, and post-process what the teacher wrote."""
 
-from teacherlm.core.programs import run
-from teacherlm.dataset.main import main
+from teacherlm.core.programs import run_module
 
 if __name__ == "__main__":
-    run(main)
+    run_module("dataset.main")

@@ -1,9 +1,8 @@
 """Finetune a student on the texts of a dataset, a checkpoint an epoch."""
 
-from teacherlm.core.programs import run
-from teacherlm.finetune.main import main
+from teacherlm.core.programs import run_module
 from teacherlm.runtime.compat.of_python import exit_code_kept
 
 if __name__ == "__main__":
     with exit_code_kept():
-        run(main)
+        run_module("finetune.main")

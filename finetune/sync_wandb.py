@@ -1,7 +1,6 @@
 """Send the runs that wandb kept offline, from where the network is there: a login node, after the jobs."""
 
-from teacherlm.core.programs import run
-from teacherlm.finetune.sync_wandb import main
+from teacherlm.core.programs import run_module
 
 if __name__ == "__main__":
-    run(main)
+    run_module("finetune.sync_wandb")

@@ -1,7 +1,6 @@
 """The MMLU table of a run's predictions: accuracy, and accuracy debiased over permutations."""
 
-from teacherlm.atlas.scores import main
-from teacherlm.core.programs import run
+from teacherlm.core.programs import run_module
 
 if __name__ == "__main__":
-    run(main)
+    run_module("atlas.scores")

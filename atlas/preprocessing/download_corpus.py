@@ -1,7 +1,6 @@
 """Download a corpus of Wikipedia passages, for --passages."""
 
-from teacherlm.atlas.download_corpus import main
-from teacherlm.core.programs import run
+from teacherlm.core.programs import run_module
 
 if __name__ == "__main__":
-    run(main)
+    run_module("atlas.download_corpus")

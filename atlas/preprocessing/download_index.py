@@ -1,7 +1,6 @@
 """Download a published index of Wikipedia: passages and embeddings in 128 shards, for --load_index_path."""
 
-from teacherlm.atlas.download_index import main
-from teacherlm.core.programs import run
+from teacherlm.core.programs import run_module
 
 if __name__ == "__main__":
-    run(main)
+    run_module("atlas.download_index")

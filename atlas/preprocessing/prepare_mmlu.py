@@ -1,7 +1,6 @@
 """Make the question files of the MMLU experiments from the original archive."""
 
-from teacherlm.atlas.prepare_mmlu import main
-from teacherlm.core.programs import run
+from teacherlm.core.programs import run_module
 
 if __name__ == "__main__":
-    run(main)
+    run_module("atlas.prepare_mmlu")

@@ -1,5 +1,6 @@
 """How a program begins and ends: its exit status, and a user's mistake as one line on stderr."""
 
+import importlib
 import io
 import os
 import sys
@@ -55,6 +56,8 @@ def print_for_shell(text: str) -> None:
 
 def run(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and exit: 0, or what it returns; 2 after a UserError; 130 after Ctrl-C."""
+    open_standard_streams()
+    require_current_folder()
     print_any_text()
     try:
         status = main() or 0
@@ -72,11 +75,19 @@ def run(main: Callable[[], int | None]) -> None:
     sys.exit(status)
 
 
+def run_module(name: str) -> None:
+    """Run the `main` of a module of this package, and exit.
+
+    The module is imported by `run`, because torch, which it imports, needs open streams and a current folder.
+    """
+
+    def main() -> int | None:
+        status: int | None = importlib.import_module(f"teacherlm.{name}").main()
+        return status
+
+    run(main)
+
+
 def print_error(error: UserError) -> None:
     """One line on stderr; for a script that goes on with other work, and ends with status 2 afterwards."""
     print(f"{Path(sys.argv[0]).name}: error: {one_line(error)}", file=sys.stderr, flush=True)
-
-
-# As this is imported, because torch, which a script imports next, needs both.
-open_standard_streams()
-require_current_folder()
