@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -35,7 +34,7 @@ class Forks:
     """A process that has the libraries loaded and does each run in a fork: starting takes no time."""
 
     def __enter__(self) -> "Forks":
-        self.process = subprocess.Popen([sys.executable, "-c", SERVER], stdin=-1, stdout=-1, text=True)
+        self.process = subprocess.Popen([warm_python(), "-c", SERVER], stdin=-1, stdout=-1, text=True)
         return self
 
     def start(self, words: list[object]) -> int:

@@ -3,13 +3,13 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
-from support.programs import STAGES
+from support.programs import STAGES, warm_python
 
 SERVER = """
 import io, json, os, runpy, signal, sys, time
+os.nice(10)
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 import datasets
@@ -59,7 +59,7 @@ class AtOnce:
         self.place = place
 
     def __enter__(self) -> "AtOnce":
-        command = ["nice", sys.executable, "-c", SERVER]
+        command = [warm_python(), "-c", SERVER]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TEACHERLM_REVISION": "tests"}  # no git in each run
         self.process = subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment, cwd=self.place)
         return self

@@ -1,9 +1,10 @@
 """A Python that has the libraries loaded: each program is a fork of one process, so that starting takes no time.
 
 `WarmPython` starts that process and makes an executable that takes the words of `python`, for tests of scripts that
-start many programs (PYTHON=...). A program is a process of its own, with the environment, the folder and the files of
-its caller; signals that the executable gets are handed on to it. What a library reads from the environment when it is
-imported (HF_HOME, OMP_NUM_THREADS) is that of the tests: a test that changes such a thing needs `sys.executable`.
+start many programs (PYTHON=...). A program is a process of its own, with the environment, the folder, the files and the
+limit on addresses (`ulimit -v`) of its caller; signals that the executable gets are handed on to it. What a library reads
+from the environment when it is imported (HF_HOME, OMP_NUM_THREADS) is that of the tests: a test that changes such a thing
+needs `sys.executable`.
 """
 
 import atexit
@@ -11,6 +12,7 @@ import contextlib
 import gc
 import importlib
 import os
+import resource
 import runpy
 import selectors
 import signal
@@ -32,10 +34,12 @@ LIBRARIES = (
 )
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 CLIENT = """#!{python} -IS
-import os, signal, socket, sys
+import os, resource, signal, socket, sys
 place = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 place.connect({address!r})
-words = [sys.argv[0], os.getcwd(), str(len(sys.argv)), *sys.argv[1:], *(f"{{k}}={{v}}" for k, v in os.environ.items())]
+limits = " ".join(map(str, resource.getrlimit(resource.RLIMIT_AS)))
+words = [sys.argv[0], os.getcwd(), limits, str(len(sys.argv)), *sys.argv[1:]]
+words += [f"{{k}}={{v}}" for k, v in os.environ.items()]
 text = b"\\0".join(os.fsencode(word) for word in words)
 socket.send_fds(place, [len(text).to_bytes(8, "little")], [0, 1, 2])
 place.sendall(text)
@@ -108,7 +112,7 @@ def serve(listening: socket.socket) -> list[str] | None:
                     for other in (listening, caller, *children):
                         other.close()
                     become(words, streams)
-                    return words[3 : 2 + int(words[2])]
+                    return words[4 : 3 + int(words[3])]
                 for stream in streams:
                     os.close(stream)
                 with contextlib.suppress(OSError):  # the caller is gone
@@ -132,7 +136,7 @@ def serve(listening: socket.socket) -> list[str] | None:
 
 
 def receive(caller: socket.socket) -> tuple[list[str], list[int]] | None:
-    """The caller's words (its name, folder, number of words, the words, the environment) and its three files."""
+    """The caller's words (name, folder, limits, number of words, the words, the environment) and its three files."""
     head, streams, _, _ = socket.recv_fds(caller, 8, 3)
     size, text = int.from_bytes(head, "little"), b""
     while len(text) < size:
@@ -144,7 +148,7 @@ def receive(caller: socket.socket) -> tuple[list[str], list[int]] | None:
 
 
 def become(words: list[str], streams: list[int]) -> None:
-    """Take over a caller's files, folder and environment."""
+    """Take over a caller's files, folder, limits and environment."""
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
@@ -157,8 +161,10 @@ def become(words: list[str], streams: list[int]) -> None:
         setattr(sys, f"__{name}__", made)
     sys.stderr.reconfigure(line_buffering=True, errors="backslashreplace")
     os.chdir(words[1])
+    soft, hard = map(int, words[2].split())
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     os.environ.clear()
-    os.environ.update(word.partition("=")[::2] for word in words[2 + int(words[2]) :])
+    os.environ.update(word.partition("=")[::2] for word in words[3 + int(words[3]) :])
     sys.executable = words[0]
     sys.path[0:0] = [part for part in os.environ.get("PYTHONPATH", "").split(":") if part]
     for number in FORWARDED:
