@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from support.atlas_models import (
 )
 from support.atlas_words import words
 from support.files import read_lines
-from support.programs import ROOT, only_error
+from support.programs import ROOT, only_error, warm_python
+from support.warm_python import kill
 
 EVALUATE = ROOT / "atlas" / "evaluate.py"
 QUESTIONS = 13  # no multiple of two workers
@@ -129,14 +129,13 @@ def test_killed_and_started_again_it_predicts_what_was_missing(place: Path, alon
     own = tmp_path / "run" / ".test-step-0.worker-0.progress"
     seen = 0
     for _ in range(3):
-        command = [sys.executable, str(EVALUATE), *words(place, tmp_path, *more)]
+        command = [warm_python(), str(EVALUATE), *words(place, tmp_path, *more)]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         process = subprocess.Popen(command, env=os.environ | {"TEACHERLM_CACHE": str(place / "cache")}, **quiet)
         wanted = seen + draw.randint(1, 3)
         while process.poll() is None and not (own.exists() and own.read_bytes().count(b"\n") > wanted):
             time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        kill(process)
         seen = own.read_bytes().count(b"\n") - 1 if own.exists() else QUESTIONS
     assert seen >= 3
     done = evaluate(place, tmp_path, *more, workers=2)
@@ -149,7 +148,7 @@ def test_killed_and_started_again_it_predicts_what_was_missing(place: Path, alon
 def test_a_signal_ends_it_with_75(place: Path, alone: Path, tmp_path: Path) -> None:
     more = ["--load_index_path", alone / "index"]
     process = subprocess.Popen(
-        [sys.executable, str(EVALUATE), *words(place, tmp_path, *more)],
+        [warm_python(), str(EVALUATE), *words(place, tmp_path, *more)],
         env=os.environ | {"TEACHERLM_CACHE": str(place / "cache")},
         stdout=subprocess.PIPE,
         text=True,

@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from support.enhancing import edit_record, progress_of, prompts
 from support.files import contents, read_lines
 from support.programs import ROOT, STAGES, only_error, warm_python
+from support.warm_python import kill
 
 RECORDS = 40
 SETTINGS = ["--task_type", "cot_text", "--num_tokens", "24", "--dtype", "float32", "--batch_size", "2", "--seed", "5"]
@@ -33,7 +33,7 @@ def done(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     """(records, what an uninterrupted run made of them)"""
     folder = tmp_path_factory.mktemp("done")
     records, output = prompts(folder / "SAMPLE.jsonl", RECORDS), folder / "SAMPLE_cot.jsonl"
-    command = [sys.executable, STAGES["enhance"], *words(tiny_llama, records, output)]
+    command = [warm_python(), STAGES["enhance"], *words(tiny_llama, records, output)]
     subprocess.run(command, check=True, capture_output=True)
     return records, output
 
@@ -88,15 +88,14 @@ def test_killed_at_any_moment_it_ends_with_the_bytes_of_an_uninterrupted_run(
     records, expected = done
     output = tmp_path / "SAMPLE_cot.jsonl"
     progress = progress_of(output)
-    command = [sys.executable, STAGES["enhance"], *words(tiny_llama, records, output)]
+    command = [warm_python(), STAGES["enhance"], *words(tiny_llama, records, output)]
     for _ in range(3):
         size = progress.stat().st_size if progress.exists() else 0
         wanted = size + random.randrange(1, 900)
         killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while killed.poll() is None and (not progress.exists() or progress.stat().st_size < wanted):
             time.sleep(0.002)
-        killed.kill()
-        assert killed.wait() == -signal.SIGKILL
+        assert kill(killed) == -signal.SIGKILL
         assert not output.exists()
     os.truncate(progress, progress.stat().st_size - random.randrange(1, 40))  # as a kill within a write leaves it
     finished = inside("enhance", *words(tiny_llama, records, output))

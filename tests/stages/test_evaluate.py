@@ -5,7 +5,6 @@ import math
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import datasets
 import pytest
 import torch
 from support.files import contents, read_lines
-from support.programs import ROOT
+from support.programs import ROOT, warm_python
 from support.scoring import reference_likelihoods, words
 from transformers import AutoModelForCausalLM
 
@@ -128,7 +127,7 @@ def test_run_scripts_take_model_and_task_with_any_characters(
     again = subprocess.run(
         [*map(str, command), "--output_path", str(output), *map(str, more)],
         cwd=tmp_path,
-        env={**os.environ, "PYTHON": sys.executable},
+        env={**os.environ, "PYTHON": warm_python()},
         capture_output=True,
         text=True,
     )

@@ -3,9 +3,7 @@
 import json
 import os
 import random
-import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +13,7 @@ import pytest
 from support.programs import ROOT, STAGES, warm_python
 from support.scoring import words
 from support.shares import results
+from support.warm_python import kill
 
 TASKS = "sample"
 
@@ -77,12 +76,11 @@ def test_killed_and_started_again_nothing_is_scored_twice_or_lost(
     draw = random.Random(0)
     counts = []
     for batches in (1, 9, 20):
-        process = subprocess.Popen([sys.executable, STAGES["evaluate"], *map(str, command)], stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([warm_python(), STAGES["evaluate"], *map(str, command)], stdout=subprocess.DEVNULL)
         while process.poll() is None and lines_of(progress) <= batches:
             time.sleep(0.001)
         time.sleep(draw.uniform(0, 0.005))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        kill(process)
         if not progress.exists():  # it was faster
             break
         keys = Counter(json.loads(line).get("key") for line in whole_lines(progress)[1:])

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +12,11 @@ from pathlib import Path
 import pytest
 from support.files import contents
 from support.finetuning import EPOCHS, STEPS, flags, read_log, weights
-from support.programs import ROOT, STAGES, only_error
+from support.programs import ROOT, STAGES, only_error, warm_python
+from support.warm_python import kill
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SH = ["bash", ROOT / "finetune" / "finetune.sh"]
-ENVIRONMENT = {**os.environ, "PYTHON": sys.executable}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,8 @@ def positional(model: Path, dataset: Path, store: Path) -> list[object]:
 
 
 def start(command: list[object], **options: object) -> subprocess.Popen:
-    return subprocess.Popen(list(map(str, command)), env=ENVIRONMENT, text=True, **options)
+    environment = {**os.environ, "PYTHON": warm_python()}
+    return subprocess.Popen(list(map(str, command)), env=environment, text=True, **options)
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +84,13 @@ def test_killed_it_resumes_and_ends_as_if_it_had_not_been(
 ) -> None:
     folder = tmp_path / "run"
     log, partial = folder / "log.jsonl", folder / ".partial" / f"checkpoint-{3 * STEPS}"
-    killed = start([sys.executable, STAGES["finetune"], *flags(tiny_llama, dataset, folder)], stdout=subprocess.PIPE)
+    killed = start([warm_python(), STAGES["finetune"], *flags(tiny_llama, dataset, folder)], stdout=subprocess.PIPE)
     while killed.poll() is None:
         time.sleep(0.001)
         if partial.exists() if moment.startswith("while") else log.exists() and '"step": 16' in log.read_text():
             break
-    killed.kill()
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
+    assert kill(killed) == -signal.SIGKILL
+    killed.stdout.close()
     assert not (folder / "manifest.json").exists()
     last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     assert read_log(folder)[-1]["step"] > int(last.name.split("-")[1])  # steps that are done again

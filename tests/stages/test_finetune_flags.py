@@ -1,14 +1,13 @@
 """finetune.py's flags: all of the documented ones are taken, and a wrong one is answered in a line."""
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from support.finetuning import STEPS, flags, read_log, weights
-from support.programs import STAGES, only_error
+from support.programs import STAGES, only_error, warm_python
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +63,7 @@ def test_every_documented_flag_is_taken_on_a_cpu(tiny_llama: Path, dataset: Path
         *("--do_train", "--max_source_length", 100, "--report_to", "wandb", "--run_name", "a run", "--fp16"),
         *("--deepspeed", "deepspeed/zero2.json", "--num_train_epochs", 1),
     ]
-    command = list(map(str, [sys.executable, STAGES["finetune"], *words]))
+    command = list(map(str, [warm_python(), STAGES["finetune"], *words]))
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "--fp16 and --deepspeed left out" in result.stdout

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 from support.files import contents
 from support.finetuning import STEPS, flags, read_log, weights
-from support.programs import ROOT, STAGES, only_error
+from support.programs import ROOT, STAGES, only_error, warm_python
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, TrainingArguments
 
 from teacherlm.core.errors import UserError
@@ -46,7 +45,7 @@ def dataset(prepared: Path) -> Path:
 def done(tiny_llama: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of one epoch."""
     run = tmp_path_factory.mktemp("done") / "run"
-    command = [sys.executable, STAGES["finetune"], *one_epoch(tiny_llama, dataset, run)]
+    command = [warm_python(), STAGES["finetune"], *one_epoch(tiny_llama, dataset, run)]
     subprocess.run(list(map(str, command)), check=True, capture_output=True)
     return run
 

@@ -18,7 +18,7 @@ import pytest
 from support.enhancing import prompts
 from support.failed_records import failures_of, last_error
 from support.files import read_lines
-from support.programs import STAGES, only_error
+from support.programs import STAGES, only_error, warm_python
 
 from teacherlm.enhance.engines import openai_engine
 
@@ -257,7 +257,7 @@ def test_sigterm_ends_the_waiting_for_a_server_within_seconds(kind: str, tmp_pat
             over.wait(60)
 
     with serve(respond) as server:
-        command = [sys.executable, STAGES["enhance"], *words(server.url, tmp_path, 3)]
+        command = [warm_python(), STAGES["enhance"], *words(server.url, tmp_path, 3)]
         run = subprocess.Popen(list(map(str, command)), stdout=-1, stderr=-1, text=True)
         assert server.asked.wait(60)
         began = time.monotonic()

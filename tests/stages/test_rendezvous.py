@@ -4,11 +4,11 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import textwrap
 
 import pytest
 from support.own_code import source_files
+from support.programs import warm_python
 
 from teacherlm.core.errors import UserError
 from teacherlm.runtime import rendezvous
@@ -49,7 +49,7 @@ def meet(how: str, **environment: str) -> list[subprocess.CompletedProcess]:
     base = {**os.environ, "WORLD_SIZE": "2", "MASTER_PORT": str(free_port()), **environment}
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(code)],
+            [warm_python(), "-c", textwrap.dedent(code)],
             env={**base, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=-1,
             stderr=-1,

@@ -2,9 +2,9 @@
 
 `WarmPython` starts that process and makes an executable that takes the words of `python`, for tests of scripts that
 start many programs (PYTHON=...). A program is a process of its own, with the environment, the folder, the files and the
-limit on addresses (`ulimit -v`) of its caller; signals that the executable gets are handed on to it. What a library reads
-from the environment when it is imported (HF_HOME, OMP_NUM_THREADS) is that of the tests: a test that changes such a thing
-needs `sys.executable`.
+limit on addresses (`ulimit -v`) of its caller; signals that the executable gets are handed on to it, SIGKILL by `kill`.
+What a library reads from the environment when it is imported (HF_HOME, OMP_NUM_THREADS) is that of the tests: a test that
+changes such a thing needs `sys.executable`.
 """
 
 import atexit
@@ -33,6 +33,8 @@ LIBRARIES = (
     *("lm_eval.models.huggingface", "jinja2", "yaml", "deepspeed"),
 )
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+KILL = signal.SIGRTMAX
+"""It is handed on as SIGKILL. A SIGKILL to the executable itself would reach the program some moments later."""
 CLIENT = """#!{python} -IS
 import os, resource, signal, socket, sys
 place = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -46,10 +48,10 @@ place.sendall(text)
 child = int.from_bytes(place.recv(8, socket.MSG_WAITALL), "little")
 def hand_on(number, _):
     try:
-        os.kill(child, number)
+        os.kill(child, signal.SIGKILL if number == {kill} else number)
     except ProcessLookupError:
         pass
-for number in {forwarded!r}:
+for number in ({kill}, *{forwarded!r}):
     signal.signal(number, hand_on)
 for stream in (0, 1, 2):
     os.close(stream)  # the child's own end of a pipe has to be the last one
@@ -73,7 +75,8 @@ class WarmPython:
         self.folder = tempfile.TemporaryDirectory(prefix="warm-")  # pytest's folders are too long for a socket's name
         address = str(Path(self.folder.name) / "socket")
         self.executable = Path(self.folder.name) / "python"
-        text = CLIENT.format(python=sys.executable, address=address, forwarded=tuple(map(int, FORWARDED)))
+        numbers = {"forwarded": tuple(map(int, FORWARDED)), "kill": int(KILL)}
+        text = CLIENT.format(python=sys.executable, address=address, **numbers)
         self.executable.write_text(text)
         self.executable.chmod(0o755)
         self.server = subprocess.Popen([sys.executable, __file__, address], stdin=-1, stdout=-1)
@@ -85,6 +88,12 @@ class WarmPython:
         self.server.stdout.close()
         self.server.wait()
         self.folder.cleanup()
+
+
+def kill(started: subprocess.Popen) -> int:
+    """SIGKILL for a program that has been seen to work; returns its status when it is gone."""
+    started.send_signal(KILL)
+    return started.wait()
 
 
 def serve(listening: socket.socket) -> list[str] | None:
