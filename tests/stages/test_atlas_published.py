@@ -6,9 +6,7 @@ import pickle
 import random
 import resource
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +16,8 @@ import torch
 from support.atlas_models import make_passages, make_questions, make_tiny_bert, make_tiny_t5, run_script, write_lines
 from support.atlas_server import Server
 from support.files import read_lines
-from support.programs import ROOT, only_error
+from support.programs import ROOT, only_error, warm_python
+from support.warm_python import kill
 
 from teacherlm.atlas.index import Index
 from teacherlm.atlas.passages import Passages, converted_once
@@ -274,7 +273,7 @@ def test_killed_while_it_downloads(moments: int, tmp_path: Path) -> None:
     passages, vectors = source(128)
     server = Publisher(publish(tmp_path / "source", passages, vectors, 128))
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-    command = [sys.executable, str(ROOT / "atlas" / "preprocessing" / "download_index.py"), "--index"]
+    command = [warm_python(), str(ROOT / "atlas" / "preprocessing" / "download_index.py"), "--index"]
     command += ["indices/atlas/wiki/base", "--base_url", f"http://127.0.0.1:{server.server_port}"]
     draw, refused, complete = random.Random(0), 0, 0
     output = tmp_path / "0"
@@ -286,8 +285,7 @@ def test_killed_while_it_downloads(moments: int, tmp_path: Path) -> None:
         while process.poll() is None and len(server.asked) < wanted:
             time.sleep(0.001)
         time.sleep(draw.uniform(0, 0.005))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        kill(process)
         try:
             assert_is(load(folder), passages, vectors)
             complete += 1

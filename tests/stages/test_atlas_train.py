@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -93,12 +92,12 @@ def weights(output: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
     return {f"{file.parent.name}.{name}": tensor for file in files for name, tensor in load_file(file).items()}
 
 
-def assert_same(output: Path, other: Path, tolerance: float) -> None:
+def assert_same(output: Path, other: Path, tolerance: float, step: int = STEPS) -> None:
     found, expected = curve(output), curve(other)
     assert [line["step"] for line in found] == [line["step"] for line in expected]
     for line, before in zip(found, expected):
         assert line == pytest.approx(before, abs=tolerance)
-    ours, theirs = weights(output), weights(other)
+    ours, theirs = weights(output, step), weights(other, step)
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], atol=tolerance * 100, rtol=0)
@@ -157,11 +156,11 @@ def test_shared_out_states_are_those_of_one_worker_and_go_on(place: Path, tmp_pa
     one = train(place, tmp_path / "one", *plain, "--per_gpu_batch_size", 4)
     assert one.returncode == 0, one.stderr
     plain += ["--shard_optim", "--shard_grads", "--save_optimizer"]
-    command = several_workers(TRAIN, words(place, tmp_path / "two", *plain), 2)
-    process = begin(
-        [sys.executable, *command[1:]], place, until_step=4
-    )  # a program that is a fork has no children here
-    for worker in psutil.Process(process.pid).children():
+    process = begin(several_workers(TRAIN, words(place, tmp_path / "two", *plain), 2), place, until_step=4)
+    children = psutil.Process().children(recursive=True)  # a program is a child of the warm python
+    workers = [child for child in children if child.cmdline()[3:5] == ["-u", str(TRAIN)]]
+    assert len(workers) == 2
+    for worker in workers:
         worker.send_signal(signal.SIGUSR1)
     output, errors = process.communicate()
     assert "interrupted after step" in output, errors[-3000:]
@@ -176,10 +175,11 @@ def test_shared_out_states_are_those_of_one_worker_and_go_on(place: Path, tmp_pa
 
 def test_shared_out_states_in_bfloat16(place: Path, tmp_path: Path) -> None:
     """The weights stay float32, as those of workers that share nothing."""
+    plain = ["--dropout", 0, "--precision", "bf16", "--total_steps", 4]
     for name, more in (("all", []), ("shared", ["--shard_optim"])):
-        done = train(place, tmp_path / name, "--dropout", 0, "--precision", "bf16", *more, workers=2)
+        done = train(place, tmp_path / name, *plain, *more, workers=2)
         assert done.returncode == 0, done.stderr[-3000:]
-    assert_same(tmp_path / "shared", tmp_path / "all", 1e-5)
+    assert_same(tmp_path / "shared", tmp_path / "all", 1e-5, step=4)
 
 
 def test_query_side_training_leaves_the_passage_encoder_alone(place: Path, tmp_path: Path) -> None:

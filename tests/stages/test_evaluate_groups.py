@@ -183,17 +183,3 @@ def test_a_mistake_in_a_test_set_is_named(
     assert f"{tmp_path / 'tests' / 'sample'}" in error
     assert said in error
     assert contents(tmp_path) == before
-
-
-def test_an_unknown_task_lists_near_names(tiny_llama: Path, prepared: Path, tmp_path: Path, inside: Callable) -> None:
-    error = only_error(inside("evaluate", *words(tiny_llama, "strategyqa", prepared / "tests", tmp_path)))
-    assert "no task 'strategyqa'; there are: strategy_qa" in error
-
-
-def test_a_task_of_the_library_needs_the_hub(
-    tiny_llama: Path, prepared: Path, tmp_path: Path, inside: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    error = only_error(inside("evaluate", *words(tiny_llama, "arc_easy", prepared / "tests", tmp_path)))
-    assert "lm-eval's task arc_easy cannot be loaded: " in error

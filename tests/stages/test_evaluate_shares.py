@@ -61,10 +61,11 @@ def test_two_processes_of_the_script(
 
 
 def test_the_script_ends_all_when_one_fails(tiny_llama: Path, prepared: Path, tmp_path: Path) -> None:
-    command = ["bash", ROOT / "evaluate" / "run_hf.sh", tiny_llama, "nonesuch", "--datasets", prepared / "tests"]
+    command = ["bash", ROOT / "evaluate" / "run_hf.sh", tiny_llama, "creak", "--datasets", prepared / "tests"]
     environment = {**os.environ, "PYTHON": warm_python(), "NUM_GPUS": "2"}
     done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
+    assert "there is no " in done.stderr
 
 
 def test_killed_and_started_again_nothing_is_scored_twice_or_lost(

@@ -47,6 +47,17 @@ PANICS = {
         }
     },
 }
+LOAD_EACH = """
+import sys
+from pathlib import Path
+from teacherlm.core.errors import UserError
+from teacherlm.runtime.loading import load_tokenizer
+for folder in sys.argv[1:]:
+    try:
+        load_tokenizer(Path(folder))
+    except UserError as error:
+        print(error)
+"""
 LENGTHENS = in_turn(*[replacing("a" * 50, {"Regex": "."})] * 4)
 
 
@@ -73,12 +84,13 @@ def test_replacements_that_make_a_text_endless(tiny_llama: Path, tmp_path: Path)
     tokens = [{"id": 9, "content": "abc", "special": False, "normalized": True, "single_word": False, "lstrip": False,
                "rstrip": False}]  # fmt: skip
     settings.append({"normalizer": LENGTHENS, "added_tokens": tokens})
-    code = "import sys; from pathlib import Path; from teacherlm.runtime.loading import load_tokenizer\n"
-    code += "load_tokenizer(Path(sys.argv[1]))"
-    for number, one in enumerate(settings):
-        model = with_settings(tiny_llama, tmp_path / str(number), one)
-        done = bounded(["-c", code, model], 60, 1024)
-        assert "makes a text more than 100 times as long" in done.stderr
+    models = [with_settings(tiny_llama, tmp_path / str(number), one) for number, one in enumerate(settings)]
+    done = bounded(["-c", LOAD_EACH, *models], 60, 1024)
+    said = done.stdout.splitlines()
+    assert len(said) == len(models), done.stderr
+    for model, line in zip(models, said):
+        assert line.startswith(f"the tokenizer in {model}")
+        assert "makes a text more than 100 times as long" in line
 
 
 @pytest.mark.parametrize(

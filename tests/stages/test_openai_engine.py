@@ -5,7 +5,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from support.enhancing import progress_of, prompts
 from support.failed_records import failures_of, last_error
 from support.files import read_lines
 from support.programs import ROOT, only_error, warm_python
+from support.warm_python import kill
 
 from teacherlm.core import manifests
 
@@ -37,7 +37,7 @@ class Server:
         self.url = f"{self.address}/{teacher.name}"
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "transformers.cli.transformers", "serve", self.teacher.name]
+        command = [warm_python(), "-m", "transformers.cli.transformers", "serve", self.teacher.name]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu", "--dtype", "float32"]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(command, cwd=self.teacher.parent, stdout=log, stderr=log)
@@ -53,8 +53,7 @@ class Server:
         pytest.fail(self.log.read_text())
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        kill(self.process)
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,13 @@
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import datasets
 import pytest
 from support.files import contents, read_lines, sample_claims
-from support.programs import only_error
+from support.programs import only_error, warm_python
 
 Prepare = Callable[..., subprocess.CompletedProcess]
 PROMPTS = ["text", "cot_text", "error_text", "fundamental_text"]
@@ -344,7 +343,7 @@ for last in range(1, 1000):
 def test_killed_at_each_of_its_steps_nothing_is_lost_and_the_next_call_ends_well(tmp_path: Path) -> None:
     save(tmp_path / "pristine" / "CREAK")
     before = files_of(tmp_path / "pristine" / "CREAK")
-    command = [sys.executable, "-c", KILLER, tmp_path, tmp_path / "pristine"]
+    command = [warm_python(), "-c", KILLER, tmp_path, tmp_path / "pristine"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     kills = [line.split() for line in done.stdout.splitlines()]

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -42,9 +41,7 @@ def test_two_processes_learn_what_one_does_and_resume(
     stage: str, tiny_llama: Path, prepared: Path, alone: Path, tmp_path: Path
 ) -> None:
     words = ["--deepspeed", stage, "--dev_dataset", prepared / "SAMPLE", *UNEVEN]
-    watched = stage == "zero2"  # a program that is a fork has no children here
-    python = sys.executable if watched else None
-    started = start(tiny_llama, prepared / "SAMPLE", tmp_path, 2, *words, "--num_train_epochs", 1, python=python)
+    started = start(tiny_llama, prepared / "SAMPLE", tmp_path, 2, *words, "--num_train_epochs", 1)
     places: set[str] = set()
     watcher = threading.Thread(target=watch_listening_places, args=(started, places))
     watcher.start()
@@ -52,7 +49,7 @@ def test_two_processes_learn_what_one_does_and_resume(
     watcher.join()
     first = subprocess.CompletedProcess(started.args, started.returncode, output, errors)
     assert first.returncode == 0, first.stderr[-2000:]
-    assert places or not watched
+    assert places
     assert places <= {"127.0.0.1", "::1"}  # nothing listens on the network
     assert "training in 2 processes on the CPU" in first.stdout
     assert "4 a step (2 x 1 accumulated x 2 processes)" in first.stdout
@@ -69,10 +66,10 @@ def test_two_processes_learn_what_one_does_and_resume(
 
 
 def watch_listening_places(started: subprocess.Popen, found: set[str]) -> None:
-    """Add to `found` the addresses that a command and its children listen on, until it ends."""
+    """Add to `found` the addresses that all programs of the tests listen on, until a command ends."""
     while started.returncode is None:  # which `communicate` sets, in another thread
         with contextlib.suppress(psutil.Error):
-            for process in psutil.Process(started.pid).children(recursive=True):
+            for process in psutil.Process().children(recursive=True):  # a program is a child of the warm python
                 with contextlib.suppress(psutil.Error):
                     sockets = process.net_connections("tcp")
                     found |= {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}

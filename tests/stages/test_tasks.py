@@ -139,12 +139,22 @@ def test_a_task_without_an_accuracy_is_scored_by_what_it_has(
 
 
 def test_an_unknown_task_lists_the_near_ones(tiny_llama: Path, tmp_path: Path, inside: Callable) -> None:
-    error = only_error(inside("evaluate", *words(tiny_llama, "stategy_qa", tmp_path, tmp_path / "results")))
-    assert "no task 'stategy_qa'; there are: strategy_qa" in error
+    for name in ("stategy_qa", "strategyqa"):
+        error = only_error(inside("evaluate", *words(tiny_llama, name, tmp_path, tmp_path / "results")))
+        assert f"no task {name!r}; there are: strategy_qa" in error
     error = only_error(inside("evaluate", *words(tiny_llama, "nonesuch_*", tmp_path, tmp_path / "results")))
     assert "no task matches 'nonesuch_*'; there are: creak, ecqa, " in error
     none = inside("evaluate", *words(tiny_llama, ",", tmp_path, tmp_path / "results"))
     assert "--tasks: at least one name" in only_error(none)
+
+
+def test_a_task_of_the_library_needs_the_hub(
+    tiny_llama: Path, tmp_path: Path, inside: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    error = only_error(inside("evaluate", *words(tiny_llama, "arc_easy", tmp_path, tmp_path / "results")))
+    assert "lm-eval's task arc_easy cannot be loaded: " in error
 
 
 def test_a_missing_test_set_names_the_command_that_makes_it(tiny_llama: Path, tmp_path: Path, inside: Callable) -> None:

@@ -4,19 +4,18 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.programs import ROOT, only_error
+from support.programs import ROOT, only_error, warm_python
 from support.wandb_stand_in import WandbServer
 
 KEY = {"WANDB_API_KEY": "a" * 40}
 
 
 def run(command: list[object], cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHON": sys.executable, "HOME": "/nonexistent", **variables}
+    environment = {**os.environ, "PYTHON": warm_python(), "HOME": "/nonexistent", **variables}
     if "WANDB_MODE" not in variables:
         del environment["WANDB_MODE"]
     return subprocess.run(
@@ -30,7 +29,7 @@ def finetune(model: Path, dataset: Path, store: Path, **variables: Any) -> subpr
 
 
 def sync(store: Path, **variables: Any) -> subprocess.CompletedProcess:
-    return run([sys.executable, ROOT / "finetune" / "sync_wandb.py", store], **variables)
+    return run([warm_python(), ROOT / "finetune" / "sync_wandb.py", store], **variables)
 
 
 def log_losses(store: Path) -> list[float]:

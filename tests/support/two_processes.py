@@ -16,14 +16,12 @@ def finetune(model: Path, dataset: Path, store: Path, processes: int, *words: ob
     return subprocess.CompletedProcess(started.args, started.returncode, output, errors)
 
 
-def start(
-    model: Path, dataset: Path, store: Path, processes: int, *words: object, python: object = None
-) -> subprocess.Popen:
+def start(model: Path, dataset: Path, store: Path, processes: int, *words: object) -> subprocess.Popen:
     positional = [model, dataset, 4 // processes, 1, 1e-3, EPOCHS, "cot_text", "run", store, "test"]
     command = ["bash", ROOT / "finetune" / "finetune.sh", *positional, "--logging_steps", 1, *words]
     environment = {
         **os.environ,
-        "PYTHON": str(python or warm_python()),
+        "PYTHON": warm_python(),
         "NUM_GPUS": str(processes),
         "OMP_NUM_THREADS": "1",
     }

@@ -3,8 +3,8 @@
 `WarmPython` starts that process and makes an executable that takes the words of `python`, for tests of scripts that
 start many programs (PYTHON=...). A program is a process of its own, with the environment, the folder, the files and the
 limit on addresses (`ulimit -v`) of its caller; signals that the executable gets are handed on to it, SIGKILL by `kill`.
-What a library reads from the environment when it is imported (HF_HOME, OMP_NUM_THREADS) is that of the tests: a test that
-changes such a thing needs `sys.executable`.
+What a library reads from the environment when it is imported (HF_HOME, OMP_NUM_THREADS) is that of the tests. A test
+that changes such a thing needs `sys.executable`.
 """
 
 import atexit
@@ -30,7 +30,8 @@ LIBRARIES = (
     *("transformers", "transformers.generation", "transformers.integrations.deepspeed", "transformers.trainer"),
     *("transformers.models.llama.modeling_llama", "transformers.models.t5.modeling_t5", "lm_eval.evaluator"),
     *("transformers.models.bert.modeling_bert", "transformers.models.bloom.modeling_bloom", "scipy.stats"),
-    *("lm_eval.models.huggingface", "jinja2", "yaml", "deepspeed"),
+    *("lm_eval.models.huggingface", "jinja2", "yaml", "deepspeed", "jsonlines", "py3langid"),
+    *("matplotlib.figure", "matplotlib.backends.backend_svg"),
 )
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 KILL = signal.SIGRTMAX

@@ -334,9 +334,10 @@ def run_subject(subject: Subject, cases: Iterable[Case], seed: int, work: Path, 
     subject.example(work / "example")
     files = files_in(work / "example")
     cases = list(cases)
-    waiting = deque(chunks(cases, BATCH))
     bar = tqdm(total=len(cases), desc=subject.name, disable=None)  # on a terminal
     free = [work / f"place-{number}" for number in range(workers * subject.at_once)]
+    each = BATCH if subject.at_once == 1 else min(BATCH, -(-len(cases) // len(free)))  # all wait at once
+    waiting = deque(chunks(cases, each))
     children: dict[int, Child] = {}
     while waiting or children:
         while waiting and free:
