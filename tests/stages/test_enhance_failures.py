@@ -1,24 +1,21 @@
 """What a record without a text, and what a kill, cost: a line in a list, and nothing."""
 
-import multiprocessing
-import os
+import contextlib
 import random
-import runpy
 import shutil
 import signal
-import sys
-import threading
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tqdm
 from support.enhancing import edit_record, progress_of, prompts
 from support.failed_records import failures_of, last_error
 from support.files import contents, read_lines
 from support.greedy import greedy_tokens
-from support.programs import STAGES
+from support.programs import STAGES, warm_python
+from support.warm_python import kill
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from teacherlm.core import manifests
@@ -98,31 +95,14 @@ def test_an_empty_completion_is_a_failure(tiny_llama: Path, tmp_path: Path, insi
 # ---------------------------------------------------------------------------------------------------------- SIGKILL
 
 
-def enhance(command: list[object]) -> None:
-    """The whole of one run, in a process of its own."""
-    sys.argv = [str(STAGES["enhance"]), *map(str, command)]
-    sys.stdout = sys.stderr = open(os.devnull, "w")
-    tqdm.tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a kill leaves behind
-    runpy.run_path(sys.argv[0], run_name="__main__")
-
-
-@pytest.fixture(scope="module")
-def start() -> Callable[[list[object]], multiprocessing.Process]:
-    """Start a run as a fork of a process that has the libraries imported: 50 runs in the time of ten."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "transformers.models.llama.modeling_llama", "teacherlm.runtime.loading"])
-
-    def start(command: list[object]) -> multiprocessing.Process:
-        process = context.Process(target=enhance, args=(command,))
-        process.start()
-        return process
-
-    return start
+def start(command: list[object]) -> subprocess.Popen:
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen([warm_python(), STAGES["enhance"], *map(str, command)], **quiet)
 
 
 @pytest.mark.parametrize("times", [10, pytest.param(50, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_the_file_is_that_of_an_uninterrupted_run(
-    times: int, tiny_llama: Path, tmp_path: Path, start: Callable
+    times: int, tiny_llama: Path, tmp_path: Path
 ) -> None:
     """A run that was not killed in time is checked and begun anew, so that its last moments are hit as well."""
     records = prompts(tmp_path / "SAMPLE.jsonl", 40)
@@ -130,19 +110,17 @@ def test_killed_at_random_moments_the_file_is_that_of_an_uninterrupted_run(
     seconds = 0.0
     for whole in (tmp_path / "warm up" / "X.jsonl", expected):
         began = time.monotonic()
-        run = start(words(tiny_llama, records, whole))
-        run.join()
-        assert run.exitcode == 0
+        assert start(words(tiny_llama, records, whole)).wait() == 0
         seconds = time.monotonic() - began
 
     kills = finished = 0
     while kills < times or not finished:
         run = start(words(tiny_llama, records, output))
-        run.join(random.uniform(0, seconds) if kills < times else None)
-        run.kill()
-        run.join()
-        assert run.exitcode in (0, -signal.SIGKILL)
-        if run.exitcode:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run.wait(random.uniform(0, seconds) if kills < times else None)
+        status = kill(run)
+        assert status in (0, -signal.SIGKILL)
+        if status:
             kills += 1
         else:
             finished += 1

@@ -35,7 +35,10 @@ LIBRARIES = (
 )
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 KILL = signal.SIGRTMAX
-"""It is handed on as SIGKILL. A SIGKILL to the executable itself would reach the program some moments later."""
+"""It is handed on as SIGKILL. A SIGKILL to the executable itself would reach the program some moments later.
+
+It is blocked in the process of the tests and so in the executable, until that can hand it on.
+"""
 CLIENT = """#!{python} -IS
 import os, resource, signal, socket, sys
 place = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -54,6 +57,7 @@ def hand_on(number, _):
         pass
 for number in ({kill}, *{forwarded!r}):
     signal.signal(number, hand_on)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [{kill}])
 for stream in (0, 1, 2):
     os.close(stream)  # the child's own end of a pipe has to be the last one
 status = place.recv(8, socket.MSG_WAITALL)
@@ -73,6 +77,7 @@ class WarmPython:
     """
 
     def __enter__(self) -> "WarmPython":
+        signal.pthread_sigmask(signal.SIG_BLOCK, [KILL])
         self.folder = tempfile.TemporaryDirectory(prefix="warm-")  # pytest's folders are too long for a socket's name
         address = str(Path(self.folder.name) / "socket")
         self.executable = Path(self.folder.name) / "python"
@@ -92,7 +97,7 @@ class WarmPython:
 
 
 def kill(started: subprocess.Popen) -> int:
-    """SIGKILL for a program that has been seen to work; returns its status when it is gone."""
+    """SIGKILL for a program that the executable runs; returns its status when it is gone."""
     started.send_signal(KILL)
     return started.wait()
 
