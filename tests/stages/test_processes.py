@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 from support.pickles_with_code import Evil
-from support.programs import ROOT, warm_python
+from support.programs import warm_python
 from support.two_processes import EPOCHS, STEPS, finetune, start
 from transformers import AutoModelForCausalLM
 
@@ -112,7 +112,7 @@ def test_a_configuration_that_is_not_there_lists_those_that_are(
 
 
 def test_a_mistake_that_one_process_alone_sees_is_said_too(tiny_llama: Path, prepared: Path, tmp_path: Path) -> None:
-    """Its process waits for the first one to say it, and says it when nothing comes."""
+    """Its process waits for the first one to say it, and says it when nothing comes. The wait is a shorter one here."""
     words = [
         "--model_name_or_path",
         tiny_llama,
@@ -123,8 +123,12 @@ def test_a_mistake_that_one_process_alone_sees_is_said_too(tiny_llama: Path, pre
         "--task_type",
         "text",
     ]
-    command = [warm_python(), ROOT / "finetune" / "finetune.py", *words, "--deepspeed", "zero4"]
+    code = "from teacherlm.finetune import main, processes; from teacherlm.core.programs import run\n"
+    code += "processes.FIRST_SAYS_IT = 2\nrun(main.main)"
+    command = [warm_python(), "-c", code, *words, "--deepspeed", "zero4"]
+    began = time.monotonic()
     place = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     alone = subprocess.run(list(map(str, command)), env=os.environ | place, capture_output=True, text=True)
+    assert time.monotonic() - began >= 2
     assert alone.returncode == 2
     assert "--deepspeed zero4: no such file" in alone.stderr

@@ -239,6 +239,7 @@ if __name__ == "__main__":
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for library in LIBRARIES:
         importlib.import_module(library)
+    sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("llama")  # kept from now on
     gc.collect()
     gc.freeze()  # a collection would write to, and so copy, all pages that a fork shares with this process
     if (asked := serve(place)) is not None:
