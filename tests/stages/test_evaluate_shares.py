@@ -65,7 +65,7 @@ def test_the_script_ends_all_when_one_fails(tiny_llama: Path, prepared: Path, tm
     environment = {**os.environ, "PYTHON": warm_python(), "NUM_GPUS": "2"}
     done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "there is no " in done.stderr
+    assert "the test set of creak is missing" in done.stderr
 
 
 def test_killed_and_started_again_nothing_is_scored_twice_or_lost(

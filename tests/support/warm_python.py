@@ -30,7 +30,7 @@ LIBRARIES = (
     *("transformers", "transformers.generation", "transformers.integrations.deepspeed", "transformers.trainer"),
     *("transformers.models.llama.modeling_llama", "transformers.models.t5.modeling_t5", "lm_eval.evaluator"),
     *("transformers.models.bert.modeling_bert", "transformers.models.bloom.modeling_bloom", "scipy.stats"),
-    *("lm_eval.models.huggingface", "jinja2", "yaml", "deepspeed", "jsonlines", "py3langid"),
+    *("lm_eval.models.huggingface", "jinja2", "yaml", "deepspeed", "pydantic", "jsonlines", "py3langid"),
     *("matplotlib.figure", "matplotlib.backends.backend_svg"),
 )
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
