@@ -5,11 +5,12 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-BASE_PYTHON ?= $(or $(shell command -v python3.11),python3)
+# The first of these that is one of the Pythons that the packages are for.
+IS_FIT := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))
+BASE_PYTHON ?= $(or $(shell for name in python3 python3.11 python3.12 python3.13 python3.14; do \
+    "$$name" -I -c '$(IS_FIT)' 2>/dev/null && { echo "$$name"; break; }; done),python3)
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-# From locks, which name each package and the digests of its files (make lock).
-INSTALL := $(PYTHON) -I -m pip install --quiet --disable-pip-version-check --no-deps
 # With CONTAINER=image.sif the stages run in that image, and nothing needs to be installed here.
 INSTALLED := $(if $(CONTAINER),,$(VENV)/installed.txt)
 HOST_PYTHON := $(if $(CONTAINER),PYTHONPATH="$(CURDIR)/src" $(BASE_PYTHON),$(PYTHON))
@@ -33,17 +34,15 @@ help: ## list the targets
 
 install: $(VENV)/installed.txt ## make .venv with every package at its pinned version
 
-# Written last, so that an interrupted installation is done again.
-$(VENV)/installed.txt: $(wildcard requirements/*.txt requirements/*.lock) pyproject.toml
-	@$(BASE_PYTHON) -I -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-	    { echo "error: Python 3.11 is needed, found $$($(BASE_PYTHON) -V 2>&1); set BASE_PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@echo "installing into $(VENV) (a few minutes, once)"
-	@[[ -x $(PYTHON) ]] || $(BASE_PYTHON) -I -m venv $(VENV)
-	@$(INSTALL) --require-hashes -r requirements/torch.lock 2>/dev/null || $(INSTALL) --require-hashes -r requirements/cuda.lock
-	@$(INSTALL) --require-hashes -r requirements/wheels.lock
-	@$(INSTALL) --require-hashes --use-pep517 --no-build-isolation -r requirements/built.lock
-	@$(INSTALL) --no-build-isolation --editable .
-	@$(PYTHON) -I -m pip freeze --disable-pip-version-check > $@.partial && mv $@.partial $@
+# It is made again where it is not of this checkout: after a move, and in a copy.
+$(VENV)/installed.txt: $(wildcard requirements/*.txt requirements/*.lock) pyproject.toml \
+    $(shell grep -sqxF "\# checkout: $$(pwd -P)" $(VENV)/installed.txt || echo always)
+	@"$(BASE_PYTHON)" -I -c '$(IS_FIT)' 2>/dev/null || { echo "error: Python 3.11, 3.12, 3.13 or 3.14 is needed, found" \
+	    "$$("$(BASE_PYTHON)" -V 2>&1 || true); install one, or set BASE_PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@"$(BASE_PYTHON)" -I requirements/install.py
+
+.PHONY: always
+always:
 
 demo: $(INSTALLED) ## the whole chain on the sample benchmark with small real weights, some minutes on a CPU
 	@LIMIT=$${LIMIT:-48} NUM_TOKENS=$${NUM_TOKENS:-48} EPOCHS=$${EPOCHS:-2} LAUNCHER=local bash slurm/chain.sh sample
@@ -90,7 +89,7 @@ container-diff: ## what differs between two images: make container-diff A=one.si
 	@bash containers/diff.sh "$${A:?A=one.sif B=other.sif}" "$${B:?A=one.sif B=other.sif}"
 
 lock: $(VENV)/installed.txt ## look up the packages of the images and of make install anew: containers/*.lock, requirements/*.lock
-	@$(PYTHON) containers/lock.py
+	@$(PYTHON) requirements/lock.py
 
 test: $(VENV)/installed.txt ## run the tests
 	@$(PYTHON) -P -m pytest --numprocesses $${TEST_WORKERS:-2} --dist worksteal

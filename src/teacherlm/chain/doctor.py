@@ -50,8 +50,9 @@ def main() -> int:
 
 def python() -> Finding:
     found = platform.python_version()
-    if sys.version_info[:2] != (3, 11):
-        return LACKS, "Python", f"{found}; 3.11 is needed: install it, or make BASE_PYTHON=/path/to/python3.11 install"
+    if not (3, 11) <= sys.version_info[:2] < (3, 15):
+        need = "3.11, 3.12, 3.13 or 3.14 is needed"
+        return LACKS, "Python", f"{found}; {need}: install one, or make BASE_PYTHON=/path/to/python3.11 install"
     return OK, "Python", f"{found} ({sys.executable})"
 
 

@@ -7,13 +7,13 @@ import itertools
 import json
 import math
 import os
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import jsonlines
-from backports import zstd
 
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import whole_file
@@ -21,6 +21,11 @@ from teacherlm.core.json_files import has_more_parts
 from teacherlm.core.limits import JSON_DEPTH, JSON_PARTS, JSON_VALUES, LINE_BYTES, UNPACKED_BYTES, UNPACKED_TIMES
 from teacherlm.core.opening import open_ordinary
 from teacherlm.core.terminal import shown
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 Record = dict[str, Any]
 

@@ -1,0 +1,306 @@
+"""Write the locks: every package at its version, with the digests of its files.
+
+Where the versions come from is *.txt in this folder: the CPU image has those of torch.txt, base.txt, weights.txt and
+tracking.txt and nothing else; the GPU image has the project's direct dependencies at these versions, what gpu.txt adds
+(vLLM, the CUDA compiler), and what all of them need. `make install` has what the CPU image has and dev.txt, on each
+Python that pyproject.toml names, in four files that are installed one after the other:
+
+    torch.lock   torch's build for CPUs, which PyPI does not have
+    cuda.lock    torch's build for GPUs, with the libraries that it needs
+    wheels.lock  all others
+    built.lock   those that are built here from their source, with the others at hand
+
+uv resolves them, for all these Pythons at once. The images' locks, containers/cpu.lock and containers/gpu.lock, name
+one file a package, that of the image's Python.
+"""
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from packaging.markers import Marker
+from packaging.specifiers import SpecifierSet
+from packaging.tags import Tag, compatible_tags, cpython_tags
+from packaging.utils import canonicalize_name, parse_wheel_filename
+
+from teacherlm.core.errors import UserError, one_line
+from teacherlm.core.files import whole_file
+from teacherlm.core.flags import Parser
+from teacherlm.core.programs import run
+
+PINS = Path(__file__).resolve().parent
+ROOT = PINS.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+MINORS = [minor for minor in range(100) if f"3.{minor}.0" in SpecifierSet(PROJECT["requires-python"])]
+IMAGE_MINOR = 11
+MACHINES = ("x86_64", "aarch64")
+"""Of `make install`; the images are for the first."""
+
+
+@dataclass(frozen=True)
+class File:
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package of a resolution.
+
+    Attributes:
+        marker: where it is needed, in the words of PEP 508; empty: everywhere.
+        files: those that a Python of the resolution can install; its source only where one of them has no wheel.
+    """
+
+    version: str
+    marker: str
+    files: tuple[File, ...]
+
+    @property
+    def is_built(self) -> bool:
+        return not all(file.name.endswith(".whl") for file in self.files)
+
+
+Packages = dict[str, Package]
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("lock", nargs="?", choices=["cpu", "gpu", "install"], help="(default: all)")
+    asked = parser.parse_args().lock
+    for one in [asked] if asked else ["cpu", "gpu", "install"]:
+        if one == "install":
+            write_install()
+        else:
+            found = cpu_image() if one == "cpu" else gpu_image()
+            packages = {name: replace(package, files=(best_file(package),)) for name, package in found.items()}
+            write(ROOT / "containers" / f"{one}.lock", f"The packages of the {one.upper()} image", packages)
+
+
+def write_install() -> None:
+    """Write the four locks of `make install`."""
+    listed = {name: version for file in ("base", "weights", "tracking", "dev") for name, version in pins(file).items()}
+    found = resolve(direct("dev", "tracking") + named("weights"), listed | pins("torch"), MINORS, MACHINES)
+    if missing := sorted(listed.keys() - found.keys()):
+        raise UserError(f"pinned, and nothing needs it: {', '.join(missing)}; take it out of requirements/*.txt")
+    cuda = {name: one for name, one in found.items() if name == "torch" or name.startswith(CUDA)}
+    others = {name: one for name, one in found.items() if name not in cuda}
+    write(PINS / "torch.lock", "torch's build for CPUs", {"torch": cpu_torch(MINORS)})
+    write(PINS / "cuda.lock", "torch's build for GPUs and the libraries that it needs", cuda)
+    wheels = {name: one for name, one in others.items() if not one.is_built}
+    write(PINS / "wheels.lock", "The packages of `make install`", wheels)
+    built = {name: one for name, one in others.items() if one.is_built}
+    write(PINS / "built.lock", "The packages of `make install` that are built from their source", built)
+
+
+def cpu_image() -> Packages:
+    listed = {name: version for file in ("base", "weights", "tracking") for name, version in pins(file).items()}
+    found = resolve(direct("tracking") + named("weights"), listed | pins("torch"), [IMAGE_MINOR], MACHINES[:1])
+    return {name: one for name, one in found.items() if not name.startswith(CUDA)} | {"torch": cpu_torch([IMAGE_MINOR])}
+
+
+def gpu_image() -> Packages:
+    """The versions are those of the other images, but for numpy: numba, which vLLM needs, wants an older one. What no
+    other file names keeps the version that containers/gpu.lock has; without that file it is the newest.
+    """
+    known = {name: version for file in ("base", "tracking") for name, version in pins(file).items() if name != "numpy"}
+    added = pins("gpu") | pins("weights") | pins("torch")
+    former = ROOT / "containers" / "gpu.lock"
+    kept = versions(former) if former.is_file() else {}
+    return resolve(direct("tracking") + named("gpu", "weights"), kept | known | added, [IMAGE_MINOR], MACHINES[:1])
+
+
+CUDA = ("nvidia-", "cuda-", "triton")
+"""What the names of the packages begin with that torch's build for GPUs brings."""
+
+
+def direct(*extras: str) -> list[str]:
+    """The requirements in pyproject.toml, those of these extras with them."""
+    words = [*PROJECT["dependencies"], *(word for name in extras for word in PROJECT["optional-dependencies"][name])]
+    return [word for word in words if normal(word) != PROJECT["name"]]
+
+
+def named(*files: str) -> list[str]:
+    return [name for file in files for name in pins(file)]
+
+
+def pins(file: str) -> dict[str, str]:
+    return versions(PINS / f"{file}.txt")
+
+
+def versions(file: Path) -> dict[str, str]:
+    """The packages that a file of requirements names, with their versions."""
+    text = file.read_text(encoding="utf-8")
+    return {normal(name): version for name, version in re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE)}
+
+
+def normal(requirement: str) -> str:
+    """The name that a requirement begins with, as indices write it."""
+    return canonicalize_name(re.split(r"[^\w.-]", requirement)[0])
+
+
+def resolve(wanted: list[str], constraints: Mapping[str, str], minors: list[int], machines: Sequence[str]) -> Packages:
+    """What an empty environment would get for these requirements, on Linux.
+
+    Args:
+        constraints: name -> version.
+        minors: of Python 3.
+        machines: kinds of processors, as wheels name them.
+
+    Raises:
+        UserError: uv cannot find them, or they contradict one another.
+    """
+    lines = [f"{name}=={version}" for name, version in constraints.items()]
+    project = {"name": "lock", "version": "0", "dependencies": wanted}
+    project["requires-python"] = f">=3.{minors[0]},<3.{minors[-1] + 1}"
+    places = [f"sys_platform == 'linux' and platform_machine == '{machine}'" for machine in machines]
+    settings = {"constraint-dependencies": lines, "environments": places}
+    with tempfile.TemporaryDirectory() as folder:
+        text = [table("project", project), table("tool.uv", settings)]
+        # These are installed for the weights that they carry, without what their code needs.
+        for name, version in pins("weights").items():
+            text.append(table("[tool.uv.dependency-metadata]", {"name": name, "version": version, "requires-dist": []}))
+        Path(folder, "pyproject.toml").write_text("\n".join(text), encoding="utf-8")
+        uv(folder, "lock", "--quiet")
+        found = tomllib.loads(Path(folder, "uv.lock").read_text(encoding="utf-8"))["package"]
+        listed = uv(folder, "export", "--quiet", "--frozen", "--no-hashes", "--no-annotate", "--no-header")
+    markers = dict(re.findall(r"^([\w.-]+)==\S+ ; (.*)$", listed, re.MULTILINE))
+    packages = {}
+    for one in found:
+        marker = markers.get(one["name"])
+        needing = [minor for minor in minors if marker is None or is_true(marker, minor, machines)]
+        if one["name"] != "lock" and needing:  # some are of other implementations of Python
+            only = "" if needing == minors else " or ".join(f"python_version == '3.{minor}'" for minor in needing)
+            packages[one["name"]] = Package(one["version"], only, files_of(one, set(needing), set(machines)))
+    return packages
+
+
+def is_true(marker: str, minor: int, machines: Sequence[str]) -> bool:
+    """Whether a marker holds for CPython 3.MINOR on Linux, on one of these processors."""
+    python = {"python_version": f"3.{minor}", "python_full_version": f"3.{minor}.0"}
+    python |= {"implementation_name": "cpython", "platform_python_implementation": "CPython"}
+    system = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix"}
+    return any(Marker(marker).evaluate({**python, **system, "platform_machine": machine}) for machine in machines)
+
+
+def table(name: str, values: Mapping[str, Any]) -> str:
+    """A table of TOML. JSON's strings and lists of strings are TOML's too."""
+    return "\n".join([f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items()), ""])
+
+
+def uv(folder: str, *words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-I", "-m", "uv", *words, "--directory", folder, "--python", sys.executable],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise UserError(f"uv {words[0]}: {one_line(done.stderr)[:1000]}")
+    return done.stdout
+
+
+def files_of(package: Mapping[str, Any], minors: set[int], machines: set[str]) -> tuple[File, ...]:
+    """The files of a package in uv.lock that these Pythons can install: wheels, and its source if one lacks a wheel.
+
+    Raises:
+        UserError: one of them finds none.
+    """
+    wheels = package.get("wheels", [])
+    chosen = [one for one in wheels if any(can_install(file_name(one), minor, machines) for minor in minors)]
+    for minor in minors:
+        if not any(can_install(file_name(one), minor, machines) for one in chosen):
+            if "sdist" not in package:
+                raise UserError(f"{package['name']} {package['version']}: no file of it is for Python 3.{minor}")
+            chosen.append(package["sdist"])
+    files = {File(file_name(one), one["hash"].removeprefix("sha256:")) for one in chosen}
+    return tuple(sorted(files, key=lambda file: file.name))
+
+
+def file_name(entry: Mapping[str, str]) -> str:
+    return unquote(entry["url"].rsplit("/", 1)[1])
+
+
+def can_install(file: str, minor: int, machines: set[str]) -> bool:
+    """Whether CPython 3.MINOR takes a file as a wheel, on a Linux with glibc and one of these processors."""
+    return file.endswith(".whl") and any(fits(tag, minor, machines) for tag in parse_wheel_filename(file)[3])
+
+
+def fits(tag: Tag, minor: int, machines: set[str]) -> bool:
+    is_linux = tag.platform.startswith(("manylinux", "linux_")) and tag.platform.endswith(tuple(machines))
+    if tag.platform != "any" and not is_linux:
+        return False
+    least = re.fullmatch(r"(?:cp|py)3(\d*)", tag.interpreter)
+    if least is None:
+        return False
+    if tag.abi == "abi3" or tag.interpreter.startswith("py"):
+        return int(least[1] or 0) <= minor
+    return int(least[1]) == minor and tag.abi in (tag.interpreter, "none")
+
+
+OLD_NAMES = {17: "2014", 12: "2010", 5: "1"}
+PLATFORMS = [
+    f"manylinux{name}_{MACHINES[0]}"
+    for glibc in range(36, 4, -1)
+    for name in (f"_2_{glibc}", *([OLD_NAMES[glibc]] if glibc in OLD_NAMES else []))
+]
+"""What a Python of Debian 12 takes, the newest first."""
+PREFERRED = [*cpython_tags((3, IMAGE_MINOR), platforms=PLATFORMS), *compatible_tags((3, IMAGE_MINOR), None, PLATFORMS)]
+
+
+def best_file(package: Package) -> File:
+    """The file that pip takes for an image."""
+    if package.is_built:
+        return package.files[0]  # for one Python there is either a wheel or the source
+    ranks = {tag: rank for rank, tag in enumerate(PREFERRED)}
+    return min(package.files, key=lambda file: min(ranks.get(tag, 10**6) for tag in parse_wheel_filename(file.name)[3]))
+
+
+def cpu_torch(minors: list[int]) -> Package:
+    """torch's build for CPUs, of the Pythons for which pip finds it with this machine's settings.
+
+    Raises:
+        UserError: it finds none.
+    """
+    version, files = f"{pins('torch')['torch']}+cpu", []
+    for minor, machine in itertools.product(minors, MACHINES):
+        command = [sys.executable, "-I", "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
+        command += ["--disable-pip-version-check", "--no-deps", "--only-binary=:all:", "--report", "-"]
+        command += ["--target", "unused", "--python-version", f"3.{minor}", "--platform", f"manylinux_2_28_{machine}"]
+        done = subprocess.run([*command, f"torch=={version}"], capture_output=True, text=True)
+        if done.returncode:
+            print(f"torch {version} for Python 3.{minor} on {machine}: pip does not find it here")
+            continue
+        item = json.loads(done.stdout)["install"][0]["download_info"]
+        name = unquote(item["url"].rsplit("/", 1)[1])
+        files.append(File(name, item["archive_info"]["hashes"]["sha256"]))
+    if not files:
+        raise UserError(
+            f"torch {version}: pip finds it for none of the Pythons; PIP_FIND_LINKS or PIP_INDEX_URL name it"
+        )
+    return Package(version, "", tuple(files))
+
+
+def write(path: Path, what: str, packages: Packages) -> None:
+    """Write a lock; its head says what is in it."""
+    lines = []
+    for name, one in sorted(packages.items()):
+        marker = f" ; {one.marker}" if one.marker else ""
+        digests = [f"--hash=sha256:{file.sha256}" for file in one.files]
+        apart = " " if len(digests) == 1 else " \\\n    "
+        lines.append(apart.join([f"{name}=={one.version}{marker}", *digests]) + "\n")
+    with whole_file(path) as file:
+        file.write(f"# {what}; `make lock` writes it (requirements/lock.py).\n" + "".join(lines))
+    print(f"{path.relative_to(ROOT)}: {len(lines)} packages")
+
+
+if __name__ == "__main__":
+    run(main)
