@@ -5,6 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
+HASH := \#
 # The first of these that is one of the Pythons that the packages are for.
 IS_FIT := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))
 BASE_PYTHON ?= $(or $(shell for name in python3 python3.11 python3.12 python3.13 python3.14; do \
@@ -36,7 +37,7 @@ install: $(VENV)/installed.txt ## make .venv with every package at its pinned ve
 
 # It is made again where it is not of this checkout: after a move, and in a copy.
 $(VENV)/installed.txt: $(wildcard requirements/*.txt requirements/*.lock) pyproject.toml \
-    $(shell grep -sqxF "\# checkout: $$(pwd -P)" $(VENV)/installed.txt || echo always)
+    $(shell grep -sqxF "$(HASH) checkout: $$(pwd -P)" $(VENV)/installed.txt || echo always)
 	@"$(BASE_PYTHON)" -I -c '$(IS_FIT)' 2>/dev/null || { echo "error: Python 3.11, 3.12, 3.13 or 3.14 is needed, found" \
 	    "$$("$(BASE_PYTHON)" -V 2>&1 || true); install one, or set BASE_PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@"$(BASE_PYTHON)" -I requirements/install.py

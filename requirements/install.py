@@ -288,8 +288,9 @@ def explain(what: str, lines: list) -> NoReturn:
             f"{what}: the disk of {CHECKOUT} or that of {tempfile.gettempdir()} is full; free some, then give the same "
             "command again"
         )
-    errors = [line for line in lines if re.match("(ERROR|error|  ?[×x])", line)] or lines[-1:] or ["no output"]
-    fail(f"{what}: {errors[-1]}{kept}; mend it, then give the same command again")
+    first = next((number for number, line in enumerate(lines) if re.match(r"ERROR|error|\s*×", line)), -1)
+    said = " ".join(" ".join(lines[first:]).split()) or "nothing was said"
+    fail(f"{what}: {said[:400]}{kept}; mend it, then give the same command again")
 
 
 def write_record(installer: str, torch: str) -> None:

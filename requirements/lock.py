@@ -296,7 +296,8 @@ def write(path: Path, what: str, packages: Packages) -> None:
         marker = f" ; {one.marker}" if one.marker else ""
         digests = [f"--hash=sha256:{file.sha256}" for file in one.files]
         apart = " " if len(digests) == 1 else " \\\n    "
-        lines.append(apart.join([f"{name}=={one.version}{marker}", *digests]) + "\n")
+        equals = "===" if path.name == "cuda.lock" else "=="  # to `==` torch 2.13.0+cpu is a 2.13.0 too
+        lines.append(apart.join([f"{name}{equals}{one.version}{marker}", *digests]) + "\n")
     with whole_file(path) as file:
         file.write(f"# {what}; `make lock` writes it (requirements/lock.py).\n" + "".join(lines))
     print(f"{path.relative_to(ROOT)}: {len(lines)} packages")

@@ -1,18 +1,21 @@
 """The locks hold every package that requirements/ names, with its digest, and `make install` takes nothing else."""
 
 import re
-import subprocess
 
 from support.programs import ROOT
 
 PINS = ROOT / "requirements"
-LINE = re.compile(r"([a-z0-9-]+)==(\S+)((?: --hash=sha256:[0-9a-f]{64})+)")
+LINE = re.compile(
+    r"([a-z0-9-]+)={2,3}(\S+)( ; python_version [^#\\]+?)?((?: (?:\\\n    )?--hash=sha256:[0-9a-f]{64})+)\n"
+)
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 
 
 def locked(*names: str) -> dict[str, str]:
-    lines = [line for name in names for line in (PINS / f"{name}.lock").read_text().splitlines() if line[0] != "#"]
-    found = [LINE.fullmatch(line) for line in lines]
-    assert all(found), "each line is a version and its digests"
+    """The packages of locks, with their versions; each is there once, with its digests."""
+    text = "".join((PINS / f"{name}.lock").read_text().partition("\n")[2] for name in names)
+    found = list(LINE.finditer(text))
+    assert "".join(match[0] for match in found) == text, "each entry is a version and its digests"
     assert len({match[1] for match in found}) == len(found)
     return {match[1]: match[2] for match in found}
 
@@ -32,15 +35,25 @@ def test_make_install_has_a_digest_of_every_package_that_is_pinned() -> None:
 
 
 def test_make_install_takes_nothing_without_a_digest() -> None:
-    """Every line that installs, but that of the project itself, checks; and no build fetches tools of its own."""
-    done = subprocess.run(["make", "-C", ROOT, "-n", "-W", "pyproject.toml", "install"], capture_output=True, text=True)
-    lines = [line for line in done.stdout.replace("\\\n", " ").splitlines() if "pip install" in line]
-    lines = [command for line in lines for command in line.split("||")]
-    assert len(lines) == 5, done.stderr
-    for line in lines:
-        assert "--no-deps" in line
-        assert "--require-hashes" in line or line.endswith("--no-build-isolation --editable .")
-    assert [line for line in lines if "built.lock" in line and "--no-build-isolation" in line]
+    """Every step that installs, but that of the project itself, and of TORCH=cpu where the lock has no digest."""
+    text = (PINS / "install.py").read_text()
+    steps = re.findall(r"^ +(?:if )?step\((.*)\)", text, re.MULTILINE)
+    assert len(steps) == 7
+    checked = [step for step in steps if "--require-hashes" in step or "locked" in step or "*hashed" in step]
+    (torch, project) = [step for step in steps if step not in checked]
+    assert "torch=={TORCH_VERSION}+cpu" in torch
+    assert '"--editable", CHECKOUT' in project
+    assert '"--no-deps", *words' in text
+    assert [step for step in checked if "built.lock" in step and "--no-build-isolation" in step]
+
+
+def test_the_digests_are_those_of_each_python() -> None:
+    """A package with wheels of its own for each Python, and one that is in the standard library of the newest."""
+    text = (PINS / "wheels.lock").read_text()
+    numpy = next(match for match in LINE.finditer(text) if match[1] == "numpy")
+    assert numpy[4].count("--hash") == 2 * len(PYTHONS)  # x86_64 and aarch64
+    zstd = next(match for match in LINE.finditer(text) if match[1] == "backports-zstd")
+    assert re.findall(r"'(.*?)'", zstd[3]) == list(PYTHONS[:-1])
 
 
 def test_docker_s_context_has_no_settings_data_or_results() -> None:
