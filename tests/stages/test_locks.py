@@ -40,7 +40,7 @@ def test_make_install_takes_nothing_without_a_digest() -> None:
     steps = re.findall(r"^ +(?:if )?step\((.*)\)", text, re.MULTILINE)
     assert len(steps) == 7
     checked = [step for step in steps if "--require-hashes" in step or "locked" in step or "*hashed" in step]
-    (torch, project) = [step for step in steps if step not in checked]
+    (project, torch) = [step for step in steps if step not in checked]
     assert "torch=={TORCH_VERSION}+cpu" in torch
     assert '"--editable", CHECKOUT' in project
     assert '"--no-deps", *words' in text
