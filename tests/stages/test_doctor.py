@@ -1,6 +1,8 @@
 """The doctor runs on a bare Python, says in a line each what is there and what is not, and how to mend it."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +14,21 @@ from support.programs import ROOT
 DOCTOR = ROOT / "src" / "teacherlm" / "chain" / "doctor.py"
 SUBJECTS = [
     "Python",
+    "C library",
     "packages",
     "torch",
+    "GPU driver",
     "disk for runs",
     "disk for caches",
+    "scratch folder",
+    "quota",
     "memory",
     "HF_HOME",
     "cache of this project",
     "network to the hub",
     "Slurm",
     "Apptainer",
+    "user namespaces",
 ]
 
 
@@ -47,7 +54,9 @@ def test_a_bare_python_is_told_what_it_lacks_and_how_to_mend_it() -> None:
     assert found["torch"] == ("LACKS", "not installed; run: make install")
     state, text = found["packages"]
     assert (state, text.endswith("more; run: make install")) == ("LACKS", True)
-    assert done.stdout.splitlines()[-1].startswith("enhance, finetune, evaluate: mend first: packages, torch")
+    way, closing = done.stdout.splitlines()[-2:]
+    assert way == "to install here: make install, with python3"
+    assert closing.startswith("enhance, finetune, evaluate: mend first: packages, torch")
 
 
 def test_the_python_of_the_project_has_every_package() -> None:
@@ -99,15 +108,69 @@ def test_a_hub_that_cannot_be_reached_is_a_note_with_the_way_around(endpoint: st
 @pytest.mark.parametrize(
     ("script", "state", "text"),
     [
-        ("echo slurm 25.05.2", "ok", "slurm 25.05.2"),
-        ("exit 0", "ok", "sbatch"),
-        ("echo no configuration >&2; exit 1", "note", "sbatch is here but fails"),
+        (
+            "printf 'SLURM_VERSION           = 25.05.2\\nMaxArraySize            = 1001\\nJobRequeue = 0\\n'",
+            "ok",
+            "Slurm 25.05.2; GPUs a node: none; arrays of up to 1001 tasks; jobs are not requeued",
+        ),
+        ("exit 0", "note", "sbatch is here, and no controller answers"),
+        ("echo no configuration >&2; exit 1", "note", "sbatch is here, and no controller answers"),
     ],
 )
-def test_a_command_that_fails_is_not_taken_for_one_that_works(
-    tmp_path: Path, script: str, state: str, text: str
-) -> None:
-    (tmp_path / "sbatch").write_text(f"#!/bin/sh\n{script}\n")
-    (tmp_path / "sbatch").chmod(0o755)
+def test_slurm_is_there_when_its_controller_answers(tmp_path: Path, script: str, state: str, text: str) -> None:
+    for name, does in (("sbatch", "exit 0"), ("sinfo", "exit 1"), ("scontrol", script)):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
     _, found = examine(*bare(), PATH=f"{tmp_path}:{os.environ['PATH']}")
-    assert (found["Slurm"][0], found["Slurm"][1].startswith(text)) == (state, True)
+    assert (found["Slurm"][0], found["Slurm"][1][: len(text)]) == (state, text)
+
+
+def test_it_can_be_read_by_the_python_of_an_old_login_node() -> None:
+    ast.parse(DOCTOR.read_text(), feature_version=(3, 6))
+    assert not re.search(r"capture_output|removeprefix|: list\[|-> tuple\[|\|=", DOCTOR.read_text())
+
+
+@pytest.fixture
+def old_node(tmp_path: Path) -> dict[str, str]:
+    """The environment of a login node whose only python is too old."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "python3").write_text("#!/bin/sh\necho 3.6\nexit 1\n")
+    (programs / "python3").chmod(0o755)
+    return {"PATH": str(programs), "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), "MODULEPATH": ""}
+
+
+def test_a_module_of_the_site_is_the_way_where_python_is_too_old(old_node: dict[str, str], tmp_path: Path) -> None:
+    for name in ("python/3.9.5.lua", "python/3.12.3.lua", "Python/3.10.4-GCCcore-11.3.0"):
+        file = tmp_path / "modules" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    done, found = examine(*bare(), **{**old_node, "MODULEPATH": f"/none:{tmp_path / 'modules'}"})
+    assert found["Python"][1].endswith("; also here: python/3.12.3")
+    way = done.stdout.splitlines()[-2]
+    assert way.startswith("to install here: module load python/3.12.3 && make BASE_PYTHON=python3 install")
+    assert "MODULES=(python/3.12.3)" in way
+
+
+@pytest.mark.parametrize(
+    ("program", "way"),
+    [
+        ("uv", "to install here: uv python install 3.12"),
+        ("apptainer", "to install here: the image"),
+        (None, "to install here: a Python of 3.11 to 3.14 with its venv: ask the site, or install uv"),
+    ],
+)
+def test_without_a_fit_python_the_next_way_is_named(
+    program: str | None, way: str, old_node: dict[str, str], tmp_path: Path
+) -> None:
+    if program:
+        (tmp_path / "bin" / program).write_text(f"#!/bin/sh\necho {program} version 1\n")
+        (tmp_path / "bin" / program).chmod(0o755)
+    done, _ = examine(*bare(), **old_node)
+    assert done.stdout.splitlines()[-2].startswith(way), done.stdout
+
+
+def test_the_scratch_folder_is_named_by_its_variable(tmp_path: Path) -> None:
+    _, found = examine(*bare(), SCRATCH=str(tmp_path))
+    assert found["scratch folder"][1].startswith("$SCRATCH: ")
+    assert "RUNS=$SCRATCH/teacherlm" in found["scratch folder"][1]

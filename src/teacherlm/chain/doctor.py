@@ -1,6 +1,9 @@
-"""Say what this machine has and lacks for each stage, and how to mend it. Runs without anything installed."""
+"""Say what this machine has and lacks for each stage, how to mend it, and which way of installing to take here.
 
-import importlib.metadata
+It runs without anything installed, and on an old Python too (3.6, of a login node), which it then says is too old. So
+nothing that later versions of Python brought is used here.
+"""
+
 import io
 import os
 import platform
@@ -16,8 +19,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 GIB = 2**30
 OK, LACKS, NOTE = "ok", "LACKS", "note"
+OLDEST, NEWEST = (3, 11), (3, 14)
+"""The Pythons that the packages are for (pyproject.toml)."""
+GLIBC = (2, 28)
+"""The oldest C library that their wheels run with."""
+DRIVER = 580
+"""The oldest NVIDIA driver for the CUDA release (13.0) of torch's build for GPUs."""
+CHECK_PYTHON = "import sys; print('%d.%d' % sys.version_info[:2]); import venv, ensurepip"
 
-Finding = tuple[str, str, str]
+Finding = tuple
 """(ok, LACKS or note; what was looked at; what was found, and how to mend it)"""
 
 
@@ -29,39 +39,210 @@ def main() -> int:
         return 2
     findings = [
         python(),
+        c_library(),
         packages(),
         torch(),
+        driver(),
         disk("disk for runs", Path.cwd(), 10),
         disk("disk for caches", cache_home(), 10),
+        scratch(),
+        quota(),
         memory(),
         writable("HF_HOME", Path(os.environ.get("HF_HOME") or cache_home() / "huggingface")),
         writable("cache of this project", Path(os.environ.get("TEACHERLM_CACHE") or cache_home() / "teacherlm")),
         hub(),
-        command("Slurm", ["sbatch", "--version"], "chains run here, one stage after the other"),
-        command("Apptainer", ["apptainer", "--version"], "stages run in .venv"),
+        slurm(),
+        apptainer(),
+        user_namespaces(),
     ]
     for state, name, text in findings:
-        print(f"{state:5}  {name:22} {text}")
+        print("{:5}  {:22} {}".format(state, name, text))
     lacking = [name for state, name, _ in findings if state == LACKS]
     print()
-    print("enhance, finetune, evaluate: " + (f"mend first: {', '.join(lacking)}" if lacking else "ready"))
+    print("to install here: " + way(findings))
+    print("enhance, finetune, evaluate: " + ("mend first: " + ", ".join(lacking) if lacking else "ready"))
     return 1 if lacking else 0
+
+
+def way(findings: list) -> str:
+    """Which of the three ways to take: a Python that is here or comes as a module, the image, or uv's own Python."""
+    states = {name: state for state, name, _ in findings}
+    if os.environ.get("CONTAINER"):
+        return "nothing: CONTAINER names an image, and the stages run in it (docs/container.md)"
+    if states["packages"] == OK:
+        return "nothing: .venv is there"
+    if states["C library"] == OK:
+        for name in pythons():
+            return "make install, with " + name
+        for module in modules():
+            words = "module load {0} && make BASE_PYTHON=python3 install; and MODULES=({0}) in slurm/site.env"
+            return words.format(module)
+        if shutil.which("uv"):
+            return "uv python install 3.12 && make BASE_PYTHON=$(uv python find 3.12) INSTALLER=uv install"
+    if states["Apptainer"] == OK:
+        return "the image: make container here, or where you are root, then CONTAINER=FILE.sif (docs/container.md)"
+    if states["C library"] != OK:
+        return "the image is the only way with this C library, and there is no Apptainer: ask the site for it"
+    return "a Python of 3.11 to 3.14 with its venv: ask the site, or install uv (one file, no root), which brings one"
+
+
+def pythons() -> list:
+    """The fit Pythons in PATH that have venv and ensurepip."""
+    found = []
+    for name in ["python3"] + ["python3.%d" % minor for minor in range(OLDEST[1], NEWEST[1] + 1)]:
+        path = shutil.which(name)
+        if path and is_fit(said([path, "-I", "-c", CHECK_PYTHON])):
+            found.append(name)
+    return found
+
+
+def is_fit(version: str) -> bool:
+    numbers = tuple(int(number) for number in re.findall("[0-9]+", version)[:2])
+    return OLDEST <= numbers <= NEWEST
+
+
+def modules() -> list:
+    """The site's modules of a fit Python: files below MODULEPATH, as Lmod and Environment Modules keep them."""
+    found = []
+    for folder in os.environ.get("MODULEPATH", "").split(":"):
+        if folder and Path(folder).is_dir():
+            for file in sorted(Path(folder).glob("[Pp]ython*/*")):
+                name = file.name[: -len(".lua")] if file.name.endswith(".lua") else file.name
+                if re.match(r"3\.1[1-4]\b", name):
+                    found.append(file.parent.name + "/" + name)
+    return found
 
 
 def python() -> Finding:
     found = platform.python_version()
-    if not (3, 11) <= sys.version_info[:2] < (3, 15):
-        need = "3.11, 3.12, 3.13 or 3.14 is needed"
-        return LACKS, "Python", f"{found}; {need}: install one, or make BASE_PYTHON=/path/to/python3.11 install"
-    return OK, "Python", f"{found} ({sys.executable})"
+    others = [name for name in pythons() if name != "python3"] + modules()
+    also = "; also here: " + ", ".join(others[:5]) if others else ""
+    if is_fit(found):
+        return OK, "Python", "{} ({}){}".format(found, sys.executable, also)
+    if others:
+        return NOTE, "Python", "{} is not for the packages, 3.11 to 3.14 are{}".format(found, also)
+    need = "3.11, 3.12, 3.13 or 3.14 is needed"
+    return LACKS, "Python", "{}; {}: install one, or make BASE_PYTHON=/path/to/python3.11 install".format(found, need)
+
+
+def c_library() -> Finding:
+    name, version = platform.libc_ver()
+    text = "{} {}".format(name or "no glibc", version).strip()
+    if name == "glibc" and tuple(int(part) for part in re.findall("[0-9]+", version)[:2]) >= GLIBC:
+        return OK, "C library", text
+    return LACKS, "C library", text + "; the packages need glibc 2.28: use the image (docs/container.md)"
+
+
+def driver() -> Finding:
+    """NVIDIA's driver, whose version decides which builds of torch run."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        if Path("/dev/kfd").exists():
+            return NOTE, "GPU driver", "AMD's; the packages are for NVIDIA's GPUs: stages run on the CPU"
+        return NOTE, "GPU driver", "none here; on a cluster ask on a node with GPUs: srun --gres=gpu:1 make doctor"
+    found = re.search(r"Kernel Module\D+([0-9]+)([0-9.]*)", text)
+    if found is None:
+        return NOTE, "GPU driver", "NVIDIA's, of an unknown version"
+    version = "NVIDIA " + found.group(1) + found.group(2)
+    if int(found.group(1)) < DRIVER:
+        return LACKS, "GPU driver", "{}; torch for CUDA 13 needs {} or newer: ask the site".format(version, DRIVER)
+    return OK, "GPU driver", version
+
+
+def scratch() -> Finding:
+    """The large folder that sites give their users, by the names of variables that are usual for it."""
+    for name in ("SCRATCH", "SCRATCHDIR", "WORK", "WORKDIR", "PROJECT"):
+        folder = os.environ.get(name)
+        if folder and Path(folder).is_dir():
+            state, _, text = disk("scratch folder", Path(folder), 10)
+            return state, "scratch folder", "${}: {}; RUNS=${}/teacherlm puts results there".format(name, text, name)
+    return (
+        NOTE,
+        "scratch folder",
+        "no variable names one (SCRATCH, WORK); runs and caches go below this folder and HOME",
+    )
+
+
+def quota() -> Finding:
+    """What the user may still write: space as quota says it, and files."""
+    home = Path(os.environ.get("HOME") or "/")
+    files = os.statvfs(str(home if home.is_dir() else Path("/"))).f_favail
+    text = said(["quota", "-s"]) if shutil.which("quota") else ""
+    lines = [
+        " ".join(line.split()) for line in text.splitlines() if re.search("[0-9]", line) and "Disk quotas" not in line
+    ]
+    shown = "; ".join(lines[:2]) if lines else "quota says none"
+    if 0 < files < 200000:
+        return (
+            LACKS,
+            "quota",
+            "{} more files may be made in HOME; .venv has 60,000 (the image is one file)".format(files),
+        )
+    return OK, "quota", shown
+
+
+def slurm() -> Finding:
+    """The features of Slurm that the chain uses."""
+    without = "chains run here, one stage after the other"
+    if shutil.which("sbatch") is None:
+        return NOTE, "Slurm", "no sbatch here: " + without
+    settings = dict(re.findall(r"^(\w+)\s+= (.*)$", said(["scontrol", "show", "config"]), re.MULTILINE))
+    if not settings:
+        return NOTE, "Slurm", "sbatch is here, and no controller answers: " + without
+    gpus = sorted(set(re.findall(r"gpu(?::\w+)?:[0-9]+", said(["sinfo", "--noheader", "--format=%G"]))))
+    parts = ["Slurm " + settings.get("SLURM_VERSION", "?"), "GPUs a node: " + (", ".join(gpus[:4]) or "none")]
+    parts.append("arrays of up to {} tasks".format(settings.get("MaxArraySize", "?")))
+    if settings.get("JobRequeue") == "0":
+        parts.append("jobs are not requeued: after a time limit the same make goes on")
+    if "slurmdbd" not in settings.get("AccountingStorageType", ""):
+        parts.append("no accounting: make status knows no exit code of old jobs")
+    return OK, "Slurm", "; ".join(parts)
+
+
+def apptainer() -> Finding:
+    for name in ("apptainer", "singularity", str(cache_home() / "teacherlm" / "apptainer" / "bin" / "apptainer")):
+        version = said([name, "--version"])
+        if version:
+            return OK, "Apptainer", version.splitlines()[0]
+    return NOTE, "Apptainer", "no apptainer here: stages run in .venv"
+
+
+def user_namespaces() -> Finding:
+    """Without them Apptainer needs setuid, which is the site's to install."""
+    done = (
+        subprocess.run(["unshare", "--user", "--map-root-user", "true"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        if shutil.which("unshare")
+        else None
+    )
+    if done is not None and done.returncode == 0:
+        return OK, "user namespaces", "allowed: images run without root's help"
+    return NOTE, "user namespaces", "not allowed: images run only with an Apptainer that the site installed with setuid"
+
+
+def said(words: list) -> str:
+    """What a program prints; nothing where it fails."""
+    try:
+        done = subprocess.run(
+            words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, universal_newlines=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
 
 
 def packages() -> Finding:
     """Are the installed versions those of requirements/?"""
-    wanted: dict[str, str] = {}
+    try:
+        import importlib.metadata
+    except ImportError:  # older than 3.8
+        return LACKS, "packages", "not installed; run: make install"
+    wanted = {}
     for file in ("torch.txt", "base.txt", "weights.txt"):
         text = (ROOT / "requirements" / file).read_text(encoding="utf-8")
-        wanted |= dict(re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE))
+        wanted.update(re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE))
+    if sys.version_info >= (3, 14):
+        del wanted["backports.zstd"]  # it is in the standard library
     wrong = []
     for name, version in wanted.items():
         try:
@@ -156,16 +337,6 @@ def hub() -> Finding:
             return OK, "network to the hub", f"{endpoint} answers"
     except (OSError, ValueError) as error:
         return NOTE, "network to the hub", f"{endpoint} cannot be reached ({error}); {without}"
-
-
-def command(name: str, words: list[str], without: str) -> Finding:
-    if shutil.which(words[0]) is None:
-        return NOTE, name, f"no {words[0]} here: {without}"
-    try:
-        shown = subprocess.run(words, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        return NOTE, name, f"{words[0]} is here but fails ({error}): {without}"
-    return OK, name, next(iter((shown.stdout or shown.stderr).splitlines()), words[0])
 
 
 if __name__ == "__main__":
