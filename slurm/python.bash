@@ -33,9 +33,13 @@ choose_python() {
 
 # The python of what starts the stages, which needs no packages: it runs outside of the image, where Slurm's programs are.
 choose_host_python() {
-    local found=$checkout/.venv/bin/python
+    local found=$checkout/.venv/bin/python name
     [[ -n ${CONTAINER:-} ]] || { choose_python; return; }
-    [[ -x $found ]] || found=$(command -v python3.11 || echo python3)
+    for name in python3 python3.{11,12,13,14}; do
+        [[ ! -x $found ]] || break
+        "$name" -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && found=$(command -v "$name")
+    done
+    [[ -x $found ]] || found=python3
     echo "$found"
 }
 
