@@ -9,6 +9,7 @@ finetune takes flags, or the arguments of finetune.sh: MODEL DATASET ..."
 (($#)) || { echo "$usage" >&2; exit 2; }
 unset CONTAINER PYTHONHOME PYTHONPATH # of the machine: the paths in them lead out of the image
 export PYTHON=/opt/venv/bin/python
+[[ -x $PYTHON ]] || { echo "error: there is no $PYTHON: this is not the image" >&2; exit 2; }
 command=("$1")
 [[ $1 != finetune || ${2:-} == -* ]] || command=(--called finetune.sh finetune-here)
 [[ $1 != chain ]] || export LAUNCHER=local # Slurm's programs are not in the image

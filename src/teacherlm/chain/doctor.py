@@ -74,7 +74,7 @@ def way(findings: list) -> str:
     if states["C library"] == OK:
         for name in pythons():
             return "make install, with " + name
-        for module in modules():
+        for module in modules()[:1]:
             words = "module load {0} && make BASE_PYTHON=python3 install; and MODULES=({0}) in slurm/site.env"
             return words.format(module)
         if shutil.which("uv"):
@@ -237,7 +237,7 @@ def packages() -> Finding:
         import importlib.metadata
     except ImportError:  # older than 3.8
         return LACKS, "packages", "not installed; run: make install"
-    wanted = {}
+    wanted: dict = {}
     for file in ("torch.txt", "base.txt", "weights.txt"):
         text = (ROOT / "requirements" / file).read_text(encoding="utf-8")
         wanted.update(re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE))
