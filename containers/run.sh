@@ -6,10 +6,9 @@ usage="usage: bash containers/run.sh COMMAND [ARGUMENT ...]      (within an imag
 COMMAND is prepare, enhance, merge, finetune, evaluate, report, chain, another one that 'commands' lists, or python.
 finetune takes flags, or the arguments of finetune.sh: MODEL DATASET ..."
 [[ ${1:-} == -h || ${1:-} == --help ]] && { echo "$usage"; exit 0; }
-(($#)) || { echo "$usage" >&2; exit 2; }
-unset CONTAINER PYTHONHOME PYTHONPATH # of the machine: the paths in them lead out of the image
 export PYTHON=/opt/venv/bin/python
-[[ -x $PYTHON ]] || { echo "error: there is no $PYTHON: this is not the image" >&2; exit 2; }
+(($#)) && [[ -x $PYTHON ]] || { echo "$usage" >&2; exit 2; }
+unset CONTAINER PYTHONHOME PYTHONPATH # of the machine: the paths in them lead out of the image
 command=("$1")
 [[ $1 != finetune || ${2:-} == -* ]] || command=(--called finetune.sh finetune-here)
 [[ $1 != chain ]] || export LAUNCHER=local # Slurm's programs are not in the image

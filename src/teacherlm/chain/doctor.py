@@ -73,7 +73,7 @@ def way(findings: list) -> str:
         return "nothing: .venv is there"
     if states["C library"] == OK:
         for name in pythons():
-            return "make install, with " + name
+            return "make install, with {}".format(name)
         for module in modules()[:1]:
             words = "module load {0} && make BASE_PYTHON=python3 install; and MODULES=({0}) in slurm/site.env"
             return words.format(module)
