@@ -31,19 +31,23 @@ def is_secret(name: str) -> bool:
 
 def redacted(text: str) -> str:
     """A text without the values of this process's secrets: those of its environment and of its command."""
-    for value in sorted(known_secrets(), key=len, reverse=True):
+    return without_values(text, known_secrets())
+
+
+def without_values(text: str, secrets: Iterable[str]) -> str:
+    for value in sorted(secrets, key=len, reverse=True):
         text = text.replace(value, HIDDEN)
     return text
 
 
 def redacted_command(words: Sequence[str]) -> list[str]:
     """The words of a command without the secrets in them, whether they are known by their name or by their value."""
-    shown, secret_follows = [], False
+    shown, secret_follows, secrets = [], False, known_secrets()
     for word in words:
         if secret_follows and not word.startswith("--"):
             shown.append(HIDDEN)
         else:
-            shown.append(redacted(without_named(word)))
+            shown.append(without_values(without_named(word), secrets))
         secret_follows = word.startswith("-") and "=" not in word and is_secret(word)
     return shown
 
