@@ -25,6 +25,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # several processes on few 
 
 os.environ["WANDB_MODE"] = "disabled"  # its own tests switch it on
 
+os.environ["TEACHERLM_REVISION"] = "tests"  # in place of git, which each manifest would ask; its own test asks git
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests that start daemons as root, or need an image, run when they are asked for, never along with the others."""

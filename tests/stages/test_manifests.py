@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.programs import ROOT
 
-from teacherlm.core.manifests import changes, describe, manifest_of, read_manifest, write_manifest
+from teacherlm.core.manifests import changes, describe, manifest_of, read_manifest, revision, write_manifest
 
 ARGUMENTS = {"benchmark": "creak", "limit": None}
 
@@ -177,6 +178,14 @@ def test_a_manifest_says_what_ran_and_with_which_versions(run_folder: Path) -> N
     assert manifest["counts"] == {"train": 1}
     assert manifest["outputs"]["records"]["path"] == "CREAK.jsonl"
     assert {"python", "torch", "transformers", "datasets", "teacherlm"} <= set(manifest["versions"])
+
+
+def test_the_revision_is_git_s_where_no_variable_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert revision() == os.environ["TEACHERLM_REVISION"]
+    monkeypatch.delenv("TEACHERLM_REVISION")
+    git = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    of_git = git.stdout.strip() or None
+    assert revision() in (of_git, f"{of_git}+changes")
 
 
 def test_the_manifest_lies_beside_a_file_and_in_a_folder() -> None:

@@ -1,7 +1,6 @@
 """Scripts that really run at once: forks of a process that has the libraries loaded, so that starting takes no time."""
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
@@ -60,8 +59,7 @@ class AtOnce:
 
     def __enter__(self) -> "AtOnce":
         command = [warm_python(), "-c", SERVER]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TEACHERLM_REVISION": "tests"}  # no git in each run
-        self.process = subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment, cwd=self.place)
+        self.process = subprocess.Popen(command, stdin=-1, stdout=-1, text=True, cwd=self.place)
         return self
 
     def run(

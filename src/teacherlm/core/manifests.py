@@ -5,6 +5,7 @@ A stage is done when stage, its version, arguments and input digests are those o
 there.
 """
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -239,7 +240,12 @@ def write_manifest(
 
 def versions() -> dict[str, str | None]:
     """Versions of Python, of this source tree (git revision) and of the libraries that shape the numbers."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "teacherlm": revision()}
+    return {"python": platform.python_version(), "teacherlm": revision(), **library_versions()}
+
+
+@functools.cache
+def library_versions() -> Mapping[str, str | None]:
+    found: dict[str, str | None] = {}
     for name in VERSIONS:
         try:
             found[name] = importlib.metadata.version(name)
