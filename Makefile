@@ -20,7 +20,7 @@ STAGE_PYTHON := $(if $(CONTAINER),containers/python.sh,$(PYTHON))
 LOAD_SITE := source slurm/python.bash && source slurm/site.bash && load_site && export RUNS &&
 
 .PHONY: help install demo atlas-zeroshot atlas-5-shot atlas-5-shot-multi atlas-full atlas-demo report compare status logs cancel download site container container-test container-diff
-.PHONY: lock test test-fast coverage fuzz test-cluster check-gpu prove lint perf
+.PHONY: lock test test-fast coverage fuzz test-newcomer test-cluster check-gpu prove lint perf
 .PHONY: doctor clean
 TARGETS := Makefile $(shell sed -n 's/^\.PHONY: //p' Makefile)
 # Each benchmarks/NAME.yaml is a target, but for names that stand above: those run by bash slurm/chain.sh NAME.
@@ -108,6 +108,9 @@ coverage: $(VENV)/installed.txt ## run the same tests and print how much of each
 test-cluster: $(VENV)/installed.txt ## run the tests on a real Slurm of this machine's own (as root; installs its packages); WHOLE=1 runs all
 	@bash tests/cluster/install.sh
 	@$(PYTHON) -P -m pytest -m "$(if $(WHOLE),cluster,cluster and not slow)"
+
+test-newcomer: ## the README's commands in a minimal Debian, as an ordinary user (as root): make test-newcomer [SUITE=bookworm|trixie]
+	@bash tests/newcomer/run.sh "$${SUITE:-trixie}"
 
 fuzz: $(VENV)/installed.txt ## damage what the stages read, 10,000 times each subject: make fuzz [ONLY=manifests COUNT=1000 SEED=7]
 	@PYTHONPATH=tests $(PYTHON) -P -m support.fuzz --count $${COUNT:-10000} \

@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# What a newcomer goes through, in a minimal Debian: an ordinary user with a blank in the name of the home folder and
+# LANG=C installs what the README names and types what it says. `make test-newcomer` calls this.
+set -euo pipefail
+
+usage="usage: bash tests/newcomer/run.sh [bookworm|trixie] [FOLDER]      (as root, with debootstrap; FOLDER keeps the roots)"
+PACKAGES=python3,make,git,ca-certificates # the README's, but for python3-venv, which is missed first
+
+main() {
+    [[ ${1:-} == -h || ${1:-} == --help ]] && { echo "$usage"; exit 0; }
+    (($# <= 2)) && [[ ${1:-trixie} == bookworm || ${1:-trixie} == trixie ]] || { echo "$usage" >&2; exit 2; }
+    if (($(id -u))) || ! command -v debootstrap >/dev/null; then
+        fail "root and debootstrap are needed (apt-get install debootstrap)"
+    fi
+    checkout=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)
+    suite=${1:-trixie} cache=${2:-${XDG_CACHE_HOME:-~/.cache}/teacherlm/newcomer}
+    base=$cache/$suite root=$cache/$suite.now home="/home/a newcomer"
+    [[ -e $base/etc/os-release ]] || make_base
+    trap leave EXIT
+    enter
+    without_venv
+    step "make demo" as_newcomer make demo
+    grep -q 'accuracy on 80 test questions of sample' "$log" || fail "make demo printed no table"
+    tail -n 3 "$log" | head -n 1 | grep -q '^Look at the page' || fail "make demo does not end by saying what to look at"
+    step "make demo, with nothing to do" as_newcomer make demo
+    step "make test-fast" as_newcomer make test-fast
+    echo "$(du -sm "$root$home/teacherlm/.venv" | cut -f 1) MB: .venv"
+    mount --bind -o ro "$root$home/teacherlm" "$root$home/teacherlm"
+    step "make demo in a checkout that cannot be written, RUNS elsewhere" as_newcomer env RUNS="$home/runs" LIMIT=4 EPOCHS=1 NUM_TOKENS=4 make demo
+}
+
+make_base() {
+    local mirror
+    mirror=$(bash "$checkout/containers/debian_mirror.sh")
+    mkdir -p "$cache"
+    rm -rf "$base.partial"
+    echo "debootstrap $suite"
+    debootstrap --variant=minbase --include="$PACKAGES" "$suite" "$base.partial" "$mirror" >"$base.log" 2>&1 ||
+        { tail -n 5 "$base.log" >&2; exit 1; }
+    mv "$base.partial" "$base"
+}
+
+# A copy of the base, with a clone in the newcomer's home, and what this machine needs to reach the package index.
+enter() {
+    leave
+    cp --archive "$base" "$root"
+    chroot "$root" useradd --create-home --home-dir "$home" --shell /bin/bash newcomer
+    git clone --quiet --no-local "$checkout" "$root$home/teacherlm"
+    [[ ! -d $checkout/../shared ]] || mkdir "$root$home/shared"
+    chroot "$root" chown --recursive newcomer: "$home"
+    log=$cache/$suite.txt
+    mount --types proc proc "$root/proc"
+    mount --rbind /dev "$root/dev"
+    mount --make-rslave "$root/dev"
+    local path
+    cp --dereference /etc/resolv.conf /etc/hosts "$root/etc/"
+    for path in /etc/ssl/certs /etc/pip.conf /etc/xdg/pip $(pip_folders); do
+        [[ -e $path ]] || continue
+        if [[ -d $path ]]; then mkdir --parents "$root$path"; else : >>"$root$path"; fi
+        mount --bind -o ro "$path" "$root$path"
+    done
+}
+
+# Folders of this machine that pip's settings name.
+pip_folders() {
+    { env | sed -n 's/^PIP_[A-Z_]*=//p'; python3 -I -m pip config list 2>/dev/null | sed "s/^[^=]*='\(.*\)'$/\1/"; } |
+        tr ' ' '\n' | sed 's,^file://,,' | grep '^/' | while read -r path; do [[ ! -d $path ]] || echo "$path"; done | sort --unique
+}
+
+leave() {
+    local place
+    awk -v root="$root" 'index($2, root "/") == 1 {print $2}' /proc/mounts | tac | while read -r place; do
+        umount --lazy "$(printf '%b' "$place")"
+    done
+    rm -rf --one-file-system "$root"
+}
+
+as_newcomer() { # COMMAND ...
+    local settings=()
+    mapfile -t settings < <(env | grep -E '^(PIP_|UV_|(HTTPS?|NO)_PROXY=|https?_proxy=|no_proxy=|TORCH=|SSL_CERT_|REQUESTS_CA_BUNDLE=)' || true)
+    # shellcheck disable=SC2016  # the shell within expands it
+    chroot --userspec=newcomer:newcomer "$root" env -i HOME="$home" LANG=C PATH=/usr/local/bin:/usr/bin:/bin TMPDIR=/tmp "${settings[@]}" \
+        bash -c 'cd -- "$HOME/teacherlm" && exec "$@"' - "$@"
+}
+
+# The first command fails in one line, which names the command that mends it, and nothing is made.
+without_venv() {
+    local said
+    said=$(as_newcomer make demo 2>&1 >/dev/null) && fail "make demo succeeded without venv"
+    [[ $said == *"apt-get install python3."*"-venv"* ]] || fail "without venv it says: $said"
+    [[ ! -e $root$home/teacherlm/.venv ]] || fail "a half-made .venv was left"
+    echo "without python3-venv: $(head -n 1 <<<"$said")"
+    DEBIAN_FRONTEND=noninteractive chroot "$root" apt-get install --quiet --quiet --yes --no-install-recommends python3-venv >/dev/null 2>&1 ||
+        { chroot "$root" apt-get update --quiet --quiet && chroot "$root" apt-get install --quiet --quiet --yes --no-install-recommends python3-venv >/dev/null; }
+}
+
+step() { # NAME COMMAND ...
+    local began=$SECONDS
+    "${@:2}" >"$log" 2>&1 || { tail -n 20 "$log" >&2; fail "$1 failed; the whole log: $log"; }
+    echo "$((SECONDS - began)) s: $1"
+}
+
+fail() {
+    echo "error: $1" >&2
+    exit 1
+}
+
+main "$@"
