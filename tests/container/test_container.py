@@ -156,8 +156,6 @@ def test_an_image_that_is_not_there(tmp_path: Path) -> None:
 def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two nodes; Apptainer, the model and the folder for runs lie where any user may look."""
     for cluster in start(tmp_path_factory.mktemp("named"), NAMED="1", NODES="2"):
-        for folder in (cluster.place, *list(cluster.place.parents)[:2]):
-            folder.chmod(0o755)
         for file in cluster.model.iterdir():
             file.chmod(0o644)
         if not shutil.which("apptainer"):
@@ -172,6 +170,8 @@ def test_jobs_on_two_nodes_run_in_the_image(user: str, named: Cluster, image: Pa
     site = named.place / "container.env"
     asked = "FINETUNE_ARGS+=(--nodes=2 --ntasks-per-node=1)"
     site.write_text((named.place / "site.env").read_text() + asked + "\n")
+    for folder in (named.place, *list(named.place.parents)[:2]):
+        folder.chmod(0o755)  # here and not once for all: another pytest of root's closes the folder that they share
     home = named.place / f"home-{user}"
     home.mkdir()
     shutil.chown(home, user)
