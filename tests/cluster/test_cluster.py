@@ -1,6 +1,7 @@
 """The chain on a real Slurm that this machine runs for the tests: `make test-cluster`."""
 
 import itertools
+import re
 import subprocess
 import sys
 
@@ -29,6 +30,13 @@ def test_a_chain_of_jobs_makes_what_the_local_launcher_makes(
     (report,) = cluster.place.glob("runs/*/*/chains/*/logs/report.log")
     assert table.strip() in report.read_text()
     assert outputs(cluster.place / "runs") == outputs(cluster.place / "here")
+
+
+def test_the_doctor_says_what_slurm_offers(cluster: Cluster) -> None:
+    result = cluster.run(sys.executable, *program("doctor"))
+    (line,) = re.findall(r"^(\w+) +Slurm +(.*)$", result.stdout, re.MULTILINE)
+    assert line[0] == "ok"
+    assert re.match(r"Slurm \d+\.\d+\S*; GPUs a node: [^;]+; arrays of up to \d+ tasks", line[1]), line
 
 
 def test_a_chain_that_is_under_way_is_not_submitted_twice_and_another_waits_for_it(cluster: Cluster) -> None:
