@@ -3,17 +3,17 @@
 # LANG=C installs what the README names and types what it says. `make test-newcomer` calls this.
 set -euo pipefail
 
-usage="usage: bash tests/newcomer/run.sh [bookworm|trixie] [FOLDER]      (as root, with debootstrap; FOLDER keeps the roots)"
+usage="usage: bash run.sh bookworm|trixie [FOLDER]      (as root, with debootstrap; FOLDER keeps the roots)"
 PACKAGES=python3,make,git,ca-certificates # the README's, but for python3-venv, which is missed first
 
 main() {
     [[ ${1:-} == -h || ${1:-} == --help ]] && { echo "$usage"; exit 0; }
-    (($# <= 2)) && [[ ${1:-trixie} == bookworm || ${1:-trixie} == trixie ]] || { echo "$usage" >&2; exit 2; }
+    (($# == 1 || $# == 2)) && [[ $1 == bookworm || $1 == trixie ]] || { echo "$usage" >&2; exit 2; }
     if (($(id -u))) || ! command -v debootstrap >/dev/null; then
         fail "root and debootstrap are needed (apt-get install debootstrap)"
     fi
     checkout=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)
-    suite=${1:-trixie} cache=${2:-${XDG_CACHE_HOME:-~/.cache}/teacherlm/newcomer}
+    suite=$1 cache=${2:-${XDG_CACHE_HOME:-~/.cache}/teacherlm/newcomer}
     base=$cache/$suite root=$cache/$suite.now home="/home/a newcomer"
     [[ -e $base/etc/os-release ]] || make_base
     trap leave EXIT
