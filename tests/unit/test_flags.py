@@ -84,7 +84,7 @@ def test_flags_stay_as_they_were_read() -> None:
         ("--name x --layers many", "argument --layers: invalid int value: 'many'; --help lists the flags"),
         (
             "--name x --shape long",
-            "argument --shape: invalid choice: 'long' (choose from 'round', 'square'); --help lists the flags",
+            "argument --shape: invalid choice: 'long' (choose from round, square); --help lists the flags",
         ),
         ("--name x --layers 0", "--layers: at least 1 was expected, found 0"),
         ("--name x --layers 10", "--layers: at most 9 was expected, found 10"),
@@ -103,7 +103,8 @@ def test_flags_stay_as_they_were_read() -> None:
 def test_a_mistake_is_one_line(words: str, said: str) -> None:
     with pytest.raises(UserError) as error:
         read(words)
-    assert str(error.value) == said
+    found = str(error.value).replace("'round', 'square'", "round, square")  # as Python before 3.12 writes choices
+    assert found == said
 
 
 HELP = """\
@@ -145,7 +146,8 @@ def test_help_lists_the_flags_in_their_groups(
     with pytest.raises(SystemExit) as ended:
         read("--help")
     assert ended.value.code == 0
-    assert capsys.readouterr().out == HELP
+    usage, _, rest = capsys.readouterr().out.partition("\n\n")  # each Python breaks the usage into lines in its own way
+    assert [" ".join(usage.split()), rest] == [" ".join(HELP.partition("\n\n")[0].split()), HELP.partition("\n\n")[2]]
 
 
 def test_lines_of_a_description_stay_lines(capsys: pytest.CaptureFixture[str]) -> None:
