@@ -143,7 +143,7 @@ def make(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     python = checkout / ".venv" / "bin" / "python"
     python.write_text(f'#!/bin/sh\nexec {warm_python()} "$@"\n')
     python.chmod(0o755)
-    (checkout / ".venv" / "installed.txt").touch()
+    (checkout / ".venv" / "installed.txt").write_text(f"# checkout: {checkout.resolve()}\n")
 
     def run(target: str, *words: object) -> subprocess.CompletedProcess:
         small = {

@@ -85,7 +85,8 @@ def make(checkout: Path, **variables: object) -> subprocess.CompletedProcess:
 
 def environment(checkout: Path, **variables: object) -> dict[str, str]:
     """By default uv installs, with which a test is ten times as quick."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "TORCH", "INSTALLER"))}
+    others = ("PIP_", "TORCH", "INSTALLER", "MAKE", "MFLAGS")  # the last two are those of `make test`
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     wheels = checkout.parent / "wheels"
     of_pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels.as_uri(), "PIP_CONFIG_FILE": os.devnull}
     of_uv = {"UV_NO_INDEX": "1", "UV_FIND_LINKS": wheels, "PATH": f"{UV.parent}{os.pathsep}{os.environ['PATH']}"}
