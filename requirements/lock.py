@@ -88,8 +88,8 @@ def main() -> None:
 
 def write_install() -> None:
     """Write the four locks of `make install`."""
-    listed = {name: version for file in ("base", "weights", "tracking", "dev") for name, version in pins(file).items()}
-    found = resolve(direct("dev", "tracking") + named("weights"), listed | pins("torch"), MINORS, MACHINES)
+    listed = pins("base", "weights", "tracking", "dev")
+    found = resolve(direct("dev", "tracking") + list(pins("weights")), listed | pins("torch"), MINORS, MACHINES)
     if missing := sorted(listed.keys() - found.keys()):
         raise UserError(f"pinned, and nothing needs it: {', '.join(missing)}; take it out of requirements/*.txt")
     cuda = {name: one for name, one in found.items() if name == "torch" or name.startswith(CUDA)}
@@ -103,8 +103,8 @@ def write_install() -> None:
 
 
 def cpu_image() -> Packages:
-    listed = {name: version for file in ("base", "weights", "tracking") for name, version in pins(file).items()}
-    found = resolve(direct("tracking") + named("weights"), listed | pins("torch"), [IMAGE_MINOR], MACHINES[:1])
+    listed = pins("base", "weights", "tracking")
+    found = resolve(direct("tracking") + list(pins("weights")), listed | pins("torch"), [IMAGE_MINOR], MACHINES[:1])
     return {name: one for name, one in found.items() if not name.startswith(CUDA)} | {"torch": cpu_torch([IMAGE_MINOR])}
 
 
@@ -112,11 +112,12 @@ def gpu_image() -> Packages:
     """The versions are those of the other images, but for numpy: numba, which vLLM needs, wants an older one. What no
     other file names keeps the version that containers/gpu.lock has; without that file it is the newest.
     """
-    known = {name: version for file in ("base", "tracking") for name, version in pins(file).items() if name != "numpy"}
-    added = pins("gpu") | pins("weights") | pins("torch")
+    known = pins("base", "tracking")
+    del known["numpy"]
+    added = pins("gpu", "weights", "torch")
     former = ROOT / "containers" / "gpu.lock"
     kept = versions(former) if former.is_file() else {}
-    return resolve(direct("tracking") + named("gpu", "weights"), kept | known | added, [IMAGE_MINOR], MACHINES[:1])
+    return resolve(direct("tracking") + list(pins("gpu", "weights")), kept | known | added, [IMAGE_MINOR], MACHINES[:1])
 
 
 CUDA = ("nvidia-", "cuda-", "triton")
@@ -129,12 +130,9 @@ def direct(*extras: str) -> list[str]:
     return [word for word in words if normal(word) != PROJECT["name"]]
 
 
-def named(*files: str) -> list[str]:
-    return [name for file in files for name in pins(file)]
-
-
-def pins(file: str) -> dict[str, str]:
-    return versions(PINS / f"{file}.txt")
+def pins(*files: str) -> dict[str, str]:
+    """The packages that *.txt files of this folder name, with their versions."""
+    return {name: version for file in files for name, version in versions(PINS / f"{file}.txt").items()}
 
 
 def versions(file: Path) -> dict[str, str]:

@@ -46,7 +46,6 @@ enter() {
     cp --archive "$base" "$root"
     chroot "$root" useradd --create-home --home-dir "$home" --shell /bin/bash newcomer
     git clone --quiet --no-local "$checkout" "$root$home/teacherlm"
-    [[ ! -d $checkout/../shared ]] || mkdir "$root$home/shared"
     chroot "$root" chown --recursive newcomer: "$home"
     log=$cache/$suite.txt
     mount --types proc proc "$root/proc"

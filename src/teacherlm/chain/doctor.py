@@ -37,8 +37,10 @@ def main() -> int:
     except FileNotFoundError:
         print("doctor: error: the current folder was deleted; change to another one (cd)", file=sys.stderr)
         return 2
+    fit = pythons()
+    of_site = modules()
     findings = [
-        python(),
+        python(fit, of_site),
         c_library(),
         packages(),
         torch(),
@@ -59,22 +61,27 @@ def main() -> int:
         print("{:5}  {:22} {}".format(state, name, text))
     lacking = [name for state, name, _ in findings if state == LACKS]
     print()
-    print("to install here: " + way(findings))
+    print("to install here: " + way(findings, fit, of_site))
     print("enhance, finetune, evaluate: " + ("mend first: " + ", ".join(lacking) if lacking else "ready"))
     return 1 if lacking else 0
 
 
-def way(findings: list) -> str:
-    """Which of the three ways to take: a Python that is here or comes as a module, the image, or uv's own Python."""
+def way(findings: list, fit: list, of_site: list) -> str:
+    """Which of the three ways to take: a Python that is here or comes as a module, the image, or uv's own Python.
+
+    Args:
+        fit: names of the fit Pythons in PATH.
+        of_site: the site's modules of a fit Python.
+    """
     states = {name: state for state, name, _ in findings}
     if os.environ.get("CONTAINER"):
         return "nothing: CONTAINER names an image, and the stages run in it (docs/container.md)"
     if states["packages"] == OK:
         return "nothing: .venv is there"
     if states["C library"] == OK:
-        for name in pythons():
+        for name in fit[:1]:
             return "make install, with {}".format(name)
-        for module in modules()[:1]:
+        for module in of_site[:1]:
             words = "module load {0} && make BASE_PYTHON=python3 install; and MODULES=({0}) in slurm/site.env"
             return words.format(module)
         if shutil.which("uv"):
@@ -113,9 +120,9 @@ def modules() -> list:
     return found
 
 
-def python() -> Finding:
+def python(fit: list, of_site: list) -> Finding:
     found = platform.python_version()
-    others = [name for name in pythons() if name != "python3"] + modules()
+    others = [name for name in fit if name != "python3"] + of_site
     also = "; also here: " + ", ".join(others[:5]) if others else ""
     if is_fit(found):
         return OK, "Python", "{} ({}){}".format(found, sys.executable, also)

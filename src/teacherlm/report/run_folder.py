@@ -1,4 +1,4 @@
-"""What lies in a run's folder: manifests, results, logs, and what is not there yet.
+"""This module reads the folder of a run: its manifests, results and logs, and which of them are missing.
 
 Any of these files may be missing.
 """
