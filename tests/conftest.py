@@ -23,9 +23,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # several processes on few cores must not spin for one another
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # compiling the package takes a good part of a start
+
 os.environ["WANDB_MODE"] = "disabled"  # its own tests switch it on
 
 os.environ["TEACHERLM_REVISION"] = "tests"  # in place of git, which each manifest would ask; its own test asks git
+
+UNIT_TESTS = Path(__file__).resolve().parent / "unit"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the workers share one Python that has the libraries loaded; the unit tests need none."""
+    several = config.getoption("numprocesses", default=None) and not hasattr(config, "workerinput")
+    if several and any(Path(word.partition("::")[0]).resolve() != UNIT_TESTS for word in config.args):
+        warm_python()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

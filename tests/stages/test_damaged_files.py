@@ -6,7 +6,6 @@ Many mutations of one file are read in a child process, whose exit status shows 
 import gzip
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 import torch
 from backports import zstd
 from support.atlas_models import make_passages, write_lines
-from support.programs import only_error
+from support.programs import only_error, warm_python
 
 from teacherlm.atlas import passages as passage_files
 from teacherlm.atlas.flat_search import FlatVectors
@@ -58,7 +57,7 @@ LOAD = "load_index(file.parent, None, None, None, 16, torch.device('cpu'))"
 def refused_of(file: Path, imports: str, read: str, mutations: int = MUTATIONS) -> int:
     """How many of the mutations of a file are refused, read one after the other in a child process."""
     program = CHILD.format(imports=imports, read=read, mutations=mutations)
-    child = subprocess.run([sys.executable, "-c", program, file], capture_output=True, text=True)
+    child = subprocess.run([warm_python(), "-c", program, file], capture_output=True, text=True)
     assert child.returncode == 0, (child.returncode, child.stderr[-2000:])
     return int(child.stdout)
 

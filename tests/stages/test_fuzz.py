@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from support.fuzz.__main__ import SUBJECTS
 from support.fuzz.harness import ADDRESSES, FOUND, MEMORY, Subject, load_case, run_subject, save_case
-from support.programs import ROOT
+from support.programs import ROOT, warm_python
 
 from teacherlm.core.errors import UserError
 
-COUNT, MORE = 25, {"records": 500, "model_files": 100, "benchmark_files": 100, "archives": 100}
+COUNT, MORE = 25, {"records": 300, "model_files": 100, "benchmark_files": 100}
 """Damages of a subject; those that are read in a hundredth of a second get more of them."""
 
 
@@ -22,7 +22,7 @@ def test_what_is_damaged_is_read_or_refused_in_one_line(name: str, tmp_path: Pat
     count = MORE.get(name, COUNT)
     words = ["--only", name, "--count", str(count), "--workers", "2", "--keep", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
-    command = [sys.executable, "-P", "-m", "support.fuzz", *words]
+    command = [warm_python(), "-P", "-m", "support.fuzz", *words]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
     row = [cell.strip() for cell in result.stdout.splitlines()[-1].split("|")]

@@ -50,7 +50,7 @@ def packed(path: Path, begin: bytes, many: bytes, times: int, end: bytes) -> Non
             "t.json.gz",
             b'[{"sentence":"x","label":"true","l":[',
             b'"",',
-            21_000_000,
+            9_000_000,
             b'""]}]',
             "more than 8,000,000 v",
         ),

@@ -88,7 +88,7 @@ def test_packed_losses_and_gradients_are_those_of_single_samples(
 
 def test_it_holds_for_real_weights(smollm2: Path) -> None:
     """The gradients in float64: in float32 those of 30 layers differ by 1e-4 from their own in float64."""
-    samples = encoded(smollm2)[:3]
+    samples = encoded(smollm2)[:2]
     assert_equal(
         together(smollm2, samples, "sdpa", dtype=torch.float64), one_at_a_time(smollm2, samples, torch.float64)
     )

@@ -115,17 +115,23 @@ def test_the_auxiliary_questions_are_shuffled_with_seed_10(made: Path, archive_f
     )
 
 
-def test_a_folder_gives_what_the_archive_gives_and_twice_does_nothing(
-    made: Path, archive_folder: Path, tmp_path: Path
-) -> None:
-    assert prepare(tmp_path, "--data_directory", archive_folder).returncode == 0
-    found = {name: data for name, (data, _) in contents(tmp_path / "data" / "mmlu_data").items()}
-    expected = {name: data for name, (data, _) in contents(made).items()}
-    del found["manifest.json"], expected["manifest.json"]
-    assert found == expected
-    before = contents(tmp_path)
-    assert "done already" in prepare(tmp_path, "--data_directory", archive_folder).stdout
-    assert contents(tmp_path) == before
+def test_a_folder_gives_what_the_archive_gives_and_twice_does_nothing(archive_folder: Path, tmp_path: Path) -> None:
+    """The domains whose names begin with p, and the auxiliary questions."""
+    folder = tmp_path / "data"
+    for file in [*archive_folder.glob("*/p*.csv"), *archive_folder.glob("auxiliary_train/*.csv")]:
+        (folder / file.parent.name).mkdir(parents=True, exist_ok=True)
+        (folder / file.parent.name / file.name).write_bytes(file.read_bytes())
+    with tarfile.open(tmp_path / "data.tar", "w") as tar:
+        tar.add(folder, "data")
+    made = {}
+    for name, words in (("folder", ("--data_directory", folder)), ("archive", ("--data_tar", tmp_path / "data.tar"))):
+        assert prepare(tmp_path / name, *words).returncode == 0
+        before = contents(tmp_path / name)
+        made[name] = {path: data for path, (data, _) in before.items() if "manifest" not in path}
+        assert "done already" in prepare(tmp_path / name, *words).stdout
+        assert contents(tmp_path / name) == before
+    assert made["folder"] == made["archive"]
+    assert any("philosophy" in path for path in made["folder"])
 
 
 def test_an_archive_that_would_leave_its_folder_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.files import contents
-from support.programs import ROOT, only_error, program
+from support.programs import ROOT, only_error, program, warm_python
 from support.strangers import AS_NOBODY, give_to_nobody, require_nobody
 
 from teacherlm.chain import settings_file
@@ -18,11 +18,15 @@ from teacherlm.chain.settings_file import Submission
 from teacherlm.core.owners import make_own_folder
 
 CHAIN = ["bash", str(ROOT / "slurm" / "chain.sh")]
-STEER = [sys.executable, *program("steer")]
+
+
+def steer(command: str, folder: Path) -> subprocess.CompletedProcess:
+    return run([warm_python(), *program("steer"), command], folder)
 
 
 def run(command: list[object], folder: Path, **variables: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHON": sys.executable, "LAUNCHER": "local", "PYTHONDONTWRITEBYTECODE": "1"}
+    python = sys.executable if command[0] == AS_NOBODY[0] else warm_python()  # which is root's alone
+    environment = {**os.environ, "PYTHON": python, "LAUNCHER": "local", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [str(word) for word in command]
     return subprocess.run(command, cwd=folder, env=environment | variables, capture_output=True, text=True)
 
@@ -233,7 +237,7 @@ def chain(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("command", ["status", "logs", "cancel"])
 def test_a_malformed_list_of_jobs_is_one_line(chain: Path, tmp_path: Path, row: str, command: str) -> None:
     (chain / "jobs.tsv").write_text(GOOD + row, encoding="utf-8", errors="surrogateescape")
-    error = only_error(run([*STEER, command], tmp_path))
+    error = only_error(steer(command, tmp_path))
     assert f"{chain.relative_to(tmp_path)}/jobs.tsv, line 2: " in error
     assert error.isprintable()
     assert not (tmp_path / "ran").exists()
@@ -250,7 +254,7 @@ def test_what_is_no_list_of_jobs_of_one_s_own_is_one_line(chain: Path, tmp_path:
         give_to_nobody(file)
     else:
         planted(file, kind)
-    result = run([*STEER, "status"], tmp_path)
+    result = steer("status", tmp_path)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert str(chain.relative_to(tmp_path)) in result.stderr.splitlines()[0]
@@ -260,7 +264,7 @@ def test_a_log_is_shown_without_what_a_terminal_obeys(chain: Path, tmp_path: Pat
     (chain / "jobs.tsv").write_text(GOOD)
     evil = b"step 1\n\x1b]0;owned\x07\x1b[2Jred\x1b[31m\n\xff\xfe\xc2\x9b2J\nlast\t1\n"
     (chain / "logs" / "prepare.log").write_bytes(b"x" * 10_000_000 + b"\n" + evil)
-    shown = run([*STEER, "logs"], tmp_path)
+    shown = steer("logs", tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.replace("\n", "").isprintable()
     assert "\\x1b]0;owned\\x07\\x1b[2Jred" in shown.stdout

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.programs import ROOT, only_error
+from support.programs import ROOT, only_error, warm_python
 
 CHAIN = ["bash", str(ROOT / "slurm" / "chain.sh"), "sample"]
 FINETUNE = ["bash", str(ROOT / "finetune/finetune.sh"), "/no/model", "/no/data", "8", "1", "1e-5", "1", "text", "run"]
@@ -21,7 +21,7 @@ NUMBERS = ("LIMIT", "EPOCHS", "SEED", "NUM_TOKENS", "MAX_FAILURES", "SHARDS", "B
 @pytest.fixture
 def call(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     def run(command: list[str], **variables: str) -> subprocess.CompletedProcess:
-        environment = {**os.environ, "PYTHON": sys.executable, "LAUNCHER": "local", "RUNS": str(tmp_path / "runs")}
+        environment = {**os.environ, "PYTHON": warm_python(), "LAUNCHER": "local", "RUNS": str(tmp_path / "runs")}
         environment |= variables
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
@@ -100,13 +100,8 @@ def test_a_model_s_yaml_has_numbers_where_a_job_wants_them(
     (checkout / "models" / "evil.yaml").write_text(
         f"hub: some/one\nslurm:\n  evaluate:\n    {field}: {value}\n", encoding="utf-8"
     )
-    environment = {
-        **os.environ,
-        "PYTHON": sys.executable,
-        "PYTHONPATH": str(checkout / "src"),
-        "RUNS": str(tmp_path / "runs"),
-    }
-    environment |= {"PYTHONPATH": str(checkout / "src"), "STUDENT": "evil", "TASK": "text", "LAUNCHER": "local"}
+    environment = {**os.environ, "PYTHON": warm_python(), "RUNS": str(tmp_path / "runs"), "LAUNCHER": "local"}
+    environment |= {"PYTHONPATH": str(checkout / "src"), "STUDENT": "evil", "TASK": "text"}
     command = ["bash", str(checkout / "slurm" / "chain.sh"), "sample"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     error = only_error(result)

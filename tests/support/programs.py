@@ -2,13 +2,16 @@
 
 import atexit
 import functools
+import os
 import subprocess
 from pathlib import Path
 
-from support.warm_python import WarmPython
+from support.warm_python import WarmPython, take_over
 
 ROOT = Path(__file__).resolve().parents[2]
 
+SHARED_PYTHON = "TEACHERLM_TESTS_PYTHON"
+"""The variable that holds the executable of `warm_python` for the processes that this one starts."""
 
 STAGES = {
     "data_prepare": ROOT / "enhance" / "data_prepare.py",
@@ -27,11 +30,18 @@ def program(name: str) -> list[str]:
 
 @functools.cache
 def warm_python() -> str:
-    """An executable that takes the words of `python` and has the libraries loaded, see warm_python.py."""
-    started = WarmPython()
-    started.__enter__()
-    atexit.register(started.__exit__)
-    return str(started.executable)
+    """An executable that takes the words of `python` and has the libraries loaded, see warm_python.py.
+
+    All processes of a test run share the one that the first of them starts.
+    """
+    if SHARED_PYTHON in os.environ:
+        take_over()
+    else:
+        started = WarmPython()
+        started.__enter__()
+        atexit.register(started.__exit__)
+        os.environ[SHARED_PYTHON] = str(started.executable)
+    return os.environ[SHARED_PYTHON]
 
 
 def only_error(result: subprocess.CompletedProcess) -> str:

@@ -77,7 +77,7 @@ class WarmPython:
     """
 
     def __enter__(self) -> "WarmPython":
-        signal.pthread_sigmask(signal.SIG_BLOCK, [KILL])
+        take_over()
         self.folder = tempfile.TemporaryDirectory(prefix="warm-")  # pytest's folders are too long for a socket's name
         address = str(Path(self.folder.name) / "socket")
         self.executable = Path(self.folder.name) / "python"
@@ -94,6 +94,11 @@ class WarmPython:
         self.server.stdout.close()
         self.server.wait()
         self.folder.cleanup()
+
+
+def take_over() -> None:
+    """Let this process start the executable, which has to begin with KILL blocked."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [KILL])
 
 
 def kill(started: subprocess.Popen) -> int:
@@ -181,6 +186,7 @@ def become(words: list[str], streams: list[int]) -> None:
     os.environ.clear()
     os.environ.update(word.partition("=")[::2] for word in words[3 + int(words[3]) :])
     sys.executable = words[0]
+    tempfile.tempdir = None  # TMPDIR is read again
     sys.path[0:0] = [part for part in os.environ.get("PYTHONPATH", "").split(":") if part]
     for number in FORWARDED:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)

@@ -90,6 +90,9 @@ def summary_of(name: str, args: argparse.Namespace) -> Summary:
             "OMP_NUM_THREADS": "1",
             "TEACHERLM_REVISION": "fuzz",
         }
+        for module in ("huggingface_hub.constants", "datasets.config"):  # which read these when they are imported
+            if module in sys.modules:
+                importlib.reload(sys.modules[module])
         subject = importlib.import_module(f"support.fuzz.{name}").SUBJECT
         cases: list[Case] = [-1, *map(str, sorted(FOUND.glob(f"{name}-*.json"))), *range(args.count)]
         return run_subject(subject, cases, args.seed, Path(work), args.workers, args.keep.resolve())
