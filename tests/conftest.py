@@ -1,5 +1,6 @@
 """What the tests share: tiny models made on the spot, the small real one, the real data, and how a script is run."""
 
+import gc
 import json
 import os
 import runpy
@@ -51,6 +52,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             for item in items:
                 if item.get_closest_marker(name):
                     item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish() -> None:
+    """What is there now stays: each training collects garbage, and would look through all libraries for it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
