@@ -63,8 +63,9 @@ def load_student(own: Any, training: Any, folder: Path, digest: str, longest: in
         training.gradient_checkpointing = False
 
     def find() -> Verdict:
-        # The check draws no random numbers of the training.
-        with torch.random.fork_rng(), whole_model(own, training, folder, model) as checked:
+        # The check draws no random numbers of the training, on the CPU and on this process's own GPU.
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices), whole_model(own, training, folder, model) as checked:
             return find_path(checked, own, training, folder, longest)
 
     verdict = Verdict(**from_first(lambda: asdict(remembered(key, find))))
