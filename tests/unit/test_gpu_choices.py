@@ -8,13 +8,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from teacherlm.atlas import workers
 from teacherlm.core.errors import UserError
 from teacherlm.core.training_log import read_log
 from teacherlm.enhance.engines import transformers_engine
-from teacherlm.finetune import arguments, processes, trainer, watching
-from teacherlm.runtime import gpu
+from teacherlm.finetune import arguments, processes, student, trainer, watching
+from teacherlm.runtime import gpu, packed_attention
+from teacherlm.runtime.loading import load_model
 from teacherlm.scoring.language_model import LanguageModel
 
 
@@ -138,3 +140,26 @@ def test_a_single_process_tells_deepspeed_its_rank(monkeypatch: pytest.MonkeyPat
     (found,) = met
     assert int(found.pop("MASTER_PORT")) > 0
     assert found == {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+
+
+@pytest.mark.parametrize(("bf16", "path"), [(True, "packed"), (False, "padded")])
+def test_flash_attention_is_checked_in_the_16_bits_that_its_kernels_have(
+    bf16: bool, path: str, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in that refuses float32 as the kernels do; the library casts for them under autocast."""
+
+    def attend(module: torch.nn.Module, query: torch.Tensor, *args: object, **kwargs: object) -> object:
+        if query.dtype == torch.float32 and not torch.is_autocast_enabled(query.device.type):
+            raise RuntimeError("FlashAttention only support fp16 and bf16 data type")
+        return packed_attention.attend(module, query, *args, **kwargs)
+
+    AttentionInterface.register("sixteen_bits", attend)
+    AttentionMaskInterface.register("sixteen_bits", packed_attention.no_mask)
+    own = SimpleNamespace(attention="flash_attention_2", packing=True, peft="none")
+    training = SimpleNamespace(bf16=bf16, fp16=False, gradient_checkpointing=False, gradient_checkpointing_kwargs=None)
+    model = load_model(tiny_llama, dtype=torch.float32)
+    half = student.half_precision(own, training)
+    assert half == (torch.bfloat16 if bf16 else None)
+    monkeypatch.setitem(packed_attention.KINDS, "flash_attention_2", "sixteen_bits")
+    monkeypatch.setattr(student, "half_precision", lambda own, training: half)  # which has looked at KINDS
+    assert student.find_path(model, own, training, tiny_llama, 64).path == path

@@ -61,17 +61,26 @@ def run_file(file: Path, seconds: float) -> list[Outcome]:
         command += ["-p", "support.gpu_check.outcomes", f"--outcomes={lines}", f"--override-ini=timeout={LONGEST_TEST}"]
         process = subprocess.Popen([*command, str(file)], cwd=ROOT, start_new_session=True)
         try:
-            status = process.wait(seconds)
+            status = wait(process, seconds)
             ended = f"pytest ended with status {status} before this test's end"
         except subprocess.TimeoutExpired:
             status, ended = None, f"it was ended: the time for all tests was over after {seconds:.0f} s of this file"
         finally:
-            with_children(process)
+            end_with_children(process)
         return read_outcomes(lines, file, status, ended)
 
 
-def with_children(process: subprocess.Popen) -> None:
-    """End a process and all that it started and left behind."""
+def wait(process: subprocess.Popen, seconds: float) -> int:
+    """A process's exit status.
+
+    Raises:
+        TimeoutExpired: it has none after so many seconds.
+    """
+    return process.wait(seconds)
+
+
+def end_with_children(process: subprocess.Popen) -> None:
+    """End a process, if it runs, and what it started and left behind."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

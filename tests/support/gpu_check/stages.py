@@ -248,7 +248,8 @@ def atlas_read(device: str, size: Size, place: Path) -> Measured:
     dtype = torch.float16 if device == "cuda" else torch.float32
     model = T5ForConditionalGeneration(config).to(device, dtype).eval()
     reader = readers.Reader(model, tokenizer, 512)
-    asked = [[f"{number} {text}" for text in texts(10, 8)] for number in range(max(1, size.questions // 64))]
+    passages = 10 if size.layers is None else 2
+    asked = [[f"{number} {text}" for text in texts(passages, 8)] for number in range(max(1, size.questions // 64))]
 
     @torch.inference_mode()
     def read() -> None:
