@@ -16,9 +16,11 @@ from support.programs import ROOT
 
 from teacherlm.atlas import reader as readers
 from teacherlm.atlas.flat_search import FlatVectors
+from teacherlm.atlas.index import Index
 from teacherlm.atlas.model import embed_passages
 from teacherlm.atlas.passages import Passages, write_passages
 from teacherlm.atlas.retriever import load_retriever
+from teacherlm.atlas.saved_index import load_index, save_index
 from teacherlm.runtime.loading import load_tokenizer
 
 pytestmark = pytest.mark.gpu
@@ -72,6 +74,21 @@ def test_passages_are_embedded_in_float16_as_in_float32(place: Path, tmp_path: P
             vectors = embed_passages(asked, model, Passages(tmp_path / "all.arrow"))
         found.append(torch.cat([segment.cpu() for segment in vectors.segments]).float())
     torch.testing.assert_close(*found, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_saved_index_is_loaded_onto_the_device(shards: int, tmp_path: Path) -> None:
+    write_passages(tmp_path / "all.arrow", [{"section": "", **passage} for passage in make_passages(60)])
+    torch.manual_seed(0)
+    vectors = torch.randn(60, 32).half()
+    made = Index(Passages(tmp_path / "all.arrow"), FlatVectors([vectors.to(KIND)], 0), 32, None)
+    save_index(tmp_path / "index", made, shards, None, None)
+    found = load_index(tmp_path / "index", None, None, None, 32, torch.device(KIND), shards)
+    assert {segment.device.type for segment in found.vectors.segments} == {KIND}
+    assert torch.equal(torch.cat([segment.cpu() for segment in found.vectors.segments]), vectors)
+    asked = torch.randn(5, 32)
+    _, rows = found.vectors.search(asked.to(KIND), 3)
+    assert torch.equal(rows.cpu(), (asked @ vectors.float().T).topk(3).indices)
 
 
 @pytest.mark.parametrize(
