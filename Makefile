@@ -116,8 +116,11 @@ fuzz: $(VENV)/installed.txt ## damage what the stages read, 10,000 times each su
 	@PYTHONPATH=tests $(PYTHON) -P -m support.fuzz --count $${COUNT:-10000} \
 	    --seed $${SEED:-0} $${ONLY:+--only "$$ONLY"}
 
-check-gpu: $(VENV)/installed.txt ## run the tests that need a GPU
-	@$(PYTHON) -P -m pytest -m gpu
+check-gpu: ## run the tests that need a GPU and measure each stage, in 15 minutes; installs nothing: make check-gpu [OUTPUT=file]
+	@python="$(PYTHON)"; [[ -x $$python ]] || python="$(BASE_PYTHON)"; \
+	    "$$python" -I -c '$(IS_FIT)' 2>/dev/null || { echo "error: Python 3.11, 3.12, 3.13 or 3.14 is needed, found" \
+	    "$$("$$python" -V 2>&1 || true); set BASE_PYTHON=/path/to/python3.12" >&2; exit 2; }; \
+	    PYTHONPATH="$(CURDIR)/src:$(CURDIR)/tests" "$$python" -P -m support.gpu_check $${OUTPUT:+--output "$$OUTPUT"}
 
 lint: $(VENV)/installed.txt ## check format, code, types and shell scripts
 	@$(VENV)/bin/ruff format --check .

@@ -1,10 +1,10 @@
 """Models of many kinds, and what they answer by the plain forward pass."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
-from lm_eval.api.instance import Instance
 from transformers import AutoModelForCausalLM
 
 from support.any_models import SIZES
@@ -13,10 +13,15 @@ from teacherlm.enhance.engines.transformers_engine import TransformersEngine
 from teacherlm.runtime import tokens
 from teacherlm.runtime.loading import load_tokenizer
 
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
 CONTEXT = "Q: Bees are insects. (A) True (B) False A: The answer is ("
 
 
-def ask(*pairs: tuple[str, str]) -> list[Instance]:
+def ask(*pairs: tuple[str, str]) -> list["Instance"]:
+    from lm_eval.api.instance import Instance  # most who import this module do not score
+
     return [
         Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=0, metadata=("", 0, 1)) for pair in pairs
     ]

@@ -269,9 +269,19 @@ def load_own(
         start, end = workers.share_of(count)
         segments = list(flat_segments(shards, start, end, dimension))
         if device.type == "cuda":
-            segments = [torch.cat([segment.to(device) for segment in segments])] if segments else []
+            segments = [on_device(segments, device)] if segments else []
         vectors = FlatVectors(segments, start)
     return Index(passages, vectors, dimension, described["encoder"])
+
+
+def on_device(segments: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """The segments as one tensor on a device, where nothing but this tensor takes memory for them."""
+    whole = segments[0].new_empty(sum(map(len, segments)), segments[0].shape[1], device=device)
+    row = 0
+    for segment in segments:
+        whole[row : row + len(segment)] = segment
+        row += len(segment)
+    return whole
 
 
 def flat_segments(shards: list[tuple[Path, int]], start: int, end: int, dimension: int) -> Iterator[torch.Tensor]:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from teacherlm.core.errors import UserError
 from teacherlm.core.lock import one_writer
 from teacherlm.runtime import processes, rendezvous
+from teacherlm.runtime.gpu import own_gpu
 from teacherlm.runtime.processes import gather as gather
 from teacherlm.runtime.processes import is_first as is_first
 from teacherlm.runtime.processes import rank as rank
@@ -41,13 +42,9 @@ def join_workers(main_port: int) -> torch.device:
         environment_of_slurm(tasks, main_port)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     on_gpu = torch.cuda.is_available()
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", own_gpu()) if on_gpu else torch.device("cpu")
     if on_gpu:
-        if local >= torch.cuda.device_count():
-            raise UserError(
-                f"worker {local} of this machine has no GPU; start at most {torch.cuda.device_count()} here"
-            )
-        torch.cuda.set_device(local)
+        torch.cuda.set_device(device)
     if world > 1:
         missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing:
@@ -57,7 +54,7 @@ def join_workers(main_port: int) -> torch.device:
             dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIMEOUT)
         except (RuntimeError, ValueError) as error:
             raise UserError(f"the {world} workers did not meet at {os.environ['MASTER_ADDR']}: {error}") from error
-    return torch.device("cuda", local) if on_gpu else torch.device("cpu")
+    return device
 
 
 def environment_of_slurm(tasks: int, main_port: int) -> None:

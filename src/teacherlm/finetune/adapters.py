@@ -11,6 +11,7 @@ from teacherlm.catalog.adapters import base_reference
 from teacherlm.catalog.models import find_model
 from teacherlm.core.errors import UserError
 from teacherlm.runtime.compat.of_peft import merged_weights
+from teacherlm.runtime.gpu import computes_bfloat16
 from teacherlm.runtime.loading import base_model, load_model
 
 MERGED = "merged"
@@ -42,12 +43,12 @@ def load_with_adapters(folder: Path, name: str, kind: str, rank: int) -> torch.n
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
                 bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=torch.bfloat16,
+                bnb_4bit_compute_dtype=torch.bfloat16 if computes_bfloat16() else torch.float16,
             )
         }
     model = load_model(folder, **options)
     if kind == "qlora":
-        model = prepare_model_for_kbit_training(model)
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # the Trainer does that
     model.enable_input_require_grads()  # gradient checkpointing needs an input that has a gradient
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     adapted = get_peft_model(model, config)

@@ -25,6 +25,8 @@ from teacherlm.core.redaction import is_secret, secret_settings
 from teacherlm.core.terminal import shown
 from teacherlm.finetune.known_flags import FORMER, REFUSED
 from teacherlm.finetune.optimizers import check_optimizer
+from teacherlm.finetune.processes import meet_alone
+from teacherlm.runtime import gpu
 from teacherlm.runtime.compat.of_accelerate import gloo_for_deepspeed
 from teacherlm.runtime.compat.of_trainer import use_one_gpu
 from teacherlm.runtime.processes import say
@@ -253,7 +255,7 @@ def for_this_machine(argv: list[str]) -> list[str]:
     wanted = [name for name in ("fp16", "bf16") if (getattr(known, name) or "").lower() in ("true", "1", "yes")]
     if torch.cuda.is_available():
         if known.fp16 is None and known.bf16 is None:
-            wanted = ["bf16" if torch.cuda.is_bf16_supported() else "fp16"]
+            wanted = ["bf16" if gpu.computes_bfloat16() else "fp16"]
     else:
         left = [name for name in wanted if name == "fp16" or processes > 1]
         wanted = [name for name in wanted if name not in left]
@@ -270,6 +272,8 @@ def for_this_machine(argv: list[str]) -> list[str]:
     if torch.cuda.is_available() or processes > 1:
         config = deepspeed_config(known.deepspeed, known.model_name_or_path, processes)
     if config is not None:
+        if processes == 1:
+            meet_alone()
         rest += ["--deepspeed", str(config)]
     elif not torch.cuda.is_available():
         rest += ["--use_cpu", "true"]  # with DeepSpeed, accelerate would take it for a reason to leave DeepSpeed out

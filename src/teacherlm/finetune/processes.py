@@ -14,12 +14,14 @@ import torch
 
 from teacherlm.core.errors import UserError
 from teacherlm.core.lock import OutputLock
+from teacherlm.runtime.gpu import own_gpu
+from teacherlm.runtime.launcher import meeting_port
 from teacherlm.runtime.memory import keep_freed_memory
 from teacherlm.runtime.processes import from_first as from_first
 from teacherlm.runtime.processes import is_first as is_first
 from teacherlm.runtime.processes import say as say
 from teacherlm.runtime.processes import size
-from teacherlm.runtime.rendezvous import stay_on_this_machine
+from teacherlm.runtime.rendezvous import LOOPBACK, stay_on_this_machine
 
 FIRST_SAYS_IT = 20
 """The other ranks wait this many seconds before they report a mistake, so that rank 0 reports one that all of them see
@@ -42,6 +44,18 @@ def join_processes() -> None:
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise UserError(f"WORLD_SIZE is set but {', '.join(missing)} is not; finetune.sh starts the processes itself")
+    if torch.cuda.is_available():
+        own_gpu()  # accelerate would take a GPU that another process has
+    stay_on_this_machine()
+
+
+def meet_alone() -> None:
+    """Give a single process the variables of a launcher, which DeepSpeed needs for one process too."""
+    alone = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": LOOPBACK}
+    if "MASTER_PORT" not in os.environ:
+        alone["MASTER_PORT"] = meeting_port(LOOPBACK)
+    for name, value in alone.items():
+        os.environ.setdefault(name, value)
     stay_on_this_machine()
 
 

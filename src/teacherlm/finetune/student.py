@@ -26,7 +26,7 @@ from teacherlm.runtime.check_sequences import make_sequences, window_beyond
 from teacherlm.runtime.compat.of_transformers import whole_weights
 from teacherlm.runtime.loading import base_model, load_model
 from teacherlm.runtime.model_config import picks_tokens
-from teacherlm.runtime.packed_attention import stop_packing, use_packing
+from teacherlm.runtime.packed_attention import KINDS, stop_packing, use_packing
 from teacherlm.runtime.plain_pass import COMPARED, plain_logits, set_attention
 from teacherlm.runtime.processes import from_first, say
 from teacherlm.runtime.self_check import expected_logits, failure, fault_of, tolerance_of
@@ -63,8 +63,9 @@ def load_student(own: Any, training: Any, folder: Path, digest: str, longest: in
         training.gradient_checkpointing = False
 
     def find() -> Verdict:
-        # The check draws no random numbers of the training.
-        with torch.random.fork_rng(), whole_model(own, training, folder, model) as checked:
+        # The check draws no random numbers of the training, on the CPU and on this process's own GPU.
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices), whole_model(own, training, folder, model) as checked:
             return find_path(checked, own, training, folder, longest)
 
     verdict = Verdict(**from_first(lambda: asdict(remembered(key, find))))
@@ -101,17 +102,31 @@ def whole_model(own: Any, training: Any, folder: Path, model: torch.nn.Module) -
         model.to(before)
 
 
+def half_precision(own: Any, training: Any) -> torch.dtype | None:
+    """The 16 bits that the self-check computes in; None: it computes in float32.
+
+    Kernels of flash attention compute in 16 bits only: then the check has the training's arithmetic.
+    """
+    if own.peft == "qlora":
+        return torch.bfloat16
+    if own.attention in KINDS or not (training.bf16 or training.fp16):
+        return None
+    return torch.bfloat16 if training.bf16 else torch.float16
+
+
 def find_path(model: torch.nn.Module, own: Any, training: Any, folder: Path, longest: int) -> Verdict:
     """The first of PATHS whose logits and loss are those of the plain forward pass, and that can be trained.
 
     Raises:
         UserError: there is none, or --attention asks for what the model or the machine does not have.
     """
-    dtype = torch.bfloat16 if own.peft == "qlora" else torch.float32
+    half = half_precision(own, training)
+    arithmetic = torch.autocast(model.device.type, half, enabled=half is not None and own.peft != "qlora")
     sequences = make_sequences(base_model(model).config, longest)
     model.eval()
-    tolerance = tolerance_of(model, dtype, longest)
-    expected = expected_logits(model, sequences, tolerance)
+    with arithmetic:
+        tolerance = tolerance_of(model, half or torch.float32, longest)
+        expected = expected_logits(model, sequences, tolerance)
     samples = [
         {"input_ids": tokens, "skipped": max(0, len(tokens) - COMPARED + 1), "sample": number}
         for number, tokens in enumerate(sequences)
@@ -128,10 +143,11 @@ def find_path(model: torch.nn.Module, own: Any, training: Any, folder: Path, lon
             raise UserError(f"--attention {own.attention}: {reason(error)}") from error
         if undo is None:
             return NOT_FOR_THIS
-        with torch.no_grad():
+        with torch.no_grad(), arithmetic:
             found = fault_of(lambda: logits_of(model, path, samples), expected, tolerance)
         undo()
-        return found or loss_fault(model, path, own.attention, longest, training, samples, loss, tolerance)
+        with arithmetic:
+            return found or loss_fault(model, path, own.attention, longest, training, samples, loss, tolerance)
 
     paths = PATHS if own.packing else PATHS[2:]
     try:

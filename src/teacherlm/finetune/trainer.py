@@ -40,6 +40,12 @@ def with_filler(tokens: Dataset) -> Dataset:
     return concatenate_datasets([tokens, Dataset.from_list([filler], features=tokens.features)])
 
 
+def numbers(parameter: torch.Tensor) -> int:
+    """How many numbers a parameter has; of those in 4 bits (bitsandbytes), a byte holds two."""
+    in_4_bits = getattr(parameter, "quant_state", None)
+    return numbers_of(parameter) if in_4_bits is None else in_4_bits.shape.numel()
+
+
 class FinetuneTrainer(StagedTrainer):
     """Trains on batches whose `shares` say how much each token counts.
 
@@ -199,7 +205,7 @@ class FinetuneTrainer(StagedTrainer):
 
     @property
     def parameters(self) -> int:
-        return sum(map(numbers_of, self.model.parameters()))
+        return sum(map(numbers, self.model.parameters()))
 
     # ----------------------------------------------------------------------------------------------------- checkpoints
 

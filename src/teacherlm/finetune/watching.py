@@ -1,6 +1,8 @@
 """What is written down while a student is trained: log.jsonl, speed and memory."""
 
+import math
 import os
+import re
 import resource
 import time
 from pathlib import Path
@@ -16,8 +18,13 @@ from teacherlm.finetune.wandb_server import server_address, without_settings_her
 from teacherlm.runtime.processes import is_first, say
 
 LOG = "log.jsonl"
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12, "V100": 125e12, "T4": 65e12}
-"""Dense 16-bit operations a second, by the makers' data sheets."""
+PEAKS = {
+    **{"B200": 2250e12, "GH200": 989e12, "H200 NVL": 835e12, "H200": 989e12},
+    **{"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12},
+    **{"A30": 165e12, "A10": 125e12, "V100": 125e12, "T4": 65e12},
+}
+"""Dense 16-bit operations a second, by the makers' data sheets. They are looked for in a GPU's name as whole words, in
+this order: an "RTX A1000" is no A100, an "A10G" no A10."""
 
 
 class LossLog(TrainerCallback):
@@ -48,13 +55,15 @@ class LossLog(TrainerCallback):
         if "loss" not in logs:
             return
         steps, self.step = state.global_step - self.step, state.global_step
+        norm = logs.get("grad_norm")
         record = {
             "step": state.global_step,
             "steps": steps,  # that the loss is the mean of
             "epoch": round(state.epoch, 6),
             "loss": logs["loss"],
             "learning_rate": logs.get("learning_rate"),
-            "grad_norm": logs.get("grad_norm"),
+            # In float16 a step whose gradients overflow is left out; JSON has no number for its norm.
+            "grad_norm": norm if norm is not None and math.isfinite(norm) else None,
             **{name: logs[name] for name in ("tokens_per_second", "mfu", "memory_gib") if name in logs},
         }
         self.append(record)
@@ -106,5 +115,5 @@ def model_flops_utilization(parameters: int, tokens_per_second: float) -> float 
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()
-    peak = next((value for part, value in PEAKS.items() if part in name), None)
+    peak = next((value for part, value in PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
     return None if peak is None else 6 * parameters * tokens_per_second / peak

@@ -5,6 +5,14 @@ import os
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
 """Numbers of mallopt's parameters (glibc's malloc.h)."""
+NO_MEMORY = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Cuda failure 'out of memory'",
+)
+"""What other errors than torch's own say: of torch on a CPU, of CUDA outside of torch's allocator (pinned memory), of
+cuBLAS, and of NCCL."""
 
 
 def keep_freed_memory() -> None:
@@ -44,4 +52,4 @@ def is_out_of_memory(error: BaseException) -> bool:
     import torch
 
     known = torch.cuda.OutOfMemoryError | MemoryError
-    return isinstance(error, known) or "can't allocate memory" in str(error)
+    return isinstance(error, known) or any(text in str(error) for text in NO_MEMORY)

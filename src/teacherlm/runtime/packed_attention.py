@@ -96,7 +96,7 @@ class Packing:
         """Take a batch. A GPU computes all samples of a prefix at once, padded; a CPU those of one length, unpadded."""
         device = positions_N.device
         pairs = zip(lengths, prefixes or [None] * len(lengths))
-        one_length = not positions_N.is_cuda
+        one_length = not takes_padding(device)
         runs = [list(run) for _, run in groupby(pairs, lambda pair: (pair[1], pair[0] if one_length else None))]
         self.layouts = [Layout([length for length, _ in run], device) for run in runs]
         self.prefixes = [run[0][1] for run in runs]
@@ -121,6 +121,11 @@ class Packing:
                 key, value = torch.cat([before[0], key], dim=2), torch.cat([before[1], value], dim=2)
             mixed.append(layout.pack(self.causal(query, key, value, *how)))
         return torch.cat(mixed, dim=1)
+
+
+def takes_padding(device: torch.device) -> bool:
+    """Whether samples of several lengths are computed together: a GPU has idle units for the padding."""
+    return device.type == "cuda"
 
 
 def use_packing(model: PreTrainedModel, attention: str = "sdpa", longest: int | None = None) -> bool:

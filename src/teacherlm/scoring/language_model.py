@@ -60,6 +60,8 @@ class LanguageModel(OpenModel):
     ):
         if device is not None and device.isdigit():
             device = f"cuda:{device}"
+            if torch.cuda.is_available() and int(device.removeprefix("cuda:")) >= torch.cuda.device_count():
+                raise UserError(f"--device {device}: the GPUs here are 0 to {torch.cuda.device_count() - 1}")
         if device is None or (device.startswith("cuda") and not torch.cuda.is_available()):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.scored = ScoredModel(folder, device, dtype, digest)

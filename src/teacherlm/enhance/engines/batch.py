@@ -38,10 +38,15 @@ class Row:
 
 
 class Batch:
-    """The rows that are being completed, and their keys and values."""
+    """The rows that are being completed, and their keys and values.
+
+    Attributes:
+        together: rows that the newest piece of work was about, those that were to join included.
+    """
 
     def __init__(self, engine: "TransformersEngine"):
         self.engine = engine
+        self.together = 0
         self.clear()
 
     def clear(self) -> None:
@@ -79,6 +84,7 @@ class Batch:
     def admit(self, waiting: deque[Row]) -> None:
         """Let waiting rows in: compute their prompts, choose their first tokens, join them to the batch."""
         new = [waiting.popleft() for _ in range(self.joining(waiting))]
+        self.together = len(self.rows) + len(new)
         try:
             self.enter(new)
         except torch.cuda.OutOfMemoryError:
@@ -120,6 +126,7 @@ class Batch:
     @torch.inference_mode()
     def step(self) -> None:
         """One new token for every row."""
+        self.together = len(self.rows)
         if self.cache.end == self.cache.width:
             self.make_room([])
         self.mask_BT[:, self.cache.end] = 1

@@ -57,13 +57,16 @@ def complete_alone(
             yield row
             continue
         row.generator.manual_seed(prompt.seed)
+        fits = True
         try:
             generate(engine, row) if use_cache else write(engine, row)
         except torch.cuda.OutOfMemoryError:
+            fits = False  # until here the error's traceback holds the tensors of the failed pass
+        if fits:
+            yield engine.completion(row)
+        else:
             torch.cuda.empty_cache()
             yield Failure(prompt, f"{len(row.tokens) + len(row.new)} tokens do not fit into the GPU's memory")
-            continue
-        yield engine.completion(row)
 
 
 def generate(engine: "TransformersEngine", row: "Row") -> None:

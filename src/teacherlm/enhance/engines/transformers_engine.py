@@ -23,6 +23,7 @@ from teacherlm.enhance.engines.batch import Batch, Row, batch_fault
 from teacherlm.enhance.engines.decode_attention import use_decode_attention
 from teacherlm.enhance.engines.key_values import KeyValues
 from teacherlm.enhance.engines.plain_generation import complete_alone
+from teacherlm.runtime import gpu
 from teacherlm.runtime.check_sequences import window_beyond
 from teacherlm.runtime.generation_check import generation_fault, make_continuations
 from teacherlm.runtime.loading import load_model, load_tokenizer
@@ -47,7 +48,7 @@ MAX_ROWS = 512
 def best_dtype() -> str:
     """bfloat16 where the device computes in it, float32 elsewhere."""
     if torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        return "bfloat16" if gpu.computes_bfloat16() else "float16"
     able = torch.cpu.get_capabilities()
     return "bfloat16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"
 
@@ -194,17 +195,19 @@ class TransformersEngine:
 
         They begin anew and come out the same, because their random numbers are their own.
         """
+        fits = True
         try:
             batch.give_way(waiting)
             work()
         except torch.cuda.OutOfMemoryError:
-            together = len(batch.rows) or len(waiting)
+            fits = False  # what follows has to wait: the error's traceback holds the tensors of the failed pass
+        if not fits:
             batch.evict(len(batch.rows), waiting)
             torch.cuda.empty_cache()
-            if together == 1:
+            self.max_rows = max(1, batch.together // 2)
+            if batch.together == 1:
                 row = waiting.popleft()
                 yield Failure(row.prompt, f"{len(row.tokens) + len(row.new)} tokens do not fit into the GPU's memory")
-            self.max_rows = max(1, together // 2)
         yield from batch.retire()
 
     def ended(self, row: Row) -> bool:
@@ -246,5 +249,5 @@ def load_teacher(folder: Path, dtype: str) -> torch.nn.Module:
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on the device; of the main memory, what the system calls available."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return gpu.free_memory(device)
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
