@@ -1,4 +1,4 @@
-"""Every causal architecture of transformers through all stages: `make prove ONLY=sweep` writes docs/models.md's table.
+"""Every causal architecture of transformers through all stages: `make prove ONLY=sweep` writes docs/reference/architectures.md's table.
 
 Some 15 minutes. An interrupted sweep goes on: an architecture's outcomes are kept with the code's digest.
 """

@@ -38,7 +38,7 @@ usage: [VARIABLE=value ...] bash slurm/chain.sh BENCHMARK      (or: make BENCHMA
   TEMPERATURE    the teacher's; 0 takes the likeliest token                            1
   MAX_FAILURES   so many samples may stay without an explanation                       0
   FILTER         drops samples with these flags: empty, cut, repeats, copies, language, contradicts, duplicate, overlap
-                 (docs/report.md says how they are found)                              none
+                 (docs/reference/quality-flags.md says how they are found)                              none
   SHARDS         so many parts the teacher's work is cut into, a job each              1; here, one a GPU
   BATCH, ACCUMULATION, LEARNING_RATE    of finetuning                                  the student's YAML
   TOKENIZATION   of question and letter when they are scored: auto, apart or joint     auto: as the student was trained
