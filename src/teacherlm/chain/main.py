@@ -25,7 +25,7 @@ from teacherlm.core.errors import UserError
 
 USAGE = """\
 usage: [VARIABLE=value ...] bash slurm/chain.sh BENCHMARK      (or: make BENCHMARK VARIABLE=value ...)
-       DATA_DIR=FOLDER [...] bash slurm/chain.sh atlas-SETTING  (or: make atlas-SETTING ...; docs/atlas.md)
+       DATA_DIR=FOLDER [...] bash slurm/chain.sh atlas-SETTING  (or: make atlas-SETTING ...; docs/how-to/atlas.md)
 
   STUDENT        the model that is finetuned: a name in models/, a folder, a hub id    MODEL, or smollm2-135m
   TEACHER        the model that explains; or explanations that are there, field:NAME    the student
@@ -47,7 +47,7 @@ usage: [VARIABLE=value ...] bash slurm/chain.sh BENCHMARK      (or: make BENCHMA
 
   LAUNCHER       slurm or local                                                        slurm where there is sbatch
   NUM_GPUS       here: so many tasks at once, a GPU each                               the GPUs that are seen
-  CONTAINER      an image in which the stages run (docs/container.md)                  none: .venv
+  CONTAINER      an image in which the stages run (docs/how-to/container.md)                  none: .venv
   DRY_RUN=1      print what would be submitted, or with LAUNCHER=local started; nothing is made
 """
 
