@@ -133,7 +133,9 @@ def asked_domains(data: DataFolder) -> list[str]:
         return [domain]
     domains = data.domains()
     if not domains:
-        raise UserError(f"{data.questions}/5-shot: no questions there; prepare_mmlu.py makes them (docs/how-to/atlas.md)")
+        raise UserError(
+            f"{data.questions}/5-shot: no questions there; make them with prepare_mmlu.py, docs/how-to/atlas.md"
+        )
     return domains if number is None else domains[number : number + 1]
 
 

@@ -99,7 +99,7 @@ STAGES = tuple(asdict(Slurm()))
 
 @dataclass(frozen=True)
 class Model:
-    """A model as its YAML describes it, or as a folder or hub id stands for itself. Fields: see docs/reference/models.md.
+    """A model as its YAML describes it, or as a folder or hub id stands for itself (docs/reference/models.md).
 
     `enhance`, `finetune` and `slurm` are recommended values; a model without a YAML is run with their defaults.
     """

@@ -87,7 +87,9 @@ def way(findings: list, fit: list, of_site: list) -> str:
         if shutil.which("uv"):
             return "uv python install 3.12 && make BASE_PYTHON=$(uv python find 3.12) INSTALLER=uv install"
     if states["Apptainer"] == OK:
-        return "the image: make container here, or where you are root, then CONTAINER=FILE.sif (docs/how-to/container.md)"
+        return (
+            "the image: make container here or where you are root, then CONTAINER=FILE.sif (docs/how-to/container.md)"
+        )
     if states["C library"] != OK:
         return "the image is the only way with this C library, and there is no Apptainer: ask the site for it"
     return "a Python of 3.11 to 3.14 with its venv: ask the site, or install uv (one file, no root), which brings one"
