@@ -25,7 +25,7 @@ from teacherlm.core.errors import UserError
 
 USAGE = """\
 usage: [VARIABLE=value ...] bash slurm/chain.sh BENCHMARK      (or: make BENCHMARK VARIABLE=value ...)
-       DATA_DIR=FOLDER [...] bash slurm/chain.sh atlas-SETTING  (or: make atlas-SETTING ...; docs/atlas.md)
+       DATA_DIR=FOLDER [...] bash slurm/chain.sh atlas-SETTING  (or: make atlas-SETTING ...; docs/how-to/atlas.md)
 
   STUDENT        the model that is finetuned: a name in models/, a folder, a hub id    MODEL, or smollm2-135m
   TEACHER        the model that explains; or explanations that are there, field:NAME    the student
@@ -38,7 +38,7 @@ usage: [VARIABLE=value ...] bash slurm/chain.sh BENCHMARK      (or: make BENCHMA
   TEMPERATURE    the teacher's; 0 takes the likeliest token                            1
   MAX_FAILURES   so many samples may stay without an explanation                       0
   FILTER         drops samples with these flags: empty, cut, repeats, copies, language, contradicts, duplicate, overlap
-                 (docs/report.md says how they are found)                              none
+                 (docs/reference/quality-flags.md says how they are found)                              none
   SHARDS         so many parts the teacher's work is cut into, a job each              1; here, one a GPU
   BATCH, ACCUMULATION, LEARNING_RATE    of finetuning                                  the student's YAML
   TOKENIZATION   of question and letter when they are scored: auto, apart or joint     auto: as the student was trained
@@ -47,7 +47,7 @@ usage: [VARIABLE=value ...] bash slurm/chain.sh BENCHMARK      (or: make BENCHMA
 
   LAUNCHER       slurm or local                                                        slurm where there is sbatch
   NUM_GPUS       here: so many tasks at once, a GPU each                               the GPUs that are seen
-  CONTAINER      an image in which the stages run (docs/container.md)                  none: .venv
+  CONTAINER      an image in which the stages run (docs/how-to/container.md)                  none: .venv
   DRY_RUN=1      print what would be submitted, or with LAUNCHER=local started; nothing is made
 """
 

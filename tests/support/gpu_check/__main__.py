@@ -2,7 +2,7 @@
 
 First the tests that are marked `gpu`, which compare what the GPU computes with plain forward passes in float32 on the
 CPU; then a short measurement of each stage. It ends with a table, and a file to attach to a bug report. The exit status
-is 1 if a test failed, and 2 if this machine lacks something. docs/gpu.md says more.
+is 1 if a test failed, and 2 if this machine lacks something. docs/how-to/use-gpus.md says more.
 """
 
 import argparse
