@@ -1,4 +1,4 @@
-"""`teacherlm COMMAND ...`: the programs of this package by their names."""
+"""`teacherlm COMMAND ...`: runs a program of this package by its name."""
 
 import importlib
 import sys
@@ -37,7 +37,7 @@ COMMANDS = {
     "made-up-facts": ("atlas.demo.made_up_facts", "make the small world of `make atlas-demo`"),
     "made-up-scores": ("atlas.demo.made_up_scores", "print what `make atlas-demo` learned"),
 }
-"""Of each command the module with its `main`, and what it does."""
+"""Command -> (the module with its `main`, what it does)."""
 
 
 def main() -> int | None:

@@ -61,7 +61,7 @@ def test_a_job_refuses_settings_that_are_another_user_s(cluster: Cluster) -> Non
     cluster.run("scontrol", "update", "PartitionName=main", "State=UP")
     ended = cluster.await_end("taken")
     assert ended[cluster.job("taken", "prepare")] == ["FAILED"]
-    assert f"{file}: this file is nobody's" in only_log(cluster, "taken", "prepare")
+    assert f"{file}: this file belongs to nobody" in only_log(cluster, "taken", "prepare")
     assert not list((cluster.place / "taken").rglob("SAMPLE.jsonl"))
 
 

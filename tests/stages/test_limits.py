@@ -32,19 +32,19 @@ def test_aliases_that_stand_for_gigabytes(tmp_path: Path) -> None:
     path.write_text(LAUGHS)
     assert len(LAUGHS) < 800
     error = only_error(bounded([STAGES["data_prepare"], "--benchmark", path, "--output_dir", tmp_path], 30, 512))
-    assert f"{path}: no valid YAML, line 12: with its aliases it stands for more than 4,000,000" in error
+    assert f"{path}: no valid YAML, line 12: its aliases expand to more than 4,000,000" in error
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (MERGED, "with its aliases it stands for more than"),
-        ("title: &a [*a]\n", "line 1: an alias is inside of what it stands for"),
-        ("title: &a {b: *a}\n", "line 1: an alias is inside of what it stands for"),
+        (MERGED, "its aliases expand to more than"),
+        ("title: &a [*a]\n", "line 1: an alias is inside the value that it stands for"),
+        ("title: &a {b: *a}\n", "line 1: an alias is inside the value that it stands for"),
         ("title: " + "[" * 100_000, f"line 1: nested more than {limits.YAML_DEPTH} levels deep"),
         ("title: " + "{a: " * 60_000, f"line 1: nested more than {limits.YAML_DEPTH} levels deep"),
         ("\n".join(" " * n + "a:" for n in range(300)), f"nested more than {limits.YAML_DEPTH} levels deep"),
-        (STAIRS, f"nested more than {limits.YAML_DEPTH} levels deep by its aliases"),
+        (STAIRS, f"its aliases expand to more than {limits.YAML_DEPTH} levels of nesting"),
         ("title: " + "x" * limits.YAML_BYTES, f"at most {limits.YAML_BYTES:,} bytes were expected"),
         ("title: !!timestamp x\n", "could not determine a constructor for the tag"),
         ("title: !!int x\n", "could not determine a constructor for the tag"),

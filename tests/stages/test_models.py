@@ -233,7 +233,7 @@ def test_parameters_and_revisions_without_quotes(own_yaml: Callable[[str], Model
         ("slurm: {evaluate: {time: 1 day}}", "time: a time as sbatch takes it, 24:00:00 for example, was expected"),
         ("server: http://host", "unknown field 'server'; known: family, parameters, hub"),
         ("family: [a]\nparameters: many", "family: a text was expected, found ['a']"),
-        ("family: bloom\nfamily: opt", "no valid YAML, line 3: 'family' is there twice"),
+        ("family: bloom\nfamily: opt", "not valid YAML, line 3: 'family' occurs twice"),
     ],
 )
 def test_a_mistake_in_a_model_s_yaml_is_named(own_yaml: Callable[[str], Model], text: str, words: str) -> None:

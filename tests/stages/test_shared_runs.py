@@ -190,7 +190,7 @@ def test_a_site_s_file_of_another_user_is_not_executed(shared: Path) -> None:
     site = shared / "site.env"
     site.write_text("touch ran\n")
     give_to_nobody(site)
-    assert "site.env: this file is nobody's" in only_error(
+    assert "site.env: this file belongs to nobody" in only_error(
         run([*CHAIN, "sample"], shared, LAUNCHER="slurm", SITE=str(site))
     )
     os.chown(site, 0, 0)

@@ -78,7 +78,7 @@ def read_log(path: Path, missing: list[str]) -> list[Record]:
             if "step" not in record:
                 continue
             if flaw := flaw_of_shape(record, LOG):
-                raise UserError(f"{path}, line {number}: no line of a training's log: {flaw}")
+                raise UserError(f"{path}, line {number}: this is not a line of a training log: {flaw}")
             found.append({name: record[name] for name in LOGGED & record.keys()})
     except UserError as error:
         missing.append(f"finetune: {one_line(error)}")
