@@ -160,7 +160,7 @@ def test_a_template_ends_at_its_limits(tmp_path: Path, monkeypatch: pytest.Monke
     path = written(tmp_path, "{{ question }}", LETTER_LOOP * 6 + "{% endfor %}" * 6)
     message = "train.jsonl, line 7: the template question of commonsense_qa.yaml fails: it "
     for name, value, said in (
-        ("TEMPLATE_WORK", limits.TEMPLATE_WORK, "makes more than 5,000,000 letters (each step of a loop counts as 20)"),
+        ("TEMPLATE_WORK", limits.TEMPLATE_WORK, "makes more than 5,000,000 characters (a step of a loop counts as 20)"),
         ("TEMPLATE_SECONDS", 0.1, "takes more than 0.1 seconds"),
     ):
         monkeypatch.setattr(f"teacherlm.catalog.templates.{name}", value)

@@ -313,7 +313,7 @@ def test_an_empty_archive_is_empty(work: Workplace) -> None:
 
 def test_a_file_and_its_archive_are_one_too_many(work: Workplace) -> None:
     work.train.with_name("train.json.zst").write_bytes(zstd.compress(work.train.read_bytes()))
-    work.refused(f"{work.train}: train.json.zst is there as well; remove one of them")
+    work.refused(f"{work.train}: train.json.zst exists as well; remove one of them")
 
 
 def test_a_value_of_a_saved_dataset_that_json_does_not_have_is_named(work: Workplace, tmp_path: Path) -> None:

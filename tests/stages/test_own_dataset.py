@@ -229,7 +229,7 @@ MISTAKES = {
     ),
     "no splits": (
         lambda folder: datasets.Dataset.from_list(TRAIN).save_to_disk(str(folder)),
-        "CREAK: one Dataset without splits; a DatasetDict was expected: CREAK needs train, validation",
+        "CREAK: a DatasetDict was expected, found one Dataset without splits; CREAK needs train, validation",
     ),
     "cut off": (lambda folder: [save(folder), damage(folder)], "CREAK: cannot be read as a dataset that save_to_disk"),
     "a part is missing": (
