@@ -1,4 +1,4 @@
-# What people type. `make help` lists every target in a line.
+# The commands of this project. `make help` lists them.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -6,24 +6,24 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 HASH := \#
-# The first of these that is one of the Pythons that the packages are for.
+# The first suitable Python.
 IS_FIT := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))
 BASE_PYTHON ?= $(or $(shell for name in python3 python3.11 python3.12 python3.13 python3.14; do \
     "$$name" -I -c '$(IS_FIT)' 2>/dev/null && { echo "$$name"; break; }; done),python3)
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-# With CONTAINER=image.sif the stages run in that image, and nothing needs to be installed here.
+# With CONTAINER=image.sif the stages run in that image, and no installation is needed.
 INSTALLED := $(if $(CONTAINER),,$(VENV)/installed.txt)
 HOST_PYTHON := $(if $(CONTAINER),PYTHONPATH="$(CURDIR)/src" $(BASE_PYTHON),$(PYTHON))
 STAGE_PYTHON := $(if $(CONTAINER),containers/python.sh,$(PYTHON))
-# RUNS may come from the site's settings.
+# The site's settings may set RUNS.
 LOAD_SITE := source slurm/python.bash && source slurm/site.bash && load_site && export RUNS &&
 
 .PHONY: help install demo atlas-zeroshot atlas-5-shot atlas-5-shot-multi atlas-full atlas-demo report compare status logs cancel download site container container-test container-diff
 .PHONY: lock test test-fast coverage fuzz test-newcomer test-cluster check-gpu prove lint perf
 .PHONY: doctor clean
 TARGETS := Makefile $(shell sed -n 's/^\.PHONY: //p' Makefile)
-# Each benchmarks/NAME.yaml is a target, but for names that stand above: those run by bash slurm/chain.sh NAME.
+# Each benchmarks/NAME.yaml is a target, unless NAME is one of the targets above: then run bash slurm/chain.sh NAME.
 BENCHMARKS := $(filter-out $(TARGETS),$(shell ls benchmarks | sed -n 's/^\([A-Za-z0-9][A-Za-z0-9_.-]*\)\.yaml$$/\1/p'))
 .PHONY: $(BENCHMARKS)
 
@@ -35,7 +35,7 @@ help: ## list the targets
 
 install: $(VENV)/installed.txt ## make .venv with every package at its pinned version
 
-# It is made again where it is not of this checkout: after a move, and in a copy.
+# It is made again if it belongs to another checkout, that is, after a move and in a copy.
 $(VENV)/installed.txt: $(wildcard requirements/*.txt requirements/*.lock) pyproject.toml \
     $(shell grep -sqxF "$(HASH) checkout: $$(pwd -P)" $(VENV)/installed.txt || echo always)
 	@"$(BASE_PYTHON)" -I -c '$(IS_FIT)' 2>/dev/null || { echo "error: Python 3.11, 3.12, 3.13 or 3.14 is needed, found" \

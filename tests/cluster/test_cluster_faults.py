@@ -129,7 +129,7 @@ def test_a_shard_that_is_killed_again_has_failed(cluster: Cluster) -> None:
     ended = cluster.await_end("again")
     assert ended[job] == ["FAILED"]
     assert ended[cluster.job("again", "report")] == ["CANCELLED"]
-    assert "failed: killed again, so perhaps out of memory" in cluster.steer("status", "again").stdout
+    assert "failed: killed again, perhaps out of memory" in cluster.steer("status", "again").stdout
 
 
 @pytest.mark.usefixtures("local_chain")

@@ -72,10 +72,10 @@ def test_a_refusal_of_any_stage_leaves_nothing(cluster: Cluster, sbatch: Callabl
     """Refused by Slurm itself: there is no such partition."""
     refused = cluster.make(f"refused-{stage}", **sbatch(stage, 'exec "$sbatch" --partition=none "$@"'))
     assert refused.returncode == 2
-    assert f"chain.sh: error: Slurm did not take the stage {stage}" in refused.stderr
+    assert f"chain.sh: error: Slurm refused the stage {stage}" in refused.stderr
     assert queue(cluster) == []
     assert chains(cluster.place / f"refused-{stage}") == []
-    cancelled = [line for line in refused.stderr.splitlines() if "cancelled what was submitted" in line]
+    cancelled = [line for line in refused.stderr.splitlines() if "cancelled the submitted jobs" in line]
     assert [len(line.partition("jobs ")[2].split()) for line in cancelled] == [n for n in [STAGES.index(stage)] if n]
 
 
@@ -116,7 +116,7 @@ def test_a_refusal_of_any_stage_of_atlas_leaves_nothing(
     words = atlas(cluster, tmp_path) | {"SITE": str(site)} | sbatch(stage, 'exec "$sbatch" --partition=none "$@"')
     refused = cluster.run(*CHAIN, setting, **words)
     assert refused.returncode == 2, refused.stderr
-    assert f"chain.sh: error: Slurm did not take the stage {stage}" in refused.stderr
+    assert f"chain.sh: error: Slurm refused the stage {stage}" in refused.stderr
     assert queue(cluster) == []
     assert chains(tmp_path) == []
 
@@ -144,7 +144,7 @@ def test_a_controller_that_goes_away_while_it_submits_is_said_with_the_jobs_that
     assert result.returncode == 2
     jobs = [row[1] for row in cluster.jobs("gone")]
     assert len(jobs) == 2
-    assert f"jobs {' '.join(jobs)} are still in the queue; when Slurm answers again: scancel" in result.stderr
+    assert f"jobs {' '.join(jobs)} are still in the queue; when Slurm answers again, run: scancel" in result.stderr
     assert "cancelled jobs" in cluster.steer("cancel", "gone").stdout
     assert queue(cluster) == []
 
@@ -175,7 +175,7 @@ def test_a_submission_that_is_ended_leaves_nothing(
         assert len(queue(cluster)) == 3
         refused = cluster.make(runs)
         assert refused.returncode == 2
-        assert "which a submission that was killed had left" in refused.stderr
+        assert "which a killed submission left in the queue" in refused.stderr
         assert "cancelled jobs" in cluster.steer("cancel", runs).stdout
     else:
         assert chains(cluster.place / runs) == []

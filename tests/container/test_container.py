@@ -149,7 +149,7 @@ def test_signals_and_exit_codes_pass_through(image: Path, tmp_path: Path) -> Non
 def test_an_image_that_is_not_there(tmp_path: Path) -> None:
     result = run(tmp_path / "none.sif", tmp_path, "bash", ROOT / "slurm" / "chain.sh", "sample")
     assert result.returncode == 2
-    assert "none.sif: there is no such image; make container builds one" in result.stderr
+    assert "none.sif: there is no such image; make one with: make container" in result.stderr
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def test_a_laptop_plans_with_models_that_are_not_downloaded(plan: Callable, tmp_
     assert all(note.startswith("chain.sh: note: ") for note in notes)
     for name in ("bloomz-560m", "teacherlm-7b1-cot"):
         assert sum(f"{name} is not on this machine's disks" in note for note in notes) == 1
-    assert sum("there is no squeue here: this is planned as if nothing were under way" in note for note in notes) == 1
+    assert sum("there is no squeue here: the plan assumes that nothing is under way" in note for note in notes) == 1
     lines = sbatch(done)
     assert list(lines) == ["prepare", "enhance", "merge", "finetune", "evaluate", "report"]
     assert "--array=0-2" in lines["enhance"] and "--dependency=afterok:ID_OF_PREPARE" in lines["enhance"]

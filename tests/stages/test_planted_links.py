@@ -125,7 +125,7 @@ def test_an_output_is_not_written_through_another_user_s_link(
     link = plant("SAMPLE.jsonl", victim)
     words = ["--benchmark", "sample", "--limit", 4, "--output_dir", shared, "--test_dir", tmp_path / "tests"]
     assert "SAMPLE.jsonl: this symbolic link belongs to another user" in only_error(inside("data_prepare", *words))
-    with pytest.raises(UserError, match="another user's"), whole_file(link):
+    with pytest.raises(UserError, match="another user"), whole_file(link):
         pass
     assert (victim.read_text(), link.is_symlink()) == (VICTIM, True)
 
