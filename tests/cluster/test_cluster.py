@@ -1,4 +1,4 @@
-"""The chain on a real Slurm that this machine runs for the tests: `make test-cluster`."""
+"""The chain on a real Slurm, which runs on this machine for the tests: `make test-cluster`."""
 
 import itertools
 import re

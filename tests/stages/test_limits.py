@@ -32,7 +32,7 @@ def test_aliases_that_stand_for_gigabytes(tmp_path: Path) -> None:
     path.write_text(LAUGHS)
     assert len(LAUGHS) < 800
     error = only_error(bounded([STAGES["data_prepare"], "--benchmark", path, "--output_dir", tmp_path], 30, 512))
-    assert f"{path}: no valid YAML, line 12: its aliases expand to more than 4,000,000" in error
+    assert f"{path}: not valid YAML, line 12: its aliases expand to more than 4,000,000" in error
 
 
 @pytest.mark.parametrize(

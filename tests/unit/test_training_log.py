@@ -1,4 +1,4 @@
-"""The log of a training that goes on: lines of another shape are named."""
+"""The log of a resumed training: a line with a wrong shape is named."""
 
 from pathlib import Path
 
