@@ -75,7 +75,7 @@ def test_the_plan_of_an_experiment(plan: Callable, tmp_path: Path) -> None:
     lines = sbatch(done)
     assert list(lines) == ["prepare", "train", "score", "report"]
     assert "--array=0-56" in lines["train"]
-    assert f"{tmp_path}/data/models/atlas/base is not there" in done.stderr
+    assert f"{tmp_path}/data/models/atlas/base is missing" in done.stderr
     assert list((tmp_path / "here").iterdir()) == []
     assert not (tmp_path / "data").exists()
 

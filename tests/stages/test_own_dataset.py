@@ -238,9 +238,9 @@ MISTAKES = {
     ),
     "no dataset": (
         lambda folder: [folder.mkdir(), (folder / "notes.txt").write_text("mine")],
-        "CREAK: it is there, and neither made by this script nor saved with save_to_disk",
+        "CREAK: this script did not make it, nor did save_to_disk, and",
     ),
-    "a file": (lambda folder: folder.write_text("mine"), "CREAK: it is there, and neither made by this script"),
+    "a file": (lambda folder: folder.write_text("mine"), "CREAK: this script did not make it, nor did save_to_disk"),
 }
 
 
@@ -260,7 +260,7 @@ def test_a_mistake_in_it_is_one_line_and_it_stays_as_it_is(
 def test_with_another_source_it_is_refused_before_any_work(place: Path, prepare: Prepare, claims: Path) -> None:
     save(place / "CREAK")
     before = contents(place.parent)
-    assert "CREAK: it is there, this script did not make it" in only_error(prepare("--data", claims))
+    assert "CREAK: this script did not make it, and the prepared dataset would" in only_error(prepare("--data", claims))
     assert contents(place.parent) == before
 
 
@@ -268,7 +268,7 @@ def test_a_copy_s_place_that_is_taken_is_named(place: Path, prepare: Prepare) ->
     save(place / "CREAK")
     save(place / "CREAK.source", TRAIN[:1])
     before = files_of(place / "CREAK"), files_of(place / "CREAK.source")
-    assert "CREAK.source: it is there, and a copy of CREAK is to go there; move it away" in only_error(prepare())
+    assert "CREAK.source: this script did not make it, and a copy of CREAK would go there" in only_error(prepare())
     assert (files_of(place / "CREAK"), files_of(place / "CREAK.source")) == before
 
 
@@ -281,7 +281,7 @@ def test_a_test_set_of_the_user_s_own_is_taken_as_it_is(
     before = contents(place.parent / "tests")
     result = prepare("--data", claims, *words)
     assert (result.returncode, result.stderr) == (0, "")
-    assert "tests/creak is there and this script did not make it: taken as it is" in result.stdout
+    assert "tests/creak was not made by this script: it is used as it is" in result.stdout
     assert contents(place.parent / "tests") == before
 
 

@@ -190,7 +190,7 @@ def test_a_t5_that_the_library_made_shares_its_embedding(parts: SimpleNamespace,
 
 @torch.no_grad()
 def test_a_released_retriever_has_the_layer_norm_of_its_kind(parts: SimpleNamespace, tmp_path: Path) -> None:
-    """Compared with BERT in float64, one text at a time, also after saving and loading. Other BERTs have the usual one."""
+    """Compared with BERT in float64, one text at a time, and after saving and loading. Hub BERTs have the usual one."""
     released, _ = checkpoints.load_released(release(parts, tmp_path / "model.tar"), None, parts.bert, untied=True)
     tokenizer = load_tokenizer(parts.bert)
     checkpoints.save_retriever(tmp_path / "saved", released, tokenizer)

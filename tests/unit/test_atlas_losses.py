@@ -23,7 +23,7 @@ def t5(tmp_path_factory: pytest.TempPathFactory) -> reader.Reader:
 
 
 Tokens = tuple[list[int], list[int]]
-"""Of a decoder prompt, and of its target."""
+"""(the tokens of a decoder prompt, the tokens of its target)."""
 
 
 @pytest.fixture(scope="module", params=[None, ["the king of", "", "king"]], ids=["", "prompts"])

@@ -70,7 +70,7 @@ def test_the_corner_cases_of_remove_duplicated_block() -> None:
 
 
 def halved_runs(text: str) -> str:
-    """The rule in another form: n consecutive spaces become (n + 1) // 2. With a space at the end, both ends lose theirs."""
+    """The rule in another form: n consecutive spaces become (n + 1) // 2; a text that ends with a space is stripped."""
     found, run = "", 0
     for character in text + "\0":
         if character == " ":
