@@ -161,7 +161,7 @@ class OutputLock:
             raise
 
     def sign(self, file: int) -> None:
-        """Write into the file who holds the lock. A full disk is no error."""
+        """Write into the file who holds the lock. If the disk is full, the file stays empty."""
         command = [Path(sys.argv[0]).name, *redacted_command(sys.argv[1:])]
         who = {"host": socket.gethostname(), "pid": os.getpid(), "since": timestamp(time.time()), "command": command}
         with contextlib.suppress(OSError):  # the file belongs to another user

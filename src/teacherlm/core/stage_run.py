@@ -188,7 +188,7 @@ class StageRun:
     def say_again(self) -> None:
         """Print why the stage does its work again. If it is the first time, nothing is printed."""
         if self.manifest is not None and self.manifest["stage"] == self.stage:
-            self.processes.say(f"{self.says}: again, because {'; '.join(self.why)}")
+            self.processes.say(f"{self.says}: runs again, because {'; '.join(self.why)}")
 
     # --- the end
 

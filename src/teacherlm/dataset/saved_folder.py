@@ -27,9 +27,9 @@ def is_theirs(folder: Path) -> bool:
 
 
 def is_as_written(folder: Path, output: dict[str, Any] | None) -> bool:
-    """Whether every file in a folder is as in the output's description. Missing files are not checked.
+    """Whether every file in a folder is as in the output's description.
 
-    Neither are the caches of `datasets` beside a dataset (cache-*.arrow).
+    Missing files, and the caches of `datasets` beside a dataset (cache-*.arrow), are not checked.
     """
     found = manifests.describe(folder, output)["files"]
     known = (output or {}).get("files", {})
