@@ -1,4 +1,4 @@
-"""The three stages on a GPU: the same numbers as by the plain forward pass on a CPU. `make check-gpu` runs them."""
+"""The three stages on a GPU give the same numbers as the plain forward pass on a CPU. `make check-gpu` runs this."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +42,7 @@ MODELS = {
     gemma3: ("batched", "padded"),
     gpt_neo: ("alone", "padded"),
 }
-"""Each with the ways in which it is to be computed as a teacher and when it is scored."""
+"""Model -> (expected path as a teacher, expected path when it is scored)."""
 
 
 @pytest.fixture(params=MODELS, ids=lambda make: make.__name__)
