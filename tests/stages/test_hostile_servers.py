@@ -355,7 +355,7 @@ def test_a_key_that_is_none_is_one_line(
     key: str, good: Hostile, tmp_path: Path, inside: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    assert "OPENAI_API_KEY: it has a blank" in only_error(inside("enhance", *words(good.url, tmp_path, 1)))
+    assert "OPENAI_API_KEY: it has a space" in only_error(inside("enhance", *words(good.url, tmp_path, 1)))
 
 
 def test_a_key_does_not_cross_the_network_unencrypted(

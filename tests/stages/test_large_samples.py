@@ -155,4 +155,4 @@ def test_a_saved_dataset_with_a_column_that_is_decoded(tmp_path: Path, inside: C
         described["features"] = datasets.Features(features).to_dict()
         path.write_text(json.dumps(described))
     error = only_error(inside("data_prepare", *prepared(tmp_path, "t", "d")[1:], "--data", folder))
-    assert f"the column 'odd' is of the kind {kind}; texts and numbers were expected" in error
+    assert f"the column 'odd' is of the type {kind}; texts and numbers were expected" in error

@@ -168,7 +168,9 @@ def test_a_call_without_data_goes_on_from_the_folder_that_an_earlier_one_named(
     before = contents(place)
     result = prepare()
     assert (result.returncode, result.stderr) == (0, "")
-    assert f"nothing to do (CREAK.manifest.json matches CREAK's source, {claims}, which is not there" in result.stdout
+    assert (
+        f"nothing to do (CREAK.manifest.json matches CREAK's source, {claims}, which no longer exists" in result.stdout
+    )
     assert f"{claims}: no such folder" in only_error(prepare("--data", claims))
     assert contents(place) == before
     (place / "CREAK.jsonl").unlink()

@@ -178,7 +178,9 @@ def test_runs_are_found_by_their_benchmark_and_samples(inside: Callable, run: Pa
     shutil.rmtree(run / "report")
     result = inside("report", "--runs", runs, "--benchmark", "creak", "--samples", "all")
     assert result.stdout == f"report: {run}/report/index.html\n"
-    assert "no run's folder there" in only_error(inside("report", "--runs", runs, "--benchmark", "ecqa"))
+    assert "there is no run's folder; make one with" in only_error(
+        inside("report", "--runs", runs, "--benchmark", "ecqa")
+    )
     assert "no such folder" in only_error(inside("report", runs / "ecqa"))
 
 

@@ -346,7 +346,7 @@ def test_a_page_has_a_size_at_most(tmp_path: Path) -> None:
     assert len(shown["samples"]) + shown["left_out"] == 3850
     words = tree.xpath("//section[@id='samples']")[0].text_content()
     assert f"{shown['left_out']} samples are not on this page" in words
-    assert f"{shown['texts_left_out']} texts of samples that are on this page are not on it" in words
+    assert f"{shown['texts_left_out']} texts of the samples below are not on this page" in words
     assert shown["texts_left_out"] > 0
 
 

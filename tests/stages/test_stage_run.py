@@ -111,7 +111,7 @@ def test_what_changed_is_named(
 def test_another_version_of_the_stage_is_named(source: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said(shout(source, output))
     monkeypatch.setitem(manifests.STAGE_VERSIONS, "shout", 2)
-    assert look(source, output).why == ["made by version 1 of the stage shout, this is 2"]
+    assert look(source, output).why == ["made by version 1 of the stage shout, this is version 2"]
 
 
 def test_what_is_stale_is_made_again_and_one_line_says_why(source: Path, output: Path) -> None:

@@ -112,7 +112,7 @@ def test_an_older_version_of_a_stage_is_stale(tmp_path: Path) -> None:
     make_older(path)
     version = manifests.stage_version("enhance")
     assert version > 1
-    named = [f"made by version 1 of the stage enhance, this is {version}"]
+    named = [f"made by version 1 of the stage enhance, this is version {version}"]
     assert manifests.changes(manifests.read_manifest(path), "enhance", {}, {}) == named
 
 
@@ -132,7 +132,7 @@ def test_a_new_version_of_a_stage_makes_its_output_stale(
     assert "done already" in sample.run(*commands[stage]).stdout
     version = manifests.stage_version(stage)
     monkeypatch.setitem(manifests.STAGE_VERSIONS, stage, version + 1)
-    said = f"made by version {version} of the stage {stage}, this is {version + 1}"
+    said = f"made by version {version} of the stage {stage}, this is version {version + 1}"
     if stage == "evaluate":  # made again; the others keep what took long, and are told to go on
         assert f"evaluate: runs again, because {said}" in sample.run(*commands[stage]).stdout
     else:
