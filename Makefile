@@ -1,4 +1,4 @@
-# What people type. `make help` lists every target in a line.
+# The commands of this project. `make help` lists them.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -6,24 +6,24 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 HASH := \#
-# The first of these that is one of the Pythons that the packages are for.
+# The first suitable Python.
 IS_FIT := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))
 BASE_PYTHON ?= $(or $(shell for name in python3 python3.11 python3.12 python3.13 python3.14; do \
     "$$name" -I -c '$(IS_FIT)' 2>/dev/null && { echo "$$name"; break; }; done),python3)
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-# With CONTAINER=image.sif the stages run in that image, and nothing needs to be installed here.
+# With CONTAINER=image.sif the stages run in that image, and no installation is needed.
 INSTALLED := $(if $(CONTAINER),,$(VENV)/installed.txt)
 HOST_PYTHON := $(if $(CONTAINER),PYTHONPATH="$(CURDIR)/src" $(BASE_PYTHON),$(PYTHON))
 STAGE_PYTHON := $(if $(CONTAINER),containers/python.sh,$(PYTHON))
-# RUNS may come from the site's settings.
+# The site's settings may set RUNS.
 LOAD_SITE := source slurm/python.bash && source slurm/site.bash && load_site && export RUNS &&
 
 .PHONY: help install demo atlas-zeroshot atlas-5-shot atlas-5-shot-multi atlas-full atlas-demo report compare status logs cancel download site container container-test container-diff
 .PHONY: lock test test-fast coverage fuzz test-newcomer test-cluster check-gpu prove lint perf
 .PHONY: doctor clean
 TARGETS := Makefile $(shell sed -n 's/^\.PHONY: //p' Makefile)
-# Each benchmarks/NAME.yaml is a target, but for names that stand above: those run by bash slurm/chain.sh NAME.
+# Each benchmarks/NAME.yaml is a target, unless NAME is one of the targets above: then run bash slurm/chain.sh NAME.
 BENCHMARKS := $(filter-out $(TARGETS),$(shell ls benchmarks | sed -n 's/^\([A-Za-z0-9][A-Za-z0-9_.-]*\)\.yaml$$/\1/p'))
 .PHONY: $(BENCHMARKS)
 
@@ -35,7 +35,7 @@ help: ## list the targets
 
 install: $(VENV)/installed.txt ## make .venv with every package at its pinned version
 
-# It is made again where it is not of this checkout: after a move, and in a copy.
+# It is made again if it belongs to another checkout, that is, after a move and in a copy.
 $(VENV)/installed.txt: $(wildcard requirements/*.txt requirements/*.lock) pyproject.toml \
     $(shell grep -sqxF "$(HASH) checkout: $$(pwd -P)" $(VENV)/installed.txt || echo always)
 	@"$(BASE_PYTHON)" -I -c '$(IS_FIT)' 2>/dev/null || { echo "error: Python 3.11, 3.12, 3.13 or 3.14 is needed, found" \
@@ -45,75 +45,75 @@ $(VENV)/installed.txt: $(wildcard requirements/*.txt requirements/*.lock) pyproj
 .PHONY: always
 always:
 
-demo: $(INSTALLED) ## the whole chain on the sample benchmark with small real weights, some minutes on a CPU
+demo: $(INSTALLED) ## run the whole chain on the sample benchmark with small real weights, some minutes on a CPU
 	@LIMIT=$${LIMIT:-48} NUM_TOKENS=$${NUM_TOKENS:-48} EPOCHS=$${EPOCHS:-2} LAUNCHER=local bash slurm/chain.sh sample
 	@printf '%s\n' '' "Look at the page that the line above names: the teacher's texts, the losses, each answer." \
 	    "Type next: make sample (all 160 claims, 10 epochs), or make creak STUDENT=bloomz-7b1 on a GPU." \
 	    "For a cluster: make doctor, and docs/tutorials/cluster.md; for your own benchmark or model:" \
 	    "docs/tutorials/own-benchmark.md, docs/how-to/use-another-model.md."
 
-$(BENCHMARKS): $(INSTALLED) ## the whole chain on a benchmark, any of benchmarks/*.yaml: make creak STUDENT=bloomz-7b1
+$(BENCHMARKS): $(INSTALLED) ## run the whole chain on a benchmark of benchmarks/*.yaml: make creak STUDENT=bloomz-7b1
 	@bash slurm/chain.sh $@
 
-atlas-zeroshot atlas-5-shot atlas-5-shot-multi atlas-full: $(INSTALLED) ## ATLAS on MMLU: make atlas-zeroshot DATA_DIR=... SIZE=xl (docs/how-to/atlas.md)
+atlas-zeroshot atlas-5-shot atlas-5-shot-multi atlas-full: $(INSTALLED) ## run an experiment with ATLAS on MMLU: make atlas-zeroshot DATA_DIR=... SIZE=xl (docs/how-to/atlas.md)
 	@bash slurm/chain.sh $@
 
-atlas-demo: $(INSTALLED) ## retrieval and a reader on a small corpus, some minutes on a CPU
+atlas-demo: $(INSTALLED) ## run retrieval and a reader on a small corpus, some minutes on a CPU
 	@bash atlas/examples/demo.sh
 
-report: $(INSTALLED) ## a page of each run, to look at: make report [RUN=runs/creak/all | BENCHMARK=creak LIMIT=200] OPEN=1
+report: $(INSTALLED) ## make a page for each run: make report [RUN=runs/creak/all | BENCHMARK=creak LIMIT=200] OPEN=1
 	@$(LOAD_SITE) RUNS="$${RUNS:-runs}" $(STAGE_PYTHON) -P -m teacherlm report $${RUN:+"$$RUN"} $${BENCHMARK:+--benchmark "$$BENCHMARK"} \
 	    $${LIMIT:+--samples "limit-$$LIMIT"} $${OPEN:+--open}
 
-compare: $(INSTALLED) ## a page and tables that compare runs: make compare RUNS="creak/all sample/limit-48"
+compare: $(INSTALLED) ## make a page and tables that compare runs: make compare RUNS="creak/all sample/limit-48"
 	@compared="$${RUNS:?which ones? make compare RUNS=\"creak/all creak/limit-200\"}"; unset RUNS; \
 	    $(LOAD_SITE) RUNS="$${RUNS:-runs}" $(STAGE_PYTHON) -P -m teacherlm compare $$compared $${OPEN:+--open}
 
-status: $(INSTALLED) ## how far each stage of the chains on Slurm is, and why one failed
+status: $(INSTALLED) ## show how far each stage of the chains on Slurm is, and why a stage failed
 	@$(LOAD_SITE) $(HOST_PYTHON) -P -m teacherlm steer status
 
-logs: $(INSTALLED) ## the ends of the jobs' logs: make logs STAGE=finetune
+logs: $(INSTALLED) ## show the last lines of the jobs' logs: make logs STAGE=finetune
 	@$(LOAD_SITE) $(HOST_PYTHON) -P -m teacherlm steer logs
 
-cancel: $(INSTALLED) ## end the chain that is under way; CHAIN=... when there are several
+cancel: $(INSTALLED) ## cancel the chain that is under way; with CHAIN=... if there are several
 	@$(LOAD_SITE) $(HOST_PYTHON) -P -m teacherlm steer cancel
 
-download: $(INSTALLED) ## fetch what jobs without internet need: make download BENCHMARK=creak STUDENT=... TEACHER=...
+download: $(INSTALLED) ## download what jobs without internet need: make download BENCHMARK=creak STUDENT=... TEACHER=...
 	@bash slurm/download.sh "$${BENCHMARK:?which one? make download BENCHMARK=creak}"
 
-site: $(INSTALLED) ## write slurm/site.env from what Slurm says of this site, and show it
+site: $(INSTALLED) ## write slurm/site.env from what Slurm reports about this site, and print it
 	@$(HOST_PYTHON) -P -m teacherlm site
 
 container: ## build an image from its lock: make container IMAGE=cpu|gpu OUTPUT=teacherlm-cpu.sif
 	@bash containers/build.sh
 
-container-test: ## run an image's own test and the demo in it: make container-test CONTAINER=teacherlm-cpu.sif
+container-test: ## test an image, and run the demo in it: make container-test CONTAINER=teacherlm-cpu.sif
 	@bash containers/test_image.sh "$${CONTAINER:-teacherlm-$${IMAGE:-cpu}.sif}"
 
-container-diff: ## what differs between two images: make container-diff A=one.sif B=other.sif
+container-diff: ## print the differences between two images: make container-diff A=one.sif B=other.sif
 	@bash containers/diff.sh "$${A:?A=one.sif B=other.sif}" "$${B:?A=one.sif B=other.sif}"
 
-lock: $(VENV)/installed.txt ## look up the packages of the images and of make install anew: containers/*.lock, requirements/*.lock
+lock: $(VENV)/installed.txt ## resolve the packages of the images and of make install again: containers/*.lock, requirements/*.lock
 	@$(PYTHON) requirements/lock.py
 
 test: $(VENV)/installed.txt ## run the tests
 	@$(PYTHON) -P -m pytest --numprocesses $${TEST_WORKERS:-2} --dist worksteal
 
-test-fast: $(VENV)/installed.txt ## run the tests of single modules, which start no programs: the inner loop
+test-fast: $(VENV)/installed.txt ## run the tests of single modules, which start no programs
 	@$(PYTHON) -P -m pytest --numprocesses $${TEST_WORKERS:-2} --dist worksteal tests/unit
 
-coverage: $(VENV)/installed.txt ## run the same tests and print how much of each module they run
+coverage: $(VENV)/installed.txt ## run the tests of single modules, and print how much of each module they run
 	@$(PYTHON) -P -m coverage run -m pytest -q tests/unit
 	@$(PYTHON) -P -m coverage report
 
-test-cluster: $(VENV)/installed.txt ## run the tests on a real Slurm of this machine's own (as root; installs its packages); WHOLE=1 runs all
+test-cluster: $(VENV)/installed.txt ## run the tests on a real Slurm on this machine (as root; installs its packages); WHOLE=1 runs all
 	@bash tests/cluster/install.sh
 	@$(PYTHON) -P -m pytest -m "$(if $(WHOLE),cluster,cluster and not slow)"
 
-test-newcomer: ## the README's commands in a minimal Debian, as an ordinary user (as root): make test-newcomer [SUITE=bookworm|trixie]
+test-newcomer: ## run the README's commands as an ordinary user in a minimal Debian (needs root): make test-newcomer [SUITE=bookworm|trixie]
 	@bash tests/newcomer/run.sh "$${SUITE:-trixie}"
 
-fuzz: $(VENV)/installed.txt ## damage what the stages read, 10,000 times each subject: make fuzz [ONLY=manifests COUNT=1000 SEED=7]
+fuzz: $(VENV)/installed.txt ## run the stages on damaged inputs, 10,000 times per subject: make fuzz [ONLY=manifests COUNT=1000 SEED=7]
 	@PYTHONPATH=tests $(PYTHON) -P -m support.fuzz --count $${COUNT:-10000} \
 	    --seed $${SEED:-0} $${ONLY:+--only "$$ONLY"}
 
@@ -129,13 +129,13 @@ lint: $(VENV)/installed.txt ## check format, code, types and shell scripts
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/shellcheck --external-sources --check-sourced $$(git ls-files '*.sh' .ci/run)
 
-prove: $(VENV)/installed.txt ## run the proofs on all real test sets (hours): make prove ONLY=creak
+prove: $(VENV)/installed.txt ## run the proofs on all real test sets, which take hours: make prove ONLY=creak
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(nproc)} $(PYTHON) -P -m pytest -m slow $${ONLY:+-k "$$ONLY"}
 
-perf: $(VENV)/installed.txt ## measure a stage side by side with what one would use instead: make perf STAGE=enhance
+perf: $(VENV)/installed.txt ## measure a stage beside the usual alternative: make perf STAGE=enhance
 	@PYTHONPATH="$(CURDIR)" $(PYTHON) -P -m "perf.$${STAGE:?which one? make perf STAGE=enhance}" $${CREAK_DATA:+--data "$$CREAK_DATA"}
 
-doctor: ## say what this machine has and lacks for each stage, and how to mend it
+doctor: ## print what this machine has and lacks for each stage, and how to fix it
 	@if [[ -x $(PYTHON) ]]; then $(PYTHON) src/teacherlm/chain/doctor.py; else $(BASE_PYTHON) src/teacherlm/chain/doctor.py; fi
 
 clean: ## remove .venv (runs/ and the user's caches stay)

@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# Where Apptainer is: the system's, or the one that get_apptainer.sh installed. Sourced by the scripts here.
+# The path of Apptainer: the system's, or the one that get_apptainer.sh installed. The scripts here source this file.
 
-find_apptainer() { # prints it
+find_apptainer() { # prints the path
     local cache=${XDG_CACHE_HOME:-~/.cache}
     command -v apptainer || echo "$cache/teacherlm/apptainer/bin/apptainer"
 }
 
-# Root need not have all of root's rights, within another container say.
+# Within another container, root may lack some of root's rights.
 (($(id -u))) || export APPTAINER_USERNS=1

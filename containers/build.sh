@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Build an image from its lock: packages are fetched by this machine's pip into the user's cache, with whatever index,
-# proxy and certificates it has, and installed from there; none of these gets into the image.
+# Build an image from its lock. This machine's pip downloads the packages into the user's cache, with its index, proxy and
+# certificates, and the image installs them from there. None of these settings gets into the image.
 set -euo pipefail
 
 usage() {
     cat <<'END'
 usage: [IMAGE=cpu|gpu] [OUTPUT=FILE.sif] bash containers/build.sh      (or: make container)
 
-  IMAGE           which lock, containers/cpu.lock or containers/gpu.lock                cpu
-  OUTPUT          the image                                                             teacherlm-IMAGE.sif
-  DEBIAN_MIRROR   where the base system comes from                                      that of this machine's apt
+  IMAGE           the lock to use: containers/cpu.lock or containers/gpu.lock           cpu
+  OUTPUT          the image file to write                                               teacherlm-IMAGE.sif
+  DEBIAN_MIRROR   the address of the mirror of the base system                          the mirror of this machine's apt
 END
 }
 
-PACKAGES="python3.11 python3.11-venv python3-distutils python3.11-dev ca-certificates gcc g++" # of Debian; the CPU image drops the tools
+PACKAGES="python3.11 python3.11-venv python3-distutils python3.11-dev ca-certificates gcc g++" # Debian's; the CPU image removes the compilers
 
 main() {
     [[ ${1:-} == -h || ${1:-} == --help ]] && { usage; exit 0; }
@@ -38,7 +38,7 @@ main() {
     echo "$output: $(du --apparent-size --human-readable "$output" | cut -f 1), sha256 $(sha256sum <"$output" | cut -d ' ' -f 1)"
 }
 
-# The files that git knows, as they are now.
+# Copy the files that git tracks, in their current state.
 stage_source() {
     mkdir -p "$work"/source "$work"/image
     git -C "$root" ls-files -z | (cd -- "$root" && tar --create --null --files-from=- --ignore-failed-read) |
@@ -59,11 +59,11 @@ REVISION=$(<"$work/image/revision")
 TORCH=$(sed -n 's/^torch==\([^ ]*\).*/\1/p' "$root/containers/$image.lock")
 LOCK_DIGEST=$(sha256sum <"$root/containers/$image.lock" | cut -d ' ' -f 1)
 END
-    (umask 077 && : >"$log") # it may have the address of a mirror, with a password in it
-    echo "building (the log: $log)"
+    (umask 077 && : >"$log") # the log may contain a mirror's address with a password
+    echo "building (log: $log)"
     "$apptainer" build --fakeroot --force --bind "$wheels:/mnt" --mksquashfs-args "-comp zstd -Xcompression-level 3" \
         --build-arg-file "$arguments" "$work/image.sif" "$root/containers/teacherlm.def" >"$log" 2>&1 ||
-        { tail -n 40 "$log" >&2; echo "error: the image was not built; the whole log: $log" >&2; exit 1; }
+        { tail -n 40 "$log" >&2; echo "error: the image was not built; the complete log is $log" >&2; exit 1; }
     rm "$log"
 }
 

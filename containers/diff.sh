@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What differs between two images: packages, and the project's own files. Exit code 1 when something does, as diff's.
+# Print the differences between two images, in packages and in the project's files. Like diff, exit with 1 if there are any.
 set -euo pipefail
 
 usage="usage: bash containers/diff.sh ONE.sif OTHER.sif      (or: make container-diff A=ONE.sif B=OTHER.sif)"
@@ -20,5 +20,5 @@ for record in packages.txt files.sha256; do
     "$apptainer" --silent exec "$2" cat "/opt/image/$record" >"$work/other"
     diff --unified=0 --label "$1 $record" --label "$2 $record" "$work/one" "$work/other" || status=1
 done
-((status)) || echo "the same packages and the same files of the project"
+((status)) || echo "the packages and the project's files are the same"
 exit "$status"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Fetch the packages of an image's lock, with this machine's pip: whatever index, proxy and certificates it has are used
-# here and stay here. What is there already is not fetched again.
+# Download the packages of an image's lock with this machine's pip. Its index, proxy and certificates are used only here.
+# Packages that were downloaded before are not downloaded again.
 set -euo pipefail
 
 usage="usage: bash containers/fetch_wheels.sh cpu|gpu FOLDER"
-TORCH_INDEX=https://download.pytorch.org/whl/cpu # PyPI has no build of torch for CPUs
+TORCH_INDEX=https://download.pytorch.org/whl/cpu # PyPI does not have torch's build for CPUs
 
 main() {
     [[ ${1:-} == -h || ${1:-} == --help ]] && { echo "$usage"; exit 0; }
@@ -15,7 +15,7 @@ main() {
     [[ -x $python ]] || python=${XDG_CACHE_HOME:-~/.cache}/teacherlm/pip/bin/python
     [[ -x $python ]] || make_pip "$(dirname -- "$(dirname -- "$python")")"
     mkdir -p "$2"
-    echo "fetching packages into $2"
+    echo "downloading packages into $2"
     command=("$python" -I -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes --dest "$2"
         -r "$root/containers/$1.lock")
     "${command[@]}" && return
@@ -24,11 +24,11 @@ main() {
     PIP_EXTRA_INDEX_URL="${PIP_EXTRA_INDEX_URL:-} $TORCH_INDEX" "${command[@]}"
 }
 
-# A pip of Python 3.11, which the packages are for.
+# Install a pip for Python 3.11, the Python of the images.
 make_pip() { # FOLDER
     if ! python3.11 -I -c 'import ensurepip' 2>/dev/null; then
         if (($(id -u))) || ! command -v apt-get >/dev/null; then
-            echo "error: Python 3.11 with its venv is needed here, to fetch the packages" >&2
+            echo "error: Python 3.11 with venv is needed to download the packages" >&2
             exit 2
         fi
         echo "installing python3.11-venv (Debian package)"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Install Apptainer where the system has none: Debian's own package, which only its newest suite (sid) has, unpacked into
-# a folder with the C library that it was built for. The system's packages and sources stay as they are.
+# Install Apptainer on a system without it: unpack Debian's package, which only the newest suite (sid) has, into a folder
+# with the C library that it was built for. The system's packages and sources are not changed.
 set -euo pipefail
 
 usage="usage: bash containers/get_apptainer.sh [FOLDER]      (as root; default: ~/.cache/teacherlm/apptainer)"
@@ -15,7 +15,7 @@ main() {
     folder=$(realpath -m -- "${1:-$cache/teacherlm/apptainer}")
     [[ -x $folder/bin/apptainer ]] && { "$folder/bin/apptainer" --version; exit 0; }
     if (($(id -u))) || ! command -v apt-get >/dev/null; then
-        echo "error: this needs root on Debian; elsewhere install Apptainer as its documentation says" >&2
+        echo "error: this needs root on Debian; on other systems, install Apptainer as its documentation says" >&2
         exit 2
     fi
     install_helpers
@@ -41,7 +41,7 @@ install_helpers() {
     DEBIAN_FRONTEND=noninteractive apt-get install --quiet --quiet --yes --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-# The packages, from the mirror that this machine uses, with lists and state of their own.
+# Download the packages from this machine's mirror, with apt's lists and state in a separate folder.
 fetch() { # WORK
     local mirror options
     mirror=$(bash "$(dirname -- "${BASH_SOURCE[0]}")/debian_mirror.sh")
@@ -55,7 +55,7 @@ fetch() { # WORK
     (cd -- "$1/packages" && apt-get "${options[@]}" --quiet --quiet download apptainer libc6 libseccomp2 libsqlite3-0)
 }
 
-# Apptainer finds its settings beside its own programs, in whatever folder it lies.
+# Unpack the packages into one folder. Apptainer finds its settings relative to its programs.
 unpack() { # WORK WHOLE
     local file program tree=$1/tree libraries
     for file in "$1"/packages/*.deb; do
@@ -70,14 +70,14 @@ unpack() { # WORK WHOLE
     for file in "${LIBRARIES[@]}"; do
         cp --dereference "$libraries/$file" "$2/libc/"
     done
-    ln -s ../var ../etc "$2/lib/" # its starter, in lib/, takes lib/ for the folder that all is in
-    # The programs name their loader by its full path: that of the place where they will lie.
+    ln -s ../var ../etc "$2/lib/" # the starter, which is in lib/, looks for var and etc in lib/
+    # The programs contain the full path of their loader, so they get its path in the final folder.
     for program in bin/apptainer lib/x86_64-linux-gnu/apptainer/bin/starter; do
         patchelf --set-interpreter "$folder/libc/ld-linux-x86-64.so.2" --force-rpath --set-rpath "$folder/libc" "$2/$program"
     done
 }
 
-# A build as root with --fakeroot takes its users from these ranges; images are mounted through /dev/fuse.
+# A build as root with --fakeroot uses these ranges of user ids, and images are mounted through /dev/fuse.
 allow_users() {
     local file
     for file in /etc/subuid /etc/subgid; do

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Within an image that is being built: install what its lock names, from wheels that were fetched before, and the project,
-# whose files are in /opt/teacherlm, as a wheel; record all that is in the image. Used by teacherlm.def and the Dockerfile.
+# Install the packages of a lock and this project within an image that is being built, and record what the image contains.
+# The packages come from wheels that were downloaded before; the project's files are in /opt/teacherlm. teacherlm.def and
+# the Dockerfile use this script.
 set -euo pipefail
 
 usage="usage: bash containers/install.sh cpu|gpu WHEELS      (within an image that is being built)"
@@ -12,20 +13,20 @@ main() {
     (($# == 2)) && [[ $1 == cpu || $1 == gpu ]] && [[ -d $2 ]] || { echo "$usage" >&2; exit 2; }
     image=$1 wheels=$2 lock=$source/containers/$1.lock
     export PIP_NO_INDEX=1 PIP_FIND_LINKS=$wheels PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
-    work=/opt/build # not in /tmp, which a build may share with the machine that it runs on
+    work=/opt/build # not in /tmp, because a build may share /tmp with its machine
     mkdir -p "$work"
     export TMPDIR=$work
     python3.11 -I -m venv "$venv"
     install_packages
     install_project
-    [[ $image == gpu ]] || remove_tools # Triton compiles at run time, so the GPU image keeps its compiler
+    [[ $image == gpu ]] || remove_tools # the GPU image keeps the compiler, because Triton compiles at run time
     remove_unused
     mkdir -p /opt/image
     record
     rm -rf "$work" /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/apt/archives/*.deb
 }
 
-# First what are wheels, then what has to be built with them at hand: DeepSpeed, with its operators.
+# Install the wheels first, then the packages that are built with them: DeepSpeed with its operators.
 install_packages() {
     local sources=() file name
     for file in "$wheels"/*.tar.gz "$wheels"/*.zip; do
@@ -42,8 +43,8 @@ install_packages() {
     PATH=$venv/bin:$PATH "$venv/bin/pip" install --quiet --no-deps --use-pep517 --no-build-isolation --require-hashes -r "$work/built.lock"
 }
 
-# DeepSpeed's operators that the configurations in finetune/deepspeed use; otherwise each job would compile them. On CPUs
-# two processes share memory.
+# Choose the operators that are compiled with DeepSpeed: those that the configurations in finetune/deepspeed use. Otherwise
+# each job would compile them. On CPUs, it is the operator with which processes communicate through shared memory.
 operators() {
     local file
     export MAX_JOBS=${MAX_JOBS:-$(nproc)}
@@ -54,14 +55,14 @@ operators() {
     export DS_ACCELERATOR=cuda DS_BUILD_FUSED_ADAM=1 DS_BUILD_CPU_ADAM=1 TORCH_CUDA_ARCH_LIST="8.0;9.0"
     CUDA_HOME=$(dirname -- "$(dirname -- "$(find "$venv" -path '*/bin/nvcc' -print -quit)")")
     export CUDA_HOME
-    for file in "$CUDA_HOME"/lib/lib*.so.*; do # the linker wants names without versions, which the wheels do not have
+    for file in "$CUDA_HOME"/lib/lib*.so.*; do # the linker needs names without versions, and the wheels do not have them
         [[ -e ${file%%.so.*}.so ]] || ln --symbolic "$(basename -- "$file")" "${file%%.so.*}.so"
     done
     compile_for_any_machine
 }
 
-# DeepSpeed compiles CPU Adam for the very processor that builds it; an image is for others too. AVX2 is in all that
-# have these GPUs.
+# DeepSpeed compiles CPU Adam for the processor of the building machine, but an image must also run on others. All machines
+# with these GPUs have AVX2.
 compile_for_any_machine() {
     local name
     mkdir -p "$work/bin"
@@ -77,7 +78,7 @@ END
     PATH=$work/bin:$PATH
 }
 
-# The project's own wheel, from the files in $source. Of these the image keeps only what starts and tests it.
+# Install the project's wheel, made from the files in $source. The image then keeps only the files that start and test it.
 install_project() {
     local name
     "$venv/bin/pip" wheel --quiet --no-deps --no-build-isolation --wheel-dir "$work/project" "$source"
@@ -91,8 +92,8 @@ install_project() {
     cp --recursive "$work/kept/." "$source"
 }
 
-# Every package with the digest of what was installed (of a Debian package: of its own list of its files' digests; some
-# have no files), and the digest of each of the project's files.
+# Record every package with a digest, and the digest of each of the project's files. A Debian package's digest is that of
+# its list of files' digests, which is empty for packages without files.
 record() {
     local name version architecture
     {
@@ -106,7 +107,7 @@ record() {
         LC_ALL=C sort --zero-terminated | xargs -0 sha256sum >/opt/image/files.sha256
 }
 
-# The compiler and what came with it.
+# Remove the compiler and its dependencies.
 remove_tools() {
     local keep=(python3.11 python3.11-venv ca-certificates)
     export DEBIAN_FRONTEND=noninteractive
@@ -115,7 +116,7 @@ remove_tools() {
     apt-get autoremove --purge --quiet --quiet --yes >/dev/null
 }
 
-# What no stage uses: the packages' own tests, and of Debian's the translations and manuals (not the licences).
+# Remove what no stage uses: the packages' tests, and Debian's translations and manuals (but not the licences).
 remove_unused() {
     find "$venv/lib" -type d -name tests -prune -exec rm -rf {} +
     rm -rf "$venv"/lib/python3.11/site-packages/torch/{test,bin/test_*} /usr/share/{info,locale,man}/*

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# The image's python, for whoever has CONTAINER set: the stages' scripts and the job scripts take it as their PYTHON.
-# The checkout is there read-only; what may be written is RUNS, the folder one is in (if it is not the checkout), the
-# caches, and what Apptainer's own APPTAINER_BIND names.
+# Run the Python of the image that CONTAINER names. If CONTAINER is set, the stages' scripts and the job scripts use this
+# script as PYTHON. The image sees the checkout read-only. It may write to RUNS, the current folder (if that is not in the
+# checkout), the caches, and the folders in Apptainer's APPTAINER_BIND.
 set -euo pipefail
 
 usage="usage: CONTAINER=IMAGE.sif bash containers/python.sh [ARGUMENT ...]"
-# What the stages and the libraries under them read from the environment; nothing else gets in.
+# The environment variables that the stages and their libraries read. No others are passed to the image.
 VARIABLES='^(HF_(HOME|TOKEN|ENDPOINT|HUB_[A-Z_]+|DATASETS_[A-Z_]+)|TEACHERLM_[A-Z_]+|OPENAI_API_KEY|WANDB_[A-Z_]+|(HTTPS?|NO)_PROXY|https?_proxy|no_proxy|OMP_[A-Z_]+|MKL_NUM_THREADS|OPENBLAS_NUM_THREADS|CUDA_VISIBLE_DEVICES|CUDA_DEVICE_ORDER|NVIDIA_[A-Z_]+|NCCL_[A-Z_]+|GLOO_[A-Z_]+|RANK|LOCAL_RANK|WORLD_SIZE|MASTER_(ADDR|PORT)|NUM_GPUS|PYTHONUNBUFFERED|PYTHONHASHSEED|TORCH_[A-Z_]+|TOKENIZERS_PARALLELISM|DS_ACCELERATOR|SLURM_[A-Z_]+|RUNS|TZ)$'
 
 main() {
     [[ ${1:-} == -h || ${1:-} == --help ]] && { echo "$usage"; exit 0; }
     [[ -n ${CONTAINER:-} ]] || { echo "$usage" >&2; exit 2; }
-    [[ -e $CONTAINER ]] || fail "CONTAINER=$CONTAINER: there is no such image; make container builds one"
+    [[ -e $CONTAINER ]] || fail "CONTAINER=$CONTAINER: there is no such image; make one with: make container"
     local cache=${XDG_CACHE_HOME:-~/.cache} program name value
     # shellcheck source=containers/apptainer.bash
     source "$(dirname -- "${BASH_SOURCE[0]}")/apptainer.bash"
@@ -33,12 +33,13 @@ main() {
     exec "$program" "${options[@]}" "$CONTAINER" /opt/venv/bin/python "$@"
 }
 
-# Writable: the caches, RUNS, the folder one is in, files for a moment. Readable: the checkout, and what the command names.
+# Make folders visible in the image: the caches, RUNS, the current folder and temporary files as writable; the checkout and
+# the paths in the command as read-only.
 bind_folders() { # WORD ...
     local folder word open=("$HF_HOME" "$TEACHERLM_CACHE" ${RUNS:+"$RUNS"})
     [[ $PWD == "$root" || $PWD == "$root"/* ]] || open+=("$PWD")
     mkdir -p "${open[@]}"
-    [[ $root$PWD${TMPDIR:-} != *[:,$'\n']* ]] || fail "a colon, comma or line break in the name of the checkout's folder, TMPDIR or this one"
+    [[ $root$PWD${TMPDIR:-} != *[:,$'\n']* ]] || fail "the path of the checkout, of TMPDIR or of the current folder has a colon, comma or line break, so an image cannot use it"
     options+=(--bind "$root:$root:ro" --bind "${TMPDIR:-/tmp}:/tmp" --bind /dev/shm)
     for word in "$@"; do
         word=${word##*=}
@@ -49,7 +50,7 @@ bind_folders() { # WORD ...
     done
 }
 
-within() { # PATH FOLDER ...: whether a folder holds it, which may then be writable
+within() { # PATH FOLDER ...: whether one of the folders, or the checkout, contains the path
     local path folder
     path=$(realpath -- "$1")
     for folder in "${@:2}" "$root"; do
@@ -58,16 +59,17 @@ within() { # PATH FOLDER ...: whether a folder holds it, which may then be writa
     return 1
 }
 
-bind() { # PATH OPTION; both as it is called and where it is
+bind() { # PATH OPTION: makes the path visible under the given name and under its real name
     local path
     [[ $1 != *[:,$'\n']* && $(realpath -- "$1") != *[:,$'\n']* ]] ||
-        fail "${1//[[:cntrl:]]/?}: with a colon, comma or line break in its name a folder cannot be shown to an image; rename it"
+        fail "${1//[[:cntrl:]]/?}: this path has a colon, comma or line break, so an image cannot use it; rename it"
     while read -r path; do
         options+=(--bind "$path:$path$2")
     done < <(printf '%s\n' "$(realpath -- "$1")" "$(realpath -s -- "$1")" | uniq)
 }
 
-# The image's digest, read once for an image that stays as it is; of one that was unpacked to a folder, that of its records.
+# Print the image's digest. It is computed once for an unchanged image. An image that was unpacked to a folder has the digest
+# of its records.
 digest() {
     local memory found
     if [[ -d $CONTAINER ]]; then

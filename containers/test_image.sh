@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Test an image: what its definition tests, the demo in it as a user would run it, and, where the tests are installed,
+# Test an image: run the test in its definition, the demo in it, and, if the tests' packages are installed here,
 # tests/container/test_container.py.
 set -euo pipefail
 
@@ -7,7 +7,7 @@ usage="usage: bash containers/test_image.sh IMAGE.sif      (or: make container-t
 [[ ${1:-} == -h || ${1:-} == --help ]] && { echo "$usage"; exit 0; }
 (($# == 1)) || { echo "$usage" >&2; exit 2; }
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-[[ -e $1 ]] || { echo "error: $1: there is no such image; make container builds one" >&2; exit 2; }
+[[ -e $1 ]] || { echo "error: $1: there is no such image; make one with: make container" >&2; exit 2; }
 image=$(realpath -- "$1")
 # shellcheck source=containers/apptainer.bash
 source "$(dirname -- "${BASH_SOURCE[0]}")/apptainer.bash"
@@ -21,5 +21,5 @@ CONTAINER=$image RUNS=$work/runs make demo
 if [[ -x .venv/bin/python ]]; then
     CONTAINER=$image .venv/bin/python -P -m pytest -m container
 else
-    echo "make install, and this runs tests/container/test_container.py too"
+    echo "tests/container/test_container.py was not run: its packages are missing here; run make install first"
 fi

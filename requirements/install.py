@@ -1,11 +1,11 @@
-"""Make .venv with every package at its pinned version: what `make install` and the first `make demo` run.
+"""Make .venv with every package at its pinned version. `make install` and the first `make demo` run this script.
 
-The packages are those of the locks in this folder, each checked by its digest. .venv is whole or is made again: its
-installed.txt is written last, is removed before packages change, and says for which place, checkout, Python and locks
-.venv was made. Only the standard library is needed here.
+The packages are those of the locks in this folder, and their digests are checked. An incomplete .venv is made again:
+its installed.txt is written last, is removed before packages change, and names the place, checkout, Python and locks
+for which .venv was made. This script needs only the standard library.
 
-    INSTALLER=uv      uv, which has to be there already, installs in place of pip
-    TORCH=cpu|cuda    which build of torch; by default that for GPUs where there is one, else the small one for CPUs
+    INSTALLER=uv      install with uv, which must already be there, instead of pip
+    TORCH=cpu|cuda    the build of torch; by default the one for GPUs if there is a GPU, otherwise that for CPUs
 """
 
 import contextlib
@@ -29,9 +29,9 @@ PYTHON = VENV / "bin" / "python"
 RECORD = VENV / "installed.txt"
 GIB = 2**30
 SIZES = {"cpu": 2.7, "cuda": 8.0}
-"""GiB that .venv takes, by the build of torch. The first was measured, the second is an estimate."""
+"""Build of torch -> the GiB that .venv takes. The first was measured, the second is an estimate."""
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-"""PyTorch's own index, which has the builds for CPUs; PyPI has those for GPUs."""
+"""PyTorch's index, which has the builds for CPUs. PyPI has the builds for GPUs."""
 TORCH_VERSION = re.search(r"^torch==(\S+)", (HERE / "torch.txt").read_text(encoding="utf-8"), re.MULTILINE)[1]
 
 
@@ -62,11 +62,11 @@ def main() -> None:
     write_record(installer, install(installer, torch, asked))
 
 
-# --- what is there
+# --- the existing .venv
 
 
 def read_record() -> dict:
-    """What .venv was made for; empty where it is not whole, or not there."""
+    """What .venv was made for, from its installed.txt; empty if .venv is missing or incomplete."""
     try:
         lines = RECORD.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -76,7 +76,7 @@ def read_record() -> dict:
 
 
 def digest_of_locks() -> str:
-    """Of all that decides which packages are installed."""
+    """The digest of all files that decide which packages are installed."""
     digest = hashlib.sha256()
     for file in sorted([*HERE.glob("*.lock"), CHECKOUT / "pyproject.toml"]):
         digest.update(file.read_bytes())
@@ -92,14 +92,14 @@ def is_at_its_place(record: dict) -> bool:
 
 
 def runs() -> bool:
-    """Whether the python in .venv can be started: the one that it was made with may be gone."""
+    """Whether the Python in .venv can be started. The Python that it was made with may be gone."""
     try:
         return subprocess.run([PYTHON, "-I", "-c", ""], stderr=subprocess.DEVNULL).returncode == 0
     except OSError:
         return False
 
 
-# --- what stands against it, said before anything is made
+# --- what prevents an installation, checked before anything is made
 
 
 def require_own_venv(record: dict) -> None:
@@ -107,15 +107,15 @@ def require_own_venv(record: dict) -> None:
     if VENV.is_symlink():
         whose = f", which the checkout {record['checkout']} made" if record.get("checkout") else ""
         fail(
-            f"{VENV} is a link to {VENV.resolve()}{whose}; nothing is installed through a link: remove it, and the "
-            "same command makes a .venv of its own here"
+            f"{VENV} is a link to {VENV.resolve()}{whose}; nothing is installed through a link: remove it, and run the "
+            "same command again to make a new .venv here"
         )
     if VENV.is_dir() and any(VENV.iterdir()) and not (VENV / "pyvenv.cfg").exists() and not record:
-        fail(f"{VENV} is no virtual environment; take it away, and the same command makes one here")
+        fail(f"{VENV} is not a virtual environment; move it away, and run the same command again to make one here")
 
 
 def require_machine() -> None:
-    """The packages have wheels for Linux with glibc 2.28 or newer, on processors of Intel, AMD and Arm."""
+    """Refuse a machine for which the packages have no wheels. They need Linux, glibc 2.28, and x86_64 or aarch64."""
     name, version = platform.libc_ver()
     found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     image = "use the image (docs/how-to/container.md)"
@@ -124,20 +124,20 @@ def require_machine() -> None:
     if found < (2, 28):
         fail(f"glibc 2.28 or newer was expected, found {version}; {image}")
     if platform.machine() not in ("x86_64", "aarch64"):
-        fail(f"a processor of the kind x86_64 or aarch64 was expected, found {platform.machine()}")
+        fail(f"an x86_64 or aarch64 processor was expected, found {platform.machine()}")
 
 
 def require_installer(installer: str) -> None:
     if installer == "uv":
         if shutil.which("uv") is None:
-            fail("INSTALLER=uv: there is no uv here; leave INSTALLER out, and pip installs")
+            fail("INSTALLER=uv: there is no uv here; omit INSTALLER to install with pip")
         return
     missing = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
     if missing:
         python = f"python{sys.version_info[0]}.{sys.version_info[1]}"
         fail(
-            f"{python} here has no {missing[0]}, with which .venv is made; install it "
-            f"({how_to_install(python)}), then give the same command again"
+            f"{python} here has no {missing[0]}, which is needed to make .venv; install it "
+            f"({how_to_install(python)}), then run the same command again"
         )
 
 
@@ -160,12 +160,12 @@ def how_to_install(python: str) -> str:
 
 def require_space(torch: str) -> None:
     taken = 0
-    if VENV.is_dir():  # it is overwritten or removed
+    if VENV.is_dir():  # its space will be freed or reused
         taken = sum(file.lstat().st_size for file in VENV.rglob("*") if not file.is_dir())
     free = (shutil.disk_usage(CHECKOUT).free + taken) / GIB
     if free < SIZES[torch]:
         small = "; TORCH=cpu takes less" if torch == "cuda" else ""
-        fail(f"{CHECKOUT}: .venv needs {SIZES[torch]} GiB, and {free:.1f} are free on this disk; free some{small}")
+        fail(f"{CHECKOUT}: .venv needs {SIZES[torch]} GiB, but {free:.1f} are free on this disk; free some{small}")
 
 
 # --- the work
@@ -175,7 +175,7 @@ def make_venv(record: dict, installer: str) -> None:
     if VENV.exists():
         why = "was interrupted while it was made"
         if record and not is_at_its_place(record):
-            why = f"was made at {record['venv']}, from where it was moved or copied"
+            why = f"was made at {record['venv']} and then moved or copied"
         elif record:
             why = f"is of Python {record['python']} with torch for {record['torch']}"
         print(f"make install: .venv {why}: making it again", flush=True)
@@ -198,35 +198,35 @@ def install(installer: str, torch: str, asked: str) -> str:
     else:
         torch = install_cpu_torch(installer, asked)
     hashed = ["--require-hashes", "-r"]
-    step(installer, "the other packages (350 MB to fetch)", [*hashed, HERE / "wheels.lock"])
-    step(installer, "the packages that come as source", ["--no-build-isolation", *hashed, HERE / "built.lock"])
+    step(installer, "the other packages (350 MB to download)", [*hashed, HERE / "wheels.lock"])
+    step(installer, "the packages that are built from source", ["--no-build-isolation", *hashed, HERE / "built.lock"])
     step(installer, "this project", ["--no-build-isolation", "--editable", CHECKOUT])
     return torch
 
 
 def install_cpu_torch(installer: str, asked: str) -> str:
-    """The build for CPUs, from where pip's settings say, else from PyTorch's own index.
+    """Install torch's build for CPUs, from the index in pip's settings or else from PyTorch's index.
 
     Returns:
-        The build that was installed: that for GPUs where the small one cannot be had and nobody asked for it.
+        The build that was installed. It is the one for GPUs if that for CPUs cannot be found and was not requested.
     """
     locked = ["--require-hashes", "-r", HERE / "torch.lock"]
     here = ["--extra-index-url", CPU_INDEX]
-    if step(installer, "torch (190 MB to fetch)", locked, required=False):
+    if step(installer, "torch (190 MB to download)", locked, required=False):
         return "cpu"
     if step(installer, f"torch, from {CPU_INDEX}", [*locked, *here], required=False):
         return "cpu"
     if asked == "cpu":
         print(
-            "make install: the lock has no digest of this file for this Python: it is taken as that index has it",
+            "make install: the lock has no digest of torch for this Python: it is installed without checking a digest",
             flush=True,
         )
         step(installer, f"torch, from {CPU_INDEX}", [f"torch=={TORCH_VERSION}+cpu", *here])
         return "cpu"
     require_space("cuda")
     print(
-        "make install: torch's build for CPUs cannot be had for this Python with a digest; that for GPUs runs on CPUs "
-        "too",
+        "make install: torch's build for CPUs cannot be found for this Python with a digest of the lock; the build for "
+        "GPUs, which also runs on CPUs, is installed instead",
         flush=True,
     )
     install_cuda_torch(installer)
@@ -234,14 +234,14 @@ def install_cpu_torch(installer: str, asked: str) -> str:
 
 
 def install_cuda_torch(installer: str) -> None:
-    step(installer, "torch and CUDA's libraries (2.5 GB to fetch)", ["--require-hashes", "-r", HERE / "cuda.lock"])
+    step(installer, "torch and CUDA's libraries (2.5 GB to download)", ["--require-hashes", "-r", HERE / "cuda.lock"])
 
 
 def step(installer: str, what: str, words: list, required: bool = True) -> bool:
-    """Install something, and show how far it is.
+    """Install packages and show the progress.
 
     Returns:
-        Whether it went well; where it is required, the program ends otherwise.
+        Whether the installation succeeded. If it is required and fails, the program ends.
     """
     if installer == "uv":
         command = ["uv", "pip", "install", "--python", PYTHON, "--quiet", "--no-deps", *words]
@@ -270,27 +270,27 @@ def step(installer: str, what: str, words: list, required: bool = True) -> bool:
 
 
 def show(text: str) -> None:
-    """Write over the line before, on a terminal; elsewhere nothing is shown."""
+    """Replace the current line on a terminal. Nothing is shown elsewhere."""
     if sys.stdout.isatty():
         print(f"\r\033[K{'make install: ' + text if text else ''}", end="", flush=True)
 
 
 def explain(what: str, lines: list) -> NoReturn:
-    """End with the one line of the installer's output that says what went wrong; all of it is kept in a file."""
+    """End with the line of the installer's output that says what went wrong, and keep the complete output in a file."""
     log = VENV / "install.log"
     try:
         log.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        kept = f" (all of it: {log})"
+        kept = f" (complete output: {log})"
     except OSError:
         kept = ""
     if any("No space left on device" in line for line in lines):
         fail(
-            f"{what}: the disk of {CHECKOUT} or that of {tempfile.gettempdir()} is full; free some, then give the same "
+            f"{what}: the disk of {CHECKOUT} or of {tempfile.gettempdir()} is full; free some space, then run the same "
             "command again"
         )
     first = next((number for number, line in enumerate(lines) if re.match(r"ERROR|error|\s*×", line)), -1)
-    said = " ".join(" ".join(lines[first:]).split()) or "nothing was said"
-    fail(f"{what}: {said[:400]}{kept}; mend it, then give the same command again")
+    said = " ".join(" ".join(lines[first:]).split()) or "the installer printed nothing"
+    fail(f"{what}: {said[:400]}{kept}; fix this, then run the same command again")
 
 
 def write_record(installer: str, torch: str) -> None:
@@ -321,19 +321,19 @@ def fail(message: str) -> NoReturn:
 
 @contextlib.contextmanager
 def only_one():
-    """Hold the lock of this checkout's .venv; who comes second waits, and then finds it made."""
+    """Hold the lock of this checkout's .venv. A second process waits, and then finds .venv complete."""
     try:
         file = open(CHECKOUT / ".venv.lock", "w", encoding="utf-8")
     except OSError as error:
         fail(
-            f"{CHECKOUT} cannot be written ({error.strerror}), so no .venv can be made in it; let its owner run "
+            f"{CHECKOUT} cannot be written ({error.strerror}), so .venv cannot be made in it; ask its owner to run "
             "make install"
         )
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("make install: another process makes .venv here; waiting for it", flush=True)
+            print("make install: another process is making .venv here; waiting for it", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -343,5 +343,5 @@ if __name__ == "__main__":
         with only_one():
             main()
     except KeyboardInterrupt:
-        print("\nmake install: interrupted; the same command makes .venv again", file=sys.stderr)
+        print("\nmake install: interrupted; run the same command again", file=sys.stderr)
         sys.exit(130)

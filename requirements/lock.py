@@ -1,17 +1,17 @@
-"""Write the locks: every package at its version, with the digests of its files.
+"""Write the locks: the version of every package, with the digests of its files.
 
-Where the versions come from is *.txt in this folder: the CPU image has those of torch.txt, base.txt, weights.txt and
-tracking.txt and nothing else; the GPU image has the project's direct dependencies at these versions, what gpu.txt adds
-(vLLM, the CUDA compiler), and what all of them need. `make install` has what the CPU image has and dev.txt, on each
-Python that pyproject.toml names, in four files that are installed one after the other:
+The versions are in the *.txt files of this folder. The CPU image has exactly the packages of torch.txt, base.txt,
+weights.txt and tracking.txt. The GPU image has the project's direct dependencies at these versions, the packages of
+gpu.txt (vLLM, the CUDA compiler), and the dependencies of all of them. `make install` has the packages of the CPU image
+and of dev.txt for each Python that pyproject.toml allows. Its locks are four files, installed one after the other:
 
     torch.lock   torch's build for CPUs, which PyPI does not have
     cuda.lock    torch's build for GPUs, with the libraries that it needs
-    wheels.lock  all others
-    built.lock   those that are built here from their source, with the others at hand
+    wheels.lock  all other packages that have wheels
+    built.lock   the packages that are built from source, after the others are installed
 
-uv resolves them, for all these Pythons at once. The images' locks, containers/cpu.lock and containers/gpu.lock, name
-one file a package, that of the image's Python.
+uv resolves them for all these Pythons at the same time. The images' locks, containers/cpu.lock and containers/gpu.lock,
+have one file per package, the one for the image's Python.
 """
 
 import itertools
@@ -43,7 +43,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 MINORS = [minor for minor in range(100) if f"3.{minor}.0" in SpecifierSet(PROJECT["requires-python"])]
 IMAGE_MINOR = 11
 MACHINES = ("x86_64", "aarch64")
-"""Of `make install`; the images are for the first."""
+"""The processors that `make install` supports. The images are for the first one."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,9 @@ class Package:
     """A package of a resolution.
 
     Attributes:
-        marker: where it is needed, in the words of PEP 508; empty: everywhere.
-        files: those that a Python of the resolution can install; its source only where one of them has no wheel.
+        marker: a marker of PEP 508 that says where the package is needed. If it is empty, it is needed everywhere.
+        files: the files that the Pythons of the resolution can install. The source is included only if a Python has no
+            wheel.
     """
 
     version: str
@@ -75,7 +76,7 @@ Packages = dict[str, Package]
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("lock", nargs="?", choices=["cpu", "gpu", "install"], help="(default: all)")
+    parser.add_argument("lock", nargs="?", choices=["cpu", "gpu", "install"], help="the lock to write (default: all)")
     asked = parser.parse_args().lock
     for one in [asked] if asked else ["cpu", "gpu", "install"]:
         if one == "install":
@@ -91,7 +92,7 @@ def write_install() -> None:
     listed = pins("base", "weights", "tracking", "dev")
     found = resolve(direct("dev", "tracking") + list(pins("weights")), listed | pins("torch"), MINORS, MACHINES)
     if missing := sorted(listed.keys() - found.keys()):
-        raise UserError(f"pinned, and nothing needs it: {', '.join(missing)}; take it out of requirements/*.txt")
+        raise UserError(f"pinned, but no package needs it: {', '.join(missing)}; remove it from requirements/*.txt")
     cuda = {name: one for name, one in found.items() if name == "torch" or name.startswith(CUDA)}
     others = {name: one for name, one in found.items() if name not in cuda}
     write(PINS / "torch.lock", "torch's build for CPUs", {"torch": cpu_torch(MINORS)})
@@ -109,8 +110,9 @@ def cpu_image() -> Packages:
 
 
 def gpu_image() -> Packages:
-    """The versions are those of the other images, but for numpy: numba, which vLLM needs, wants an older one. What no
-    other file names keeps the version that containers/gpu.lock has; without that file it is the newest.
+    """The packages of the GPU image. Their versions are those of the other locks, except numpy: vLLM needs numba, which
+    needs an older numpy. Packages that no *.txt file names keep their version in containers/gpu.lock. Without that
+    file, they get the newest version.
     """
     known = pins("base", "tracking")
     del known["numpy"]
@@ -121,11 +123,11 @@ def gpu_image() -> Packages:
 
 
 CUDA = ("nvidia-", "cuda-", "triton")
-"""What the names of the packages begin with that torch's build for GPUs brings."""
+"""The beginnings of the names of the packages that torch's build for GPUs needs."""
 
 
 def direct(*extras: str) -> list[str]:
-    """The requirements in pyproject.toml, those of these extras with them."""
+    """The requirements in pyproject.toml, including those of these extras."""
     words = [*PROJECT["dependencies"], *(word for name in extras for word in PROJECT["optional-dependencies"][name])]
     return [word for word in words if normal(word) != PROJECT["name"]]
 
@@ -142,20 +144,20 @@ def versions(file: Path) -> dict[str, str]:
 
 
 def normal(requirement: str) -> str:
-    """The name that a requirement begins with, as indices write it."""
+    """The name of the package in a requirement, normalized as in package indices."""
     return canonicalize_name(re.split(r"[^\w.-]", requirement)[0])
 
 
 def resolve(wanted: list[str], constraints: Mapping[str, str], minors: list[int], machines: Sequence[str]) -> Packages:
-    """What an empty environment would get for these requirements, on Linux.
+    """The packages that an empty environment on Linux would get for these requirements.
 
     Args:
         constraints: name -> version.
-        minors: of Python 3.
-        machines: kinds of processors, as wheels name them.
+        minors: the minor versions of Python 3.
+        machines: types of processors, with the names that wheels use.
 
     Raises:
-        UserError: uv cannot find them, or they contradict one another.
+        UserError: uv cannot find the packages, or the requirements contradict each other.
     """
     lines = [f"{name}=={version}" for name, version in constraints.items()]
     project = {"name": "lock", "version": "0", "dependencies": wanted}
@@ -164,7 +166,7 @@ def resolve(wanted: list[str], constraints: Mapping[str, str], minors: list[int]
     settings = {"constraint-dependencies": lines, "environments": places}
     with tempfile.TemporaryDirectory() as folder:
         text = [table("project", project), table("tool.uv", settings)]
-        # These are installed for the weights that they carry, without what their code needs.
+        # These packages are installed only for their weights, without the dependencies of their code.
         for name, version in pins("weights").items():
             text.append(table("[tool.uv.dependency-metadata]", {"name": name, "version": version, "requires-dist": []}))
         Path(folder, "pyproject.toml").write_text("\n".join(text), encoding="utf-8")
@@ -176,7 +178,7 @@ def resolve(wanted: list[str], constraints: Mapping[str, str], minors: list[int]
     for one in found:
         marker = markers.get(one["name"])
         needing = [minor for minor in minors if marker is None or is_true(marker, minor, machines)]
-        if one["name"] != "lock" and needing:  # some are of other implementations of Python
+        if one["name"] != "lock" and needing:  # some packages are only for other implementations of Python
             only = "" if needing == minors else " or ".join(f"python_version == '3.{minor}'" for minor in needing)
             packages[one["name"]] = Package(one["version"], only, files_of(one, set(needing), set(machines)))
     return packages
@@ -191,7 +193,7 @@ def is_true(marker: str, minor: int, machines: Sequence[str]) -> bool:
 
 
 def table(name: str, values: Mapping[str, Any]) -> str:
-    """A table of TOML. JSON's strings and lists of strings are TOML's too."""
+    """A table in TOML. JSON's strings and lists of strings are valid TOML."""
     return "\n".join([f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items()), ""])
 
 
@@ -207,17 +209,17 @@ def uv(folder: str, *words: str) -> str:
 
 
 def files_of(package: Mapping[str, Any], minors: set[int], machines: set[str]) -> tuple[File, ...]:
-    """The files of a package in uv.lock that these Pythons can install: wheels, and its source if one lacks a wheel.
+    """The files of a package in uv.lock that these Pythons can install: wheels, and the source if one has no wheel.
 
     Raises:
-        UserError: one of them finds none.
+        UserError: there is no file for one of the Pythons.
     """
     wheels = package.get("wheels", [])
     chosen = [one for one in wheels if any(can_install(file_name(one), minor, machines) for minor in minors)]
     for minor in minors:
         if not any(can_install(file_name(one), minor, machines) for one in chosen):
             if "sdist" not in package:
-                raise UserError(f"{package['name']} {package['version']}: no file of it is for Python 3.{minor}")
+                raise UserError(f"{package['name']} {package['version']}: it has no file for Python 3.{minor}")
             chosen.append(package["sdist"])
     files = {File(file_name(one), one["hash"].removeprefix("sha256:")) for one in chosen}
     return tuple(sorted(files, key=lambda file: file.name))
@@ -228,7 +230,7 @@ def file_name(entry: Mapping[str, str]) -> str:
 
 
 def can_install(file: str, minor: int, machines: set[str]) -> bool:
-    """Whether CPython 3.MINOR takes a file as a wheel, on a Linux with glibc and one of these processors."""
+    """Whether a file is a wheel that CPython 3.MINOR can install on Linux with glibc and one of these processors."""
     return file.endswith(".whl") and any(fits(tag, minor, machines) for tag in parse_wheel_filename(file)[3])
 
 
@@ -250,23 +252,23 @@ PLATFORMS = [
     for glibc in range(36, 4, -1)
     for name in (f"_2_{glibc}", *([OLD_NAMES[glibc]] if glibc in OLD_NAMES else []))
 ]
-"""What a Python of Debian 12 takes, the newest first."""
+"""The platforms of wheels that a Python of Debian 12 can install, the newest first."""
 PREFERRED = [*cpython_tags((3, IMAGE_MINOR), platforms=PLATFORMS), *compatible_tags((3, IMAGE_MINOR), None, PLATFORMS)]
 
 
 def best_file(package: Package) -> File:
-    """The file that pip takes for an image."""
+    """The file that pip chooses for an image."""
     if package.is_built:
-        return package.files[0]  # for one Python there is either a wheel or the source
+        return package.files[0]  # for a single Python, the files are either wheels or only the source
     ranks = {tag: rank for rank, tag in enumerate(PREFERRED)}
     return min(package.files, key=lambda file: min(ranks.get(tag, 10**6) for tag in parse_wheel_filename(file.name)[3]))
 
 
 def cpu_torch(minors: list[int]) -> Package:
-    """torch's build for CPUs, of the Pythons for which pip finds it with this machine's settings.
+    """torch's build for CPUs, for the Pythons for which pip finds it with this machine's settings.
 
     Raises:
-        UserError: it finds none.
+        UserError: pip finds it for none of them.
     """
     version, files = f"{pins('torch')['torch']}+cpu", []
     for minor, machine in itertools.product(minors, MACHINES):
@@ -275,26 +277,24 @@ def cpu_torch(minors: list[int]) -> Package:
         command += ["--target", "unused", "--python-version", f"3.{minor}", "--platform", f"manylinux_2_28_{machine}"]
         done = subprocess.run([*command, f"torch=={version}"], capture_output=True, text=True)
         if done.returncode:
-            print(f"torch {version} for Python 3.{minor} on {machine}: pip does not find it here")
+            print(f"torch {version} for Python 3.{minor} on {machine}: pip cannot find it here")
             continue
         item = json.loads(done.stdout)["install"][0]["download_info"]
         name = unquote(item["url"].rsplit("/", 1)[1])
         files.append(File(name, item["archive_info"]["hashes"]["sha256"]))
     if not files:
-        raise UserError(
-            f"torch {version}: pip finds it for none of the Pythons; PIP_FIND_LINKS or PIP_INDEX_URL name it"
-        )
+        raise UserError(f"torch {version}: pip finds it for none of the Pythons; set PIP_FIND_LINKS or PIP_INDEX_URL")
     return Package(version, "", tuple(files))
 
 
 def write(path: Path, what: str, packages: Packages) -> None:
-    """Write a lock; its head says what is in it."""
+    """Write a lock. Its first line says what it contains."""
     lines = []
     for name, one in sorted(packages.items()):
         marker = f" ; {one.marker}" if one.marker else ""
         digests = [f"--hash=sha256:{file.sha256}" for file in one.files]
         apart = " " if len(digests) == 1 else " \\\n    "
-        equals = "===" if path.name == "cuda.lock" else "=="  # to `==` torch 2.13.0+cpu is a 2.13.0 too
+        equals = "===" if path.name == "cuda.lock" else "=="  # `==2.13.0` would also accept 2.13.0+cpu
         lines.append(apart.join([f"{name}{equals}{one.version}{marker}", *digests]) + "\n")
     with whole_file(path) as file:
         file.write(f"# {what}; `make lock` writes it (requirements/lock.py).\n" + "".join(lines))

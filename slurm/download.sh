@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fetch what the jobs of a chain need while there is internet: the models, and the benchmark's data, which are prepared.
+# Download what a chain's jobs need, where there is internet: the models, and the benchmark's data, which is prepared.
 set -euo pipefail
 # usage: [STUDENT=...] [TEACHER=...] [TASK=...] bash slurm/download.sh BENCHMARK
 # shellcheck source=slurm/python.bash

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Slurm job: one stage of a chain, or one task of it. The warning before the time limit is handed on to the stage, and the
-# job comes back when the stage is not done.
+# Slurm job: one stage of a chain, or one task of it. The job passes the warning before its time limit on to the stage, and
+# requeues itself if the stage is not done.
 set -euo pipefail
 
-usage="usage: sbatch [...] slurm/job.sh STAGE ROOT SETTINGS SITE PYTHON IMAGE      (slurm/chain.sh submits it; - is none)"
-STOPPED=75 # exit code of a stage that was interrupted and can go on
-KILLED=137 # of one that SIGKILL ended
+usage="usage: sbatch [...] slurm/job.sh STAGE ROOT SETTINGS SITE PYTHON IMAGE      (slurm/chain.sh submits it; - means none)"
+STOPPED=75 # exit code of a stage that was interrupted and can resume
+KILLED=137 # exit code of a stage that SIGKILL ended
 
 main() {
     [[ ${1:-} == -h || ${1:-} == --help ]] && { echo "$usage"; exit 0; }
@@ -19,12 +19,12 @@ main() {
     source "$2/slurm/site.bash"
     require_number SLURM_ARRAY_TASK_ID "$number" 0
     trap 'kill_at=$((SECONDS + grace)); kill -USR1 "$child" 2>/dev/null || true' USR1
-    trap 'kill -TERM "$child" 2>/dev/null || true' TERM # a preemption, whose requeue is Slurm's; or scancel
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}} # torch would count the node's processors
-    export HF_HUB_OFFLINE=1 # compute nodes have no internet: what is missing is an error at once, not a timeout
-    load_site # first, for its modules may be what python needs
+    trap 'kill -TERM "$child" 2>/dev/null || true' TERM # scancel, or a preemption, after which Slurm requeues the job
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}} # otherwise torch uses all CPUs of the node
+    export HF_HUB_OFFLINE=1 # compute nodes have no internet: a missing file is an error at once, not after a timeout
+    load_site # before choosing the Python, which may need the site's modules
     program=("$(choose_host_python)" -P -m teacherlm --called job.sh chain-job)
-    grace=$("${program[@]}" check "$stage" "$3" "$number") # seconds to end in after the warning; then it is killed
+    grace=$("${program[@]}" check "$stage" "$3" "$number") # seconds from the warning until the stage is killed
     require_number grace "$grace" 1
     echo "== $stage${SLURM_ARRAY_TASK_ID:+ $number}, job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $(date '+%F %T')"
     note "$stage" "$number" running
@@ -33,7 +33,7 @@ main() {
     while kill -0 "$child" 2>/dev/null; do
         ((kill_at == 0 || SECONDS < kill_at)) || kill -KILL "$child" 2>/dev/null || true
         sleep 1 &
-        wait $! || true # a signal ends the waiting, and is handled now
+        wait $! || true # a signal ends the `wait`, and then its trap runs
     done
     wait "$child" || status=$?
     if ((kill_at && (status == STOPPED || status > 128))); then # a stage without a handler dies from the signal
@@ -41,7 +41,7 @@ main() {
     elif ((status == KILLED)) && first_time "$stage" "$number"; then
         come_back killed "$stage" "$number"
     elif ((status == KILLED)); then
-        note "$stage" "$number" "failed: killed again, so perhaps out of memory; its --mem in slurm/site.env asks for more"
+        note "$stage" "$number" "failed: killed again, perhaps out of memory; request more with --mem in slurm/site.env"
     elif ((status == STOPPED)); then
         note "$stage" "$number" "failed: stopped by SIGTERM"
     elif ((status)); then
@@ -60,14 +60,14 @@ come_back() { # WHY STAGE TASK
     sleep 60 # until Slurm ends this run
 }
 
-# Whether this job's task was not killed before. A first SIGKILL may come from an operator or a failing node; a second is
-# taken for lack of memory.
+# Succeeds if this job's task was not killed before. A first SIGKILL may come from an operator or a failing node; a second
+# is taken for lack of memory.
 first_time() { # STAGE TASK
     local file=$states/$1-$2.killed
     [[ ! -e $file || $(<"$file") != "$SLURM_JOB_ID" ]] && echo "$SLURM_JOB_ID" >"$file"
 }
 
-# Where a stage stands, for `make status`: one line a task, written whole.
+# Write the state of a task for `make status`: a file with one line, which appears complete.
 note() { # STAGE TASK STATE
     local file=$states/$1-$2
     mkdir -p "$states"

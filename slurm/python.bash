@@ -1,13 +1,13 @@
 # shellcheck shell=bash
-# Which python the scripts start. Sourced by them; the folder that they are called in is never one from which a module is
-# imported. So a module and a line of code are run with -P (or -I). A script of ours (python FILE.py) has its own folder on
-# the import path.
+# The choice of the Python that the scripts start; the scripts source this file. No module is ever imported from the
+# current folder, so modules and lines of code are run with -P (or -I). A script of this project (python FILE.py) has its
+# folder on the import path.
 
 checkout=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 
-# An empty entry of PYTHONPATH (`export PYTHONPATH=/mine:$PYTHONPATH` makes one) means the current folder, and so would one
-# that is not absolute. The code of this checkout comes first, whatever is installed.
-absolute_entries() { # PATHS: prints those that are absolute
+# An empty entry of PYTHONPATH means the current folder (`export PYTHONPATH=/mine:$PYTHONPATH` can make one), and a relative
+# entry depends on it. The code of this checkout comes first, before any installed code.
+absolute_entries() { # PATHS: prints the absolute ones
     local entry entries kept=
     IFS=: read -r -d '' -a entries <<<"$1:" || true
     for entry in "${entries[@]}"; do
@@ -21,9 +21,9 @@ if [[ -d $checkout/src && $checkout != *:* ]]; then
     export PYTHONPATH=$checkout/src${PYTHONPATH:+:$PYTHONPATH}
 fi
 [[ -n ${PYTHONPATH:-} ]] || unset PYTHONPATH
-unset PYTHONSAFEPATH # with it a script would lack its own folder
+unset PYTHONSAFEPATH # it would remove a script's folder from the import path
 
-# The python of the stages: the image's when CONTAINER names one, PYTHON, that of `make install`, or python3.
+# Print the Python of the stages: the image's if CONTAINER is set, otherwise PYTHON, that of `make install`, or python3.
 choose_python() {
     local found=${PYTHON:-$checkout/.venv/bin/python}
     [[ -z ${CONTAINER:-} ]] || found=$checkout/containers/python.sh
@@ -31,7 +31,8 @@ choose_python() {
     echo "$found"
 }
 
-# The python of what starts the stages, which needs no packages: it runs outside of the image, where Slurm's programs are.
+# Print the Python of the programs that start stages. It needs no packages, and runs outside the image, because Slurm's
+# programs are there.
 choose_host_python() {
     local found=$checkout/.venv/bin/python name
     [[ -n ${CONTAINER:-} ]] || { choose_python; return; }
@@ -43,8 +44,8 @@ choose_host_python() {
     echo "$found"
 }
 
-# Numbers that reach bash's arithmetic, which would execute what stands in a text such as a[$(command)]. A number has no
-# leading zero: bash would read it as an octal one.
+# Refuse a value that is not a number. Bash's arithmetic would execute a command in a text such as a[$(command)], and would
+# read a number with a leading zero as octal.
 require_number() { # NAME VALUE LEAST
     [[ $2 =~ ^(0|[1-9][0-9]{0,8})$ ]] && (($2 >= $3)) && return
     printf '%s: error: %s=%s: a whole number from %s to 999999999 was expected\n' \
@@ -52,7 +53,7 @@ require_number() { # NAME VALUE LEAST
     exit 2
 }
 
-# In place of the script that calls it: a program of this package, whose messages begin with the script's name.
+# Replace the calling script by a program of this package, whose messages begin with the script's name.
 become() { # SCRIPT PROGRAM WORD ...
     local python
     python=$(choose_host_python)

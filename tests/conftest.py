@@ -1,4 +1,4 @@
-"""What the tests share: tiny models made on the spot, the small real one, the real data, and how a script is run."""
+"""Fixtures that the tests share: tiny models, the small real model, the real data, and functions that run scripts."""
 
 import gc
 import json
@@ -18,17 +18,17 @@ from support.tiny_models import make_tiny_model
 if TYPE_CHECKING:
     from support.slurm_cluster import Cluster
 
-# One thread: sums have one order in every process, and threads of tiny models only wait for one another, for a hundred
-# times the work's own time when other work runs beside.
+# One thread, so that sums have the same order in every process. The threads of tiny models would also mostly wait for
+# each other, up to a hundred times as long as they work when the machine is busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # several processes on few cores must not spin for one another
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # several processes on few cores must not spin while they wait
 
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # compiling the package takes a good part of a start
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # compiling the package takes a large part of a program's start
 
-os.environ["WANDB_MODE"] = "disabled"  # its own tests switch it on
+os.environ["WANDB_MODE"] = "disabled"  # the tests of wandb enable it
 
-os.environ["TEACHERLM_REVISION"] = "tests"  # in place of git, which each manifest would ask; its own test asks git
+os.environ["TEACHERLM_REVISION"] = "tests"  # otherwise each manifest would call git; one test does
 
 UNIT_TESTS = Path(__file__).resolve().parent / "unit"
 
@@ -41,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that start daemons as root, or need an image, run when they are asked for, never along with the others."""
+    """Tests that start daemons as root or need an image run only if they are selected, never with the others."""
     reasons = {
         "cluster": "runs a Slurm of its own, as root: make test-cluster",
         "container": "needs an image: make container-test",
@@ -62,7 +62,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder with real CREAK, StrategyQA, MMLU and the reference's test sets, which lies beside the checkout."""
+    """The folder beside the checkout with the real CREAK, StrategyQA, MMLU and the reference's test sets."""
     if not SHARED.is_dir():
         message = f"{SHARED} is missing: real data is read there"
         pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
@@ -74,7 +74,7 @@ def stage() -> Callable[..., subprocess.CompletedProcess]:
     """Run a stage's script to its end: stage("enhance", "--name", folder, ...); stdout and stderr are kept as text."""
 
     def run(name: str, *words: object, **options: object) -> subprocess.CompletedProcess:
-        python = sys.executable if "env" in options else warm_python()  # libraries may read it when they are imported
+        python = sys.executable if "env" in options else warm_python()  # imported libraries may read it
         command = [python, *program(name), *map(str, words)]
         return subprocess.run(command, capture_output=True, text=True, **options)
 
@@ -83,7 +83,7 @@ def stage() -> Callable[..., subprocess.CompletedProcess]:
 
 @pytest.fixture
 def inside(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Callable[..., subprocess.CompletedProcess]:
-    """Run a stage's script to its end like `stage`, but in this process, which has torch loaded already."""
+    """Run a stage's script to its end like `stage`, but in this process, which has already loaded torch."""
 
     def run(name: str, *words: object) -> subprocess.CompletedProcess:
         start = [str(STAGES[name])] if name in STAGES else ["teacherlm", name]
@@ -102,7 +102,7 @@ def inside(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Cal
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What data_prepare.py makes of `sample`: SAMPLE.jsonl, SAMPLE/ (24 training samples) and tests/sample (80)."""
+    """The outputs of data_prepare.py for `sample`: SAMPLE.jsonl, SAMPLE/ (24 training samples), tests/sample (80)."""
     folder = tmp_path_factory.mktemp("prepared")
     command = [warm_python(), STAGES["data_prepare"], "--benchmark", "sample", "--limit", "24"]
     subprocess.run([*command, "--output_dir", folder, "--test_dir", folder / "tests"], check=True, capture_output=True)
@@ -111,7 +111,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
-    """Real weights: SmolLM2-135M-Instruct in the user's cache, made from the package that ships them."""
+    """Real weights: SmolLM2-135M-Instruct in the user's cache, made from the package that contains them."""
     from teacherlm.catalog.models import find_model, local_folder
 
     return local_folder(find_model("smollm2-135m"))
@@ -119,19 +119,19 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="session", params=["bloom", "opt", "llama"])
 def tiny_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model of each class with its tokenizer, some 100 kB."""
+    """A random model of each class with its tokenizer, about 100 kB each."""
     return make_tiny_model(request.param, tmp_path_factory.mktemp("models") / f"tiny-{request.param}")
 
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One tiny model, where its class does not matter."""
+    """One tiny model, for tests in which its class does not matter."""
     return make_tiny_model("llama", tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Cluster"]:
-    """A real Slurm with three nodes, for all tests that are marked with `cluster`."""
+    """A real Slurm with three nodes, for all tests with the marker `cluster`."""
     from support.slurm_cluster import start
 
     yield from start(tmp_path_factory.mktemp("cluster"))
@@ -139,7 +139,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Cluster"]:
 
 @pytest.fixture(scope="session")
 def local_chain(cluster: "Cluster") -> subprocess.CompletedProcess:
-    """The chain as the local launcher runs it, without Slurm, in RUNS=here."""
+    """Run the chain with the local launcher, without Slurm, in RUNS=here."""
     result = cluster.make("here", LAUNCHER="local")
     assert result.returncode == 0, result.stderr
     return result
@@ -147,7 +147,7 @@ def local_chain(cluster: "Cluster") -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def claims(tmp_path: Path) -> Path:
-    """A folder like CREAK's own: train.json with 12 claims, dev.json with 8."""
+    """A folder like CREAK's: train.json with 12 claims, dev.json with 8 claims."""
     folder = tmp_path / "claims"
     folder.mkdir()
     for name, count in (("train", 12), ("dev", 8)):

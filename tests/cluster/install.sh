@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install what a private Slurm needs, the Debian packages that are missing.
+# Install the missing Debian packages that a private Slurm needs.
 set -euo pipefail
 
 usage="usage: bash install.sh      (as root)"
@@ -13,7 +13,7 @@ done
 ((${#missing[@]})) || exit 0
 (($(id -u) == 0)) || { echo "error: make test-cluster needs root, to run Slurm's daemons and to install: ${missing[*]}" >&2; exit 2; }
 echo "installing ${missing[*]} (Debian packages)"
-# No daemon of the system's own is started: the tests have their own.
+# The packages must not start Slurm's daemons: the tests start their own.
 policy=/usr/sbin/policy-rc.d
 if [[ ! -e $policy ]]; then
     trap 'rm -f "$policy"' EXIT

@@ -6,10 +6,10 @@ usage() {
     cat <<'EOF'
 usage: [VARIABLE=value ...] bash start.sh FOLDER      (stop.sh FOLDER ends it)
 
-  NODES=3 CPUS=2 MEMORY=4000 GPUS=2   nodes, and what each of them says that it has; GPUs are fake
-  NAMED=1                             each node in a network of its own, with its own address and host name
+  NODES=3 CPUS=2 MEMORY=4000 GPUS=2   the number of nodes, and the resources that each declares; GPUs are fake
+  NAMED=1                             each node has its own network, address and host name
 
-Everything it writes is in FOLDER. Then: export SLURM_CONF=FOLDER/etc/slurm.conf
+All files are written to FOLDER. To use this Slurm: export SLURM_CONF=FOLDER/etc/slurm.conf
 EOF
 }
 
@@ -41,7 +41,7 @@ start_munge() {
         --log-file="$munge/log" --seed-file="$munge/seed" --num-threads=2
 }
 
-# Each node's own network namespace, joined by a bridge. 77 is the exit code of what a machine does not let one do.
+# Make a network namespace for each node, and connect them by a bridge. Exit with 77 if this machine does not allow it.
 make_networks() {
     if ! ip netns add slnode0 || ! ip netns delete slnode0; then
         echo "start.sh: error: this machine allows no network namespaces" >&2
@@ -53,7 +53,7 @@ make_networks() {
     cp /etc/hosts "$folder/etc/hosts"
     for ((node = 1; node <= nodes; node++)); do
         echo "$network.$((10 + node)) node$node" >>"$folder/etc/hosts"
-        ip link delete "slveth$node" 2>/dev/null || true # of an earlier cluster, whose network is still being taken down
+        ip link delete "slveth$node" 2>/dev/null || true # an earlier cluster's, whose network is still being removed
         ip netns add "slnode$node"
         ip link add "slveth$node" type veth peer name eth0 netns "slnode$node"
         ip link set "slveth$node" master slbridge up
@@ -63,8 +63,8 @@ make_networks() {
     done
 }
 
-# GPUs are devices that do nothing: slurmd drops GPUs that are only counted. Credentials are short-lived, because a
-# requeued job waits until its old one has expired.
+# GPUs are devices that do nothing, because slurmd drops GPUs without devices. Credentials are short-lived, because a
+# requeued job waits until its old credential has expired.
 write_configuration() {
     cat >"$SLURM_CONF" <<EOF
 ClusterName=test
@@ -127,7 +127,7 @@ start_node() { # NUMBER
         slurmd -f "$SLURM_CONF" -N "node$1"
         return
     fi
-    # shellcheck disable=SC2016  # the inner shell's words
+    # shellcheck disable=SC2016  # the inner shell expands them
     nsenter --net="/run/netns/slnode$1" unshare --uts --mount --propagation private bash -c '
         hostname "$1" && mount --bind "$2" /etc/hosts && exec slurmd -f "$3" -N "$1"' \
         _ "node$1" "$folder/etc/hosts" "$SLURM_CONF"
@@ -142,7 +142,7 @@ await_nodes() {
         sleep 0.2
     done
     tail -n 20 "$folder"/log/*.log >&2
-    echo "start.sh: error: Slurm did not come up; its logs are in $folder/log" >&2
+    echo "start.sh: error: Slurm did not start; its logs are in $folder/log" >&2
     exit 1
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# End what start.sh started: the daemons by their pid files, the nodes' networks if there are any.
+# End the daemons that start.sh started, by their pid files, and remove the nodes' networks if there are any.
 set -euo pipefail
 
 usage="usage: bash stop.sh FOLDER"
@@ -7,7 +7,7 @@ usage="usage: bash stop.sh FOLDER"
 (($# == 1)) || { echo "$usage" >&2; exit 2; }
 export PATH=$PATH:/usr/sbin:/sbin
 
-daemons() { # SIGNAL: how many took it
+daemons() { # FOLDER SIGNAL: sends the signal, and prints how many daemons received it
     local file count=0
     for file in "$1"/run/slurmd-*.pid "$1"/run/slurmctld.pid "$1"/run/munged.pid; do
         if [[ -s $file ]] && kill "-$2" "$(<"$file")" 2>/dev/null; then count=$((count + 1)); fi
@@ -22,7 +22,7 @@ for _ in $(seq 50); do
 done
 daemons "$1" KILL >/dev/null
 for name in $(ip netns list | sed -n 's/^\(slnode[0-9]*\).*/\1/p'); do
-    ip link delete "slveth${name#slnode}" 2>/dev/null || true # otherwise it goes when the last process in there has ended
+    ip link delete "slveth${name#slnode}" 2>/dev/null || true # otherwise it stays until the last process in it has ended
     ip netns delete "$name"
 done
 if ip link show slbridge >/dev/null 2>&1; then ip link delete slbridge; fi

@@ -1,4 +1,4 @@
-"""The chain on a real Slurm that this machine runs for the tests: `make test-cluster`."""
+"""The chain on a real Slurm, which runs on this machine for the tests: `make test-cluster`."""
 
 import itertools
 import re
@@ -36,7 +36,7 @@ def test_the_doctor_says_what_slurm_offers(cluster: Cluster) -> None:
     result = cluster.run(sys.executable, *program("doctor"))
     (line,) = re.findall(r"^(\w+) +Slurm +(.*)$", result.stdout, re.MULTILINE)
     assert line[0] == "ok"
-    assert re.match(r"Slurm \d+\.\d+\S*; GPUs a node: [^;]+; arrays of up to \d+ tasks", line[1]), line
+    assert re.match(r"Slurm \d+\.\d+\S*; GPUs per node: [^;]+; arrays of up to \d+ tasks", line[1]), line
 
 
 def test_a_chain_that_is_under_way_is_not_submitted_twice_and_another_waits_for_it(cluster: Cluster) -> None:
@@ -82,7 +82,7 @@ def test_what_can_never_run_is_said_at_submission(cluster: Cluster) -> None:
     assert result.returncode == 0, result.stderr
     (warning,) = result.stderr.splitlines()
     assert (
-        f"warning: finetune (job {cluster.job('wrong', 'finetune')}) will wait for ever: it asks for more time"
+        f"warning: finetune (job {cluster.job('wrong', 'finetune')}) will wait for ever: it requests more time"
         in warning
     )
     assert "(2-00:00:00) than its partition main allows" in warning
@@ -90,7 +90,7 @@ def test_what_can_never_run_is_said_at_submission(cluster: Cluster) -> None:
     site.write_text("PARTITION=none\nCPU_PARTITION=none\n")
     refused = cluster.make("refused", SITE=site)
     assert refused.returncode == 2
-    assert "Slurm did not take the stage prepare" in refused.stderr
+    assert "Slurm refused the stage prepare" in refused.stderr
     assert not list((cluster.place / "refused").rglob("jobs.tsv"))
 
 
@@ -118,6 +118,6 @@ def test_make_site_asks_slurm_and_the_chain_takes_what_it_wrote(cluster: Cluster
     assert "main*" in shown
     assert "gpu:2" in shown
     assert "PARTITION=main # gpu:2, at most 1:00:00" in site.read_text()
-    assert "is there already" in cluster.run(*describe).stderr
+    assert "exists already" in cluster.run(*describe).stderr
     lines = cluster.make("asked", SITE=site, DRY_RUN=1).stdout.splitlines()
     assert all("--partition=main" in line for line in lines if line.startswith("sbatch "))

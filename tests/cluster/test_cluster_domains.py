@@ -1,4 +1,4 @@
-"""ATLAS's 5-shot setting as people run it, on a real Slurm: a model for each of the 57 domains, an array of jobs.
+"""ATLAS's 5-shot setting on a real Slurm, as people run it: a job array with a model for each of the 57 domains.
 
 `make prove ONLY=all_domains` runs it, as root, after `bash tests/cluster/install.sh`.
 """
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def test_an_array_over_all_domains(cluster: Cluster, shared_data: Path) -> None:
-    """Real questions, four a domain for the test; tiny models; each task begins for itself."""
+    """Real questions, four per domain for the test, and tiny models. Each task starts on its own."""
     place = cluster.place / "atlas"
     domains = sorted(path.name.removesuffix("_dev.csv") for path in (shared_data / "mmlu" / "dev").glob("*_dev.csv"))
     assert len(domains) == 57

@@ -1,4 +1,4 @@
-"""What goes wrong on a cluster, on a real one: `make test-cluster`."""
+"""Faults on a real cluster: `make test-cluster`."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.cluster
 def test_a_shard_that_fails_ends_the_chain_and_alone_is_submitted_again(cluster: Cluster) -> None:
     enhanced = cluster.place / "broken" / "sample" / "limit-12" / "enhance" / "tiny_seed0"
     obstacle = enhanced / ".SAMPLE_cot.shard-1-of-4.jsonl.progress"
-    obstacle.mkdir(parents=True)  # a folder where the shard's texts shall go
+    obstacle.mkdir(parents=True)  # a folder in the place of the shard's file
 
     assert cluster.make("broken", SHARDS=4).returncode == 0
     ended = cluster.await_end("broken")
@@ -64,7 +64,7 @@ def test_preempted_twice_the_loss_curve_is_the_uninterrupted_one(cluster: Cluste
 
 @pytest.mark.usefixtures("local_chain")
 def test_cancelled_in_the_middle_and_submitted_again(cluster: Cluster) -> None:
-    """In a folder with a name that a shell would stumble over."""
+    """In a folder whose name a shell could misread."""
     runs = "it's; $(touch pwned) %a"
     assert cluster.make(runs).returncode == 0
     job = cluster.job(runs, "enhance")
@@ -79,7 +79,7 @@ def test_cancelled_in_the_middle_and_submitted_again(cluster: Cluster) -> None:
 
 
 def processes_of(job: str) -> list[int]:
-    """Slurm's own process that watches over a job, which would tell of its end, and then those of the job."""
+    """Slurm's process that watches a job and would report its end, followed by the processes of the job."""
     watching, found = [], []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -87,13 +87,13 @@ def processes_of(job: str) -> list[int]:
                 watching.append(int(folder.name))
             elif f"SLURM_JOB_ID={job}".encode() in (folder / "environ").read_bytes().split(b"\0"):
                 found.append(int(folder.name))
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
     return watching + found
 
 
 def kill(words: str) -> None:
-    """SIGKILL to the process with these words in its command line."""
+    """Send SIGKILL to the process with these words in its command line."""
     assert subprocess.run(["pkill", "-KILL", "--full", words]).returncode == 0
 
 
@@ -129,7 +129,7 @@ def test_a_shard_that_is_killed_again_has_failed(cluster: Cluster) -> None:
     ended = cluster.await_end("again")
     assert ended[job] == ["FAILED"]
     assert ended[cluster.job("again", "report")] == ["CANCELLED"]
-    assert "failed: killed again, so perhaps out of memory" in cluster.steer("status", "again").stdout
+    assert "failed: killed again, perhaps out of memory" in cluster.steer("status", "again").stdout
 
 
 @pytest.mark.usefixtures("local_chain")
@@ -139,7 +139,7 @@ def test_the_node_goes_down_under_a_job(cluster: Cluster) -> None:
     cluster.await_that(lambda: len(processes_of(cluster.states(job)["0"]["JobId"])) > 3)
     node = cluster.states(job)["0"]["BatchHost"]
     daemon = int((cluster.daemons / "run" / f"slurmd-{node}.pid").read_text())
-    for process in (daemon, *processes_of(cluster.states(job)["0"]["JobId"])):  # as if its power were cut
+    for process in (daemon, *processes_of(cluster.states(job)["0"]["JobId"])):  # like a power cut
         os.kill(process, signal.SIGKILL)
     try:
         down = cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=power")

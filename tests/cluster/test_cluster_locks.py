@@ -1,4 +1,4 @@
-"""Two jobs on two nodes write one output: the second waits for the first, by its node's name, on a real Slurm."""
+"""On a real Slurm, two jobs on two nodes write one output. The second waits, and names the node of the first."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ TEXTS = ["--task_type", "cot_text", "--num_tokens", 100, "--dtype", "float32", "
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two nodes, each in a network of its own, with a name of its own."""
+    """Two nodes, each with a network and a host name of its own."""
     yield from start(tmp_path_factory.mktemp("locks"), NAMED="1", NODES="2")
 
 
@@ -49,7 +49,7 @@ class Jobs:
         self.cluster.await_that(true, seconds=300)
 
     def end(self) -> dict[str, str]:
-        """Wait for the ends of the jobs; node -> what its job printed."""
+        """Wait until the jobs have ended; return node -> what its job printed."""
         queue = ("squeue", "--noheader", f"--jobs={','.join(self.jobs)}")
         self.await_that(lambda: not self.cluster.run(*queue).stdout)
         said = {node: self.log(node).read_text() for node in ("node1", "node2")}
@@ -83,7 +83,7 @@ def test_a_finetuning_waits_for_that_of_another_node(named: Cluster, prepared: P
     jobs = Jobs(named, runs[1].parent, both)
     jobs.submit("node1")
     jobs.await_that((runs[1] / "log.jsonl").exists)
-    jobs.signal(0, "STOP")  # in mid-training, for as long as the other job takes to come and wait
+    jobs.signal(0, "STOP")  # during training, until the other job has started to wait
     assert not (runs[1] / "manifest.json").exists()
     jobs.submit("node2")
     jobs.await_that(lambda: jobs.log("node2").exists() and "waiting for" in jobs.log("node2").read_text())

@@ -1,4 +1,4 @@
-"""Work over several nodes, each with its own address and name, on a real Slurm: `make test-cluster`."""
+"""Work on several nodes of a real Slurm, each with its own address and name: `make test-cluster`."""
 
 import sys
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ WORDS = {"LIMIT": 24, "EPOCHS": 2, "TASK": "text"}
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two nodes, each in a network of its own."""
+    """Two nodes, each with a network of its own."""
     yield from start(tmp_path_factory.mktemp("named"), NAMED="1", NODES="2")
 
 
@@ -43,7 +43,7 @@ def test_two_nodes_learn_what_one_does(named: Cluster) -> None:
 
 
 def test_atlas_on_two_nodes_predicts_what_it_does_on_one(named: Cluster, shared_data: Path) -> None:
-    """Each node holds a half of the index and reads a half of the questions."""
+    """Each node has half of the index and reads half of the questions."""
     place = named.place / "atlas"
     site = named.place / "atlas.env"
     two = "ATLAS_ARGS=(--nodes=2 --ntasks-per-node=1 --gres=none --mem=1500M --cpus-per-task=1 --time=10)"

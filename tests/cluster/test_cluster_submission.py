@@ -26,7 +26,7 @@ ATLAS = {
 
 @pytest.fixture
 def sbatch(cluster: Cluster, tmp_path: Path) -> Callable[[str, str], dict[str, str]]:
-    """Put an sbatch before Slurm's own, which does something else for one stage: sbatch("merge", 'exit 1')."""
+    """Put an sbatch before Slurm's in PATH, which behaves differently for one stage: sbatch("merge", 'exit 1')."""
 
     def write(stage: str, script: str) -> dict[str, str]:
         own = tmp_path / "bin" / "sbatch"
@@ -43,7 +43,7 @@ def sbatch(cluster: Cluster, tmp_path: Path) -> Callable[[str, str], dict[str, s
 
 @pytest.fixture
 def quiet(cluster: Cluster) -> Iterator[None]:
-    """Nothing is submitted before and nothing is left after; jobs that are held by `down` do not begin to run."""
+    """The queue is empty before and after the test. `down` keeps submitted jobs from starting."""
     cluster.run("scontrol", "update", "PartitionName=main", "State=DOWN")
     try:
         assert not queue(cluster)
@@ -62,20 +62,20 @@ def chains(runs: Path) -> list[Path]:
 
 
 def case(*values: str, usual: bool) -> Any:
-    """A case of a test; those that are not usual run with `make test-cluster WHOLE=1` only, for the time they take."""
+    """A case of a test. Unusual cases take long, and run only with `make test-cluster WHOLE=1`."""
     return pytest.param(*values, marks=[] if usual else [pytest.mark.slow])
 
 
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("stage", [case(stage, usual=stage in ("prepare", "finetune", "report")) for stage in STAGES])
 def test_a_refusal_of_any_stage_leaves_nothing(cluster: Cluster, sbatch: Callable, stage: str) -> None:
-    """Refused by Slurm itself: there is no such partition."""
+    """Slurm refuses the stage, because the partition does not exist."""
     refused = cluster.make(f"refused-{stage}", **sbatch(stage, 'exec "$sbatch" --partition=none "$@"'))
     assert refused.returncode == 2
-    assert f"chain.sh: error: Slurm did not take the stage {stage}" in refused.stderr
+    assert f"chain.sh: error: Slurm refused the stage {stage}" in refused.stderr
     assert queue(cluster) == []
     assert chains(cluster.place / f"refused-{stage}") == []
-    cancelled = [line for line in refused.stderr.splitlines() if "cancelled what was submitted" in line]
+    cancelled = [line for line in refused.stderr.splitlines() if "cancelled the submitted jobs" in line]
     assert [len(line.partition("jobs ")[2].split()) for line in cancelled] == [n for n in [STAGES.index(stage)] if n]
 
 
@@ -116,14 +116,14 @@ def test_a_refusal_of_any_stage_of_atlas_leaves_nothing(
     words = atlas(cluster, tmp_path) | {"SITE": str(site)} | sbatch(stage, 'exec "$sbatch" --partition=none "$@"')
     refused = cluster.run(*CHAIN, setting, **words)
     assert refused.returncode == 2, refused.stderr
-    assert f"chain.sh: error: Slurm did not take the stage {stage}" in refused.stderr
+    assert f"chain.sh: error: Slurm refused the stage {stage}" in refused.stderr
     assert queue(cluster) == []
     assert chains(tmp_path) == []
 
 
 @pytest.mark.usefixtures("quiet")
 def test_a_job_whose_number_got_lost_is_cancelled_too(cluster: Cluster, sbatch: Callable) -> None:
-    """As when Slurm's answer does not come in time: sbatch fails, and the job is there."""
+    """The situation when Slurm's answer is late: sbatch fails, although the job was submitted."""
     lost = sbatch("finetune", '"$sbatch" "$@" >/dev/null; exit 1')
     assert cluster.make("lost", **lost).returncode == 2
     assert queue(cluster) == []
@@ -134,7 +134,7 @@ def test_a_job_whose_number_got_lost_is_cancelled_too(cluster: Cluster, sbatch: 
 def test_a_controller_that_goes_away_while_it_submits_is_said_with_the_jobs_that_are_left(
     cluster: Cluster, sbatch: Callable, tmp_path: Path
 ) -> None:
-    """Slurm's programs find no controller any more from the third stage on; what is noted stays noted."""
+    """From the third stage on, Slurm's programs find no controller. The jobs in the list stay there."""
     gone = sbatch("merge", f"touch {tmp_path}/gone; exit 1")
     for name in ("squeue", "scancel"):
         own = tmp_path / "bin" / name
@@ -144,7 +144,7 @@ def test_a_controller_that_goes_away_while_it_submits_is_said_with_the_jobs_that
     assert result.returncode == 2
     jobs = [row[1] for row in cluster.jobs("gone")]
     assert len(jobs) == 2
-    assert f"jobs {' '.join(jobs)} are still in the queue; when Slurm answers again: scancel" in result.stderr
+    assert f"jobs {' '.join(jobs)} are still in the queue; when Slurm answers again, run: scancel" in result.stderr
     assert "cancelled jobs" in cluster.steer("cancel", "gone").stdout
     assert queue(cluster) == []
 
@@ -156,7 +156,7 @@ def test_a_controller_that_goes_away_while_it_submits_is_said_with_the_jobs_that
 def test_a_submission_that_is_ended_leaves_nothing(
     cluster: Cluster, sbatch: Callable, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
-    """Ctrl-C goes to sbatch as well, in the middle of its work. After a SIGKILL the next call cleans up."""
+    """Ctrl-C also reaches sbatch while it works. After a SIGKILL, the next call cleans up."""
     runs = f"ended-{number.name}"
     slow = sbatch("merge", f'touch {tmp_path}/begun; sleep 2; "$sbatch" "$@"; exit')
     words = {**SMALL, "STUDENT": cluster.model, "TEACHER": cluster.model, "RUNS": cluster.place / runs, **slow}
@@ -171,11 +171,11 @@ def test_a_submission_that_is_ended_leaves_nothing(
         process.send_signal(number)
     assert process.wait(60) == status
     if number == signal.SIGKILL:
-        time.sleep(3)  # its sbatch ends well
+        time.sleep(3)  # its sbatch succeeds
         assert len(queue(cluster)) == 3
         refused = cluster.make(runs)
         assert refused.returncode == 2
-        assert "which a submission that was killed had left" in refused.stderr
+        assert "which a killed submission left in the queue" in refused.stderr
         assert "cancelled jobs" in cluster.steer("cancel", runs).stdout
     else:
         assert chains(cluster.place / runs) == []
@@ -220,7 +220,7 @@ def test_a_reader_that_goes_away_cancels_nothing_that_is_submitted(cluster: Clus
 
 
 def test_a_controller_that_does_not_answer_is_one_line(cluster: Cluster, tmp_path: Path) -> None:
-    """Slurm's programs and its configuration are there; nobody listens at the controller's port."""
+    """Slurm's programs and its configuration exist, but no process listens at the controller's port."""
     text = Path(cluster.environment["SLURM_CONF"]).read_text()
     conf = tmp_path / "slurm.conf"
     conf.write_text("".join(f"{line}\n" for line in text.splitlines() if "SlurmctldPort" not in line))
@@ -236,7 +236,7 @@ def test_a_controller_that_does_not_answer_is_one_line(cluster: Cluster, tmp_pat
 
 
 def test_slurm_s_programs_without_its_configuration_are_one_line(cluster: Cluster, tmp_path: Path) -> None:
-    """As after `apt install slurm-client`: squeue says several lines."""
+    """The situation after `apt install slurm-client`, in which squeue prints several lines."""
 
     def ask(*command: object) -> subprocess.CompletedProcess:
         words = {"STUDENT": cluster.model, "RUNS": cluster.place / "nobody"}

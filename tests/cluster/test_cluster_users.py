@@ -1,4 +1,4 @@
-"""Several users and foreign files on a real Slurm: `make test-cluster`."""
+"""Several users, and files of other users, on a real Slurm: `make test-cluster`."""
 
 import os
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ CHAIN = ["bash", str(ROOT / "slurm" / "chain.sh"), "sample"]
 
 @pytest.fixture
 def waiting(cluster: Cluster) -> Iterator[None]:
-    """What is submitted waits, until the test or its end lets it begin."""
+    """Submitted jobs wait until the test, or its end, lets them start."""
     require_nobody()
     cluster.run("scontrol", "update", "PartitionName=main", "State=DOWN")
     try:
@@ -33,7 +33,7 @@ def settings(cluster: Cluster, runs: str) -> Path:
 
 @pytest.mark.usefixtures("waiting")
 def test_a_colleague_s_submission_changes_no_waiting_job(cluster: Cluster) -> None:
-    """In a folder that both may write to."""
+    """In a folder to which both users may write."""
     shared = cluster.place / "shared"
     shared.mkdir()
     shared.chmod(0o777)
@@ -61,13 +61,13 @@ def test_a_job_refuses_settings_that_are_another_user_s(cluster: Cluster) -> Non
     cluster.run("scontrol", "update", "PartitionName=main", "State=UP")
     ended = cluster.await_end("taken")
     assert ended[cluster.job("taken", "prepare")] == ["FAILED"]
-    assert f"{file}: this file is nobody's" in only_log(cluster, "taken", "prepare")
+    assert f"{file}: this file belongs to nobody" in only_log(cluster, "taken", "prepare")
     assert not list((cluster.place / "taken").rglob("SAMPLE.jsonl"))
 
 
 @pytest.mark.usefixtures("waiting")
 def test_a_list_that_names_other_jobs_cancels_none_of_them(cluster: Cluster) -> None:
-    """As in a run's folder that was copied from elsewhere."""
+    """The situation in a run's folder that was copied from another place."""
     assert cluster.make("real", TASK="text").returncode == 0
     job = cluster.job("real", "prepare")
     chain = cluster.place / "copied" / "sample" / "all" / "chains" / "theirs"

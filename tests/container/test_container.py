@@ -1,4 +1,4 @@
-"""Stages in the image that CONTAINER names: `make container-test` builds it, and runs these."""
+"""Stages in the image that CONTAINER names. `make container-test` runs these tests."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(image: Path | None, folder: Path, *command: object, **variables: object) -> subprocess.CompletedProcess:
-    """With the image, or without one in the environment that these tests have."""
+    """Run a command with the image, or without it in the tests' environment."""
     environment = {name: value for name, value in os.environ.items() if name != "CONTAINER"}
     environment |= {"CONTAINER": str(image)} if image else {"PYTHON": sys.executable}
     environment |= {name: str(value) for name, value in variables.items()}
@@ -116,7 +116,7 @@ def test_without_a_checkout_the_image_runs_its_own_wheel(image: Path, tmp_path: 
         ["bash", "-c", f"source {ROOT}/containers/apptainer.bash; find_apptainer"], capture_output=True, text=True
     ).stdout.strip()
     of_machine = {"PYTHONPATH": ROOT / "src", "PYTHON": "/usr/bin/python3", "APPTAINER_USERNS": "1"}
-    start = [program, "--silent", "run", image]  # with the machine's environment, CONTAINER and the above in it
+    start = [program, "--silent", "run", image]  # its environment has CONTAINER and the variables above
     code = "import teacherlm; from teacherlm.core.places import ROOT; print(teacherlm.__file__, ROOT)"
     shown = run(image, tmp_path, *start, "python", "-c", code, **of_machine)
     package, data = shown.stdout.split()
@@ -141,7 +141,7 @@ def test_signals_and_exit_codes_pass_through(image: Path, tmp_path: Path) -> Non
     environment = {**os.environ, "CONTAINER": str(image)}
     process = subprocess.Popen([INSIDE, "-c", code], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
-    time.sleep(0.5)  # one in Apptainer's first moments is lost; of a job, the end of its grace then comes instead
+    time.sleep(0.5)  # a signal while Apptainer starts is lost; a job would then be killed at the end of its grace time
     process.send_signal(signal.SIGUSR1)
     assert process.wait(30) == 75
 
@@ -149,12 +149,12 @@ def test_signals_and_exit_codes_pass_through(image: Path, tmp_path: Path) -> Non
 def test_an_image_that_is_not_there(tmp_path: Path) -> None:
     result = run(tmp_path / "none.sif", tmp_path, "bash", ROOT / "slurm" / "chain.sh", "sample")
     assert result.returncode == 2
-    assert "none.sif: there is no such image; make container builds one" in result.stderr
+    assert "none.sif: there is no such image; make one with: make container" in result.stderr
 
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two nodes; Apptainer, the model and the folder for runs lie where any user may look."""
+    """Two nodes. Apptainer, the model and the folder for runs are in places that any user may read."""
     for cluster in start(tmp_path_factory.mktemp("named"), NAMED="1", NODES="2"):
         for file in cluster.model.iterdir():
             file.chmod(0o644)
@@ -171,11 +171,11 @@ def test_jobs_on_two_nodes_run_in_the_image(user: str, named: Cluster, image: Pa
     asked = "FINETUNE_ARGS+=(--nodes=2 --ntasks-per-node=1)"
     site.write_text((named.place / "site.env").read_text() + asked + "\n")
     for folder in (named.place, *list(named.place.parents)[:2]):
-        folder.chmod(0o755)  # here and not once for all: another pytest of root's closes the folder that they share
+        folder.chmod(0o755)  # in each test, because another pytest of root removes this permission of the shared folder
     home = named.place / f"home-{user}"
     home.mkdir()
     shutil.chown(home, user)
-    if user != "root":  # who may not look into root's folders
+    if user != "root":  # this user may not read root's folders
         image = Path(shutil.copy(image, named.place))
     words = {"STUDENT": named.model, "TEACHER": named.model, "RUNS": home / "runs", "TASK": "text", "BATCH": 2}
     words |= {**SMALL, "BATCH": 2, "SITE": site, "CONTAINER": image, "HOME": home, "XDG_CACHE_HOME": home / "cache"}

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# What a newcomer goes through, in a minimal Debian: an ordinary user with a blank in the name of the home folder and
-# LANG=C installs what the README names and types what it says. `make test-newcomer` calls this.
+# Do what a new user does, in a minimal Debian: an ordinary user with LANG=C and a space in the home folder's name installs
+# the packages that the README names and runs its commands. `make test-newcomer` calls this.
 set -euo pipefail
 
-usage="usage: bash run.sh bookworm|trixie [FOLDER]      (as root, with debootstrap; FOLDER keeps the roots)"
-PACKAGES=python3,make,git,ca-certificates # the README's, but for python3-venv, which is missed first
+usage="usage: bash run.sh bookworm|trixie [FOLDER]      (as root, with debootstrap; FOLDER is for the root file systems)"
+PACKAGES=python3,make,git,ca-certificates # the README's packages without python3-venv, which is missing at first
 
 main() {
     [[ ${1:-} == -h || ${1:-} == --help ]] && { echo "$usage"; exit 0; }
@@ -40,7 +40,7 @@ make_base() {
     mv "$base.partial" "$base"
 }
 
-# A copy of the base, with a clone in the newcomer's home, and what this machine needs to reach the package index.
+# Copy the base system, clone the project into the user's home, and add what this machine needs to reach the package index.
 enter() {
     leave
     cp --archive "$base" "$root"
@@ -60,7 +60,7 @@ enter() {
     done
 }
 
-# Folders of this machine that pip's settings name.
+# Print the folders of this machine that pip's settings name.
 pip_folders() {
     { env | sed -n 's/^PIP_[A-Z_]*=//p'; python3 -I -m pip config list 2>/dev/null | sed "s/^[^=]*='\(.*\)'$/\1/"; } |
         tr ' ' '\n' | sed 's,^file://,,' | grep '^/' | while read -r path; do [[ ! -d $path ]] || echo "$path"; done | sort --unique
@@ -77,12 +77,12 @@ leave() {
 as_newcomer() { # COMMAND ...
     local settings=()
     mapfile -t settings < <(env | grep -E '^(PIP_|UV_|(HTTPS?|NO)_PROXY=|https?_proxy=|no_proxy=|TORCH=|SSL_CERT_|REQUESTS_CA_BUNDLE=)' || true)
-    # shellcheck disable=SC2016  # the shell within expands it
+    # shellcheck disable=SC2016  # the inner shell expands it
     chroot --userspec=newcomer:newcomer "$root" env -i HOME="$home" LANG=C PATH=/usr/local/bin:/usr/bin:/bin TMPDIR=/tmp "${settings[@]}" \
         bash -c 'cd -- "$HOME/teacherlm" && exec "$@"' - "$@"
 }
 
-# The first command fails in one line, which names the command that mends it, and nothing is made.
+# The first command fails with one line, which gives the command that fixes it, and makes nothing.
 without_venv() {
     local said
     said=$(as_newcomer make demo 2>&1 >/dev/null) && fail "make demo succeeded without venv"
@@ -95,7 +95,7 @@ without_venv() {
 
 step() { # NAME COMMAND ...
     local began=$SECONDS
-    "${@:2}" >"$log" 2>&1 || { tail -n 20 "$log" >&2; fail "$1 failed; the whole log: $log"; }
+    "${@:2}" >"$log" 2>&1 || { tail -n 20 "$log" >&2; fail "$1 failed; the complete log is $log"; }
     echo "$((SECONDS - began)) s: $1"
 }
 

@@ -1,4 +1,4 @@
-"""Proofs on all of the real test sets, hours on two cores: `make prove` runs them, `make test` does not."""
+"""Proofs on all real test sets, which take hours on two cores. `make prove` runs them, `make test` does not."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(24 * 3600)]
 
 @pytest.fixture
 def kept() -> Path:
-    """A folder that outlasts a test, which goes on there after an interruption; other code begins anew."""
+    """A folder that stays after the test, so that an interrupted test continues. Changed code gets a new folder."""
     code = [*sorted((ROOT / "evaluate").rglob("*.py")), *sorted((ROOT / "teacherlm").glob("*.py"))]
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in code) + version("lm_eval").encode()).hexdigest()
     return cache_folder() / "proofs" / digest[:16]
@@ -31,7 +31,7 @@ def kept() -> Path:
 def test_every_sample_of_the_reference_s_test_sets(
     task: str, letters: str, smollm2: Path, shared_data: Path, tmp_path: Path, inside: Callable
 ) -> None:
-    """The reference's loop in float64: the same choice for every sample, log-likelihoods within 1e-4."""
+    """Compared with the reference's loop in float64: the same choice for every sample, log-likelihoods within 1e-4."""
     tests = shared_data / "teacherlm_eval"
     assert inside("evaluate", *words("smollm2-135m", task, tests, tmp_path)).returncode == 0
     samples = read_lines(tmp_path / "smollm2-135m" / f"{task}_samples.jsonl")
@@ -50,7 +50,7 @@ def test_every_sample_of_the_reference_s_test_sets(
 def test_all_of_mmlu_is_what_lm_eval_s_own_model_says(
     smollm2: Path, shared_data: Path, kept: Path, stage: Callable, inside: Callable
 ) -> None:
-    """14,042 questions in 57 subjects: the same rows and averages, the same choices but for ties."""
+    """For 14,042 questions in 57 subjects, the rows, the averages, and the choices except ties are the same."""
     tests = kept / "tests"
     prepared = ["--benchmark", "mmlu", "--test_only", "--data", shared_data / "mmlu", "--test_dir", tests]
     assert stage("data_prepare", *prepared).returncode == 0
@@ -77,7 +77,7 @@ def test_all_of_mmlu_is_what_lm_eval_s_own_model_says(
 
 
 def likelihoods_of_lm_eval(model: Path, prompts: list[str], file: Path) -> list[dict[str, float]]:
-    """What lm-eval's HFLM says of the four letters after each prompt; kept in a file."""
+    """The log-likelihoods of the four letters after each prompt from lm-eval's HFLM, kept in a file."""
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 

@@ -154,7 +154,7 @@ def test_a_base_model_that_is_gone_is_named(trained: tuple[Path, Path], prepared
     os.rename(base, base.with_name("moved"))
     words = ["--model_args", f"pretrained={checkpoint}", "--tasks", "sample", "--datasets", prepared / "tests"]
     error = only_error(inside("evaluate", *words))
-    assert f"{checkpoint}: the base model of these adapters is not there: {base}" in error
+    assert f"{checkpoint}: the base model of these adapters is missing: {base}" in error
 
 
 def test_a_base_model_is_not_looked_for_in_the_current_folder(
@@ -177,11 +177,11 @@ def test_a_base_model_is_not_looked_for_in_the_current_folder(
 
 
 HURTS = [
-    ({"target_modules": "([a-z0-9_.]+)+!$"}, "its patterns of modules, '([a-z0-9_.]+)+!$' for example, take more than"),
-    ({"rank_pattern": {"([a-z0-9_.]+)+!": 4}}, "its patterns of modules"),
-    ({"alpha_pattern": {"([a-z0-9_.]+)+!": 4}}, "its patterns of modules"),
-    ({"exclude_modules": "([a-z0-9_.]+)+!$"}, "its patterns of modules"),
-    ({"layers_to_transform": [0], "layers_pattern": ["([a-z0-9_.]+)+!"]}, "its patterns of modules"),
+    ({"target_modules": "([a-z0-9_.]+)+!$"}, "its patterns for modules, for example '([a-z0-9_.]+)+!$', take"),
+    ({"rank_pattern": {"([a-z0-9_.]+)+!": 4}}, "its patterns for modules"),
+    ({"alpha_pattern": {"([a-z0-9_.]+)+!": 4}}, "its patterns for modules"),
+    ({"exclude_modules": "([a-z0-9_.]+)+!$"}, "its patterns for modules"),
+    ({"layers_to_transform": [0], "layers_pattern": ["([a-z0-9_.]+)+!"]}, "its patterns for modules"),
     ({"r": 10**9}, "r: the number 1000000000 is too large"),
     ({"r": 10**6}, "r: a rank of at most "),
     ({"rank_pattern": {"q_proj": 10**6}}, "rank_pattern: a rank of at most "),

@@ -130,6 +130,6 @@ def test_what_is_missing_is_said_before_anything_is_submitted(place: Path, tmp_p
     command = ["bash", str(ROOT / "slurm" / "chain.sh"), "atlas-zeroshot"]
     result = subprocess.run(command, env=environment(place, tmp_path, **path), capture_output=True, text=True)
     assert result.returncode == 2
-    assert f"{tmp_path}/models/atlas/tiny is not there, and jobs have no internet" in result.stderr
+    assert f"{tmp_path}/models/atlas/tiny is missing, and jobs have no internet" in result.stderr
     result = subprocess.run(command, env=environment(place, tmp_path, DATA_DIR=""), capture_output=True, text=True)
     assert (result.returncode, result.stderr.count("DATA_DIR is not set")) == (2, 1)

@@ -193,7 +193,7 @@ def test_make_names_what_there_is_for_a_name_that_is_none(make: Chain) -> None:
         ({"STUDENT": "bloomz-7b"}, "sample", "bloomz-7b1"),
         ({"TEACHER": "teacherlm-7b1-cat"}, "sample", "teacherlm-7b1-cot"),
         ({"TASK": "cot_tial"}, "sample", "cot_tail"),
-        ({"FILTER": "cut,emtpy"}, "sample", "no flag 'emtpy'; there are: empty, cut"),
+        ({"FILTER": "cut,emtpy"}, "sample", "no flag 'emtpy'; the flags are: empty, cut"),
         ({"TASK": "text", "FILTER": "cut"}, "sample", "TASK=text has none"),
         ({}, "sampel", "sample"),
         ({"CREAK_DATA": "/no where"}, "creak", "/no where: no such folder"),

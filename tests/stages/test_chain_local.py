@@ -235,7 +235,7 @@ def test_a_locked_task_waits_until_the_other_run_has_ended(
     began = time.time()
     assert local.run_here(graph(tmp_path, stage(command, "enhance", tasks=1))) == 0
     other.wait()
-    assert "enhance: waiting for another run that is at the same work" in capfd.readouterr().out
+    assert "enhance: waiting for another run that is doing the same work" in capfd.readouterr().out
     assert read_lines(spans)[0][0] >= began + 0.5
 
 

@@ -153,7 +153,7 @@ def test_a_changed_enhanced_file_is_post_processed_again(work: Workplace) -> Non
 def test_a_creak_jsonl_of_someone_else_is_taken_as_it_is(work: Workplace) -> None:
     work.output.mkdir()
     (work.output / "CREAK.jsonl").write_text('{"mine": 1}\n')
-    assert "taken as it is" in work.prepare().stdout
+    assert "it is used as it is" in work.prepare().stdout
     assert (work.output / "CREAK.jsonl").read_text() == '{"mine": 1}\n'
 
 
@@ -163,7 +163,7 @@ def test_enhanced_files_of_different_samples_are_refused(work: Workplace) -> Non
     work.enhance("error", skip=1)
     before = work.contents()
     error = only_error(work.prepare("--post_process"))
-    assert "CREAK_error.jsonl, line 1: another sample than in" in error
+    assert "CREAK_error.jsonl, line 1: the sample differs from that in" in error
     assert work.contents() == before
 
 
@@ -173,7 +173,7 @@ def test_an_enhanced_file_that_ends_early_is_refused(work: Workplace) -> None:
     lines = work.enhance("error").read_text().splitlines(keepends=True)
     (work.output / "CREAK_error.jsonl").write_text("".join(lines[:-1]))
     before = work.contents()
-    assert "CREAK_error.jsonl: ends before the other" in only_error(work.prepare("--post_process"))
+    assert "CREAK_error.jsonl: it ends before the other" in only_error(work.prepare("--post_process"))
     assert work.contents() == before
 
 

@@ -56,7 +56,7 @@ def test_a_bare_python_is_told_what_it_lacks_and_how_to_mend_it() -> None:
     assert (state, text.endswith("more; run: make install")) == ("LACKS", True)
     way, closing = done.stdout.splitlines()[-2:]
     assert way == "to install here: make install, with python3"
-    assert closing.startswith("enhance, finetune, evaluate: mend first: packages, torch")
+    assert closing.startswith("enhance, finetune, evaluate: fix first: packages, torch")
 
 
 def test_the_python_of_the_project_has_every_package() -> None:
@@ -65,7 +65,7 @@ def test_the_python_of_the_project_has_every_package() -> None:
     assert (found["Python"][0], found["packages"][0]) == ("ok", "ok")
     assert found["torch"][0] in ("ok", "note")
     lacking = [name for name, (state, _) in found.items() if state == "LACKS"]  # a small machine may lack disk
-    closing = f"mend first: {', '.join(lacking)}" if lacking else "ready"
+    closing = f"fix first: {', '.join(lacking)}" if lacking else "ready"
     assert (done.returncode, done.stdout.splitlines()[-1]) == (
         1 if lacking else 0,
         f"enhance, finetune, evaluate: {closing}",
@@ -111,10 +111,10 @@ def test_a_hub_that_cannot_be_reached_is_a_note_with_the_way_around(endpoint: st
         (
             "printf 'SLURM_VERSION           = 25.05.2\\nMaxArraySize            = 1001\\nJobRequeue = 0\\n'",
             "ok",
-            "Slurm 25.05.2; GPUs a node: none; arrays of up to 1001 tasks; jobs are not requeued",
+            "Slurm 25.05.2; GPUs per node: none; arrays of up to 1001 tasks; jobs are not requeued",
         ),
-        ("exit 0", "note", "sbatch is here, and no controller answers"),
-        ("echo no configuration >&2; exit 1", "note", "sbatch is here, and no controller answers"),
+        ("exit 0", "note", "sbatch is here, but no controller answers"),
+        ("echo no configuration >&2; exit 1", "note", "sbatch is here, but no controller answers"),
     ],
 )
 def test_slurm_is_there_when_its_controller_answers(tmp_path: Path, script: str, state: str, text: str) -> None:
@@ -157,7 +157,7 @@ def test_a_module_of_the_site_is_the_way_where_python_is_too_old(old_node: dict[
     [
         ("uv", "to install here: uv python install 3.12"),
         ("apptainer", "to install here: the image"),
-        (None, "to install here: a Python of 3.11 to 3.14 with its venv: ask the site, or install uv"),
+        (None, "to install here: Python 3.11 to 3.14 with venv: ask the site, or install uv"),
     ],
 )
 def test_without_a_fit_python_the_next_way_is_named(

@@ -48,7 +48,7 @@ def test_a_laptop_plans_with_models_that_are_not_downloaded(plan: Callable, tmp_
     assert all(note.startswith("chain.sh: note: ") for note in notes)
     for name in ("bloomz-560m", "teacherlm-7b1-cot"):
         assert sum(f"{name} is not on this machine's disks" in note for note in notes) == 1
-    assert sum("there is no squeue here: this is planned as if nothing were under way" in note for note in notes) == 1
+    assert sum("there is no squeue here: the plan assumes that nothing is under way" in note for note in notes) == 1
     lines = sbatch(done)
     assert list(lines) == ["prepare", "enhance", "merge", "finetune", "evaluate", "report"]
     assert "--array=0-2" in lines["enhance"] and "--dependency=afterok:ID_OF_PREPARE" in lines["enhance"]
@@ -75,7 +75,7 @@ def test_the_plan_of_an_experiment(plan: Callable, tmp_path: Path) -> None:
     lines = sbatch(done)
     assert list(lines) == ["prepare", "train", "score", "report"]
     assert "--array=0-56" in lines["train"]
-    assert f"{tmp_path}/data/models/atlas/base is not there" in done.stderr
+    assert f"{tmp_path}/data/models/atlas/base is missing" in done.stderr
     assert list((tmp_path / "here").iterdir()) == []
     assert not (tmp_path / "data").exists()
 

@@ -100,7 +100,7 @@ def test_killed_at_any_moment_it_ends_with_the_bytes_of_an_uninterrupted_run(
     os.truncate(progress, progress.stat().st_size - random.randrange(1, 40))  # as a kill within a write leaves it
     finished = inside("enhance", *words(tiny_llama, records, output))
     assert finished.returncode == 0, finished.stderr
-    assert "the last line was torn by an interruption" in finished.stdout
+    assert "an interruption left the last line incomplete" in finished.stdout
     assert output.read_bytes() == expected.read_bytes()
     assert not progress.exists()
     assert 0 < new_tokens(output) < new_tokens(expected)  # what was done was not done again

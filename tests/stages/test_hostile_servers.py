@@ -355,7 +355,7 @@ def test_a_key_that_is_none_is_one_line(
     key: str, good: Hostile, tmp_path: Path, inside: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    assert "OPENAI_API_KEY: it has a blank" in only_error(inside("enhance", *words(good.url, tmp_path, 1)))
+    assert "OPENAI_API_KEY: it has a space" in only_error(inside("enhance", *words(good.url, tmp_path, 1)))
 
 
 def test_a_key_does_not_cross_the_network_unencrypted(
@@ -388,7 +388,7 @@ def test_an_address_with_a_secret_is_refused_before_anything_is_written(
     command = words(address, tmp_path, 1)
     before = set(tmp_path.iterdir())
     result = inside("enhance", *command)
-    assert "the server's address (h) has a user's name, a password or a setting" in only_error(result)
+    assert "the server's address (h) contains a user's name, a password or a setting" in only_error(result)
     assert KEY not in result.stdout + result.stderr
     assert set(tmp_path.iterdir()) == before
 
@@ -399,7 +399,7 @@ def test_the_chain_refuses_it_too(tmp_path: Path) -> None:
     for address in SECRETS[:3]:
         done = subprocess.run(chain, env=environment | {"TEACHER": address}, capture_output=True, text=True)
         assert done.returncode == 2
-        assert "the server's address (h) has a user's name, a password or a setting" in done.stderr
+        assert "the server's address (h) contains a user's name, a password or a setting" in done.stderr
         assert KEY not in done.stdout + done.stderr
     assert not (tmp_path / "runs").exists()
 

@@ -15,7 +15,7 @@ from support.programs import ROOT
 
 INSTALL = ["make", "install"]
 UV = Path(sys.executable).with_name("uv")
-STEPS = ("Python 3", "torch (", "the other packages", "the packages that come as source", "this project")
+STEPS = ("Python 3", "torch (", "the other packages", "the packages that are built from source", "this project")
 BACKEND = """
 import os, zipfile
 
@@ -140,7 +140,7 @@ def test_what_was_moved_or_copied_is_made_again_and_the_original_stays(checkout:
     copy = checkout.with_name("copy")
     shutil.copytree(checkout, copy, symlinks=True)
     done = make(copy)
-    assert f".venv was made at {checkout}/.venv, from where it was moved or copied" in done.stdout, done.stderr
+    assert f".venv was made at {checkout}/.venv and then moved or copied" in done.stdout, done.stderr
     assert f"# venv: {copy}/.venv" in (copy / ".venv" / "installed.txt").read_text()
     assert f"# venv: {checkout}/.venv" in (checkout / ".venv" / "installed.txt").read_text()
     assert str(copy) not in next((checkout / ".venv").rglob("small.pth")).read_text()
@@ -215,7 +215,7 @@ def test_python_without_venv_is_named_with_the_command_of_this_system(checkout: 
     )
     python.chmod(0o755)
     line = error(make(checkout, BASE_PYTHON=python, INSTALLER="pip"))
-    assert "has no ensurepip, with which .venv is made; install it (" in line
+    assert "has no ensurepip, which is needed to make .venv; install it (" in line
     assert not (checkout / ".venv").exists()
 
 
@@ -261,5 +261,5 @@ def test_pip_installs_the_same_and_refuses_another_digest(checkout: Path) -> Non
 def test_a_folder_that_is_no_venv_is_left_alone(checkout: Path) -> None:
     (checkout / ".venv").mkdir()
     (checkout / ".venv" / "mine").write_text("mine")
-    assert "is no virtual environment; take it away" in error(make(checkout))
+    assert "is not a virtual environment; move it away" in error(make(checkout))
     assert (checkout / ".venv" / "mine").read_text() == "mine"

@@ -111,14 +111,14 @@ def test_texts_of_many_commas_are_samples(tmp_path: Path) -> None:
 def test_new_fields_in_each_record(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("teacherlm.dataset.dataset_folder.FIELDS", 100)
     records = ((f"line {number}", {f"k{number}": 1}) for number in range(200))
-    assert mistake(lambda: list(gather_types(records, {}))).startswith("line 100: with it the records have more than 1")
+    assert mistake(lambda: list(gather_types(records, {}))).startswith("line 100: up to here the records have more")
 
 
 def test_new_names_in_the_objects_of_each_record() -> None:
     """The time grew with the square of their number: 4,000 records took 17 seconds."""
     records = ((f"line {number}", {"a": [{"b": {f"k{number}": 1}}]}) for number in range(20_000))
     said = mistake(lambda: list(gather_types(records, {})))
-    assert said.startswith("line 998: with it the objects in the field 'a' have more than 1,000 fields")
+    assert said.startswith("line 998: up to here the objects in the field 'a' have more than 1,000 fields")
 
 
 def test_a_column_whose_name_has_a_null(tmp_path: Path, inside: Callable) -> None:
@@ -155,4 +155,4 @@ def test_a_saved_dataset_with_a_column_that_is_decoded(tmp_path: Path, inside: C
         described["features"] = datasets.Features(features).to_dict()
         path.write_text(json.dumps(described))
     error = only_error(inside("data_prepare", *prepared(tmp_path, "t", "d")[1:], "--data", folder))
-    assert f"the column 'odd' is of the kind {kind}; texts and numbers were expected" in error
+    assert f"the column 'odd' is of the type {kind}; texts and numbers were expected" in error

@@ -32,26 +32,26 @@ def test_aliases_that_stand_for_gigabytes(tmp_path: Path) -> None:
     path.write_text(LAUGHS)
     assert len(LAUGHS) < 800
     error = only_error(bounded([STAGES["data_prepare"], "--benchmark", path, "--output_dir", tmp_path], 30, 512))
-    assert f"{path}: no valid YAML, line 12: with its aliases it stands for more than 4,000,000" in error
+    assert f"{path}: not valid YAML, line 12: its aliases expand to more than 4,000,000" in error
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (MERGED, "with its aliases it stands for more than"),
-        ("title: &a [*a]\n", "line 1: an alias is inside of what it stands for"),
-        ("title: &a {b: *a}\n", "line 1: an alias is inside of what it stands for"),
+        (MERGED, "its aliases expand to more than"),
+        ("title: &a [*a]\n", "line 1: an alias is inside the value that it stands for"),
+        ("title: &a {b: *a}\n", "line 1: an alias is inside the value that it stands for"),
         ("title: " + "[" * 100_000, f"line 1: nested more than {limits.YAML_DEPTH} levels deep"),
         ("title: " + "{a: " * 60_000, f"line 1: nested more than {limits.YAML_DEPTH} levels deep"),
         ("\n".join(" " * n + "a:" for n in range(300)), f"nested more than {limits.YAML_DEPTH} levels deep"),
-        (STAIRS, f"nested more than {limits.YAML_DEPTH} levels deep by its aliases"),
+        (STAIRS, f"its aliases expand to more than {limits.YAML_DEPTH} levels of nesting"),
         ("title: " + "x" * limits.YAML_BYTES, f"at most {limits.YAML_BYTES:,} bytes were expected"),
         ("title: !!timestamp x\n", "could not determine a constructor for the tag"),
         ("title: !!int x\n", "could not determine a constructor for the tag"),
         ("title: !!python/object/apply:os.system [id]\n", "could not determine a constructor for the tag"),
-        ('title: "\\ud800"\n', "line 1: the character \\ud800 cannot stand here"),
-        ('title: "a\\0b"\n', "line 1: the character \\u0000 cannot stand here"),
-        ('title: "\\e[2J"\n', "line 1: the character \\u001b cannot stand here"),
+        ('title: "\\ud800"\n', "line 1: the character \\ud800 is not allowed"),
+        ('title: "a\\0b"\n', "line 1: the character \\u0000 is not allowed"),
+        ('title: "\\e[2J"\n', "line 1: the character \\u001b is not allowed"),
         (f"? {'k' * 100_000}\n: x\n", "unknown field 'kkk"),
         (f"{WITHOUT_TITLE}title: [{'y, ' * 20_000}]\n", "title: a text was expected, found ['y', 'y'"),
     ],
@@ -160,7 +160,7 @@ def test_a_template_ends_at_its_limits(tmp_path: Path, monkeypatch: pytest.Monke
     path = written(tmp_path, "{{ question }}", LETTER_LOOP * 6 + "{% endfor %}" * 6)
     message = "train.jsonl, line 7: the template question of commonsense_qa.yaml fails: it "
     for name, value, said in (
-        ("TEMPLATE_WORK", limits.TEMPLATE_WORK, "makes more than 5,000,000 letters (each step of a loop counts as 20)"),
+        ("TEMPLATE_WORK", limits.TEMPLATE_WORK, "makes more than 5,000,000 characters (a step of a loop counts as 20)"),
         ("TEMPLATE_SECONDS", 0.1, "takes more than 0.1 seconds"),
     ):
         monkeypatch.setattr(f"teacherlm.catalog.templates.{name}", value)

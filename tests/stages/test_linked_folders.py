@@ -63,7 +63,7 @@ def test_links_in_a_circle_end(data: Path, tmp_path: Path) -> None:
 
 def test_a_link_to_a_folder_around_the_data_is_refused(data: Path) -> None:
     (data / "all").symlink_to("/")
-    with pytest.raises(UserError, match=r"all: this link leads to /, a folder that it is in"):
+    with pytest.raises(UserError, match=r"all: this link leads to /, which contains it"):
         describe(data)
 
 

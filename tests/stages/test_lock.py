@@ -184,5 +184,5 @@ def test_what_is_read_back_is_of_its_key(tmp_path: Path) -> None:
         progress.append(key, {"text": "abc"})
     path.write_bytes(path.read_bytes().replace(b'"key": 1', b'"key": 7'))
     assert progress.read(0) == {"text": "abc"}
-    with pytest.raises(UserError, match="piece 1 is not where it was written: something else changed this file"):
+    with pytest.raises(UserError, match="piece 1 is not where it was written, so another program changed this file"):
         progress.read(1)

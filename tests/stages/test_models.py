@@ -57,7 +57,7 @@ def test_the_id_on_the_hub_is_the_publishers() -> None:
 
 
 def test_an_unknown_name_lists_the_nearest() -> None:
-    assert "the nearest in models/: bloomz-7b1, " in mistake(lambda: find_model("bloomz-7b"))
+    assert "similar ones in models/: bloomz-7b1, " in mistake(lambda: find_model("bloomz-7b"))
 
 
 @pytest.mark.parametrize("name", ["zzz", ""])
@@ -229,11 +229,11 @@ def test_parameters_and_revisions_without_quotes(own_yaml: Callable[[str], Model
         ("finetune: {batch: 0}", "finetune: batch: a whole number from 1 to 1000000 was expected, found 0"),
         ("slurm: {evaluate: {gpus: -1}}", "evaluate: gpus: a whole number from 0 to 1000000 was expected, found -1"),
         ("finetune: {learning_rate: nan}", "finetune: learning_rate: a positive number was expected, found nan"),
-        ("slurm: {evaluate: {memory: 48GB}}", "memory: an amount as sbatch takes it, 48G for example, was expected"),
-        ("slurm: {evaluate: {time: 1 day}}", "time: a time as sbatch takes it, 24:00:00 for example, was expected"),
+        ("slurm: {evaluate: {memory: 48GB}}", "memory: an amount in sbatch's format, for example 48G, was expected"),
+        ("slurm: {evaluate: {time: 1 day}}", "time: a time in sbatch's format, for example 24:00:00, was expected"),
         ("server: http://host", "unknown field 'server'; known: family, parameters, hub"),
         ("family: [a]\nparameters: many", "family: a text was expected, found ['a']"),
-        ("family: bloom\nfamily: opt", "no valid YAML, line 3: 'family' is there twice"),
+        ("family: bloom\nfamily: opt", "not valid YAML, line 3: 'family' occurs twice"),
     ],
 )
 def test_a_mistake_in_a_model_s_yaml_is_named(own_yaml: Callable[[str], Model], text: str, words: str) -> None:

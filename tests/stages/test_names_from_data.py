@@ -65,7 +65,7 @@ def test_a_benchmarks_title_is_a_plain_name(tmp_path: Path, title: str) -> None:
 def test_a_benchmarks_files_lie_in_its_folder(tmp_path: Path, pattern: str) -> None:
     path = written(tmp_path, "train: train.jsonl", f'train: "{pattern}"')
     said = mistake(lambda: load_benchmark(path))
-    assert said.startswith(f"{path}: files: train: a pattern inside of the data's folder was expected")
+    assert said.startswith(f"{path}: files: train: a pattern inside the data's folder was expected")
 
 
 @pytest.mark.parametrize("name", ["owner/..", "http://127.0.0.1:9/v1/..", "http://127.0.0.1:9/.x"])

@@ -210,21 +210,21 @@ FLAWS = {
     "half a pair": (r'"\ud83d"', r"the field 'entity' has \ud83d, half of a surrogate pair"),
     "the other half, deep": (r'[{"a": "x\udc00"}]', r"the field 'entity' has \udc00, half"),
     "half a pair in a name": (r'{"\ud800": 1}', r"the field 'entity' has \ud800, half"),
-    "NUL in a name": (r'{"a\u0000": 1}', r"the field 'entity' has \u0000 in a name, where Arrow ends it; rename it"),
+    "NUL in a name": (r'{"a\u0000": 1}', r"the field 'entity' has \u0000 in a name, at which Arrow cuts the name"),
     "NUL in a field's name": (r'"x", "a\u0000b": 1', r"the field 'a\x00b' has \u0000 in a name"),
-    "beyond 64 bits": (str(2**63), "the field 'entity' is a whole number beyond 64 bits; put it in quotes"),
-    "below 64 bits": (f"[{-(2**63) - 1}]", "the field 'entity' is a whole number beyond 64 bits"),
-    "5000 digits": ("9" * 5000, "the field 'entity' is a whole number beyond 64 bits"),
-    "NaN": ("NaN", "the field 'entity' is nan, which JSON has no number for"),
-    "Infinity": ("[-Infinity]", "the field 'entity' is -inf, which JSON has no number for"),
-    "infinite": ("1e999", "the field 'entity' is inf, which JSON has no number for"),
+    "beyond 64 bits": (str(2**63), "the field 'entity' is a whole number that exceeds 64 bits; put it in quotes"),
+    "below 64 bits": (f"[{-(2**63) - 1}]", "the field 'entity' is a whole number that exceeds 64 bits"),
+    "5000 digits": ("9" * 5000, "the field 'entity' is a whole number that exceeds 64 bits"),
+    "NaN": ("NaN", "the field 'entity' is nan, which is not a number in JSON"),
+    "Infinity": ("[-Infinity]", "the field 'entity' is -inf, which is not a number in JSON"),
+    "infinite": ("1e999", "the field 'entity' is inf, which is not a number in JSON"),
     "nested 40 deep": ("[" * 40 + "]" * 40, "the field 'entity' is nested more than 32 levels deep"),
     "nested 40 objects deep": ('{"a":' * 40 + "1" + "}" * 40, "the field 'entity' is nested more than 32 levels"),
     "nested 100,000 deep": ("[" * 100_000 + "]" * 100_000, "nested more than 32 levels deep"),
-    "a name twice": ('{"a": 1, "a": 2}', "the field 'a' is there twice in one object"),
-    "a field twice": ('"x", "sentence": "y"', "the field 'sentence' is there twice in one object"),
-    "a number among texts": ("7", "the field 'entity' is '7', which does not go with the string that it is elsewhere"),
-    "a list among texts": ("[]", "the field 'entity' is '[]', which does not go with the string"),
+    "a name twice": ('{"a": 1, "a": 2}', "the field 'a' occurs twice in one object"),
+    "a field twice": ('"x", "sentence": "y"', "the field 'sentence' occurs twice in one object"),
+    "a number among texts": ("7", "the field 'entity' is '7', which does not fit its type string in "),
+    "a list among texts": ("[]", "the field 'entity' is '[]', which does not fit its type string"),
     "texts and numbers in a list": ('["a", 1]', "the field 'entity' is"),
     "a text after a number in a list in a list": ('[[0, "x", 2]]', "the field 'entity' is"),
     "a raw NUL": ('"a\0b"', "one JSON object in UTF-8 was expected"),
@@ -313,7 +313,7 @@ def test_an_empty_archive_is_empty(work: Workplace) -> None:
 
 def test_a_file_and_its_archive_are_one_too_many(work: Workplace) -> None:
     work.train.with_name("train.json.zst").write_bytes(zstd.compress(work.train.read_bytes()))
-    work.refused(f"{work.train}: train.json.zst is there as well; remove one of them")
+    work.refused(f"{work.train}: train.json.zst exists as well; remove one of them")
 
 
 def test_a_value_of_a_saved_dataset_that_json_does_not_have_is_named(work: Workplace, tmp_path: Path) -> None:

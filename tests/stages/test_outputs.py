@@ -89,12 +89,12 @@ def lead_in_a_circle(path: Path) -> None:
 
 
 FLAWS = [
-    (require_file_place, Path.mkdir, "this is a folder, a file was expected"),
-    (require_file_place, os.mkfifo, "this is no ordinary file"),
-    (require_file_place, lead_nowhere, "symbolic link to /nowhere/there, whose folder is not there"),
+    (require_file_place, Path.mkdir, "this is a folder, but a file was expected"),
+    (require_file_place, os.mkfifo, "this is not an ordinary file"),
+    (require_file_place, lead_nowhere, "symbolic link to /nowhere/there, whose folder does not exist"),
     (require_file_place, lead_in_a_circle, "leads in a circle"),
     (require_folder_place, Path.touch, "is a file, not a folder"),
-    (require_folder_place, lead_nowhere, "symbolic link to /nowhere/there, whose folder is not there"),
+    (require_folder_place, lead_nowhere, "symbolic link to /nowhere/there, whose folder does not exist"),
     (require_folder_place, lead_in_a_circle, "leads in a circle"),
 ]
 
@@ -152,7 +152,7 @@ def test_a_folder_where_a_stage_writes_a_file(
     output.mkdir(parents=True)
     (output / "mine").touch()
     before = contents(place)
-    assert f"{output}: this is a folder, a file was expected" in only_error(inside(*command))
+    assert f"{output}: this is a folder, but a file was expected" in only_error(inside(*command))
     assert contents(place) == before
 
 

@@ -168,7 +168,9 @@ def test_a_call_without_data_goes_on_from_the_folder_that_an_earlier_one_named(
     before = contents(place)
     result = prepare()
     assert (result.returncode, result.stderr) == (0, "")
-    assert f"nothing to do (CREAK.manifest.json matches CREAK's source, {claims}, which is not there" in result.stdout
+    assert (
+        f"nothing to do (CREAK.manifest.json matches CREAK's source, {claims}, which no longer exists" in result.stdout
+    )
     assert f"{claims}: no such folder" in only_error(prepare("--data", claims))
     assert contents(place) == before
     (place / "CREAK.jsonl").unlink()
@@ -229,7 +231,7 @@ MISTAKES = {
     ),
     "no splits": (
         lambda folder: datasets.Dataset.from_list(TRAIN).save_to_disk(str(folder)),
-        "CREAK: one Dataset without splits; a DatasetDict was expected: CREAK needs train, validation",
+        "CREAK: a DatasetDict was expected, found one Dataset without splits; CREAK needs train, validation",
     ),
     "cut off": (lambda folder: [save(folder), damage(folder)], "CREAK: cannot be read as a dataset that save_to_disk"),
     "a part is missing": (
@@ -238,9 +240,9 @@ MISTAKES = {
     ),
     "no dataset": (
         lambda folder: [folder.mkdir(), (folder / "notes.txt").write_text("mine")],
-        "CREAK: it is there, and neither made by this script nor saved with save_to_disk",
+        "CREAK: this script did not make it, nor did save_to_disk, and",
     ),
-    "a file": (lambda folder: folder.write_text("mine"), "CREAK: it is there, and neither made by this script"),
+    "a file": (lambda folder: folder.write_text("mine"), "CREAK: this script did not make it, nor did save_to_disk"),
 }
 
 
@@ -260,7 +262,7 @@ def test_a_mistake_in_it_is_one_line_and_it_stays_as_it_is(
 def test_with_another_source_it_is_refused_before_any_work(place: Path, prepare: Prepare, claims: Path) -> None:
     save(place / "CREAK")
     before = contents(place.parent)
-    assert "CREAK: it is there, this script did not make it" in only_error(prepare("--data", claims))
+    assert "CREAK: this script did not make it, and the prepared dataset would" in only_error(prepare("--data", claims))
     assert contents(place.parent) == before
 
 
@@ -268,7 +270,7 @@ def test_a_copy_s_place_that_is_taken_is_named(place: Path, prepare: Prepare) ->
     save(place / "CREAK")
     save(place / "CREAK.source", TRAIN[:1])
     before = files_of(place / "CREAK"), files_of(place / "CREAK.source")
-    assert "CREAK.source: it is there, and a copy of CREAK is to go there; move it away" in only_error(prepare())
+    assert "CREAK.source: this script did not make it, and a copy of CREAK would go there" in only_error(prepare())
     assert (files_of(place / "CREAK"), files_of(place / "CREAK.source")) == before
 
 
@@ -281,7 +283,7 @@ def test_a_test_set_of_the_user_s_own_is_taken_as_it_is(
     before = contents(place.parent / "tests")
     result = prepare("--data", claims, *words)
     assert (result.returncode, result.stderr) == (0, "")
-    assert "tests/creak is there and this script did not make it: taken as it is" in result.stdout
+    assert "tests/creak was not made by this script: it is used as it is" in result.stdout
     assert contents(place.parent / "tests") == before
 
 

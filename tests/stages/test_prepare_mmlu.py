@@ -266,4 +266,4 @@ def test_what_is_wrong_with_an_archive_is_said(archive_folder: Path, tmp_path: P
     rows[250] = b"caf\xe9,one,two,three,four,A\n"  # Latin-1, behind a decoder's first block
     broken.write_bytes(b"".join(rows))
     message = only_error(prepare(tmp_path / "out", "--data_directory", five))
-    assert "virology_val.csv, line 251: no valid CSV in UTF-8" in message
+    assert "virology_val.csv, line 251: not valid CSV in UTF-8" in message

@@ -140,7 +140,7 @@ RESULT = f"evaluate/{RUNS[0]}/checkpoint-6/creak.json"
         ),
         (
             write("enhance/teacher_seed0/CREAK_cot.failures.jsonl", '{"record": 3, "line": 4, "reason": "too long"}\n'),
-            "enhance: 1 records have no text in teacher_seed0/CREAK_cot.jsonl; the first, of line 4: too long",
+            "enhance: 1 records have no text in teacher_seed0/CREAK_cot.jsonl; the first is that of line 4: too long",
         ),
         (
             write("chains/mine/states/finetune-0", "failed with 2\t17\tnode1\t1795286496\n"),
@@ -162,7 +162,7 @@ def test_a_page_says_what_is_missing(inside: Callable, run: Path, change: Callab
 
 def test_a_folder_with_nothing_in_it_has_a_page_that_says_so(inside: Callable, tmp_path: Path) -> None:
     page = page_of(inside, tmp_path)
-    assert missing(page) == ["everything: no stage has written anything here"]
+    assert missing(page) == ["everything: no stage has written a file here"]
     assert not page.xpath("//table")
 
 
@@ -178,7 +178,9 @@ def test_runs_are_found_by_their_benchmark_and_samples(inside: Callable, run: Pa
     shutil.rmtree(run / "report")
     result = inside("report", "--runs", runs, "--benchmark", "creak", "--samples", "all")
     assert result.stdout == f"report: {run}/report/index.html\n"
-    assert "no run's folder there" in only_error(inside("report", "--runs", runs, "--benchmark", "ecqa"))
+    assert "there is no run's folder; make one with" in only_error(
+        inside("report", "--runs", runs, "--benchmark", "ecqa")
+    )
     assert "no such folder" in only_error(inside("report", runs / "ecqa"))
 
 

@@ -80,7 +80,7 @@ UNREADABLE = [
     (
         RESULT,
         changed(RESULT, task="other"),
-        "cannot be read as a result (task: a result of this name is of another task",
+        "cannot be read as a result (task: the task in the file's name was expected",
     ),
     (RESULT, changed(RESULT, metric=["acc"]), "cannot be read as a result (metric: "),
     (RESULT, changed(RESULT, metric="m" * 10**6), "cannot be read as a result (metric: "),
@@ -94,11 +94,31 @@ UNREADABLE = [
     (RESULT, changed(RESULT, groups={"a": {"value": "x"}}), "cannot be read as a result (groups.a.value: "),
     (RESULT, write(RESULT, DEEP), "cannot be read as a result (it is nested more than"),
     (RESULT, write(RESULT, "[1, 2]"), "cannot be read as a result (a JSON object was expected)"),
-    (SAMPLES, line(SAMPLES, 3, prompt=5), "creak_samples.jsonl, line 4: no sample of an evaluation: prompt: a text"),
-    (SAMPLES, line(SAMPLES, 3, doc_id=[1]), "creak_samples.jsonl, line 4: no sample of an evaluation: doc_id: "),
-    (SAMPLES, line(SAMPLES, 3, choice={"A": 1}), "creak_samples.jsonl, line 4: no sample of an evaluation: choice: "),
-    (SAMPLES, line(SAMPLES, 3, loglikelihoods=[1]), "creak_samples.jsonl, line 4: no sample of an evaluation: loglike"),
-    (SAMPLES, line(SAMPLES, 3, task=["x"]), "creak_samples.jsonl, line 4: no sample of an evaluation: task: "),
+    (
+        SAMPLES,
+        line(SAMPLES, 3, prompt=5),
+        "creak_samples.jsonl, line 4: this is not a sample of an evaluation: prompt: a text",
+    ),
+    (
+        SAMPLES,
+        line(SAMPLES, 3, doc_id=[1]),
+        "creak_samples.jsonl, line 4: this is not a sample of an evaluation: doc_id: ",
+    ),
+    (
+        SAMPLES,
+        line(SAMPLES, 3, choice={"A": 1}),
+        "creak_samples.jsonl, line 4: this is not a sample of an evaluation: choice: ",
+    ),
+    (
+        SAMPLES,
+        line(SAMPLES, 3, loglikelihoods=[1]),
+        "creak_samples.jsonl, line 4: this is not a sample of an evaluation: loglike",
+    ),
+    (
+        SAMPLES,
+        line(SAMPLES, 3, task=["x"]),
+        "creak_samples.jsonl, line 4: this is not a sample of an evaluation: task: ",
+    ),
     (SAMPLES, write(SAMPLES, DEEP + "\n"), "creak_samples.jsonl, line 1: "),
     (MANIFEST, changed(MANIFEST, outputs=[1]), "/manifest.json: outputs: an object was expected"),
     (MANIFEST, changed(MANIFEST, outputs={"x": "y"}), "/manifest.json: outputs.x: an object was expected"),
@@ -139,27 +159,35 @@ UNREADABLE = [
     (ABOUT, changed(ABOUT, inputs={"student": []}), "/run.json: inputs.student: an object was expected"),
     (ABOUT, write(ABOUT, "[]"), "/run.json: a JSON object was expected"),
     (ABOUT, write(ABOUT, DEEP), "/run.json: it is nested more than"),
-    (LOG, line(LOG, 1, step="2"), "log.jsonl, line 2: no line of a training's log: step: a whole number"),
-    (LOG, line(LOG, 1, loss="2"), "log.jsonl, line 2: no line of a training's log: loss: a number"),
-    (LOG, line(LOG, 1, epoch=[1]), "log.jsonl, line 2: no line of a training's log: epoch: a number"),
-    (LOG, line(LOG, 1, steps=None), "log.jsonl, line 2: no line of a training's log: steps: a number"),
-    (COT, line(COT, 1, cot=5), "CREAK_cot.jsonl, line 2: the field 'cot' is missing or no text"),
-    (COT, line(COT, 1, text=...), "CREAK_cot.jsonl, line 2: the field 'text' is missing or no text"),
+    (LOG, line(LOG, 1, step="2"), "log.jsonl, line 2: this is not a line of a training log: step: a whole number"),
+    (LOG, line(LOG, 1, loss="2"), "log.jsonl, line 2: this is not a line of a training log: loss: a number"),
+    (LOG, line(LOG, 1, epoch=[1]), "log.jsonl, line 2: this is not a line of a training log: epoch: a number"),
+    (LOG, line(LOG, 1, steps=None), "log.jsonl, line 2: this is not a line of a training log: steps: a number"),
+    (COT, line(COT, 1, cot=5), "CREAK_cot.jsonl, line 2: the field 'cot' is missing or is not a text"),
+    (COT, line(COT, 1, text=...), "CREAK_cot.jsonl, line 2: the field 'text' is missing or is not a text"),
     (
         QUALITY,
         line(QUALITY, 1, flags=["cut"]),
-        "CREAK_quality.jsonl, line 2: no line of post-processing: flags: an object",
+        "CREAK_quality.jsonl, line 2: this is not a line of post-processing: flags: an object",
     ),
     (
         QUALITY,
         line(QUALITY, 1, flags={"cot": "cut"}),
-        "CREAK_quality.jsonl, line 2: no line of post-processing: flags.cot",
+        "CREAK_quality.jsonl, line 2: this is not a line of post-processing: flags.cot",
     ),
-    (QUALITY, line(QUALITY, 1, evidence={"a": 1}), "CREAK_quality.jsonl, line 2: no line of post-processing: evidence"),
-    (QUALITY, line(QUALITY, 1, evidence=[1]), "CREAK_quality.jsonl, line 2: no line of post-processing: evidence[0]"),
+    (
+        QUALITY,
+        line(QUALITY, 1, evidence={"a": 1}),
+        "CREAK_quality.jsonl, line 2: this is not a line of post-processing: evidence",
+    ),
+    (
+        QUALITY,
+        line(QUALITY, 1, evidence=[1]),
+        "CREAK_quality.jsonl, line 2: this is not a line of post-processing: evidence[0]",
+    ),
     (FAILURES, write(FAILURES, "nothing\n"), "CREAK_cot.failures.jsonl, line 1: one JSON object"),
     (FAILURES, write(FAILURES, ""), "CREAK_cot.failures.jsonl: empty"),
-    (FAILURES, write(FAILURES, '{"line": 7, "reason": "\\u001b[2J\\ud83d\\ude00"}\n'), "the first, of line 7: "),
+    (FAILURES, write(FAILURES, '{"line": 7, "reason": "\\u001b[2J\\ud83d\\ude00"}\n'), "the first is that of line 7: "),
 ]
 
 
@@ -318,7 +346,7 @@ def test_a_page_has_a_size_at_most(tmp_path: Path) -> None:
     assert len(shown["samples"]) + shown["left_out"] == 3850
     words = tree.xpath("//section[@id='samples']")[0].text_content()
     assert f"{shown['left_out']} samples are not on this page" in words
-    assert f"{shown['texts_left_out']} texts of samples that are on this page are not on it" in words
+    assert f"{shown['texts_left_out']} texts of the samples below are not on this page" in words
     assert shown["texts_left_out"] > 0
 
 

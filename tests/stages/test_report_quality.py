@@ -242,7 +242,7 @@ def test_without_a_test_set_overlap_is_not_counted(inside: Callable, prepared: P
 
 def test_filter_names_flags(inside: Callable, prepared: Path) -> None:
     result = inside("data_prepare", "--benchmark", "sample", "--output_dir", prepared, "--filter", "empty,long")
-    assert "'long' is no flag; there are: empty, cut, repeats" in only_error(result)
+    assert "'long' is not a flag; the flags are: empty, cut, repeats" in only_error(result)
 
 
 def test_a_filter_that_leaves_nothing_is_one_line(inside: Callable, prepared: Path, tmp_path: Path) -> None:

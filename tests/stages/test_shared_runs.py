@@ -50,7 +50,7 @@ def test_a_run_in_another_user_s_folder_is_one_line(shared: Path, theirs: str, c
     give_to_nobody(shared / theirs)
     before = contents(shared)
     words = {"TASK": "text", "LIMIT": "8", "RUNS": str(shared / "runs")}
-    assert f"{shared / theirs}: this is nobody's" in only_error(run([*command, "sample"], shared, **words))
+    assert f"{shared / theirs}: this folder belongs to nobody" in only_error(run([*command, "sample"], shared, **words))
     assert contents(shared) == before
 
 
@@ -69,7 +69,7 @@ def test_a_link_of_another_user_is_not_followed(shared: Path, tmp_path: Path) ->
     (shared / "runs" / "sample").symlink_to(mine)
     give_to_nobody(shared / "runs")
     words = {"TASK": "text", "RUNS": str(shared / "runs")}
-    assert "runs/sample: this is nobody's" in only_error(run([*CHAIN, "sample"], shared, **words))
+    assert "runs/sample: this folder belongs to nobody" in only_error(run([*CHAIN, "sample"], shared, **words))
     assert list(mine.iterdir()) == []
 
 
@@ -194,7 +194,7 @@ def test_a_site_s_file_of_another_user_is_not_executed(shared: Path) -> None:
     site = shared / "site.env"
     site.write_text("touch ran\n")
     give_to_nobody(site)
-    assert "site.env: this file is nobody's" in only_error(
+    assert "site.env: this file belongs to nobody" in only_error(
         run([*CHAIN, "sample"], shared, LAUNCHER="slurm", SITE=str(site))
     )
     os.chown(site, 0, 0)

@@ -105,7 +105,7 @@ def test_a_model_s_yaml_has_numbers_where_a_job_wants_them(
     command = ["bash", str(checkout / "slurm" / "chain.sh"), "sample"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     error = only_error(result)
-    assert f"evil.yaml: slurm: evaluate: {field}: " in error or "no valid YAML" in error
+    assert f"evil.yaml: slurm: evaluate: {field}: " in error or "not valid YAML" in error
     assert list(tmp_path.iterdir()) == []
 
 

@@ -58,8 +58,8 @@ def test_a_json_list_is_placed_by_sample(tmp_path: Path) -> None:
     ("content", "words"),
     [
         ('[{"sentence": "x"}, 7]', ", sample 2: a JSON object was expected, found '7'"),
-        ('[{"sentence": "x"}', ": no valid JSON"),
-        (b'["\xff"]', ": no valid JSON"),
+        ('[{"sentence": "x"}', ": not valid JSON"),
+        (b'["\xff"]', ": not valid JSON"),
         ("[]", ": empty; at least one sample was expected"),
         ("", ": empty; at least one record was expected"),
         ('{"sentence": "x"}\n{"sentence"', ", line 2: one JSON object in UTF-8 was expected"),
@@ -97,7 +97,7 @@ def test_files_of_a_pattern_are_read_in_the_order_of_their_names(tmp_path: Path)
     [
         ("q,a,b,c,d,A\nq,a,b,c,A\n", ", line 2: 6 columns were expected, found 5"),
         ('"q\nq",a,b,c,d,A\n\nq,a,b,c,d,A,A\n', ", line 4: 6 columns were expected, found 7"),
-        ('q,a,b,c,d,"A\n', ", line 1: no valid CSV in UTF-8"),
+        ('q,a,b,c,d,"A\n', ", line 1: not valid CSV in UTF-8"),
         ("", ": empty; at least one row was expected"),
     ],
     ids=["few", "many", "open quote", "empty"],
@@ -114,7 +114,7 @@ def test_a_csv_of_a_header_alone_is_empty(tmp_path: Path) -> None:
 
 def test_a_csv_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
     mmlu_file(tmp_path, "q,a,b,c,d,A\n").write_bytes(b"caf\xe9,a,b,c,d,A\n")
-    assert "no valid CSV in UTF-8" in mistake(lambda: read("mmlu", tmp_path, "test"))
+    assert "not valid CSV in UTF-8" in mistake(lambda: read("mmlu", tmp_path, "test"))
 
 
 def test_a_saved_dataset_gives_the_splits_of_the_hub(tmp_path: Path) -> None:

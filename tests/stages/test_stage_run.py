@@ -111,7 +111,7 @@ def test_what_changed_is_named(
 def test_another_version_of_the_stage_is_named(source: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said(shout(source, output))
     monkeypatch.setitem(manifests.STAGE_VERSIONS, "shout", 2)
-    assert look(source, output).why == ["made by version 1 of the stage shout, this is 2"]
+    assert look(source, output).why == ["made by version 1 of the stage shout, this is version 2"]
 
 
 def test_what_is_stale_is_made_again_and_one_line_says_why(source: Path, output: Path) -> None:
@@ -119,7 +119,7 @@ def test_what_is_stale_is_made_again_and_one_line_says_why(source: Path, output:
     source.write_text("other")
     output.write_text("edited by hand")
     why = "the source changed; the output text is gone or was changed"
-    assert said(shout(source, output)) == [f"shout: again, because {why}", "made"]
+    assert said(shout(source, output)) == [f"shout: runs again, because {why}", "made"]
     assert output.read_text() == "OTHER"
     assert look(source, output).is_done
 
@@ -242,7 +242,7 @@ def test_killed_while_it_is_made_again_the_old_manifest_does_not_vouch_for_it(so
     said(shout(source, output))
     source.write_text("other")
     running = shout(source, output, "dwell")
-    assert running.stdout.readline().startswith("shout: again")
+    assert running.stdout.readline().startswith("shout: runs again")
     assert running.stdout.readline() == "written\n"
     running.kill()
     running.communicate()

@@ -54,7 +54,7 @@ def test_a_changed_yaml_makes_the_prepared_data_stale(sample: Sample) -> None:
     sample.prepare()
     assert "done already" in sample.prepare()
     sample.edit("Determine the correctness of the following sentence.", "Is this right?")
-    assert "prepare: again, because the benchmark changed" in sample.prepare()
+    assert "prepare: runs again, because the benchmark changed" in sample.prepare()
     assert read_lines(sample.records)[0]["text"].startswith("Q: Is this right? ")
     assert "done already" in sample.prepare()
 
@@ -66,9 +66,9 @@ def test_changed_prompts_make_what_has_them_stale(sample: Sample, monkeypatch: p
     assert "post-process: done already" in sample.prepare("--post_process")
 
     monkeypatch.setitem(prompts.PROMPTS, "cot_text", " Let's think.")
-    assert "prepare: again, because the prompts changed" in (said := sample.prepare())
-    assert "quality: again, because the prompts changed" in said
-    assert "post-process: again, because the prompts changed" in said
+    assert "prepare: runs again, because the prompts changed" in (said := sample.prepare())
+    assert "quality: runs again, because the prompts changed" in said
+    assert "post-process: runs again, because the prompts changed" in said
     assert read_lines(sample.records)[0]["cot_text"].endswith(" Let's think.")
     error = only_error(sample.run(*explain(sample.records, sample.enhanced)))
     assert "is there already (the records changed)" in error
@@ -80,7 +80,7 @@ def test_a_changed_yaml_makes_the_quality_stale(sample: Sample) -> None:
     assert sample.run(*explain(sample.records, sample.enhanced)).returncode == 0
     sample.prepare("--post_process")
     sample.edit("{{ sentence }}", "{{ sentence | one_line }}")
-    assert "quality: again, because the benchmark changed" in sample.prepare("--post_process")
+    assert "quality: runs again, because the benchmark changed" in sample.prepare("--post_process")
 
 
 @pytest.mark.parametrize("change", ["YAML", "prompts"])
@@ -97,7 +97,7 @@ def test_a_changed_benchmark_makes_a_result_stale(
     else:
         monkeypatch.setattr(prompts, "ANSWER_MARK", " A: It is (")
     said = sample.run(*command).stdout
-    assert f"evaluate: again, because the {'benchmark' if change == 'YAML' else 'prompts'} changed" in said
+    assert f"evaluate: runs again, because the {'benchmark' if change == 'YAML' else 'prompts'} changed" in said
     assert "done already" in sample.run(*command).stdout
 
 
@@ -112,7 +112,7 @@ def test_an_older_version_of_a_stage_is_stale(tmp_path: Path) -> None:
     make_older(path)
     version = manifests.stage_version("enhance")
     assert version > 1
-    named = [f"made by version 1 of the stage enhance, this is {version}"]
+    named = [f"made by version 1 of the stage enhance, this is version {version}"]
     assert manifests.changes(manifests.read_manifest(path), "enhance", {}, {}) == named
 
 
@@ -132,9 +132,9 @@ def test_a_new_version_of_a_stage_makes_its_output_stale(
     assert "done already" in sample.run(*commands[stage]).stdout
     version = manifests.stage_version(stage)
     monkeypatch.setitem(manifests.STAGE_VERSIONS, stage, version + 1)
-    said = f"made by version {version} of the stage {stage}, this is {version + 1}"
+    said = f"made by version {version} of the stage {stage}, this is version {version + 1}"
     if stage == "evaluate":  # made again; the others keep what took long, and are told to go on
-        assert f"evaluate: again, because {said}" in sample.run(*commands[stage]).stdout
+        assert f"evaluate: runs again, because {said}" in sample.run(*commands[stage]).stdout
     else:
         assert said in only_error(sample.run(*commands[stage]))
         assert said in sample.run(*commands[stage], "--restart").stdout

@@ -1,4 +1,4 @@
-"""Checkpoints: the released format (a pickle of tensors and plain values), and this project's folders."""
+"""Checkpoints in the released format (a pickle of tensors and plain values), and in this project's folders."""
 
 import argparse
 import json
@@ -38,7 +38,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 
 def release(parts: SimpleNamespace, file: Path, encoders: tuple[str, ...] = ("contriever",), **more: object) -> Path:
-    """As the reference saves: names of its modules, a buffer that newer libraries lack, its options and optimizer."""
+    """A checkpoint like the reference's: its modules' names, a buffer that newer libraries lack, options, optimizer."""
     weights = {f"reader.{name}": tensor for name, tensor in parts.reader.state_dict().items()}
     for place, encoder in enumerate(encoders):
         weights |= {f"retriever.{encoder}.{n}": tensor + place for n, tensor in parts.encoder.state_dict().items()}
@@ -69,7 +69,7 @@ def test_a_released_checkpoint_is_loaded(parts: SimpleNamespace, tmp_path: Path)
 
 
 def test_the_first_kind_of_t5_too(parts: SimpleNamespace, tmp_path: Path) -> None:
-    """Its head is its embedding: the checkpoint may name it once or thrice."""
+    """The head of this kind is its embedding. The checkpoint may have its name once or three times."""
     folder = make_tiny_t5(tmp_path / "t5", gated=False)
     model = reader.load_reader(folder)
     once = SimpleNamespace(reader=model, encoder=parts.encoder)
@@ -137,7 +137,7 @@ def test_what_does_not_fit_is_named(parts: SimpleNamespace, tmp_path: Path) -> N
     ],
 )
 def test_weights_that_are_not_finite_are_refused(parts: SimpleNamespace, tmp_path: Path, part: str, name: str) -> None:
-    """In the released format, and in a folder, whole or with a weight less."""
+    """In the released format, and in a folder, complete or with a weight missing."""
     file = release(parts, tmp_path / "model.pth.tar")
     saved = torch.load(file, weights_only=False)
     prefix = "reader." if part == "reader" else "retriever.contriever."
@@ -167,7 +167,7 @@ def test_weights_that_are_not_finite_are_refused(parts: SimpleNamespace, tmp_pat
 
 
 def test_a_t5_without_its_head_is_refused(parts: SimpleNamespace, tmp_path: Path) -> None:
-    """transformers gives it the embedding for a head, without a word. Those of the hub say that they are not tied."""
+    """transformers silently uses the embedding as its head, but the hub's configurations say that they are not tied."""
     shutil.copytree(parts.t5, tmp_path / "t5")
     config = json.loads((parts.t5 / "config.json").read_text())
     (tmp_path / "t5" / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
@@ -177,11 +177,11 @@ def test_a_t5_without_its_head_is_refused(parts: SimpleNamespace, tmp_path: Path
     save_file(weights, tmp_path / "t5" / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"lacks the tensor lm_head.weight"):
         reader.load_reader(tmp_path / "t5")
-    reader.load_reader(make_tiny_t5(tmp_path / "first", gated=False))  # the first kind has none
+    reader.load_reader(make_tiny_t5(tmp_path / "first", gated=False))  # the first kind has no head
 
 
 def test_a_t5_that_the_library_made_shares_its_embedding(parts: SimpleNamespace, tmp_path: Path) -> None:
-    """It is saved without a head (examples/small_reader.py makes such a one), and loaded so."""
+    """It is saved without a head and loaded like that. (examples/small_reader.py makes such a model.)"""
     made = T5ForConditionalGeneration(AutoConfig.from_pretrained(parts.t5))
     made.save_pretrained(tmp_path)
     loaded = reader.load_reader(tmp_path)
@@ -190,7 +190,7 @@ def test_a_t5_that_the_library_made_shares_its_embedding(parts: SimpleNamespace,
 
 @torch.no_grad()
 def test_a_released_retriever_has_the_layer_norm_of_its_kind(parts: SimpleNamespace, tmp_path: Path) -> None:
-    """Against BERT in float64, one text at a time; also saved and loaded again. The hub's BERT has the ordinary one."""
+    """Compared with BERT in float64, one text at a time, and after saving and loading. Hub BERTs have the usual one."""
     released, _ = checkpoints.load_released(release(parts, tmp_path / "model.tar"), None, parts.bert, untied=True)
     tokenizer = load_tokenizer(parts.bert)
     checkpoints.save_retriever(tmp_path / "saved", released, tokenizer)

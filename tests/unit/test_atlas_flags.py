@@ -1,4 +1,4 @@
-"""The flags of ATLAS: what follows from them, and what is said of those that change nothing."""
+"""The flags of ATLAS: their consequences, and the messages about flags without effect."""
 
 from pathlib import Path
 

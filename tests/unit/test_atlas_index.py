@@ -1,4 +1,4 @@
-"""Passages and indices on disk: what is saved is loaded, by any number of workers' files; what is damaged is named."""
+"""Passages and indices on disk: saved files are loaded by any number of workers, and damaged files are named."""
 
 import json
 import os
@@ -93,7 +93,7 @@ def test_what_is_damaged_or_another_s_is_named(index: Index, tmp_path: Path) -> 
         load(folder, dimension=32)
     described = json.loads((folder / "index.json").read_text())
     old_format = {**described, "passages_sha256": None, "shards": [{**s, "sha256": None} for s in described["shards"]]}
-    (folder / "index.json").write_text(json.dumps(old_format))  # with digests they are all that is looked at
+    (folder / "index.json").write_text(json.dumps(old_format))  # in the new format, only the digests are compared
     shard = folder / "embeddings.00001.npy"
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
@@ -123,7 +123,7 @@ def test_what_is_damaged_or_another_s_is_named(index: Index, tmp_path: Path) -> 
 
 
 def test_a_file_of_another_index_is_refused(index: Index, tmp_path: Path) -> None:
-    """As after copying another index of the same shape over it, interrupted halfway."""
+    """The situation after an interrupted copy of another index of the same shape over this one."""
     save_index(tmp_path / "one", index, 3, None, None)
     index.vectors = FlatVectors([torch.cat(index.vectors.segments).flip(0)], 0)
     save_index(tmp_path / "other", index, 3, None, None)
@@ -135,7 +135,7 @@ def test_a_file_of_another_index_is_refused(index: Index, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_vectors_that_are_not_finite_are_refused(index: Index, tmp_path: Path, value: float) -> None:
-    """Every query's best passage would be the one with such a vector."""
+    """A passage with such a vector would be the best one for every query."""
     index.vectors.segments[0][200, 3] = value
     save_index(tmp_path / "index", index, 3, None, None)
     with pytest.raises(UserError, match=r"embeddings.00001.npy: the vector of row 34 has numbers that are not finite"):
@@ -156,7 +156,7 @@ def test_faiss_vectors_that_are_not_finite_are_refused(index: Index, tmp_path: P
 
 
 def test_embedding_names_the_passage_whose_vector_is_not_finite(index: Index, tmp_path: Path) -> None:
-    """In float16: 70,000 is more than it can hold."""
+    """In float16, which cannot represent 70,000."""
     made, tokenizer = retriever.load_retriever(make_tiny_bert(tmp_path / "bert"), untied=False)
     with torch.no_grad():
         made.query.embeddings.LayerNorm.bias[0] = 7e4
@@ -173,7 +173,7 @@ def test_a_query_whose_vector_is_not_finite_is_refused(index: Index) -> None:
 
 
 def test_passages_are_found_by_their_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Same name, size and time, other contents; and the same contents under another name."""
+    """Files with the same name, size and time but other contents, and files with the same contents and another name."""
     monkeypatch.setenv("TEACHERLM_CACHE", str(tmp_path / "cache"))
     file = write_lines(tmp_path / "p.jsonl", [{"id": "1", "title": "t", "text": "old"}])
     time = file.stat().st_mtime_ns

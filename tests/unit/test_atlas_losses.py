@@ -1,4 +1,4 @@
-"""The losses of reader and retriever, and their gradients, against plain PyTorch in float64, one passage at a time."""
+"""The losses of reader and retriever and their gradients, compared with plain PyTorch in float64."""
 
 import math
 
@@ -16,19 +16,19 @@ MAXIMUM = 50
 
 @pytest.fixture(scope="module")
 def t5(tmp_path_factory: pytest.TempPathFactory) -> reader.Reader:
-    """With dropout, which gold scores must not have; in float64, so that rounding is no excuse."""
+    """With dropout, which gold scores must not use, and in float64, so that rounding explains no difference."""
     folder = make_tiny_t5(tmp_path_factory.mktemp("t5"), dropout=0.5)
     model = reader.load_reader(folder).double().train()
     return reader.Reader(model, load_tokenizer(folder), MAXIMUM)
 
 
 Tokens = tuple[list[int], list[int]]
-"""Of a decoder prompt, and of its target."""
+"""(the tokens of a decoder prompt, the tokens of its target)."""
 
 
 @pytest.fixture(scope="module", params=[None, ["the king of", "", "king"]], ids=["", "prompts"])
 def asked(t5: reader.Reader, request: pytest.FixtureRequest) -> tuple[list[list[str]], reader.Target, list[Tokens]]:
-    """Texts (B, N), targets of uneven lengths, without and with decoder prompts; and the tokens of both."""
+    """Texts (B, N), and targets of different lengths, without and with decoder prompts, with the tokens of both."""
     passages = make_passages(N * B, seed=3)
     questions = make_questions(B)
     texts = [
@@ -62,7 +62,7 @@ def scores() -> torch.Tensor:
 
 
 def kl(scores: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
-    """By its definition, element by element."""
+    """The KL divergence by its definition, element by element."""
     total = torch.zeros((), dtype=torch.float64)
     for b in range(B):
         q, p = torch.softmax(gold[b], 0), torch.softmax(scores[b], 0)
@@ -88,7 +88,7 @@ def plain_gold(mode: str, t5: reader.Reader, texts: list[list[str]], targets: li
 
 
 def plain_attention(plain: PlainT5, states: list[torch.Tensor], n: int, tokens: Tokens) -> float:
-    """The decoder once more, and what its cross-attention takes from passage n."""
+    """A second implementation of the decoder, with what its cross-attention takes from passage n."""
     everything, (begun, target) = torch.cat(states), tokens
     first = sum(len(s) for s in states[:n])
     heads, taken = plain.config.num_heads, 0.0

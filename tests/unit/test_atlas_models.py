@@ -1,4 +1,4 @@
-"""Reader and retriever against T5 and BERT in plain PyTorch, float64, one text at a time."""
+"""Reader and retriever, compared with T5 and BERT in plain PyTorch in float64, one text at a time."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def t5(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory)
 
 
 def texts_of(t5: reader.Reader, n_context: int) -> tuple[list[list[str]], list[str]]:
-    """Questions with passages of very uneven lengths, one of them cut off, one there twice."""
+    """Questions with passages of very different lengths, one of which is cut off, and one of which occurs twice."""
     passages = make_passages(6)
     texts, targets = [], []
     for question in make_questions(5):
@@ -62,7 +62,7 @@ def test_padding_the_passages_to_the_maximum_changes_nothing(t5: reader.Reader) 
     for place in range(len(texts)):
         padded = t5.tokenizer(texts[place], truncation=True, max_length=60, padding="max_length", return_tensors="pt")
         states = t5.model.encoder(**padded).last_hidden_state.flatten(0, 1)[None]
-        there = padded["attention_mask"].flatten()[None] - 1  # -1 where there is nothing
+        there = padded["attention_mask"].flatten()[None] - 1  # -1 for padding
         alone = reader.decode(
             t5, reader.Encoded(states, there), reader.Target(*(part[place, None] for part in target))
         ).logits
@@ -89,7 +89,7 @@ def test_what_is_generated_is_the_greedy_choice_of_the_logits(t5: reader.Reader)
 
 @torch.no_grad()
 def test_a_decoder_prompt_is_read_and_not_predicted(t5: reader.Reader) -> None:
-    """Against one question at a time in float64: the target's logits and losses, and what is written after a prompt."""
+    """Compared with one question at a time in float64: the target's logits and losses, and the text after a prompt."""
     texts, targets = texts_of(t5, 2)
     prompts = ["the king of the city", "", "the answer is", "of", "king king king"]
     target = reader.make_target(t5, targets, None, prompts)
@@ -118,7 +118,7 @@ def test_a_decoder_prompt_is_read_and_not_predicted(t5: reader.Reader) -> None:
 
 @torch.no_grad()
 def test_beams_lengths_and_their_penalty_are_the_library_s(t5: reader.Reader) -> None:
-    """Each question by itself, its passages encoded one at a time; with a cache at hand, which beams cannot use."""
+    """Each question alone, with its passages encoded one at a time. A cache exists, but beams cannot use it."""
     texts, targets = texts_of(t5, 2)
     encoded = reader.encode(t5, texts)
     cache = reader.decode(t5, encoded, reader.make_target(t5, targets, None), use_cache=True).past_key_values
@@ -156,7 +156,7 @@ def test_embeddings_are_those_of_one_text_at_a_time_in_float64(pooling: str, tmp
 
 @torch.no_grad()
 def test_minilm_is_what_sentence_transformers_says_it_is() -> None:
-    """Mean pooling and length 1, as the modules of its folder say; near texts are near."""
+    """Mean pooling and length 1, as in the modules of its folder. Similar texts have similar vectors."""
     from teacherlm.catalog.models import find_model, local_folder
 
     made, tokenizer = retriever.load_retriever(local_folder(find_model("minilm")), untied=False)
@@ -201,7 +201,7 @@ def test_a_t5_of_the_hub_has_a_sentencepiece_model_and_no_other_tokenizer(tmp_pa
     ours = load_tokenizer(tmp_path)
     text = "the first king of the city (A) one (B) two <"
     assert ours(text)["input_ids"] == [*theirs.encode(text), 1]
-    assert ours("<extra_id_0> A")["input_ids"][0] == 110 + 99  # sentinels stand at the end, the first one last
+    assert ours("<extra_id_0> A")["input_ids"][0] == 110 + 99  # the sentinels are the last ids, in reverse order
 
 
 def test_letters_without_tokens_of_their_own_are_refused(t5: reader.Reader) -> None:

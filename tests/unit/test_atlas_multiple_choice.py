@@ -1,4 +1,4 @@
-"""Prompts, permutations and the average over them."""
+"""Prompts, permutations, and the average over permutations."""
 
 import itertools
 import math
@@ -43,7 +43,7 @@ def test_a_long_question_loses_its_beginning(tokenizer: object) -> None:
 
 @pytest.mark.parametrize("words", [346, 347, 360])
 def test_options_that_fill_the_prompt_leave_the_question_s_tail(tokenizer: object, words: int) -> None:
-    """As in the reference, which slices with the number of tokens that are left, also where that is not positive."""
+    """Like the reference, which slices with the number of remaining tokens, even if it is not positive."""
     options = {**QUESTION["options"], "D": " ".join(["river"] * words)}
     text = "the first king of the city and one old queen of the island ?"
     listed = " ".join(f"({letter}) {option}" for letter, option in options.items())
@@ -57,7 +57,7 @@ def test_options_that_fill_the_prompt_leave_the_question_s_tail(tokenizer: objec
 
 
 def test_the_letter_is_found_in_any_format(tokenizer: object) -> None:
-    """After the sentinel; a target that was cut before its letter is refused."""
+    """The letter follows the sentinel. A target that was cut before its letter is refused."""
     for form in (None, "{target}", "the answer is {target} of one"):
         tokens = tokenizer(mc.target(QUESTION, form))["input_ids"]
         (place,) = mc.letter_places(tokenizer, [tokens])
@@ -74,7 +74,7 @@ def test_permutations_keep_the_answer_s_text() -> None:
         assert all(order["options"][order["answer"]] == "three" for order in asked)
         assert [order["is_original"] for order in asked] == [True] + [False] * (count - 1)
         assert {order["uid"] for order in asked} == {asked[0]["uid"]}
-    second = mc.permutations(QUESTION, "cyclic")[1]  # the reference turns them to the right
+    second = mc.permutations(QUESTION, "cyclic")[1]  # the reference rotates to the right
     assert list(second["options"].values()) == ["the old one", "one", "two", "three"]
 
 

@@ -1,4 +1,4 @@
-"""Learning rates and the index's refreshes, at the steps where they turn."""
+"""Learning rates and refreshes of the index, at the steps where they change."""
 
 import math
 

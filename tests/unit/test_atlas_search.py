@@ -1,4 +1,4 @@
-"""Flat search finds what sorting all scores finds, in blocks of any size; FAISS finds about that."""
+"""Flat search gives the same result as sorting all scores, for blocks of any size. FAISS gives nearly the same."""
 
 import itertools
 
@@ -28,11 +28,11 @@ def sorted_scores(queries: torch.Tensor, vectors: torch.Tensor, k: int) -> tuple
 def test_it_is_what_sorting_all_scores_gives(
     count: int, queries: int, k: int, block: int, cuts: list[int], values: int
 ) -> None:
-    """Small whole numbers: sums are exact, and there are many equal scores."""
+    """The numbers are small and whole, so sums are exact, and many scores are equal."""
     generator = torch.Generator().manual_seed(count)
     vectors = torch.randint(-values, values + 1, (count, 5), generator=generator).half()
     asked = torch.randint(-values, values + 1, (queries, 5), generator=generator).float()
-    bounds = sorted([0, count, *(min(cut, count) for cut in cuts)])  # of equal ones an empty segment
+    bounds = sorted([0, count, *(min(cut, count) for cut in cuts)])  # equal bounds give an empty segment
     segments = [vectors[low:high] for low, high in itertools.pairwise(bounds)]
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(flat_search.BLOCK_VALUES, "cpu", block * 5)
@@ -61,7 +61,7 @@ def test_it_is_what_faiss_finds_among_real_numbers() -> None:
     expected_scores, expected_rows = index.search(asked.numpy(), 10)
     scores, rows = FlatVectors([vectors], 0).search(asked, 10)
     torch.testing.assert_close(scores, torch.from_numpy(expected_scores), atol=1e-4, rtol=0)
-    assert (rows == torch.from_numpy(expected_rows)).float().mean() > 0.999  # but for scores that rounding makes equal
+    assert (rows == torch.from_numpy(expected_rows)).float().mean() > 0.999  # except scores that rounding makes equal
 
 
 @pytest.mark.parametrize(

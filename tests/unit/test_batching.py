@@ -1,4 +1,4 @@
-"""What is computed together: every input once, prefixes that are common, and the grouping that saves the most."""
+"""Batches: every input is computed once, common prefixes are shared, and the grouping saves the most tokens."""
 
 import functools
 
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from teacherlm.scoring.batching import SHORTEST_PREFIX, Group, Tokens, common_prefix, group_by_prefix, make_batches
 
-TOKENS = st.integers(0, 1)  # few different ones, so that prefixes are common
+TOKENS = st.integers(0, 1)  # few different tokens, so that prefixes are often common
 BEGINNINGS = st.sampled_from([(), (0,) * SHORTEST_PREFIX, (0,) * (SHORTEST_PREFIX + 3), (1,) * (SHORTEST_PREFIX + 1)])
 INPUTS = st.lists(
     st.builds(lambda beginning, rest: beginning + tuple(rest), BEGINNINGS, st.lists(TOKENS, min_size=1, max_size=12)),
@@ -18,14 +18,14 @@ INPUTS = st.lists(
 
 
 def saved(inputs: list[Tokens], scored: list[int], members: tuple[int, ...]) -> int:
-    """Tokens that computing the members' common prefix once saves."""
+    """The number of tokens that are saved by computing the members' common prefix once."""
     first = inputs[members[0]]
     longest = min(min(common_prefix(first, inputs[m]), len(inputs[m]) - scored[m]) for m in members)
     return (len(members) - 1) * longest if longest >= SHORTEST_PREFIX else 0
 
 
 def most_saved(inputs: list[Tokens], scored: list[int]) -> int:
-    """By trying all ways to cut the sorted inputs."""
+    """The maximum over all ways to split the sorted inputs."""
     order = sorted(range(len(inputs)), key=inputs.__getitem__)
 
     @functools.cache

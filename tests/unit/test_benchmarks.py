@@ -1,4 +1,4 @@
-"""The benchmarks that come with the project, on the real data: what a model reads is the reference's, byte for byte."""
+"""The project's benchmarks on the real data: the texts for models equal the reference's, byte for byte."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def reference(shared_data: Path, name: str) -> list[Record]:
 
 
 def with_prompts(sample: Record, text: str) -> Record:
-    """The rule of design.md in a second hand."""
+    """A second implementation of the rule for prompts."""
     return {**sample, "text": text, **{field: re.sub(" {2}", " ", text + end) for field, end in ENDINGS.items()}}
 
 
@@ -56,12 +56,12 @@ def test_the_test_set_of_creak_is_the_references(shared_data: Path) -> None:
     expected = reference(shared_data, "creak")
     assert len(expected) == 1_371
     for sample in expected:
-        del sample["analysis"]  # a second name that the reference gives the explanation
+        del sample["analysis"]  # the reference has the explanation under a second name
     assert built_test_set("creak", shared_data / "creak") == expected
 
 
 def test_the_test_set_of_ecqa_is_the_references(shared_data: Path) -> None:
-    """Also where two choices have the same text (30 samples); the reference's questions begin with `Q: ` already."""
+    """Also if two choices have the same text (30 samples). The reference's questions already begin with `Q: `."""
     ecqa = load_benchmark("ecqa")
     samples = reference(shared_data, "ecqa")
     built = [ecqa.ask({field: sample[field] for field in ecqa.fields}, "ecqa") for sample in samples]
@@ -142,7 +142,7 @@ def test_a_question_of_mmlu_is_that_of_the_paper(
 
 
 def test_a_line_break_at_the_end_of_a_question_gets_its_full_stop_first(mmlu: list[Record]) -> None:
-    """As 306 questions about nutrition have it: the reference looks at the last character before it mends breaks."""
+    """306 questions about nutrition have it. The reference checks the last character before it replaces line breaks."""
     [found] = [
         sample for sample in mmlu if sample["origin_question"].startswith("Which vitamin is required for vision")
     ]
@@ -153,7 +153,7 @@ def test_a_line_break_at_the_end_of_a_question_gets_its_full_stop_first(mmlu: li
 
 
 def test_mmlu_on_the_hub_is_mmlu_in_the_archive(mmlu: list[Record]) -> None:
-    """There the answer is an index."""
+    """On the hub, the answer is an index."""
     own = {"question": mmlu[7]["origin_question"], "choices": mmlu[7]["choices"], "subject": mmlu[7]["subject"]}
     index = "ABCD".index(mmlu[7]["origin_answer"])
     asked = load_benchmark("mmlu").ask({**own, "answer": index}, "hub")

@@ -1,4 +1,4 @@
-"""The chain as a graph: its stages, what each needs and makes, its tasks and commands, and where everything lies."""
+"""The chain as a graph: its stages with their inputs, outputs, tasks and commands, and its paths."""
 
 import dataclasses
 import shutil
@@ -123,7 +123,7 @@ def test_what_is_the_same_work_is_locked_by_one_name() -> None:
 
 
 def test_what_a_job_asks_for() -> None:
-    """The site's own arguments come last, and so count."""
+    """The site's arguments come last, so they take precedence."""
     asked = {stage.name: stage.request(SITE) for stage in graph().stages}
     few = ["--cpus-per-task=2", "--mem=4G", "--time=04:00:00", "--partition=cpus", "--SBATCH_ARGS", "--CPU_ARGS"]
     assert asked["prepare"] == asked["merge"] == asked["report"] == few
@@ -194,7 +194,7 @@ def test_a_task_of_the_5_shot_setting_is_a_domain(experiment: dict[str, str], tm
     (done / "manifest.json").touch()
     assert missing_tasks(train) == [1]
     shutil.rmtree(tmp_path / "data")
-    assert len(train.tasks) == 57  # before they are prepared: as many as MMLU has
+    assert len(train.tasks) == 57  # before the questions are prepared, the number of MMLU's subjects
 
 
 def test_what_an_experiment_lacks(experiment: dict[str, str], tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_where_a_submission_lies(tmp_path: Path) -> None:
 
 
 def test_the_chain_knows_the_flags_that_samples_can_have() -> None:
-    """It names them without the packages that finding them needs."""
+    """The chain lists the flags, but cannot import the module that finds them, which needs packages."""
     from teacherlm.chain import settings as of_chain
     from teacherlm.dataset import quality
 

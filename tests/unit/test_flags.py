@@ -1,4 +1,4 @@
-"""Flags as the fields of a frozen dataclass: what is read, what is refused in one line, and what --help says."""
+"""Flags as fields of a frozen dataclass: their values, the messages for mistakes, and --help."""
 
 import re
 from dataclasses import FrozenInstanceError, dataclass, replace
@@ -17,7 +17,7 @@ SOURCE = Path(flags.__file__).parents[1]
 class Cake:
     """A program with a flag of each kind."""
 
-    made: str = "here"  # no flag
+    made: str = "here"  # not a flag
     size: float | None = flag(None, help="in metres", group="form", above=0, below=1)
     name: str = flag(help="what it is called", group="form")
     layers: int = flag(3, help="how many (default: 3)", group="form", least=1, most=9)
@@ -103,7 +103,7 @@ def test_flags_stay_as_they_were_read() -> None:
 def test_a_mistake_is_one_line(words: str, said: str) -> None:
     with pytest.raises(UserError) as error:
         read(words)
-    found = str(error.value).replace("'round', 'square'", "round, square")  # as Python before 3.12 writes choices
+    found = str(error.value).replace("'round', 'square'", "round, square")  # as in Python before 3.12
     assert found == said
 
 
@@ -146,7 +146,7 @@ def test_help_lists_the_flags_in_their_groups(
     with pytest.raises(SystemExit) as ended:
         read("--help")
     assert ended.value.code == 0
-    usage, _, rest = capsys.readouterr().out.partition("\n\n")  # each Python breaks the usage into lines in its own way
+    usage, _, rest = capsys.readouterr().out.partition("\n\n")  # Python versions break the usage into different lines
     assert [" ".join(usage.split()), rest] == [" ".join(HELP.partition("\n\n")[0].split()), HELP.partition("\n\n")[2]]
 
 
@@ -157,7 +157,7 @@ def test_lines_of_a_description_stay_lines(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_no_namespace_of_argparse_is_handed_on() -> None:
-    """Its fields have no types, and anybody can change them."""
+    """A namespace's fields have no types, and any code can change them."""
     found = [file for file in SOURCE.rglob("*.py") if re.search(r"\bNamespace\b", file.read_text(encoding="utf-8"))]
-    # Released checkpoints of ATLAS hold one.
+    # Released checkpoints of ATLAS contain a namespace.
     assert [str(file.relative_to(SOURCE)) for file in found] == ["atlas/checkpoints.py"]

@@ -1,4 +1,4 @@
-"""The model class for choices answers as lm-eval's own, whatever is packed, shared, cut or fallen back to."""
+"""The model class for choices gives lm-eval's answers, with packing, shared prefixes, cutting and fallbacks."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +39,7 @@ def ours(folder: Path, joint: bool = True, samples: int | None = None) -> Langua
 
 @pytest.fixture(params=[40, 2048])
 def budget(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Tokens of a batch: so few that prefixes are shared by several batches, and so many that all is one batch."""
+    """The number of tokens of a batch: so few that several batches share prefixes, or enough for a single batch."""
     monkeypatch.setattr(LanguageModel, "tokens_at_a_time", lambda self: request.param)
     return request.param
 
@@ -80,7 +80,7 @@ def test_contexts_longer_than_the_window_are_cut_at_the_left_and_counted(tiny_mo
 
 def test_rolling_likelihoods_and_texts_are_lm_evals(tiny_model: Path) -> None:
     theirs, model = hflm(tiny_model), ours(tiny_model, samples=2)
-    model.loglikelihood(requests("loglikelihood", [("a", "b")]))  # packed before, so that it has to change back
+    model.loglikelihood(requests("loglikelihood", [("a", "b")]))  # it packs first, so it has to change back
     texts = [(context,) for context in CONTEXTS if context] + [(CONTEXTS[3] * 12,)]
     expected = theirs.loglikelihood_rolling(requests("loglikelihood_rolling", texts), disable_tqdm=True)
     assert model.loglikelihood_rolling(requests("loglikelihood_rolling", texts)) == pytest.approx(expected, abs=1e-3)

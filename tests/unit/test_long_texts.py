@@ -1,4 +1,4 @@
-"""Texts of any length and content take time that grows with their length, not with its square."""
+"""The time for a text is linear in its length, for any content, and not quadratic."""
 
 import random
 from itertools import pairwise
@@ -12,7 +12,7 @@ from teacherlm.dataset.ngrams import word_hashes, words_of
 
 
 def letters_by_search(question: str, start: int) -> list[int]:
-    """Where ` (A) `, ` (B) `, ... stand from `start` on, each looked for anew: slow, and plain to see."""
+    """The positions of ` (A) `, ` (B) `, ... from `start` on, each found by a new search: slow but simple."""
     row: list[int] = []
     for letter in LETTERS:
         start = question.find(f" ({letter}) ", start)
@@ -51,7 +51,7 @@ def test_any_text_is_taken_apart_as_by_a_plain_search() -> None:
 
 @pytest.mark.parametrize("piece", [" (A) ", " (A)", " (A) (B) ", " (Z) (Y) (A) ", ANSWER_MARK, "Q: "])
 def test_a_million_letters_in_brackets(piece: str) -> None:
-    """160,000 letters of ` (A) ` took 3.2 seconds, and four times as much for twice the letters."""
+    """160,000 characters of ` (A) ` once took 3.2 seconds, and twice the characters took four times as long."""
     code = "import sys; from teacherlm.catalog.prompts import take_apart\n"
     code += "take_apart('Q: ' + sys.argv[1] * (1_500_000 // len(sys.argv[1])))"
     assert bounded(["-c", code, piece], 30).returncode == 0
@@ -63,7 +63,7 @@ def overlaps(questions: list[list[str]], text: str) -> list[tuple[int, str]]:
 
 
 def test_a_long_text_and_the_same_text_as_a_question() -> None:
-    """16,000 words took 24 seconds: the question was looked through once for each of its words."""
+    """16,000 words once took 24 seconds, because the question was searched once for each of its words."""
     code = "import sys; from teacherlm.dataset import contamination, ngrams\n"
     code += "text = ' '.join(f'word{number}' for number in range(100_000))\n"
     code += "split = contamination.TestSplit([[text], ['a question that has no such words'], [text + ' more', text]])\n"

@@ -10,30 +10,30 @@ PACKAGE = ROOT / "src" / "teacherlm"
 COMPAT = PACKAGE / "runtime" / "compat"
 
 DOCUMENTED = {"_asdict", "_replace", "_fields", "_exit"}
-"""Names with an underscore that Python documents: those of named tuples, and os._exit."""
+"""Names with an underscore that Python documents: those of named tuples and os._exit."""
 OWN = {("scoring/task_api.py", "_convert_standard")}
-"""Names that task files of lm-eval 0.2 override, so that they are this project's interface."""
+"""Names that task files of lm-eval 0.2 override. They are therefore an interface of this project."""
 PUBLIC_MODULES = {
     "transformers.cache_utils",  # documented at "Caching"
     "transformers.integrations.sdpa_attention", "transformers.masking_utils",  # documented at "Attention interface"
     "transformers.modeling_outputs", "transformers.trainer_callback", "transformers.trainer_utils",
-    "transformers.data.metrics",  # what the SQuAD tasks of lm-eval 0.3 are scored with
+    "transformers.data.metrics",  # the SQuAD tasks of lm-eval 0.3 are scored with it
     "torch.distributed", "torch.nn.functional", "torch.utils.data", "safetensors.torch",
     "lm_eval.api.instance", "lm_eval.api.metrics", "lm_eval.api.task", "lm_eval.tasks", "accelerate.utils",
 }  # fmt: skip
 """Modules of libraries whose names are documented."""
 LIBRARIES = ("transformers", "torch", "accelerate", "deepspeed", "lm_eval", "peft", "datasets", "vllm", "safetensors")
 REBOUND = {
-    ("scoring/old_modules.py", "datasets.load_metric"),  # task files import it, and the library has it no more
-    ("finetune/arguments.py", "parser.error = refuse"),  # argparse documents it, for a subclass; the parser is given
+    ("scoring/old_modules.py", "datasets.load_metric"),  # task files import it, and the library no longer has it
+    ("finetune/arguments.py", "parser.error = refuse"),  # argparse documents it for subclasses
     ("finetune/chunked_loss.py", "head.forward = types.MethodType(chunked, head)"),
     ("finetune/single_samples.py", "model.forward = one_at_a_time"),
     ("finetune/chunked_loss.py", "inner.loss_function = finish"),  # a property that can be set
     ("scoring/permutations.py", "task.process_results = lambda"),
     ("scoring/permutations.py", "task.debias = lambda"),  # an attribute of this project
 }
-"""What is set on purpose on objects of libraries. torch documents that a call of a model computes its `forward`, and
-lm-eval that a task file defines `process_results`."""
+"""Attributes that are set on purpose on objects of libraries. torch documents that calling a model calls its `forward`,
+and lm-eval documents that a task file defines `process_results`."""
 
 
 def is_private(name: str) -> bool:
@@ -41,8 +41,8 @@ def is_private(name: str) -> bool:
 
 
 def private_uses(path: Path) -> Iterator[str]:
-    """Each use of a private name or of an internal module of a library, each attribute of a library's module that is
-    set, and each function that is put in the place of another one."""
+    """All uses of a library's private names and internal modules, all attributes of a library's modules that are set,
+    and all functions that replace another one."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     imported: dict[str, str] = {}
@@ -99,7 +99,7 @@ def test_no_private_use_is_left_outside() -> None:
 
 
 def test_uses_are_found(tmp_path: Path) -> None:
-    """The test above sees every kind of use that this project has had."""
+    """The test above finds every kind of use that this project has had."""
     file = tmp_path / "uses.py"
     file.write_text(
         """

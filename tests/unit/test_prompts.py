@@ -1,10 +1,10 @@
-"""The prompts, byte for byte: a model is taught and tested with these strings, and results depend on each of them."""
+"""The prompts, byte for byte. Models are trained and tested with these texts, so results depend on every byte."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from teacherlm.catalog.prompts import Question, full_tail, prompt_fields, remove_duplicated_block
-from teacherlm.catalog.prompts import test_context as context_at_test  # or pytest would take it for a test
+from teacherlm.catalog.prompts import test_context as context_at_test  # otherwise pytest would take it for a test
 
 SENTENCE = "Marlboro used iconic imagery to promote its brand."
 CLAIM = Question(f"Determine the correctness of the following sentence. {SENTENCE}", ("True", "False"), gold=0)
@@ -13,7 +13,7 @@ TEXT = (
     "(A) True (B) False A: The answer is (A)."
 )
 
-# Blanks are what the rule is about; tabs, line breaks and no-break spaces are not blanks.
+# The rule is only about spaces, not about tabs, line breaks and no-break spaces.
 texts = st.text(alphabet=" ab.\t\n\u00a0\u3000", max_size=24)
 
 
@@ -70,7 +70,7 @@ def test_the_corner_cases_of_remove_duplicated_block() -> None:
 
 
 def halved_runs(text: str) -> str:
-    """The rule in other words: a run of n blanks becomes (n + 1) // 2; with one at the end, both ends lose theirs."""
+    """The rule in another form: n consecutive spaces become (n + 1) // 2; a text that ends with a space is stripped."""
     found, run = "", 0
     for character in text + "\0":
         if character == " ":

@@ -1,4 +1,4 @@
-"""The rooms of the package and the arrows between them, as docs/explanation/architecture.md has them."""
+"""The rooms of the package and the imports that are allowed between them (docs/explanation/architecture.md)."""
 
 import ast
 import subprocess
@@ -22,7 +22,7 @@ ROOMS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, module) of each import of this project in a file, also those within functions."""
+    """(line, module) for each import of this project in a file, including those within functions."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -54,14 +54,14 @@ def test_a_room_says_what_is_in_it(room: str) -> None:
 
 
 def test_the_import_path_is_edited_nowhere() -> None:
-    """Task files of users have a finder of their own (scoring/task_files.py), which leaves the path as it is."""
+    """Users' task files are found by a separate finder (scoring/task_files.py), which does not change the path."""
     command = ["git", "-C", str(ROOT), "grep", "--line-number", "-E", r"sys\.path(\[|\.(insert|append|remove))", "--"]
     found = subprocess.run([*command, ":!tests"], capture_output=True, text=True).stdout.splitlines()
     assert found == []
 
 
 def test_nothing_of_ours_has_a_general_name(tmp_path: Path) -> None:
-    """What an installation adds to what can be imported is `teacherlm` alone."""
+    """An installation adds only the name `teacherlm` to the names that can be imported."""
     names = ("job", "work", "page", "dev", "table", "student", "engines", "atlas", "chain", "enhance", "finetune")
     code = f"import importlib.util; print([name for name in {names!r} if importlib.util.find_spec(name)])"
     done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)

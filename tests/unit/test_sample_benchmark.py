@@ -1,4 +1,4 @@
-"""The sample benchmark keeps what makes it worth running: balance, no leak between splits, CREAK's own fields."""
+"""The sample benchmark is balanced, has no leak between its splits, and has CREAK's fields."""
 
 import itertools
 import re
@@ -28,7 +28,7 @@ def test_no_value_occurs_twice_in_the_splits(field: str) -> None:
 
 
 def test_the_mention_of_an_entity_is_its_name_in_the_sentence() -> None:
-    """A name may end with what tells it from its namesakes: "Mercury (element)" is mentioned as "Mercury"."""
+    """A name may end with a distinction from equal names: "Mercury (element)" is mentioned as "Mercury"."""
     for claim in ALL:
         [[start, end]] = claim["entity_mention_loc"]
         name = re.sub(r" \(.*\)$", "", claim["entity"])

@@ -1,4 +1,4 @@
-"""Samples as token ids: what finetuning sees of a text, and what of it has a loss."""
+"""Samples as token ids: the part of a text that finetuning uses, and the part that has a loss."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ TEXT = parse_task("text")
 def test_a_sample_that_is_too_long_keeps_its_last_tokens_and_is_listed(tiny_llama: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     whole = [tokenizer(sentence)["input_ids"] for sentence in SENTENCES]
-    limit = sorted(map(len, whole))[len(whole) // 2]  # half of them are longer, or as long
+    limit = sorted(map(len, whole))[len(whole) // 2]  # half of the samples are at least as long
     tokens, counts = tokenize(Dataset.from_dict({"text": SENTENCES}), tokenizer, TEXT, limit, False, 0)
     assert counts == [len(SENTENCES)]
     assert tokens["input_ids"][:] == [ids[len(ids) - min(limit, len(ids)) :] for ids in whole]

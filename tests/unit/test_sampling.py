@@ -1,4 +1,4 @@
-"""The teacher's engine: a text depends on its record and seed, not on its batch, and tokens follow the softmax."""
+"""The teacher's engine: a text depends on its record and seed but not on its batch, and tokens follow the softmax."""
 
 import math
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_texts_do_not_depend_on_the_batch(tiny_model: Path, sampling: Sampling) 
 
 
 def test_texts_are_those_of_generate(tiny_model: Path) -> None:
-    """The batch that rows leave and enter, against the library's own loop for each prompt alone."""
+    """The batch, whose rows are replaced while it runs, compared with the library's loop for each prompt alone."""
     engine = TransformersEngine(tiny_model, "float32", Sampling(20, 0, 1.0), batch_size=3)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
     for completion in engine.complete(iter(asked(0))):
@@ -53,7 +53,7 @@ def test_rows_that_outgrow_the_memory_wait_and_come_out_the_same(tiny_model: Pat
     roomy = engine.steps
     engine.memory = 2 * 3 * 50 * engine.column_bytes
     assert completions(engine, 0, 10) == expected
-    assert engine.steps - roomy > roomy  # it did have to make them wait
+    assert engine.steps - roomy > roomy  # rows really had to wait
 
 
 def test_texts_depend_on_the_seed(tiny_llama: Path) -> None:
@@ -68,7 +68,7 @@ def test_temperature_0_takes_the_likeliest_token_each_time(tiny_llama: Path) -> 
 
 
 def draws(temperature: float, top_p: float, count: int) -> torch.Tensor:
-    """How often each token is drawn, over rows that each have their own record's generator."""
+    """How often each token is drawn over many rows, each with the generator of its record."""
     generators = [torch.Generator().manual_seed(draw_seed(0, index, 0, "")) for index in range(2000)]
     logits_BV = LOGITS_V.expand(len(generators), -1)
     chosen = [choose_tokens(logits_BV, generators, temperature, top_p) for _ in range(count // len(generators))]
@@ -91,7 +91,7 @@ def test_tokens_outside_the_nucleus_are_never_drawn() -> None:
 
 
 def nucleus(logits: list[float], top_p: float) -> list[bool]:
-    """In plain Python: the likeliest tokens one after the other, until their probabilities reach top_p."""
+    """Nucleus sampling in plain Python: the likeliest tokens in order until their probabilities reach top_p."""
     total = sum(map(math.exp, logits))
     order = sorted(range(len(logits)), key=lambda token: -logits[token])
     kept, reached = set(), 0.0
@@ -126,7 +126,7 @@ def test_the_end_of_text_ends_a_completion_and_is_not_in_it(tiny_llama: Path, tm
     prompts = [Prompt("cot_text", 0, 0, "The moon is", 0), Prompt("cot_text", 1, 0, "Snow", 0)]
     completion, other = engine.complete(iter(prompts))
     assert (completion.text, completion.new_tokens) == (expected, tokens.index(end) + 1)
-    assert other.new_tokens == 12  # the batch went on
+    assert other.new_tokens == 12  # the batch continued
 
 
 def test_a_stop_text_ends_a_completion_and_is_not_in_it(tiny_llama: Path) -> None:

@@ -1,4 +1,4 @@
-"""The log of a training that goes on: lines of another shape are named."""
+"""The log of a resumed training: a line with a wrong shape is named."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from teacherlm.core.errors import UserError
 def test_atlas_names_a_line_that_is_none_of_its_log(tmp_path: Path, line: str) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1, "reader_loss": 0.5}\n' + line + "\n")
-    with pytest.raises(UserError, match=r"log.jsonl, line 2: no line of a training's log: "):
+    with pytest.raises(UserError, match=r"log.jsonl, line 2: this is not a line of a training log: "):
         Log(path, 5)
 
 

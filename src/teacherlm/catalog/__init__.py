@@ -1,1 +1,1 @@
-"""What the YAML files mean: benchmarks, models, how a question becomes text, where data and weights come from."""
+"""The meaning of the YAML files: benchmarks, models, the text of a question, the sources of data and weights."""

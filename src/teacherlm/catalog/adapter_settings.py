@@ -1,4 +1,5 @@
-"""Settings of adapters that anybody wrote: patterns and sizes that would take a process's time or memory."""
+"""Checks of adapters' settings, which anybody may have written: patterns and sizes that would cost too much time or
+memory are refused."""
 
 import json
 import re
@@ -15,13 +16,13 @@ if TYPE_CHECKING:
     import torch
 
 PLAIN = re.compile(r"[\w.-]*")
-"""A name of a module, or the end of one."""
+"""A plain name of a module, or the end of one: no regular expression."""
 PATTERN_SECONDS = 20
-"""Of the processor's time that the patterns in the settings may take, for all modules of the model."""
+"""Maximum processor time of all patterns in the settings, for all modules of the model."""
 MOST_STEPS = 100
-"""Of an approximation (pissa_niter_16)."""
+"""Maximum number of steps of an approximation (16 in pissa_niter_16)."""
 LARGEST = 10**8
-"""More than any size in the settings; numbers that only begin a random sequence may be larger."""
+"""Maximum of any size in the settings. Seeds may be larger."""
 MATCH = """
 import json, re, resource, sys
 resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[1]), int(sys.argv[1])))
@@ -33,19 +34,20 @@ for name in names:
         except (re.error, RecursionError, OverflowError):
             pass
 """
-"""Does to the patterns what peft does. Nothing can stop a regular expression within a process."""
+"""Program that matches the patterns as peft does. It runs in a separate process, because a regular expression cannot be
+stopped within a process."""
 
 
 def require_bounded_settings(file: Path, settings: Mapping[str, Any], model: "torch.nn.Module") -> None:
-    """Refuse settings of adapters that are meant to hurt.
+    """Refuse settings of adapters that would cost too much time or memory.
 
     Args:
-        file: they are in.
-        settings: as read from it.
+        file: the file of the settings, for messages.
+        settings: the settings in the file.
         model: the base model.
 
     Raises:
-        UserError: a rank is larger than the model's layers, another size or a number of steps is senseless, or the
+        UserError: a rank is larger than the model's layers, another size or a number of steps is too large, or the
             patterns take too long.
     """
     most = max((min(part.shape[:2]) for part in model.parameters() if part.dim() > 1), default=0)
@@ -63,13 +65,13 @@ def require_bounded_settings(file: Path, settings: Mapping[str, Any], model: "to
     patterns = sorted({pattern for pattern in texts(settings) if not PLAIN.fullmatch(pattern)})
     if patterns and not are_quick(patterns, [name for name, _ in model.named_modules()]):
         raise UserError(
-            f"{file}: its patterns of modules, {shown(patterns[0])} for example, take more than {PATTERN_SECONDS} "
+            f"{file}: its patterns for modules, for example {shown(patterns[0])}, take more than {PATTERN_SECONDS} "
             "seconds; name the modules in a list"
         )
 
 
 def numbers(settings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """The numbers in the settings, those in objects of them too, by the setting's name."""
+    """The numbers in the settings, including those in nested objects, by the setting's name."""
     for name, value in settings.items():
         for one in value.values() if isinstance(value, dict) else [value]:
             if isinstance(one, int | float):
@@ -77,7 +79,7 @@ def numbers(settings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def texts(settings: Mapping[str, Any]) -> Iterator[str]:
-    """What peft takes for regular expressions: texts in the place of lists of modules, and the names in *_pattern."""
+    """The texts that peft may use as regular expressions: names of modules, and the names in *_pattern."""
     for name, value in settings.items():
         if re.search("modules|pattern|layers|parameters", name):
             parts = value if isinstance(value, list | dict) else [value]
@@ -85,7 +87,7 @@ def texts(settings: Mapping[str, Any]) -> Iterator[str]:
 
 
 def are_quick(patterns: list[str], names: list[str]) -> bool:
-    """Whether the patterns end in their time for all names; tried in a process that can be ended."""
+    """Whether matching the patterns with all names ends in time, tried in a process that can be killed."""
     command = [sys.executable, "-I", "-S", "-c", MATCH, str(PATTERN_SECONDS)]
     try:
         done = subprocess.run(

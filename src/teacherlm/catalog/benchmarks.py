@@ -1,10 +1,10 @@
-"""Benchmarks: one YAML file each, which says where the data is and how a sample becomes a question.
+"""Benchmarks. Each has a YAML file that says where its data is and how a sample becomes a question.
 
 The YAML's fields are described in docs/reference/benchmarks.md. Templates are Jinja2 in a sandbox, because a
 benchmark is data and not code.
 
-Run as a script it answers a shell's question: `python -P -m teacherlm.catalog.benchmarks title NAME` prints what the
-benchmark's files are called by.
+As a script, this module answers a shell's question: `python -P -m teacherlm.catalog.benchmarks title NAME` prints the
+title, which the names of the benchmark's files begin with.
 """
 
 import difflib
@@ -34,20 +34,20 @@ from teacherlm.core.yaml_files import Unquoted
 FOLDER = ROOT / "benchmarks"
 RESERVED = ("text", *PROMPTS, *KINDS.values(), *(f"{kind}_completions" for kind in KINDS.values()), "all", *TAILS)
 RESERVED += ("full_tail",)
-"""Fields that the pipeline adds to a sample; a dataset that brings them already would lose its own."""
+"""Fields that the pipeline adds to a sample. They would overwrite a dataset's fields of the same names."""
 
 
 HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
-"""Anything else `datasets` takes for a folder, a file, or one of its own readers: `json`, `imagefolder`."""
+"""A dataset's id. `datasets` would take any other text for a folder, a file, or a loader such as `imagefolder`."""
 MOST_PARTS, NAME_MAX = 32, 255
-"""Of a pattern: folders in one another; bytes of a name in most file systems."""
+"""Maximum number of parts of a pattern's path; maximum number of bytes of a file name in most file systems."""
 
 
 def is_inside(pattern: str) -> bool:
-    """Whether a pattern of files stays in the folder in which they are looked for.
+    """Whether a pattern of files is valid and stays in the folder in which the files are looked for.
 
-    It does not if it is absolute, goes up, ends in no file's name, has a part that no name can match, or has `**`
-    otherwise than as a part of its own.
+    A pattern is refused if it is absolute, has the part `..`, does not end with a file's name, has a part that is too
+    long for a name, has too many parts, or has a part that contains `**` and something else.
     """
     parts = pattern.split("/")
     whole = parts[0] and parts[-1] not in ("", ".", "**") and len(parts) <= MOST_PARTS
@@ -57,7 +57,7 @@ def is_inside(pattern: str) -> bool:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark as its YAML describes it. Fields: see docs/reference/benchmarks.md."""
+    """A benchmark as its YAML file describes it. docs/reference/benchmarks.md describes the fields."""
 
     path: Path
     title: str
@@ -68,37 +68,37 @@ class Benchmark:
     hub: Annotated[str, fits("a dataset's OWNER/NAME", HUB_ID.fullmatch)] | None = None
     hub_config: str | None = None
     local: str | None = None
-    files: Mapping[str, Annotated[str, fits("a pattern inside of the data's folder", is_inside)]] = field(
+    files: Mapping[str, Annotated[str, fits("a pattern inside the data's folder", is_inside)]] = field(
         default_factory=dict
     )
     columns: tuple[str, ...] | None = None
     file_field: str | None = None
-    groups: Mapping[str, Annotated[list[str], FailFast()]] = field(default_factory=dict)  # aliases may make millions
-    labels: Mapping[InstanceOf[str], str] | None = None  # of an Unquoted label it is known that it is one
+    groups: Mapping[str, Annotated[list[str], FailFast()]] = field(default_factory=dict)  # aliases can make millions
+    labels: Mapping[InstanceOf[str], str] | None = None  # `InstanceOf` keeps the type Unquoted
     answer_is: Annotated[str, fits("letter, index or text", ("letter", "index", "text").__contains__)] = "letter"
     preamble: str = ""
 
     @model_validator(mode="after")
     def check(self) -> Self:
-        """Refuse what the fields together cannot mean, and a broken template before any data is read.
+        """Refuse fields that contradict each other, and invalid templates, before any data is read.
 
         Raises:
-            ValueError, UserError: it names the field or the template.
+            ValueError, UserError: the message names the field or the template.
         """
         plain_name(self.title, f"{self.path}: title")
         if not 2 <= len(self.choices) <= len(LETTERS):
             raise ValueError(f"choices: 2 to {len(LETTERS)} templates were expected, found {len(self.choices)}")
         for label, letter in (self.labels or {}).items():
             if letter not in tuple(LETTERS[: len(self.choices)]):
-                raise ValueError(f"labels: {label!r}: {letter!r} is no pair of a label and a choice's letter")
+                raise ValueError(f"labels: {label!r}: the letter of a choice was expected, found {letter!r}")
             if self.boolean_labels.get(label.capitalize(), letter) != letter:
-                raise ValueError(f"labels: {label}: the same boolean stands for another letter; put them in quotes")
+                raise ValueError(f"labels: {label}: the same boolean has another letter; put the labels in quotes")
         if missing := {"train", "test"} - set(self.splits):
-            raise ValueError(f"splits: {' and '.join(sorted(missing))} missing; it names the source's split for each")
+            raise ValueError(f"splits: {' and '.join(sorted(missing))} missing; give the source's split for each")
         if self.file_field and any(Path(files).name.count("*") != 1 for files in self.files.values()):
-            raise ValueError("file_field: each of the files must have one * in its name, which the field becomes")
+            raise ValueError("file_field: each file name must have one *, whose text becomes the field's value")
         if self.groups and not self.file_field:
-            raise ValueError("groups: they are of values of the file_field, which is missing")
+            raise ValueError("groups: a group lists values of the file_field, which is missing")
         self.compile()
         return self
 
@@ -122,24 +122,24 @@ class Benchmark:
 
     @cached_property
     def fields(self) -> tuple[str, ...]:
-        """The sample's fields that the templates read, in the order of the templates."""
+        """The fields of a sample that the templates read, in the order of the templates."""
         sources = [self.question, *self.choices, self.answer, self.preamble]
         return tuple(dict.fromkeys(name for source in sources for name in fields_of(source)))
 
     @cached_property
     def question_fields(self) -> tuple[str, ...]:
-        """The sample's fields that the question's own template reads."""
+        """The fields of a sample that the template `question` reads."""
         return tuple(fields_of(self.question))
 
     def ask(self, sample: Record, where: str) -> Question:
-        """The question that a sample asks.
+        """The question of a sample.
 
         Args:
-            sample: the dataset's own fields.
+            sample: the fields of the source dataset.
             where: the sample's place, for messages: "train.json, line 7".
 
         Raises:
-            UserError: a field is missing or null, a template fails, or the answer is none of the choices.
+            UserError: a field is missing or null, a template fails, or the answer is not one of the choices.
         """
         for name in self.fields:
             if sample.get(name) is None:
@@ -158,14 +158,14 @@ class Benchmark:
         return Question(rendered["question"], choices, gold, rendered["preamble"])
 
     def gold(self, answer: str, choices: tuple[str, ...], where: str) -> int:
-        """Index of the choice that an answer names: by the YAML's `labels`, by its letter, index or text."""
+        """The index of the choice that an answer names, by the YAML's `labels`, or by the letter, index or text."""
         letters = LETTERS[: len(choices)]
         if self.labels is not None:
             accepted = {
                 label: letters.index(letter) for label, letter in {**self.boolean_labels, **self.labels}.items()
             }
         elif self.answer_is == "text":
-            accepted = {text: index for index, text in enumerate(choices)}  # of equal texts the last, as the reference
+            accepted = {text: index for index, text in enumerate(choices)}  # for equal texts the last, as the reference
         elif self.answer_is == "index":
             accepted = {str(index): index for index in range(len(choices))}
         else:
@@ -179,7 +179,7 @@ class Benchmark:
 
     @cached_property
     def boolean_labels(self) -> dict[str, str]:
-        """Letters of what a boolean renders to, where `labels` has an unquoted true or false."""
+        """Rendered boolean (True, False) -> letter, for the labels that are an unquoted true or false."""
         labels = list((self.labels or {}).items())
         return {
             label.capitalize(): letter
@@ -188,14 +188,14 @@ class Benchmark:
         }
 
     def prepare(self, sample: Record, where: str) -> Record:
-        """A training sample with its four prompt fields: what the teacher reads."""
+        """A training sample with the four prompt fields added. The teacher reads three of them."""
         self.refuse_reserved(sample, where)
         return {**sample, **prompt_fields(self.ask(sample, where))}
 
     def test_sample(self, sample: Record, where: str) -> Record:
-        """A test sample as the tasks read it: own fields, `task_name`, `question`, `answer`, and `preamble` if any.
+        """A test sample for the tasks: its fields with `task_name`, `question`, `answer` and perhaps `preamble` added.
 
-        A source field of one of these names is kept as `origin_question` and so on.
+        A source field with one of these names is kept under another one, such as `origin_question`.
         """
         asked = self.ask(sample, where)
         added = {"task_name": self.title, "question": asked.with_choices, "answer": asked.answer}
@@ -217,7 +217,7 @@ def names() -> list[str]:
 
 
 def benchmark_and_part(task: str) -> tuple[str, str | None] | None:
-    """The benchmark that a task's name begins with, and the rest: `mmlu_stem` -> mmlu, stem; `mmlu` -> mmlu, None."""
+    """The benchmark that a task's name begins with, and the rest: mmlu_stem -> (mmlu, stem), mmlu -> (mmlu, None)."""
     for name in sorted(names(), key=len, reverse=True):
         if task == name:
             return name, None
@@ -227,10 +227,11 @@ def benchmark_and_part(task: str) -> tuple[str, str | None] | None:
 
 
 def load_benchmark(name: str) -> Benchmark:
-    """Read `benchmarks/NAME.yaml`, of the current folder or the project's, or the YAML file that `name` is a path of.
+    """Read `benchmarks/NAME.yaml` of the current folder or of the project, or the YAML file at the path `name`.
 
     Raises:
-        UserError: there is none (near names are listed), or a field of the YAML is missing, unknown or malformed.
+        UserError: there is no such file (similar names are listed), or a field of the YAML is missing, unknown or
+            malformed.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else yaml_file(FOLDER, name)
     if not path.is_file():

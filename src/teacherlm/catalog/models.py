@@ -1,10 +1,10 @@
-"""Models: teacher or student, by the name of a YAML, by a folder, or by a hub id; always a local folder in the end.
+"""Models, given by the name of a YAML file, by a folder, or by a hub id. Each becomes a local folder.
 
 The YAML's fields are described in docs/reference/models.md.
 
-Run as a script it answers a shell's questions: `python -P -m teacherlm.catalog.models get NAME finetune.batch [...]`
-prints one value a line, `... request NAME finetune` the arguments of sbatch for its job, `... folder NAME` makes the
-folder and prints its path.
+As a script, this module answers a shell's questions: `python -P -m teacherlm.catalog.models get NAME finetune.batch
+[...]` prints one value per line, `... request NAME finetune` prints the arguments of sbatch for a stage's job, and
+`... folder NAME` makes the model's folder and prints its path.
 """
 
 import contextlib
@@ -35,22 +35,23 @@ FOLDER = ROOT / "models"
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 PICKLED_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
-"""Read only where there are no safetensors (OPT on the hub), and only by transformers with weights_only=True."""
+"""Pickled weights are read only if there are no safetensors (OPT on the hub). transformers then reads them with
+weights_only=True."""
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 NO_WEIGHTS = ("trainer_state.json", "manifest.json", "*.log")
 
 MEMORY, TIME = re.compile(r"[0-9]{1,9}[KMGT]?"), re.compile(r"([0-9]{1,4}-)?[0-9]{1,7}(:[0-9]{1,2}){0,2}|UNLIMITED")
-"""Amounts of memory and time as sbatch takes them."""
+"""Amounts of memory and of time in sbatch's format."""
 Count = Annotated[Whole, fits("a whole number from 1 to 1000000", range(1, 10**6 + 1).__contains__)]
 CountOfGpus = Annotated[Whole, fits("a whole number from 0 to 1000000", range(10**6 + 1).__contains__)]
 Rate = Annotated[Number, fits("a positive number", lambda number: 0 < number < math.inf)]
-Memory = Annotated[str, fits("an amount as sbatch takes it, 48G for example,", MEMORY.fullmatch)]
-Time = Annotated[str, fits("a time as sbatch takes it, 24:00:00 for example,", TIME.fullmatch)]
+Memory = Annotated[str, fits("an amount in sbatch's format, for example 48G,", MEMORY.fullmatch)]
+Time = Annotated[str, fits("a time in sbatch's format, for example 24:00:00,", TIME.fullmatch)]
 
 
 @dataclass(frozen=True)
 class Enhance:
-    """Recommended values of enhancing."""
+    """Recommended values for enhancing."""
 
     batch: Count = 8
     num_tokens: Count = 2048
@@ -58,7 +59,7 @@ class Enhance:
 
 @dataclass(frozen=True)
 class Finetune:
-    """Recommended values of finetuning. 6e-6 is the reference's example."""
+    """Recommended values for finetuning. The learning rate 6e-6 is the reference's example."""
 
     batch: Count = 8
     accumulation: Count = 1
@@ -69,7 +70,7 @@ class Finetune:
 
 @dataclass(frozen=True)
 class Job:
-    """What a stage's job asks Slurm for."""
+    """The resources that a stage's job requests from Slurm."""
 
     nodes: Count = 1
     gpus: CountOfGpus = 1
@@ -80,14 +81,14 @@ class Job:
 
 @dataclass(frozen=True)
 class EvaluationJob(Job):
-    """What the job that scores checkpoints asks Slurm for."""
+    """The resources that the job which scores checkpoints requests from Slurm."""
 
     time: Time = "04:00:00"
 
 
 @dataclass(frozen=True)
 class Slurm:
-    """What the job of each stage asks Slurm for."""
+    """The resources that the job of each stage requests from Slurm."""
 
     enhance: Annotated[Job, named(Job)] = Job()
     finetune: Annotated[Job, named(Job)] = Job()
@@ -99,9 +100,10 @@ STAGES = tuple(asdict(Slurm()))
 
 @dataclass(frozen=True)
 class Model:
-    """A model as its YAML describes it, or as a folder or hub id stands for itself (docs/reference/models.md).
+    """A model that a YAML file describes, or that a folder or a hub id names.
 
-    `enhance`, `finetune` and `slurm` are recommended values; a model without a YAML is run with their defaults.
+    docs/reference/models.md describes the fields.
+    `enhance`, `finetune` and `slurm` are recommended values. A model without a YAML file has their defaults.
     """
 
     name: SkipValidation[str]
@@ -132,21 +134,21 @@ def names() -> list[str]:
 
 
 def find_model(name: str) -> Model:
-    """The model that a name stands for: `models/NAME.yaml`, else a folder, else a hub id `owner/name`.
+    """The model that a name stands for: `models/NAME.yaml`, otherwise a folder, otherwise a hub id `owner/name`.
 
-    The YAML is that of the current folder's own `models/` where there is one, else the project's.
+    A YAML file in the current folder's `models/` takes precedence over the project's.
 
     A teacher may also be an address, `http://host:port/model`, or a field of the records, `field:explanation`.
 
     Raises:
-        UserError: it is none of these, and near names are listed; or a server's address has a secret in it, or would
-            get one unencrypted.
+        UserError: it is none of these (similar names are listed); or a server's address contains a secret; or a key
+            would be sent to the server unencrypted.
     """
     described = yaml_file(FOLDER, name) if "/" not in name else None
     if described is not None and described.is_file():
         model = read_yaml(described, Model, {"name": name, "server": None, "explanations": None})
         if sum(source is not None for source in (model.hub, model.path, model.package)) != 1:
-            raise UserError(f"{described}: exactly one of hub, path and package says where the weights are")
+            raise UserError(f"{described}: exactly one of hub, path and package was expected, for the weights' place")
         return model
     if is_address(name):
         check_address(name)
@@ -162,19 +164,19 @@ def find_model(name: str) -> Model:
         raise UserError(f"no model at {name}: no such folder; give a folder with config.json, tokenizer and weights")
     near = difflib.get_close_matches(name, names(), n=6, cutoff=0.5) or names()
     raise UserError(
-        f"no model {name!r}; the nearest in models/: {', '.join(near)} (or give a folder, or a hub id owner/name)"
+        f"no model {name!r}; similar ones in models/: {', '.join(near)} (or give a folder, or a hub id owner/name)"
     )
 
 
 def local_folder(model: Model) -> Path:
-    """The folder with the model's config, tokenizer and weights; downloaded or made first where that is needed.
+    """The folder with the model's config, tokenizer and weights. It is downloaded or made first if necessary.
 
     Raises:
-        UserError: it cannot be had, or is not a model's folder.
+        UserError: the folder cannot be downloaded or made, or it is not a model's folder.
     """
     if model.server is not None or model.explanations is not None:
         raise UserError(
-            f"{model.server or model.name}: that can be a teacher only (TEACHER, --name); give a folder or a name here"
+            f"{model.server or model.name}: this can only be a teacher (TEACHER, --name); give a folder or a name here"
         )
     if model.package is not None:
         from teacherlm.catalog.packages import packaged_model
@@ -193,10 +195,10 @@ def local_folder(model: Model) -> Path:
 
 
 def small_files(name: str) -> Path:
-    """A folder with a model's configuration and tokenizer; weights on the hub are left there.
+    """A folder with a model's configuration and tokenizer. Weights on the hub are not downloaded.
 
     Raises:
-        UserError: they cannot be had.
+        UserError: the files cannot be downloaded or found.
     """
     model = find_model(name)
     if model.hub is None:
@@ -206,12 +208,12 @@ def small_files(name: str) -> Path:
     fetch = functools.partial(
         huggingface_hub.snapshot_download, model.hub, revision=model.revision, allow_patterns=[*SMALL_FILES]
     )
-    with contextlib.suppress(Exception):  # not there, or not whole: ask the hub
+    with contextlib.suppress(Exception):  # missing or incomplete in the cache: download it
         return Path(fetch(local_files_only=True))
     require_hub_cache()
     try:
         return Path(fetch())
-    except Exception as error:  # as in download
+    except Exception as error:  # many types, as in `download`
         raise UserError(
             f"the configuration of {model.hub} could not be fetched from the hub ({reason(error)}); check its name, "
             "the network and HF_ENDPOINT, or give the folder of a copy"
@@ -219,7 +221,7 @@ def small_files(name: str) -> Path:
 
 
 def check_folder(folder: Path) -> Path:
-    """The same folder, once it is sure that a model can be loaded from it."""
+    """Return the folder, after checking that it has a model's files."""
     if not folder.is_dir():
         raise UserError(f"no model at {folder}: no such folder; give a folder with config.json, tokenizer and weights")
     if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
@@ -238,7 +240,7 @@ def check_folder(folder: Path) -> Path:
 
 
 def fetch(hub: str, revision: str, weights: tuple[str, ...], **options: Any) -> Path:
-    """The folder of a model in the hub's cache, with these weights; what is not there is downloaded."""
+    """The folder of a model in the hub's cache, with these weights. Missing files are downloaded."""
     import huggingface_hub
 
     patterns = [*SMALL_FILES, *weights]
@@ -250,9 +252,9 @@ def fetch(hub: str, revision: str, weights: tuple[str, ...], **options: Any) -> 
 
 
 def cached_folder(hub: str, revision: str) -> Path | None:
-    """The folder of a model that is in the hub's cache; nothing is downloaded."""
+    """The folder of a model in the hub's cache, or None if it is not there. Nothing is downloaded."""
     for weights in (WEIGHTS, PICKLED_WEIGHTS):
-        with contextlib.suppress(Exception):  # not there, or not whole
+        with contextlib.suppress(Exception):  # missing or incomplete in the cache
             cached = fetch(hub, revision, weights, local_files_only=True)
             if any(any(cached.glob(pattern)) for pattern in weights):
                 return cached
@@ -260,9 +262,9 @@ def cached_folder(hub: str, revision: str) -> Path | None:
 
 
 def download(hub: str, revision: str) -> Path:
-    """Fetch a model from the hub into its cache, safetensors where there are any, and return its folder.
+    """Download a model from the hub into the hub's cache, as safetensors if there are any, and return its folder.
 
-    A model that is in the cache already needs no network.
+    A model that is already in the cache needs no network.
     """
     import huggingface_hub
 
@@ -273,7 +275,7 @@ def download(hub: str, revision: str) -> Path:
         files = huggingface_hub.model_info(hub, revision=revision).siblings
         safe = any(file.rfilename.endswith(".safetensors") and "/" not in file.rfilename for file in files)
         return fetch(hub, revision, WEIGHTS if safe else PICKLED_WEIGHTS)
-    except Exception as error:  # the client raises its own, the network's and the file system's errors
+    except Exception as error:  # the client raises errors of its own, of the network and of the file system
         raise UserError(
             f"the model {hub} could not be fetched from the hub ({reason(error)}); check its name, the network and "
             "HF_ENDPOINT, or give the folder of a copy"
@@ -281,12 +283,12 @@ def download(hub: str, revision: str) -> Path:
 
 
 def describe_model(folder: Path, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Digest of what a model computes with: its configuration, tokenizer and weights.
+    """The digest of a model's configuration, tokenizer and weights.
 
-    That of adapters covers their base model as well, which is described under `base`.
+    The digest of adapters also covers their base model, which is described under `base`.
 
     Raises:
-        UserError: the base model of adapters is gone, or is not the one that they were trained on.
+        UserError: the base model of adapters is missing, or has changed since their training.
     """
     described = describe_files(folder, known)
     if is_adapter(folder):
@@ -298,17 +300,17 @@ def describe_model(folder: Path, known: Mapping[str, Any] | None = None) -> dict
 
 
 def describe_files(folder: Path, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Digest of a model's files in a folder; optimizer states and what else lies beside them are left out."""
+    """The digest of a model's files in a folder, without optimizer states and other files."""
     found = {file for pattern in (*SMALL_FILES, *WEIGHTS) for file in folder.glob(pattern)}
     read = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
-    if not any((folder / name).is_file() for name in read):  # the library then reads pickled weights
+    if not any((folder / name).is_file() for name in read):  # the library then reads pickled weights instead
         found |= {file for pattern in (*PICKLED_WEIGHTS, "adapter_model.bin") for file in folder.glob(pattern)}
     files = sorted(file for file in found if not any(file.match(pattern) for pattern in NO_WEIGHTS))
     return describe(folder, known, files)
 
 
 BASES: dict[Path, dict[str, Any]] = {}
-"""The last description of each base model, by its folder: checkpoints share one, whose weights are read once."""
+"""Folder of a base model -> its last description. Checkpoints share a base model, so its weights are read only once."""
 
 
 def describe_base(folder: Path, known: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -319,15 +321,15 @@ def describe_base(folder: Path, known: Mapping[str, Any] | None) -> dict[str, An
 def main() -> None:
     parser = Parser(prog="teacherlm.catalog.models", description="Answer a shell's questions about a model.")
     commands = parser.add_subparsers(dest="command", required=True)
-    get = commands.add_parser("get", help="print recommended values, one a line")
+    get = commands.add_parser("get", help="print recommended values, one per line")
     get.add_argument("name")
     get.add_argument("fields", nargs="+", help="name, or for example finetune.batch")
-    folder = commands.add_parser("folder", help="print the folder of the model, made or downloaded first if needed")
+    folder = commands.add_parser("folder", help="print the model's folder; it is made or downloaded first if needed")
     folder.add_argument("name")
-    asked = commands.add_parser("request", help="print what a stage's job asks Slurm for, an argument of sbatch a line")
+    asked = commands.add_parser("request", help="print the arguments of sbatch for a stage's job, one per line")
     asked.add_argument("name")
     asked.add_argument("stage", choices=STAGES)
-    asked.add_argument("--gpu_type", default="", help="of --gres")
+    asked.add_argument("--gpu_type", default="", help="type of GPU for --gres")
     args = parser.parse_args()
     model = find_model(args.name)
     if args.command == "folder":
@@ -343,9 +345,9 @@ def main() -> None:
 
 
 def request(model: Model, stage: str, gpu_type: str) -> list[str]:
-    """Arguments of sbatch for a job of a stage, as the model's YAML recommends.
+    """The arguments of sbatch for a stage's job, as the model's YAML recommends.
 
-    On several nodes srun starts a process for each GPU, so each node has that many tasks, which share its processors.
+    On several nodes, srun starts a process per GPU. Each node then has one task per GPU, and the tasks share its CPUs.
     """
     nodes, gpus, cpus, memory, time = (
         model.recommended(f"slurm.{stage}.{name}") for name in ("nodes", "gpus", "cpus", "memory", "time")

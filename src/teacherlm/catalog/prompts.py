@@ -1,6 +1,6 @@
-"""How a question becomes text: for the teacher, for finetuning and for the test. Nothing else in the project does this.
+"""The text of a question for the teacher, for finetuning and for the test. No other module makes this text.
 
-Source: the prompts of TeacherLM (He et al. 2023, arXiv 2310.19019), byte for byte as its code has them.
+Source: the prompts in the code of TeacherLM (He et al. 2023, arXiv 2310.19019), byte for byte.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ PROMPTS = {
     "error_text": " The common mistakes are:",
     "fundamental_text": " The fundamental of this question is:",
 }
-"""Prompt field -> what it adds to `text`."""
+"""Prompt field -> the text that it adds to the field `text`."""
 
 KINDS = {"cot_text": "cot", "error_text": "error", "fundamental_text": "fundamental"}
 """Prompt field -> the kind of explanation that the teacher writes after it."""
@@ -24,7 +24,7 @@ KINDS = {"cot_text": "cot", "error_text": "error", "fundamental_text": "fundamen
 TAILS = tuple(f"{kind}_tail" for kind in KINDS.values())
 
 FULL_ORDER = ("fundamental_text", "cot_text", "error_text")
-"""The order of the three explanations in `full_tail`: as in the paper's figure 1."""
+"""The order of the three explanations in `full_tail`, which is the order in the paper's figure 1."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Question:
         question: the question alone.
         choices: the texts of the choices, in the order of their letters.
         gold: index of the right choice.
-        preamble: what stands before `Q: ` (MMLU names the subject there), with its closing blank; else empty.
+        preamble: the text before `Q: `, with a space at its end, or empty. MMLU's preamble names the subject.
     """
 
     question: str
@@ -55,25 +55,25 @@ class Question:
 
 
 ANSWER_MARK = " A: The answer is ("
-"""After it comes the letter: where a test's context ends, and the text that a student should learn to write begins."""
+"""The text before the answer's letter. A test's context ends with it, and a student's completion begins after it."""
 
 
 def test_context(question_with_choices: str, preamble: str = "") -> str:
-    """What stands before the letter that is scored at test time."""
+    """The context of the letters that are scored at test time."""
     return f"{preamble}Q: {question_with_choices}{ANSWER_MARK}"
 
 
 def completion_start(text: str) -> int | None:
-    """Where in a sample's text (`text`, `cot_tail`, ...) the question ends and the letter stands; None: nowhere."""
+    """The position of the answer's letter in a sample's text (`text`, `cot_tail`, ...), or None if there is none."""
     position = text.find(ANSWER_MARK)
     return None if position < 0 else position + len(ANSWER_MARK)
 
 
 def take_apart(text: str) -> tuple[str, tuple[str, ...]]:
-    """(question, choices) of a sample's `text` or of a test's context: of its last question, where it has several.
+    """Split a sample's `text` or a test's context into (question, choices). If it has several questions, use the last.
 
-    Where letters in brackets stand in the question too, the choices are the longest row of letters, the last of several
-    that are equally long.
+    If the question itself contains letters in brackets, the choices are the longest sequence of letters; of several
+    equally long ones, the last.
     """
     before = text.rpartition(ANSWER_MARK)[0] or text
     before = before[before.rfind(ANSWER_MARK) + 1 :]
@@ -81,7 +81,7 @@ def take_apart(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def split_choices(question: str) -> tuple[str, tuple[str, ...]]:
-    """`question (A) first (B) second` -> the question and its choices; none where no row of letters is."""
+    """Split `question (A) first (B) second` into the question and its choices. Without letters there are no choices."""
     row = longest_row(question)
     if len(row) < 2:
         return question, ()
@@ -90,17 +90,17 @@ def split_choices(question: str) -> tuple[str, tuple[str, ...]]:
 
 
 MARK = re.compile(r"(?= \(([A-Z])\) )")
-"""A letter in brackets; the blank after it may be the one before the next: an empty choice."""
+"""A letter in brackets. The matches overlap, because with an empty choice two letters share the space between them."""
 
 
 def longest_row(question: str) -> list[int]:
-    """Where ` (A) `, ` (B) `, ... of the longest row of letters stand; of equally long ones, of the last.
+    """The positions of ` (A) `, ` (B) `, ... in the longest sequence of letters; of equally long ones, in the last.
 
-    After a letter comes the next place of the letter that follows it in the alphabet. One pass from the end finds the
-    rows of all places, so the time grows with the length of the text, whatever stands in it.
+    In a sequence, a letter is followed by the nearest later occurrence of the next letter of the alphabet. One pass
+    from the end finds the sequences from all positions, so the time is linear in the length of any text.
     """
     marks = [(match.start(), match[1]) for match in MARK.finditer(question)]
-    firsts = {match.start() for match in re.finditer(re.escape(" (A) "), question)}  # of ` (A) (A) ` only one
+    firsts = {match.start() for match in re.finditer(re.escape(" (A) "), question)}  # only one in ` (A) (A) `
     nearest: dict[str, int] = {}
     following: dict[int, int | None] = {}
     lengths: dict[int, int] = {}
@@ -119,16 +119,15 @@ def longest_row(question: str) -> list[int]:
 
 
 def prompt_fields(question: Question) -> dict[str, str]:
-    """The four prompt fields of a sample: `text` as it is, the three for the teacher with blanks cleaned."""
+    """The four prompt fields of a sample: `text`, and three for the teacher, in which double spaces are removed."""
     text = test_context(question.with_choices, question.preamble) + question.answer.removeprefix("(") + "."
     return {"text": text, **{field: remove_duplicated_block(text + ending) for field, ending in PROMPTS.items()}}
 
 
 def prompts_digest() -> dict[str, str]:
-    """What a stage whose output has prompts in it writes among its inputs: a digest of what the templates above make.
+    """A digest of the texts that this module makes. A stage whose output has prompts in it records it as an input.
 
-    It is taken of texts, not of this file: of questions with two choices, with blanks that are cleaned, and with a
-    preamble.
+    It is computed from the texts of two questions (with double spaces, an empty choice, a preamble), not from the code.
     """
     asked = [Question("Is  it so? ", ("yes", "no"), 1), Question("Which\tone", ("a ", "", " c"), 0, "On birds. ")]
     made: list[object] = [PROMPTS, KINDS, TAILS]
@@ -139,19 +138,19 @@ def prompts_digest() -> dict[str, str]:
 
 
 def full_tail(text: str, explanations: dict[str, str]) -> str:
-    """Question, answer and all three explanations, each after its prompt.
+    """The question, the answer and all three explanations, each after its prompt.
 
     Args:
         text: the sample's field `text`.
-        explanations: prompt field -> completion, all three.
+        explanations: prompt field -> completion, for all three prompt fields.
     """
     return remove_duplicated_block(text + "".join(PROMPTS[field] + explanations[field] for field in FULL_ORDER))
 
 
 def remove_duplicated_block(text: str) -> str:
-    """Double blanks become single, in one pass (so four become two); with trailing blanks, those at both ends go.
+    """Replace double spaces by single ones in one pass (four become two). If the text ends with a space, strip it.
 
-    The name and the corner cases are the reference's: teachers were trained on prompts cleaned like this.
+    The name and these corner cases are the reference's, because the teachers were trained on prompts cleaned like this.
     """
     text = text.replace("  ", " ")
     return text.strip(" ") if text.endswith(" ") else text

@@ -1,4 +1,4 @@
-"""Servers that a teacher answers from: what their address may hold, and whether a key may be sent there."""
+"""Servers of teachers: what their address may contain, and whether a key may be sent there."""
 
 import ipaddress
 import os
@@ -10,7 +10,7 @@ from teacherlm.core.errors import UserError
 
 KEY = "OPENAI_API_KEY"
 KEY_OVER_HTTP = "TEACHERLM_KEY_OVER_HTTP"
-"""Set to 1, the key goes to another machine without encryption."""
+"""If this variable is 1, the key may be sent to another machine without encryption."""
 
 
 def is_address(name: str) -> bool:
@@ -19,11 +19,11 @@ def is_address(name: str) -> bool:
 
 
 def split_address(address: str) -> tuple[str, str]:
-    """(http://host:port, model) of http://host:port/model or http://host:port/v1/model.
+    """Split http://host:port/model or http://host:port/v1/model into (http://host:port, model).
 
     Raises:
-        UserError: it is no such address, or has more in it, which could be a secret: an address is written to
-            manifests. The message does not repeat it.
+        UserError: it is not such an address; or it has more parts, which could be secrets, and addresses are written to
+            manifests. The message does not repeat these parts.
     """
     where = "TEACHER, --name"
     expected = "http://host:port/model was expected, with the model's name as the server knows it"
@@ -34,9 +34,9 @@ def split_address(address: str) -> tuple[str, str]:
         raise UserError(f"{where}: {expected}; its host or port is not valid") from error
     if "@" in parts.netloc or "?" in address or "#" in address:
         raise UserError(
-            f"{where}: the server's address ({host}) has a user's name, a password or a setting (?...) in it; an "
-            f"address is written to files that others read: give {parts.scheme}://host:port/model, and the key, where "
-            f"one is needed, as {KEY}"
+            f"{where}: the server's address ({host}) contains a user's name, a password or a setting (?...); addresses "
+            f"are written to files that others read: give {parts.scheme}://host:port/model, and a key, if one is "
+            f"needed, as {KEY}"
         )
     model = urllib.parse.unquote(parts.path).strip("/").removeprefix("v1/")
     words = model.split("/")
@@ -47,19 +47,19 @@ def split_address(address: str) -> tuple[str, str]:
 
 
 def key_for(address: str) -> str | None:
-    """The key that is sent to a server, from OPENAI_API_KEY; None without one.
+    """The key in OPENAI_API_KEY, which is sent to a server, or None if there is none.
 
     Args:
         address: http://host:port.
 
     Raises:
-        UserError: it would cross the network unencrypted, or is none that HTTP can carry.
+        UserError: the key would cross the network unencrypted, or has characters that HTTP cannot send.
     """
     key = os.environ.get(KEY)
     if not key:
         return None
     if not re.fullmatch(r"[\x21-\x7e]+", key):
-        raise UserError(f"{KEY}: it has a blank, a line break or a letter that no key has; export it again")
+        raise UserError(f"{KEY}: it has a space, a line break or a character that no key has; export it again")
     parts = urllib.parse.urlsplit(address)
     if parts.scheme != "https" and not is_here(parts.hostname or "") and os.environ.get(KEY_OVER_HTTP) != "1":
         raise UserError(
@@ -70,7 +70,7 @@ def key_for(address: str) -> str | None:
 
 
 def is_here(host: str) -> bool:
-    """Whether a host is this machine, so that what is sent there crosses no network."""
+    """Whether a host is this machine, so that data sent there crosses no network."""
     if host in ("localhost", socket.gethostname().lower()):
         return True
     try:
@@ -80,7 +80,7 @@ def is_here(host: str) -> bool:
 
 
 def check_address(address: str) -> None:
-    """Refuse an address that cannot be a teacher's, or that the key may not be sent to, before anything is written.
+    """Refuse an address that is not a teacher's or that the key may not be sent to, before anything is written.
 
     Raises:
         UserError: see `split_address` and `key_for`.

@@ -1,4 +1,4 @@
-"""Where a benchmark's samples come from: the hub, a folder of files as the authors publish them, or a saved dataset."""
+"""The samples of a benchmark, read from the hub, from a folder with the authors' files, or from a saved dataset."""
 
 import codecs
 import csv
@@ -20,7 +20,7 @@ from teacherlm.core.saved_datasets import is_saved, load_saved, require_plain, s
 from teacherlm.core.terminal import shown
 
 Sample = tuple[str, Record]
-"""(where it stands, its fields)"""
+"""(its place, for messages; its fields)"""
 
 
 def read_split(
@@ -29,14 +29,14 @@ def read_split(
     """Yield the samples of a split, in the source's order.
 
     Args:
-        benchmark: whose data.
+        benchmark: the benchmark that the samples belong to.
         split: "train", "test" or another key of the benchmark's `splits`.
-        data: a folder with the benchmark's `files`, or a `datasets` folder; None: the benchmark's own `local` folder,
-            or else the hub.
-        limit: the first so many samples only.
+        data: a folder with the benchmark's `files`, or a folder that `datasets` saved. None means the benchmark's
+            `local` folder, or the hub if it has none.
+        limit: the maximum number of samples.
 
     Raises:
-        UserError: the data is missing, a file cannot be read as what it should be, or a sample cannot be a record.
+        UserError: the data is missing, a file does not have its expected format, or a sample cannot be a record.
     """
     if split not in benchmark.splits:
         raise UserError(f"{benchmark.path}: no split {split!r}; there are: {', '.join(benchmark.splits)}")
@@ -52,7 +52,7 @@ def read_split(
 
 
 def source_files(benchmark: Benchmark, data: Path | None, splits: Iterable[str] | None = None) -> list[Path]:
-    """The local files that the benchmark's splits (all, or some) are read from; none when the hub is the source."""
+    """The local files from which the benchmark's splits (all, or some) are read. If the hub is the source, none."""
     if data is None:
         if benchmark.local is None:
             return []
@@ -67,7 +67,7 @@ def split_files(benchmark: Benchmark, split: str, data: Path) -> list[Path]:
         raise UserError(f"{data}: no such folder; the data of {benchmark.title} was expected there")
     pattern = benchmark.files.get(split)
     if pattern is None:
-        raise UserError(f"{benchmark.path}: files: no file is named for the split {split!r}")
+        raise UserError(f"{benchmark.path}: files: there is no entry for the split {split!r}")
     found = sorted({file for ending in ("", *COMPRESSED) for file in data.glob(pattern + ending)})
     if not found:
         raise UserError(f"{data / pattern}: no such file; {benchmark.title}'s {split} samples were expected there")
@@ -75,12 +75,12 @@ def split_files(benchmark: Benchmark, split: str, data: Path) -> list[Path]:
     for file in found:
         other = by_name.setdefault(unpacked(file), file)
         if other != file:
-            raise UserError(f"{other}: {file.name} is there as well; remove one of them")
+            raise UserError(f"{other}: {file.name} exists as well; remove one of them")
     return found
 
 
 def unpacked(file: Path) -> Path:
-    """Its name without .gz or .zst."""
+    """The path without .gz or .zst."""
     return file.with_suffix("") if file.suffix in COMPRESSED else file
 
 
@@ -96,7 +96,7 @@ def read_files(benchmark: Benchmark, split: str, data: Path) -> Iterator[Sample]
 
 
 def read_json(file: Path) -> Iterator[Sample]:
-    """JSON lines, or one JSON list of objects (as StrategyQA is published)."""
+    """The samples in a file of JSON lines, or in a file with one JSON list of objects, like StrategyQA's."""
     with open_bytes(file) as handle:
         start = handle.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
     if start != b"[":
@@ -110,7 +110,7 @@ def read_json(file: Path) -> Iterator[Sample]:
             raise UserError(f"{file}: a list of at most {LIST_BYTES:,} bytes was expected; save it as JSON lines")
         records = parse_json(data.decode("utf-8-sig"), LIST_VALUES, LIST_PARTS)
     except ValueError as error:
-        raise UserError(f"{file}: no valid JSON: {error}") from error
+        raise UserError(f"{file}: not valid JSON: {error}") from error
     except Flaw as flaw:
         raise UserError(f"{file}: {flaw}") from None
     if not records:
@@ -123,7 +123,7 @@ def read_json(file: Path) -> Iterator[Sample]:
 
 
 def read_csv(file: Path, columns: tuple[str, ...] | None) -> Iterator[Sample]:
-    """CSV with a header row, or with the `columns` of the benchmark; columns of the same name make a list."""
+    """The samples in a CSV file with a header row, or with the benchmark's `columns`. Equal names give a list."""
     csv.field_size_limit(LINE_BYTES)
     with open_bytes(file) as packed, io.TextIOWrapper(packed, encoding="utf-8-sig", newline="") as handle:
         lines = RowLines(file, handle)
@@ -151,17 +151,18 @@ def read_csv(file: Path, columns: tuple[str, ...] | None) -> Iterator[Sample]:
             if not found:
                 raise UserError(f"{file}: empty; at least one row was expected")
         except UnicodeDecodeError as error:
-            raise UserError(f"{file}, line {undecodable_line(file)}: no valid CSV in UTF-8: {reason(error)}") from error
+            line = undecodable_line(file)
+            raise UserError(f"{file}, line {line}: not valid CSV in UTF-8: {reason(error)}") from error
         except csv.Error as error:
-            raise UserError(f"{file}, line {reader.line_num}: no valid CSV in UTF-8: {error}") from error
+            raise UserError(f"{file}, line {reader.line_num}: not valid CSV in UTF-8: {error}") from error
 
 
 class RowLines:
-    """The lines of a CSV file; those of one row may have LINE_BYTES letters and ROW_COMMAS commas.
+    """The lines of a CSV file. The lines of one row may have at most LINE_BYTES characters and ROW_COMMAS commas.
 
     Args:
-        file: its path, for messages.
-        handle: what is read from.
+        file: the file's path, for messages.
+        handle: the open file.
     """
 
     def __init__(self, file: Path, handle: io.TextIOWrapper):
@@ -186,14 +187,14 @@ class RowLines:
         self.commas += line.count(",")
         if self.letters > LINE_BYTES or self.commas > ROW_COMMAS:
             raise UserError(
-                f"{self.file}, line {self.number}: a row of at most {LINE_BYTES:,} letters and {ROW_COMMAS:,} commas "
-                "was expected; is a quote missing?"
+                f"{self.file}, line {self.number}: a row of at most {LINE_BYTES:,} characters and {ROW_COMMAS:,} "
+                "commas was expected; is a quote missing?"
             )
         return line
 
 
 def undecodable_line(file: Path) -> int:
-    """The number of the first line that is not UTF-8. A file is decoded in blocks, ahead of the line that is read."""
+    """The number of the first line that is not UTF-8. The reader does not know it, because it decodes in blocks."""
     with open_bytes(file) as handle:
         for number, line in enumerate(handle, start=1):
             try:
@@ -204,12 +205,12 @@ def undecodable_line(file: Path) -> int:
 
 
 def read_saved(benchmark: Benchmark, split: str, data: Path) -> Iterator[Sample]:
-    """A split of a folder that `DatasetDict.save_to_disk` wrote, with the hub's names of splits and fields."""
+    """A split in a folder that `DatasetDict.save_to_disk` wrote, with the hub's names of splits and fields."""
     name = benchmark.splits[split]
     needed = f"{benchmark.title} needs {', '.join(dict.fromkeys(benchmark.splits.values()))}"
     saved_files(data)
     if not (data / "dataset_dict.json").is_file():
-        raise UserError(f"{data}: one Dataset without splits; a DatasetDict was expected: {needed}")
+        raise UserError(f"{data}: a DatasetDict was expected, found one Dataset without splits; {needed}")
     saved = load_saved(data, splits=True)
     if name not in saved:
         raise UserError(f"{data}: no split {name!r}; there are: {', '.join(saved)}")
@@ -231,7 +232,7 @@ def read_hub(benchmark: Benchmark, split: str) -> Iterator[Sample]:
     require_hub_cache()
     try:
         loaded = load_hub(benchmark.hub, benchmark.hub_config, source)
-    except Exception as error:  # the hub's client raises a dozen kinds, and none of them is a fault of this code
+    except Exception as error:  # the hub's client raises a dozen types of errors, and none is a bug of this code
         raise UserError(
             f"{benchmark.title} could not be loaded from the hub ({benchmark.hub}, {source}: {reason(error)}); "
             "check the network and HF_ENDPOINT, or give a local folder with the authors' files (make: "
@@ -243,26 +244,27 @@ def read_hub(benchmark: Benchmark, split: str) -> Iterator[Sample]:
 
 
 def require_no_namesake(benchmark: Benchmark) -> None:
-    """Refuse to ask the library for a dataset of the hub where the current folder has a file or folder of its name.
+    """Refuse to load a dataset from the hub if the current folder has a file or folder with the dataset's name.
 
-    The library would take that. It may be anybody's.
+    `datasets` would load that instead, and anybody may have put it there.
 
     Raises:
-        UserError: there is one.
+        UserError: there is such a file or folder.
     """
     if benchmark.hub and os.path.lexists(benchmark.hub):
         raise UserError(
             f"{Path(benchmark.hub).absolute()}: it has the name of a dataset on the hub, and the library would read it "
-            f"in that dataset's place; call this from another folder, or give the folder with the data of "
+            f"instead of that dataset; run this from another folder, or give the folder with the data of "
             f"{benchmark.title} (data_prepare.py: --data DIR)"
         )
 
 
 @functools.cache
 def load_hub(hub: str, config: str | None, split: str) -> Any:
-    """A split of a dataset on the hub, or of its copy in the cache where the hub cannot be reached.
+    """A split of a dataset on the hub, or of its copy in the cache if the hub cannot be reached.
 
-    One request shows whether it can: left alone, `load_dataset` waits half a minute, with a warning at each retry.
+    One request finds out first whether the hub can be reached. Otherwise `load_dataset` would try for half a minute,
+    with a warning at each retry.
     """
     import datasets
     import huggingface_hub
@@ -270,7 +272,7 @@ def load_hub(hub: str, config: str | None, split: str) -> Any:
     unreachable = None
     try:
         huggingface_hub.dataset_info(hub, timeout=10)
-    except huggingface_hub.errors.HfHubHTTPError:  # it answers; load_dataset says what is amiss
+    except huggingface_hub.errors.HfHubHTTPError:  # the hub answers; load_dataset says what is wrong
         pass
     except Exception as error:
         unreachable = error

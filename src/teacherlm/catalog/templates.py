@@ -1,9 +1,9 @@
-"""The templates of a benchmark: Jinja2 as data. They read a sample's fields, and their memory and time are bounded.
+"""The templates of a benchmark: Jinja2 templates that read a sample's fields, with limited memory and time.
 
-Jinja2's sandbox keeps a template from Python's objects, not from `{{ "x" * 10 ** 10 }}` or five loops in one another.
-Here a template may use what makes text of fields: loops, conditions, `set`, the filters and methods listed below.
-Whatever makes a text or a list larger than what it was made of is counted, and a rendering ends in an error at a limit
-(limits.py).
+Jinja2's sandbox keeps a template away from Python's objects, but allows `{{ "x" * 10 ** 10 }}` and five nested loops.
+Here a template may only use what makes text from fields: loops, conditions, `set`, and the filters and methods listed
+below. Every operation that makes a text or a list longer than its inputs is counted, and a rendering that exceeds a
+limit (limits.py) ends with an error.
 """
 
 import functools
@@ -51,7 +51,7 @@ FILTER_NAMES = (
     *("length", "list", "lower", "max", "min", "sort", "title", "trim", "truncate", "unique", "upper", "wordcount"),
 )
 FILTERS_OF_FILTERS = ("map", "reject", "rejectattr", "select", "selectattr")
-"""Those of Jinja2's filters that neither draw at random nor fill up a text to a given width."""
+"""Jinja2's filters, without those that draw at random or pad a text to a given width."""
 
 METHODS: dict[type, Collection[str]] = {
     str: {name for name in dir(str) if not name.startswith("_")}
@@ -61,7 +61,7 @@ METHODS: dict[type, Collection[str]] = {
     dict: {"get", "items", "keys", "values"},
     LoopContext: {"changed", "cycle"},
 }
-"""What a template may call, by the type of the value."""
+"""Type of a value -> the methods that a template may call."""
 
 REFUSED = {
     nodes.Macro: "macro",
@@ -74,21 +74,21 @@ REFUSED = {
     nodes.AssignBlock: "set without =",
     nodes.Pow: "**",
 }
-"""Parts of Jinja2 that a benchmark does not need, and that call themselves, read files or are not counted."""
+"""Parts of Jinja2 that a benchmark does not need, and that can recurse, read files or escape the counting."""
 
 ERRORS = (
     *(jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError),
     *(RecursionError, NameError),
 )
-"""What a template raises over values that it was not made for: `{{ 5 | full_stop }}` has no endswith."""
+"""Errors that a template raises for values of the wrong type: in `{{ 5 | full_stop }}`, 5 has no `endswith`."""
 
 
 class TooMuch(jinja2.TemplateRuntimeError):
-    """A rendering is beyond a limit."""
+    """A rendering exceeds a limit."""
 
 
 class Work(threading.local):
-    """What the rendering of this thread has made so far, and the processor time at which it ends."""
+    """What this thread's rendering has made so far, and the processor time at which it is stopped."""
 
     letters = kept = 0
     end = 0.0
@@ -98,19 +98,19 @@ class Work(threading.local):
 
     def spend(self, letters: int) -> None:
         """Raises:
-        TooMuch: with these letters the rendering makes more than TEMPLATE_WORK, or it takes too long.
+        TooMuch: with these characters the rendering exceeds TEMPLATE_WORK, or it takes too long.
         """
         self.letters += letters
         if self.letters > TEMPLATE_WORK:
-            raise TooMuch(f"it makes more than {TEMPLATE_WORK:,} letters (each step of a loop counts as {LOOP_STEP})")
+            raise TooMuch(f"it makes more than {TEMPLATE_WORK:,} characters (a step of a loop counts as {LOOP_STEP})")
         if time.thread_time() > self.end:
             raise TooMuch(f"it takes more than {TEMPLATE_SECONDS:g} seconds")
 
     def keep(self, value: Any) -> Any:
-        """The same value, once what is in it is counted: what filters and methods return can be kept with `set`.
+        """Count and return a value from a filter or a method. A template can keep such values with `set`.
 
         Raises:
-            TooMuch: all that this rendering was given so is more than TEMPLATE_KEPT, or it is too large a number.
+            TooMuch: all such values of this rendering exceed TEMPLATE_KEPT, or the value is too large a number.
         """
         require_small(value)
         waiting = [value]
@@ -118,7 +118,8 @@ class Work(threading.local):
             part = waiting.pop()
             self.kept += 1 + (len(part) if isinstance(part, str) else 0)
             if self.kept > TEMPLATE_KEPT:
-                raise TooMuch(f"its filters, methods and slices make more than {TEMPLATE_KEPT:,} letters and values")
+                made = f"{TEMPLATE_KEPT:,} characters and values"
+                raise TooMuch(f"its filters, methods and slices make more than {made}")
             if isinstance(part, dict):
                 waiting += part.values()
             elif isinstance(part, list | tuple):
@@ -126,13 +127,13 @@ class Work(threading.local):
         return value
 
     def steps(self, values: Iterable[Any], letters: int) -> Iterator[Any]:
-        """The values that a loop goes through, each counted, with the fixed text that the loop's body writes."""
+        """The values of a loop. Each step is counted, plus the characters of fixed text in the loop's body."""
         for value in values:
             self.spend(LOOP_STEP + letters)
             yield value
 
     def expand(self, value: Any) -> None:
-        """Count all that is in a value: one list can be in others many times, and is written, compared as often."""
+        """Count all parts of a value. A list can occur in others many times, and is written or compared each time."""
         waiting = [value]
         while waiting:
             value = waiting.pop()
@@ -147,24 +148,24 @@ WORK = Work()
 
 
 def size_of(value: Any) -> int:
-    """Letters of a text; of a whole number what a product with it costs; 0 of anything else."""
+    """The cost of a value: the length of a text, the cost of a product with a whole number, otherwise 0."""
     if isinstance(value, str):
         return len(value)
     return value.bit_length() ** 2 // 10_000 if isinstance(value, int) else 0
 
 
 def require_small(value: Any) -> None:
-    """Refuse a whole number with which one step would take long: a division of two of a million digits takes a minute.
+    """Refuse a whole number that makes a step slow. Dividing two numbers of a million digits takes a minute.
 
     Raises:
-        TooMuch: it has more than TEMPLATE_BITS.
+        TooMuch: the number has more than TEMPLATE_BITS bits.
     """
     if isinstance(value, int) and value.bit_length() > TEMPLATE_BITS:
-        raise TooMuch(f"it counts with a whole number of more than {TEMPLATE_BITS:,} bits")
+        raise TooMuch(f"it uses a whole number of more than {TEMPLATE_BITS:,} bits")
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja2's sandbox in which only METHODS can be called, and what they and the operators make is counted."""
+    """Jinja2's sandbox, in which only METHODS can be called. The results of methods and operators are counted."""
 
     intercepted_binops = frozenset(["*", "+", "%", "-", "/", "//"])
 
@@ -181,7 +182,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         require_small(right)
         if operator == "%" and isinstance(left, str):
             raise jinja2.exceptions.SecurityError("% of a text cannot be used in a template")
-        if operator == "*" and isinstance(left, int) != isinstance(right, int):  # so many copies of a text or a list
+        if operator == "*" and isinstance(left, int) != isinstance(right, int):  # copies of a text or a list
             copies, value = (left, right) if isinstance(left, int) else (right, left)
             if not isinstance(value, str | float):
                 raise jinja2.exceptions.SecurityError("* of a list cannot be used in a template")
@@ -196,7 +197,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 def replaced(text: Any, old: Any, new: Any, count: int | None = None) -> str:
-    """`text.replace(old, new, count)`; all of them where the count is None."""
+    """`text.replace(old, new, count)`. None as the count replaces all occurrences."""
     whole, found, instead = text_of(text), text_of(old), text_of(new)
     most = -1 if count is None else count
     hits = whole.count(found)
@@ -229,7 +230,7 @@ def join(environment: jinja2.Environment, values: Iterable[Any], d: str = "", at
 
 
 def over_counted(filter: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that goes through values, and what it gets and takes being counted as the steps of a loop."""
+    """A filter that iterates over values. Each value counts as a step of a loop."""
 
     @functools.wraps(filter)
     def counted(context: Any, values: Iterable[Any], *args: Any, **kwargs: Any) -> Any:
@@ -249,7 +250,7 @@ def kept(filter: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def full_stop(text: str) -> str:
-    """A full stop where the closing punctuation is missing (the reference's list for MMLU: . , ? ! and the quote)."""
+    """Add a full stop to a text without closing punctuation (. , ? ! or a quote, the reference's list for MMLU)."""
     return text if text.endswith((".", ",", "?", "!", '"')) else text + "."
 
 
@@ -258,7 +259,7 @@ def one_line(text: str) -> str:
 
 
 STEPS, CONCATENATED, MADE, SLICED = "for", "~", "[]", "[:]"
-"""Names of filters that no template can write; `Bounded` writes them."""
+"""Names of filters that a template cannot use. `Bounded` inserts these filters."""
 
 
 @jinja2.pass_context
@@ -273,13 +274,13 @@ def concatenated(context: Any, values: list[Any]) -> str:
 
 @jinja2.pass_context
 def written(context: Any, value: Any) -> str:
-    """A value as the template writes it. (It asks for the context so that nothing is written while compiling.)"""
+    """A value as the template writes it. (It takes the context, so that Jinja2 does not call it while compiling.)"""
     return text_of(value)
 
 
 @jinja2.pass_context
 def made(context: Any, value: Any) -> Any:
-    """A list or mapping that the template writes down, counted."""
+    """A list or mapping that the template contains, counted."""
     WORK.expand(value)
     return value
 
@@ -304,17 +305,17 @@ SANDBOX.filters |= {STEPS: steps, CONCATENATED: kept(concatenated), MADE: made, 
 
 
 class Bounded(NodeTransformer):
-    """Refuses what a template must not use, and has the steps of loops and the concatenations counted."""
+    """Refuses the parts of Jinja2 that a template must not use, and inserts filters that count the others."""
 
     def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
         """Raises:
-        jinja2.TemplateSyntaxError: it uses one of REFUSED, or a number that is infinite.
+        jinja2.TemplateSyntaxError: the node is one of REFUSED, or an infinite number.
         """
         if type(node) in REFUSED or getattr(node, "recursive", False):
             word = REFUSED.get(type(node), "recursive")
             raise jinja2.TemplateSyntaxError(f"{word} cannot be used here", node.lineno)
         if isinstance(node, nodes.Const) and isinstance(node.value, float) and not math.isfinite(node.value):
-            raise jinja2.TemplateSyntaxError("a number in it is too large", node.lineno)  # it would compile to a name
+            raise jinja2.TemplateSyntaxError("a number in it is too large", node.lineno)  # compiles to the name `inf`
         return super().visit(node, *args, **kwargs)
 
     def visit_For(self, node: nodes.For) -> nodes.For:
@@ -349,23 +350,23 @@ def as_filter(value: nodes.Node, name: str, *args: nodes.Expr) -> nodes.Filter:
 
 
 def compile_template(source: str, where: str) -> jinja2.Template:
-    """A template that `render` takes.
+    """A compiled template, for `render`.
 
     Args:
         where: the template's place, for messages.
 
     Raises:
-        UserError: it is no valid Jinja2, too long, or uses what is refused here.
+        UserError: it is not valid Jinja2, is too long, or uses a part of Jinja2 that is refused here.
     """
     if len(source) > TEMPLATE_LETTERS:
-        raise UserError(f"{where}: a template of at most {TEMPLATE_LETTERS:,} letters was expected")
+        raise UserError(f"{where}: a template of at most {TEMPLATE_LETTERS:,} characters was expected")
     try:
         return SANDBOX.from_string(Bounded().visit(SANDBOX.parse(source)))
     except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"{where} is no valid Jinja2: {error.message}") from error
+        raise UserError(f"{where} is not valid Jinja2: {error.message}") from error
     except RecursionError:
         raise UserError(f"{where} is nested too deeply") from None
-    except (SyntaxError, ValueError, ArithmeticError, MemoryError) as error:  # of Python's compiler; a long number
+    except (SyntaxError, ValueError, ArithmeticError, MemoryError) as error:  # Python's compiler; a long number
         raise UserError(f"{where} cannot be compiled: {reason(error)}") from error
 
 
@@ -376,7 +377,7 @@ def fields_of(source: str) -> list[str]:
 
 def render(template: jinja2.Template, sample: Mapping[str, Any]) -> str:
     """Raises:
-    One of ERRORS; `TooMuch` where it is beyond a limit.
+    One of ERRORS. It is `TooMuch` if the rendering exceeds a limit.
     """
     WORK.begin()
     return template.render(sample)

@@ -1,4 +1,4 @@
-"""Test sets as data_prepare.py makes them: folders of samples with the fields `question` and `answer`."""
+"""Test sets, which data_prepare.py makes: folders of samples with the fields `question` and `answer`."""
 
 import functools
 from pathlib import Path
@@ -16,11 +16,11 @@ def load_test_set(path: Path, name: str, choices: int | None) -> datasets.Datase
     """The samples of a benchmark's test set.
 
     Args:
-        name: of the benchmark, for the message that its test set is missing.
-        choices: number of letters that an answer may be; None: an answer may be anything.
+        name: the benchmark's name, for the message that its test set is missing.
+        choices: the number of choices, whose letters an answer may be. None means that an answer may be any text.
 
     Raises:
-        UserError: there are none, without `question` or `answer`, or with an answer that is none of the letters.
+        UserError: there are no samples, or one has no `question` or `answer`, or an answer is not one of the letters.
     """
     if not (path / "dataset_info.json").is_file():
         raise UserError(
@@ -35,7 +35,7 @@ def read(path: Path, stamp: tuple[tuple[str, int], ...], choices: int | None) ->
     try:
         features = load_object(path / "dataset_info.json").get("features") or {}
         samples = load_saved(path)
-    except Exception as error:  # a UserError of the folder, or of dataset_info.json
+    except Exception as error:  # a UserError about the folder, or an error about dataset_info.json
         raise UserError(f"{path}: there are no samples in it, or they cannot be read ({reason(error)})") from error
     for needed in ("question", "answer"):
         if needed not in features:

@@ -1,1 +1,1 @@
-"""The stages one after the other: a chain's settings, what is known of the site, and how far the jobs are."""
+"""Chains of stages: their settings, the site's settings, running them here or on Slurm, the state of their jobs."""

@@ -12,7 +12,7 @@ from teacherlm.chain.site import Site
 from teacherlm.runtime.launcher import Command, own_program, program
 
 DOMAINS = 57
-"""Of MMLU: before the questions are prepared, so many tasks are planned."""
+"""Number of MMLU's subjects. Before the questions are prepared, this number of tasks is planned."""
 GPUS = 8
 
 
@@ -36,7 +36,7 @@ def locked_by(work: str) -> Callable[[int], str]:
 
 
 def to_data(layout: AtlasLayout) -> dict[str, str]:
-    """What an image may write to: what these stages make goes to DATA_DIR."""
+    """The variable that lets an image write to DATA_DIR, where the outputs of these stages go."""
     return {"RUNS": layout.data.path}
 
 
@@ -79,7 +79,7 @@ def evaluate(settings: AtlasSettings, layout: AtlasLayout) -> Stage:
 
 
 def train(settings: AtlasSettings, layout: AtlasLayout) -> Stage:
-    """Of the 5-shot setting a task is a domain; the others have one task."""
+    """The stage that trains. In the 5-shot setting it has a task per domain, in the others one task."""
     array, work = settings.setting == "5-shot", f"train-{settings.name}"
 
     def commands(task: int | None, more: Sequence[str]) -> list[Command]:
@@ -89,7 +89,7 @@ def train(settings: AtlasSettings, layout: AtlasLayout) -> Stage:
         return [experiment(settings, more, domains[task])] if task < len(domains) else []
 
     def missing() -> list[int]:
-        """By the manifests alone: asking each domain would take minutes. Each looks for itself, too."""
+        """The domains without a manifest. A full check would take minutes; each task checks itself when it starts."""
         domains = layout.data.domains()
         return [task for task, domain in enumerate(domains) if not layout.domain_manifest(domain).is_file()]
 
@@ -104,12 +104,12 @@ def train(settings: AtlasSettings, layout: AtlasLayout) -> Stage:
         array=array,
         needs=needed(settings, layout.data),
         missing=missing if array else None,
-        nothing="train: there are fewer domains",
+        nothing="train: there is no domain with this number",
     )
 
 
 class Domains(Sequence[int]):
-    """The numbers of the domains, as they are when they are asked for: preparing the questions makes them."""
+    """The numbers of the domains. They are counted at each use, because preparing the questions makes the domains."""
 
     def __init__(self, data: DataFolder):
         self.data = data
@@ -140,7 +140,7 @@ def score(layout: AtlasLayout) -> Stage:
 
 
 def report(layout: AtlasLayout) -> Stage:
-    """Of all experiments that are there."""
+    """The stage that makes the page of all experiments."""
     work = f"report-{layout.name}"
     return Stage(
         name="report",
@@ -154,27 +154,28 @@ def report(layout: AtlasLayout) -> Stage:
 
 
 def whole_node(site: Site) -> list[str]:
-    """The reference's eight nodes of eight GPUs are for its largest model; ATLAS_ARGS says what this site gives."""
+    """A request for one node of eight GPUs. ATLAS_ARGS changes it; the reference's largest model takes eight nodes."""
     words = ["--nodes=1", f"--ntasks-per-node={GPUS}", "--cpus-per-task=8", "--mem=0", "--time=08:00:00"]
     words += [*site.partition("PARTITION"), f"--gres=gpu:{site.gpu_type and site.gpu_type + ':'}{GPUS}"]
     return [*words, *site.arguments["SBATCH_ARGS"], *site.arguments["ATLAS_ARGS"]]
 
 
 def needed(settings: AtlasSettings, data: DataFolder) -> tuple[str, ...]:
-    """The checkpoint, and the index, unless passages are indexed in its place."""
+    """The paths that must exist: the checkpoint, and the index unless passages are indexed instead."""
     model, index = settings.model_path or data.model(settings.size), settings.index_path or data.index(settings.size)
     by_passages = settings.passages and "/indices/" in index
     return tuple(path for path in (model, *([] if by_passages else [index])) if path != "none")
 
 
 def absences(settings: AtlasSettings, data: DataFolder) -> list[Absence]:
-    where = "fetch it with atlas/preprocessing/download_*.py (docs/how-to/atlas.md)"
-    message = "{} is not there, and jobs have no internet; " + where
+    message = (
+        "{} is missing, and jobs have no internet: atlas/preprocessing/download_*.py download it (docs/how-to/atlas.md)"
+    )
     return [(path, message.format(path)) for path in needed(settings, data) if not Path(path).exists()]
 
 
 def checksum(path: str) -> int:
-    """POSIX cksum of a line: a short name for a folder."""
+    """The POSIX checksum (cksum) of a path with a line break, used as a short name for a folder."""
     crc = 0
     text = os.fsencode(path) + b"\n"
     length = len(text)

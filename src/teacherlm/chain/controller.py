@@ -1,4 +1,4 @@
-"""Slurm's programs as they are asked: their lines, or one line that says why there are none."""
+"""Calls of Slurm's programs: the lines that they print, or one line that says why there are none."""
 
 import re
 import subprocess
@@ -6,68 +6,68 @@ import subprocess
 from teacherlm.core.errors import UserError
 
 WAIT_SECONDS = 60
-"""They are given so long to answer."""
+"""Seconds that a program may take to answer."""
 FOR_EVER = 2**40
-"""Seconds: more than any job asks for."""
+"""Seconds that stand for no limit: more than any job requests."""
 CANNOT_RUN = re.compile(r"Partition(Config|NodeLimit)|BadConstraints|(Assoc|QOS).*Max.*Per(Job|Node).*")
-"""Slurm's reasons to let a job wait for ever."""
+"""Slurm's reasons with which a job waits for ever."""
 
 
 class NoAnswer(Exception):
-    """Slurm's program is not there, fails, or does not answer in time; the text is the reason."""
+    """Slurm's program is missing, fails, or does not answer in time. The text is the reason."""
 
 
 class NoProgram(NoAnswer):
-    """Slurm's program is not on this machine."""
+    """Slurm's program is missing on this machine."""
 
 
 def lines_of(*command: str) -> list[str]:
     """The lines that one of Slurm's programs prints.
 
     Raises:
-        NoAnswer: there are none.
+        NoAnswer: the program is missing, fails, or does not answer in time.
     """
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=WAIT_SECONDS)
     except FileNotFoundError:
         raise NoProgram(f"there is no {command[0]} here") from None
     except subprocess.TimeoutExpired:
-        raise NoAnswer(f"{command[0]} waited for a minute") from None
+        raise NoAnswer(f"{command[0]} gave no answer for a minute") from None
     if done.returncode:
-        raise NoAnswer((done.stderr.strip().splitlines() or [f"{command[0]} failed"])[-1])  # the last line has it
+        raise NoAnswer((done.stderr.strip().splitlines() or [f"{command[0]} failed"])[-1])  # the reason comes last
     return done.stdout.splitlines()
 
 
 def ask(*command: str) -> list[str]:
-    """The lines that one of Slurm's programs prints, for a program that can do nothing without them.
+    """The lines that one of Slurm's programs prints, or a UserError if there are none.
 
     Raises:
-        UserError: there are none.
+        UserError: see `NoAnswer`.
     """
     try:
         return lines_of(*command)
     except NoProgram:
         raise UserError(f"{command[0]}: no such command; is this a login node of the cluster?") from None
     except NoAnswer as error:
-        raise UserError(f"Slurm does not answer ({error}); ask again later") from error
+        raise UserError(f"Slurm does not answer ({error}); try again later") from error
 
 
 def never_runs(job: str) -> str | None:
-    """Why Slurm will let a job wait for ever; None where it will not.
+    """The reason why a job will wait for ever, or None if it will not.
 
     Raises:
-        NoAnswer, ValueError, IndexError: Slurm does not know the job any more.
+        NoAnswer, ValueError, IndexError: Slurm no longer knows the job.
     """
     line = lines_of("squeue", "--noheader", f"--jobs={job}", "--format=%P %l %r")[0]
     partition, limit, reason = line.split(maxsplit=2)
     longest = map(seconds_of, lines_of("sinfo", "--noheader", f"--partition={partition}", "--format=%l"))
     if seconds_of(limit) > max(longest):
-        return f"it asks for more time ({limit}) than its partition {partition} allows"
+        return f"it requests more time ({limit}) than its partition {partition} allows"
     return f"Slurm says {reason}" if CANNOT_RUN.fullmatch(reason) else None
 
 
 def seconds_of(time: str) -> int:
-    """Of Slurm's [days-][hours:]minutes:seconds; infinite and UNLIMITED are more than any job asks for."""
+    """The seconds in Slurm's [days-][hours:]minutes:seconds. `infinite` and UNLIMITED give FOR_EVER."""
     if not re.fullmatch(r"([0-9]+-)?[0-9]+(:[0-9]+)*", time):
         return FOR_EVER
     days, _, clock = time.rpartition("-")

@@ -1,4 +1,4 @@
-"""Write slurm/site.env from what Slurm says of this site (partitions, GPUs a node, limits, accounts), and show it."""
+"""Write slurm/site.env from what Slurm reports (partitions, GPUs per node, time limits, accounts), and print it."""
 
 import getpass
 import os
@@ -17,7 +17,7 @@ SITE = ROOT / "slurm" / "site.env"
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition, as sinfo describes the nodes in it that are alike."""
+    """A partition with the properties of one kind of its nodes, as sinfo prints them."""
 
     name: str
     default: bool
@@ -30,22 +30,22 @@ class Partition:
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=SITE, help="(default: site.env beside this script)")
+    parser.add_argument("--output", type=Path, default=SITE, help="the file to write (default: slurm/site.env)")
     args = parser.parse_args()
     if args.output.exists():
-        raise UserError(f"{args.output} is there already; remove it to have it written anew")
+        raise UserError(f"{args.output} exists already; remove it first to write it again")
     partitions = read_partitions()
-    rows = [("partition", "nodes", "GPUs a node", "CPUs", "memory (MB)", "time limit")]
+    rows = [("partition", "nodes", "GPUs per node", "CPUs", "memory (MB)", "time limit")]
     rows += [(p.name + "*" * p.default, p.nodes, p.gpus or "-", p.cpus, p.memory, p.limit) for p in partitions]
     print(tables.table(rows))
     text = site_env(partitions, read_accounts())
     with open(os.open(args.output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
-        file.write(text)  # only for this user: people put keys there
+        file.write(text)  # only this user can read it, because people put keys there
     print(f"\n{args.output}:\n\n{text}", end="")
 
 
 def read_partitions() -> list[Partition]:
-    """Of each partition one kind of nodes, those with the most GPUs."""
+    """The partitions, each with the kind of its nodes that has the most GPUs."""
     found: dict[str, Partition] = {}
     for line in ask("sinfo", "--noheader", "--format=%P|%G|%c|%m|%l|%D"):
         name, gres, cpus, memory, limit, nodes = line.split("|")
@@ -59,13 +59,13 @@ def read_partitions() -> list[Partition]:
 
 
 def count(partition: Partition) -> int:
-    """GPUs a node: of `gpu:a100:4`, 4."""
+    """The number of GPUs per node: 4 for `gpu:a100:4`."""
     last = partition.gpus.rpartition(":")[2]
     return int(last) if last.isdigit() else 0
 
 
 def read_accounts() -> list[str]:
-    """Accounts that the user may charge; none where the site keeps no account of jobs."""
+    """The accounts that the user may charge. There are none on a site without accounting."""
     command = ["sacctmgr", "--noheader", "--parsable2", "show", "associations", f"user={getpass.getuser()}"]
     try:
         return sorted({line.strip() for line in ask(*command, "format=account") if line.strip()})
@@ -78,9 +78,9 @@ def site_env(partitions: list[Partition], accounts: list[str]) -> str:
     without = [partition for partition in partitions if not count(partition)] or [with_gpus]
     for_cpus = max(without, key=lambda partition: partition.default)
     account = shlex.quote(accounts[0]) if accounts else ""
-    others = f" # of: {', '.join(accounts)}" if accounts[1:] else ""
+    others = f" # one of: {', '.join(accounts)}" if accounts[1:] else ""
     lines = [
-        "# This site, as `make site` found it; slurm/site.env.example says what else can stand here.",
+        "# The settings of this site, found by `make site`. slurm/site.env.example shows what else can be set here.",
         f"ACCOUNT={account}{others}",
         f"PARTITION={shlex.quote(with_gpus.name)} # {with_gpus.gpus or 'no GPUs'}, at most {with_gpus.limit}",
         f"CPU_PARTITION={shlex.quote(for_cpus.name)} # at most {for_cpus.limit}",

@@ -1,7 +1,7 @@
-"""Say what this machine has and lacks for each stage, how to mend it, and which way of installing to take here.
+"""Print what this machine has and lacks for each stage, how to fix it, and which way of installing to choose here.
 
-It runs without anything installed, and on an old Python too (3.6, of a login node), which it then says is too old. So
-nothing that later versions of Python brought is used here.
+This program needs no packages. It also runs on a login node's old Python (3.6), to report that the Python is too old.
+So it uses no features of later Pythons.
 """
 
 import io
@@ -20,15 +20,15 @@ ROOT = Path(__file__).resolve().parents[3]
 GIB = 2**30
 OK, LACKS, NOTE = "ok", "LACKS", "note"
 OLDEST, NEWEST = (3, 11), (3, 14)
-"""The Pythons that the packages are for (pyproject.toml)."""
+"""The oldest and the newest Python for which there are packages (pyproject.toml)."""
 GLIBC = (2, 28)
-"""The oldest C library that their wheels run with."""
+"""The oldest C library with which the packages' wheels run."""
 DRIVER = 580
-"""The oldest NVIDIA driver for the CUDA release (13.0) of torch's build for GPUs."""
+"""The oldest NVIDIA driver that supports CUDA 13.0, which torch's build for GPUs uses."""
 CHECK_PYTHON = "import sys; print('%d.%d' % sys.version_info[:2]); import venv, ensurepip"
 
 Finding = tuple
-"""(ok, LACKS or note; what was looked at; what was found, and how to mend it)"""
+"""(ok, LACKS or note; what was checked; what was found, and how to fix it)"""
 
 
 def main() -> int:
@@ -62,22 +62,22 @@ def main() -> int:
     lacking = [name for state, name, _ in findings if state == LACKS]
     print()
     print("to install here: " + way(findings, fit, of_site))
-    print("enhance, finetune, evaluate: " + ("mend first: " + ", ".join(lacking) if lacking else "ready"))
+    print("enhance, finetune, evaluate: " + ("fix first: " + ", ".join(lacking) if lacking else "ready"))
     return 1 if lacking else 0
 
 
 def way(findings: list, fit: list, of_site: list) -> str:
-    """Which of the three ways to take: a Python that is here or comes as a module, the image, or uv's own Python.
+    """The way of installing to choose: with a Python in PATH or from a module, with the image, or with uv's Python.
 
     Args:
-        fit: names of the fit Pythons in PATH.
-        of_site: the site's modules of a fit Python.
+        fit: the names of the suitable Pythons in PATH.
+        of_site: the site's modules with a suitable Python.
     """
     states = {name: state for state, name, _ in findings}
     if os.environ.get("CONTAINER"):
         return "nothing: CONTAINER names an image, and the stages run in it (docs/how-to/container.md)"
     if states["packages"] == OK:
-        return "nothing: .venv is there"
+        return "nothing: the packages are installed"
     if states["C library"] == OK:
         for name in fit[:1]:
             return "make install, with {}".format(name)
@@ -88,15 +88,15 @@ def way(findings: list, fit: list, of_site: list) -> str:
             return "uv python install 3.12 && make BASE_PYTHON=$(uv python find 3.12) INSTALLER=uv install"
     if states["Apptainer"] == OK:
         return (
-            "the image: make container here or where you are root, then CONTAINER=FILE.sif (docs/how-to/container.md)"
+            "the image: make container, here or where you are root, then CONTAINER=FILE.sif (docs/how-to/container.md)"
         )
     if states["C library"] != OK:
-        return "the image is the only way with this C library, and there is no Apptainer: ask the site for it"
-    return "a Python of 3.11 to 3.14 with its venv: ask the site, or install uv (one file, no root), which brings one"
+        return "with this C library only the image works, and there is no Apptainer: ask the site to install Apptainer"
+    return "Python 3.11 to 3.14 with venv: ask the site, or install uv (one file, no root needed), which brings one"
 
 
 def pythons() -> list:
-    """The fit Pythons in PATH that have venv and ensurepip."""
+    """The names of the suitable Pythons in PATH that have venv and ensurepip."""
     found = []
     for name in ["python3"] + ["python3.%d" % minor for minor in range(OLDEST[1], NEWEST[1] + 1)]:
         path = shutil.which(name)
@@ -111,7 +111,7 @@ def is_fit(version: str) -> bool:
 
 
 def modules() -> list:
-    """The site's modules of a fit Python: files below MODULEPATH, as Lmod and Environment Modules keep them."""
+    """The site's modules with a suitable Python, from the files of Lmod or Environment Modules below MODULEPATH."""
     found = []
     for folder in os.environ.get("MODULEPATH", "").split(":"):
         if folder and Path(folder).is_dir():
@@ -129,7 +129,7 @@ def python(fit: list, of_site: list) -> Finding:
     if is_fit(found):
         return OK, "Python", "{} ({}){}".format(found, sys.executable, also)
     if others:
-        return NOTE, "Python", "{} is not for the packages, 3.11 to 3.14 are{}".format(found, also)
+        return NOTE, "Python", "{} does not work with the packages, 3.11 to 3.14 do{}".format(found, also)
     need = "3.11, 3.12, 3.13 or 3.14 is needed"
     return LACKS, "Python", "{}; {}: install one, or make BASE_PYTHON=/path/to/python3.11 install".format(found, need)
 
@@ -143,13 +143,13 @@ def c_library() -> Finding:
 
 
 def driver() -> Finding:
-    """NVIDIA's driver, whose version decides which builds of torch run."""
+    """Check NVIDIA's driver, whose version decides which builds of torch run."""
     try:
         text = Path("/proc/driver/nvidia/version").read_text()
     except OSError:
         if Path("/dev/kfd").exists():
-            return NOTE, "GPU driver", "AMD's; the packages are for NVIDIA's GPUs: stages run on the CPU"
-        return NOTE, "GPU driver", "none here; on a cluster ask on a node with GPUs: srun --gres=gpu:1 make doctor"
+            return NOTE, "GPU driver", "AMD's; the packages are for NVIDIA's GPUs, so stages run on the CPU"
+        return NOTE, "GPU driver", "none here; on a cluster, check a node with GPUs: srun --gres=gpu:1 make doctor"
     found = re.search(r"Kernel Module\D+([0-9]+)([0-9.]*)", text)
     if found is None:
         return NOTE, "GPU driver", "NVIDIA's, of an unknown version"
@@ -160,7 +160,7 @@ def driver() -> Finding:
 
 
 def scratch() -> Finding:
-    """The large folder that sites give their users, by the names of variables that are usual for it."""
+    """Check the large folder that a site gives its users, which an environment variable usually names."""
     for name in ("SCRATCH", "SCRATCHDIR", "WORK", "WORKDIR", "PROJECT"):
         folder = os.environ.get(name)
         if folder and Path(folder).is_dir():
@@ -174,38 +174,38 @@ def scratch() -> Finding:
 
 
 def quota() -> Finding:
-    """What the user may still write: space as quota says it, and files."""
+    """Check how much the user may still write: the space that `quota` reports, and the number of files."""
     home = Path(os.environ.get("HOME") or "/")
     files = os.statvfs(str(home if home.is_dir() else Path("/"))).f_favail
     text = said(["quota", "-s"]) if shutil.which("quota") else ""
     lines = [
         " ".join(line.split()) for line in text.splitlines() if re.search("[0-9]", line) and "Disk quotas" not in line
     ]
-    shown = "; ".join(lines[:2]) if lines else "quota says none"
+    shown = "; ".join(lines[:2]) if lines else "quota reports none"
     if 0 < files < 200000:
         return (
             LACKS,
             "quota",
-            "{} more files may be made in HOME; .venv has 60,000 (the image is one file)".format(files),
+            "only {} more files may be made in HOME; .venv has 60,000 (the image is one file)".format(files),
         )
     return OK, "quota", shown
 
 
 def slurm() -> Finding:
-    """The features of Slurm that the chain uses."""
-    without = "chains run here, one stage after the other"
+    """Check the features of Slurm that the chain uses."""
+    without = "chains run on this machine, one stage after the other"
     if shutil.which("sbatch") is None:
         return NOTE, "Slurm", "no sbatch here: " + without
     settings = dict(re.findall(r"^(\w+)\s+= (.*)$", said(["scontrol", "show", "config"]), re.MULTILINE))
     if not settings:
-        return NOTE, "Slurm", "sbatch is here, and no controller answers: " + without
+        return NOTE, "Slurm", "sbatch is here, but no controller answers: " + without
     gpus = sorted(set(re.findall(r"gpu(?::\w+)?:[0-9]+", said(["sinfo", "--noheader", "--format=%G"]))))
-    parts = ["Slurm " + settings.get("SLURM_VERSION", "?"), "GPUs a node: " + (", ".join(gpus[:4]) or "none")]
+    parts = ["Slurm " + settings.get("SLURM_VERSION", "?"), "GPUs per node: " + (", ".join(gpus[:4]) or "none")]
     parts.append("arrays of up to {} tasks".format(settings.get("MaxArraySize", "?")))
     if settings.get("JobRequeue") == "0":
-        parts.append("jobs are not requeued: after a time limit the same make goes on")
+        parts.append("jobs are not requeued: after a time limit, run the same make again to continue")
     if "slurmdbd" not in settings.get("AccountingStorageType", ""):
-        parts.append("no accounting: make status knows no exit code of old jobs")
+        parts.append("no accounting: make status does not know the exit codes of old jobs")
     return OK, "Slurm", "; ".join(parts)
 
 
@@ -218,19 +218,19 @@ def apptainer() -> Finding:
 
 
 def user_namespaces() -> Finding:
-    """Without them Apptainer needs setuid, which is the site's to install."""
+    """Check user namespaces. Without them Apptainer needs setuid, which only the site can install."""
     done = (
         subprocess.run(["unshare", "--user", "--map-root-user", "true"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         if shutil.which("unshare")
         else None
     )
     if done is not None and done.returncode == 0:
-        return OK, "user namespaces", "allowed: images run without root's help"
+        return OK, "user namespaces", "allowed: images run without root"
     return NOTE, "user namespaces", "not allowed: images run only with an Apptainer that the site installed with setuid"
 
 
 def said(words: list) -> str:
-    """What a program prints; nothing where it fails."""
+    """The output of a program, or an empty text if it fails."""
     try:
         done = subprocess.run(
             words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, universal_newlines=True, timeout=10
@@ -241,7 +241,7 @@ def said(words: list) -> str:
 
 
 def packages() -> Finding:
-    """Are the installed versions those of requirements/?"""
+    """Check that the versions pinned in requirements/ are installed."""
     try:
         import importlib.metadata
     except ImportError:  # older than 3.8
@@ -251,7 +251,7 @@ def packages() -> Finding:
         text = (ROOT / "requirements" / file).read_text(encoding="utf-8")
         wanted.update(re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE))
     if sys.version_info >= (3, 14):
-        del wanted["backports.zstd"]  # it is in the standard library
+        del wanted["backports.zstd"]  # from 3.14 on it is in the standard library
     wrong = []
     for name, version in wanted.items():
         try:
@@ -271,14 +271,14 @@ def torch() -> Finding:
         import torch as library
     except ImportError:
         return LACKS, "torch", "not installed; run: make install"
-    except Exception as error:  # of a variable that it reads, TORCH_LOGS for one, or of a damaged installation
+    except Exception as error:  # because of a variable such as TORCH_LOGS, or of a damaged installation
         words = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        return LACKS, "torch", f"cannot be imported ({words[:200]!a}); mend the variable, or run: make install"
+        return LACKS, "torch", f"cannot be imported ({words[:200]!a}); fix the variable, or run: make install"
     if not library.cuda.is_available():
         return (
             NOTE,
             "torch",
-            f"{library.__version__}, no GPU: stages run on the CPU ({os.cpu_count()} cores), small models only",
+            f"{library.__version__}, no GPU: stages run on the CPU ({os.cpu_count()} cores), for small models only",
         )
     devices = []
     for index in range(library.cuda.device_count()):
@@ -296,7 +296,7 @@ def disk(name: str, folder: Path, wanted_gib: int) -> Finding:
         return (
             LACKS,
             name,
-            f"{text}; the demo needs {wanted_gib}: free some, or set RUNS, HF_HOME, TEACHERLM_CACHE elsewhere",
+            f"{text}; the demo needs {wanted_gib}: free some, or set RUNS, HF_HOME, TEACHERLM_CACHE to another disk",
         )
     return OK, name, text
 
@@ -313,7 +313,7 @@ def memory() -> Finding:
 
 
 def cache_home() -> Path:
-    """Where caches go by default; without a home folder, a place that cannot be written, which `writable` then says."""
+    """The default folder of caches. Without a home folder, it is a path that `writable` reports as not writable."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:
@@ -325,7 +325,7 @@ def writable(name: str, folder: Path) -> Finding:
     while not existing.exists():
         existing = existing.parent
     try:
-        with tempfile.TemporaryFile(dir=existing):  # os.access says yes to root everywhere
+        with tempfile.TemporaryFile(dir=existing):  # os.access always returns True for root
             return OK, name, f"{folder} can be written"
     except OSError:
         pass
@@ -334,7 +334,7 @@ def writable(name: str, folder: Path) -> Finding:
 
 
 def hub() -> Finding:
-    """Can a connection to the hub be made? Names are not looked up when the user has switched the hub off."""
+    """Check the connection to the hub. If the user has switched the hub off, no host name is looked up."""
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     without = "give folders: STUDENT=/folder TEACHER=/folder CREAK_DATA=/folder; make demo needs none"
     if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
@@ -352,5 +352,5 @@ if __name__ == "__main__":
     if sys.stdout is None:  # closed by the caller (>&-)
         sys.stdout = open(os.devnull, "w")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name may have letters that the terminal lacks
+        sys.stdout.reconfigure(errors="backslashreplace")  # the terminal may be unable to encode a folder's name
     sys.exit(main())

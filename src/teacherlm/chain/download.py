@@ -1,4 +1,4 @@
-"""Fetch what the jobs of a chain need while there is internet: the models, and the benchmark's data, prepared."""
+"""Download what a chain's jobs need, where there is internet: the models, and the benchmark's data (then prepared)."""
 
 import subprocess
 import sys
@@ -25,7 +25,9 @@ def main() -> int:
         return 2
     benchmark = words[0]
     if is_atlas(benchmark):
-        raise UserError("atlas/preprocessing/download_*.py fetch what ATLAS's experiments need (docs/how-to/atlas.md)")
+        raise UserError(
+            "atlas/preprocessing/download_*.py download what ATLAS's experiments need (docs/how-to/atlas.md)"
+        )
     if has_scripts():
         load_site(saved_variables(benchmark))
     graph = read_graph(benchmark)

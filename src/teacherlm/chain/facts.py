@@ -1,7 +1,7 @@
-"""What the YAML files say of a chain's benchmark and models, and which models are on this machine's disks.
+"""What the YAML files say about a chain's benchmark and models, and which models are on this machine's disks.
 
-`ask` is called by the chain, which may run outside of the image and without packages. It starts `main` in the stages'
-python, and reads the JSON that it prints.
+The chain calls `ask`. The chain may run outside the image and without packages, so `ask` starts `main` in the stages'
+Python and reads the JSON that `main` prints.
 """
 
 import json
@@ -23,12 +23,12 @@ STAGES_OF_STUDENT = ("finetune", "evaluate")
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model's YAML recommends.
+    """The values that a model's YAML recommends.
 
     Attributes:
-        values: of finetuning and enhancing: "finetune.batch" -> "8".
+        values: the values for finetuning and enhancing: "finetune.batch" -> "8".
         requests: stage -> the arguments of sbatch for its job.
-        gpus: stage -> how many GPUs of a machine one of its tasks needs.
+        gpus: stage -> the number of GPUs that one of its tasks needs.
     """
 
     name: str
@@ -39,10 +39,10 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the YAML files say of a chain.
+    """What the YAML files say about a chain.
 
     Attributes:
-        title: what the benchmark's files are called by.
+        title: the benchmark's title, which the names of its files begin with.
     """
 
     title: str
@@ -54,7 +54,7 @@ def ask(benchmark: str, student: str, teacher: str, gpu_type: str = "") -> Facts
     """The facts of a chain.
 
     Raises:
-        SystemExit: there is no such benchmark or model; a line on stderr has said so.
+        SystemExit: there is no such benchmark or model; a message on stderr says so.
     """
     found = answer(["of", benchmark, student, teacher, "--gpu_type", gpu_type])
     return Facts(found["title"], ModelFacts(**found["student"]), ModelFacts(**found["teacher"]))
@@ -64,7 +64,7 @@ def absent_models(names: Sequence[str], *, make: bool) -> list[str]:
     """The models among these that are not on this machine's disks.
 
     Args:
-        make: make those that a package ships, as the jobs would have to; without it nothing is written.
+        make: make the models that a package contains, so that the jobs need not. Without it, nothing is written.
     """
     found: list[str] = answer(["absent", *(["--make"] if make else []), "--", *names], offline=True)
     return found
@@ -76,20 +76,20 @@ def answer(words: list[str], *, offline: bool = False) -> Any:
     command = [*start[:-1], "--called", Path(sys.argv[0]).name, start[-1], *words]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE)
     if done.returncode:
-        raise SystemExit(done.returncode)  # the line on stderr is there
+        raise SystemExit(done.returncode)  # the program has printed a message on stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
     parser = Parser(description="Answer a chain's questions about its benchmark and models, in JSON.")
     commands = parser.add_subparsers(dest="command", required=True)
-    of = commands.add_parser("of", help="print what the YAML files say")
+    of = commands.add_parser("of", help="print what the YAML files say about a benchmark, a student and a teacher")
     for name in ("benchmark", "student", "teacher"):
         of.add_argument(name)
-    of.add_argument("--gpu_type", default="", help="of --gres")
+    of.add_argument("--gpu_type", default="", help="type of GPU for --gres")
     absent = commands.add_parser("absent", help="print which models are not on this machine's disks")
     absent.add_argument("names", nargs="*")
-    absent.add_argument("--make", action="store_true", help="make those that a package ships")
+    absent.add_argument("--make", action="store_true", help="make the models that a package contains")
     args = parser.parse_args()
     if args.command == "of":
         print(json.dumps(asdict(facts_of(args.benchmark, args.student, args.teacher, args.gpu_type))))
@@ -120,18 +120,18 @@ def model_facts(name: str, gpu_type: str) -> ModelFacts:
 
 
 def one_line_name(text: str) -> str:
-    """A text that becomes a part of a path, a row of a list or an argument.
+    """Return a text that becomes a part of a path, a row of a list or an argument.
 
     Raises:
-        UserError: it has a line break.
+        UserError: the text has a line break.
     """
     if "\n" in text:
-        raise UserError(f"{text!r}: this name has a line break, with which a shell cannot handle it; rename it")
+        raise UserError(f"{text!r}: this name has a line break, which a shell cannot handle; rename it")
     return text
 
 
 def is_there(name: str, make: bool) -> bool:
-    """Whether a model is on this machine's disks, or needs none as it is a server's or the records' own."""
+    """Whether a model is on this machine's disks, or needs no disk because a server or the records have its texts."""
     from teacherlm.catalog.models import cached_folder, find_model, local_folder
 
     model = find_model(name)

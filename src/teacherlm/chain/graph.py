@@ -1,7 +1,7 @@
-"""A chain as a graph: stages, each of which waits for the one before, what each needs and makes, and its tasks.
+"""A chain as a graph of stages. Each stage has tasks, inputs and outputs, and waits for the stage before it.
 
-sample_graph.py and atlas_graph.py make the graphs. local.py runs one on this machine, slurm.py submits one, job.py runs
-one stage of it in a job.
+sample_graph.py and atlas_graph.py make graphs. local.py runs a graph on this machine, slurm.py submits it, and job.py
+runs one of its stages in a job.
 """
 
 import os
@@ -16,7 +16,7 @@ from teacherlm.chain.site import Site
 from teacherlm.runtime.launcher import Command
 
 Absence = tuple[str, str]
-"""(what is not on this machine's disks, the message that says so)"""
+"""(a model or path that is not on this machine's disks, the message that says so)"""
 
 
 @dataclass(frozen=True)
@@ -24,21 +24,22 @@ class Stage:
     """A stage of a chain.
 
     Attributes:
-        made: a file or folder that is there once something was made; None: the stage answers without it.
-        commands: (task, words) -> the commands that do the task one after the other, with the words added to each. None
-            for the task means all of them, by one process. A list without commands: there is nothing to do.
-        work: what two chains must not make at once: a name that is the same in both.
-        lock: of a task, the name of the file that is locked while it is done.
-        request: what its job asks Slurm for.
-        tasks: their numbers.
-        array: whether they are the tasks of one job's array.
-        needs: what has to be on the disks; see `Absence`.
-        gpus: how many one task uses, where tasks can be done side by side on one machine; 0: they cannot.
-        together: one process can do all tasks, and prints what they have in common.
-        always: it is done anew each time: there is no --list_missing.
-        missing: which tasks are not done, where asking each with --list_missing would take too long.
-        nothing: what is said where a task has no commands.
-        heading: what is printed above it, where that is not its name.
+        made: a path that exists after the stage has made something. A dry run calls --list_missing only if it exists,
+            or if `made` is None.
+        commands: (task, words) -> the commands that do the task one after the other, each with `words` added. The task
+            None means all tasks in one process. An empty list means that there is nothing to do.
+        work: the name of the stage's work. Chains whose stages have the same work must not do it at the same time.
+        lock: task -> the name of the file that is locked while the task is done.
+        request: the arguments of sbatch with the resources of its job.
+        tasks: the numbers of the tasks.
+        array: whether the job is an array with one element per task.
+        needs: the models or paths that must be on the disks; see `Absence`.
+        gpus: the number of GPUs of one task, if tasks can run side by side on one machine, otherwise 0.
+        together: whether one process can do all tasks, and prints their common result.
+        always: whether the stage runs every time. It then has no --list_missing.
+        missing: a function that returns the tasks that are not done, if --list_missing would take too long.
+        nothing: the message for a task without commands.
+        heading: the heading that is printed before the stage runs, by default its name.
     """
 
     name: str
@@ -60,16 +61,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Graph:
-    """The stages of a chain, and where it lies.
+    """The stages of a chain, and its folders.
 
     Attributes:
-        benchmark: or atlas-SETTING.
-        name: of the run.
-        runs: the folder that other users may share; what lies below it has to be this user's own.
-        absences: what the jobs would lack; True: things that can be made here without the network are made.
-        models: the names of the models that it needs.
-        with_shards: the same chain with the teacher's work cut into so many parts; None when the user has chosen, or
-            there is nothing to cut.
+        benchmark: the benchmark's name, or atlas-SETTING.
+        name: the name of the run.
+        runs: the folder of all runs, which may be shared. The folders of the chain below it must belong to this user.
+        absences: returns what the jobs would lack. With True, it first makes what can be made here without the network.
+        models: the names of the models that the chain needs.
+        with_shards: returns the same chain with the given number of shards. None if the user has set the number, or if
+            the teacher's work cannot be split.
     """
 
     benchmark: str
@@ -94,7 +95,7 @@ def missing_tasks(stage: Stage) -> list[int]:
     """The tasks of a stage that are not done.
 
     Raises:
-        SystemExit: the stage refuses its settings; a line on stderr has said why.
+        SystemExit: the stage refuses its settings; a message on stderr says why.
     """
     if stage.always:
         return list(stage.tasks)
@@ -111,7 +112,7 @@ def missing_tasks(stage: Stage) -> list[int]:
 
 
 def few_processors(memory: str) -> Callable[[Site], list[str]]:
-    """What the job of a stage asks for that computes nothing with a model."""
+    """The request of a stage that uses no model: two CPUs, the given memory, four hours."""
 
     def request(site: Site) -> list[str]:
         words = ["--cpus-per-task=2", f"--mem={memory}", "--time=04:00:00"]

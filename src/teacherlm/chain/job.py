@@ -1,7 +1,7 @@
-"""One stage of a chain that was submitted, or one task of it: what slurm/job.sh starts within a job.
+"""One stage of a submitted chain, or one task of it. slurm/job.sh starts this program within a job.
 
-`check` reads and checks the settings of the submission, and prints how many seconds a stage has to end in after it was
-warned of the time limit. `run` becomes the stage, so that the signals of the job reach it.
+`check` checks the settings of the submission, and prints the number of seconds in which a stage must end after the
+warning of the time limit. `run` replaces this process by the stage, so that the job's signals reach the stage.
 """
 
 import os
@@ -20,12 +20,12 @@ from teacherlm.runtime.launcher import Command, require_number, run_side_by_side
 
 @dataclass(frozen=True)
 class JobFlags:
-    """Which stage of which submission is started."""
+    """The stage and the submission to start."""
 
     command: str = flag(positional=True, choices=("check", "run"))
     stage: str = flag(positional=True)
     settings: Path = flag(positional=True)
-    task: str = flag(positional=True, help="the number of the array's task")
+    task: str = flag(positional=True, help="the array index of the task")
 
 
 def main() -> int:
@@ -40,16 +40,16 @@ def main() -> int:
 
 
 def take_submission(file: Path) -> str:
-    """Go where the submission was made, and put its variables into the environment; returns the benchmark.
+    """Change to the submission's folder and put its variables into the environment; return the benchmark.
 
     Raises:
-        UserError: the file is none of this user's own, or has a variable that is none of a chain's.
+        UserError: the file belongs to another user, or has a variable that does not belong to a chain.
     """
     submission = settings_file.read(file)
     known = saved_variables(submission.benchmark)
     for name in submission.variables:
         if name not in known:
-            raise UserError(f"{file}: variables: {name} is none of a chain's")
+            raise UserError(f"{file}: variables: {name} is not a variable of a chain")
     os.environ.update(submission.variables, CHAIN_BENCHMARK=submission.benchmark)
     try:
         os.chdir(submission.directory)
@@ -60,7 +60,7 @@ def take_submission(file: Path) -> str:
 
 
 def become(graph: Graph, name: str, task: int) -> int:
-    """Do a task when nobody else is at it; the last of its commands takes the place of this process."""
+    """Do a task when no other process is doing it. The task's last command replaces this process."""
     stage = next((stage for stage in graph.stages if stage.name == name), None)
     if stage is None:
         raise UserError(f"there is no stage {name!r} in this chain")

@@ -1,4 +1,4 @@
-"""The list of a chain's jobs, jobs.tsv: its rows, and which of them Slurm still has to do."""
+"""The list of a chain's jobs, jobs.tsv: its rows, and which of its jobs are still in Slurm's queue."""
 
 import contextlib
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ class Job:
 
 
 def under_way(queue: set[str], lists: Iterable[Path], work: str | None) -> list[str]:
-    """The jobs in some lists that are in the queue, of a work or of all."""
+    """The jobs in these lists that are in the queue. If `work` is not None, only the jobs of that work."""
     found = set()
     for file in lists:
         with contextlib.suppress(OSError):
@@ -34,7 +34,7 @@ def under_way(queue: set[str], lists: Iterable[Path], work: str | None) -> list[
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Numbers as sbatch takes them: 0 1 2 5 -> 0-2,5."""
+    """Numbers in sbatch's format: 0 1 2 5 -> 0-2,5."""
     found: list[list[int]] = []
     for number in numbers:
         if found and number == found[-1][-1] + 1:

@@ -1,6 +1,6 @@
-"""Where everything of a chain lies. No other module of the chain puts a path together.
+"""The paths of a chain's files and folders. No other module of the chain builds a path.
 
-A name tells what a folder depends on, so that another student, task or seed is another folder:
+The name of a folder tells what it depends on, so another student, task or seed has another folder:
 
     RUNS/BENCHMARK/all|limit-N/
       prepare/                    prompts, the dataset, test/ with the test set
@@ -8,10 +8,10 @@ A name tells what a folder depends on, so that another student, task or seed is 
       finetune/RUN/               a student's checkpoints
       evaluate/STUDENT/, RUN/     scores of the untrained student, and of the checkpoints
       chains/RUN/                 a submission: jobs.tsv, settings-*.json, logs/, states/
-      .locks/                     what keeps two runs from the same work
+      .locks/                     locks that keep two runs from doing the same work
       report/                     the page
 
-ATLAS's experiments have RUNS/atlas/SETTING/ with chains/ and .locks/; their results lie in DATA_DIR/experiments/NAME.
+ATLAS's experiments have RUNS/atlas/SETTING/ with chains/ and .locks/. Their results are in DATA_DIR/experiments/NAME.
 """
 
 import re
@@ -25,7 +25,7 @@ CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 @dataclass(frozen=True)
 class ChainFolder:
-    """RUN_FOLDER/chains/NAME: what is known of the jobs of a chain."""
+    """RUN_FOLDER/chains/NAME, the folder with the information about a chain's jobs."""
 
     path: Path
 
@@ -50,15 +50,15 @@ class ChainFolder:
         return self.path / "states"
 
     def note(self, stage: str, task: int) -> Path:
-        """Where a task says how far it is; slurm/job.sh writes it."""
+        """The file with the state of a task. slurm/job.sh writes it."""
         return self.states / f"{stage}-{task}"
 
     def log(self, stage: str, array: bool) -> str:
-        """The log of a stage as sbatch takes it: % is doubled, and of an array the task's number is added."""
+        """The path of a stage's log in sbatch's format: % is doubled, and an array's log gets the array index."""
         return f"{self.logs}/{stage}".replace("%", "%%") + "-%a" * array + ".log"
 
     def enhanced(self, work: str) -> Path:
-        """The folder of the explanations that the jobs of a work make."""
+        """The folder of the explanations that the jobs with this work make."""
         return self.run_folder / "enhance" / work.removeprefix("enhance-")
 
     @property
@@ -72,7 +72,7 @@ class ChainFolder:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """RUNS/BENCHMARK/SAMPLES, which all chains of a benchmark with so many samples share."""
+    """RUNS/BENCHMARK/SAMPLES, which all chains of a benchmark with the same number of samples share."""
 
     path: Path
 
@@ -97,10 +97,10 @@ class Layout:
     """The folders and files of one chain.
 
     Attributes:
-        title: what the benchmark's files are called by.
+        title: the benchmark's title, which the names of its files begin with.
         explained: TEACHER_seedN.
-        filtered: the ending of what was made without some samples, or nothing.
-        name: of the run: what the student is finetuned from, on and with.
+        filtered: the ending of names for outputs from which a filter dropped samples, or an empty text.
+        name: the name of the run. It has the student, the task, the teacher and the settings of finetuning.
     """
 
     folder: RunFolder
@@ -150,7 +150,7 @@ class Layout:
         return self.checkpoints / "log.jsonl"
 
     def checkpoint(self, number: int) -> Path | None:
-        """The folder of a checkpoint, 1 the first; None when the finetuning made fewer."""
+        """The folder of a checkpoint, numbered from 1, or None if finetuning made fewer checkpoints."""
         found = [path for path in self.checkpoints.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name)]
         found.sort(key=lambda path: int(path.name.removeprefix("checkpoint-")))
         return found[number - 1] if number <= len(found) else None
@@ -174,7 +174,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class AtlasLayout:
-    """The folders and files of an experiment of ATLAS."""
+    """The folders and files of an ATLAS experiment."""
 
     folder: RunFolder
     data: DataFolder
@@ -187,7 +187,7 @@ class AtlasLayout:
 
     @property
     def gold(self) -> Path:
-        """The questions with their answers, by which predictions are scored."""
+        """The questions with the gold answers against which predictions are scored."""
         return self.questions / ("full" if self.setting == "full" else "5-shot-multitask")
 
     @property
@@ -219,7 +219,7 @@ def atlas_run_folder(runs: str, setting: str) -> RunFolder:
 
 
 def submitted_chains(runs: Path) -> list[ChainFolder]:
-    """All chains below RUNS that have a list of jobs, the one that was submitted last at the end."""
+    """All chains below RUNS that have a list of jobs, ordered by the time of submission."""
     lists = sorted(runs.glob("*/*/chains/*/jobs.tsv"), key=lambda path: path.lstat().st_mtime)
     return [ChainFolder(path.parent) for path in lists]
 

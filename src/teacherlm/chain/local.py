@@ -1,8 +1,8 @@
 """Run a chain on this machine (LAUNCHER=local): its stages one after the other, and tasks side by side on its GPUs.
 
-A shard of the teacher's work, or the scoring of one model, needs a GPU (or as many as the model's YAML says). Where
-this machine has more, several tasks run at once, each with GPUs of its own. NUM_GPUS=2 on a machine without GPUs lets
-two processes share its processors. Finetuning and ATLAS's experiments use all GPUs by themselves.
+A shard of the teacher's work, or the scoring of one model, needs one GPU, or the number in the model's YAML. If this
+machine has more GPUs, several tasks run at the same time, each on different GPUs. On a machine without GPUs, NUM_GPUS=2
+runs two tasks that share the CPUs. Finetuning and ATLAS's experiments use all GPUs in one task.
 """
 
 import functools
@@ -18,11 +18,11 @@ from teacherlm.core.owners import make_own_folder
 from teacherlm.runtime.launcher import Command, processes_here, run_side_by_side
 
 STOPPED = (REQUEUE, 128 + signal.SIGTERM, 128 + signal.SIGUSR1)
-"""Exit statuses of tasks that were asked to stop."""
+"""Exit statuses of tasks that a signal stopped."""
 
 
 def run_here(graph: Graph) -> int:
-    """Run all stages; what is done and unchanged skips itself. Returns the exit status of the one that failed, or 0."""
+    """Run all stages, which skip work that is done and unchanged. Return the exit status of a failed stage, or 0."""
     make_own_folder(graph.folder.locks.absolute(), graph.runs.absolute())
     for name in [stage.name for stage in graph.stages]:
         graph = cut_for_devices(graph, graph.stage(name))
@@ -35,7 +35,7 @@ def run_here(graph: Graph) -> int:
 
 
 def print_plan(graph: Graph) -> None:
-    """What `run_here` would start, as commands that a shell understands. Nothing is made."""
+    """Print the commands that `run_here` would start, in a shell's syntax. Nothing is written."""
     for stage in graph.stages:
         print(f"\n== {stage.heading or stage.name}")
         tasks = [None] if stage.together or not stage.array else list(stage.tasks)
@@ -45,8 +45,8 @@ def print_plan(graph: Graph) -> None:
 
 
 def cut_for_devices(graph: Graph, stage: Stage) -> Graph:
-    """Cut the teacher's work into as many shards as can be done at once, unless the user has said how many, or it is
-    done as a whole."""
+    """Split the teacher's work into as many shards as can run at once, unless the user has set the number or the work
+    is done."""
     if stage.name != "enhance" or graph.with_shards is None:
         return graph
     places = len(device_groups(stage))
@@ -69,7 +69,7 @@ def run_stage(graph: Graph, stage: Stage) -> int:
 
 
 def run_task(graph: Graph, stage: Stage, task: int | None) -> int:
-    """Do a task, or all of them by one process, when nobody else is at it."""
+    """Do a task, or all tasks in one process, when no other process is doing it."""
     lock = lock_task(graph, stage, task or 0)
     try:
         commands = stage.commands(task, [])
@@ -88,8 +88,8 @@ def run_task(graph: Graph, stage: Stage, task: int | None) -> int:
 def run_on_devices(graph: Graph, stage: Stage, groups: Sequence[Mapping[str, str]]) -> int:
     """Do the tasks of a stage side by side, as many at a time as there are groups of devices.
 
-    Of a stage that one process could do as a whole, that process comes afterwards. It prints what the tasks have in
-    common, does what a failed task has left, and its status counts.
+    If one process can also do all tasks together, that process runs afterwards. It prints their common result and does
+    the work of failed tasks, and its status is returned.
     """
     tasks = missing_tasks(stage) if stage.together else list(stage.tasks)
     locks: list[int] = []
@@ -108,7 +108,7 @@ def run_on_devices(graph: Graph, stage: Stage, groups: Sequence[Mapping[str, str
 
 
 def device_groups(stage: Stage) -> list[dict[str, str]]:
-    """The variables by which a task gets devices of its own, for each task that can be done at once."""
+    """For each task that can run at the same time, the variables that give it different devices."""
     count = processes_on_machine() if stage.gpus else 0
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     visible = visible or [str(number) for number in range(count)]

@@ -1,7 +1,7 @@
-"""What keeps two runs from the same work: a file of a run's folder that is locked while a task is done.
+"""Locks that keep two runs from doing the same work: a file in the run's folder is locked while a task is done.
 
-The lock is of the kind that a process hands on to those that it starts: a stage keeps it to its end, however the chain
-that has started it ends.
+A process passes this kind of lock (flock) to the processes that it starts. A stage therefore keeps the lock until it
+ends, even if the chain that started it ends earlier.
 """
 
 import fcntl
@@ -14,7 +14,7 @@ from teacherlm.core.errors import UserError
 
 
 def lock_task(graph: Graph, stage: Stage, task: int) -> int:
-    """Wait until nobody else is at the work of a task; returns the descriptor that holds its lock.
+    """Wait until no other process is doing a task; return the descriptor that holds the task's lock.
 
     Raises:
         UserError: the lock's file cannot be written.
@@ -24,7 +24,7 @@ def lock_task(graph: Graph, stage: Stage, task: int) -> int:
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print(f"{stage.name}: waiting for another run that is at the same work", flush=True)
+        print(f"{stage.name}: waiting for another run that is doing the same work", flush=True)
         fcntl.flock(number, fcntl.LOCK_EX)
     return number
 
@@ -33,10 +33,10 @@ def open_lock(file: Path) -> int:
     """A descriptor of a lock's file.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     try:
         return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
     except OSError:
-        message = f"{file}: cannot be written; is the disk full, or is the file another user's?"
+        message = f"{file}: cannot be written; is the disk full, or does the file belong to another user?"
         raise UserError(plain(message)) from None

@@ -1,5 +1,5 @@
-"""The chain: prepare, enhance, merge, finetune, evaluate, report; on this machine, or as Slurm jobs that wait for each
-other. What is done and unchanged is skipped."""
+"""The chain of stages (prepare, enhance, merge, finetune, evaluate, report), run on this machine or as Slurm jobs that
+wait for each other. Work that is done and unchanged is skipped."""
 
 import os
 import shutil
@@ -27,28 +27,32 @@ USAGE = """\
 usage: [VARIABLE=value ...] bash slurm/chain.sh BENCHMARK      (or: make BENCHMARK VARIABLE=value ...)
        DATA_DIR=FOLDER [...] bash slurm/chain.sh atlas-SETTING  (or: make atlas-SETTING ...; docs/how-to/atlas.md)
 
-  STUDENT        the model that is finetuned: a name in models/, a folder, a hub id    MODEL, or smollm2-135m
-  TEACHER        the model that explains; or explanations that are there, field:NAME    the student
-  TASK           what is trained on: text, cot_tail, error_tail, fundamental_tail, full_tail, all    cot_tail
-                 mixed, with how often an epoch has each sample: text:1,cot_tail:2; in this order: text,cot_tail
-  LIMIT          the first so many training samples only                               all
-  EPOCHS         of finetuning                                                         10
-  SEED           of the teacher's draws and of finetuning                              0
-  NUM_TOKENS     the teacher's, at most                                                the teacher's YAML
-  TEMPERATURE    the teacher's; 0 takes the likeliest token                            1
-  MAX_FAILURES   so many samples may stay without an explanation                       0
-  FILTER         drops samples with these flags: empty, cut, repeats, copies, language, contradicts, duplicate, overlap
-                 (docs/reference/quality-flags.md says how they are found)                              none
-  SHARDS         so many parts the teacher's work is cut into, a job each              1; here, one a GPU
-  BATCH, ACCUMULATION, LEARNING_RATE    of finetuning                                  the student's YAML
-  TOKENIZATION   of question and letter when they are scored: auto, apart or joint     auto: as the student was trained
-  RUNS           the folder under which everything goes                                runs
-  BENCHMARK_DATA (CREAK_DATA, ...)      a folder with the benchmark's files            the hub
+  variable       meaning                                                               default
 
-  LAUNCHER       slurm or local                                                        slurm where there is sbatch
-  NUM_GPUS       here: so many tasks at once, a GPU each                               the GPUs that are seen
-  CONTAINER      an image in which the stages run (docs/how-to/container.md)                  none: .venv
-  DRY_RUN=1      print what would be submitted, or with LAUNCHER=local started; nothing is made
+  STUDENT        model to finetune: a name in models/, a folder, or a hub id           MODEL, or smollm2-135m
+  TEACHER        model that explains; or field:NAME, explanations in the data          the student
+  TASK           field to train on: text, cot_tail, error_tail, fundamental_tail,      cot_tail
+                 full_tail or all; text:1,cot_tail:2 mixes fields (each sample once as text and twice as cot_tail per
+                 epoch); text,cot_tail trains on the fields one after the other in each epoch
+  LIMIT          maximum number of training samples                                    all
+  EPOCHS         number of epochs of finetuning                                        10
+  SEED           seed of the teacher's sampling and of finetuning                      0
+  NUM_TOKENS     maximum number of tokens per explanation                              the teacher's YAML
+  TEMPERATURE    temperature of the teacher's sampling; 0 takes the likeliest token    1
+  MAX_FAILURES   maximum number of samples without an explanation                      0
+  FILTER         flags whose samples are dropped: empty, cut, repeats, copies,         none
+                 language, contradicts, duplicate, overlap (docs/reference/quality-flags.md describes them)
+  SHARDS         number of shards of the teacher's work, each with a job               1; locally, one per GPU
+  BATCH, ACCUMULATION, LEARNING_RATE    settings of finetuning                         the student's YAML
+  TOKENIZATION   how question and letter are tokenized for scoring: auto, apart        auto: as in the student's
+                 or joint                                                              training
+  RUNS           folder for all outputs                                                runs
+  BENCHMARK_DATA (CREAK_DATA, ...)      folder with the benchmark's files              the hub
+
+  LAUNCHER       slurm or local                                                        slurm if there is sbatch
+  NUM_GPUS       with LAUNCHER=local, number of tasks at the same time, one per GPU    all visible GPUs
+  CONTAINER      image in which the stages run (docs/how-to/container.md)                     none: .venv
+  DRY_RUN=1      print what would be submitted or, with LAUNCHER=local, started; nothing is written
 """
 
 
@@ -77,10 +81,10 @@ def main() -> int:
 
 
 def read_graph(benchmark: str, gpu_type: str = "") -> Graph:
-    """The chain of that name, with the settings of this process's environment, which gets what the stages need.
+    """The chain of a benchmark, with the settings in this process's environment. The stages' variables are added to it.
 
     Raises:
-        UserError: a setting is not what it should be.
+        UserError: a setting is not valid.
     """
     settings = take_settings(benchmark)
     if isinstance(settings, AtlasSettings):

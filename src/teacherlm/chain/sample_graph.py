@@ -13,7 +13,7 @@ from teacherlm.runtime.launcher import Command, own_program, program
 
 
 def sample_graph(settings: Settings, facts: Facts) -> Graph:
-    """The chain that the settings ask for. A task that is made of the text alone needs no teacher."""
+    """The chain for these settings. If the task is only `text`, the chain needs no teacher."""
     layout = layout_of(settings, facts)
     stages = [prepare(settings, layout)]
     if settings.kinds:
@@ -30,7 +30,7 @@ def sample_graph(settings: Settings, facts: Facts) -> Graph:
     return Graph(
         benchmark=settings.benchmark,
         name=layout.name,
-        summary=f"{summary}; all goes to {layout.folder.path}",
+        summary=f"{summary}; outputs go to {layout.folder.path}",
         runs=Path(settings.runs),
         folder=layout.folder,
         stages=tuple(stages),
@@ -76,7 +76,7 @@ def prepare(settings: Settings, layout: Layout) -> Stage:
 
 
 def enhance(settings: Settings, facts: Facts, layout: Layout) -> Stage:
-    """All kinds in one pass, with one loaded teacher; a task is a shard."""
+    """The stage that makes all kinds of explanations with one loaded teacher. A task is a shard."""
     shards = settings.shards or 1
     words = ["--name", settings.teacher, "--input", str(layout.prompts)]
     words += ["--output", str(layout.explanations("{kind}"))]
@@ -105,7 +105,7 @@ def enhance(settings: Settings, facts: Facts, layout: Layout) -> Stage:
 
 
 def merge(settings: Settings, layout: Layout) -> Stage:
-    """The shards are put together, and post-processed."""
+    """The stage that merges the shards and post-processes the result."""
     shards = settings.shards or 1
     work = f"enhance-{layout.explained}"
     made = ["--benchmark", settings.benchmark, "--output_dir", str(layout.enhanced), "--test_dir", str(layout.tests)]
@@ -150,7 +150,7 @@ def finetune(settings: Settings, facts: Facts, layout: Layout) -> Stage:
 
 
 def evaluate(settings: Settings, facts: Facts, layout: Layout) -> Stage:
-    """Task 0 is the untrained student, task N its Nth checkpoint."""
+    """The stage that scores. Task 0 is the untrained student, task N its Nth checkpoint."""
 
     def commands(task: int | None, more: Sequence[str]) -> list[Command]:
         checkpoint = layout.checkpoint(task) if task else None
@@ -174,12 +174,12 @@ def evaluate(settings: Settings, facts: Facts, layout: Layout) -> Stage:
         needs=(settings.student,),
         gpus=max(facts.student.gpus.get("evaluate", 1), 1),
         together=True,
-        nothing="evaluate: no such checkpoint: the finetuning made fewer",
+        nothing="evaluate: this checkpoint does not exist: finetuning made fewer checkpoints",
     )
 
 
 def report(settings: Settings, layout: Layout) -> Stage:
-    """The table here, and the page of the run's folder."""
+    """The stage that prints the run's table and makes the page of the run's folder."""
     table = ["--task", settings.benchmark, "--untrained", str(layout.untrained_scores)]
     table += ["--checkpoints", str(layout.scores), "--log", str(layout.training_log)]
 
@@ -198,7 +198,7 @@ def report(settings: Settings, layout: Layout) -> Stage:
 
 
 def as_the_model_asks(request: list[str] | None, arguments: str) -> Callable[[Site], list[str]]:
-    """What a job asks for as the model's YAML recommends, and the site wants; no model here: a few processors."""
+    """The request in the model's YAML, with the site's arguments. Without a local model, it is two CPUs."""
     if request is None:
         return few_processors("4G")
     found = request

@@ -1,4 +1,4 @@
-"""What a chain is made of: the variables that `chain.sh --help` lists, checked when they are read."""
+"""The settings of a chain: the variables that `chain.sh --help` lists. They are checked when they are read."""
 
 import os
 import re
@@ -14,7 +14,7 @@ SAVED = (
     *("FILTER", "BATCH", "ACCUMULATION", "LEARNING_RATE", "TOKENIZATION", "SHARDS", "RUNS", "PYTHON", "WANDB_PROJECT"),
     *("REPORT_TO", "SIGNAL_SECONDS", "SITE", "CONTAINER", "APPTAINER_BIND"),
 )
-"""The variables that a job must have as they were at submission; and the benchmark's own, see `data_variable`."""
+"""Variables whose values at submission are saved for the jobs. The benchmark's `data_variable` is saved as well."""
 ATLAS_SAVED = (
     *("DATA_DIR", "SIZE", "MODEL_PATH", "INDEX_PATH", "PASSAGES", "READER", "RETRIEVER", "PRECISION", "MMLU_DATA"),
     *("FLAGS", "EXPERIMENT_NAME", "NUM_GPUS", "RUNS", "PYTHON", "SIGNAL_SECONDS", "SITE", "CONTAINER"),
@@ -22,7 +22,7 @@ ATLAS_SAVED = (
 )
 COUNTS = {"LIMIT": 1, "EPOCHS": 1, "NUM_TOKENS": 1, "SHARDS": 1, "BATCH": 1, "ACCUMULATION": 1}
 COUNTS |= {"SEED": 0, "MAX_FAILURES": 0}
-"""Variables that are whole numbers, and the least of each."""
+"""Variable that is a whole number -> its minimum."""
 DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{0,20})?([eE][-+]?[0-9]{1,3})?|\.[0-9]{1,20}")
 MOST = 10_000
 TASK = re.compile(r"[a-z_]+(:[0-9.]+)?(,[a-z_]+(:[0-9.]+)?)*")
@@ -33,16 +33,16 @@ KINDS_OF = {
     **dict.fromkeys(("fundamental_tail", "fundamental"), ("fundamental",)),
     "full_tail": ("cot", "error", "fundamental"),
 }
-"""The kinds of explanation that a field is made of."""
+"""Field -> the kinds of explanation that it consists of."""
 FLAGS = ("empty", "cut", "repeats", "copies", "language", "contradicts", "duplicate", "overlap")
-"""The flags of dataset/quality.py: a wrong one is said at once, not when the teacher has explained everything."""
+"""The flags of dataset/quality.py. FILTER is checked here to refuse a wrong flag before the teacher's work."""
 SIGNAL_SECONDS = "180"
 EXPERIMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A chain's variables. Those that are the model's to choose when they are not set are None."""
+    """A chain's variables. A variable is None if it is not set and the model's YAML gives the value."""
 
     benchmark: str
     student: str
@@ -87,7 +87,7 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
     """The settings of a chain.
 
     Raises:
-        UserError: a variable is not what it should be.
+        UserError: the value of a variable is not valid.
     """
 
     def get(name: str, default: str) -> str:
@@ -102,9 +102,9 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
     flags = variables.get("FILTER") or None
     for flag in (flags or "").split(",") if flags else []:
         if flag not in FLAGS:
-            raise UserError(plain(f"FILTER: there is no flag '{flag}'; there are: {', '.join(FLAGS)}"))
+            raise UserError(plain(f"FILTER: there is no flag '{flag}'; the flags are: {', '.join(FLAGS)}"))
     if flags and not kinds:
-        raise UserError(plain(f"FILTER={flags} drops samples by their explanations; TASK={task} has none"))
+        raise UserError(plain(f"FILTER={flags} drops samples by their explanations, but TASK={task} has none"))
     return Settings(
         benchmark=benchmark,
         student=student,
@@ -134,7 +134,7 @@ def read_atlas_settings(name: str, variables: Mapping[str, str]) -> AtlasSetting
     """The settings of an experiment.
 
     Raises:
-        UserError: there is no such experiment, or a variable is not what it should be.
+        UserError: there is no such experiment, or the value of a variable is not valid.
     """
     from teacherlm.atlas.experiment import SETTINGS
 
@@ -162,10 +162,10 @@ def read_atlas_settings(name: str, variables: Mapping[str, str]) -> AtlasSetting
 
 
 def check_numbers(variables: Mapping[str, str]) -> None:
-    """They become numbers of jobs, folders' names and flags: what is none is refused before anything is made of it.
+    """Refuse values that are not numbers. The numbers become numbers of jobs, names of folders, and flags.
 
     Raises:
-        UserError: a variable is no number of its kind.
+        UserError: the value of a variable is not a number, or is too small or too large.
     """
     for name, least in COUNTS.items():
         if value := variables.get(name):
@@ -179,13 +179,13 @@ def check_numbers(variables: Mapping[str, str]) -> None:
 
 
 def kinds_of(task: str) -> tuple[str, ...]:
-    """The kinds of explanation that a task is made of. A task is a field, or several: text:1,cot_tail:2.
+    """The kinds of explanation that a task consists of. A task is a field or several fields: text:1,cot_tail:2.
 
     Raises:
-        UserError: it is none.
+        UserError: the text is not a task.
     """
     if not TASK.fullmatch(task):
-        raise UserError(plain(f"TASK={task}: a field, or fields as text:1,cot_tail:2, was expected"))
+        raise UserError(plain(f"TASK={task}: a field, or several fields such as text:1,cot_tail:2, was expected"))
     kinds: set[str] = set()
     for part in task.split(","):
         field = part.partition(":")[0]
@@ -198,7 +198,7 @@ def kinds_of(task: str) -> tuple[str, ...]:
 
 
 def data_variable(benchmark: str) -> str:
-    """creak -> CREAK_DATA, my-claims_2 -> MY_CLAIMS_2_DATA: the variable that names a folder with its files."""
+    """The variable that names a folder with a benchmark's files: creak -> CREAK_DATA, my-claims -> MY_CLAIMS_DATA."""
     name = re.sub(rb"[^A-Za-z0-9]", b"_", os.fsencode(benchmark)).decode("ascii").upper() + "_DATA"
     return f"_{name}" if name[0].isdigit() else name  # no variable begins with a digit
 
@@ -213,46 +213,47 @@ def is_atlas(benchmark: str) -> bool:
 
 
 def signal_seconds(variables: Mapping[str, str]) -> int:
-    """How many seconds before its time limit a job is warned.
+    """The number of seconds before its time limit at which a job is warned.
 
     Raises:
-        UserError: it is no number.
+        UserError: SIGNAL_SECONDS is not a number.
     """
     return require_number("SIGNAL_SECONDS", variables.get("SIGNAL_SECONDS") or SIGNAL_SECONDS, 1)
 
 
 def prepare_environment() -> None:
-    """Put into this process's environment what all stages find there.
+    """Set the environment variables that all stages use.
 
-    The image's python sees what it is told of: the folder that all goes to, and the image from wherever a job starts.
+    With CONTAINER, its path and RUNS become absolute: jobs may start in another folder, and the image sees only the
+    folders that it is given.
 
     Raises:
-        UserError: CONTAINER names no image.
+        UserError: CONTAINER does not name an image.
     """
     variables = os.environ
     if image := variables.get("CONTAINER"):
         if not Path(image).exists():
-            raise UserError(plain(f"CONTAINER={image}: there is no such image; make container builds one"))
+            raise UserError(plain(f"CONTAINER={image}: there is no such image; make one with: make container"))
         variables["CONTAINER"] = os.path.realpath(image)
         variables["RUNS"] = os.path.realpath(variables.get("RUNS") or "runs")
     if variables.get("DATA_DIR"):
         variables["DATA_DIR"] = os.path.realpath(variables["DATA_DIR"])
     variables["PYTHON"] = stage_python()
     variables["PYTHONUNBUFFERED"] = "1"
-    # Threads that spin while they wait for one another stop the others of a shared node.
+    # Waiting threads must not spin: on a shared node they would slow down other processes.
     variables["OMP_WAIT_POLICY"] = variables.get("OMP_WAIT_POLICY") or "PASSIVE"
     paths = [path for path in variables.get("PYTHONPATH", "").split(":") if path.startswith("/")]
-    variables["PYTHONPATH"] = ":".join(paths)  # an entry that is empty or relative would be the current folder
+    variables["PYTHONPATH"] = ":".join(paths)  # an empty or relative entry depends on the current folder
     if not paths:
         del variables["PYTHONPATH"]
 
 
 def plain(text: str) -> str:
-    """A message without characters that a terminal would obey."""
+    """A message in which control characters are replaced by question marks."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", text)
 
 
 def working_directory() -> str:
-    """The current folder as the shell calls it: through the links by which all nodes of a cluster find it."""
+    """The current folder as the shell names it, with links that may be valid on all nodes of a cluster."""
     here, called = Path.cwd(), Path(os.environ.get("PWD") or ".")
     return str(called if called.is_absolute() and called.is_dir() and called.samefile(here) else here)

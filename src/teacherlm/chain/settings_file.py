@@ -1,8 +1,8 @@
-"""The settings that the jobs of a chain read: a file in the chain's folder, one for each submission.
+"""The settings that a chain's jobs read: a file in the chain's folder for each submission.
 
 The settings are data, a JSON file that is never executed: {"benchmark", "directory", "variables": {NAME: value}}. Each
-submission writes its own file, which only its user may read. So no other submission changes what a waiting job
-reads. A job reads such a file only when its own user or root owns it.
+submission writes a new file, which only its user may read, so no other submission changes what a waiting job reads. A
+job reads such a file only if the job's user or root owns it.
 """
 
 import contextlib
@@ -18,13 +18,13 @@ from teacherlm.core.owners import WRITABLE_BY_GROUP_OR_OTHERS, read_own
 
 PREFIX, SUFFIX = "settings-", ".json"
 LARGEST = 2**20
-"""Number of bytes of a settings file at most."""
+"""Maximum number of bytes of a settings file."""
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What the jobs of a submission read."""
+    """The settings that the jobs of a submission read."""
 
     benchmark: str
     directory: str
@@ -32,18 +32,18 @@ class Submission:
 
 
 def save(folder: Path, submission: Submission) -> str:
-    """Write a submission's settings into a new file of the chain's folder; returns its name.
+    """Write a submission's settings into a new file of the chain's folder; return the file's name.
 
-    Earlier settings of this user are removed then: nothing of the chain is under way when it is submitted.
+    Earlier settings of this user are then removed. No job reads them: a chain that is under way is not submitted.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     content = {"benchmark": submission.benchmark, "directory": submission.directory, "variables": submission.variables}
     text = json.dumps(content, indent=1)
     name = None
     try:
-        # A new file with a random name, mode 0600: no link that somebody has put there is followed.
+        # The file is new, with a random name and mode 0600, so no link that somebody has put there is followed.
         number, name = tempfile.mkstemp(SUFFIX, PREFIX, folder)
         with open(number, "w", encoding="ascii") as file:
             file.write(text)
@@ -64,14 +64,14 @@ def read(file: Path) -> Submission:
     """The settings in a file.
 
     Raises:
-        UserError: the file is another user's, others may write it, or it is no settings file.
+        UserError: the file belongs to another user, others may write it, or it is not a settings file.
     """
     content = read_own(file, LARGEST, WRITABLE_BY_GROUP_OR_OTHERS)
     try:
         settings = json.loads(content)
         found = Submission(settings["benchmark"], settings["directory"], dict(settings["variables"].items()))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{file}: no settings of a chain; submit the chain again") from None
+        raise UserError(f"{file}: these are not settings of a chain; submit the chain again") from None
     for name in found.variables:
         if not VARIABLE.fullmatch(name):
             raise UserError(f"{file}: variables: {name!r}: a variable's name was expected")

@@ -1,6 +1,6 @@
-"""What the site's file (slurm/site.env, or SITE) says: accounts, partitions, further arguments of sbatch.
+"""The settings in the site's file (slurm/site.env, or SITE): accounts, partitions, more arguments of sbatch.
 
-The file is bash. slurm/site.bash reads it after it has looked whose it is, and hands all on as words that end with NUL.
+The file is bash. slurm/site.bash checks its owner, reads it, and prints its settings as words that end with NUL.
 """
 
 import os
@@ -15,18 +15,18 @@ from teacherlm.core.places import ROOT
 
 SLURM = ROOT / "slurm"
 ARGUMENTS = ("SBATCH_ARGS", "CPU_ARGS", "ENHANCE_ARGS", "FINETUNE_ARGS", "EVALUATE_ARGS", "ATLAS_ARGS")
-"""Arrays of the file: arguments of all jobs, and of each kind."""
+"""Arrays in the file: arguments of sbatch for all jobs, and for each kind of job."""
 PARTITIONS = ("PARTITION", "CPU_PARTITION", "GPU_TYPE")
 READ = 'source "$1/slurm/python.bash"; source "$1/slurm/site.bash"; hand_on_site "${@:2}"'
 
 
 @dataclass(frozen=True)
 class Site:
-    """A site's own settings.
+    """A site's settings.
 
     Attributes:
-        arguments: of sbatch, by the names of the file's arrays.
-        names: PARTITION, CPU_PARTITION and GPU_TYPE, where they are set.
+        arguments: name of an array in the file -> arguments of sbatch.
+        names: PARTITION, CPU_PARTITION and GPU_TYPE, if they are set.
     """
 
     arguments: Mapping[str, list[str]] = field(default_factory=lambda: {name: [] for name in ARGUMENTS})
@@ -41,18 +41,18 @@ class Site:
 
 
 def has_scripts() -> bool:
-    """Whether the scripts for Slurm are there: they are those of a checkout."""
+    """Whether the scripts for Slurm exist. Only a checkout has them."""
     return (SLURM / "site.bash").is_file()
 
 
 def load_site(names: tuple[str, ...]) -> Site:
-    """Read the site's file; what it exports, and the variables of these names, get into this process's environment.
+    """Read the site's file, and put the variables that it exports or that have these names into the environment.
 
     Raises:
-        SystemExit: the file is another user's, or has a mistake; a line on stderr has said so.
+        SystemExit: the file belongs to another user or has a mistake; a message on stderr says so.
     """
     if not has_scripts():
-        raise UserError(f"{SLURM}: the scripts for Slurm are not there; use a checkout, or LAUNCHER=local")
+        raise UserError(f"{SLURM}: the scripts for Slurm are missing; use a checkout, or LAUNCHER=local")
     called = Path(sys.argv[0]).name
     command = ["bash", "-euo", "pipefail", "-c", READ, called, str(ROOT), *PARTITIONS, *names]
     done = subprocess.run(command, stdout=subprocess.PIPE)
@@ -66,5 +66,5 @@ def load_site(names: tuple[str, ...]) -> Site:
 
 
 def take_array(words: Iterator[str]) -> list[str]:
-    """The next array: the number of its words, and these."""
+    """The next array. Its first word is the number of the words that follow."""
     return [next(words) for _ in range(int(next(words)))]

@@ -1,7 +1,7 @@
-"""Submit a chain to Slurm: each stage is a job, or an array of jobs, that waits for the stage before.
+"""Submit a chain to Slurm: each stage is a job, or a job array, that waits for the stage before it.
 
-What is submitted is listed in CHAIN/jobs.tsv, a line a job: stage, job, tasks, waits for, the work's name, log. A
-submission that ends early, by a refusal, a full disk or a signal, cancels every job of its own.
+CHAIN/jobs.tsv lists the submitted jobs, one per line: stage, job, tasks, waits for, the work's name, log. A submission
+that ends early, because of a refusal, a full disk or a signal, cancels every job that it has submitted.
 """
 
 import contextlib
@@ -29,20 +29,20 @@ from teacherlm.core.owners import make_own_folder
 from teacherlm.core.places import ROOT
 
 ENDS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
-"""Signals that end a submission, and its exit status then."""
+"""Signal that ends a submission -> the submission's exit status."""
 QUEUE = ("squeue", "--noheader", f"--user={os.geteuid()}", "--format=%F")
-"""Prints the numbers of this user's jobs."""
+"""The command that prints the numbers of this user's jobs."""
 
 
 def submit(graph: Graph, site: Site, dry_run: bool) -> int:
-    """Submit the stages that are not done; returns the exit status.
+    """Submit the stages that are not done; return the exit status.
 
     Args:
-        dry_run: print the lines of sbatch and make nothing, also where there is no Slurm and where models are missing.
+        dry_run: only print the commands (sbatch ...). This also works without Slurm and if models are missing.
 
     Raises:
-        UserError: Slurm does not answer or does not take a stage, the chain is under way, or something is not there
-            that the jobs need.
+        UserError: Slurm does not answer or refuses a stage, the chain is under way, or something that the jobs need is
+            missing.
     """
     submission = Submitting(graph, site, dry_run)
     if dry_run:
@@ -53,7 +53,7 @@ def submit(graph: Graph, site: Site, dry_run: bool) -> int:
         raise UserError(plain(message))
     for folder in (graph.folder.locks, graph.chain.logs, graph.chain.states):
         make_own_folder(folder.absolute(), graph.runs.absolute())
-    # Two submissions at once would both find that nothing is under way.
+    # Without the lock, two submissions at the same time would both find that nothing is under way.
     lock = open_lock(graph.folder.submission_lock)
     fcntl.flock(lock, fcntl.LOCK_EX)
     try:
@@ -66,10 +66,10 @@ class Submitting:
     """One submission of a chain.
 
     Attributes:
-        chain: its folder, by the path that all nodes find it by.
-        queue: the jobs of this user that Slurm still has to do.
-        others: the lists of jobs of other chains in the same folder.
-        submitted: the numbers of the jobs of this call.
+        chain: the chain's folder, by a path that is valid on all nodes.
+        queue: the numbers of this user's jobs in Slurm's queue.
+        others: the job lists of other chains in the same folder.
+        submitted: the numbers of the jobs that this call has submitted.
     """
 
     def __init__(self, graph: Graph, site: Site, dry_run: bool):
@@ -93,7 +93,7 @@ class Submitting:
         try:
             self.queue = set(lines_of(*QUEUE))
         except NoAnswer as error:
-            say(f"note: {error}: this is planned as if nothing were under way")
+            say(f"note: {error}: the plan assumes that nothing is under way")
         self.refuse_under_way()
         self.find_others()
         self.submit_stages(absent)
@@ -118,7 +118,7 @@ class Submitting:
             if self.stopped:
                 raise SystemExit(self.stopped) from None
             raise
-        for number, handler in before.items():  # all is submitted: what comes now is only said
+        for number, handler in before.items():  # everything is submitted: a signal no longer cancels it
             signal.signal(number, handler)
         self.show()
         self.warn_of_what_cannot_run()
@@ -137,7 +137,7 @@ class Submitting:
         """Submit the first stage that has missing tasks, and all that come after it.
 
         Args:
-            absent: what is not on the disks: a stage that needs it cannot say what is missing.
+            absent: the models and paths that are missing. A stage that needs one cannot list its missing tasks.
         """
         started, after = False, ""
         for stage in self.graph.stages:
@@ -157,7 +157,7 @@ class Submitting:
         self.end_if_stopped()
 
     def missing(self, stage: Stage, absent: set[str]) -> list[int]:
-        """The tasks that are not done. A dry run asks no stage that has made nothing yet: some make folders."""
+        """The tasks that are not done. A dry run does not call stages that have made nothing: some make folders."""
         if self.dry_run and (absent & set(stage.needs) or (stage.made is not None and not stage.made.exists())):
             return list(stage.tasks)
         return missing_tasks(stage)
@@ -167,7 +167,10 @@ class Submitting:
             raise SystemExit(self.stopped)
 
     def submit_stage(self, stage: Stage, tasks: Sequence[int], after: str, others: Sequence[str]) -> str:
-        """sbatch for a stage, after the job `after` has gone well and those at the same work have ended; its number."""
+        """Call sbatch for a stage; return the job's number.
+
+        The job waits until the job `after` has succeeded and the jobs `others`, which do the same work, have ended.
+        """
         waits = [*([f"afterok:{after}"] if after else []), *(f"afterany:{job}" for job in others)]
         command = ["sbatch", "--parsable", f"--job-name={stage.name} {self.graph.name}"]
         command += [f"--output={self.chain.log(stage.name, stage.array)}", "--open-mode=append", "--requeue"]
@@ -181,12 +184,12 @@ class Submitting:
             print(in_shell(command))
             return f"ID_OF_{stage.name.upper()}"
         sys.stdout.flush()
-        # In a session of its own sbatch gets no Ctrl-C: it ends with the number of a job that Slurm has taken.
+        # sbatch runs in a new session, so Ctrl-C does not reach it, and it always prints the number of an accepted job.
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
         number = done.stdout.strip().partition(";")[0]  # a federation adds the cluster's name
         if done.returncode or not number:
             raise UserError(
-                plain(f"Slurm did not take the stage {stage.name}, as it says above; the line was: {in_shell(command)}")
+                plain(f"Slurm refused the stage {stage.name}, see its message above; the command: {in_shell(command)}")
             )
         self.submitted.append(number)
         return number
@@ -199,9 +202,9 @@ class Submitting:
             raise UserError(plain(f"{self.chain.jobs}: cannot be written; is the disk full?")) from None
 
     def withdraw(self, listed: int | None) -> None:
-        """Cancel every job of this call, and let the list be what it was.
+        """Cancel every job of this call, and restore the previous list of jobs.
 
-        Slurm's own list comes first: it may have a job although sbatch failed, when the answer was lost.
+        Slurm's queue is read first, because it may contain a job whose number was lost when sbatch failed.
         """
         try:
             jobs = self.jobs_of_chain()
@@ -213,10 +216,10 @@ class Submitting:
             elif self.chain.jobs.exists():
                 os.truncate(self.chain.jobs, listed)
             if jobs:
-                say(f"cancelled what was submitted: jobs {' '.join(jobs)}")
+                say(f"cancelled the submitted jobs {' '.join(jobs)}")
         else:
             named = " ".join(jobs)
-            say(f"jobs {named} are still in the queue; when Slurm answers again: scancel {named}")
+            say(f"jobs {named} are still in the queue; when Slurm answers again, run: scancel {named}")
 
     def are_gone(self) -> bool:
         try:
@@ -225,7 +228,7 @@ class Submitting:
             return False
 
     def jobs_of_chain(self) -> list[str]:
-        """The jobs of this chain that Slurm has, by their logs' folder.
+        """The jobs in Slurm's queue whose logs are in this chain's folder.
 
         Raises:
             NoAnswer: Slurm does not answer.
@@ -236,7 +239,9 @@ class Submitting:
         return sorted(found, key=int)
 
     def refuse_twice(self) -> None:
-        """A job in the queue that is in no list is of a submission that was killed before it could note it.
+        """Refuse to submit a chain that is under way.
+
+        A job in the queue that is not in the chain's list is cancelled: its submission was killed before it listed it.
 
         Raises:
             UserError: the chain is under way.
@@ -248,18 +253,18 @@ class Submitting:
             raise no_answer(error) from None
         if unknown:
             cancel(unknown)
-            say(f"cancelled jobs {' '.join(unknown)}, which a submission that was killed had left")
+            say(f"cancelled jobs {' '.join(unknown)}, which a killed submission left in the queue")
         self.refuse_under_way()
 
     def refuse_under_way(self) -> None:
         jobs = under_way(self.queue, [self.chain.jobs], None)
         if jobs:
             raise UserError(
-                f"this chain is under way (jobs {' '.join(jobs)}): make status shows it, make cancel ends it"
+                f"this chain is under way (jobs {' '.join(jobs)}): make status shows it, and make cancel ends it"
             )
 
     def show(self) -> None:
-        """A table of the jobs; after a dry run the graph, too."""
+        """Print a table of the jobs, and after a dry run also the graph."""
         if not self.jobs:
             print("nothing to submit")
             return
@@ -275,13 +280,13 @@ class Submitting:
                 before = job.stage
 
     def warn_of_what_cannot_run(self) -> None:
-        """Slurm takes a job that asks for more time than its partition allows, and lets it wait for ever."""
+        """Warn of jobs that wait for ever. Slurm accepts a job that requests more time than its partition allows."""
         for job in self.jobs:
-            with contextlib.suppress(NoAnswer, ValueError, IndexError):  # it has ended
+            with contextlib.suppress(NoAnswer, ValueError, IndexError):  # the job has already ended
                 if reason := never_runs(job.number):
                     say(
-                        f"warning: {job.stage} (job {job.number}) will wait for ever: {reason}; make cancel, then set "
-                        "it in slurm/site.env (make site shows the limits)"
+                        f"warning: {job.stage} (job {job.number}) will wait for ever: {reason}; run make cancel, then "
+                        "change the request in slurm/site.env (make site shows the limits)"
                     )
 
 
@@ -310,7 +315,7 @@ def cancel(jobs: Sequence[str]) -> bool:
 
 
 def in_shell(words: Sequence[str]) -> str:
-    """Words as a shell reads them, with few quotes."""
+    """Words in a shell's syntax, with few quotes."""
 
     def quoted(word: str) -> str:
         return re.sub(r"([^\w@%+=:,./-])", r"\\\1", word) if word.isprintable() and word else shlex.quote(word)

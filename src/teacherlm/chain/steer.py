@@ -1,10 +1,9 @@
-"""Chains that were submitted: how far each stage is (status), their logs, and their end (cancel).
+"""Show how far the stages of submitted chains are (status), show their logs (logs), or end a chain (cancel).
 
-A chain's folder (layout.py) has jobs.tsv, what was submitted; states/, what each task says of itself; logs/. Slurm is
-asked for the rest; when it has forgotten a job, or lost it with its node, the files still tell.
+A chain's folder (layout.py) has the list of submitted jobs (jobs.tsv), the state that each task reports (states/), and
+the logs (logs/). Slurm's queue gives the rest. If Slurm no longer knows a job, the files still have its state.
 
-The files are data: chains of other users are left out, what is malformed is named, and what a terminal would obey is
-written out.
+The files are data: chains of other users are skipped, malformed files are reported, and control characters are escaped.
 """
 
 import json
@@ -28,9 +27,9 @@ from teacherlm.core.terminal import cut, escaped, shown
 TAIL = 20
 """Number of lines of a log that are shown."""
 TAIL_BYTES = 2**16
-"""Number of bytes at the end of a log that are read for them."""
+"""Number of bytes at the end of a log that are read to find these lines."""
 LARGEST = 2**22
-"""Number of bytes of a jobs.tsv at most."""
+"""Maximum number of bytes of a jobs.tsv."""
 STAGES = ("prepare", "enhance", "merge", "finetune", "train", "evaluate", "score", "report")
 RANGES = re.compile(r"[0-9]{1,6}(-[0-9]{1,6})?(,[0-9]{1,6}(-[0-9]{1,6})?)*")
 COLUMNS = {
@@ -41,12 +40,12 @@ COLUMNS = {
     "work": re.compile(r"[^/\0]+"),
     "log": re.compile(r".*/[a-z]+(-%a)?[.]log"),
 }
-"""The columns of a jobs.tsv, and what stands in them."""
+"""Column of a jobs.tsv -> the pattern of its cells."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task of a stage, as it was last submitted."""
+    """One task of a stage, from the last submission that had it."""
 
     stage: str
     job: str
@@ -57,15 +56,15 @@ class Task:
 
 @dataclass(frozen=True)
 class SteerFlags:
-    """Which chains are looked at or ended."""
+    """The chains to show or to end."""
 
     command: str = flag(positional=True, choices=("status", "logs", "cancel"))
-    runs: Path = flag(factory=runs_folder, help="(default: $RUNS)")
+    runs: Path = flag(factory=runs_folder, help="folder of the chains (default: $RUNS, or runs)")
     chain: str | None = flag(
-        factory=lambda: os.environ.get("CHAIN"), help="a part of its name (default: $CHAIN, or all)"
+        factory=lambda: os.environ.get("CHAIN"), help="only chains whose path has this text (default: $CHAIN, or all)"
     )
     stage: str | None = flag(
-        factory=lambda: os.environ.get("STAGE"), help="of logs: this one's (default: $STAGE, or all)"
+        factory=lambda: os.environ.get("STAGE"), help="show only the logs of this stage (default: $STAGE, or all)"
     )
 
 
@@ -86,7 +85,7 @@ def main() -> int:
 
 
 def find_chains(runs: Path, name: str | None) -> list[ChainFolder]:
-    """Folders of this user's chains, the one that was submitted last at the end; others' are named on stderr.
+    """The folders of this user's chains, ordered by the time of submission. Other users' chains are named on stderr.
 
     Raises:
         UserError: there are none.
@@ -100,7 +99,7 @@ def find_chains(runs: Path, name: str | None) -> list[ChainFolder]:
         else:
             owner = user_name(chain.jobs.lstat().st_uid)
             print(
-                f"teacherlm steer: {one_line(str(chain.path))}: this chain is {owner}'s, and is left out",
+                f"teacherlm steer: {one_line(str(chain.path))}: this chain belongs to {owner} and is skipped",
                 file=sys.stderr,
             )
     if not found:
@@ -109,7 +108,7 @@ def find_chains(runs: Path, name: str | None) -> list[ChainFolder]:
 
 
 def read_chains(folders: list[ChainFolder]) -> tuple[dict[ChainFolder, list[Task]], bool]:
-    """The tasks of each chain, and whether one is malformed, which is said on stderr, and left out."""
+    """The tasks of each chain, and whether a chain is malformed. Malformed ones are skipped and named on stderr."""
     found: dict[ChainFolder, list[Task]] = {}
     malformed = False
     for folder in folders:
@@ -122,7 +121,7 @@ def read_chains(folders: list[ChainFolder]) -> tuple[dict[ChainFolder, list[Task
 
 
 def read_queue() -> dict[tuple[str, int], str]:
-    """(job, task) -> state and reason of what Slurm still has to do; of a job that is no array the task is 0."""
+    """(job, task) -> state and reason, for this user's jobs in the queue. The task is 0 if a job is not an array."""
     lines = ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%F|%K|%T|%r")
     queue = {}
     for line in lines:
@@ -132,10 +131,10 @@ def read_queue() -> dict[tuple[str, int], str]:
 
 
 def read_tasks(chain: ChainFolder) -> list[Task]:
-    """The tasks of a chain in the order of its stages, each as it was last submitted.
+    """The tasks of a chain in the order of its stages. A task that was submitted several times has its last job.
 
     Raises:
-        UserError: its jobs.tsv is malformed.
+        UserError: the chain's jobs.tsv is malformed.
     """
     file = chain.jobs
     tasks: dict[tuple[str, int], Task] = {}
@@ -146,10 +145,10 @@ def read_tasks(chain: ChainFolder) -> list[Task]:
             raise UserError(f"{file}, line {line}: {len(COLUMNS)} columns were expected, found {len(cells)}")
         for (name, pattern), cell in zip(COLUMNS.items(), cells):
             if not pattern.fullmatch(cell):
-                raise UserError(f"{file}, line {line}: {shown(cell)} is no {name}")
+                raise UserError(f"{file}, line {line}: {shown(cell)} is not valid in the column {name!r}")
         stage, job, ranges, _, work, log = cells
         for number in numbers(ranges):
-            name = Path(log).name.replace("%a", str(number))  # it lies in the chain's own folder, wherever that is now
+            name = Path(log).name.replace("%a", str(number))  # the chain's folder may have moved since the submission
             tasks[stage, number] = Task(stage, job, number, work, chain.logs / name)
     return sorted(tasks.values(), key=lambda task: (STAGES.index(task.stage), task.number))
 
@@ -157,7 +156,7 @@ def read_tasks(chain: ChainFolder) -> list[Task]:
 def numbers(ranges: str) -> list[int]:
     """0-2,5 -> 0 1 2 5."""
     found: list[int] = []
-    for part in ranges.split(",")[:10_000]:  # Slurm's own arrays end far below
+    for part in ranges.split(",")[:10_000]:  # Slurm's arrays are far smaller
         first, _, last = part.partition("-")
         found += range(int(first), min(int(last or first), int(first) + 10_000) + 1)
     return found[:10_000]
@@ -169,13 +168,11 @@ def state_of(chain: ChainFolder, task: Task, queue: Mapping[tuple[str, int], str
     said, job = read_note(chain.note(task.stage, task.number))
     if job != task.job:
         return "cancelled before it began"
-    return (
-        "ended without a word (killed, cancelled, or its node went down)" if said in ("running", "requeued") else said
-    )
+    return "ended without a report (killed, cancelled, or node failure)" if said in ("running", "requeued") else said
 
 
 def read_note(note: Path) -> tuple[str, str]:
-    """What a task says of itself, and the number of its job; empty texts where it has said nothing."""
+    """The state that a task has written, and the number of its job. Both texts are empty if it has written none."""
     if not note.is_file():
         return "", ""
     try:
@@ -186,7 +183,7 @@ def read_note(note: Path) -> tuple[str, str]:
 
 
 def status(chain: ChainFolder, tasks: list[Task], queue: Mapping[tuple[str, int], str]) -> str:
-    """A table of the stages, and the last words of what failed."""
+    """A table of the stages, and the last line of each failed task's log."""
     states = {task: state_of(chain, task, queue) for task in tasks}
     rows = [("stage", "job", "state", "progress")]
     for stage in dict.fromkeys(task.stage for task in tasks):
@@ -202,7 +199,7 @@ def status(chain: ChainFolder, tasks: list[Task], queue: Mapping[tuple[str, int]
 
 
 def progress(chain: ChainFolder, tasks: list[Task]) -> str:
-    """How much of a stage is done: texts, steps, scored models."""
+    """How much of a stage is done: the number of texts, steps or scored checkpoints."""
     try:
         return count_progress(chain, tasks)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:  # a malformed file
@@ -216,7 +213,7 @@ def count_progress(chain: ChainFolder, tasks: list[Task]) -> str:
         texts = sum(count_lines(file) - 1 for file in made.glob(".*.progress") if file.is_file())
         for path in made.glob("*_*.manifest.json"):
             manifest = manifests.read_manifest(path)
-            # a merged file's texts are counted in its shards
+            # The texts of a merged file are counted in the manifests of its shards.
             if manifest and manifest["stage"] == "enhance" and "shards" not in manifest["counts"]:
                 texts += int(manifest["counts"]["records"])
         return f"{texts} texts"
@@ -242,7 +239,7 @@ def last_line(file: Path) -> str:
 
 
 def last_lines(file: Path) -> list[str]:
-    """The last lines of a log, with whatever a terminal would obey written out."""
+    """The last lines of a log, with control characters escaped."""
     with open(file, "rb") as handle:
         handle.seek(0, os.SEEK_END)
         handle.seek(max(0, handle.tell() - TAIL_BYTES))
@@ -261,10 +258,10 @@ def logs(chain: ChainFolder, tasks: list[Task], stage: str | None) -> None:
 
 
 def cancel(chains: Mapping[ChainFolder, list[Task]], queue: Mapping[tuple[str, int], str]) -> None:
-    """End the jobs of the one chain that has any.
+    """Cancel the jobs of the chain that is under way.
 
     Raises:
-        UserError: several chains have, and none was named; or Slurm does not answer.
+        UserError: several chains are under way; or Slurm does not answer.
     """
     waiting = {job for job, _ in queue}
     jobs = {chain: sorted({task.job for task in tasks} & waiting, key=int) for chain, tasks in chains.items()}
@@ -274,7 +271,7 @@ def cancel(chains: Mapping[ChainFolder, list[Task]], queue: Mapping[tuple[str, i
     jobs = {chain: found for chain, found in jobs.items() if found}
     if len(jobs) > 1:
         raise UserError(
-            f"several chains are under way; CHAIN=... says which: {', '.join(chain.name for chain in jobs)}"
+            f"several chains are under way; choose one with CHAIN=...: {', '.join(chain.name for chain in jobs)}"
         )
     for chain, found in jobs.items():
         ask("scancel", *found)
@@ -288,7 +285,7 @@ def log_folder(chain: ChainFolder) -> Path:
 
 
 def read_log_folders() -> dict[str, Path]:
-    """Job -> the folder of its log, by which Slurm tells whose job it is; a file may name any of this user's jobs."""
+    """Job -> the folder of its log in Slurm. It shows the chain of a job, while a jobs.tsv could name any job."""
     lines = ask("squeue", "--noheader", f"--user={os.getuid()}", "--Format=ArrayJobID:24,STDOUT:4096")
     pairs = (line.partition(" ") for line in lines)
     return {job: Path(log.strip().replace("%%", "%")).parent.resolve() for job, _, log in pairs}

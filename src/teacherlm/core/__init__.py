@@ -1,1 +1,1 @@
-"""Reading and writing of whatever it is: records, files that appear whole, locks, manifests, errors, tables."""
+"""Reading and writing: records, files that appear complete, locks, manifests, errors, tables."""

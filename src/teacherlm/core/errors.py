@@ -1,4 +1,4 @@
-"""A user's mistake is one line on stderr and exit status 2; only our own mistakes show a traceback."""
+"""A user's mistake is one line on stderr and exit status 2. Only a bug in this project shows a traceback."""
 
 import errno
 import sys
@@ -8,7 +8,7 @@ from teacherlm.core.terminal import printable
 
 
 class UserError(Exception):
-    """Something the user can mend. The message names what was found, what was expected and what to do."""
+    """A mistake that the user can fix. The message names what was found, what was expected and what to do."""
 
 
 DISK_ERRORS = {
@@ -18,16 +18,17 @@ DISK_ERRORS = {
     errno.EACCES: "permission denied; choose a folder that you may use",
     errno.EPERM: "operation not permitted; choose a folder that you may use",
     errno.ENOTDIR: "a part of this path is a file, not a folder",
-    errno.EISDIR: "this is a folder, a file was expected",
+    errno.EISDIR: "this is a folder, but a file was expected",
     errno.ELOOP: "this symbolic link leads in a circle; remove it",
     errno.ENAMETOOLONG: "the name is too long for this file system",
 }
 
 
 def disk_error(error: BaseException) -> UserError | None:
-    """The UserError that says what an operating system error means, or None when it is not one of the disk's.
+    """The UserError that explains an error of the disk or the file system, or None for any other error.
 
-    Libraries wrap such errors (safetensors raises its own class), so the chain of causes and the text are read too.
+    Libraries wrap such errors (safetensors raises a class of its own), so the chain of causes and the texts are read
+    too.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -41,20 +42,20 @@ def disk_error(error: BaseException) -> UserError | None:
 
 
 def locale_error(error: BaseException) -> UserError | None:
-    """The UserError for a name that the locale has no letters for, or a library none in UTF-8; None otherwise."""
+    """The UserError for a name that the locale or UTF-8 cannot encode, or None for any other error."""
     encoding = sys.getfilesystemencoding()
     if isinstance(error, UnicodeEncodeError) and encoding == "utf-8" and "/" in error.object:
-        return UserError(f"{error.object!a}: this path has bytes that are no UTF-8; rename it")
+        return UserError(f"{error.object!a}: this path is not valid UTF-8; rename it")
     if isinstance(error, UnicodeEncodeError) and encoding != "utf-8":
-        return UserError(f"the locale's encoding {encoding} has no letters for {error.object!a}; export LC_ALL=C.UTF-8")
+        return UserError(f"the locale's encoding {encoding} cannot encode {error.object!a}; export LC_ALL=C.UTF-8")
     return None
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error's text, or its kind where it has none: for errors of libraries with long stories."""
+    """The first line of an error's text, or the error's type if it has no text. Libraries' errors have many lines."""
     return printable(redacted(next(iter(str(error).strip().splitlines()), ""))) or type(error).__name__
 
 
 def one_line(error: BaseException | str) -> str:
-    """The error's text as a log and a terminal can show it: on one line, cut, and without secrets."""
+    """An error's text on one line, shortened and without secrets, for a log or a terminal."""
     return printable(redacted(str(error)))

@@ -1,7 +1,7 @@
-"""Files and folders that appear whole or not at all, in folders that other people may write to as well.
+"""Files and folders that appear complete or not at all, in folders that other people may write to as well.
 
-What a stage writes beside its output (partial files, locks, what is done so far) has a name that somebody else could
-have taken for a link of theirs. Such a file is made new, or opened without following a link.
+A stage writes files beside its output: partial files, locks, progress files. Another user could have put a link there
+under the same name. Such a file is therefore newly created, or opened without following links.
 """
 
 import contextlib
@@ -19,34 +19,34 @@ from teacherlm.core.outputs import require_file_place, require_folder_place, req
 from teacherlm.core.trees import files_below
 
 LEFTOVER_AGE = 24 * 3600
-"""Seconds after which what a killed process left beside a file is removed; nothing that is in use is that old."""
+"""Seconds after which a partial file of a killed process is removed. No file that is in use is that old."""
 
 
 def beside(path: Path, kind: str) -> Path:
-    """A new hidden neighbour of `path`, on the same file system, where a rename is atomic; no one else's.
+    """A new, unique, hidden name in the folder of `path`: a rename from it to `path` is atomic.
 
-    Neighbours of `path` that killed processes left behind are removed on the way.
+    Old files of this kind, which killed processes left behind, are removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
-        with contextlib.suppress(OSError):  # gone in between, or not ours
+        with contextlib.suppress(OSError):  # another process has removed it, or it belongs to another user
             if time.time() - leftover.stat().st_mtime > LEFTOVER_AGE:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     return path.with_name(f".{path.name}.tmp-{kind}-{secrets.token_hex(8)}")
 
 
 def make_anew(folder: Path) -> None:
-    """Make a folder whose name is fixed, empty; what is there goes, and of a link the link alone.
+    """Make an empty folder. Whatever has that name is removed first; of a link, only the link itself.
 
     Raises:
-        OSError: it cannot be made, or something came into its place meanwhile.
+        OSError: the folder cannot be made, or something with that name appeared after the removal.
     """
     remove(folder)
     folder.mkdir()
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder, whatever it is, if it is there."""
+    """Remove a file, a link or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -55,9 +55,9 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def whole_path(path: Path) -> Iterator[Path]:
-    """Yield a path to write a file to; it appears under its name only when the block ends well (fsync, rename).
+    """Yield a path to write a file to. It is renamed to `path` after fsync, and only if the block raises no error.
 
-    The file at that path is there already, and empty. A symbolic link stays one: the file that it leads to is replaced.
+    An empty file exists at that path. If `path` is a symbolic link, it stays one, and its target is replaced.
 
     Raises:
         UserError: see `require_file_place`.
@@ -77,17 +77,17 @@ def whole_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[IO[str]]:
-    """Open `path` for writing text; it appears under its name only when the block ends well (write, fsync, rename)."""
+    """Open a text file for writing. It appears at `path` after fsync, and only if the block raises no error."""
     with whole_path(path) as partial, open(partial, "w", encoding="utf-8", newline="\n") as file:
         yield file
 
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; it takes the place of `path` only when the block ends well.
+    """Yield an empty folder to fill. It replaces `path` only if the block raises no error.
 
-    What stood at `path` is deleted after the new folder is complete. Two renames are needed for that, so for an
-    instant neither is there: a reader then finds no folder, never half a one. A symbolic link stays one.
+    The old folder is deleted after the new one is complete. The replacement takes two renames, so for an instant a
+    reader finds no folder; it never finds a partial one. If `path` is a symbolic link, it stays one.
 
     Raises:
         UserError: see `require_folder_place`.
@@ -115,9 +115,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def set_aside(path: Path) -> Path | None:
-    """Rename `path` to `path.old-TIME`, so that nothing is lost; None when there is nothing at `path`.
+    """Rename `path` to `path.old-TIME` and return the new path, so that nothing is lost; None if `path` is missing.
 
-    Of a symbolic link, what it leads to is renamed.
+    If `path` is a symbolic link, its target is renamed.
     """
     target = through_links(path)
     require_own_links(path)
@@ -140,7 +140,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable. Some file systems refuse to sync a folder: there it is left to them."""
+    """Make a rename in `folder` durable. Errors are ignored, because some file systems cannot sync a folder."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):

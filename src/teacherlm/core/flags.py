@@ -1,17 +1,17 @@
-"""The flags of a program, and their mistakes in one line.
+"""The flags of a program. A mistake in them is reported in one line.
 
 A program declares each flag once, as a field of a frozen dataclass:
 
     @dataclass(frozen=True)
     class MergeFlags:
         output: Path = flag(help="the enhanced file, as given to enhance.py")
-        shards: int = flag(2, help="how many there are", least=2)
+        shards: int = flag(2, help="number of shards", least=2)
         list_missing: bool = flag(False, help=LIST_MISSING)
 
     flags = parse(MergeFlags, __doc__)
 
-The type of the field says how words are read: a `bool` is a switch, a `tuple[X, ...]` takes several words, and an
-`X | None` is an X that may be left out. What follows from the flags is a property of the class, or is put into a copy
+The type of the field says how its words are read: a `bool` is a switch, a `tuple[X, ...]` takes several words, and an
+`X | None` is an optional X. A value that is computed from the flags is a property of the class, or is set in a copy
 (`dataclasses.replace`).
 """
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 Flags = TypeVar("Flags", bound="DataclassInstance")
 
 HIDDEN = argparse.SUPPRESS
-"""Help of a flag that is accepted and that --help does not list."""
-LIST_MISSING = "print the numbers of what is not done (shards, models; otherwise 0), and do nothing"
-"""Help of a flag that every stage has, for the chain to know what to submit."""
+"""Help of a flag that is accepted but that --help does not list."""
+LIST_MISSING = "print the numbers of the shards or models that are not done (0 in other stages), and do nothing"
+"""Help of a flag that every stage has. The chain calls it to know which jobs to submit."""
 
 
 class Range(TypedDict, total=False):
-    """The numbers that a flag may have."""
+    """The range of numbers that a flag accepts."""
 
     least: float
     above: float
@@ -63,13 +63,13 @@ def flag(
     """Declare a flag. One without a default is required.
 
     Args:
-        factory: makes the default, where that depends on the environment.
-        group: the heading of --help that lists the flag.
-        excludes: any name; of the flags with the same name, at most one may be given.
-        spelled: the words that give the flag, where they are not `--` and the name of the field.
-        positional: the flag is given by its place, without its name.
-        repeated: the flag may be given several times, with one word each.
-        parse: makes the value from a word, where the type alone does not say how.
+        factory: makes a default that depends on the environment.
+        group: the heading under which --help lists the flag.
+        excludes: the name of a group of flags, of which at most one may be given.
+        spelled: the spellings of the flag, if they differ from `--` and the name of the field.
+        positional: the argument is given by its position, without a name.
+        repeated: the flag may be given several times, with one word each time.
+        parse: converts a word to the value, if the type alone does not say how.
     """
     how = {
         "help": help,
@@ -86,10 +86,10 @@ def flag(
 
 
 def parse(kind: type[Flags], description: str | None, words: Sequence[str] | None = None) -> Flags:
-    """Make the flags of a program from its command line, or from other words.
+    """Read the flags of a program from its command line, or from the given words.
 
     Raises:
-        UserError: a flag is unknown, lacks its word, or has a value that it may not have.
+        UserError: a flag is unknown, has no value, or has a value that is not allowed.
     """
     found = vars(parser_of(kind, description).parse_args(words))
     for one in declared(kind):
@@ -99,19 +99,19 @@ def parse(kind: type[Flags], description: str | None, words: Sequence[str] | Non
 
 
 def declared(kind: "type[DataclassInstance]") -> list[dataclasses.Field[Any]]:
-    """The fields of a class that are flags; others have no metadata."""
+    """The fields of a class that are flags. Other fields have no metadata."""
     return [one for one in dataclasses.fields(kind) if one.metadata]
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake in the flags is a UserError: one line, without the usage of thirty flags."""
+    """An argparse parser that raises a UserError for a mistake: one line, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists the flags")
 
 
 def parser_of(kind: "type[DataclassInstance]", description: str | None = None, **settings: Any) -> Parser:
-    """The parser of these flags. What it returns has only the flags that were given: the class knows the defaults."""
+    """The parser of these flags. Its result has only the flags that were given, because the class has the defaults."""
     form = argparse.RawDescriptionHelpFormatter if "\n" in (description or "") else argparse.HelpFormatter
     parser = Parser(description=description, formatter_class=form, argument_default=argparse.SUPPRESS, **settings)
     groups: dict[str, Any] = {}
@@ -132,7 +132,7 @@ def parser_of(kind: "type[DataclassInstance]", description: str | None = None, *
 
 
 def reading(one: dataclasses.Field[Any]) -> dict[str, Any]:
-    """What argparse has to know to read the words of a flag: the type, how many words there are, the choices."""
+    """The arguments of `add_argument` for a flag: its type, its number of words, its choices."""
     how, kind = one.metadata, one.type
     if kind is bool:
         return {"action": "store_true"}
@@ -148,10 +148,10 @@ def reading(one: dataclasses.Field[Any]) -> dict[str, Any]:
 
 
 def require_number(name: str, value: float | None, **bounds: Unpack[Range]) -> None:
-    """Refuse a flag's number that is not finite or out of its range; None, a flag that was not given, is accepted.
+    """Refuse a number that is not finite or out of the flag's range. None, for a flag that was not given, is accepted.
 
     Raises:
-        UserError: it names the flag, the range and the number.
+        UserError: the message names the flag, the range and the number.
     """
     if value is None:
         return
@@ -168,7 +168,7 @@ def require_number(name: str, value: float | None, **bounds: Unpack[Range]) -> N
 
 
 def share_of(text: str) -> tuple[int, int]:
-    """(I, N) of `--shard I/N`: the share numbered I of N, 0 the first."""
+    """(I, N) of `--shard I/N`: the shard with index I of N shards, counted from 0."""
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise UserError(f"--shard: I/N with 0 <= I < N was expected, found {text!r}")

@@ -1,17 +1,17 @@
-"""SIGUSR1 and SIGTERM ask a stage to stop where it can go on later, so that its job can be requeued."""
+"""SIGUSR1 and SIGTERM make a stage stop at a point from which it can resume, so that its job can be requeued."""
 
 import os
 import signal
 from typing import Any
 
 REQUEUE = 75
-"""Exit code of a stage that was interrupted and can go on: EX_TEMPFAIL of sysexits.h. The job script requeues on it."""
+"""Exit code of a stage that was interrupted and can resume: EX_TEMPFAIL of sysexits.h. The job script then requeues."""
 
 
 class Stop:
-    """Whether one of the signals came. Made in the main thread; from then on they do not end the process.
+    """Whether one of the signals arrived. It is made in the main thread; from then on they do not end the process.
 
-    Its forked children they do end: a library's pool ends its processes with SIGTERM and waits until they have gone.
+    They still end forked children: a library's pool ends its processes with SIGTERM and waits for them.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Stop:
         self.asked = True
 
     def restore(self) -> None:
-        """Give the signals back to who had them."""
+        """Restore the previous signal handlers."""
         if self in active:
             active.remove(self)
         for number, handler in self.before.items():
@@ -35,12 +35,12 @@ active: list[Stop] = []
 
 
 def is_asked() -> bool:
-    """Whether one of the signals has asked this process to stop; for code that waits for something."""
+    """Whether one of the signals arrived. Code that waits for something calls this."""
     return any(stop.asked for stop in active)
 
 
 def hold_back() -> None:
-    """While a process forks: a signal that comes before the child has handlers of its own must wait for them."""
+    """Block the signals during a fork: one that arrives early must wait until the child has its handlers."""
     if active:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 

@@ -1,4 +1,4 @@
-"""JSON files that are read whole: manifests, results, configurations. Records are read line by line (records.py)."""
+"""JSON files that are read at once: manifests, results, configurations. Records are read line by line (records.py)."""
 
 import json
 import re
@@ -12,21 +12,21 @@ from teacherlm.core.shapes import flaw_of_shape
 
 
 def load_json(path: Path) -> Any:
-    """What a JSON file says.
+    """The value in a JSON file.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no ordinary file, no JSON in UTF-8, or beyond the limits of limits.py.
+        ValueError: it is not an ordinary file, is not JSON in UTF-8, or exceeds a limit of limits.py.
     """
     with open_ordinary(path) as file:
         return parse_bounded(file.read(JSON_BYTES + 1))
 
 
 def load_object(path: Path) -> dict[str, Any]:
-    """`load_json` of a file that holds an object.
+    """The object in a JSON file.
 
     Raises:
-        OSError, ValueError: as of `load_json`, or because it is no object.
+        OSError, ValueError: see `load_json`; or the value is not an object.
     """
     found = load_json(path)
     if not isinstance(found, dict):
@@ -35,13 +35,13 @@ def load_object(path: Path) -> dict[str, Any]:
 
 
 def require_object(path: Path, shape: Any = None) -> dict[str, Any]:
-    """`load_object` of a file that a command cannot do without.
+    """The object in a JSON file that a command requires.
 
     Args:
-        shape: what it must look like, see shapes.py.
+        shape: the required shape, see shapes.py.
 
     Raises:
-        UserError: it cannot be read, or is something else.
+        UserError: the file cannot be read, or its value does not have the shape.
     """
     try:
         found = load_object(path)
@@ -55,11 +55,11 @@ def require_object(path: Path, shape: Any = None) -> dict[str, Any]:
 
 
 def parse_bounded(data: bytes) -> Any:
-    """The value that some JSON stands for.
+    """The value of a JSON text.
 
     Raises:
-        ValueError: it is no JSON in UTF-8, or it is beyond the limits of limits.py: too many bytes or values, or too
-            many lists and objects in one another.
+        ValueError: the text is not JSON in UTF-8, or it exceeds a limit of limits.py: too many bytes, too many values,
+            or nested too deep.
     """
     if len(data) > JSON_BYTES:
         raise ValueError(f"it has more than {JSON_BYTES:,} bytes")
@@ -82,9 +82,10 @@ TEXT = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 
 
 def has_more_parts(text: str, most: int) -> bool:
-    """Whether the value that some JSON stands for has more parts (values, and names in objects) than `most`.
+    """Whether a JSON text has more than `most` parts. Parts are values, and the names in objects.
 
-    Commas within texts do not count, but they are looked at only where all commas are too many.
+    Parts are counted by their commas. Commas within strings do not count, but strings are searched only if the number
+    of all commas exceeds `most`.
     """
     if len(text) <= most or text.count(",") <= most:
         return False
@@ -98,7 +99,7 @@ def has_more_parts(text: str, most: int) -> bool:
 
 
 def is_deeper(value: Any, depth: int) -> bool:
-    """Whether lists and objects are in one another on more levels than `depth`; without recursion."""
+    """Whether lists and objects are nested more than `depth` levels deep, found without recursion."""
     level = [value]
     for _ in range(depth + 1):
         level = [one for one in level if isinstance(one, list | dict)]

@@ -1,71 +1,75 @@
-"""How large, how deep and how slow what is read may be: a small file can be made to cost any memory or time.
+"""Limits on the size, the depth and the processing time of input, because a small file can cost any memory or time.
 
-The limits are far above what the project's own files and real datasets need. What is above one is refused in a line
-that names it, before its memory is taken.
+The limits are far above what the project's files and real datasets need. Input above a limit is refused with a message
+that names the limit, before memory is allocated for it.
 """
 
 MIB = 2**20
 
 JSON_BYTES = 32 * MIB
-"""Of a JSON file that is read whole: a manifest, a result, a configuration. (Records are read line by line.)"""
+"""Maximum size of a JSON file that is read at once: a manifest, a result, a configuration. (Records are read line by
+line.)"""
 JSON_VALUES = 1_000_000
-"""Lists and objects in such a file; an empty one of two letters takes some 80 bytes of memory."""
+"""Maximum number of lists and objects in such a file. An empty one of two characters takes about 80 bytes of memory."""
 JSON_PARTS = 4_000_000
-"""Values of all kinds in such a file or in a record; a text of one letter takes some 70 bytes of memory."""
+"""Maximum number of values of all types in such a file or in a record. A string of one character takes about 70 bytes
+of memory."""
 JSON_DEPTH = 32
-"""Lists and objects in one another; Arrow's files end at 64, Python's own recursion at some 900."""
+"""Maximum nesting of lists and objects. Arrow's file format allows 64 levels, Python's recursion about 900."""
 
 YAML_BYTES = MIB // 4
-"""Of a YAML file: a benchmark's or a model's has some thousand. Reading so much takes seconds."""
+"""Maximum size of a YAML file. A benchmark's or a model's file has about 1,000 bytes; reading the maximum takes
+seconds."""
 YAML_DEPTH = 16
-"""Lists and mappings in one another."""
+"""Maximum nesting of lists and mappings."""
 YAML_EXPANDED = 4_000_000
-"""Letters and values of a YAML file once each alias (`*name`) is replaced by what it stands for."""
+"""Maximum number of characters and values of a YAML file after each alias (`*name`) is replaced by its value."""
 
 TEMPLATE_LETTERS = 20_000
-"""Of the source of one template."""
+"""Maximum number of characters in the source of one template."""
 TEMPLATE_WORK = 5_000_000
-"""Letters that one rendering of a template may make, in its output and on the way to it."""
+"""Maximum number of characters that one rendering of a template may make, in its output and in intermediate values."""
 TEMPLATE_KEPT = 10_000_000
-"""Letters and values that the filters, methods and slices of one rendering may return."""
+"""Maximum number of characters and values that the filters, methods and slices of one rendering may return."""
 TEMPLATE_BITS = 4000
-"""Of a whole number that a template makes or counts with."""
+"""Maximum number of bits of a whole number in a template."""
 LOOP_STEP = 20
-"""What a step of a loop counts as, beside the letters that it makes."""
+"""Number of characters that a step of a loop counts as, in addition to the characters that it makes."""
 TEMPLATE_SECONDS = 10.0
-"""Of processor time that one rendering may take."""
+"""Maximum processor time of one rendering."""
 
 LINE_BYTES = 64 * MIB
-"""Of one record in a file of JSON lines. It may have JSON_VALUES lists and objects."""
+"""Maximum size of one record in a JSON lines file. It may have JSON_VALUES lists and objects."""
 LIST_BYTES = 256 * MIB
-"""Of a file of samples that is one JSON list, and is read whole."""
+"""Maximum size of a file of samples that is one JSON list, which is read at once."""
 LIST_VALUES = 5_000_000
-"""Lists and objects in such a file."""
+"""Maximum number of lists and objects in such a file."""
 LIST_PARTS = 8_000_000
-"""Values of all kinds in such a file."""
+"""Maximum number of values of all types in such a file."""
 
 ROW_COMMAS = 1_000_000
-"""Of one row of a CSV file; the row may have LINE_BYTES letters, on one line or several."""
+"""Maximum number of commas in a row of a CSV file. The row may have LINE_BYTES characters, on one or several lines."""
 FIELDS = 60_000
-"""Of all records of a dataset together: `datasets` takes up to a millisecond for each."""
+"""Maximum number of fields in all records of a dataset together. `datasets` takes up to a millisecond for each."""
 INNER_FIELDS = 1000
-"""Of the objects in one field, in all records together: the type of such a field is made anew at each new name."""
+"""Maximum number of fields of the objects in one field, in all records together. The field's type is built again for
+each new name."""
 
 UNPACKED_BYTES, UNPACKED_TIMES = 64 * MIB, 200
-"""A compressed file may unpack to so many bytes, and beyond them to so many times its own size. Text shrinks to a third
-or a tenth; a file made to fill memory or a disk unpacks to a thousand times its size and more."""
+"""A compressed file may always unpack to UNPACKED_BYTES, and a larger one to UNPACKED_TIMES its size. Text shrinks to a
+third or a tenth. A file that was made to fill memory or a disk unpacks to 1,000 times its size or more."""
 
 PAGE_BYTES = 64_000_000
-"""Of the samples on a report's page, as JSON: browsers have trouble with more."""
+"""Maximum size of the samples on a report's page, as JSON. Browsers have trouble with more."""
 PAGE_SAMPLES = 20_000
 PAGE_ROWS = 2000
-"""Of one table on a page."""
+"""Maximum number of rows of one table on a page."""
 PAGE_CODE_LETTERS = 1_000_000
-"""Of the manifests that a page shows in words."""
+"""Maximum number of characters of the manifests that a page shows as text."""
 PAGE_MISSING = 200
-"""Lines of what is missing on a page."""
+"""Maximum number of lines about missing results on a page."""
 PAGE_POINTS = 5000
-"""Of one line of a picture."""
+"""Maximum number of points in one line of a chart."""
 
 DOWNLOAD_BYTES = 2**36
-"""Of a download whose length the server does not say; the largest published file has some 2**35."""
+"""Maximum size of a download whose length the server does not give. The largest published file has some 2**35 bytes."""

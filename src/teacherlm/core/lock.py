@@ -1,18 +1,18 @@
-"""One writer: whoever writes an output holds a lock beside it, and a second process waits until the first has ended.
+"""Locks of outputs: a process that writes an output holds a lock beside it, and a second process waits for the first.
 
-A stage that has a manifest takes the lock through its StageRun (stage_run.py); whoever else writes uses `one_writer`:
+A stage that has a manifest takes the lock through its StageRun (stage_run.py). All other code uses `one_writer`:
 
     with one_writer(output):
-        if output.exists():  # asked within the lock: the process that was waited for may have done the work
+        if output.exists():  # checked while the lock is held: the other process may have done the work
             return
         work, write the output
 
-The lock is a POSIX record lock (fcntl) on the hidden file `.NAME.lock` beside the output. Such locks hold between the
-nodes of a cluster on NFS and on Lustre (mounted with `flock`), and the kernel frees them when their process ends,
-however it ends. The file says who holds the lock. Readers take no lock: what they read appears whole (files.py).
+The lock is a POSIX record lock (fcntl) on the hidden file `.NAME.lock` beside the output. Such locks work between the
+nodes of a cluster on NFS and on Lustre (mounted with `flock`), and the kernel frees them when their process ends for
+any reason. The file says who holds the lock. Readers take no lock, because an output appears complete (files.py).
 
-Whoever frees a lock removes its file first. So a process that gets a lock checks that the file which it has locked is
-still the one of that name, and begins again when it is not.
+A process removes the lock's file before it frees the lock. So a process that gets a lock checks that the file which it
+has locked still has that name, and tries again if it does not.
 """
 
 import contextlib
@@ -36,16 +36,16 @@ from teacherlm.core.terminal import printable
 
 NOT_SUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 held: dict[Path, "OutputLock"] = {}
-"""Lock file -> the lock, of those that this process holds: the kernel does not tell a process from itself."""
+"""Lock file -> lock, for the locks that this process holds. The kernel grants a process its own lock a second time."""
 os.register_at_fork(after_in_child=held.clear)  # a forked child holds none of its parent's locks
 
 
 @contextlib.contextmanager
 def one_writer(*outputs: Path) -> Iterator[None]:
-    """Be the only process that writes these outputs, files or folders, for the length of the block.
+    """Be the only process that writes these outputs (files or folders) until the block ends.
 
-    Waits for other processes, and prints once who holds the lock. All processes take locks in the order of the paths,
-    so that no two of them wait for each other. A process may take a lock that it holds already.
+    Waits for other processes, and prints once who holds the lock. All processes take locks in the order of their paths,
+    so no two of them wait for each other. A process may take a lock that it already holds.
 
     Raises:
         UserError: the file system has no locks.
@@ -60,7 +60,7 @@ def one_writer(*outputs: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def if_free(output: Path) -> Iterator[bool]:
-    """Like `one_writer` of one output, but without waiting: yields whether this process has the lock."""
+    """Like `one_writer` for one output, but without waiting. It yields whether this process has the lock."""
     lock = OutputLock(output)
     taken = lock.acquire(wait=False)
     try:
@@ -71,7 +71,7 @@ def if_free(output: Path) -> Iterator[bool]:
 
 
 def lock_file(output: Path) -> Path:
-    """The file that is locked: beside the output itself, also where `output` is a symbolic link to it.
+    """The file that is locked. If `output` is a symbolic link, the file is beside the link's target.
 
     Raises:
         UserError: the link leads nowhere.
@@ -81,7 +81,7 @@ def lock_file(output: Path) -> Path:
 
 
 def lock_descriptor(file: int, path: Path, wait: bool = False) -> bool:
-    """Lock an open file until the process ends or closes any of its descriptors of it; returns whether it was free.
+    """Lock an open file until the process ends or closes any descriptor of that file; return whether it was free.
 
     Raises:
         UserError: the file system of `path` has no locks.
@@ -91,10 +91,10 @@ def lock_descriptor(file: int, path: Path, wait: bool = False) -> bool:
     except OSError as error:
         if error.errno in NOT_SUPPORTED:
             raise UserError(
-                f"{path}: this file system has no file locks ({error.strerror}), without which two processes could "
-                "write one output; mount it with locks (Lustre: -o flock), or choose another output folder"
+                f"{path}: this file system has no file locks ({error.strerror}), so two processes could write one "
+                "output; mount it with locks (Lustre: -o flock), or choose another output folder"
             ) from error
-        if error.errno == errno.ESTALE:  # removed by another node's process; `is_current` finds that
+        if error.errno == errno.ESTALE:  # another node's process removed the file; `is_current` notices that
             return True
         if wait or error.errno not in (errno.EACCES, errno.EAGAIN):
             raise
@@ -103,10 +103,10 @@ def lock_descriptor(file: int, path: Path, wait: bool = False) -> bool:
 
 
 class OutputLock:
-    """The lock of one output. `one_writer` takes it and waits; this is for those that must not block.
+    """The lock of one output. `one_writer` waits for it; `acquire` can also return without waiting.
 
     Args:
-        output: a file or folder, which need not be there.
+        output: a file or folder, which need not exist.
     """
 
     def __init__(self, output: Path):
@@ -114,10 +114,10 @@ class OutputLock:
         self.files: list[int] = []
 
     def acquire(self, wait: bool = True) -> bool:
-        """Take the lock; returns whether this process has it now, which is always so after waiting.
+        """Take the lock; return whether this process now has it. With `wait`, that is always true.
 
         Raises:
-            UserError: the file system has no locks, or a link stands where the lock's file is to be.
+            UserError: the file system has no locks, or the lock's file is a link.
         """
         if self.path in held:
             return True
@@ -147,10 +147,10 @@ class OutputLock:
         return True
 
     def is_current(self, file: int) -> bool:
-        """Whether the file that was opened is still the one of that name.
+        """Whether the file that was opened still has the lock's name.
 
-        The name is opened once more, as NFS asks its server then, and would answer `stat` from a cache. That descriptor
-        stays open too: closing one of a file would free the process's locks of that file.
+        The name is opened again because NFS then contacts its server, while it may answer `stat` from a cache. The new
+        descriptor stays open too: closing any descriptor of a file frees the process's locks on that file.
         """
         try:
             self.files.append(os.open(self.path, os.O_RDWR | os.O_NOFOLLOW))
@@ -161,19 +161,19 @@ class OutputLock:
             raise
 
     def sign(self, file: int) -> None:
-        """Write into the file who holds the lock; on a full disk it stays unsaid."""
+        """Write into the file who holds the lock. If the disk is full, the file stays empty."""
         command = [Path(sys.argv[0]).name, *redacted_command(sys.argv[1:])]
         who = {"host": socket.gethostname(), "pid": os.getpid(), "since": timestamp(time.time()), "command": command}
-        with contextlib.suppress(OSError):  # it is another user's
-            os.fchmod(file, 0o600)  # a command is for its own user to read
+        with contextlib.suppress(OSError):  # the file belongs to another user
+            os.fchmod(file, 0o600)  # only this user may read the command
         with contextlib.suppress(OSError):
             os.ftruncate(file, 0)
             os.pwrite(file, json.dumps(who).encode(), 0)
             os.fsync(file)
 
     def holder(self) -> str:
-        """Who holds the lock, in words, as its file says."""
-        for _ in range(20):  # the file is empty for an instant after the lock was taken
+        """A text that says who holds the lock, read from its file."""
+        for _ in range(20):  # the file is empty for an instant after the lock is taken
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 who = load_object(self.path)
                 words = f"held by {who['host']} pid {who['pid']} since {who['since']} ({' '.join(who['command'])})"
@@ -182,9 +182,9 @@ class OutputLock:
         return "held by another process"
 
     def release(self) -> None:
-        """Free the lock, if this process and this object took it."""
+        """Free the lock if this object took it."""
         if held.get(self.path) is self:
-            with contextlib.suppress(OSError):  # its folder was removed, for example
+            with contextlib.suppress(OSError):  # for example, the folder was removed
                 self.path.unlink()
             del held[self.path]
             self.close()

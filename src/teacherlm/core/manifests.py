@@ -1,8 +1,8 @@
-"""Manifests: what a stage read, how it was asked, what it wrote. Written last, so a manifest means "done".
+"""Manifests: a stage's inputs, arguments and outputs. A stage writes its manifest last, so a manifest means "done".
 
-The manifest of a folder is its `manifest.json`; that of a file `NAME.jsonl` lies beside it as `NAME.manifest.json`.
-A stage is done when stage, its version, arguments and input digests are those of its manifest and its outputs are still
-there.
+The manifest of a folder is its `manifest.json`; the manifest of a file `NAME.jsonl` is `NAME.manifest.json` beside it.
+A stage is done when its manifest has the same stage, version, arguments and input digests, and its outputs still exist
+unchanged.
 """
 
 import functools
@@ -29,31 +29,32 @@ from teacherlm.core.trees import files_below
 
 NAME = "manifest.json"
 STAGE_VERSIONS = {
-    "enhance": 2,  # BOS in prompts, blanks of SentencePiece tokenizers, no EOS at a prompt's end
-    "finetune": 2,  # BOS before samples, plain attention where the packed one is not exact
+    "enhance": 2,  # BOS in prompts, spaces of SentencePiece tokenizers, no EOS at a prompt's end
+    "finetune": 2,  # BOS before samples, plain attention where packed attention is not exact
     "atlas evaluate": 2,  # released LayerNorm, prompts whose options are too long, checks of the index
     "atlas train": 2,  # frozen encoder without dropout, skipped steps, warm-up counted in batches
     "prepare_mmlu": 2,  # one kind of line break
-    "evaluate": 2,  # BOS before contexts, tokenization as in finetuning, plain attention likewise
+    "evaluate": 2,  # BOS before contexts, tokenization as in finetuning, plain attention as in finetuning
 }
-"""Stage -> the version of its code, 1 by default. Raise it when a change of the code changes the numbers that the stage
-writes: what an earlier version wrote is then stale, and made again."""
+"""Stage -> the version of its code, 1 by default. Raise the version when a change of the code changes the numbers that
+the stage writes. Outputs of earlier versions are then stale, and the stage makes them again."""
 Manifest = dict[str, Any]
-"""What a manifest says, with the fields that `write_manifest` writes."""
+"""The content of a manifest, with the fields that `write_manifest` writes."""
 Description = dict[str, Any]
-"""What `describe` returns: {"path", "sha256", "files"}. Of an input that is no file, "files" is missing."""
+"""What `describe` returns: {"path", "sha256", "files"}. An input that is not a file has no "files"."""
 VERSIONS = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "lm_eval")
 
 
 def manifest_of(output: Path) -> Path:
-    """Where the manifest of an output lies: beside a file (.json, .jsonl), or in a folder (opt-1.3b_seed0 is one)."""
+    """The path of an output's manifest: beside a file (.json, .jsonl), or in a folder (opt-1.3b_seed0 is a folder)."""
     return output.with_suffix("." + NAME) if output.suffix in (".json", ".jsonl") else output / NAME
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """A manifest, or None where there is none or it cannot be read as one.
+    """The manifest in a file, or None if the file is missing or is not a manifest.
 
-    Outputs are written relative to the manifest, so that a run's folder can be moved; here they are made whole again.
+    A manifest has its outputs' paths relative to itself, so that a run's folder can be moved. The paths returned here
+    include the manifest's folder.
     """
     try:
         manifest = load_json(path)
@@ -68,7 +69,7 @@ def read_manifest(path: Path) -> Manifest | None:
 
 
 def is_manifest(value: Any) -> bool:
-    """Whether a JSON value has the form of a manifest: what its readers look up is there and of the right type."""
+    """Whether a JSON value has the form of a manifest: the fields that readers use exist and have the right types."""
     if not isinstance(value, dict) or not isinstance(value.get("stage"), str):
         return False
     if not all(isinstance(value.get(name, {}), dict) for name in ("arguments", "inputs", "outputs", "counts")):
@@ -81,7 +82,8 @@ def is_described(value: Any, output: bool = False) -> bool:
     """Whether a JSON value has the form that `describe` returns.
 
     Args:
-        output: of an output the files are read again: each is below its path, by a relative name without `..`.
+        output: whether it describes an output. Its files are read again, so each must have a relative name without
+            `..`.
     """
     if not isinstance(value, dict) or not isinstance(value.get("sha256"), str):
         return False
@@ -90,7 +92,7 @@ def is_described(value: Any, output: bool = False) -> bool:
         return False
     if not all(isinstance(file, dict) and isinstance(file.get("sha256"), str) for file in files.values()):
         return False
-    if "base" in value and not is_described(value["base"]):  # of adapters
+    if "base" in value and not is_described(value["base"]):  # adapters have a base model
         return False
     below = (not PurePath(name).is_absolute() and ".." not in PurePath(name).parts for name in files)
     return not output or ("path" in value and "files" in value and all(below))
@@ -99,16 +101,16 @@ def is_described(value: Any, output: bool = False) -> bool:
 def describe(path: Path, known: Mapping[str, Any] | None = None, files: list[Path] | None = None) -> Description:
     """Digest of a file or a folder: {"path", "sha256", "files": {name: {"bytes", "mtime_ns", "sha256"}}}.
 
-    What is behind symbolic links counts, and where they lead is noted as `real`.
+    Symbolic links are followed, and their targets are recorded as `real`.
 
     Args:
-        path: a file or a folder; of a folder all files count but manifests and hidden ones.
-        known: an earlier description: a file whose size and modification time are unchanged is not read again, unless
-            a link on the way to it leads elsewhere now.
-        files: which files of the folder count, where not all do.
+        path: a file or a folder. In a folder, all files count except manifests and hidden files.
+        known: an earlier description. A file whose size and modification time are unchanged is not read again, unless
+            a link in its path has a new target.
+        files: the files of the folder that count, if not all do.
 
     Raises:
-        UserError: links in the folder lead to a folder that it is in, or again and again to one folder.
+        UserError: a link in the folder leads to a folder that contains it, or too many links lead to one folder.
     """
     real = os.path.realpath(path) if path.is_symlink() else None
     known_files = (known or {}).get("files", {}) if (known or {}).get("real") == real else {}
@@ -130,10 +132,10 @@ def describe(path: Path, known: Mapping[str, Any] | None = None, files: list[Pat
 
 
 def together(path: Path, described: Mapping[str, Mapping[str, Any]]) -> Description:
-    """The description of a file or a folder whose files are described, by name."""
+    """The description of a file or a folder, made from the descriptions of its files by name."""
     if path.is_file():
         digest = described[path.name]["sha256"]
-    else:  # as of the output of sha256sum in that folder
+    else:  # the digest of what `sha256sum` prints in that folder
         lines = "".join(f"{described[name]['sha256']}  {name}\n" for name in sorted(described))
         digest = hashlib.sha256(os.fsencode(lines)).hexdigest()
     return {"path": str(path), "sha256": digest, "files": dict(described)}
@@ -147,11 +149,11 @@ def sha256(file: Path) -> str:
 def changes(
     manifest: Mapping[str, Any] | None, stage: str, arguments: Mapping[str, Any], inputs: Mapping[str, Description]
 ) -> list[str]:
-    """What keeps a manifest from being that of this very work, in words; an empty list means: done.
+    """The reasons why a manifest does not show that this work is done, as texts. An empty list means that it is done.
 
     Args:
-        manifest: as read, or None.
-        stage, arguments: as they would be written.
+        manifest: the manifest as read, or None.
+        stage, arguments: the values that this work's manifest would have.
         inputs: descriptions (see `describe`) by name.
     """
     if manifest is None:
@@ -164,13 +166,13 @@ def changes(
 def differences(
     manifest: Mapping[str, Any], stage: str, arguments: Mapping[str, Any], inputs: Mapping[str, Description]
 ) -> list[str]:
-    """How the work that a manifest is of differs from this work, in words, whatever became of its outputs."""
+    """How a manifest's work differs from this work, as texts. The outputs are not looked at."""
     found = []
     if manifest["stage"] != stage:
         found.append(f"made by stage {manifest['stage']}")
     elif manifest.get("version", 1) != stage_version(stage):
         found.append(
-            f"made by version {manifest.get('version', 1)} of the stage {stage}, this is {stage_version(stage)}"
+            f"made by version {manifest.get('version', 1)} of the stage {stage}, this is version {stage_version(stage)}"
         )
     old_arguments = manifest.get("arguments", {})
     for key in sorted({*old_arguments, *arguments}):
@@ -180,7 +182,7 @@ def differences(
     for key in sorted({*old_inputs, *inputs}):
         if old_inputs.get(key, {}).get("sha256") != inputs.get(key, {}).get("sha256"):
             found.append(f"the {key} changed")
-    return [printable(words) for words in found]  # the names are anybody's
+    return [printable(words) for words in found]  # the names come from files that others may have written
 
 
 def stage_version(stage: str) -> int:
@@ -188,7 +190,7 @@ def stage_version(stage: str) -> int:
 
 
 def still_there(output: Mapping[str, Any]) -> bool:
-    """Whether every file that an output was described with is there and the same."""
+    """Whether every file of an output's description still exists and is unchanged."""
     path = Path(output["path"])
     if path.is_file() and set(output["files"]) != {path.name}:
         return False
@@ -206,14 +208,14 @@ def write_manifest(
     counts: Mapping[str, Any],
     started: float,
 ) -> None:
-    """Write a stage's manifest, atomically and after all its outputs.
+    """Write a stage's manifest atomically. Call this after all outputs are written.
 
     Args:
-        arguments: what the outputs depend on, JSON values; nothing secret and nothing that only says where or how fast.
-        inputs: descriptions (see `describe`) taken before the work began.
-        outputs: descriptions of the files and folders written, by name.
-        counts: numbers for people (records, tokens, seconds).
-        started: time.time() at the start.
+        arguments: the JSON values that the outputs depend on: no secrets, and no settings of place or speed.
+        inputs: descriptions by name (see `describe`), taken before the work began.
+        outputs: descriptions of the written files and folders, by name.
+        counts: numbers for people to read (records, tokens, seconds).
+        started: `time.time()` at the start.
     """
     written = {
         name: {**output, "path": os.path.relpath(output["path"], path.parent)} for name, output in outputs.items()
@@ -234,12 +236,12 @@ def write_manifest(
     }
     text = json.dumps(manifest, indent=2, ensure_ascii=False)
     with whole_file(path) as file:
-        # Bytes of a name that the locale could not decode are written as JSON escapes them: \udcc3
+        # Bytes of a name that the locale could not decode are written as JSON escapes, such as \udcc3.
         file.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python, of this source tree (git revision) and of the libraries that shape the numbers."""
+    """Versions of Python, of this project (git revision) and of the libraries that influence the results."""
     return {"python": platform.python_version(), "teacherlm": revision(), **library_versions()}
 
 
@@ -255,9 +257,9 @@ def library_versions() -> Mapping[str, str | None]:
 
 
 def revision() -> str | None:
-    """The git revision of the project, `+changes` when the tree is not clean; None outside a checkout.
+    """The git revision of the project, with `+changes` if tracked files were changed; None outside a checkout.
 
-    In a container, which has no git, the variable TEACHERLM_REVISION says it.
+    A container has no git; there the variable TEACHERLM_REVISION gives the revision.
     """
     if said := os.environ.get("TEACHERLM_REVISION"):
         return said

@@ -1,5 +1,4 @@
-"""Files that are opened as what they are: no link is followed, nobody's other name of a file is written to, and
-nothing but an ordinary file is read."""
+"""Safe opening of files: fixed names are opened without following links, and only ordinary files are read."""
 
 import errno
 import io
@@ -11,22 +10,22 @@ from teacherlm.core.errors import UserError
 
 
 def create(path: Path, mode: int = 0o666) -> int:
-    """Make a file that is not there yet, and open it for reading and writing; returns its descriptor.
+    """Create a new file and open it for reading and writing; return its descriptor.
 
     Raises:
-        OSError: something is there, be it a link.
+        OSError: something with that name exists already, even a link.
     """
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
 
 
 def open_unlinked(path: Path, flags: int = os.O_RDWR) -> int:
-    """Open a file whose name is fixed, such as a lock; it is made where it is not there. Returns its descriptor.
+    """Open a file whose name is fixed, such as a lock; create it if it is missing. Return its descriptor.
 
     Args:
-        flags: of `os.open`, beside those that make the file and follow no link.
+        flags: flags for `os.open`. The flags that create the file and follow no link are added.
 
     Raises:
-        UserError: there is a link (symbolic or hard), a folder, or anything else that is no ordinary file: writing to
+        UserError: it is a link (symbolic or hard), a folder, or anything else that is not an ordinary file. Writing to
             it would change something elsewhere.
     """
     flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe would block
@@ -44,20 +43,20 @@ def open_unlinked(path: Path, flags: int = os.O_RDWR) -> int:
 
 
 class NotOrdinaryError(UserError, ValueError):
-    """There is a named pipe, a device or a socket where a file to read was expected.
+    """A named pipe, a device or a socket was found where a file was expected.
 
-    It is a ValueError as well: whoever passes over files that cannot be read passes over this one.
+    It is also a ValueError, so code that skips unreadable files skips this one too.
     """
 
 
 def open_ordinary(path: Path) -> io.BufferedReader:
-    """Open a file for reading, links followed, once it is sure that it is an ordinary one.
+    """Open a file for reading, after checking that it is an ordinary file. Links are followed.
 
-    Opening a named pipe waits for somebody who writes to it, and reading a device such as /dev/zero never ends.
+    Opening a named pipe would wait for a writer, and reading a device such as /dev/zero would never end.
 
     Raises:
-        OSError: it cannot be opened, or is a folder.
-        NotOrdinaryError: it is something else than a file.
+        OSError: it cannot be opened, or it is a folder.
+        NotOrdinaryError: it is neither a file nor a folder.
     """
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -65,7 +64,7 @@ def open_ordinary(path: Path) -> io.BufferedReader:
         if stat.S_ISDIR(found):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(found):
-            raise NotOrdinaryError(f"{path}: this is a named pipe or a device, an ordinary file was expected")
+            raise NotOrdinaryError(f"{path}: this is a named pipe or a device, but an ordinary file was expected")
         return open(number, "rb")
     except BaseException:
         os.close(number)
@@ -73,8 +72,8 @@ def open_ordinary(path: Path) -> io.BufferedReader:
 
 
 def not_ordinary(path: Path) -> UserError:
-    """The error for what is in the place of a file whose name is fixed."""
-    what = "a folder" if path.is_dir() and not path.is_symlink() else "a link, or no ordinary file"
+    """The error for something else in the place of a file whose name is fixed."""
+    what = "a folder" if path.is_dir() and not path.is_symlink() else "a link, or not an ordinary file"
     return UserError(
         f"{path}: this is {what}, and this program did not make it; find out who put it there, and remove it"
     )

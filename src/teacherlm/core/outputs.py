@@ -1,4 +1,4 @@
-"""Whether an output can be written where it is asked for: said at the start, not after the work."""
+"""Checks that an output can be written at its path. They run before the work, not after it."""
 
 import os
 import secrets
@@ -11,10 +11,10 @@ from teacherlm.core.owners import is_own
 
 
 def through_links(path: Path) -> Path:
-    """Where an output really goes: `path`, or where it leads as a symbolic link, which stays a link.
+    """The path that an output is written to: `path`, or its target if it is a symbolic link. The link stays a link.
 
     Raises:
-        UserError: it leads in a circle, or into a folder that is not there (a disk that is not mounted, for example).
+        UserError: the link leads in a circle, or into a missing folder (for example, on a disk that is not mounted).
     """
     try:
         target = path.resolve()
@@ -22,60 +22,60 @@ def through_links(path: Path) -> Path:
         raise UserError(f"{path}: this symbolic link leads in a circle; remove it") from None
     if path.is_symlink() and not target.parent.is_dir():
         raise UserError(
-            f"{path}: this is a symbolic link to {target}, whose folder is not there; make that folder, or remove the "
-            "link"
+            f"{path}: this is a symbolic link to {target}, whose folder does not exist; make that folder, or remove "
+            "the link"
         )
     return target if path.is_symlink() else path
 
 
 def require_own_links(path: Path) -> None:
-    """Refuse an output that is a symbolic link of another user's: it would replace what they chose, with our rights.
+    """Refuse an output that is another user's symbolic link: that user could make us replace any of our files.
 
     Raises:
-        UserError: the link, or one that it leads to, is neither this user's nor the system's.
+        UserError: the link, or a link that it leads to, belongs to neither this user nor root.
     """
     for _ in range(40):  # `through_links` has refused circles
         if not path.is_symlink():
             return
         if not is_own(path.lstat()):
             raise UserError(
-                f"{path}: this symbolic link is another user's, and an output would replace what it leads to; remove "
+                f"{path}: this symbolic link belongs to another user, and an output would replace its target; remove "
                 "it, or choose another name"
             )
         path = path.parent / path.readlink()
 
 
 def require_file_place(path: Path) -> None:
-    """Refuse an output file, before any work, that cannot take its place in the end.
+    """Refuse an output file that could not be put at `path` after the work.
 
     Raises:
-        UserError: at `path` is a folder or a device, or a symbolic link that leads nowhere or is another user's; or the
-            path is no UTF-8.
+        UserError: `path` is a folder, a device, a symbolic link that leads nowhere or belongs to another user, or is
+            not valid UTF-8.
     """
     require_utf8(path)
     target = through_links(path)
     require_own_links(path)
     if target.is_dir():
-        raise UserError(f"{path}: this is a folder, a file was expected; move it away, or choose another name")
+        raise UserError(f"{path}: this is a folder, but a file was expected; move it away, or choose another name")
     if target.exists() and not target.is_file():
-        raise UserError(f"{path}: this is no ordinary file; choose another name for the output")
+        raise UserError(f"{path}: this is not an ordinary file; choose another name for the output")
 
 
 def require_folder_place(path: Path) -> None:
-    """Refuse an output folder, before any work, that cannot take its place in the end.
+    """Refuse an output folder that could not be put at `path` after the work.
 
     Raises:
-        UserError: as of `require_folder`, or `path` is another user's symbolic link.
+        UserError: see `require_folder`; or `path` is another user's symbolic link.
     """
     require_folder(path)
     require_own_links(path)
 
 
 def require_folder(path: Path) -> None:
-    """Refuse a folder to write into that cannot be one.
+    """Refuse a path that cannot become a folder to write into.
 
     Raises:
-        UserError: `path` or a part of it is a file, or a symbolic link that leads nowhere; or the path is no UTF-8.
+        UserError: `path` or a part of it is a file or a symbolic link that leads nowhere, or it is not valid UTF-8.
     """
     require_utf8(path)
     for part in (path, *path.parents):
@@ -87,7 +87,7 @@ def require_folder(path: Path) -> None:
 
 
 def require_writable(folder: Path) -> None:
-    """Make `folder` and write a byte in it: a full or read-only place is found before any work, not after it.
+    """Make `folder` and write a byte in it, so that a full or read-only disk is found before any work.
 
     Raises:
         UserError: the folder cannot be made or written.

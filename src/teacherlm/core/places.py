@@ -1,4 +1,4 @@
-"""Where the files lie that are no code: in the checkout that this package is installed from, or packed into it."""
+"""The places of files that are not code: in the checkout that this package is installed from, or in the package."""
 
 import contextlib
 import os
@@ -9,15 +9,15 @@ from teacherlm.core.outputs import require_writable
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = PACKAGE.parents[1] if (PACKAGE.parents[1] / "benchmarks").is_dir() else PACKAGE / "data"
-"""The checkout's folder. Of an installed package it is one with the same folders that a chain needs."""
+"""The checkout's folder. In an installed package, it is a folder with the same subfolders that a chain needs."""
 
 
 def yaml_file(folder: Path, name: str) -> Path:
-    """NAME.yaml of the current folder's own `benchmarks/` or `models/`, if it is there; else that of the project.
+    """NAME.yaml in the `benchmarks/` or `models/` of the current folder if it exists, otherwise in the project's.
 
     Args:
-        folder: the project's.
-        name: a single plain name.
+        folder: the project's `benchmarks/` or `models/`.
+        name: a name without slashes.
     """
     files = [place / f"{name}.yaml" for place in yaml_folders(folder)]
     return next((file for file in files if file.is_file()), files[-1])
@@ -34,15 +34,15 @@ def yaml_folders(folder: Path) -> list[Path]:
 
 
 def runs_folder() -> Path:
-    """The folder that the runs of chains are under: RUNS, or runs/ in the current folder."""
+    """The folder of all chains' runs: RUNS, or runs/ in the current folder."""
     return Path(os.environ.get("RUNS") or "runs")
 
 
 def cache_folder() -> Path:
-    """Where this project keeps what is costly to make again: TEACHERLM_CACHE, or the user's cache folder.
+    """The folder for files that are costly to make again: TEACHERLM_CACHE, or the user's cache folder.
 
     Raises:
-        UserError: neither is known, as HOME is not set and the system knows no home folder of this user.
+        UserError: neither is known, because HOME is not set and the system knows no home folder of this user.
     """
     if folder := os.environ.get("TEACHERLM_CACHE"):
         return Path(folder)
@@ -52,10 +52,10 @@ def cache_folder() -> Path:
 
 
 def in_home(path: str, variable: str) -> Path:
-    """A path that begins with `~`, with the user's home folder in its place.
+    """A path in which the user's home folder replaces a leading `~`.
 
     Args:
-        variable: of the environment, which names this folder where there is no home.
+        variable: the environment variable that names this folder for a user without a home folder.
 
     Raises:
         UserError: HOME is not set, and the system knows no home folder of this user.
@@ -71,10 +71,10 @@ def in_home(path: str, variable: str) -> Path:
 
 
 def require_hub_cache() -> None:
-    """Find out before a download that the hub's cache can be written (a container's HOME often cannot).
+    """Check before a download that the hub's cache can be written. (A container's HOME often cannot.)
 
     Raises:
-        UserError: it cannot.
+        UserError: it cannot be written.
     """
     folder = in_home(os.environ.get("HF_HOME") or "~/.cache/huggingface", "HF_HOME")
     try:

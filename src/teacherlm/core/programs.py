@@ -1,4 +1,4 @@
-"""How a program begins and ends: its exit status, and a user's mistake as one line on stderr."""
+"""The start and the end of a program: its exit status, and a user's mistake as one line on stderr."""
 
 import importlib
 import io
@@ -11,13 +11,13 @@ from teacherlm.core.errors import UserError, disk_error, locale_error, one_line
 
 
 def open_standard_streams() -> None:
-    """Open /dev/null for each of the standard streams that the caller closed (`>&-`).
+    """Open /dev/null for each standard stream that the caller closed (`>&-`).
 
-    The next file that is opened would get its number, and what libraries print would go into that file.
+    Otherwise the next opened file would get the stream's number, and libraries would print into that file.
     """
     number = 0
     while number < 3:
-        number = os.open(os.devnull, os.O_RDWR)  # the lowest that is free
+        number = os.open(os.devnull, os.O_RDWR)  # the system gives the lowest free number
         if number < 3:
             os.set_inheritable(number, True)
     os.close(number)
@@ -26,36 +26,36 @@ def open_standard_streams() -> None:
 
 
 def require_current_folder() -> None:
-    """End with one line where the current folder was deleted: libraries end without a word, or with a traceback."""
+    """End with one line if the current folder was deleted. Libraries would end silently or with a traceback."""
     try:
         Path.cwd()
     except FileNotFoundError:
-        print_error(UserError("the current folder was deleted; change to another one (cd) and call this again"))
+        print_error(UserError("the current folder was deleted; change to another one (cd) and run this again"))
         sys.exit(2)
 
 
 def print_any_text() -> None:
-    """Let print write `\\xe9` where the terminal's encoding lacks a letter (PYTHONIOENCODING=ascii), and not fail."""
+    """Let print write `\\xe9` for a character that the terminal cannot encode (PYTHONIOENCODING=ascii), not fail."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def print_for_shell(text: str) -> None:
-    """Print what a shell reads as a file's name or part of one: its bytes, whatever the terminal's encoding.
+    """Print a file's name, or a part of one, for a shell to read: its bytes, independent of the terminal's encoding.
 
     Raises:
-        UserError: it has a line break, where the shell would take the rest for another value.
+        UserError: the name has a line break. The shell would take the rest for another value.
     """
     if "\n" in text:
-        raise UserError(f"{text!r}: this name has a line break, with which a shell cannot handle it; rename it")
+        raise UserError(f"{text!r}: this name has a line break, which a shell cannot handle; rename it")
     sys.stdout.flush()
     sys.stdout.buffer.write(os.fsencode(text) + b"\n")
     sys.stdout.buffer.flush()
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Run a script's `main` and exit: 0, or what it returns; 2 after a UserError; 130 after Ctrl-C."""
+    """Run a script's `main` and exit: with 0 or what it returns, with 2 after a UserError, with 130 after Ctrl-C."""
     open_standard_streams()
     require_current_folder()
     print_any_text()
@@ -78,7 +78,7 @@ def run(main: Callable[[], int | None]) -> None:
 def run_module(name: str) -> None:
     """Run the `main` of a module of this package, and exit.
 
-    The module is imported by `run`, because torch, which it imports, needs open streams and a current folder.
+    The module is imported within `run`, because it may import torch, which needs open streams and a current folder.
     """
 
     def main() -> int | None:
@@ -89,5 +89,5 @@ def run_module(name: str) -> None:
 
 
 def print_error(error: UserError) -> None:
-    """One line on stderr; for a script that goes on with other work, and ends with status 2 afterwards."""
+    """Print an error as one line on stderr. A script may then do other work, and end with status 2 afterwards."""
     print(f"{Path(sys.argv[0]).name}: error: {one_line(error)}", file=sys.stderr, flush=True)

@@ -1,7 +1,8 @@
-"""What is done so far of a long work, on disk: one line a piece (a completion, a batch), appended in any order.
+"""The progress of long work on disk: one line per piece (a completion, a batch), appended in any order.
 
-The first line says what the work is. A restart reads it, refuses to go on with other work, drops a line that a crash
-tore, and does what is missing. At the end the completions are joined with the input's records, in input order.
+The first line describes the work. A restarted stage reads the file, refuses to continue different work, drops an
+incomplete last line, and does the missing pieces. At the end the completions are joined with the input's records, in
+the input's order.
 """
 
 import contextlib
@@ -20,28 +21,31 @@ from teacherlm.core.opening import open_ordinary, open_unlinked
 from teacherlm.core.records import cut_torn_line, dump_line
 
 FLUSH_SECONDS = 1.0
-"""A crash of the machine costs the pieces of so many seconds; one of the program costs none of them."""
+"""Seconds between syncs to disk. A crash of the machine loses the pieces since the last sync; a crash of the program
+loses none."""
 
 
 MOST_PIECES = 2**28
-"""More than any work has: a key beyond it is none, and would take its eight bytes for each one below it."""
+"""Keys from here on are refused as damage: no work has so many pieces, and a key takes 8 bytes of memory for itself and
+for each smaller key."""
 KILLED_SECONDS = 30
-"""How long a killed process may take to vanish: its last writes may have to go to a slow disk."""
+"""Seconds to wait for a killed process to end, which may have to write its last data to a slow disk."""
 
 
 class ProgressFile:
-    """An append-only file of pieces (completions, batches), found by their key: a number from 0.
+    """An append-only file of pieces (completions, batches). A piece is found by its key, a number from 0.
 
-    Memory: eight bytes a piece. The file is locked (see lock.py) until it is closed: two processes never append to one.
+    It takes 8 bytes of memory per piece. The file is locked (see lock.py) until it is closed, so two processes never
+    append to it.
 
     Args:
-        path: of the file; it is made when missing.
-        work: what is being done: arguments and digests, JSON values. A file of other work is not touched.
-        restart: set a file of other work aside instead of refusing.
+        path: the path of the file, which is created if it is missing.
+        work: the JSON values that describe the work: arguments and digests. A file of different work is not changed.
+        restart: rename a file of different work and begin a new one, instead of refusing.
 
     Raises:
-        UserError: another process appends to the file, or it belongs to other work (what differs is named) and restart
-            is not set.
+        UserError: another process appends to the file; or the file belongs to different work, the message names the
+            differences, and `restart` is not set.
     """
 
     def __init__(self, path: Path, work: Mapping[str, Any], restart: bool):
@@ -50,29 +54,29 @@ class ProgressFile:
         self.count = 0
         self.open()
         if dropped := cut_torn_line(self.file):
-            print(f"{path}: the last line was torn by an interruption ({dropped} bytes), dropped")
+            print(f"{path}: an interruption left the last line incomplete ({dropped} bytes); it is dropped")
         if differing := self.differences(work):
             if not restart:
                 raise UserError(
-                    f"{path}: begun with other settings: {'; '.join(differing)}; use the same ones to continue, or "
-                    "--restart to begin anew (the old file is kept)"
+                    f"{path}: begun with other settings: {'; '.join(differing)}; use the same settings to continue, or "
+                    "--restart to begin again (the old file is kept)"
                 )
-            print(f"{path}: begun with other settings ({'; '.join(differing)}), kept as {set_aside(path)}")
+            print(f"{path}: begun with other settings ({'; '.join(differing)}); it is kept as {set_aside(path)}")
             self.open()
         if not self.file.seek(0, os.SEEK_END):
             self.file.write((dump_line({"work": dict(work)}) + "\n").encode())
             self.file.flush()
         self.index()
-        self.reader = open(path, "rb")  # closed after `file`: closing any descriptor of a file frees its locks
+        self.reader = open(path, "rb")  # closed only after `file`: closing any descriptor of a file frees its locks
         self.synced = time.monotonic()
 
     def open(self) -> None:
         """Open the file for appending, and lock it.
 
-        A killed process loses its locks one after the other, so that of the output may be free before this one.
+        A killed process loses its locks one after the other, so the output's lock may be free before this one.
 
         Raises:
-            UserError: another process appends to it, or a link stands where it is to be.
+            UserError: another process appends to the file, or the path is a link.
         """
         self.file = os.fdopen(open_unlinked(self.path, os.O_RDWR | os.O_APPEND), "a+b")
         end = time.monotonic() + KILLED_SECONDS
@@ -89,12 +93,12 @@ class ProgressFile:
         try:
             old = parse_bounded(line)["work"]
         except (ValueError, KeyError, TypeError):
-            return ["its first line is not of this program"]
+            return ["this program did not write its first line"]
         keys = sorted({*old, *work})
         return [f"{key} was {old.get(key)!r}, is {work.get(key)!r}" for key in keys if old.get(key) != work.get(key)]
 
     def index(self) -> None:
-        """Remember where each piece lies. A line that is none (a disk's fault) ends what is trusted."""
+        """Record the offset of each piece. The first line that cannot be read, and all lines after it, are dropped."""
         self.file.seek(0)
         self.end = len(self.file.readline())
         for line in self.file:
@@ -103,7 +107,7 @@ class ProgressFile:
                 if type(key) is not int or not 0 <= key < MOST_PIECES:
                     raise ValueError(f"no key: {key!r}")
             except (ValueError, KeyError, TypeError):
-                print(f"{self.path}: from byte {self.end} on it cannot be read, dropped")
+                print(f"{self.path}: it cannot be read from byte {self.end} on; the rest is dropped")
                 self.file.truncate(self.end)
                 break
             self.remember(key, self.end)
@@ -122,7 +126,7 @@ class ProgressFile:
         return self.count
 
     def append(self, key: int, piece: Mapping[str, Any]) -> None:
-        """Append one piece; it is the kernel's at once and on the disk within FLUSH_SECONDS."""
+        """Append one piece. The kernel has it at once; the file is synced to disk at most once in FLUSH_SECONDS."""
         line = (dump_line({"key": key, **piece}) + "\n").encode()
         self.file.write(line)
         self.file.flush()
@@ -133,10 +137,10 @@ class ProgressFile:
             self.synced = time.monotonic()
 
     def read(self, key: int) -> dict[str, Any]:
-        """What was appended under that key.
+        """The piece with that key.
 
         Raises:
-            UserError: the file was changed by somebody else: what stands there is not the piece of that key.
+            UserError: another program changed the file, and the piece is no longer at its offset.
         """
         self.reader.seek(self.offsets[key])
         line = self.reader.readline()
@@ -145,12 +149,12 @@ class ProgressFile:
             if piece.pop("key") == key:
                 return piece
         raise UserError(
-            f"{self.path}: piece {key} is not where it was written: something else changed this file; remove it and "
-            "run the same command again"
+            f"{self.path}: piece {key} is not where it was written, so another program changed this file; remove the "
+            "file and run the same command again"
         )
 
     def close(self) -> None:
-        """End writing; `read` goes on."""
+        """End writing. `read` still works."""
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
@@ -161,12 +165,12 @@ class ProgressFile:
 
 
 def peek(path: Path, work: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    """What another process has appended so far to its file of the same work; nothing, if it is other work's."""
+    """The pieces that another process has appended to its file so far; none if the file is of different work."""
     return dict(pieces(path, work))
 
 
 def done_keys(path: Path, work: Mapping[str, Any]) -> set[int]:
-    """The keys of what `peek` would give, without holding it."""
+    """The keys of the pieces that `peek` returns, without keeping the pieces in memory."""
     return {key for key, _ in pieces(path, work)}
 
 
@@ -174,6 +178,6 @@ def pieces(path: Path, work: Mapping[str, Any]) -> Iterator[tuple[int, dict[str,
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open_ordinary(path) as file:
         if parse_bounded(file.readline())["work"] != dict(work):
             return
-        for line in file:  # the last may be half there: it ends the loop
+        for line in file:  # the last line may be incomplete: its error ends the loop
             piece = parse_bounded(line)
             yield piece.pop("key"), piece

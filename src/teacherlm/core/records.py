@@ -1,4 +1,4 @@
-"""Records: JSON lines on disk, one object a line. Every mistake is named by file, line and field."""
+"""Records: JSON lines files with one object per line. Messages about mistakes name the file, the line and the field."""
 
 import contextlib
 import gzip
@@ -30,20 +30,20 @@ else:
 Record = dict[str, Any]
 
 COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".zst": zstd.open}
-"""Ending of a compressed file -> what opens it."""
+"""File name ending -> the function that opens such a compressed file."""
 
 
 class Flaw(Exception):
-    """What is wrong with a record, as the end of a sentence whose beginning is where it stands."""
+    """What is wrong with a record. Its text follows the record's place in a message."""
 
 
 @contextlib.contextmanager
 def open_bytes(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for reading, unpacked as it is read if its name ends with .gz or .zst.
+    """Open a file for reading. A file whose name ends with .gz or .zst is unpacked while it is read.
 
     Raises:
-        UserError: the archive is cut off or damaged, or unpacks to far more than text does; found when reading gets
-            there.
+        UserError: the archive is cut off or damaged, or unpacks to far more than text does. It is raised when reading
+            reaches that point.
     """
     opener = COMPRESSED.get(path.suffix)
     try:
@@ -58,11 +58,11 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
 
 
 class Bounded(io.RawIOBase):
-    """What a compressed file unpacks to, up to a bound (see UNPACKED_TIMES).
+    """The unpacked bytes of a compressed file, up to a limit (see UNPACKED_TIMES).
 
     Args:
-        unpacked: what is read from.
-        path: of the compressed file.
+        unpacked: the file that unpacks.
+        path: the path of the compressed file.
     """
 
     def __init__(self, unpacked: IO[bytes], path: Path):
@@ -78,23 +78,23 @@ class Bounded(io.RawIOBase):
         self.count += len(data)
         if self.count > self.most:
             raise UserError(
-                f"{self.path}: it unpacks to more than {self.most:,} bytes, {UNPACKED_TIMES} times its size, which "
-                "text does not; unpack it first, if it is right"
+                f"{self.path}: it unpacks to more than {self.most:,} bytes, far more than text of this size does; if "
+                "the file is right, unpack it first"
             )
         buffer[: len(data)] = data
         return len(data)
 
 
 def parse_json(text: str, most: int = JSON_VALUES, most_parts: int = JSON_PARTS) -> Any:
-    """JSON with each name once in an object (Python's reader would keep the last value and drop the others).
+    """The value of a JSON text. A name that is twice in an object is refused; Python's reader would keep the last one.
 
     Args:
-        most: lists and objects that it may have.
-        most_parts: values of all kinds that it may have.
+        most: the maximum number of lists and objects.
+        most_parts: the maximum number of values of all types.
 
     Raises:
-        ValueError: it is no JSON.
-        Flaw: it is, but not of records.
+        ValueError: the text is not JSON.
+        Flaw: the text is JSON, but cannot be a record.
     """
     if len(text) > most and text.count("[") + text.count("{") > most:
         raise Flaw(f"more than {most:,} lists and objects")
@@ -112,20 +112,20 @@ def unique(pairs: list[tuple[str, Any]]) -> Record:
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                raise Flaw(f"the field {shown(name)} is there twice in one object; remove or rename one")
+                raise Flaw(f"the field {shown(name)} occurs twice in one object; remove or rename one")
             seen.add(name)
     return record
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=unique, parse_int=lambda digits: int(digits[:99]))
-"""Of a whole number 99 digits are enough to see that 64 bits do not hold it; Python refuses thousands of them."""
+"""The first 99 digits of a whole number show that it exceeds 64 bits. Python refuses numbers of thousands of digits."""
 
 
 def check_record(record: Record) -> None:
-    """Refuse what JSON in UTF-8 or Arrow cannot hold, before it is met in the middle of the work.
+    """Refuse values that JSON in UTF-8 or Arrow cannot hold, before they cause an error in the middle of the work.
 
     Raises:
-        Flaw: with the name of the field.
+        Flaw: its text names the field.
     """
     for name, value in record.items():
         if type(value) is str and value.isascii() and name.isidentifier() and name.isascii():
@@ -136,13 +136,13 @@ def check_record(record: Record) -> None:
 
 
 def checked(record: Record, where: str) -> Record:
-    """The same record, once it is sure that JSON in UTF-8 and Arrow can hold it.
+    """Return the record, after checking that JSON in UTF-8 and Arrow can hold it.
 
     Args:
-        where: its place, for messages.
+        where: the record's place, for messages.
 
     Raises:
-        UserError: they cannot; the field is named.
+        UserError: they cannot hold it; the message names the field.
     """
     try:
         check_record(record)
@@ -159,13 +159,13 @@ def flaw_of(value: Any, depth: int = 1) -> str | None:
                 value.encode()
             except UnicodeEncodeError as error:
                 half = f"\\u{ord(value[error.start]):04x}"
-                return f"has {half}, half of a surrogate pair, which is no character; remove it"
+                return f"has {half}, half of a surrogate pair, which is not a character; remove it"
     elif kind is int:
         if not -(2**63) <= value < 2**63:
-            return "is a whole number beyond 64 bits; put it in quotes"
+            return "is a whole number that exceeds 64 bits; put it in quotes"
     elif kind is float:
         if not math.isfinite(value):
-            return f"is {value}, which JSON has no number for; make it null or a text"
+            return f"is {value}, which is not a number in JSON; make it null or a text"
     elif kind is list or kind is dict:
         if depth > JSON_DEPTH:
             return f"is nested more than {JSON_DEPTH} levels deep; make it flat"
@@ -178,15 +178,15 @@ def flaw_of(value: Any, depth: int = 1) -> str | None:
 
 
 def flaw_of_name(name: str) -> str | None:
-    return "has \\u0000 in a name, where Arrow ends it; rename it" if "\0" in name else flaw_of(name)
+    return "has \\u0000 in a name, at which Arrow cuts the name; rename it" if "\0" in name else flaw_of(name)
 
 
 def read_records(path: Path) -> Iterator[tuple[int, Record]]:
-    """Yield (line number from 1, record) of a JSON lines file, one at a time. Blank lines are passed over.
+    """Yield (line number from 1, record) for each record of a JSON lines file. Blank lines are skipped.
 
     Raises:
-        UserError: the file is missing, empty or a damaged archive, or a line is no JSON object that can be a record
-            (with its number and what was found).
+        UserError: the file is missing, empty or a damaged archive, or a line is not a JSON object that can be a record.
+            The message has the line's number and what was found.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; a JSON lines file was expected")
@@ -215,14 +215,14 @@ def read_records(path: Path) -> Iterator[tuple[int, Record]]:
         line = error.line if isinstance(error.line, str) else error.line.decode("utf-8", "backslashreplace")
         raise UserError(
             f"{path}, line {number}: one JSON object in UTF-8 was expected, found {shown(line.strip())}; "
-            "mend or remove this line"
+            "fix or remove this line"
         ) from error
     except Flaw as flaw:
         raise UserError(f"{path}, line {number}: {flaw}") from None
 
 
 def write_records(path: Path, records: Iterable[Record]) -> int:
-    """Write records as JSON lines, whole or not at all; returns how many there were."""
+    """Write records as JSON lines, completely or not at all; return the number of records."""
     count = 0
     with whole_file(path) as file, jsonlines.Writer(file, dumps=dump_line) as writer:
         for record in records:
@@ -232,18 +232,18 @@ def write_records(path: Path, records: Iterable[Record]) -> int:
 
 
 def dump_line(record: Any) -> str:
-    """One record as JSON: non-ASCII text stays readable."""
+    """One record as JSON, in which non-ASCII text stays readable."""
     return json.dumps(record, ensure_ascii=False)
 
 
 def drop_torn_line(path: Path) -> int:
-    """Cut off what follows the last line break: a write that a crash interrupted. Returns the bytes dropped."""
+    """Cut off the incomplete line after the last line break, which a crash left. Return the number of bytes dropped."""
     with open(path, "rb+") as file:
         return cut_torn_line(file)
 
 
 def cut_torn_line(file: IO[bytes]) -> int:
-    """`drop_torn_line` of a file that is open for reading and writing."""
+    """`drop_torn_line` for a file that is open for reading and writing."""
     size = file.seek(0, os.SEEK_END)
     end = size
     while end:

@@ -1,7 +1,7 @@
-"""Secrets stay out of what is written and printed: manifests, lists of failures, messages.
+"""Removal of secrets from all text that is written or printed: manifests, lists of failures, messages.
 
-A secret is known by its name: that of an environment variable, of a flag, or of a setting within a flag, such as
-`api_key` in `http://host/model?api_key=...`. Its value is then hidden wherever it appears.
+A secret is recognized by its name: the name of an environment variable, of a flag, or of a setting within a flag, such
+as `api_key` in `http://host/model?api_key=...`. Its value is then hidden wherever it appears.
 """
 
 import os
@@ -12,13 +12,13 @@ from typing import Any
 
 HIDDEN = "[hidden]"
 SHORTEST = 8
-"""Number of characters of a value that is hidden wherever it appears; a shorter one is hidden beside its name only."""
+"""Minimum number of characters of a value that is hidden everywhere. A shorter value is hidden only after its name."""
 NAMES = {"token", "key", "apikey", "password", "passwd", "passphrase", "secret", "credential", "credentials"}
 NEAR = r"(?:token|key|passw|passphrase|secret|credential)"
 PAIR = re.compile(
     r"([\w.-]{0,32}" + NEAR + r"[\w.-]{0,32})([\"']?\s{0,9}[=:]\s{0,9}[\"']?)([^\s\"',&;}\]]+)", re.IGNORECASE
 )
-"""A setting whose name may be a secret's, and its value: NAME=VALUE, or "NAME": "VALUE" as JSON has it."""
+"""A setting whose name may be a secret's, with its value: NAME=VALUE, or "NAME": "VALUE" in JSON."""
 LOGIN = re.compile(r"(?<=://)([^/@\s]+)@")
 """The name and the password before the host of an address."""
 
@@ -30,7 +30,7 @@ def is_secret(name: str) -> bool:
 
 
 def redacted(text: str) -> str:
-    """A text without the values of this process's secrets: those of its environment and of its command."""
+    """A text without the values of the secrets in this process's environment and command."""
     return without_values(text, known_secrets())
 
 
@@ -41,7 +41,7 @@ def without_values(text: str, secrets: Iterable[str]) -> str:
 
 
 def redacted_command(words: Sequence[str]) -> list[str]:
-    """The words of a command without the secrets in them, whether they are known by their name or by their value."""
+    """The words of a command without secrets, which are recognized by their names and by their values."""
     shown, secret_follows, secrets = [], False, known_secrets()
     for word in words:
         if secret_follows and not word.startswith("--"):
@@ -59,9 +59,9 @@ def hide_named(pair: re.Match[str]) -> str:
 
 
 def without_named(value: Any) -> Any:
-    """A JSON value without the secrets in it that are known by their names, as arguments are recorded.
+    """A JSON value without the secrets that are recognized by their names. Arguments are recorded in this form.
 
-    It depends on nothing but the value, so that the same arguments are recorded alike in every environment.
+    The result depends only on the value, so the same arguments give the same record in every environment.
     """
     if isinstance(value, str):
         return LOGIN.sub(f"{HIDDEN}@", PAIR.sub(hide_named, value))
@@ -83,10 +83,10 @@ def is_text_secret(name: Any, value: Any) -> bool:
 
 
 def known_secrets() -> set[str]:
-    """The values of this process's secrets that are long enough to be hidden wherever they appear."""
+    """The values of this process's secrets that are long enough to be hidden everywhere."""
     found = {value for name, value in os.environ.items() if is_secret(name)}
     found |= set(secrets_in(sys.argv[1:]))
-    for text in (*os.environ.values(), *sys.argv[1:]):  # such as HTTPS_PROXY=http://name:password@host
+    for text in (*os.environ.values(), *sys.argv[1:]):  # for example HTTPS_PROXY=http://name:password@host
         found |= {login.partition(":")[2] or login for login in LOGIN.findall(text)}
     return {value for value in found if len(value) >= SHORTEST}
 

@@ -1,4 +1,4 @@
-"""A result of an evaluation, as evaluate/main.py writes it and as it is read again."""
+"""The result file of an evaluation, which evaluate/main.py writes."""
 
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ SHAPE = {
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """What a result's file says.
+    """The result in a file.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no result, with what is wrong.
+        OSError: the file cannot be read.
+        ValueError: the file is not a result; the text says what is wrong.
     """
     result = load_object(path)
     flaw = flaw_of_shape(result, SHAPE)

@@ -1,7 +1,7 @@
-"""Folders that `save_to_disk` wrote: their files, and their samples once it is sure that the files are sound.
+"""Folders that `save_to_disk` wrote: their files, and their samples after the files were validated.
 
-`datasets` memory-maps the Arrow files of a folder. Numbers in them say where values begin, so a damaged file would end
-the process without a word: each file is validated before it is mapped.
+`datasets` memory-maps the Arrow files of a folder. They contain offsets of values, so a damaged file could crash the
+process without a message. Each file is therefore validated before `datasets` maps it.
 """
 
 from collections.abc import Iterable
@@ -16,12 +16,12 @@ from teacherlm.core.terminal import shown
 
 
 def is_saved(data: Path) -> bool:
-    """Whether a folder is one that `save_to_disk` wrote, of a DatasetDict or a Dataset."""
+    """Whether `save_to_disk` wrote a folder, from a DatasetDict or a Dataset."""
     return any((data / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def saved_files(data: Path) -> list[Path]:
-    """The files of a saved dataset, and no others: what `datasets` caches beside them and what we write there go.
+    """The files of a saved dataset, without the caches of `datasets` and without this project's files beside them.
 
     Raises:
         UserError: a file that describes the dataset is missing, unreadable, or names files outside the folder.
@@ -46,7 +46,7 @@ def saved_files(data: Path) -> list[Path]:
 
 def plain(name: object) -> str:
     if not is_plain_name(name):
-        raise ValueError(f"{name!r:.100} is no plain name of a file in it")
+        raise ValueError(f"{name!r:.100} is not a plain name of a file in it")
     return str(name)
 
 
@@ -56,14 +56,14 @@ def broken(data: Path, why: object) -> UserError:
 
 
 def load_saved(data: Path, splits: bool = False) -> Any:
-    """The Dataset or the DatasetDict in a folder that `save_to_disk` wrote, with all columns and plain values.
+    """The Dataset or the DatasetDict in a folder that `save_to_disk` wrote, with all columns and as Python values.
 
     Args:
-        data: the folder. One that was saved over the other kind has both: the library then takes the Dataset.
-        splits: take the DatasetDict.
+        data: the folder. If it has both, because one was saved over the other, `datasets` loads the Dataset.
+        splits: load the DatasetDict.
 
     Raises:
-        UserError: a file of it is missing or damaged, or there are no rows.
+        UserError: a file of the folder is missing or damaged, or there are no rows.
     """
     import datasets
 
@@ -74,32 +74,32 @@ def load_saved(data: Path, splits: bool = False) -> Any:
         loaded = (datasets.DatasetDict if splits else datasets).load_from_disk(str(data))
         for part in loaded.values() if isinstance(loaded, datasets.DatasetDict) else [loaded]:
             require_plain(part.features, str(data))
-        loaded.reset_format()  # the folder may name columns to leave out, and a library's arrays for values
+        loaded.reset_format()  # the saved format may leave out columns, or return a library's arrays
         return loaded
     except UserError:
         raise
-    except IndexError:  # so the library says that there are no rows
+    except IndexError:  # `datasets` raises this if there are no rows
         raise UserError(f"{data}: empty; at least one sample was expected") from None
-    except Exception as error:  # what the libraries raise over a damaged file is of a dozen kinds
+    except Exception as error:  # for damaged files, the libraries raise errors of a dozen types
         raise broken(data, error) from error
 
 
 def require_plain(features: Any, where: str) -> None:
-    """Refuse a dataset with columns of images, sounds and the like, which reading a sample would open and decode.
+    """Refuse a dataset with columns of images, sounds and the like, which are decoded when a sample is read.
 
     Raises:
-        UserError: it names the column.
+        UserError: the message names the column.
     """
     for name, feature in features.items():
         if kind := decoded_kind(feature):
             raise UserError(
-                f"{where}: the column {shown(name)} is of the kind {kind}; texts and numbers were expected: save the "
+                f"{where}: the column {shown(name)} is of the type {kind}; texts and numbers were expected: save the "
                 "dataset without it (remove_columns)"
             )
 
 
 def decoded_kind(feature: Any) -> str | None:
-    """The name of the first kind of feature in a feature that `datasets` decodes when a sample is read."""
+    """The type name of the first part of a feature that `datasets` decodes when a sample is read; None if none is."""
     if isinstance(feature, dict | list):
         parts = feature.values() if isinstance(feature, dict) else feature
         return next(filter(None, map(decoded_kind, parts)), None)
@@ -109,16 +109,16 @@ def decoded_kind(feature: Any) -> str | None:
 
 
 def count_fields(types: Iterable[Any]) -> int:
-    """Fields of the objects, and parts of the lists, that values of these Arrow types have, at any depth."""
+    """The number of object fields and list elements in these Arrow types, at any depth."""
     parts = [[kind.field(number).type for number in range(kind.num_fields)] for kind in types if kind.num_fields]
     return sum(len(part) + count_fields(part) for part in parts)
 
 
 def require_sound(data: Path, file: Path) -> None:
-    """Refuse an Arrow file with a batch whose buffers, offsets or texts are not in order.
+    """Refuse an Arrow file with invalid buffers, offsets or texts.
 
     Raises:
-        UserError: it names the file.
+        UserError: the message names the file.
     """
     import pyarrow as pa
 
@@ -126,7 +126,7 @@ def require_sound(data: Path, file: Path) -> None:
         with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as batches:
             types = batches.schema.types
             if len(types) + count_fields(types) > FIELDS:
-                raise ValueError(f"it has more than {FIELDS:,} fields, those of objects counted")
+                raise ValueError(f"it has more than {FIELDS:,} fields, including the fields of objects")
             for batch in batches:
                 batch.validate(full=True)
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:

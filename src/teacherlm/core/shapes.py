@@ -1,13 +1,13 @@
-"""What the values of a JSON file must look like, and the first place where they do not.
+"""The required shape of a JSON file's values, and the first place where they do not have it.
 
 A shape is one of
-    a type, `str`, `int` or `bool`; `float` stands for any finite number, `str` for a text of LONGEST_TEXT at most;
-    LONG_TEXT, for a text of any length;
-    None;
+    a type: `str` for a text of at most LONGEST_TEXT characters, `int`, `bool`, or `float` for any finite number;
+    LONG_TEXT for a text of any length;
+    None for null;
     `[shape]` for a list;
     `{str: shape}` for an object with any names;
-    `{"name": shape, "other?": shape}` for an object with these fields, of which `other` may be missing, and any others;
-    a tuple of shapes, of which one has to fit.
+    `{"name": shape, "other?": shape}` for an object with these fields; `other` may be missing, and more are allowed;
+    a tuple of shapes, of which one must fit.
 """
 
 import math
@@ -17,7 +17,7 @@ from teacherlm.core.terminal import shown
 
 LONG_TEXT = "a text of any length"
 LONGEST_TEXT = 10_000
-"""Letters of a text in a shape: names, paths, dates. Longer ones come from no stage."""
+"""Maximum number of characters of a `str`: names, paths, dates. No stage writes longer ones."""
 WORDS = {
     str: "a text",
     LONG_TEXT: "a text",
@@ -29,10 +29,10 @@ WORDS = {
 
 
 def flaw_of_shape(value: Any, shape: Any, place: str = "") -> str | None:
-    """What is wrong with a value, as a sentence that begins with the place in it; None where it fits.
+    """What is wrong with a value, as a sentence that begins with the place in the value; None if the value fits.
 
     Args:
-        place: the value's own place, for the sentence: `tasks[3]`, for example.
+        place: the place of the value itself, such as `tasks[3]`.
     """
     if isinstance(shape, tuple):
         flaws = [flaw_of_shape(value, one, place) for one in shape]

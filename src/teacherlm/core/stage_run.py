@@ -1,4 +1,4 @@
-"""A run of a stage: what it was asked to make, whether that is made already, and the manifest that says so.
+"""A run of a stage: what it is to make, whether that is already made, and the manifest that says so.
 
     with StageRun("quality", output) as run:
         run.compare(arguments, describe_inputs(run.known))
@@ -9,10 +9,10 @@
         work, write the output
         run.finish({"quality": output}, counts)
 
-The block holds the locks of the outputs (lock.py), and the manifest is read within it: the process that was waited for
-may have done the work. `finish` writes the manifest after all outputs, so work that was interrupted or killed leaves
-none, and the next call does it again. Without `with`, a run only looks (--list_missing), or works under a lock that its
-caller holds.
+The block holds the locks of the outputs (lock.py). The manifest is read within the block, because another process may
+have done the work while this one waited. `finish` writes the manifest after all outputs. Interrupted work therefore
+leaves no manifest, and the next call does the work again. Without `with`, a run only reads (--list_missing), or its
+caller holds the lock.
 """
 
 import contextlib
@@ -35,22 +35,22 @@ from teacherlm.core.manifests import (
 
 
 class Processes(Protocol):
-    """The processes that do the work of a stage together. The first one looks, prints and writes for all of them.
+    """The processes that do the work of a stage together. The first one reads, prints and writes for all of them.
 
-    A module with these functions is one too (atlas/workers.py).
+    A module with these functions fits too (atlas/workers.py).
     """
 
     def is_first(self) -> bool:
         """Whether this process is the first."""
 
     def say(self, text: str) -> None:
-        """Print a line once, not in every process."""
+        """Print a line in one process only."""
 
     def from_first(self, work: Callable[[], Any]) -> Any:
-        """Let the first process do something, and give its result, a JSON value, to all of them."""
+        """Call `work` in the first process, and return its result, a JSON value, in all processes."""
 
     def only_writer(self, *outputs: Path) -> contextlib.AbstractContextManager[None]:
-        """Hold the locks of these outputs for the length of the block, for all of them."""
+        """Hold the locks of these outputs for all processes until the block ends."""
 
 
 class OneProcess:
@@ -73,18 +73,19 @@ class StageRun:
     """One call of a stage for one output.
 
     Args:
-        stage: its name in the manifest.
+        stage: the stage's name in the manifest.
         output: the file or folder that the manifest belongs to.
-        locks: what is locked, where that is not the output alone: further outputs, or inputs that must not be made anew
+        locks: the paths to lock, by default the output. They may be more outputs, or inputs that must not be made again
             while they are read.
-        says: the word that its lines begin with, where it is not the stage's name.
-        read: reads its manifests, where a stage asks more of them, or fills in what older ones lack.
-        processes: where several processes do the work. All of them call `compare`, `look_again` and `finish` together.
+        says: the word at the beginning of the stage's printed lines, by default its name.
+        read: the function that reads a manifest. A stage can check more there, or fill in what older manifests lack.
+        processes: the processes that do the work, if there are several. All of them call `compare`, `look_again` and
+            `finish` together.
 
     Attributes:
-        started: seconds since the epoch; the time at which the locks were held, or at which the object was made. A
-            stage whose work began earlier sets it.
-        arguments, inputs, why: see `compare`; they are there after it.
+        started: seconds since the epoch at which the locks were taken or the object was made. A stage whose work began
+            earlier sets it.
+        arguments, inputs, why: set by `compare`.
     """
 
     arguments: Mapping[str, Any]
@@ -129,12 +130,12 @@ class StageRun:
 
     @cached_property
     def manifest(self) -> Manifest | None:
-        """What the output was made with, or None where there is no manifest."""
+        """The manifest of the output, or None if there is none."""
         return self.read(self.manifest_path)
 
     @property
     def known(self) -> dict[str, Description]:
-        """The inputs as the manifest describes them: what is unchanged since then need not be read again."""
+        """The manifest's descriptions of the inputs. Files that are unchanged since then are not read again."""
         inputs: dict[str, Description] = (self.manifest or {}).get("inputs", {})
         return inputs
 
@@ -145,18 +146,17 @@ class StageRun:
         return counts
 
     def compare(self, arguments: Mapping[str, Any], inputs: Mapping[str, Description]) -> None:
-        """Say what this work is; from now on `is_done` and `why` tell what keeps the manifest from being that of it.
+        """Compare this work with the manifest: sets `why`, the reasons why the work is not done, and thus `is_done`.
 
         Args:
-            arguments: what the outputs depend on, JSON values; nothing secret, and nothing that only says where or how
-                fast.
+            arguments: the JSON values that the outputs depend on: no secrets, and no settings of place or speed.
             inputs: descriptions by name (see `manifests.describe`), taken before the work begins.
         """
         self.arguments, self.inputs, self.is_compared = arguments, inputs, True
         self.why = self.processes.from_first(lambda: changes(self.manifest, self.stage, arguments, inputs))
 
     def look_again(self) -> None:
-        """Compare the same work with the manifest and the outputs as they are now: another process may have done it."""
+        """Compare the same work again with the current manifest and outputs: another process may have done the work."""
         self.forget_manifest()
         self.compare(self.arguments, self.inputs)
 
@@ -169,43 +169,43 @@ class StageRun:
 
     @property
     def work(self) -> dict[str, Any]:
-        """What identifies the work, for the files that keep its parts: the arguments, and the digest of each input."""
+        """The arguments and the digest of each input. They identify the work in its progress files."""
         return {**self.arguments, **{name: described["sha256"] for name, described in self.inputs.items()}}
 
     # --- the line that says what happened
 
     def say_done(self, of: object = "", because: str = "") -> None:
-        """Say that nothing is to do.
+        """Print that there is nothing to do.
 
         Args:
-            of: what is done, where the stage does several things in one call.
-            because: what shows it; as a rule that the manifest matches the inputs.
+            of: what is done, if the stage does several things in one call.
+            because: the reason, by default that the manifest matches the inputs.
         """
         subject = f"{self.says}: {of}" if of else self.says
         because = because or f"{self.manifest_path} matches its inputs"
         self.processes.say(f"{subject}: done already, nothing to do ({because})")
 
     def say_again(self) -> None:
-        """Say why something that the stage has done before is done again; of the first time nothing is said."""
+        """Print why the stage does its work again. If it is the first time, nothing is printed."""
         if self.manifest is not None and self.manifest["stage"] == self.stage:
-            self.processes.say(f"{self.says}: again, because {'; '.join(self.why)}")
+            self.processes.say(f"{self.says}: runs again, because {'; '.join(self.why)}")
 
     # --- the end
 
     @property
     def seconds(self) -> float:
-        """How long the run has taken so far, for its counts."""
+        """The seconds that the run has taken so far, for its counts."""
         return round(time.time() - self.started, 1)
 
     def finish(
         self, outputs: Mapping[str, Path | Description], counts: Mapping[str, Any], within: Path | None = None
     ) -> None:
-        """Write the manifest. The outputs are written before; where there are several processes, the first does it.
+        """Write the manifest, after all outputs are written. Of several processes, only the first one writes it.
 
         Args:
-            outputs: what was written, by name: where it is, or its description.
-            counts: numbers for people (records, tokens, seconds).
-            within: a folder that takes the output's place as a whole, the manifest in it, when the caller is done.
+            outputs: the path or the description of each output, by name.
+            counts: numbers for people to read (records, tokens, seconds).
+            within: the folder to write the manifest into, if the caller renames that folder to the output afterwards.
         """
         if not self.processes.is_first():
             return
@@ -222,7 +222,7 @@ class StageRun:
 
 @contextlib.contextmanager
 def locked(*runs: StageRun) -> Iterator[None]:
-    """Hold the locks of several runs of the same processes, taken together so that no two calls wait for each other."""
+    """Hold the locks of several runs of the same processes. All are taken at once, so no two calls block each other."""
     with runs[0].processes.only_writer(*(place for run in runs for place in run.locks)):
         for run in runs:
             run.begin()

@@ -1,4 +1,4 @@
-"""Tables of text, as Markdown reads them too, and intervals drawn in text."""
+"""Text tables in Markdown's format, and intervals drawn as text."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from teacherlm.core.terminal import printable
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """A table with aligned columns; the first row is its head. Whatever stands in a cell, it stays one cell."""
+    """A table with aligned columns. The first row is its header. Special characters in a cell are escaped."""
     rows = [[cell_text(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
@@ -19,7 +19,7 @@ LONGEST_CELL = 500
 
 
 def cell_text(text: str) -> str:
-    """A text as a cell of a table, in Markdown and on a terminal: one line, without what would end the cell."""
+    """A text as a table cell for Markdown and for a terminal: one line, with the characters escaped that end a cell."""
     return re.sub(r"([\\|<`])", r"\\\1", printable(text, LONGEST_CELL))
 
 
@@ -28,7 +28,7 @@ WIDTH = 50
 
 
 def draw_intervals(rows: Sequence[tuple[str, float, float, float]]) -> str:
-    """One line a row, from the lowest to the highest bound: ---o--- for (name, low, value, high)."""
+    """One line per row (name, low, value, high), drawn as ---o--- on a scale from the lowest to the highest bound."""
     lowest, highest = min(low for _, low, _, _ in rows), max(high for *_, high in rows)
     scale = (WIDTH - 1) / max(highest - lowest, 1e-12)
     names = [printable(name, LONGEST_CELL) for name, *_ in rows]

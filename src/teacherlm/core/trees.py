@@ -1,4 +1,4 @@
-"""All files below a folder, also those behind links."""
+"""All files below a folder, including those behind links."""
 
 import os
 from collections import Counter
@@ -8,17 +8,17 @@ from pathlib import Path
 from teacherlm.core.errors import UserError
 
 MOST_VISITS = 100
-"""Ways to one folder through links, beyond which they are a trap: n folders that link to one another make n! ways."""
+"""Maximum number of ways through links to one folder. n folders that link to one another make n! ways, perhaps on
+purpose."""
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All ordinary files below a folder, by name, also those behind links to files and folders.
+    """All ordinary files below a folder, ordered by name, including those behind links to files and folders.
 
-    A link that leads back to a folder above it in this tree is passed over, as what is behind it comes anyway.
+    A link to a folder above it in this tree is skipped, because the files there are found anyway.
 
     Raises:
-        UserError: a link leads out of the tree to a folder that contains it, or links lead to one folder again and
-            again.
+        UserError: a link leads to a folder that contains the tree, or too many links lead to one folder.
     """
     root = os.path.realpath(folder)
     reached: Counter[str] = Counter()
@@ -30,7 +30,7 @@ def files_below(folder: Path) -> Iterator[Path]:
             raise UserError(f"{place}: links lead here in more than {MOST_VISITS} ways; remove some")
         try:
             entries = sorted(os.scandir(place), key=lambda entry: entry.name)
-        except OSError:  # not there, or not to be read: what needs a file of it says so
+        except OSError:  # missing or unreadable: the code that needs a file of it reports that
             continue
         below = []
         for entry in entries:
@@ -42,6 +42,6 @@ def files_below(folder: Path) -> Iterator[Path]:
                 if linked and real in way:
                     continue
                 if linked and os.path.commonpath((real, root)) == real:
-                    raise UserError(f"{entry.path}: this link leads to {real}, a folder that it is in; remove the link")
+                    raise UserError(f"{entry.path}: this link leads to {real}, which contains it; remove the link")
                 below.append((place / entry.name, (*way, real)))
         waiting += reversed(below)

@@ -1,8 +1,7 @@
-"""How the fields of a dataclass read the values of a YAML file, by pydantic; a mistake is one line.
+"""YAML files read into dataclasses with pydantic. A mistake is reported in one line.
 
-The file's scalars are texts (yaml_files.py). A field that is a number or a boolean reads its text as one, so that
-`yes`, `1e-5` and `24:00:00` need no quotes. Only what comes from a file is checked: a dataclass that the code makes
-is made as any other.
+The file's scalars are texts (yaml_files.py). A field that is a number or a boolean converts its text, so that `yes`,
+`1e-5` and `24:00:00` need no quotes. Only values from a file are checked, not dataclasses that the code makes.
 """
 
 import dataclasses
@@ -21,7 +20,7 @@ BOOLEANS = {"yes": True, "true": True, "on": True, "no": False, "false": False, 
 
 
 def reading(read: Callable[[str], Any]) -> BeforeValidator:
-    """Read a text; one that cannot be read stays as it is, and the field's type then refuses it."""
+    """Convert a text. A text that cannot be converted stays as it is, and the field's type then refuses it."""
 
     def parse(value: Any) -> Any:
         try:
@@ -33,7 +32,7 @@ def reading(read: Callable[[str], Any]) -> BeforeValidator:
 
 
 def fits(words: str, is_right: Callable[[Any], object]) -> AfterValidator:
-    """Refuse a value of the right type for which `is_right` is false; the words say what was expected."""
+    """Refuse a value of the right type for which `is_right` is false. `words` says what was expected."""
 
     def check(value: Any) -> Any:
         if not is_right(value):
@@ -44,10 +43,10 @@ def fits(words: str, is_right: Callable[[Any], object]) -> AfterValidator:
 
 
 def named(kind: type, own: Mapping[str, Any] | None = None) -> BeforeValidator:
-    """The fields of a dataclass from a mapping: its nulls are left out, so that the fields have their defaults.
+    """The fields of a dataclass from a mapping. Nulls are left out, so that these fields have their defaults.
 
     Args:
-        own: values of the fields that do not come from the file, and may not stand there.
+        own: values of fields that the caller sets and that the file must not have.
     """
     known = [field.name for field in dataclasses.fields(kind) if field.name not in (own or {})]
 
@@ -74,7 +73,8 @@ def read_yaml(path: Path, kind: type[Kind], own: Mapping[str, Any]) -> Kind:
         own: see `named`.
 
     Raises:
-        UserError: with the file, and the line or the field: a missing field, or else the first mistake in the file.
+        UserError: the message names the file, and the line or the field. A missing field is reported first, otherwise
+            the first mistake in the file.
     """
     content = load_yaml(path)
     described: Any = Annotated[kind, named(kind, own)]
@@ -90,12 +90,12 @@ def read_yaml(path: Path, kind: type[Kind], own: Mapping[str, Any]) -> Kind:
 WORDS = {"string_type": "a text", "float_type": "a number", "int_type": "a whole number", "bool_type": "true or false"}
 WORDS |= {"list_type": "a list", "tuple_type": "a list", "dict_type": "a mapping", "dataclass_type": "a mapping"}
 WORDS |= {"is_instance_of": "a text"}
-"""Type of an error of pydantic's -> what was expected."""
+"""pydantic's type of error -> what was expected."""
 
 
 def mistake(error: ErrorDetails) -> str:
-    """An error of pydantic's as a line in the words of this project."""
-    places = [place for place in error["loc"] if isinstance(place, str)]  # without the indices in lists
+    """pydantic's error as a line in the style of this project's messages."""
+    places = [place for place in error["loc"] if isinstance(place, str)]  # without list indices
     if error["type"] == "missing":
         words = f"the field {places.pop()!r} is missing"
     elif error["type"] == "value_error":

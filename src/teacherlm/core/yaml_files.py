@@ -1,11 +1,10 @@
-"""YAML files, read safely: a scalar is the text that stands in the file, not what YAML 1.1 makes of it.
+"""Safe reading of YAML files: a scalar is the text in the file, not the value that YAML 1.1 gives it.
 
 YAML 1.1 reads an unquoted `yes` as a boolean, `1` as a number, and `24:00:00` as 86,400. Here every scalar is the text
-that stands in the file; the field that it is for then reads it (yaml_fields.py). A key that is there twice is refused,
-where YAML would keep the last.
+in the file, and the field's type converts it (yaml_fields.py). A duplicate key is refused; YAML would keep the last.
 
-A file may come from anybody, and a few aliases (`*name`) can stand for terabytes, so its size, its depth and what its
-aliases stand for are bounded (limits.py) while it is read, before anything is made of it.
+A file may come from anybody, and a few aliases (`*name`) can expand to terabytes. Its size, its depth and its expanded
+size are therefore limited (limits.py) while it is parsed, before any value is built.
 """
 
 import re
@@ -23,17 +22,17 @@ TEXT, NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 
 
 class Unquoted(str):
-    """A text that stood in the file without quotes."""
+    """A text that had no quotes in the file."""
 
     __slots__ = ()
 
 
 class Loader(yaml.SafeLoader):
-    """Scalars are texts, but for nulls (`null`, `~`, nothing).
+    """Loads scalars as texts, except nulls (`null`, `~`, nothing).
 
     Attributes:
-        measured: for each node that is complete, by its id: letters and values in it, and how deep it is, both with
-            each alias replaced by what it stands for.
+        measured: id of a complete node -> (number of characters and values in it, its depth), both with aliases
+            expanded.
     """
 
     def __init__(self, stream: str):
@@ -43,7 +42,7 @@ class Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         """Raises:
-        yaml.MarkedYAMLError: the node is beyond a limit, or an alias stands for something that it is in itself.
+        yaml.MarkedYAMLError: the node exceeds a limit, or contains an alias of itself.
         """
         mark = self.peek_event().start_mark
         if self.depth == YAML_DEPTH:
@@ -53,7 +52,7 @@ class Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self.depth -= 1
         if alias and id(node) not in self.measured:
-            raise too_large("an alias is inside of what it stands for", mark)
+            raise too_large("an alias is inside the value that it stands for", mark)
         if not alias:
             parts = [self.measured[id(part)] for part in parts_of(node)]
             own = len(node.value) if isinstance(node, yaml.ScalarNode) else 0
@@ -63,9 +62,9 @@ class Loader(yaml.SafeLoader):
             )
         size, depth = self.measured[id(node)]
         if size > YAML_EXPANDED:
-            raise too_large(f"with its aliases it stands for more than {YAML_EXPANDED:,} letters and values", mark)
+            raise too_large(f"its aliases expand to more than {YAML_EXPANDED:,} characters and values", mark)
         if depth > YAML_DEPTH:
-            raise too_large(f"nested more than {YAML_DEPTH} levels deep by its aliases", mark)
+            raise too_large(f"its aliases expand to more than {YAML_DEPTH} levels of nesting", mark)
         return node
 
 
@@ -80,22 +79,22 @@ def parts_of(node: yaml.Node) -> list[yaml.Node]:
 
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-"""What no text of a description has: control characters but for tab and line breaks, and halves of surrogate pairs."""
+"""Characters that no text may have: control characters except tab and line breaks, and halves of surrogate pairs."""
 
 
 def text_or_null(loader: Loader, node: yaml.ScalarNode) -> str | None:
     """Raises:
-    yaml.MarkedYAMLError: the text has a control character or a half of a surrogate pair, as "\\0" and "\\ud800" make.
+    yaml.MarkedYAMLError: the text has a control character ("\\0") or half of a surrogate pair ("\\ud800").
     """
     if found := CONTROL.search(node.value):
-        word = f"the character \\u{ord(found[0]):04x} cannot stand here; remove it"
+        word = f"the character \\u{ord(found[0]):04x} is not allowed; remove it"
         raise yaml.constructor.ConstructorError(None, None, word, node.start_mark)
     return node.value if node.style else Unquoted(node.value)
 
 
 def unique_mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     """Raises:
-    yaml.YAMLError: a key is null or no text, or is there twice.
+    yaml.YAMLError: a key is null, is not a text, or occurs twice.
     """
     seen = set()
     for key, _ in node.value:
@@ -103,7 +102,7 @@ def unique_mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
             word = f"{key.value or 'an empty key'}: put it in quotes" if key.tag == NULL else "a name was expected"
             raise yaml.constructor.ConstructorError(None, None, word, key.start_mark)
         if key.value in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"{shown(key.value)} is there twice", key.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"{shown(key.value)} occurs twice", key.start_mark)
         seen.add(key.value)
     mapping: dict[Any, Any] = yaml.SafeLoader.construct_mapping(loader, node, deep=True)
     return mapping
@@ -118,15 +117,15 @@ Loader.yaml_constructors = {
     NULL: yaml.SafeLoader.construct_yaml_null,
     "tag:yaml.org,2002:map": unique_mapping,
     "tag:yaml.org,2002:seq": yaml.SafeLoader.construct_yaml_seq,
-    None: yaml.SafeLoader.construct_undefined,  # of tags that stand in the file: !!timestamp, !!python/object
+    None: yaml.SafeLoader.construct_undefined,  # refuses explicit tags such as !!timestamp and !!python/object
 }
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; its scalars are texts or None.
+    """The mapping in a YAML file. Its scalars are texts or None.
 
     Raises:
-        UserError: with the file, and the line where there is one.
+        UserError: the message names the file, and the line if it is known.
     """
     with open_ordinary(path) as file:
         data = file.read(YAML_BYTES + 1)
@@ -136,9 +135,9 @@ def load_yaml(path: Path) -> dict[str, Any]:
         content = yaml.load(data.decode("utf-8"), Loader)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{path}: no valid YAML{line}: {error.problem}") from error
+        raise UserError(f"{path}: not valid YAML{line}: {error.problem}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: no valid YAML: {error}") from error
+        raise UserError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: a mapping of names to values was expected")
     return content

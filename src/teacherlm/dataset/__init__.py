@@ -1,1 +1,1 @@
-"""Benchmarks become prompts, and the teacher's texts become a dataset: preparing, joining, measuring their quality."""
+"""Preparing a benchmark's prompts, joining the teacher's texts to a dataset, and measuring the texts' quality."""

@@ -1,7 +1,7 @@
-"""Which training texts hold a piece of the test split: 13 words in a row of a question, or all of a shorter one.
+"""Finds training texts that contain a piece of the test split: 13 consecutive words of a question, or a short question.
 
-The test of GPT-3's appendix C (Brown et al. 2020, arXiv 2005.14165), on words in lower case without punctuation. What
-is looked for is what the sample itself brings to its question, not what the benchmark's template says around it.
+This is the test in GPT-3's appendix C (Brown et al. 2020, arXiv 2005.14165), on words in lower case without
+punctuation. The pieces are from the sample's fields in the question, not from the text of the benchmark's template.
 """
 
 from collections import Counter
@@ -16,25 +16,25 @@ from teacherlm.core.saved_datasets import load_saved
 from teacherlm.dataset.ngrams import ngram_hashes, word_hashes, words_of
 
 LONGEST, SHORTEST = 13, 5
-"""Words of a piece; a question of fewer than the second is not looked for, as everybody says such things."""
+"""Maximum and minimum number of words of a piece. Passages of fewer words are too common to check."""
 COMMON = 3
-"""A piece that more test questions than this have in common says nothing about one of them."""
+"""Maximum number of test questions with the same piece. A piece in more questions is ignored."""
 MOST_FOUND = 5
-"""So many overlaps of a text are listed."""
+"""Number of overlaps of a text after which the search ends."""
 
 
 class TestSplit:
-    """The pieces of the test questions, for looking up.
+    """The pieces of the test questions, in a table for lookups.
 
     Attributes:
         size: the number of questions.
-        unchecked: how many of them have no passage that is long enough to be looked for.
+        unchecked: the number of questions without a passage that is long enough to check.
     """
 
-    __test__ = False  # no test of pytest's
+    __test__ = False  # pytest must not collect this class
 
     def __init__(self, questions: Iterable[list[str]]):
-        """questions: of each the passages that it is made of."""
+        """questions: the passages of each question."""
         found: list[tuple[int, int]] = []  # (hash of a piece, the passage's number)
         self.passages: list[tuple[int, int, list[str]]] = []  # (question, words of a piece, words)
         self.size = self.unchecked = 0
@@ -55,7 +55,7 @@ class TestSplit:
         self.lengths = sorted({self.passages[passage][1] for passage in self.passages_P})
 
     def overlaps(self, words: list[str], hashes_W: np.ndarray) -> list[tuple[int, str]]:
-        """(number of the test question, the words in common) of a text, the first few; each question once."""
+        """(number of a test question, the common words) for the first few overlaps of a text, each question once."""
         if not self.lengths:
             return []
         own = ngram_hashes(hashes_W, *self.lengths)
@@ -71,7 +71,7 @@ class TestSplit:
         return sorted(found.items())
 
     def piece_at(self, words: list[str], place: int) -> list[str]:
-        """The words of the n-gram at a place of the hashes, in which the lengths follow one another."""
+        """The words of the n-gram at an index of the hashes, which are ordered by the n-grams' length."""
         for n in self.lengths:
             count = max(0, len(words) - n + 1)
             if place < count:
@@ -80,11 +80,11 @@ class TestSplit:
         raise IndexError(place)
 
     def questions_with(self, at: int, piece: list[str], known: Container[int]) -> Iterator[int]:
-        """The test questions whose piece is this, of those from a place of the table on with the same number.
+        """The test questions that contain a piece, among the table's entries from an index on with the same hash.
 
         Args:
-            known: questions that are passed over. Each is looked through once only: a text and a question may have
-                thousands of pieces in common, and looking through the question takes as long as it is.
+            known: questions to skip. Each question is searched only once, because it may have thousands of pieces in
+                common with a text, and a search takes time proportional to the question's length.
         """
         while True:
             question, n, words = self.passages[self.passages_P[at]]
@@ -96,17 +96,17 @@ class TestSplit:
 
 
 def contains(words: list[str], piece: list[str]) -> bool:
-    """Whether the very words stand there, not only their numbers."""
+    """Whether the words contain the piece. Equal hashes alone do not prove it."""
     return any(words[start : start + len(piece)] == piece for start in range(len(words) - len(piece) + 1))
 
 
 def read_test_split(benchmark: Benchmark, folder: Path) -> TestSplit:
-    """The test split in a folder as data_prepare.py writes it."""
+    """The test split in a folder that data_prepare.py wrote."""
     return TestSplit(passages(benchmark, sample) for sample in load_saved(folder))
 
 
 def passages(benchmark: Benchmark, sample: dict[str, Any]) -> list[str]:
-    """The texts of the fields that the question's template reads (see Benchmark.test_sample for their names)."""
+    """The texts of the fields that the template `question` reads (see Benchmark.test_sample for their names)."""
     values = (sample.get(f"origin_{name}", sample.get(name)) for name in benchmark.question_fields)
     return [text for value in values for text in texts_in(value)]
 

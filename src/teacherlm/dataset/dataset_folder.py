@@ -1,4 +1,4 @@
-"""Records become a `datasets` folder: streamed, with features that are the same however many samples there are."""
+"""Writing records to a `datasets` folder as a stream. The features do not depend on the number of records."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,31 +17,33 @@ from teacherlm.core.terminal import shown
 from teacherlm.core.trees import files_below
 
 Placed = tuple[str, Record]
-"""(where a record stands, the record)."""
+"""(the record's place, for messages; the record)."""
 
 Stream = Callable[[], Iterator[Placed]]
-"""Opens the records anew at each call. It is called twice: for the features, then for the values."""
+"""Opens the records again at each call. It is called twice: for the features, then for the values."""
 
 TYPE_ERRORS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
 
 BATCH_ROWS, BATCH_CELLS, BATCH_LETTERS = 1000, 1_000_000, 16_000_000
-"""Records are written in batches of at most so many, so many values and (but for the last record) so much text."""
+"""Limits of a batch of records: maximum number of records, of values, and of characters (the last record may exceed
+it)."""
 
 
 def write_dataset(stream: Stream, folder: Path) -> int:
-    """Write the records, in their order, as `Dataset.save_to_disk` would; returns how many there are.
+    """Write the records in order, in the format of `Dataset.save_to_disk`; return the number of records.
 
-    Memory does not grow with their number.
+    Memory does not grow with the number of records.
 
     Raises:
-        UserError: a field has values of types that do not go together (both places are named), or there are too many.
+        UserError: a field has values of incompatible types (the message names both places), or there are too many
+            fields.
     """
     empty_dataset(infer_schema(stream)).save_to_disk(str(folder), num_shards=1)
     return fill(folder, stream)
 
 
 def write_dataset_dict(streams: Mapping[str, Stream], folder: Path) -> dict[str, int]:
-    """Like `write_dataset`, for several splits by name, as `DatasetDict.save_to_disk` would."""
+    """Like `write_dataset`, but for several named splits, in the format of `DatasetDict.save_to_disk`."""
     import datasets
 
     empty = {name: empty_dataset(infer_schema(stream)) for name, stream in streams.items()}
@@ -59,9 +61,9 @@ def empty_dataset(schema: pa.Schema) -> Any:
 
 
 def fill(folder: Path, stream: Stream) -> int:
-    """Write the records into the Arrow file of an empty dataset's folder; but for its fingerprint, all else is right.
+    """Write the records into the Arrow file of an empty dataset's folder, and update its fingerprint.
 
-    `datasets` itself takes records only into a cache, which it copies; its pages would count as memory in use.
+    `datasets` would write the records to a cache and copy it, and the cache's mapped pages would count as used memory.
     """
     (file,) = folder.glob("data-*.arrow")
     with pa.OSFile(str(file)) as source:
@@ -73,7 +75,7 @@ def fill(folder: Path, stream: Stream) -> int:
             count += len(batch)
     state = folder / "state.json"
     described = load_object(state)
-    described["_fingerprint"] = fingerprint(file)  # it names what `datasets` caches of this content
+    described["_fingerprint"] = fingerprint(file)  # `datasets` names its caches of this content after it
     state.write_text(json.dumps(described, indent=2), encoding="utf-8")
     return count
 
@@ -83,7 +85,7 @@ def fingerprint(file: Path) -> str:
 
 
 def has_our_fingerprints(folder: Path) -> bool:
-    """Whether `fill` wrote every dataset below `folder`: the fingerprints of `datasets` are no digests of its files."""
+    """Whether `fill` wrote every dataset below `folder`. The fingerprints of `datasets` are not digests of files."""
     states = [file for file in files_below(folder) if file.name == "state.json"]
     try:
         found = [(load_object(state), state.parent) for state in states]
@@ -126,14 +128,14 @@ def to_arrow(batch: list[Placed], schema: pa.Schema) -> pa.RecordBatch:
                     pa.array([record.get(field.name)], field.type)
                 except TYPE_ERRORS as error:
                     raise UserError(
-                        f"{where}: the field {shown(field.name)} is {shown(record[field.name])}, which does not go "
-                        f"with the {field.type} that it is elsewhere; make it one type"
+                        f"{where}: the field {shown(field.name)} is {shown(record[field.name])}, which does not fit "
+                        f"its type {field.type} in other records; make it one type"
                     ) from error
         raise
 
 
 def infer_schema(stream: Stream) -> pa.Schema:
-    """The Arrow schema that holds every record: all of them are looked at, none is kept."""
+    """The Arrow schema that fits all records. Every record is read, and none is kept in memory."""
     types: dict[str, pa.DataType] = {}
     for _ in gather_types(stream(), types):
         pass
@@ -141,9 +143,9 @@ def infer_schema(stream: Stream) -> pa.Schema:
 
 
 def gather_types(records: Iterable[Placed], types: dict[str, pa.DataType]) -> Iterator[Record]:
-    """Pass records on, and put the Arrow type that holds all values of a field so far into `types`."""
+    """Yield the records, and set in `types` the Arrow type that fits all values of a field so far."""
     first: dict[str, str] = {}
-    large: dict[str, dict[pa.DataType, Any]] = {}  # of each type of a field one value that no float holds exactly
+    large: dict[str, dict[pa.DataType, Any]] = {}  # field -> type -> a value that no float represents exactly
     for where, record in records:
         for name, value in record.items():
             known = types.get(name)
@@ -159,34 +161,33 @@ def gather_types(records: Iterable[Placed], types: dict[str, pa.DataType]) -> It
                     for kept in large[name].values():
                         pa.array([kept], types[name])
             except TYPE_ERRORS as error:
-                other = f"the {known} that it is elsewhere ({first[name]})" if name in first else "itself"
+                other = f"its type {known} in {first[name]}" if name in first else "a single type"
                 raise UserError(
-                    f"{where}: the field {shown(name)} is {shown(value)}, which does not go with {other}; "
-                    "make it one type"
+                    f"{where}: the field {shown(name)} is {shown(value)}, which does not fit {other}; make it one type"
                 ) from error
             if known is None or pa.types.is_null(known):
                 first[name] = where
             if types[name] != known:
                 if len(types) > FIELDS:
-                    raise UserError(f"{where}: with it the records have more than {FIELDS:,} fields; leave some out")
+                    raise UserError(f"{where}: up to here the records have more than {FIELDS:,} fields; remove some")
                 if count_fields([types[name]]) > INNER_FIELDS:
                     raise UserError(
-                        f"{where}: with it the objects in the field {shown(name)} have more than {INNER_FIELDS:,} "
-                        "fields; make such an object a list, or a text"
+                        f"{where}: up to here the objects in the field {shown(name)} have more than {INNER_FIELDS:,} "
+                        "fields; make such an object a list or a text"
                     )
         yield record
 
 
 def type_of(value: Any) -> pa.DataType:
-    """The Arrow type of a value; of a list or an object it is sure that all parts of the value go with it.
+    """The Arrow type of a value. A list or an object is converted completely, which checks all its parts.
 
-    `infer_type` looks at the parts of a list only until it has seen a type.
+    `infer_type` would read the parts of a list only until it finds a type.
     """
     return pa.array([value]).type if isinstance(value, list | dict) else pa.infer_type([value])
 
 
 LARGEST_EXACT = 2**53
-"""A float holds all whole numbers up to this one; Arrow makes no floats of larger ones."""
+"""A float represents all whole numbers up to this one. Arrow does not convert larger ones to floats."""
 
 
 def has_large_number(value: Any) -> bool:
@@ -200,7 +201,7 @@ STRING = pa.string()
 
 
 def unify(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """The type that holds both: whole numbers become floats, nulls become anything; a text and a number do not mix."""
+    """The type that fits both: whole numbers become floats, and null fits any type. Texts and numbers do not mix."""
     if one == other:
         return one
     schemas = [pa.schema([("field", kind)]) for kind in (one, other)]

@@ -1,16 +1,16 @@
-"""Prepare a benchmark for the teacher, and post-process what the teacher wrote.
+"""Prepare a benchmark for the teacher, and post-process the teacher's texts.
 
-Without arguments, from this folder, it does what is to be done for CREAK, as the reference's command does. The samples
-come from ./CREAK when you saved a dataset there with save_to_disk (a copy stays in CREAK.source); else from where they
-came before; else from the hub.
+Without arguments, this program does the next step for CREAK in the current folder, like the reference's command. It
+reads the samples from ./CREAK if you saved a dataset there with save_to_disk (a copy is kept in CREAK.source),
+otherwise from the source of the previous call, otherwise from the hub.
 
-1. prepare: CREAK.jsonl (each training sample with its four prompt fields), the test set for evaluate/, and CREAK/, a
-   DatasetDict with the same fields;
-2. post-process, once CREAK_cot.jsonl (or _error, _fundamental) is there: CREAK_quality.jsonl says what is wrong with
-   which text; CREAK/ becomes the train Dataset with `cot`, `all`, `cot_tail` (`error_tail`, `fundamental_tail`, and
-   `full_tail` when all three kinds are there).
+1. prepare: write CREAK.jsonl (each training sample with its four prompt fields), the test set for evaluate/, and
+   CREAK/, a DatasetDict with the same fields.
+2. post-process, if CREAK_cot.jsonl (or _error, _fundamental) exists: write CREAK_quality.jsonl with the faults of each
+   text, and replace CREAK/ by the train Dataset with `cot`, `all` and `cot_tail` (also `error_tail`,
+   `fundamental_tail`, and `full_tail` if all three kinds exist).
 
-What is done and unchanged is skipped.
+Work that is done and unchanged is skipped.
 """
 
 import contextlib
@@ -40,33 +40,33 @@ from teacherlm.dataset.saved_folder import is_theirs, save
 from teacherlm.dataset.source_folder import describe_source, find_source, keep_source, source_in_words
 
 FEWSHOT = "fewshot"
-"""Folder in a test set's: examples that are not in it."""
+"""Folder in a test set's folder with few-shot examples, which are not in the test set."""
 FEWSHOT_SAMPLES = 256
 
 
 @dataclass(frozen=True)
 class PrepareFlags:
-    """Which benchmark is prepared or post-processed, and where."""
+    """The benchmark to prepare or post-process, and the folders."""
 
     benchmark: str = flag("creak", help="name of a YAML in benchmarks/, or its path (default: creak)")
     data: Path | None = flag(
         None,
         help="local folder with the benchmark's files, or a DatasetDict saved with save_to_disk (default: TITLE/ in "
-        "--output_dir when you saved it there, or what was read before, or the hub)",
+        "--output_dir if you saved it there, otherwise the source of the previous call, otherwise the hub)",
     )
-    output_dir: Path = flag(Path(), help="where the files go (default: this folder)")
+    output_dir: Path = flag(Path(), help="folder for the files (default: the current folder)")
     test_dir: Path = flag(
         ROOT / "evaluate" / "lm_eval" / "datasets",
-        help="where the folder with the test set goes (default: evaluate/lm_eval/datasets)",
+        help="folder in which the folder of the test set is made (default: evaluate/lm_eval/datasets)",
     )
-    test_only: bool = flag(False, help="make the test set and nothing else")
-    limit: int | None = flag(None, help="the first so many training samples only", least=1)
-    post_process: bool = flag(False, help="post-process what is in --output_dir, and only that")
+    test_only: bool = flag(False, help="only make the test set")
+    limit: int | None = flag(None, help="maximum number of training samples", least=1)
+    post_process: bool = flag(False, help="only post-process the teacher's texts in --output_dir")
     filter: tuple[str, ...] = flag(
         (),
         parse=read_filter,
         metavar="FLAG[,FLAG]",
-        help="post-process without the samples that have one of these flags, into TITLE_without-FLAG-FLAG: "
+        help="drop samples with one of these flags in post-processing, and write TITLE_without-FLAG-FLAG; flags: "
         + ", ".join(FLAGS),
     )
     list_missing: bool = flag(False, help=LIST_MISSING)
@@ -87,17 +87,17 @@ def main() -> None:
         require_writable(flags.output_dir)
         if not flags.post_process:
             require_writable(flags.test_dir)
-        # One lock for all that this command makes: no stage of it takes another.
+        # The command takes the locks of all its outputs here, so its stages take none.
         with one_writer(jsonl, *([] if flags.post_process else [test])):
             make(flags, benchmark)
 
 
 def make(flags: PrepareFlags, benchmark: Benchmark) -> None:
-    """Prepare and post-process, as far as it is not done."""
+    """Prepare and post-process, unless it is already done."""
     enhanced = enhanced_files(benchmark, flags.output_dir)
     if flags.post_process and not enhanced:
         expected = flags.output_dir / f"{benchmark.title}_cot.jsonl"
-        raise UserError(f"{expected}: no such file, and no _error or _fundamental; run enhance.sh first")
+        raise UserError(f"{expected}: no such file, and no _error or _fundamental file; run enhance.sh first")
     if not flags.post_process:
         prepare(benchmark, flags.data, flags.output_dir, flags.test_dir, flags.limit)
     if enhanced:
@@ -128,7 +128,7 @@ def is_done(flags: PrepareFlags, benchmark: Benchmark) -> bool:
 
 
 def prepare(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Path, limit: int | None) -> None:
-    """Write TITLE.jsonl, the test set and the DatasetDict TITLE/, unless they are there and match their source."""
+    """Write TITLE.jsonl, the test set and the DatasetDict TITLE/, unless they exist and match their source."""
     source = find_source(benchmark, data, folder)
     jsonl, saved, test = folder / f"{benchmark.title}.jsonl", folder / benchmark.title, test_dir / benchmark.name
     require_file_place(jsonl)
@@ -136,7 +136,7 @@ def prepare(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Pat
         require_folder_place(place)
     run = StageRun("prepare", jsonl)
     if run.manifest is None and jsonl.exists() and not mark_of(jsonl).exists():
-        print(f"prepare: {jsonl} is there and has no manifest: taken as it is; remove it to have it made again")
+        print(f"prepare: {jsonl} exists without a manifest: it is used as it is; remove it to make it again")
         return
     compare_records(run, benchmark, source, limit)
     words = source_in_words(run.inputs["source"])
@@ -146,9 +146,9 @@ def prepare(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Pat
         run.say_again()
         if run.manifest is not None:
             print(f"prepare: the source is {words}")
-        # A mistake in either split leaves both results as they were.
+        # A mistake in one split leaves both outputs unchanged.
         with own_work(jsonl), saving_tests(benchmark, source, test) as tested:
-            # The types are gathered although only the dataset below needs them: so they fail here, or not at all.
+            # Only the dataset below needs the types. They are gathered here so that incompatible types fail first.
             train = write_records(jsonl, gather_types(prepared(benchmark, "train", source, limit), {}))
         said = f", {test} has {tested} test samples" if tested is not None else ""
         print(f"prepare: {jsonl} has {train} training samples{said}")
@@ -164,13 +164,13 @@ def prepare(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Pat
 
 
 def compare_records(run: StageRun, benchmark: Benchmark, source: Path | None, limit: int | None) -> None:
-    """Compare the run of TITLE.jsonl with the work that it is: the samples of this source."""
+    """Compare the run of TITLE.jsonl with its work: the samples of this source."""
     inputs = describe_source(benchmark, source, run.output.parent, run.known)
     run.compare({"benchmark": benchmark.name, "limit": limit}, inputs)
 
 
 def say_stale(enhanced: dict[str, Path], jsonl: Path) -> None:
-    """Say which of the teacher's files were made from other records than the prepared ones."""
+    """Print which of the teacher's files were made from records that differ from the prepared ones."""
     for file in enhanced.values():
         manifest = manifests.read_manifest(manifests.manifest_of(file))
         records = (manifest or {}).get("inputs", {}).get("records")
@@ -179,7 +179,7 @@ def say_stale(enhanced: dict[str, Path], jsonl: Path) -> None:
 
 
 def prepare_tests(run: StageRun, benchmark: Benchmark, data: Path | None, folder: Path) -> None:
-    """Write the test set alone, with its few-shot examples when their split is there."""
+    """Write only the test set, with few-shot examples if the source has their split."""
     test = run.output
     require_folder_place(test)
     source = find_source(benchmark, data, folder)
@@ -195,13 +195,13 @@ def prepare_tests(run: StageRun, benchmark: Benchmark, data: Path | None, folder
 
 
 def mark_of(jsonl: Path) -> Path:
-    """A mark that lies beside a file without a manifest when the file is this script's own, not the user's."""
+    """A file beside TITLE.jsonl that marks it as made by this script, not by the user, while it has no manifest."""
     return jsonl.with_name(f".{jsonl.name}.begun")
 
 
 @contextlib.contextmanager
 def own_work(jsonl: Path) -> Iterator[None]:
-    """Mark the file while it is made; a kill leaves the mark, a mistake that leaves no new file does not."""
+    """Mark the file while it is made. After a kill the mark stays. After an error without a new file it is removed."""
     there = jsonl.exists()
     os.close(open_unlinked(mark_of(jsonl)))
     try:
@@ -219,18 +219,18 @@ def prepared(benchmark: Benchmark, split: str, data: Path | None, limit: int | N
 
 def test_samples(benchmark: Benchmark, data: Path | None) -> Iterator[tuple[str, Record]]:
     for where, sample in read_split(benchmark, "test", data):
-        benchmark.refuse_reserved(sample, where)  # it gets prompts in the DatasetDict
+        benchmark.refuse_reserved(sample, where)  # prompts are added to it in the DatasetDict
         yield where, benchmark.test_sample(sample, where)
 
 
 @contextlib.contextmanager
 def saving_tests(benchmark: Benchmark, source: Path | None, test: Path) -> Iterator[int | None]:
-    """Write the test set with its few-shot examples, there when the block ends well; yields the number of samples.
+    """Write the test set with few-shot examples; yield its number of samples. It appears if the block raises no error.
 
-    A test set of the user's own stays as it is: then it is None.
+    If the user has made the test set, it is not changed, and None is yielded.
     """
     if is_theirs(test):
-        print(f"prepare: {test} is there and this script did not make it: taken as it is; remove it to have it made")
+        print(f"prepare: {test} was not made by this script: it is used as it is; remove it to make it again")
         yield None
         return
     with whole_folder(test) as whole:
@@ -240,23 +240,23 @@ def saving_tests(benchmark: Benchmark, source: Path | None, test: Path) -> Itera
 
 
 def save_fewshot(benchmark: Benchmark, data: Path | None, test: Path) -> None:
-    """Put examples for few-shot prompts beside the test set, if their split is there."""
+    """Save examples for few-shot prompts in the test set's folder, if the source has their split."""
     try:
         save(partial(fewshot_samples, benchmark, data), test / FEWSHOT)
     except UserError as error:
-        print(f"prepare: without few-shot examples: {error}")
+        print(f"prepare: there are no few-shot examples: {error}")
 
 
 def fewshot_samples(benchmark: Benchmark, data: Path | None) -> Iterator[tuple[str, Record]]:
-    """Examples for few-shot prompts: all of the split `dev`, where there is one (MMLU's five a subject), else the first
-    of the training split."""
+    """Examples for few-shot prompts: the split `dev` if there is one (MMLU's has five per subject), otherwise the first
+    samples of the training split."""
     split, count = ("dev", None) if "dev" in benchmark.splits else ("train", FEWSHOT_SAMPLES)
     for where, sample in read_split(benchmark, split, data, count):
         yield where, benchmark.test_sample(sample, where)
 
 
 def save_prompts(benchmark: Benchmark, source: Path | None, saved: Path, jsonl: Path, test: Path) -> None:
-    """Save the DatasetDict of the prepared training samples and the test split's samples, both with prompts."""
+    """Save the DatasetDict of the training samples and the test split's samples, both with prompts."""
     run = prompts_run(benchmark, saved, jsonl, test)
     if run.is_done:
         return
@@ -269,7 +269,7 @@ def save_prompts(benchmark: Benchmark, source: Path | None, saved: Path, jsonl: 
 
 
 def prompts_run(benchmark: Benchmark, saved: Path, jsonl: Path, test: Path) -> StageRun:
-    """The run of a DatasetDict, compared with its work; its test split is of the samples that the test set is of."""
+    """The run of a DatasetDict, compared with its work. Its test split and the test set have the same samples."""
     run = StageRun("prepare", saved)
     places = {"records": jsonl, "test set": test, "benchmark": benchmark.path}
     found = {name: manifests.describe(path, run.known.get(name)) for name, path in places.items() if path.exists()}

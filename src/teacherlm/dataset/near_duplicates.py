@@ -1,8 +1,8 @@
-"""Texts that are nearly the same as an earlier one: MinHash (Broder 1997) with banding.
+"""Finds texts that are nearly equal to an earlier one, with MinHash (Broder 1997) and banding.
 
-64 minima of hashed word triples make a text's signature; the share of equal minima estimates how many triples two
-texts have in common (Jaccard). Texts that agree in all four minima of one of 16 bands are held against the first such
-text. The signatures lie in a file; in memory are some 30 bytes a text.
+A text's signature is 64 minima of its hashed word triples. The fraction of equal minima estimates the Jaccard
+similarity of two texts' triples. A text whose four minima in one of the 16 bands equal those of other texts is compared
+with the first of them. The signatures are in a file; memory is about 30 bytes per text.
 """
 
 import os
@@ -17,9 +17,10 @@ from teacherlm.dataset.ngrams import ngram_hashes
 SHINGLE = 3
 MINIMA, BANDS = 64, 16
 ALIKE = 0.8
-"""The share of equal minima from which on two texts are nearly the same: above it, a pair shares a band in 99.9 %."""
+"""Minimum fraction of equal minima of two nearly equal texts. Above it, a pair shares a band with a probability of
+99.9 %."""
 AT_ONCE = 4096
-"""Shingles, or signatures, that are in memory at a time."""
+"""Maximum number of shingles or signatures in memory at the same time."""
 
 DRAWN = np.random.default_rng(0)
 FACTORS_M1 = DRAWN.integers(1, 2**63, (MINIMA, 1), np.uint64) | np.uint64(1)
@@ -27,7 +28,7 @@ SHIFTS_M1 = DRAWN.integers(0, 2**63, (MINIMA, 1), np.uint64)
 
 
 def signature(hashes_W: np.ndarray) -> np.ndarray:
-    """The minima of a text's shingles, uint32; of a text with fewer words than a shingle has, of its words."""
+    """The minima of a text's shingles, uint32. If the text is shorter than a shingle, they are those of its words."""
     shingles_S = ngram_hashes(hashes_W, SHINGLE) if len(hashes_W) >= SHINGLE else hashes_W
     minima_M = np.full(MINIMA, np.iinfo(np.uint32).max, np.uint32)
     for start in range(0, len(shingles_S), AT_ONCE):
@@ -50,7 +51,7 @@ class Signatures:
         self.count += 1
 
     def duplicates(self) -> np.ndarray:
-        """For each text the number of an earlier one that is nearly the same, -1 where there is none; int64 (N)."""
+        """For each text, the number of an earlier one that is nearly equal, or -1 if there is none; int64 (N)."""
         self.file.flush()
         found_N = np.full(self.count, -1, np.int64)
         for band in range(BANDS):
@@ -68,7 +69,7 @@ class Signatures:
         return found_N
 
     def keys(self, band: int) -> np.ndarray:
-        """Of each text a number for its minima in a band, uint64 (N)."""
+        """For each text, a hash of its minima in a band, uint64 (N)."""
         rows = MINIMA // BANDS
         keys_N = np.empty(self.count, np.uint64)
         for start in range(0, self.count, AT_ONCE):
@@ -77,14 +78,14 @@ class Signatures:
         return keys_N
 
     def read(self, starts: Iterable[int], count: int = 1) -> np.ndarray:
-        """`count` signatures from each start on, uint32. Read, not mapped: a mapped file's pages count as memory."""
+        """`count` signatures from each start on, uint32. They are not memory-mapped: mapped pages count as memory."""
         size = MINIMA * np.dtype(np.uint32).itemsize
         parts = [os.pread(self.file.fileno(), count * size, int(start) * size) for start in starts]
         return np.frombuffer(b"".join(parts), np.uint32).reshape(-1, MINIMA)
 
 
 def row_hashes(rows_NR: np.ndarray) -> np.ndarray:
-    """A number for each row, uint64."""
+    """A hash of each row, uint64."""
     keys_N = np.zeros(len(rows_NR), np.uint64)
     for column_N in rows_NR.T:
         keys_N = keys_N * FACTORS_M1[0] + column_N

@@ -1,4 +1,4 @@
-"""Words and their n-grams as numbers, which can be compared, counted and looked up by the thousand."""
+"""Hashes of words and of n-grams. Numbers are compared, counted and looked up faster than texts."""
 
 import re
 from functools import cache
@@ -12,19 +12,19 @@ INVERSE = pow(BASE, -1, 2**64)
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text in lower case, without punctuation: what two texts are compared by."""
+    """The words of a text in lower case, without punctuation, for comparing texts."""
     return WORD.findall(text.lower())
 
 
 def word_hashes(words: list[str]) -> np.ndarray:
-    """A number for each word, uint64; the same in every process."""
+    """A hash of each word, uint64, which is the same in every process."""
     return np.fromiter(map(xxh3_64_intdigest, map(str.encode, words)), np.uint64, len(words))
 
 
 def ngram_hashes(hashes_W: np.ndarray, *lengths: int) -> np.ndarray:
-    """A number for each n-gram of W words, for each n in turn, uint64: W - n + 1 of them in their order, or none.
+    """The hashes of all n-grams of W words, uint64: for each n in turn, W - n + 1 hashes in the words' order.
 
-    A polynomial of the words, from the differences of its running sums: an n costs the same however large it is.
+    The hash is a polynomial of the words' hashes, computed from differences of prefix sums in a time independent of n.
     """
     size = 1 << len(hashes_W).bit_length()
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(hashes_W * powers(BASE, size)[: len(hashes_W)])])

@@ -1,4 +1,4 @@
-"""Post-processing: the teacher's texts, of one kind or several, become what a student is finetuned on."""
+"""Post-processing: the dataset for finetuning students is made from the teacher's texts of one or several kinds."""
 
 import itertools
 from collections import Counter
@@ -20,7 +20,7 @@ from teacherlm.dataset.saved_folder import refuse_theirs, save
 
 
 def enhanced_files(benchmark: Benchmark, folder: Path) -> dict[str, Path]:
-    """Prompt field -> the file that holds the teacher's texts for it, for those that are there."""
+    """Prompt field -> the file with the teacher's texts for it, if the file exists."""
     files = {field: folder / f"{benchmark.title}_{kind}.jsonl" for field, kind in KINDS.items()}
     return {field: file for field, file in files.items() if file.exists()}
 
@@ -28,11 +28,11 @@ def enhanced_files(benchmark: Benchmark, folder: Path) -> dict[str, Path]:
 def post_process(
     benchmark: Benchmark, enhanced: dict[str, Path], folder: Path, test: Path, unwanted: Sequence[str]
 ) -> None:
-    """Save the train Dataset with the teacher's texts and what a student is finetuned on: the `*_tail` fields.
+    """Save the train Dataset with the teacher's texts and the fields for finetuning, `*_tail`.
 
     Args:
-        test: folder of the test set, which the texts must not overlap.
-        unwanted: flags whose samples are dropped.
+        test: the folder of the test set. Texts that overlap with it get a flag.
+        unwanted: the flags whose samples are dropped.
     """
     stream = partial(with_tails, enhanced)
     kinds = [KINDS[field] for field in enhanced]
@@ -74,8 +74,8 @@ def quality_run(benchmark: Benchmark, enhanced: dict[str, Path], folder: Path, t
 
 
 def dataset_run(benchmark: Benchmark, enhanced: dict[str, Path], saved: Path, unwanted: Sequence[str]) -> StageRun:
-    """The run of a dataset that students are finetuned on, compared with its work: the enhanced files, the prompts,
-    and, where samples are dropped, what their flags say."""
+    """The run of a dataset for finetuning, compared with its work: the enhanced files, the prompts, and the flags if
+    samples are dropped."""
     run = StageRun("post_process", saved, says="post-process")
     inputs = {**enhanced_inputs(enhanced, run.known), "prompts": prompts_digest()}
     quality = quality_file(saved.parent, benchmark.title)
@@ -90,10 +90,10 @@ def dataset_folder(benchmark: Benchmark, folder: Path, unwanted: Sequence[str]) 
 
 
 def without(stream: Stream, dropped: Container[int]) -> Iterator[tuple[str, Record]]:
-    """The records but for those of some numbers, from 1.
+    """The records without those whose numbers, counted from 1, are dropped.
 
     Raises:
-        UserError: none is left.
+        UserError: no record is left.
     """
     left = 0
     for number, placed in enumerate(stream(), 1):
@@ -101,7 +101,7 @@ def without(stream: Stream, dropped: Container[int]) -> Iterator[tuple[str, Reco
             left += 1
             yield placed
     if not left:
-        raise UserError("--filter: every sample has one of these flags, none is left; name fewer of them")
+        raise UserError("--filter: every sample has one of these flags, so none is left; give fewer flags")
 
 
 def enhanced_inputs(
@@ -111,9 +111,9 @@ def enhanced_inputs(
 
 
 def with_tails(enhanced: dict[str, Path]) -> Iterator[tuple[str, Record]]:
-    """The records of the enhanced files, which hold the same samples in the same order, joined into one each.
+    """The joined records of the enhanced files, which have the same samples in the same order.
 
-    `all` is the first kind's (cot, where it is there).
+    The field `all` is that of the first kind, which is cot if it exists.
     """
     readers = {field: read_records(file) for field, file in enhanced.items()}
     for row in itertools.zip_longest(*readers.values()):
@@ -121,7 +121,7 @@ def with_tails(enhanced: dict[str, Path]) -> Iterator[tuple[str, Record]]:
         for field, part in parts.items():
             if part is None:
                 raise UserError(
-                    f"{enhanced[field]}: ends before the other enhanced files; enhance all of its samples first"
+                    f"{enhanced[field]}: it ends before the other enhanced files; enhance all its samples first"
                 )
         (first, (number, record)), *_ = parts.items()
         where = f"{enhanced[first]}, line {number}"
@@ -133,11 +133,11 @@ def with_tails(enhanced: dict[str, Path]) -> Iterator[tuple[str, Record]]:
             for needed in (kind, "all", "text"):
                 if not isinstance(other.get(needed), str):
                     raise UserError(
-                        f"{there}: the field {needed!r} is missing or no text; this is no file of enhance.py"
+                        f"{there}: the field {needed!r} is missing or is not a text; enhance.py did not write this file"
                     )
             if other["text"] != record["text"]:
                 raise UserError(
-                    f"{there}: another sample than in {where}; the enhanced files must hold the same samples"
+                    f"{there}: the sample differs from that in {where}; the enhanced files must have the same samples"
                 )
             texts[field] = joined[kind] = other[kind]
             joined["all"] = record["all"]

@@ -1,9 +1,10 @@
-"""What is wrong with the teacher's texts, measured while post-processing: a flag for each fault.
+"""The quality of the teacher's texts, measured in post-processing: a flag for each kind of fault.
 
-docs/reference/quality-flags.md has the flags.
+docs/reference/quality-flags.md describes the flags.
 
-Writes TITLE_quality.jsonl, a line a sample: {"flags": {"cot": ["cut"], "question": ["overlap"]}, "evidence": [...]},
-and its manifest with the counts. Time grows with the number of samples, memory by some 30 bytes each.
+The result is TITLE_quality.jsonl, with a line per sample: {"flags": {"cot": ["cut"], "question": ["overlap"]},
+"evidence": [...]}. Its manifest has the counts. Time is linear in the number of samples; memory is about 30 bytes per
+sample.
 """
 
 import itertools
@@ -30,24 +31,25 @@ from teacherlm.dataset.ngrams import ngram_hashes, word_hashes, words_of
 
 FLAGS = ("empty", "cut", "repeats", "copies", "language", "contradicts", "duplicate", "overlap")
 QUESTION = "question"
-"""Stands for a sample's own question where flags are said of a kind of text; it can have `overlap`."""
+"""The name of a sample's question among the kinds of text. The question can have the flag `overlap`."""
 
 CLOSING = ".!?…。！？”’\"')]}»"
-"""A text that ends otherwise is cut off."""
+"""Characters that end a complete text. A text with another last character has the flag `cut`."""
 REPEATED = 0.3
-"""The share of word 4-grams that were there before in the text, from which on it repeats itself."""
+"""Fraction of word 4-grams that occurred earlier in the text, above which the text has the flag `repeats`."""
 COPIED = 0.5
-"""The share of word 4-grams that are the question's, from which on a text copies it."""
+"""Fraction of word 4-grams that are in the question, above which the text has the flag `copies`."""
 FEWEST_LETTERS = 40
-"""Of a text, for its language to be asked for; the model that tells languages knows too little from less."""
+"""Minimum number of letters for language detection. The model is unreliable for shorter texts."""
 SURE = 0.5
-"""Probability of a foreign language from which on it is believed: a sentence of names gets some 0.2."""
+"""Minimum probability of another language for the flag `language`. A sentence of names gets about 0.2."""
 READ_LETTERS = 1000
-"""Of a text, that its language is told by."""
+"""Number of characters given to the language detector."""
 KNOWN_SHARE = 0.2
-"""A text of which so many words are common ones of the questions is in their language: no need to ask the model."""
+"""Fraction of words that are common in the questions, from which on a text is taken to be in their language without
+language detection."""
 SAMPLES_OF_LANGUAGE = 500
-"""Questions that tell the dataset's language."""
+"""Number of questions from which the dataset's language is detected."""
 
 Stream = Callable[[], Iterator[tuple[str, Record]]]
 
@@ -57,13 +59,13 @@ def quality_file(folder: Path, title: str) -> Path:
 
 
 def measure_quality(run: StageRun, benchmark: Benchmark, kinds: list[str], stream: Stream, test: Path) -> None:
-    """Write TITLE_quality.jsonl and its manifest, unless they are there and match their inputs.
+    """Write TITLE_quality.jsonl and its manifest, unless they exist and match their inputs.
 
     Args:
-        run: compared with `quality_inputs`.
-        kinds: the texts that each record has (`cot`, ...).
-        stream: opens the joined records anew at each call: (where a record stands, the record).
-        test: folder of the test set; where there is none, overlap is not looked for, and its count is null.
+        run: the run, already compared with `quality_inputs`.
+        kinds: the kinds of texts that each record has (`cot`, ...).
+        stream: opens the joined records again at each call: (the record's place, the record).
+        test: the folder of the test set. Without a test set, overlap is not checked, and its count is null.
     """
     if run.is_done:
         run.say_done()
@@ -89,7 +91,7 @@ def measure_quality(run: StageRun, benchmark: Benchmark, kinds: list[str], strea
 def quality_inputs(
     benchmark: Benchmark, enhanced: Mapping[str, manifests.Description], test: Path, known: Mapping[str, Any]
 ) -> dict[str, manifests.Description]:
-    """The enhanced files, the benchmark's YAML, the prompts, and the test set where it is there."""
+    """The enhanced files, the benchmark's YAML, the prompts, and the test set if it exists."""
     places = {"benchmark": benchmark.path} | ({"test set": test} if (test / "state.json").is_file() else {})
     described = {name: manifests.describe(path, known.get(name)) for name, path in places.items()}
     return {**enhanced, **described, "prompts": prompts_digest()}
@@ -98,7 +100,10 @@ def quality_inputs(
 def write_draft(
     draft: IO[str], stream: Stream, kinds: list[str], split: TestSplit | None, folder: Path
 ) -> dict[str, np.ndarray]:
-    """A line a sample, without near-duplicates: those are known in the end, of each kind the earlier text, or -1."""
+    """Write a line per sample without the flag `duplicate`; return for each kind the numbers of earlier duplicates.
+
+    Duplicates are known only after all texts are read. A text without an earlier duplicate has the number -1.
+    """
     foreign = make_language_check(stream)
     signatures = {kind: Signatures(folder) for kind in kinds}
     for _, record in stream():
@@ -117,7 +122,7 @@ def write_draft(
             signatures[kind].add(hashes)
             found = split.overlaps(words, hashes) if split else []
             own = faults(record[kind], words, hashes, known, foreign)
-            if kind != "error" and names_another(record[kind], choices, gold):  # mistakes name wrong choices
+            if kind != "error" and names_another(record[kind], choices, gold):  # texts on mistakes name wrong choices
                 own.append("contradicts")
             if found:
                 own.append("overlap")
@@ -129,7 +134,7 @@ def write_draft(
 
 
 def with_duplicates(draft: IO[str], duplicates: dict[str, np.ndarray]) -> Iterator[Record]:
-    """The draft's lines with the flag `duplicate`, and the earlier sample (counted from 1) as evidence."""
+    """The draft's lines with the flag `duplicate` added, and the earlier sample (counted from 1) as evidence."""
     for number, line in enumerate(draft):
         said = json.loads(line)
         for kind, earlier in duplicates.items():
@@ -157,7 +162,7 @@ def counted(lines: Iterable[Record], counts: dict[str, dict[str, int]]) -> Itera
 def faults(
     text: str, words: list[str], hashes_W: np.ndarray, question: set[int], foreign: Callable[[str, list[str]], bool]
 ) -> list[str]:
-    """The flags of one text that need no other text but the question, whose 4-grams are given."""
+    """The flags of a text that depend only on the text and on the 4-grams of its question."""
     if not words:
         return ["empty"]
     found = []
@@ -175,10 +180,10 @@ def faults(
 
 
 def make_language_check(stream: Stream) -> Callable[[str, list[str]], bool]:
-    """A function that says of a text and its words whether its language is another than that of the questions.
+    """A function of a text and its words that returns whether its language differs from that of the questions.
 
-    Most texts are known by their common words; the others are told by py3langid, a naive Bayes model over 97 languages
-    that lies in its package (Lui and Baldwin 2012).
+    Common words suffice for most texts. For the others, py3langid detects the language with a naive Bayes model for 97
+    languages (Lui and Baldwin 2012).
     """
     first = [take_apart(record["text"])[0] for _, record in itertools.islice(stream(), SAMPLES_OF_LANGUAGE)]
     counts = Counter(word for question in first for word in set(words_of(question)))
@@ -200,7 +205,7 @@ def make_language_check(stream: Stream) -> Callable[[str, list[str]], bool]:
 
 @cache
 def identifier() -> Any:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # a second to load
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # takes a second to load
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
@@ -218,14 +223,15 @@ SENTENCE_END = re.compile(r"[.!?]+(?:\s+|$)|\n+")
 VERDICT = re.compile(r"\b(?:answer|therefore|thus|hence|so|correct|choice|option|statement|sentence|claim)\b", re.I)
 DENIAL = re.compile(r"\b(?:no|not|never|neither|nor|rather|wrong|incorrect|cannot)\b|n['’]t\b", re.IGNORECASE)
 ENDING = 400
-"""Letters at a text's end that can name its conclusion."""
+"""Number of characters at a text's end in which its conclusion is searched."""
 
 
 def names_another(text: str, choices: tuple[str, ...], gold: str) -> bool:
-    """Whether a text ends by naming another choice than the gold one.
+    """Whether a text's conclusion names another choice than gold.
 
-    What counts is the last `the answer is X`; without one, the last sentence: a letter in brackets, or, where it gives
-    a verdict, a choice's text; said of no other choice beside the gold one, and not denied.
+    The conclusion is the last `the answer is X`. If there is none, it is the last sentence, unless it has a denial:
+    it names a choice by its letter in brackets or, if the sentence gives a verdict, by its text. A conclusion that also
+    names gold does not count.
     """
     end = text.rstrip()[-ENDING:]
     if last := next(iter(reversed(list(ANSWER.finditer(end)))), None):
@@ -248,16 +254,16 @@ def names_another(text: str, choices: tuple[str, ...], gold: str) -> bool:
 
 
 def read_filter(text: str) -> tuple[str, ...]:
-    """The flags of --filter, with commas."""
+    """The flags of --filter, which are separated by commas."""
     flags = tuple(flag for flag in text.split(",") if flag)
     for flag in flags:
         if flag not in FLAGS:
-            raise UserError(f"--filter: {flag!r} is no flag; there are: {', '.join(FLAGS)}")
+            raise UserError(f"--filter: {flag!r} is not a flag; the flags are: {', '.join(FLAGS)}")
     return flags
 
 
 def dropped_samples(quality: Path, flags: Sequence[str]) -> dict[int, list[str]]:
-    """Number of a sample (from 1) -> why it is dropped (`cot cut`), of those that have one of the flags."""
+    """Number of a sample (from 1) -> the reasons why it is dropped (`cot cut`), for samples with one of the flags."""
     dropped = {}
     for number, (_, said) in enumerate(read_records(quality), 1):
         why = [f"{kind} {flag}" for kind, found in said["flags"].items() for flag in found if flag in flags]

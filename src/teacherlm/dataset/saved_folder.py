@@ -1,4 +1,4 @@
-"""A `datasets` folder with its manifest: written whole, never over what a user put there."""
+"""A `datasets` folder with its manifest. It appears complete, and never overwrites a user's files."""
 
 from pathlib import Path
 from typing import Any
@@ -11,25 +11,25 @@ from teacherlm.dataset.dataset_folder import Stream, has_our_fingerprints, write
 
 
 def save(stream: Stream, folder: Path) -> int:
-    """Save a stream of records as a `datasets` folder, whole or not at all; returns how many there were."""
+    """Save a stream of records as a `datasets` folder, completely or not at all; return the number of records."""
     with whole_folder(folder) as whole:
         return write_dataset(stream, whole)
 
 
 def is_theirs(folder: Path) -> bool:
-    """Whether a person made what is in `folder`, or changed it after this script had made it."""
+    """Whether the user made the files in `folder`, or changed them after this script had made them."""
     if not folder.is_dir() or next(files_below(folder), None) is None:
         return folder.exists() and not folder.is_dir()
     manifest = manifests.read_manifest(manifests.manifest_of(folder))
     if manifest is not None and is_as_written(folder, manifest["outputs"].get("dataset")):
         return False
-    return not has_our_fingerprints(folder)  # ours too, but a kill came before the manifest
+    return not has_our_fingerprints(folder)  # this script made it too, but was killed before it wrote the manifest
 
 
 def is_as_written(folder: Path, output: dict[str, Any] | None) -> bool:
-    """Whether every file in a folder is one that its output was described with; missing files do not count.
+    """Whether every file in a folder is as in the output's description.
 
-    What `datasets` caches beside a dataset (cache-*.arrow) does not count either.
+    Missing files, and the caches of `datasets` beside a dataset (cache-*.arrow), are not checked.
     """
     found = manifests.describe(folder, output)["files"]
     known = (output or {}).get("files", {})
@@ -42,7 +42,7 @@ def is_as_written(folder: Path, output: dict[str, Any] | None) -> bool:
 
 def refuse_theirs(folder: Path) -> None:
     """Raises:
-    UserError: what is in `folder` is the user's own, and would be overwritten.
+    UserError: the user made the files in `folder`, and they would be overwritten.
     """
     if is_theirs(folder):
-        raise UserError(f"{folder}: it is there, and this script did not make it; move it away")
+        raise UserError(f"{folder}: this script did not make it, and would overwrite it; move it away")

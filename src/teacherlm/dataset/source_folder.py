@@ -1,7 +1,7 @@
-"""Where a benchmark's samples come from in this call, and how a dataset of the user's keeps its words.
+"""The source of a benchmark's samples in this call, and the copy of a user's dataset.
 
-The reference's users put the source at ./CREAK with `save_to_disk`, and the prepared dataset goes to ./CREAK as well.
-So the user's dataset is copied to CREAK.source before another one takes its place, and later calls read the copy.
+The reference's users put the source at ./CREAK with `save_to_disk`, and the prepared dataset is written to ./CREAK as
+well. The user's dataset is therefore copied to CREAK.source before it is replaced, and later calls read the copy.
 """
 
 import shutil
@@ -20,7 +20,7 @@ from teacherlm.core.stage_run import StageRun
 from teacherlm.dataset.saved_folder import is_theirs
 
 KEPT = ".source"
-"""Ending of the folder that holds the copy of the user's dataset."""
+"""The ending of the name of the folder with the copy of the user's dataset."""
 
 
 def kept_folder(benchmark: Benchmark, folder: Path) -> Path:
@@ -28,16 +28,17 @@ def kept_folder(benchmark: Benchmark, folder: Path) -> Path:
 
 
 def find_source(benchmark: Benchmark, data: Path | None, folder: Path) -> Path | None:
-    """The folder that the samples are read from; None: the benchmark's own `local` folder, or else the hub.
+    """The folder to read the samples from. None means the benchmark's `local` folder, or the hub if it has none.
 
-    In this order: `data`; a dataset of the user's at TITLE/; what TITLE.jsonl was prepared from; the copy TITLE.source.
+    It is the first of these that exists: `data`, a user's dataset at TITLE/, the source of TITLE.jsonl, the copy
+    TITLE.source.
 
     Args:
-        data: the folder that the user named, if any. TITLE/ itself means the same as naming none.
+        data: the folder that the user gave, if any. TITLE/ has the same meaning as None.
         folder: the output folder.
 
     Raises:
-        UserError: `data` is not there, or TITLE/ holds something of the user's that would have to be overwritten.
+        UserError: `data` is missing, or TITLE/ has files of the user that would be overwritten.
     """
     saved, kept = folder / benchmark.title, kept_folder(benchmark, folder)
     theirs = is_theirs(saved)
@@ -46,15 +47,15 @@ def find_source(benchmark: Benchmark, data: Path | None, folder: Path) -> Path |
             raise UserError(f"{data}: no such folder; the data of {benchmark.title} was expected there")
         if theirs:
             raise UserError(
-                f"{saved}: it is there, this script did not make it, and the prepared dataset goes there; "
-                "leave out --data to prepare from it, or move it away, or name another --output_dir"
+                f"{saved}: this script did not make it, and the prepared dataset would overwrite it; omit --data to "
+                "prepare from it, or move it away, or give another --output_dir"
             )
         return data
     if theirs:
         if not is_saved(saved):
             raise UserError(
-                f"{saved}: it is there, and neither made by this script nor saved with save_to_disk; the prepared "
-                "dataset goes there: move it away, or name another --output_dir"
+                f"{saved}: this script did not make it, nor did save_to_disk, and the prepared dataset would overwrite "
+                "it; move it away, or give another --output_dir"
             )
         return saved
     remembered = earlier_source(benchmark, folder)
@@ -68,7 +69,7 @@ def find_source(benchmark: Benchmark, data: Path | None, folder: Path) -> Path |
 
 
 def earlier_source(benchmark: Benchmark, folder: Path) -> Path | None:
-    """The local folder that TITLE.jsonl was prepared from, whether it is still there or not."""
+    """The local folder from which TITLE.jsonl was prepared, even if it no longer exists."""
     manifest = manifests.read_manifest(manifests.manifest_of(folder / f"{benchmark.title}.jsonl"))
     path = Path((manifest or {}).get("inputs", {}).get("source", {}).get("path", ""))
     return path if path.is_absolute() else None
@@ -81,13 +82,13 @@ def describe_source(
     known: Mapping[str, manifests.Description],
     splits: Iterable[str] | None = None,
 ) -> dict[str, Any]:
-    """Digests of what the prepared files depend on: YAML, prompts, and the source's files, or the hub's name.
+    """The digests of the inputs of the prepared files: YAML, prompts, and the source's files or the hub's name.
 
-    A source that was read before and is gone is described as it was then.
+    A source that was read before and no longer exists keeps its earlier description.
 
     Args:
-        known: earlier descriptions: files that are unchanged since then are not read again.
-        splits: those that are read, where not all are.
+        known: earlier descriptions. Files that are unchanged since then are not read again.
+        splits: the splits that are read, if not all are.
     """
     earlier = known.get("source", {})
     if source is not None and not source.exists() and earlier.get("path") == str(source):
@@ -105,18 +106,16 @@ def describe_source(
 
 def source_in_words(described: dict[str, Any]) -> str:
     path = Path(described["path"])
-    return str(described["path"]) + (
-        ", which is not there any more" if path.is_absolute() and not path.is_dir() else ""
-    )
+    return str(described["path"]) + (", which no longer exists" if path.is_absolute() and not path.is_dir() else "")
 
 
 def keep_source(benchmark: Benchmark, folder: Path) -> Path:
-    """Copy the user's dataset from TITLE/ to TITLE.source, whole, unless it is there already; returns the copy.
+    """Copy the user's dataset from TITLE/ to TITLE.source, unless the same copy exists already; return the copy.
 
-    An earlier copy, of other content, is renamed to TITLE.source.old-TIME.
+    An earlier copy with other content is renamed to TITLE.source.old-TIME.
 
     Raises:
-        UserError: TITLE.source is something of the user's own.
+        UserError: TITLE.source exists, and this script did not make it.
     """
     saved, kept = folder / benchmark.title, kept_folder(benchmark, folder)
     files = saved_files(saved)
@@ -124,17 +123,17 @@ def keep_source(benchmark: Benchmark, folder: Path) -> Path:
     run.compare({}, {"dataset": manifests.describe(saved, files=files)})
     if kept.exists():
         if run.manifest is None or run.manifest["stage"] != "keep":
-            raise UserError(f"{kept}: it is there, and a copy of {saved} is to go there; move it away")
+            raise UserError(f"{kept}: this script did not make it, and a copy of {saved} would go there; move it away")
         if run.is_done:
             return kept
-        print(f"prepare: the earlier copy {kept} stays as {set_aside(kept)}")
+        print(f"prepare: the earlier copy {kept} is kept as {set_aside(kept)}")
     with whole_folder(kept) as whole:
         for file in files:
             copy = whole / file.relative_to(saved)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(file, copy)
         run.finish({"dataset": whole}, {}, within=whole)
-    if saved.is_symlink():  # what it leads to stays where it is
+    if saved.is_symlink():  # its target is not changed
         saved.unlink()
-    print(f"prepare: {saved} is your dataset: a copy is in {kept}, and the prepared dataset goes to {saved}")
+    print(f"prepare: {saved} is your dataset: {kept} is a copy of it, and the prepared dataset replaces {saved}")
     return kept

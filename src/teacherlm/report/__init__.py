@@ -1,1 +1,1 @@
-"""Results become pages, tables and pictures, with their significance."""
+"""Pages, tables and charts of results, with tests of significance."""

@@ -1,7 +1,7 @@
-"""ATLAS's experiments in a folder: accuracies of their predictions, as evaluate_mmlu_predictions.py counts them.
+"""The ATLAS experiments in a folder: accuracies of their predictions, counted as in evaluate_mmlu_predictions.py.
 
-An experiment is a folder with predictions, {name}-step-{n}.jsonl, or with such folders (the 5-shot setting has one a
-domain). Its step is the one with the best debiased accuracy on validation questions; without those, the last.
+An experiment is a folder with predictions, {name}-step-{n}.jsonl, or with such folders (the 5-shot setting has one per
+domain). Its step is the one with the best debiased accuracy on validation questions, or the last step without them.
 """
 
 import re
@@ -32,12 +32,12 @@ PAPER = {"zeroshot": 0.471, "5-shot": 0.479, "5-shot-multi": 0.566, "full": 0.66
 Question = tuple[str, str, str]
 """(domain, question, options)."""
 Marks = dict[Question, tuple[bool, bool]]
-"""Question -> whether the choice is right, whether the debiased one is."""
+"""Question -> (whether the choice is right, whether the debiased choice is right)."""
 
 
 @dataclass
 class Experiment:
-    """An experiment's predictions: marks by step, of test and of validation questions; its log, if it trained."""
+    """An experiment: its marks of test and of validation questions by step, and its log if it trained."""
 
     name: str
     test: dict[int, Marks] = field(default_factory=lambda: defaultdict(dict))
@@ -46,13 +46,13 @@ class Experiment:
 
     @property
     def paper(self) -> float | None:
-        """What the paper has for the setting that a name ends with, as xl-mmlu-5-shot does."""
+        """The paper's accuracy for the setting at the end of the name, as in xl-mmlu-5-shot."""
         setting = re.search(rf"mmlu-({'|'.join(PAPER)})$", self.name)
         return PAPER[setting[1]] if setting else None
 
     @property
     def step(self) -> int:
-        """The step that counts: chosen on validation questions; of equal ones the first."""
+        """The step that is reported: the best on validation questions; of equally good ones, the first."""
         steps = [step for step in sorted(self.test) if step in self.valid]
         if not steps:
             return max(self.test)
@@ -68,7 +68,7 @@ def prediction_files(folder: Path) -> list[Path]:
 
 
 def read_experiments(folder: Path, missing: list[str]) -> list[Experiment]:
-    """The experiments by name; predictions that cannot be read are said in `missing`."""
+    """The experiments, ordered by name. Predictions that cannot be read are reported in `missing`."""
     experiments: dict[str, Experiment] = {}
     for path in prediction_files(folder):
         match = PREDICTIONS.search(path.name)
@@ -90,12 +90,12 @@ def read_experiments(folder: Path, missing: list[str]) -> list[Experiment]:
         experiment.test = {step: marks for step, marks in experiment.test.items() if marks}
         experiment.valid = {step: marks for step, marks in experiment.valid.items() if marks}
         if not experiment.test:
-            missing.append(f"atlas: {experiment.name} has no predictions of test questions")
+            missing.append(f"atlas: {experiment.name} has no predictions for test questions")
     return [experiment for _, experiment in sorted(experiments.items()) if experiment.test]
 
 
 def accuracy(marks: Mapping[Question, tuple[bool, bool]], which: int) -> float:
-    """Of the choices (0) or of the debiased ones (1)."""
+    """The accuracy of the choices (which=0) or of the debiased choices (which=1)."""
     return sum(mark[which] for mark in marks.values()) / len(marks)
 
 
@@ -105,7 +105,7 @@ def atlas_sections(experiments: Sequence[Experiment]) -> list[Section]:
 
 def accuracies(experiments: Sequence[Experiment]) -> Section:
     head = ["experiment", "step", "questions", "accuracy", sections.INTERVAL, "debiased accuracy", sections.INTERVAL]
-    head += ["not measured here: the paper's, debiased"]
+    head += ["the paper's debiased accuracy (not measured here)"]
     rows = []
     for experiment in experiments:
         marks = experiment.test[experiment.step]
@@ -113,8 +113,9 @@ def accuracies(experiments: Sequence[Experiment]) -> Section:
         rows.append((experiment.name, experiment.step, len(marks), *measured, experiment.paper))
     lines = [valid_line(experiment) for experiment in experiments if len(experiment.valid) > 1]
     words = (
-        "Test questions, at the step that is the best on validation questions. Debiased: over orders of the options. "
-        "The last column is of ATLAS with 11 billion parameters on all 14,042 questions (Izacard et al. 2022)."
+        "Accuracy on test questions, at the step that is the best on validation questions. Debiased: averaged over "
+        "orders of the choices. The last column is ATLAS with 11 billion parameters on all 14,042 questions (Izacard "
+        "et al. 2022)."
     )
     parts = [
         Part("", words, draw(lines, "step", "debiased accuracy, validation") if lines else "", head, rows, "atlas")
@@ -138,13 +139,13 @@ def comparisons(experiments: Sequence[Experiment]) -> Section:
     names = list(answers)
     pairs = [compare(a, answers[a], b, answers[b]) for n, a in enumerate(names) for b in names[n + 1 :]]
     rows = [sections.pair_row(pair) for pair in with_holm([pair for pair in pairs if pair.n])]
-    words = "Debiased choices of two experiments on the same questions; see docs/reference/report.md."
+    words = "Comparison of the debiased choices of two experiments on the same questions; see docs/reference/report.md."
     parts = [Part("", words, head=sections.PAIRS_HEAD, rows=rows, name="pairs-atlas")] if rows else []
     return Section("comparisons", "Comparisons", parts)
 
 
 def categories(experiments: Sequence[Experiment]) -> Section:
-    """Debiased accuracy by category and by subject."""
+    """Accuracy and debiased accuracy by category and by subject."""
     groups: dict[str, Any] = dict(load_benchmark("mmlu").groups)
     domains = sorted({question[0] for e in experiments for question in e.test[e.step]})
     known = {name: set(members) & set(domains) for name, members in groups.items()}
@@ -162,7 +163,7 @@ def categories(experiments: Sequence[Experiment]) -> Section:
 
 
 def training(experiments: Sequence[Experiment]) -> Section:
-    """Losses and the reader's learning rate (the first of the two that are logged)."""
+    """Losses and the reader's learning rate, which is the first of the two logged rates."""
     logs = {e.name: [with_first_rate(line) for line in e.log] for e in experiments}
     return sections.training([Run(name, "", log) for name, log in logs.items()])
 

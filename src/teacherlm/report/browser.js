@@ -1,9 +1,9 @@
-// The sample browser: search, filters, sorting, pages, a link to each sample.
-// Whatever comes from data is put in as text (textContent), never as HTML.
+// The sample browser: search, filters, sorting, pages, and a link to each sample.
+// Data is always inserted as text (textContent), never as HTML.
 "use strict";
 
 const PER_PAGE = 50;
-const SHORT = 240; // letters of a question or text that a row shows
+const SHORT = 240; // number of characters of a question or text in a row
 const data = JSON.parse(document.getElementById("data").textContent);
 const find = (id) => document.getElementById(id);
 const linkOf = (sample) => "#" + encodeURIComponent(sample.id);
@@ -29,7 +29,7 @@ const shownTexts = (sample) => {
 };
 const lengthOf = (sample) => shownTexts(sample).reduce((sum, text) => sum + text[1].length, 0);
 
-// What became of a sample between the untrained student and the trained one.
+// Whether the answer is right or wrong, and whether it differs between the untrained and the trained student.
 function outcome(sample) {
   const chosen = student();
   if (!chosen || sample.g < 0) return "";

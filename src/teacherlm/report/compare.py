@@ -1,8 +1,8 @@
-"""One page that compares runs, and the same tables as Markdown and CSV, for a paper.
+"""Make a page that compares runs, and write its tables as Markdown and CSV files.
 
-A run is named by its folder (runs/creak/all), by the end of it under --runs (creak/all, creak), by the name of a
-finetuning in it (smollm2-135m_text_seed0), or is a folder with ATLAS's experiments. Of each finetuning the last
-checkpoint is compared, as nothing of the test questions has chosen it.
+A run is given as its folder (runs/creak/all), as its path under --runs (creak/all, creak), as the name of a finetuning
+in it (smollm2-135m_text_seed0), or as a folder with ATLAS experiments. The last checkpoint of each finetuning is
+compared, because its choice does not depend on the test questions.
 """
 
 import csv
@@ -32,10 +32,10 @@ from teacherlm.report.training_run import Run
 
 @dataclass(frozen=True)
 class CompareFlags:
-    """Which runs are compared, and where the page goes."""
+    """The runs to compare, and the folder of the page."""
 
-    names: tuple[str, ...] = flag(positional=True, help="runs: folders, ends of their paths, or names of finetunings")
-    runs: Path = flag(factory=runs_folder, help="(default: $RUNS)")
+    names: tuple[str, ...] = flag(positional=True, help="runs: folders, paths under --runs, or names of finetunings")
+    runs: Path = flag(factory=runs_folder, help="folder of all runs (default: $RUNS, or runs)")
     output: Path | None = flag(None, help="folder of the page and tables (default: RUNS/compare/NAMES)")
     open: bool = flag(False, help="open the page in the browser")
 
@@ -48,28 +48,26 @@ def main() -> None:
     require_writable(output)
     atlas = [folder for folder in found if is_atlas_folder(folder.folder)]
     if atlas and len(atlas) < len(found):
-        raise UserError(
-            "runs of the chains and ATLAS's experiments do not compare: their questions are asked otherwise"
-        )
+        raise UserError("chains' runs and ATLAS experiments cannot be compared: they present the questions differently")
     made, missing = compare_atlas(atlas) if atlas else compare_runs(found)
     page = output / "index.html"
-    with one_writer(page):  # the tables beside it too
+    with one_writer(page):  # this lock also covers the tables beside the page
         with whole_file(page) as file:
             file.writelines(render(" and ".join(flags.names), made, missing, None))
         for section in made:
             for part in section.parts:
                 if part.rows:
                     write_tables(output, part.name, part)
-    print(f"compare: {printable(str(page))}, its tables beside it as Markdown and CSV")
+    print(f"compare: wrote {printable(str(page))}, and its tables as Markdown and CSV beside it")
     if flags.open:
         webbrowser.open(page.resolve().as_uri())
 
 
 def find(runs: Path, name: str) -> list[RunFolder]:
-    """The runs' folders that a name means; of the name of a finetuning, with that one alone.
+    """The folders of runs that a name stands for. For the name of a finetuning, they contain only that finetuning.
 
     Raises:
-        UserError: it means nothing.
+        UserError: the name does not stand for a run.
     """
     for folder in (Path(name), runs / name):
         if is_run_folder(folder):
@@ -83,12 +81,12 @@ def find(runs: Path, name: str) -> list[RunFolder]:
         folder for folder in folders if any((folder / part / name).is_dir() for part in ("finetune", "evaluate"))
     ]
     if not holding:
-        raise UserError(f"{name}: no such run under {runs}; folders and finetunings of runs are meant, as creak/all")
+        raise UserError(f"{name}: no such run under {runs}; give a run's folder (creak/all) or a finetuning's name")
     return [only(read_run_folder(folder), name) for folder in holding]
 
 
 def only(found: RunFolder, name: str) -> RunFolder:
-    """A folder with one finetuning, or one untrained model, of it."""
+    """The folder of a run, with only one of its finetunings or untrained models."""
     runs = [one for one in found.runs if one.name == name]
     kept = [scored for one in runs for scored in one.scored if not scored.step]
     kept = kept or [scored for scored in found.untrained if scored.path.parent.name == name]
@@ -100,7 +98,7 @@ def only(found: RunFolder, name: str) -> RunFolder:
 
 
 def compare_runs(found: Sequence[RunFolder]) -> tuple[list[Section], list[str]]:
-    """Sections of all runs together; where several folders are compared, names tell which."""
+    """The sections for all runs together. If there are several folders, the names begin with the folder."""
     several = len({folder.folder.resolve() for folder in found}) > 1
     runs: list[Run] = []
     untrained: list[Scored] = []
@@ -135,7 +133,7 @@ def compare_atlas(found: Sequence[RunFolder]) -> tuple[list[Section], list[str]]
 
 
 def write_tables(folder: Path, name: str, part: Part) -> None:
-    """NAME.md with the figures as the page shows them, NAME.csv with all their digits; NAME may be any text."""
+    """Write NAME.md with the numbers as on the page, and NAME.csv with all their digits. NAME may be any text."""
     name = file_name(name)
     with whole_file(folder / f"{name}.md") as file:
         file.write(tables.table([part.head, *([shown(cell) for cell in row] for row in part.rows)]) + "\n")
@@ -156,11 +154,11 @@ def shown(cell: Cell) -> str:
 
 
 FORMULA = re.compile(r"[=+\-@\t\r＝＋－＠].")
-"""With these a spreadsheet takes a text for a formula, which can call programs and send what it reads."""
+"""Beginnings of a text that a spreadsheet takes for a formula, which could start programs and send data."""
 
 
 def for_spreadsheet(value: Cell) -> Cell:
-    """A value of a CSV file; a text that a spreadsheet would take for a formula gets an apostrophe before it."""
+    """A value for a CSV file. A text that a spreadsheet would take for a formula gets a leading apostrophe."""
     if not isinstance(value, str):
         return value
     text = printable(value)
@@ -168,7 +166,7 @@ def for_spreadsheet(value: Cell) -> Cell:
 
 
 def full(title: str, cells: Sequence[Cell]) -> list[list[Cell]]:
-    """The columns of a CSV file for a column of a table: of intervals, two."""
+    """The columns of a CSV file for a column of a table. A column of intervals gives two."""
     intervals = [cell for cell in cells if cell is None or isinstance(cell, list | tuple)]
     if title == sections.INTERVAL and len(intervals) == len(cells):
         ends = (("low", 0), ("high", 1))

@@ -1,7 +1,7 @@
-"""Pictures as inline SVG: matplotlib draws, the page's style sheet gives the colours of text and axes.
+"""Charts as inline SVG. matplotlib draws them, and the page's style sheet sets the colours of text and axes.
 
-The same numbers give the same bytes: no date, ids from a fixed salt. Styles become attributes, which the page's
-Content-Security-Policy lets through and its style sheet can override.
+The same numbers give the same bytes, because there is no date and ids come from a fixed salt. Styles are converted to
+attributes, which the page's Content-Security-Policy allows and its style sheet can override.
 """
 
 import importlib.util
@@ -19,12 +19,12 @@ from teacherlm.core.terminal import printable
 
 @contextmanager
 def library_settings() -> Iterator[None]:
-    """Let matplotlib find its own settings first: it reads the file `matplotlibrc` of the current folder.
+    """Let matplotlib read its default settings, and not a file `matplotlibrc` in the current folder.
 
-    That file may be anybody's, and can have pictures made by other programs (`text.usetex`).
+    Anybody may have put such a file there, and its settings can make matplotlib start other programs (`text.usetex`).
     """
     found = importlib.util.find_spec("matplotlib")
-    assert found is not None and found.origin is not None  # it is a dependency, and a folder with files
+    assert found is not None and found.origin is not None  # matplotlib is a dependency, and a package with files
     package = Path(found.origin).parent
     before = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     os.chdir(package / "mpl-data")
@@ -41,9 +41,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")
-"""Okabe and Ito's, which colour-blind people tell apart, on white and on black."""
+"""Okabe and Ito's colours, which colour-blind people can distinguish, on white and on black."""
 FOREGROUND = "#010203"
-"""Drawn with this, shown in the colour of the page's text."""
+"""Placeholder for the colour of the page's text."""
 SVG = "http://www.w3.org/2000/svg"
 LONGEST_LABEL = 100
 XLINK = "{http://www.w3.org/1999/xlink}href"
@@ -51,7 +51,7 @@ XLINK = "{http://www.w3.org/1999/xlink}href"
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a picture: its name, x and y, and the half-widths of its error bars below and above, if any."""
+    """A line of a chart: its name, x and y values, and the lengths of its error bars below and above, if any."""
 
     name: str
     x: Sequence[float]
@@ -61,10 +61,10 @@ class Line:
 
 
 def draw(lines: Sequence[Line], x_label: str, y_label: str, chance: float | None = None) -> str:
-    """A picture of some lines as an `<svg>` element. Names and labels may be any text.
+    """A chart of the lines as an `<svg>` element. Names and labels may be any text.
 
     Args:
-        chance: where a dotted line is drawn across, if anywhere.
+        chance: the y value of a dotted horizontal line, if there is one.
     """
     settings = {
         "svg.hashsalt": printable(f"{x_label} {y_label}"),
@@ -89,13 +89,13 @@ def draw(lines: Sequence[Line], x_label: str, y_label: str, chance: float | None
             if line.below is not None:
                 shift = (
                     0.012 * (number - (len(lines) - 1) / 2) * (max(line.x, default=0) or 1)
-                )  # bars beside each other
+                )  # error bars must not overlap
                 few |= dict(yerr=[line.below, line.above], capsize=3, elinewidth=1)
             x = [value + shift for value in line.x]
             axes.errorbar(x, line.y, color=colour, label=printable(line.name, LONGEST_LABEL), linewidth=1.5, **few)
         if chance is not None:
             axes.axhline(chance, color=FOREGROUND, linewidth=0.8, linestyle=":")
-        axes.xaxis.get_major_locator().set_params(integer=True)  # epochs and steps
+        axes.xaxis.get_major_locator().set_params(integer=True)  # x values are epochs or steps
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.spines[["top", "right"]].set_visible(False)
@@ -108,7 +108,7 @@ LARGEST_X, LARGEST_Y = 1e12, 1e100
 
 
 def drawable(line: Line) -> Line:
-    """The line without points that are so far out that no axis can be computed for them."""
+    """The line without points whose values are too large to compute an axis."""
     kept = [n for n, (x, y) in enumerate(zip(line.x, line.y)) if abs(x) <= LARGEST_X and abs(y) <= LARGEST_Y]
     bars = [None if bar is None else [min(bar[n], LARGEST_Y) for n in kept] for bar in (line.below, line.above)]
     return Line(line.name, [line.x[n] for n in kept], [line.y[n] for n in kept], *bars)

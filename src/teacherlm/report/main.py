@@ -1,9 +1,9 @@
-"""One page a run's folder: accuracies, training, comparisons, the explanations and their quality, the stages.
+"""Make the page of a run's folder: accuracies, training, comparisons, the explanations and their quality, the stages.
 
-A run's folder is one of the chain's (runs/creak/all), or one with ATLAS's experiments (DATA_DIR/experiments).
+A run's folder is the folder of chains (runs/creak/all) or a folder with ATLAS experiments (DATA_DIR/experiments).
 
-Writes FOLDER/report/index.html, a file that needs no server, no network and nothing beside it. A folder whose files
-have not changed since is skipped. A run that is half finished or failed gets a page too, which says what is missing.
+The page is FOLDER/report/index.html, a single file that needs no server and no network. A folder whose files have not
+changed since then is skipped. An unfinished or failed run also gets a page, which lists what is missing.
 """
 
 import webbrowser
@@ -32,12 +32,12 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class ReportFlags:
-    """Which runs get a page."""
+    """The runs that get a page."""
 
-    folders: tuple[Path, ...] = flag((), positional=True, help="runs' folders (default: all under --runs)")
-    runs: Path = flag(factory=runs_folder, help="(default: $RUNS)")
-    benchmark: str | None = flag(None, help="of --runs, only this benchmark's")
-    samples: str | None = flag(None, help="of --runs, only all or limit-N")
+    folders: tuple[Path, ...] = flag((), positional=True, help="folders of runs (default: all under --runs)")
+    runs: Path = flag(factory=runs_folder, help="folder of all runs (default: $RUNS, or runs)")
+    benchmark: str | None = flag(None, help="under --runs, only the runs of this benchmark")
+    samples: str | None = flag(None, help="under --runs, only the runs named all or limit-N")
     open: bool = flag(False, help="open the pages in the browser")
 
 
@@ -46,29 +46,29 @@ def main() -> None:
     folders = flags.folders or find_folders(flags.runs, flags.benchmark, flags.samples)
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; a run's folder was expected, as runs/creak/all")
+            raise UserError(f"{folder}: no such folder; a run's folder, such as runs/creak/all, was expected")
         page = write_page(folder)
         if flags.open:
             webbrowser.open(page.resolve().as_uri())
 
 
 def find_folders(runs: Path, benchmark: str | None, samples: str | None) -> list[Path]:
-    """The runs' folders under RUNS.
+    """The folders of runs under RUNS.
 
     Raises:
-        UserError: there is none.
+        UserError: there are none.
     """
     found = [folder for folder in sorted(runs.glob(f"{benchmark or '*'}/{samples or '*'}")) if is_run_folder(folder)]
     if not benchmark:
         found += [folder for folder in sorted(runs.glob("*")) if is_atlas_folder(folder)]
     if not found:
         place = runs / (benchmark or "") / (samples or "")
-        raise UserError(f"{place}: no run's folder there; make demo makes one, RUN=FOLDER names one")
+        raise UserError(f"{place}: there is no run's folder; make one with make demo, or give one with RUN=FOLDER")
     return found
 
 
 def write_page(folder: Path) -> Path:
-    """Write a folder's page, unless it is there and of the same files."""
+    """Write a folder's page, unless it was already made from the same files."""
     page = folder / "report" / "index.html"
     require_writable(page.parent)
     require_file_place(page)
@@ -80,7 +80,7 @@ def write_page(folder: Path) -> Path:
 def make_page(run: StageRun, folder: Path, page: Path) -> None:
     run.compare({}, describe_inputs(folder, run.known))
     if run.is_done:
-        run.say_done(because=f"{printable(str(page))} is of the files that are there")
+        run.say_done(because=f"{printable(str(page))} was made from the same files")
         return
     found = read_run_folder(folder)
     html, counts = atlas_page(found) if is_atlas_folder(folder) else page_of(found)
@@ -88,11 +88,11 @@ def make_page(run: StageRun, folder: Path, page: Path) -> None:
         file.writelines(html)
     run.finish({"page": page}, counts)
     missing = counts["missing"]
-    print(f"report: {printable(str(page))}" + (f", which says what is missing ({missing})" if missing else ""))
+    print(f"report: {printable(str(page))}" + (f", which lists what is missing ({missing})" if missing else ""))
 
 
 def describe_inputs(folder: Path, known: dict[str, Any]) -> dict[str, Any]:
-    """Digests of what a page is made of: the run's files but for weights and datasets, and this folder's code."""
+    """The digests of a page's inputs: the run's files without weights and datasets, and the code of this folder."""
     patterns = ["prepare/*.json*", "enhance/*/*.json*", "enhance/*/.*.progress", "enhance/*/*/manifest.json"]
     patterns += ["finetune/*/*.json*", "evaluate/*/*.json*", "evaluate/*/*/*.json*", "chains/*/states/*"]
     if is_atlas_folder(folder):
@@ -107,7 +107,7 @@ def describe_inputs(folder: Path, known: dict[str, Any]) -> dict[str, Any]:
 
 
 def page_of(run: RunFolder) -> tuple[Iterator[str], dict[str, int]]:
-    """The page of a chain's folder, and what is counted of it."""
+    """The page of a chain's folder, and the counts for its manifest."""
     browser = browse(run)
     made = [
         sections.accuracies(run.runs, run.untrained, run.tasks),
@@ -119,13 +119,13 @@ def page_of(run: RunFolder) -> tuple[Iterator[str], dict[str, int]]:
     ]
     missing = run.missing
     if not any((run.folder / stage).is_dir() for stage in STAGES):
-        missing = ["everything: no stage has written anything here"]
+        missing = ["everything: no stage has written a file here"]
     html = render(run.title, made, missing, browser if browser["samples"] else None)
     return html, {"samples": len(browser["samples"]), "missing": len(missing)}
 
 
 def atlas_page(run: RunFolder) -> tuple[Iterator[str], dict[str, int]]:
-    """The page of a folder with ATLAS's experiments."""
+    """The page of a folder with ATLAS experiments, and the counts for its manifest."""
     missing: list[str] = []
     experiments = read_experiments(run.folder, missing)
     made = [*atlas_sections(experiments), sections.stages(read_manifests(run.folder, ("*",), missing), run.folder)]

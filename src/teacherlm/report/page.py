@@ -1,7 +1,7 @@
-"""The page: sections of words, pictures and tables, and the sample browser, as one HTML file that needs nothing else.
+"""The page: sections of text, charts and tables, and the sample browser, in a single HTML file.
 
-What comes from data is escaped by the template or embedded as JSON. The Content-Security-Policy lets the page's own two
-scripts and its style sheet run, by their digests, and nothing be loaded.
+The template escapes all data or embeds it as JSON. The Content-Security-Policy allows only the page's two scripts and
+its style sheet, which it names by their digests. The page loads nothing.
 """
 
 import base64
@@ -22,12 +22,12 @@ from teacherlm.report.sample_browser import embedded_in_pieces, storable
 HERE = Path(__file__).resolve().parent
 
 Cell = str | int | float | None | Sequence[float]
-"""Of a table: words, a count, a share, nothing, or the two ends of an interval."""
+"""A cell of a table: a text, a count, a fraction, nothing, or the two ends of an interval."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a section: any of words, a picture (`<svg>`), a table, and text as it is, folded away or not."""
+    """A part of a section. It may have a text, a chart (`<svg>`), a table, and preformatted text, perhaps folded."""
 
     title: str = ""
     words: str = ""
@@ -41,7 +41,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page; `name` is what links to it end with."""
+    """A section of the page. `name` is the fragment of links to it."""
 
     name: str
     title: str
@@ -54,12 +54,12 @@ def render(
     """The page's HTML, in pieces.
 
     Args:
-        missing: what is not there, a sentence each.
-        browser: the sample browser's data (see sample_browser.browse), or None for a page without one.
+        missing: sentences about missing results.
+        browser: the data of the sample browser (see sample_browser.browse), or None for a page without it.
     """
     scripts = [read("theme.js")] + ([read("browser.js")] if browser else [])
     style = read("style.css")
-    here = secrets.token_hex()  # stands for the samples, which are written one by one
+    here = secrets.token_hex()  # a placeholder for the samples, which are written one by one
     shown = {**browser, "samples": None, "json": here} if browser else None
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     html = environment.from_string(read("page.html")).render(
@@ -80,7 +80,7 @@ def render(
 
 
 def bounded(part: Part) -> Part:
-    """A part as it goes on the page: the picture as it is, long tables and long texts in them cut."""
+    """A part for the page, with long tables and long texts cut. The chart is not escaped."""
     words = " ".join([part.words, *more(len(part.rows) - PAGE_ROWS, "rows of this table are not on this page")]).strip()
     head = [cut(cell, LONGEST) for cell in part.head]
     rows = [[cut(cell, LONGEST) if isinstance(cell, str) else cell for cell in row] for row in part.rows[:PAGE_ROWS]]
@@ -96,5 +96,5 @@ def read(name: str) -> str:
 
 
 def digest(text: str) -> str:
-    """As a Content-Security-Policy names what may run."""
+    """The digest with which a Content-Security-Policy allows a script or a style sheet."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

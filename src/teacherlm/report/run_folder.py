@@ -13,18 +13,18 @@ from teacherlm.report.training_run import Run, read_run, run_names
 from teacherlm.report.unfinished import failed_jobs, unexplained, unprepared
 
 STAGES = ("prepare", "enhance", "finetune", "evaluate")
-"""The folders that a run's folder has."""
+"""The subfolders of a run's folder."""
 
 
 @dataclass
 class RunFolder:
-    """A run's folder as it was found.
+    """The content of a run's folder.
 
     Attributes:
-        runs: the finetunings, in the order of their names.
-        untrained: results of models that are no checkpoints, of finetunings or of none.
-        manifests: (path, manifest) of every stage, by the time at which it began.
-        missing: what is not there, not finished or failed: a sentence each.
+        runs: the finetunings, ordered by name.
+        untrained: the results of models that are not checkpoints of a finetuning.
+        manifests: (path, manifest) of every stage, ordered by the time at which it began.
+        missing: sentences about missing, unfinished and failed work.
     """
 
     folder: Path
@@ -39,7 +39,7 @@ class RunFolder:
 
     @property
     def tasks(self) -> list[str]:
-        """The names of the tasks that something was scored on."""
+        """The names of the tasks on which models were scored."""
         return list(dict.fromkeys(scored.task for scored in self.all_scored))
 
     @property
@@ -52,7 +52,7 @@ def is_run_folder(folder: Path) -> bool:
 
 
 def read_run_folder(folder: Path) -> RunFolder:
-    """Read all that there is; what cannot be read is said in `missing`, and no reason to stop."""
+    """Read the files of a run's folder. Files that cannot be read are reported in `missing`; they are no error."""
     missing: list[str] = []
     evaluated = folder / "evaluate"
     untrained = list(read_results(evaluated.glob("*/*.json"), missing))

@@ -1,6 +1,6 @@
-"""What the sample browser shows: every enhanced sample with the teacher's texts, every test question with the answers.
+"""The data of the sample browser: every enhanced sample with the teacher's texts, every test question with answers.
 
-A training sample and a test question are the same row when they are the same question.
+A training sample and a test question with the same question are one row.
 """
 
 import json
@@ -26,13 +26,13 @@ QUALITY = {"flags?": {str: [str]}, "evidence?": [EVIDENCE]}
 
 
 class Room:
-    """What a page has room for: bytes of JSON, as they are written in the end."""
+    """The space that is left on a page, in bytes of JSON as they are written."""
 
     def __init__(self, size: int):
         self.left = size
 
     def take(self, value: Any) -> bool:
-        """Whether there is room for a value; it is taken."""
+        """Take the space for a value, and return True, if there is enough space."""
         size = len(storable(embedded(value)).encode()) + 1
         if size > self.left:
             return False
@@ -41,12 +41,12 @@ class Room:
 
 
 def browse(run: RunFolder) -> dict[str, Any]:
-    """The browser's data, JSON values: what browser.js reads.
+    """The data of the browser as JSON values, which browser.js reads.
 
-    `sources` names the teachers' files; `students` are the pairs of models to be compared, by their places in `models`;
-    a sample has `id`, `set`, `q` (question), `c` (choices), `g` (gold: index of the choice, -1: unknown), `t` (texts:
-    [source, text, flags]), `f` (flags of the question), `e` (evidence) and `a` (choices by the model's place).
-    `left_out` and `texts_left_out` count the samples and texts that the page has no room for.
+    `sources` are the names of the teachers' files. `students` are pairs of models to compare, given as indices in
+    `models`. A sample has `id`, `set`, `q` (question), `c` (choices), `g` (gold, an index of a choice, or -1 if
+    unknown), `t` (texts: [source, text, flags]), `f` (flags of the question), `e` (evidence) and `a` (index of a model
+    -> its choice). `left_out` and `texts_left_out` are the numbers of samples and texts that do not fit on the page.
     """
     rows: dict[Key, Row] = {}
     data: dict[str, Any] = {"sources": [], "models": [], "students": [], "left_out": 0, "texts_left_out": 0}
@@ -84,7 +84,7 @@ def browse(run: RunFolder) -> dict[str, Any]:
 
 
 def add_row(rows: dict[Key, Row], key: Key, row: Row, room: Room) -> bool:
-    """Put a row on the page, if there is room for it."""
+    """Add a row if there is space for it on the page; return whether there is."""
     if len(rows) >= PAGE_SAMPLES or not room.take(row):
         return False
     rows[key] = row
@@ -92,14 +92,14 @@ def add_row(rows: dict[Key, Row], key: Key, row: Row, room: Room) -> bool:
 
 
 def nth(text: str, seen: Counter[bytes]) -> Key:
-    """The key of a sample's text or of a test's context: a question that a file has twice is two rows."""
+    """The key of a sample's text or of a test's context. A question that is twice in a file has two keys."""
     question = digest_of(question_key(text))
     seen[question] += 1
     return question, seen[question]
 
 
 def with_unique_ids(rows: list[Row]) -> list[Row]:
-    """A teacher's file that lacks records counts its lines otherwise than another's."""
+    """Make ids unique. They can be equal, because line numbers differ if a teacher's file lacks records."""
     taken: Counter[str] = Counter()
     for row in rows:
         taken[row["id"]] += 1
@@ -118,22 +118,22 @@ def kind_of(file: Path) -> str:
 
 
 def with_quality(file: Path, missing: list[str]) -> Iterator[tuple[tuple[int, Record], Record]]:
-    """Each record of an enhanced file, with what post-processing said of its quality ({} where it has not).
+    """Each record of an enhanced file with its line number, and its record of quality, or {} if there is none.
 
     Raises:
-        UserError: a record is none of enhance.py.
+        UserError: enhance.py has not written a record.
     """
     quality = file.with_name(f"{file.stem.rpartition('_')[0]}_quality.jsonl")
     said = read_shaped(quality, QUALITY, "line of post-processing", "quality", missing)
     for number, record in read_records(file):
         for name in ("text", kind_of(file)):
             if not isinstance(record.get(name), str):
-                raise UserError(f"{file}, line {number}: the field {name!r} is missing or no text")
+                raise UserError(f"{file}, line {number}: the field {name!r} is missing or is not a text")
         yield (number, record), next(said, {})
 
 
 def question_key(text: str) -> str:
-    """A sample's text up to where the answer begins: the same for `text` and for a test's context."""
+    """A sample's text up to the answer. It is the same for the field `text` and for a test's context."""
     before, mark, _ = text.rpartition(ANSWER_MARK)
     return before if mark else text
 
@@ -156,10 +156,10 @@ def new_row(of_set: str, name: int | str, text: str) -> Row:
 
 
 def add_text(row: Row, source: int, text: str, quality: Record, kind: str, room: Room) -> bool:
-    """Put a teacher's text and what is said of its quality on the page, if there is room for them."""
+    """Add a teacher's text and its quality if there is space for them on the page; return whether there is."""
     flags = quality.get("flags", {})
     of_text, of_question = [source, text, flags.get(kind, [])], flags.get("question", [])
-    evidence = quality.get("evidence", [])[:MOST_EVIDENCE] if not row["e"] else []  # every kind's file has the same
+    evidence = quality.get("evidence", [])[:MOST_EVIDENCE] if not row["e"] else []  # it is the same for every kind
     if not room.take([of_text, of_question, evidence]):
         return False
     row["t"].append(of_text)
@@ -169,11 +169,11 @@ def add_text(row: Row, source: int, text: str, quality: Record, kind: str, room:
 
 
 MOST_EVIDENCE = 100
-"""Pieces of evidence that are shown of a sample."""
+"""Maximum number of pieces of evidence that are shown for a sample."""
 
 
 def shown_models(run: RunFolder, data: dict[str, Any]) -> list[Scored]:
-    """The untrained and the last checkpoint of each run and task; `models` and `students` of the data name them."""
+    """The untrained student and the last checkpoint of each run and task. Sets `models` and `students` of the data."""
     shown: list[Scored] = []
     for one in run.runs:
         for task in dict.fromkeys(scored.task for scored in one.checkpoints):
@@ -193,17 +193,17 @@ def shown_models(run: RunFolder, data: dict[str, Any]) -> list[Scored]:
 
 
 def embedded(data: Any) -> str:
-    """JSON that can stand in a `<script>` element: nothing in it ends the element or begins a comment."""
+    """JSON for a `<script>` element: no part of it ends the element or begins a comment."""
     return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def storable(text: str) -> str:
-    """The same text, with halves of surrogate pairs (of names that are not UTF-8) written as `\\udcff`."""
+    """The text, with halves of surrogate pairs (from names that are not UTF-8) written as `\\udcff`."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def embedded_in_pieces(data: dict[str, Any]) -> Iterator[str]:
-    """What `embedded` gives, sample by sample: the whole text would be several times in memory."""
+    """The text of `embedded`, sample by sample, because the whole text would be in memory several times."""
     head = embedded({name: value for name, value in data.items() if name != "samples"})
     yield f'{head[:-1]},"samples":['
     for number, sample in enumerate(data["samples"]):

@@ -1,7 +1,7 @@
-"""What a model scored on a task, and what it said to each question.
+"""A model's result on a task, and its answer to each question.
 
-The files may be anybody's. What is read is held against a shape, so that the rest of the report can rely on it; a file
-that does not fit is said in `missing` and left out.
+Anybody may have written the files. Each is checked against a shape, so that the rest of the report can rely on it. A
+file that does not fit is skipped and reported in `missing`.
 """
 
 import re
@@ -28,15 +28,15 @@ SAMPLE = {
 }
 
 Question = tuple[Any, ...]
-"""What makes two samples the same question: task, number, and a digest of the prompt."""
+"""The identity of a question: task, number, and a digest of the prompt."""
 
 
 class Answers(NamedTuple):
-    """What a model said to a task's questions.
+    """A model's answers to a task's questions.
 
     Attributes:
-        right: question -> whether the model is right, where the metric says right or wrong of each sample.
-        chance: the accuracy of who draws a choice blindly; None where there are no choices.
+        right: question -> whether the model is right, if the metric of each sample is 0 or 1.
+        chance: the accuracy of random choices, or None if the questions have no choices.
     """
 
     right: dict[Question, bool]
@@ -45,14 +45,14 @@ class Answers(NamedTuple):
 
 @dataclass(frozen=True)
 class Scored:
-    """One model on one task.
+    """The result of one model on one task.
 
     Attributes:
-        name: as the page calls it: `smollm2-135m (untrained)`, `RUN, checkpoint-50`.
-        step: of the checkpoint; 0 of the untrained student.
+        name: the model's name on the page: `smollm2-135m (untrained)`, `RUN, checkpoint-50`.
+        step: the step of the checkpoint, 0 for the untrained student.
         path: the result's file.
-        result: what is in it.
-        missing: where it is said that the samples cannot be read.
+        result: the content of the file.
+        missing: the list to which a sentence is added if the samples cannot be read.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Scored:
         return str(self.result["task"])
 
     def samples(self) -> Iterator[Record]:
-        """What the model said to each question, one at a time; nothing where the file is gone."""
+        """The records with the model's answers, one per question. There are none if the file is missing."""
         path = self.path.with_name(f"{self.path.stem}_samples.jsonl")
         return read_shaped(path, SAMPLE, "sample of an evaluation", "evaluate", self.missing)
 
@@ -89,8 +89,8 @@ def read_results(paths: Iterable[Path], missing: list[str]) -> Iterator[Scored]:
             continue
         try:
             result = read_result(path)
-            if file_name(result["task"]) != path.stem:  # tables are named after it
-                raise ValueError(f"task: a result of this name is of another task, found {result['task']!r:.60}")
+            if file_name(result["task"]) != path.stem:  # the tables are named after the task
+                raise ValueError(f"task: the task in the file's name was expected, found {result['task']!r:.60}")
         except (OSError, ValueError) as error:
             missing.append(
                 f"evaluate: {path} cannot be read as a result ({one_line(error)}); remove it and score the model again"
@@ -104,32 +104,32 @@ def read_results(paths: Iterable[Path], missing: list[str]) -> Iterator[Scored]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """N of a folder checkpoint-N; 0 of any other."""
+    """N for a folder checkpoint-N, 0 for any other folder."""
     match = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
     return int(match[1]) if match else 0
 
 
 def digest_of(text: str) -> bytes:
-    """Stands for a text, which may be long, where texts are only compared."""
+    """A short digest of a text that is only compared, because the text may be long."""
     return blake2b(text.encode(), digest_size=8).digest()
 
 
 def read_shaped(path: Path, shape: dict[str, Any], what: str, stage: str, missing: list[str]) -> Iterator[Record]:
-    """The records of a stage's file that have a shape; one that has not is said in `missing`, and ends them.
+    """The records of a stage's file. The first one without the shape is reported in `missing`, and ends the iteration.
 
     Args:
-        what: a record is, for the sentence.
+        what: what a record is, for the message.
     """
     try:
         for number, record in read_records(path) if path.is_file() else ():
             if flaw := flaw_of_shape(record, shape):
-                raise UserError(f"{path}, line {number}: no {what}: {flaw}")
+                raise UserError(f"{path}, line {number}: this is not a {what}: {flaw}")
             yield record
     except UserError as error:
         say(missing, f"{stage}: {one_line(error)}")
 
 
 def say(missing: list[str], said: str) -> None:
-    """Put a sentence into `missing`, once."""
+    """Add a sentence to `missing`, unless it is already there."""
     if said not in missing:
         missing.append(said)

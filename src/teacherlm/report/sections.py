@@ -1,4 +1,4 @@
-"""The sections of a page, made from what was read: accuracies, training, comparisons, quality, stages."""
+"""The sections of a page: accuracies, training, comparisons, quality, stages."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -17,7 +17,7 @@ from teacherlm.report.table import epoch_of, mean_loss
 from teacherlm.report.training_run import Run
 
 INTERVAL = "95 % interval"
-"""Head of a column of intervals."""
+"""The header of a column of intervals."""
 PAIRS_HEAD: tuple[str, ...] = (
     "first",
     "second",
@@ -29,14 +29,14 @@ PAIRS_HEAD: tuple[str, ...] = (
 )
 PAIRS_HEAD += ("p (McNemar, exact)", "p (Holm)")
 MOST_PAIRED = 12
-"""Models that are compared each with each on a page; with more, the pairs are those of each run with its student."""
+"""Maximum number of models whose pairs are all compared. With more, each run is only compared with its student."""
 
 
 # --------------------------------------------------------------------------------------------------------- accuracies
 
 
 def accuracies(runs: Sequence[Run], untrained: Sequence[Scored], tasks: Iterable[str]) -> Section:
-    """Of each task: the accuracy of every model with its interval, as a picture over epochs and as a table."""
+    """For each task, the accuracy of every model with its interval: a chart over epochs, and a table."""
     parts = []
     for task in tasks:
         rows = [row(scored, "0") for scored in untrained if scored.task == task]
@@ -44,7 +44,10 @@ def accuracies(runs: Sequence[Run], untrained: Sequence[Scored], tasks: Iterable
             rows += checkpoint_rows(run, task)
         if rows:
             metric = next(scored.result["metric"] for scored in every(runs, untrained) if scored.task == task)
-            words = f"{metric} on the test questions of {task}; intervals: Wilson's; loss: mean since the row above."
+            words = (
+                f"{metric} on the test questions of {task}, with Wilson's intervals. The loss is the mean since the "
+                "row above."
+            )
             head = ("model", "epoch", "questions", metric, INTERVAL, "loss")
             parts.append(Part(task, words, curve(runs, task, metric), head, rows, f"accuracy-{task}"))
     return Section("accuracy", "Accuracy", parts)
@@ -72,7 +75,7 @@ def checkpoint_rows(run: Run, task: str) -> list[Sequence[Cell]]:
 
 
 def curve(runs: Sequence[Run], task: str, metric: str) -> str:
-    """Accuracy over epochs, a line a run; nothing where no checkpoint is scored with an interval."""
+    """A chart of accuracy over epochs, with a line per run, or an empty text if there are not enough intervals."""
     lines = []
     for run in runs:
         points = [scored for scored in run.scored if scored.task == task and scored.result.get("interval_95")]
@@ -87,7 +90,7 @@ def curve(runs: Sequence[Run], task: str, metric: str) -> str:
 
 
 def chance_of(runs: Sequence[Run], task: str) -> float | None:
-    """The accuracy of who draws a choice blindly."""
+    """The accuracy of random choices, or None if it is not known."""
     found = (scored.answers.chance for run in runs for scored in run.scored if scored.task == task)
     return next((chance for chance in found if chance is not None), None)
 
@@ -97,7 +100,7 @@ LOGGED |= {"learning_rate": "learning rate"}
 
 
 def training(runs: Sequence[Run]) -> Section:
-    """Loss and learning rate over steps, a line a run."""
+    """Loss and learning rate over steps, with a line per run."""
     logged = [run for run in runs if run.log]
     parts = []
     for name, title in LOGGED.items():
@@ -108,7 +111,7 @@ def training(runs: Sequence[Run]) -> Section:
 
 
 def points(run: Run, name: str) -> Line:
-    """What is logged under a name; of a long log every so many lines, and the last."""
+    """The logged values of a name. A long log is thinned out evenly; its last value is kept."""
     records = [record for record in run.log if name in record]
     records = [*records[: -1 : -(-len(records) // PAGE_POINTS)], records[-1]]
     return Line(run.name, [record["step"] for record in records], [record[name] for record in records])
@@ -139,9 +142,9 @@ def comparisons(runs: Sequence[Run], untrained: Sequence[Scored], tasks: Iterabl
     for task in tasks:
         pairs = all_pairs(runs, untrained, task)
         words = (
-            "Untrained students and last checkpoints on the same questions. Difference: accuracy of the second minus "
-            "that of the first, with the 95 % interval of 10,000 bootstrap resamples of the questions. p: McNemar's "
-            "exact test, two-sided; then corrected for the number of pairs (Holm)."
+            "Untrained students and last checkpoints on the same questions. The difference is the accuracy of the "
+            "second minus that of the first, with the 95 % interval of 10,000 bootstrap resamples of the questions. p "
+            "is from McNemar's exact two-sided test; p (Holm) is corrected for the number of pairs."
         )
         rows = [pair_row(pair) for pair in pairs]
         if rows:
@@ -155,7 +158,7 @@ def pair_row(pair: Pair) -> Sequence[Cell]:
 
 
 def parts_of_tasks(runs: Sequence[Run], untrained: Sequence[Scored], tasks: Iterable[str]) -> Section:
-    """Of tasks that are made of tasks (MMLU): categories, and subjects."""
+    """For tasks that consist of tasks (MMLU), the accuracies of categories and subjects."""
     parts = []
     for task in tasks:
         models = [scored for scored in untrained if scored.task == task] + final_models(runs, task)
@@ -171,7 +174,7 @@ def parts_of_tasks(runs: Sequence[Run], untrained: Sequence[Scored], tasks: Iter
 
 
 def named_parts(found: Any) -> dict[str, float]:
-    """Name -> accuracy, of a result's `groups` (a mapping) or `tasks` (a list)."""
+    """Name -> accuracy, from a result's `groups` (a mapping) or `tasks` (a list)."""
     pairs = found.items() if isinstance(found, dict) else [(part["task"], part) for part in found]
     return {name: part["value"] for name, part in pairs}
 
@@ -180,7 +183,7 @@ def named_parts(found: Any) -> dict[str, float]:
 
 
 def quality(run: RunFolder) -> Section:
-    """How many texts of each teacher and kind have a flag, as post-processing counted them."""
+    """The numbers of texts with each flag, for each teacher and kind, which post-processing has counted."""
     parts = []
     for path, manifest in run.manifests:
         if manifest["stage"] == "quality":
@@ -188,7 +191,8 @@ def quality(run: RunFolder) -> Section:
             kinds = [kind for kind, found in counts.items() if isinstance(found, dict)]
             flags = list(dict.fromkeys(flag for kind in kinds for flag in counts[kind]))
             rows = [(flag, *(counts[kind].get(flag) for kind in kinds)) for flag in flags]
-            words = f"How many of {counts['records']} samples have each flag (docs/reference/quality-flags.md)."
+            words = f"Numbers of samples with each flag, of {counts['records']}."
+            words += " docs/reference/quality-flags.md describes the flags."
             parts.append(
                 Part(path.parent.name, words, head=("flag", *kinds), rows=rows, name=f"quality-{path.parent.name}")
             )
@@ -196,16 +200,16 @@ def quality(run: RunFolder) -> Section:
             of_all = dropped + manifest["counts"].get("train", 0)
             words = f"{path.parent.name}: {dropped} of {of_all} samples were dropped."
             rows = list(manifest["counts"].get("dropped_for", {}).items())
-            parts.append(Part(words=words, head=("for", "samples"), rows=rows))
+            parts.append(Part(words=words, head=("reason", "samples"), rows=rows))
     return Section("quality", "Quality of the explanations", parts)
 
 
 def stages(found: Sequence[tuple[Path, dict[str, Any]]], root: Path) -> Section:
-    """Time and tokens of each stage, the exact commands, and what they ran on."""
-    head = ("stage", "what", "records", "tokens", "seconds", "processes", "process hours", "host", "ended")
+    """The time and the tokens of each stage, its exact command, and the host."""
+    head = ("stage", "output", "records", "tokens", "seconds", "processes", "process hours", "host", "ended")
     rows = [stage_row(path, manifest, root) for path, manifest in found]
     told = [(path, manifest) for path, manifest in found if manifest["command"]]
-    parts = [Part(words="A process hour is an hour of one process, on a GPU where it has one.", head=head, rows=rows)]
+    parts = [Part(words="A process hour is an hour of one process, which may use a GPU.", head=head, rows=rows)]
     parts += [Part(code=all_details(told, root), folded=FOLDED)]
     return Section("stages", "Stages", parts if rows else [])
 
@@ -228,7 +232,7 @@ def stage_row(path: Path, manifest: dict[str, Any], root: Path) -> Sequence[Cell
 
 
 def duration(manifest: dict[str, Any]) -> float | None:
-    """Seconds from a stage's beginning to its end, of one that does not count them itself."""
+    """The seconds from a stage's start to its end, for a stage that does not count them."""
     try:
         started, finished = (datetime.fromisoformat(manifest[name]) for name in ("started", "finished"))
         return (finished - started).total_seconds()
@@ -244,7 +248,7 @@ def place_of(path: Path, root: Path) -> str:
 
 
 def all_details(told: Sequence[tuple[Path, dict[str, Any]]], root: Path) -> str:
-    """The details of the stages, as many as a page has room for."""
+    """The details of the stages, as many as fit on a page."""
     pieces, letters = [], 0
     for number, (path, manifest) in enumerate(told):
         pieces.append(details(path, manifest, root))
@@ -256,7 +260,7 @@ def all_details(told: Sequence[tuple[Path, dict[str, Any]]], root: Path) -> str:
 
 
 def details(path: Path, manifest: dict[str, Any], root: Path) -> str:
-    """A stage's manifest in words: command, arguments, inputs and outputs with their digests, versions, image."""
+    """A stage's manifest as text: command, arguments, inputs and outputs with their digests, versions, image."""
     lines = [f"{manifest['stage']}: {place_of(path, root)}", f"  command  {' '.join(manifest['command'])}"]
     if manifest.get("arguments"):
         lines.append(

@@ -1,4 +1,4 @@
-"""The manifests of a run's folder, of which what the report shows is checked."""
+"""The manifests of a run's folder. The fields that the report shows are checked."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,11 +30,11 @@ COUNTS = {
     "seconds?": float,
     "dropped_for?": {str: int},
 }
-"""Of a manifest's `counts`, what is shown of any stage."""
+"""The fields of a manifest's `counts` that are shown for any stage."""
 
 
 def read_manifests(folder: Path, within: Iterable[str], missing: list[str]) -> list[tuple[Path, dict[str, Any]]]:
-    """(path, manifest) of what is in some folders of a folder, by the time at which it began."""
+    """(path, manifest) for the manifests in these subfolders, ordered by the time at which the stage began."""
     paths = set()
     for name in within:
         try:
@@ -53,13 +53,13 @@ def read_manifests(folder: Path, within: Iterable[str], missing: list[str]) -> l
 
 
 def checked_manifest(path: Path) -> dict[str, Any]:
-    """A manifest of which the fields that the report shows are what they should be, without secrets.
+    """A manifest whose shown fields are checked and contain no secrets.
 
-    An earlier version wrote commands as they were given.
+    Earlier versions of the project did not remove secrets from commands.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: a field is something else.
+        OSError: the file cannot be read.
+        ValueError: a field does not have its shape.
     """
     manifest = load_object(path)
     flaw = flaw_of_shape(manifest, MANIFEST)

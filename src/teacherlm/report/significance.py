@@ -1,4 +1,4 @@
-"""Whether two models differ: on the same questions, by McNemar's exact test and a bootstrap of the difference."""
+"""Tests whether two models differ on the same questions: McNemar's exact test, and a bootstrap of the difference."""
 
 import itertools
 from collections.abc import Iterable, Mapping
@@ -14,16 +14,16 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models on the questions that both were asked.
+    """A comparison of two models on the questions that both have answered.
 
     Attributes:
-        first, second: their names.
+        first, second: the models' names.
         n: the number of questions.
-        only_first, only_second: how many the one answers rightly and the other does not.
-        difference: accuracy of the second minus that of the first.
-        interval_95: of the difference, by the bootstrap.
-        p: of McNemar's exact test, two-sided.
-        p_holm: the same, corrected for the number of pairs (Holm 1979).
+        only_first, only_second: the number of questions that only this model answers correctly.
+        difference: the accuracy of the second model minus that of the first.
+        interval_95: the interval of the difference, by the bootstrap.
+        p: the p-value of McNemar's exact two-sided test.
+        p_holm: the p-value, corrected for the number of pairs (Holm 1979).
     """
 
     first: str
@@ -38,7 +38,7 @@ class Pair:
 
 
 def compare_all(models: Iterable[Scored]) -> list[Pair]:
-    """Each model with each later one, p corrected for all of them together; pairs without a common question are out."""
+    """The comparisons of all pairs of models, with p corrected for all. Pairs without common questions are left out."""
     answers = {scored.name: scored.answers.right for scored in models}
     pairs = [compare(a, answers[a], b, answers[b]) for a, b in itertools.combinations(answers, 2)]
     return with_holm([pair for pair in pairs if pair.n])
@@ -56,15 +56,15 @@ def compare(first: str, a: Mapping[Question, bool], second: str, b: Mapping[Ques
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided p of McNemar's test (1947) in its exact form: is either model right alone more often than the other?"""
+    """The two-sided p of McNemar's exact test (1947) of whether one model alone is right more often than the other."""
     differing = only_first + only_second
     return float(binomtest(only_first, differing, 0.5).pvalue) if differing else 1.0
 
 
 def bootstrap(n: int, only_first: int, only_second: int) -> tuple[float, float]:
-    """95 % interval of the difference of two accuracies, over resamples of the questions (percentiles).
+    """The 95 % interval of the difference of two accuracies: percentiles over resamples of the questions.
 
-    A resample of paired differences is a draw of how many are -1, 0 and 1, so these three counts are all it needs.
+    A paired difference is -1, 0 or 1. A resample is therefore a multinomial draw of the numbers of these three values.
     """
     shares = [only_first / n, (n - only_first - only_second) / n, only_second / n]
     drawn = np.random.default_rng(0).multinomial(n, shares, RESAMPLES)
@@ -73,7 +73,7 @@ def bootstrap(n: int, only_first: int, only_second: int) -> tuple[float, float]:
 
 
 def with_holm(pairs: list[Pair]) -> list[Pair]:
-    """The pairs with p_holm set: the kth smallest p times the number of those from it on, never falling, at most 1."""
+    """The pairs with p_holm set: the kth smallest p times the number of p from the kth on, made monotone, at most 1."""
     corrected, worst = {}, 0.0
     for rank, pair in enumerate(sorted(pairs, key=lambda pair: pair.p)):
         worst = max(worst, min(1.0, pair.p * (len(pairs) - rank)))

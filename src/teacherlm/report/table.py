@@ -1,4 +1,4 @@
-"""One table of a run: the untrained student and every checkpoint, with accuracy, 95 % interval and training loss."""
+"""Print the table of a run: accuracy, 95 % interval and training loss of the untrained student and every checkpoint."""
 
 import glob
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from teacherlm.report.training_run import read_log
 
 @dataclass(frozen=True)
 class TableFlags:
-    """Where the results of a run are."""
+    """The places of a run's results."""
 
     task: str = flag(help="the name of the task that was scored")
     untrained: Path = flag(help="folder with the untrained student's result")
-    checkpoints: Path = flag(help="folder with a folder of results a checkpoint")
+    checkpoints: Path = flag(help="folder with a folder of results per checkpoint")
     log: Path = flag(help="log.jsonl of the finetuning")
 
 
@@ -46,7 +46,7 @@ def read_results(untrained: Path, checkpoints: Path, task: str) -> list[tuple[in
         try:
             results.append((step, read_result(path)))
         except ValueError as error:
-            raise UserError(f"{path}: no result ({error}); remove it and score the model again") from error
+            raise UserError(f"{path}: this is not a result ({error}); remove it and score the model again") from error
     return results
 
 
@@ -66,12 +66,13 @@ def table(results: list[tuple[int, dict[str, Any]]], log: list[Record]) -> str:
             )
         )
         before = step
-    note = f"accuracy on {results[0][1]['n']} test questions of {results[0][1]['task']}; loss: mean since the row above"
+    first = results[0][1]
+    note = f"accuracy on {first['n']} test questions of {first['task']}; the loss is the mean since the row above"
     return f"{tables.table(rows)}\n\n{printable(note)}"
 
 
 def mean_loss(log: list[Record], after: int, until: int) -> float | None:
-    """Mean training loss over the steps (after, until]; None when there are none."""
+    """The mean training loss over the steps (after, until], or None if there are none."""
     records = [record for record in log if after < record["step"] <= until and {"loss", "steps"} <= record.keys()]
     steps = sum(record["steps"] for record in records)
     return sum(record["loss"] * record["steps"] for record in records) / steps if steps else None

@@ -1,4 +1,4 @@
-// The switch between light and dark; without it the page follows the system.
+// The switch between light and dark. Until it is used, the page follows the system's setting.
 "use strict";
 
 document.getElementById("theme").addEventListener("click", () => {

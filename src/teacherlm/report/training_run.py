@@ -1,4 +1,4 @@
-"""A finetuning in a run's folder: its log, and the results of its checkpoints and of the student that it began with."""
+"""A finetuning in a run's folder: its log, and the results of its checkpoints and of its untrained student."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from teacherlm.report.scored import Scored, read_results, step_of
 from teacherlm.report.shown_manifests import checked_manifest
 
 ABOUT = {"arguments?": {"task_type?": str}, "inputs?": {"student?": {"sha256?": str}}}
-"""Of a run.json, what is read of it."""
+"""The shape of the fields of a run.json that are read."""
 LOG = {
     "step": int,
     **dict.fromkeys(("steps?", "epoch?", "loss?", "learning_rate?", "reader_loss?", "retriever_loss?"), float),
@@ -56,7 +56,7 @@ def read_run(folder: Path, name: str, untrained: list[Scored], missing: list[str
 
 
 def read_about(path: Path, missing: list[str]) -> dict[str, Any]:
-    """What a run.json says of its finetuning; nothing where there is none."""
+    """The content of a finetuning's run.json, or {} if it is missing or cannot be read."""
     try:
         about = load_object(path) if path.is_file() else {}
         if flaw := flaw_of_shape(about, ABOUT):
@@ -68,9 +68,9 @@ def read_about(path: Path, missing: list[str]) -> dict[str, Any]:
 
 
 def read_log(path: Path, missing: list[str]) -> list[Record]:
-    """The lines of a training's log; a torn last one, of a training that was killed or goes on, is left out.
+    """The lines of a training log up to the first one that cannot be read, with only the fields that the report shows.
 
-    Of each line what the report shows is kept.
+    A training that was killed or is running can leave an incomplete last line.
     """
     found = []
     try:
@@ -78,7 +78,7 @@ def read_log(path: Path, missing: list[str]) -> list[Record]:
             if "step" not in record:
                 continue
             if flaw := flaw_of_shape(record, LOG):
-                raise UserError(f"{path}, line {number}: no line of a training's log: {flaw}")
+                raise UserError(f"{path}, line {number}: this is not a line of a training log: {flaw}")
             found.append({name: record[name] for name in LOGGED & record.keys()})
     except UserError as error:
         missing.append(f"finetune: {one_line(error)}")
@@ -86,7 +86,7 @@ def read_log(path: Path, missing: list[str]) -> list[Record]:
 
 
 def find_untrained(name: str, about: dict[str, Any], untrained: list[Scored]) -> list[Scored]:
-    """Results of the student that a run began with: of the same digest, else of the name that the run's begins with."""
+    """The results of a run's untrained student, found by its digest or else by the beginning of the run's name."""
     student = about.get("inputs", {}).get("student", {}).get("sha256")
     same = [scored for scored in untrained if student and digest_of_model(scored) == student]
     if not same:
@@ -99,7 +99,7 @@ def find_untrained(name: str, about: dict[str, Any], untrained: list[Scored]) ->
 def digest_of_model(scored: Scored) -> str | None:
     try:
         manifest = checked_manifest(manifests.manifest_of(scored.path))
-    except (OSError, ValueError):  # read_manifests says so
+    except (OSError, ValueError):  # read_manifests reports it
         return None
     digest: str | None = manifest.get("inputs", {}).get("model", {}).get("sha256")
     return digest

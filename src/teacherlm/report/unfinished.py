@@ -1,4 +1,4 @@
-"""What is not done or has failed in the stages of a run's folder before its finetunings, and in its jobs on Slurm."""
+"""Unfinished and failed work of a run's folder: in the stages before finetuning, and in its jobs on Slurm."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +11,11 @@ from teacherlm.core.records import read_records
 
 def unprepared(folder: Path) -> Iterator[str]:
     if not list((folder / "prepare").glob(f"*{manifests.NAME}")):
-        yield "prepare: not done: no prompts and no test set yet"
+        yield "prepare: not done: there are no prompts and no test set yet"
 
 
 def unexplained(folder: Path) -> Iterator[str]:
-    """What the teachers have not written, and what is not post-processed."""
+    """Sentences about missing texts of teachers, and about missing post-processing."""
     for own in sorted(path for path in (folder / "enhance").glob("*") if path.is_dir()):
         for progress in sorted(own.glob(".*.progress")):
             try:
@@ -35,7 +35,7 @@ def unexplained(folder: Path) -> Iterator[str]:
                 continue
             yield (
                 f"enhance: {count} records have no text in {own.name}/{failures.name.split('.')[0]}.jsonl; "
-                f"the first, of line {first.get('line')}: {first.get('reason')}"
+                f"the first is that of line {first.get('line')}: {first.get('reason')}"
             )
         done = [path for path in own.glob(f"*_*.{manifests.NAME}") if "shard-" not in path.name]
         if done and not list(own.glob(f"*/{manifests.NAME}")):
@@ -45,13 +45,13 @@ def unexplained(folder: Path) -> Iterator[str]:
 
 
 def count_lines(path: Path) -> int:
-    """Line breaks in a file, of which a line may be of any length."""
+    """The number of line breaks in a file, whose lines may have any length."""
     with open_ordinary(path) as file:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
 
 
 def failed_jobs(folder: Path) -> Iterator[str]:
-    """What jobs on Slurm said at their end, if it was no good one (see slurm/job.sh)."""
+    """Sentences about failed jobs on Slurm, from the states that slurm/job.sh writes."""
     for state in sorted(folder.glob("chains/*/states/*")):
         try:
             with open_ordinary(state) as file:
