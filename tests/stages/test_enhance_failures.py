@@ -62,7 +62,7 @@ def test_a_record_without_a_text_is_listed_and_the_rest_is_kept(
     before = output.read_bytes()
     again = inside("enhance", *command, "--max_failures", 1)
     assert again.returncode == 0, again.stderr
-    assert "trying the 1 records again" in again.stdout
+    assert "trying the 1 records without a text again" in again.stdout
     assert output.read_bytes() == before
     assert failures_of(output) == [failure]
 
