@@ -32,7 +32,7 @@ def test_two_nodes_learn_what_one_does(named: Cluster) -> None:
 
     log = only_log(named, "two", "finetune")
     assert "4 a step (2 x 1 accumulated x 2 processes)" in log
-    assert "its processes run on node1 node2" in log
+    assert "the processes run on node1 node2" in log
     logs = [next((named.place / runs).glob("*/*/finetune/*/log.jsonl")) for runs in ("one", "two")]
     one, two = map(curve, logs)
     assert [step for step, _ in one] == [step for step, _ in two]

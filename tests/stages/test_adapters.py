@@ -69,7 +69,7 @@ def test_it_goes_on_as_if_it_had_not_been_interrupted(
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert inside("finetune", *lora(tiny_llama, prepared / "SAMPLE", whole)).returncode == 0
     assert inside("finetune", *lora(tiny_llama, prepared / "SAMPLE", parts), "--num_train_epochs", 1).returncode == 0
-    assert "going on from" in inside("finetune", *lora(tiny_llama, prepared / "SAMPLE", parts)).stdout
+    assert "resuming from" in inside("finetune", *lora(tiny_llama, prepared / "SAMPLE", parts)).stdout
     assert read_log(parts) == read_log(whole)
     name = f"checkpoint-{2 * STEPS}/adapter_model.safetensors"
     assert (parts / name).read_bytes() == (whole / name).read_bytes()

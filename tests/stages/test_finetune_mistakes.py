@@ -29,7 +29,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
     torch.save(states, checkpoint / "optimizer.pt")
     before = contents(checkpoint)
     error = only_error(inside("finetune", *words))
-    assert f"the loss became nan at step {STEPS + 2}, in a batch of the samples " in error
+    assert f"the loss became nan at step {STEPS + 2}, in a batch with the samples " in error
     assert contents(checkpoint) == before
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == [checkpoint.name]
 
@@ -45,7 +45,7 @@ def test_weights_that_are_no_numbers_are_not_saved(
     torch.save(states, path)
     error = only_error(inside("finetune", *words, "--num_train_epochs", 2))  # one step: its own loss is a number still
     assert "after step 2 the weights " in error
-    assert "are no numbers any more; this is not saved" in error
+    assert "are not finite; they are not saved" in error
     assert not (tmp_path / "run" / "checkpoint-2").exists()
 
 
@@ -143,7 +143,9 @@ def test_out_of_memory(automatic: str, long_samples: tuple[Path, Path], tmp_path
     limited = ["bash", "-c", 'ulimit -v "$0" && exec "$@"', limit, *command]
     environment = {**os.environ, "PYTHON": warm_python(), "AUTO_BATCH": automatic}
     result = subprocess.run(list(map(str, limited)), env=environment, capture_output=True, text=True)
-    advice = "out of memory with 64 samples at a time; a batch of 32 with 2 accumulated keeps 64 a step"
+    advice = (
+        "out of memory with 64 samples at a time; a batch of 32 with 2 accumulated batches keeps 64 samples per step"
+    )
     assert advice in result.stderr
     if automatic == "1":
         assert result.returncode == 0, result.stderr

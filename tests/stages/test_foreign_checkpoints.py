@@ -79,7 +79,7 @@ def test_a_checkpoint_goes_on_as_before_and_holds_no_arguments(
 ) -> None:
     result = inside("finetune", *flags(tiny_llama, prepared / "SAMPLE", checkpoint.parent))
     assert result.returncode == 0, result.stderr
-    assert f"going on from {checkpoint}" in result.stdout
+    assert f"resuming from {checkpoint}" in result.stdout
     assert not list(checkpoint.parent.rglob("training_args.bin"))
 
 

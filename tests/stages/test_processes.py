@@ -57,7 +57,7 @@ def test_two_processes_learn_what_one_does_and_resume(
     assert list((tmp_path / "run" / f"checkpoint-{STEPS}").glob("global_step*/*optim_states.pt"))  # DeepSpeed's own
     second = finetune(tiny_llama, prepared / "SAMPLE", tmp_path, 2, *words)
     assert second.returncode == 0, second.stderr[-2000:]
-    assert f"going on from {tmp_path / 'run' / f'checkpoint-{STEPS}'}" in second.stdout
+    assert f"resuming from {tmp_path / 'run' / f'checkpoint-{STEPS}'}" in second.stdout
     assert losses(tmp_path) == pytest.approx(losses(alone), abs=1e-5)
     assert losses(tmp_path, "dev_loss") == pytest.approx(losses(alone, "dev_loss"), abs=1e-5)
     expected = weights(alone, EPOCHS * STEPS)
