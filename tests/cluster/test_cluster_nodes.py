@@ -68,7 +68,7 @@ def test_atlas_on_two_nodes_predicts_what_it_does_on_one(named: Cluster, shared_
     states = named.await_end("atlas/two/runs")
     assert {state for of_job in states.values() for state in of_job} == {"COMPLETED"}
     log = only_log(named, "atlas/two/runs", "evaluate")
-    assert "41 passages to embed, by 2 workers" in log
+    assert "41 passages to embed with 2 workers" in log
     results = "experiments/tiny-mmlu-zeroshot/combined_test-step-0.jsonl"
     one, other = (read_lines(place / name / results) for name in ("one", "two"))
     assert len(one) == len(other) == 16

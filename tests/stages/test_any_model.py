@@ -76,7 +76,7 @@ def test_a_model_that_is_not_whole_or_no_decoder_is_refused_by_every_stage(
     for stage in STAGES:
         message = only_error(inside(stage, *words(stage, model, prepared, tmp_path)))
         assert says in message, stage
-        assert "is the copy whole" not in message
+        assert "is the copy complete" not in message
     assert not (tmp_path / "out.jsonl").exists()
 
 

@@ -129,7 +129,7 @@ def test_a_part_that_is_not_the_missing_one_is_not_appended(
         download(url, target)
     download(url, target)
     assert target.read_bytes() == CONTENT
-    assert "begun anew, because the server's answer does not go on with it" in capsys.readouterr().out
+    assert "the download begins again, because the server does not continue it" in capsys.readouterr().out
     asked = [given for path, given in server.asked if path == "/file"]
     assert [given is None for given in asked] == [True, False, True]
 
@@ -170,7 +170,7 @@ def test_a_server_that_says_no_length_and_does_not_end(
     server.length = False
     url, target = f"http://127.0.0.1:{server.server_port}/file", tmp_path / "file"
     monkeypatch.setattr(downloads, "DOWNLOAD_BYTES", len(CONTENT) - 1)
-    with pytest.raises(UserError, match=rf"says no length and has sent {len(CONTENT) - 1} bytes"):
+    with pytest.raises(UserError, match=rf"gives no length and has sent {len(CONTENT) - 1} bytes"):
         download(url, target)
     assert not target.exists() and not (tmp_path / ".file.part").exists()
     monkeypatch.undo()
@@ -201,4 +201,4 @@ def test_offline_it_says_what_to_do(tmp_path: Path) -> None:
         port = server.server_port
     base = ["--base_url", f"http://127.0.0.1:{port}", "--output_directory", tmp_path]
     message = only_error(script("download_model", "--model", "models/atlas/xl", *base))
-    assert "could not be fetched" in message and f"copy it to {tmp_path}/models/atlas/xl/model.pth.tar" in message
+    assert "could not be downloaded" in message and f"copy it to {tmp_path}/models/atlas/xl/model.pth.tar" in message

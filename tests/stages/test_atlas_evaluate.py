@@ -196,7 +196,7 @@ def test_passages_of_the_file(place: Path, alone: Path, tmp_path: Path) -> None:
     for line, before in zip(predictions(tmp_path, "given"), predictions(alone)):
         assert line["choice_logits"] == pytest.approx(before["choice_logits"], abs=1e-4)
     without = evaluate(place, tmp_path / "x", "--use_file_passages")
-    assert "question 1: --use_file_passages needs its field passages" in only_error(without)
+    assert "question 1: --use_file_passages needs the field passages" in only_error(without)
 
 
 def test_retrieval_only_needs_no_reader(place: Path, alone: Path, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_flags_of_training_are_ignored_and_those_of_the_reference_accepted(
     done = evaluate(place, tmp_path, "--load_index_path", alone / "index", *of_training, *of_reference)
     assert done.returncode == 0, done.stderr
     ignored = "--train_data, --shuffle, --lr, --shard_optim, --refresh_index"
-    assert done.stdout.count(f"evaluate: ignored, of train.py: {ignored}\n") == 1
+    assert done.stdout.count(f"evaluate: these flags of train.py are ignored: {ignored}\n") == 1
     assert done.stdout.count("evaluate: --alpha is not used: ") == 1
     for found, before in zip(predictions(tmp_path), predictions(alone)):
         for asked, other in zip(found["permutations"], before["permutations"]):
@@ -319,10 +319,10 @@ def test_bad_input_is_one_line(place: Path, alone: Path, tmp_path: Path) -> None
     make_tiny_bert(tmp_path / "other", seed=3)
     make_tiny_bert(tmp_path / "wider", dimension=64)
     wrong = {
-        "what to retrieve from is missing": [],
+        "there are no passages to retrieve from": [],
         "no such file; JSON lines of passages": ["--passages", tmp_path / "nowhere.jsonl"],
         "made by another passage encoder": [*index, "--retriever_model_path", tmp_path / "other"],
-        "32 dimensions, the retriever makes 64": [*index, "--retriever_model_path", tmp_path / "wider"],
+        "32 dimensions, but the retriever's have 64": [*index, "--retriever_model_path", tmp_path / "wider"],
         "the reader in": [*index, "--reader_model_type", place / "bert"],
         "no checkpoint there": [*index, "--model_path", tmp_path],
         "{nothing} is not known": [*index, "--encoder_format", "{query} {nothing}"],

@@ -88,7 +88,7 @@ def test_a_part_is_refused_and_the_whole_is_used_once_it_is_there(tmp_path: Path
         return [sorted(passage["text"] for passage in line["passages"]) for line in lines]
 
     message = only_error(evaluate())
-    assert "embeddings.60.pt: this shard is missing, 60 of 128 are there; download the index again" in message
+    assert "embeddings.60.pt: this shard is missing; 60 of 128 are there; download the index again" in message
     assert not (tmp_path / "out" / "run" / "test-step-0.jsonl").exists()
     shutil.copytree(whole, part, dirs_exist_ok=True)
     assert evaluate().returncode == 0
@@ -110,7 +110,7 @@ def test_the_published_format_is_read(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             load(folder, shards)
     (folder / "passages.1.pt").unlink()
-    with pytest.raises(UserError, match=r"passages.1.pt: this shard is missing, 2 of 3"):
+    with pytest.raises(UserError, match=r"passages.1.pt: this shard is missing; 2 of 3"):
         load(folder, 3)
 
 
@@ -140,13 +140,16 @@ def shard_without(field: str) -> Callable[[list], object]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda passages: passages[:-1], r"passages.1.pt: 3 passages were expected, as embeddings.1.pt has, found 2"),
+        (
+            lambda passages: passages[:-1],
+            r"passages.1.pt: 3 passages were expected, one per vector of embeddings.1.pt, found 2",
+        ),
         (lambda passages: {"a": passages}, r"passages.1.pt: 3 passages were expected, .* found dict"),
         (lambda passages: [*passages[:2], "a text"], r"passages.1.pt, passage 2: a mapping .* found 'a text'"),
         (lambda passages: [None, *passages[:2]], r"passages.1.pt, passage 0: a mapping .* found 'None'"),
         (shard_without("text"), r"passages.1.pt, passage 0: the field 'text' is missing"),
         (shard_without("id"), r"passages.1.pt, passage 0: the field 'id' is missing"),
-        (lambda passages: [print], r"passages.1.pt: no pickled list .*builtins.print"),
+        (lambda passages: [print], r"passages.1.pt: not a pickled list .*builtins.print"),
     ],
 )
 def test_what_is_wrong_with_a_shard_is_said(change: Callable, message: str, tmp_path: Path) -> None:
@@ -161,7 +164,7 @@ def test_what_is_wrong_with_a_shard_is_said(change: Callable, message: str, tmp_
     ("content", "message"),
     [
         (b"\x80\x04]r\xff\xff\xff\x7f.", "passages.1.pt: 3 passages were expected, .* found 0"),  # reference 2**31
-        (b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b".", "passages.1.pt: no pickled list .*instruction 150"),
+        (b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b".", "passages.1.pt: not a pickled list .*instruction 150"),
         (b"\x80\x04\x8a\xff" + b"\x01" * 255 + b".", "passages.1.pt: 3 passages were expected, .* found int"),
     ],
 )
@@ -181,7 +184,9 @@ def test_other_numbers_of_vectors_are_found_though_the_passages_were_converted(t
     load(folder, 2)
     torch.save(vectors[:2].T.clone(), folder / "embeddings.0.pt")
     torch.save(vectors[2:].T.clone(), folder / "embeddings.1.pt")
-    with pytest.raises(UserError, match=r"passages.0.pt: 2 passages were expected, as embeddings.0.pt has, found 3"):
+    with pytest.raises(
+        UserError, match=r"passages.0.pt: 2 passages were expected, one per vector of embeddings.0.pt, found 3"
+    ):
         load(folder, 2)
 
 

@@ -205,7 +205,7 @@ def test_too_many_in_a_row_end_the_run(bad_place: Path, tmp_path: Path) -> None:
     done = train(bad_place, tmp_path, *more)
     message = only_error(done)
     assert "5 steps in a row, up to step 10, had a gradient that is not finite" in message
-    assert "checkpoint/step-8 is what was saved before" in message
+    assert "checkpoint/step-8; use a lower --lr" in message
     assert not (tmp_path / "run" / "manifest.json").exists()
     after = saved(tmp_path, 8)
     assert all(weight.isfinite().all() for weight in after.values())

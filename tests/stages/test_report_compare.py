@@ -186,7 +186,7 @@ def test_predictions_that_are_not_whole_are_said(inside: Callable, experiments: 
     page = html.fromstring((experiments / "report" / "index.html").read_text())
     said = " ".join(page.xpath("//section[@id='missing']//li/text()"))
     assert "zeroshot/combined_test-step-0.jsonl is not finished: 40 questions so far" in said
-    assert "line 1: no prediction of evaluate.py" in said
+    assert "line 1: not a prediction of evaluate.py" in said
 
 
 def test_experiments_compare(inside: Callable, experiments: Path, tmp_path: Path) -> None:
