@@ -1,4 +1,4 @@
-"""Proofs on all of the real test sets, hours on two cores: `make prove` runs them, `make test` does not."""
+"""Proofs on the whole real test sets. They take hours on two cores; `make prove` runs them, `make test` does not."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(24 * 3600)]
 
 @pytest.fixture
 def kept() -> Path:
-    """A folder that outlasts a test, which goes on there after an interruption; other code begins anew."""
+    """A folder that outlives a test, which resumes there after an interruption. Changed code gets a new folder."""
     code = [*sorted((ROOT / "evaluate").rglob("*.py")), *sorted((ROOT / "teacherlm").glob("*.py"))]
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in code) + version("lm_eval").encode()).hexdigest()
     return cache_folder() / "proofs" / digest[:16]
@@ -50,7 +50,7 @@ def test_every_sample_of_the_reference_s_test_sets(
 def test_all_of_mmlu_is_what_lm_eval_s_own_model_says(
     smollm2: Path, shared_data: Path, kept: Path, stage: Callable, inside: Callable
 ) -> None:
-    """14,042 questions in 57 subjects: the same rows and averages, the same choices but for ties."""
+    """14,042 questions in 57 subjects have the same rows and averages, and the same choices except for ties."""
     tests = kept / "tests"
     prepared = ["--benchmark", "mmlu", "--test_only", "--data", shared_data / "mmlu", "--test_dir", tests]
     assert stage("data_prepare", *prepared).returncode == 0
@@ -77,7 +77,7 @@ def test_all_of_mmlu_is_what_lm_eval_s_own_model_says(
 
 
 def likelihoods_of_lm_eval(model: Path, prompts: list[str], file: Path) -> list[dict[str, float]]:
-    """What lm-eval's HFLM says of the four letters after each prompt; kept in a file."""
+    """The log-likelihoods of the four letters after each prompt by lm-eval's HFLM, which are kept in a file."""
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 

@@ -1,6 +1,6 @@
 """Every causal architecture of transformers through all stages: `make prove ONLY=sweep` writes docs/models.md's table.
 
-Some 15 minutes. An interrupted sweep goes on: an architecture's outcomes are kept with the code's digest.
+It takes about 15 minutes. An interrupted sweep resumes, because outcomes are kept under the code's digest.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ OWN = ("sweep.py", "plain_reference.py", "tiny_architectures.py", "tiny_architec
 
 @pytest.fixture(scope="module")
 def kept() -> Path:
-    """A folder that outlasts a test; other code, or another transformers, begins anew."""
+    """A folder that is kept after a test. Changed code or another version of transformers gets a new folder."""
     code = [file for part in ("enhance", "finetune", "evaluate", "teacherlm") for file in (ROOT / part).rglob("*.py")]
     code = [*sorted(code), *(ROOT / "tests" / name for name in OWN)]
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in code) + version("transformers").encode())
@@ -53,7 +53,7 @@ def test_an_architecture_is_computed_exactly_or_refused(sweep: Sweep, kept: Path
 
 
 def test_the_table_is_written(kept: Path) -> None:
-    """The last one: of all architectures, those that are wrong too."""
+    """The last test: it writes the table of all architectures, including those with wrong outcomes."""
     files = {one.name: outcomes_file(kept, one) for one in architectures()}
     missing = [name for name, file in files.items() if not file.is_file()]
     assert missing == [], "run all of them: make prove ONLY=sweep"

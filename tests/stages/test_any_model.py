@@ -368,7 +368,7 @@ def test_positions_that_begin_after_the_padding_s_number(tmp_path: Path) -> None
 
 
 def test_broken_checkpoints_are_named_and_the_others_are_scored(tmp_path: Path, prepared: Path, inside: Inside) -> None:
-    """Each as it would be scored alone: those that cannot be read, and those that only loading finds broken."""
+    """The others get the same scores as alone. Some broken ones cannot be read, and some are found only in loading."""
     model = save(tmp_path / "model", LlamaForCausalLM(llama_config()))
     run = tmp_path / "run"
     for step in (1, 2, 3, 7):

@@ -84,7 +84,7 @@ def without_range(status: int, headers: dict[str, str], rest: bytes) -> tuple[in
 
 
 def another_part(status: int, headers: dict[str, str], rest: bytes) -> tuple[int, bytes]:
-    """As of a cache that keeps the first part it was asked for."""
+    """Answer like a cache that keeps the first part that was requested."""
     size = len(CONTENT)
     headers["Content-Range"] = f"bytes {size - len(rest) - 1000}-{size - 1001}/{size}"
     return status, CONTENT[size - len(rest) - 1000 : size - 1000]
@@ -122,7 +122,7 @@ def packed(status: int, headers: dict[str, str], rest: bytes) -> tuple[int, byte
 def test_a_part_that_is_not_the_missing_one_is_not_appended(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture, wrong: Callable, etag: bool
 ) -> None:
-    """It begins anew, in the same call. Without an ETag that is an MD5, nothing else would find such a part."""
+    """The download begins again in the same call. If the ETag is not an MD5, no other check would find such a part."""
     server.cut, server.wrong, server.etag = 3_000_000, wrong, etag
     url, target = f"http://127.0.0.1:{server.server_port}/file", tmp_path / "file"
     with pytest.raises(UserError, match=r"run this again"):
@@ -179,7 +179,7 @@ def test_a_server_that_says_no_length_and_does_not_end(
 
 
 def test_records_of_a_download_that_are_none_count_as_none(server: Server, tmp_path: Path) -> None:
-    """Brackets that no parser has room for, in the record of a whole file and of one that was begun."""
+    """The records of a complete and of an unfinished file have more brackets than a parser can nest."""
     url, target = f"http://127.0.0.1:{server.server_port}/file", tmp_path / "file"
     server.cut = 3_000_000
     with pytest.raises(UserError, match=r"run this again"):

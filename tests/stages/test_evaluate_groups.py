@@ -22,7 +22,7 @@ SUBJECTS = {"anatomy": "other", "astronomy": "stem", "formal_logic": "humanities
 
 @pytest.fixture(scope="module")
 def mmlu(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Test sets with the first questions of four subjects, as many as make the averages differ."""
+    """Test sets with the first questions of four subjects, enough of them for the averages to differ."""
     source, tests = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("tests")
     for count, subject in enumerate(SUBJECTS, start=3):
         for split in ("dev", "test"):

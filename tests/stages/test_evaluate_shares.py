@@ -1,4 +1,4 @@
-"""Processes that share the questions, and processes that are killed, end with one process's files byte for byte."""
+"""Processes that split the questions, or that are killed, end with the same files as one process, byte for byte."""
 
 import json
 import os
@@ -20,7 +20,7 @@ TASKS = "sample"
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Flags with which the 80 questions are some 27 batches."""
+    """Flags that split the 80 questions into about 27 batches."""
     return ["--batch_size", 3]
 
 

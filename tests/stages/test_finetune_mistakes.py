@@ -134,7 +134,8 @@ def long_samples(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.mark.parametrize("automatic", ["0", "1"])
 def test_out_of_memory(automatic: str, long_samples: tuple[Path, Path], tmp_path: Path) -> None:
-    """For real: beside the libraries the process may have 1.2 GB; 64 long samples take 2.4 GB, two take 0.4 GB."""
+    """The memory really runs out: in addition to the libraries, the process may use 1.2 GB. 64 long samples take 2.4
+    GB, and two take 0.4 GB."""
     libraries = subprocess.check_output([warm_python(), "-c", "print(open('/proc/self/statm').read().split()[0])"])
     limit = int(libraries) * os.sysconf("SC_PAGE_SIZE") // 1024 + 1_200_000
     positional = [*long_samples, 64, 1, 1e-3, 1, "text", "run", tmp_path, "test"]

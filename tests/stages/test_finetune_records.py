@@ -32,7 +32,8 @@ VALUES = {
     "eval_accumulation_steps": "2", "eval_do_concat_batches": "false", "hub_strategy": "end",
     "metric_for_best_model": "loss",
 }  # fmt: skip
-"""Other values than the default of the flags that are refused; "true" for the rest. Two cannot be given in a shell."""
+"""Values of refused flags that differ from the default; it is "true" for the others. Two flags cannot be given in a
+shell."""
 NEEDED = ["--model_name_or_path", "model", "--dataset_name", "data", "--task_type", "text", "--output_dir", "run"]
 
 
@@ -60,7 +61,7 @@ def one_epoch(model: Path, dataset: Path, output: Path) -> list[object]:
 
 
 def test_every_flag_of_transformers_is_recorded_harmless_or_refused() -> None:
-    """Fails when another version of the library has another flag: decide what it means here."""
+    """This fails if another version of the library has a new flag. Then decide how to treat the flag."""
     fields = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
     groups = [RECORDED, HARMLESS, DERIVED, set(REFUSED)]
     assert fields == set.union(*groups)
@@ -169,7 +170,7 @@ def test_fewer_epochs_than_there_are_checkpoints_of_are_refused(
 def test_checkpoints_without_optimizer_are_not_continued_from(
     tiny_llama: Path, dataset: Path, tmp_path: Path, inside: Callable
 ) -> None:
-    """A new optimizer in the midst of a run would give other numbers than an uninterrupted one."""
+    """A new optimizer in the middle of a run would give other numbers than an uninterrupted run."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert inside("finetune", *one_epoch(tiny_llama, dataset, whole), "--num_train_epochs", 2).returncode == 0
     assert inside("finetune", *one_epoch(tiny_llama, dataset, parts), "--save_only_model").returncode == 0
@@ -266,7 +267,7 @@ def test_the_reference_s_flags_are_taken_or_their_replacement_is_named() -> None
 
 
 def plain_losses(model: Path, texts: list[list[str]]) -> list[float]:
-    """For each step the mean loss over all tokens of its texts, by the library, one text at a time."""
+    """For each step, the mean loss over all tokens of its texts by the library, computed one text at a time."""
     student, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
     means = []
     for step in texts:

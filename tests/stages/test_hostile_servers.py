@@ -58,7 +58,7 @@ BAD = {
 
 
 class Hostile(http.server.ThreadingHTTPServer):
-    """A server whose handler of a prompt is `respond(handler, number of the prompt)`."""
+    """A server that answers each prompt with `respond(handler, number of the prompt)`."""
 
     daemon_threads = True
 
@@ -201,7 +201,7 @@ def test_an_answer_that_comes_byte_by_byte_is_given_up(
 def test_a_first_answer_that_never_comes_is_given_up(
     sent: bytes, tmp_path: Path, inside: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No timeout of the library bounds what comes before an answer."""
+    """The library has no timeout for what precedes an answer."""
     monkeypatch.setattr(openai_engine, "FIRST_ANSWER", 1)
     gone = threading.Event()
 

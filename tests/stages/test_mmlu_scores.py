@@ -40,7 +40,7 @@ def question(domain: str, number: int, split: str = "test") -> dict:
 
 
 def prediction(asked: dict, choice: int, debiased: int) -> dict:
-    """The original order is not the first of the permutations: it is found by its mark."""
+    """A prediction whose original order is not the first permutation, so that it has to be found by its mark."""
     best = "B" if choice else "D"
     other = {"metadata": {**asked, "is_original": False}, "choice_logits": dict.fromkeys("ABCD", 0.0)}
     original = {"metadata": {**asked, "is_original": True}, "choice_logits": {**dict.fromkeys("ABCD", 0.0), best: 1.0}}

@@ -90,7 +90,7 @@ def save_text(folder: Path) -> None:
 
 @pytest.fixture
 def run(tiny_llama: Path, tmp_path: Path, inside: Callable) -> Callable:
-    """Score a task file of that text, as the task `claims`."""
+    """Score a task file with this text as the task `claims`."""
 
     def run(source: str, *more: object) -> object:
         (tmp_path / "claims.py").write_text(source)

@@ -112,7 +112,7 @@ def test_a_configuration_that_is_not_there_lists_those_that_are(
 
 
 def test_a_mistake_that_one_process_alone_sees_is_said_too(tiny_llama: Path, prepared: Path, tmp_path: Path) -> None:
-    """Its process waits for the first one to say it, and says it when nothing comes. The wait is a shorter one here."""
+    """The process waits for rank 0 to report an error, and then reports it itself. The wait is shorter here."""
     words = [
         "--model_name_or_path",
         tiny_llama,

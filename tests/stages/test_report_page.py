@@ -51,7 +51,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def watched(browser: "Browser") -> Iterator[Callable[..., "Page"]]:
-    """Open a page from the disk; at the end it has asked for nothing else and said nothing on the console."""
+    """Open a page from the disk, and check at the end that it requested nothing else and printed nothing to the
+    console."""
     said: list[str] = []
     pages = []
 
@@ -209,7 +210,7 @@ def test_light_dark_and_print(watched: Callable[..., "Page"], page_file: Path) -
 
 
 def test_ten_thousand_samples(watched: Callable[..., "Page"], tmp_path: Path) -> None:
-    """Times are in docs/report.md; here the limits are such that only another order of growth breaks them."""
+    """docs/report.md has the times. The limits here are exceeded only by another order of growth."""
     texts = [f"Reason {number} of many. So the answer is (A)." for number in range(10_000)]
     page = watched(report(write_run(tmp_path / "creak" / "all", {"cot": texts}, RUNS)))
     paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")

@@ -24,7 +24,7 @@ def run(prepared: Path, tmp_path: Path, inside: Callable) -> Callable:
 
 
 def copy(model: Path, folder: Path, seed: int | None = None) -> Path:
-    """A model's folder copied, with weights of its own where there is a seed."""
+    """A copy of a model's folder. With a seed, the copy gets different weights."""
     shutil.copytree(model, folder, dirs_exist_ok=True)
     if seed is not None:
         torch.manual_seed(seed)
