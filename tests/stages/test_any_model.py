@@ -151,7 +151,7 @@ def test_choices_are_tokenized_as_the_student_was_trained(tmp_path: Path, capsys
         whole = tokenizer(CONTEXT + letter)["input_ids"]
         assert value == pytest.approx(float(reference(folder, whole[:-1])[-1, whole[-1]]), abs=1e-4)
     assert model.described()["tokenization"] == "context and choice together"
-    assert "as the texts that a student is trained on" in capsys.readouterr().out
+    assert "they are tokenized jointly, as in the training of students" in capsys.readouterr().out
     apart = LanguageModel(folder, "cpu", "float32", "apart")
     assert [value for value, _ in apart.loglikelihood(ask((CONTEXT, "A"), (CONTEXT, "B")))] != pytest.approx(found)
 

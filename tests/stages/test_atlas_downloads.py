@@ -58,7 +58,7 @@ def test_an_index_is_two_files_a_shard(server: Server, tmp_path: Path) -> None:
 def test_an_interrupted_download_goes_on(server: Server, tmp_path: Path) -> None:
     server.cut = 3_000_000
     url, target = f"http://127.0.0.1:{server.server_port}/file", tmp_path / "file"
-    with pytest.raises(UserError, match=r"run this again"):
+    with pytest.raises(UserError, match=r"run the same command again"):
         download(url, target)
     assert not target.exists()
     download(url, target)
@@ -125,7 +125,7 @@ def test_a_part_that_is_not_the_missing_one_is_not_appended(
     """The download begins again in the same call. If the ETag is not an MD5, no other check would find such a part."""
     server.cut, server.wrong, server.etag = 3_000_000, wrong, etag
     url, target = f"http://127.0.0.1:{server.server_port}/file", tmp_path / "file"
-    with pytest.raises(UserError, match=r"run this again"):
+    with pytest.raises(UserError, match=r"run the same command again"):
         download(url, target)
     download(url, target)
     assert target.read_bytes() == CONTENT
@@ -182,7 +182,7 @@ def test_records_of_a_download_that_are_none_count_as_none(server: Server, tmp_p
     """The records of a complete and of an unfinished file have more brackets than a parser can nest."""
     url, target = f"http://127.0.0.1:{server.server_port}/file", tmp_path / "file"
     server.cut = 3_000_000
-    with pytest.raises(UserError, match=r"run this again"):
+    with pytest.raises(UserError, match=r"run the same command again"):
         download(url, target)
     begun = [path for path in tmp_path.iterdir() if path.read_bytes().startswith(b"{")]
     assert begun

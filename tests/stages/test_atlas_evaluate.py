@@ -325,7 +325,7 @@ def test_bad_input_is_one_line(place: Path, alone: Path, tmp_path: Path) -> None
         "32 dimensions, but the retriever's have 64": [*index, "--retriever_model_path", tmp_path / "wider"],
         "the reader in": [*index, "--reader_model_type", place / "bert"],
         "no checkpoint there": [*index, "--model_path", tmp_path],
-        "{nothing} is not known": [*index, "--encoder_format", "{query} {nothing}"],
+        "{nothing} is unknown": [*index, "--encoder_format", "{query} {nothing}"],
         "a positive number was expected": [*index, "--n_context", 0],
     }
     for message, more in wrong.items():

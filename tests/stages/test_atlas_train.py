@@ -226,13 +226,13 @@ def test_closed_book_trains_a_t5(place: Path, tmp_path: Path) -> None:
 
 def test_contradictions_are_one_line(place: Path, alone: Path, tmp_path: Path) -> None:
     wrong = {
-        "--shard_optim was expected with it": ["--shard_grads"],
+        "give --shard_optim too": ["--shard_grads"],
         "at least 9 was expected": ["--n_context", 9],
         "--refresh_index often": ["--refresh_index", "often"],
         "--total_steps: a positive number": ["--total_steps", 0],
         "unrecognized arguments: --learning": ["--learning", 1],
         "no such file (--train_data)": ["--train_data", tmp_path / "nowhere.jsonl"],
-        "--decoder_prompt_format: {text} is not known": ["--decoder_prompt_format", "{text}"],
+        "--decoder_prompt_format: {text} is unknown": ["--decoder_prompt_format", "{text}"],
         "it must contain {target}": ["--decoder_format", "the answer"],
         "cuts the letter off the target": [
             "--decoder_format",

@@ -59,7 +59,7 @@ def test_a_planted_pickle_does_not_run_when_training_goes_on(
     before = contents(checkpoint)
     error = only_error(inside("finetune", *flags(tiny_llama, prepared / "SAMPLE", checkpoint.parent)))
     assert f"{checkpoint / name}: refused" in error
-    assert "training goes on from the one before" in error
+    assert "training resumes from the one before" in error
     assert not (tmp_path / "evil").exists()
     assert contents(checkpoint) == before
 

@@ -135,5 +135,5 @@ def test_the_script_hands_the_signal_on(tiny_llama: Path, prepared: Path, tmp_pa
     process.send_signal(signal.SIGUSR1)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 75
-    assert "saved; the same command goes on from there" in output
+    assert "a checkpoint was saved, and the same command resumes from it" in output
     assert list((tmp_path / "run").glob("checkpoint-*/interrupted"))

@@ -181,7 +181,10 @@ def test_the_hole_of_the_filter_of_python_3_11_7(inside_of: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("member", "message"),
     [
-        (("data/test/b_test.csv", None, {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}), "is a link, or no ord"),
+        (
+            ("data/test/b_test.csv", None, {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}),
+            "is a link, or not an ord",
+        ),
         (("data/test/b_test.csv", None, {"type": tarfile.LNKTYPE, "linkname": "data/test/a_test.csv"}), "is a link"),
         (("data/test/b_test.csv", None, {"type": tarfile.FIFOTYPE}), "is a link, or not an ordinary file"),
         (("data/test/b_test.csv", None, {"type": tarfile.CHRTYPE}), "is a link, or not an ordinary file"),

@@ -32,7 +32,7 @@ RUNS = ("tiny_cot_tail_teacher_seed0", "tiny_text_seed0")
 def browser() -> Iterator["Browser"]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
-        message = "no Chromium here: bash tests/support/browser/install.sh installs Debian's"
+        message = "there is no Chromium on this machine; install Debian's: bash tests/support/browser/install.sh"
         root = os.environ.get("CI") == "true" and os.getuid() == 0
         pytest.fail(message) if root else pytest.skip(message)
     sync_api = pytest.importorskip("playwright.sync_api")

@@ -200,7 +200,7 @@ def test_an_input_that_is_changed_meanwhile_is_not_joined_with_the_old_explanati
         swapped.replace(records)
         codes, said = running.result()
     assert codes == [2], said
-    assert "is not what the teacher completed: this file was changed meanwhile" in said[0]
+    assert "is not the prompt that the teacher completed; the file was changed during the run" in said[0]
     assert not output.exists()
     codes, said = at_once.run([*command, "--restart"])
     assert codes == [0], said
@@ -217,7 +217,7 @@ def test_two_ranks_wait_for_another_process(tiny_llama: Path, prepared: Path, tm
         assert not (tmp_path / "run").exists()
     output, errors = ranks.communicate()
     assert ranks.returncode == 0, errors
-    assert "24 samples of cot_text an epoch" in output
+    assert "24 samples of cot_text per epoch" in output
     assert [record["step"] for record in read_lines(tmp_path / "run" / "log.jsonl")] == [1, 2, 3, 4, 5, 6]
 
 

@@ -64,7 +64,8 @@ def train(kind: str, code_size: int | None, count: int, sample_ND: np.ndarray) -
     centroids = 2**BITS if needs_code else 1
     if len(sample_ND) < centroids:
         raise UserError(
-            f"--faiss_index_type {kind} learns {centroids} centroids and needs as many passages, found {len(sample_ND)}"
+            f"--faiss_index_type {kind} learns {centroids} centroids and needs at least as many passages, found "
+            f"{len(sample_ND)}"
         )
     lists = max(1, math.isqrt(count)) if kind.startswith("ivf") else 0
     metric = faiss.METRIC_INNER_PRODUCT

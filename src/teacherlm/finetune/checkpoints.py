@@ -150,5 +150,5 @@ def require_own_states(checkpoint: Path) -> None:
     if not name.startswith("global_step") or "/" in name or not (checkpoint / name).is_dir():
         raise UserError(
             f"{checkpoint / LATEST}: the name of a folder global_stepN in this checkpoint was expected, found "
-            f"{shown(name)}; remove this checkpoint, and training goes on from the one before"
+            f"{shown(name)}; remove this checkpoint, and training resumes from the one before"
         )

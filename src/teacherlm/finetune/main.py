@@ -225,7 +225,7 @@ def train(own: Any, training: Any, samples: Samples, student: Student, last: Pat
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{last}: refused or damaged ({reason(error)}); only tensors and plain values are read from a checkpoint; "
-            "remove it, and training goes on from the one before"
+            "remove it, and training resumes from the one before"
         ) from error
     except (MemoryError, RuntimeError) as error:
         if is_lost_peer(error):

@@ -50,12 +50,12 @@ def require_plain(file: Path) -> None:
     except Exception as error:  # torch's readers can raise anything
         raise UserError(
             f"{file}: refused or damaged ({reason(error)}); only tensors and plain values are read from a checkpoint; "
-            "remove this checkpoint, and training goes on from the one before"
+            "remove this checkpoint, and training resumes from the one before"
         ) from error
     if unsafe:
         raise UserError(
             f"{file}: refused, its pickle asks for {', '.join(sorted(unsafe))}, which could run code; remove this "
-            "checkpoint, and training goes on from the one before"
+            "checkpoint, and training resumes from the one before"
         )
 
 
