@@ -41,7 +41,7 @@ class AtlasFlags:
     name: str = flag("experiment_name", help="the name of the run and of its folder", group=RUN)
     checkpoint_dir: Path = flag(Path("checkpoint"), help="the folder for the run's folder", group=RUN)
     model_path: str = flag(
-        "none", help="the folder of a checkpoint; none (default) uses T5 and encoder without training", group=RUN
+        "none", help="the folder of a checkpoint; none (default) uses the pretrained T5 and encoder", group=RUN
     )
     eval_data: tuple[Path, ...] = flag((), help="files of questions (JSON lines) to evaluate", group=RUN)
     task: str = flag("multiple_choice", choices=["multiple_choice"], help="the only supported task", group=RUN)

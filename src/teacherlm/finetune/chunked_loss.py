@@ -39,7 +39,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
         matrix_VD = weight_VD.to(compute)
         exact = torch.promote_types(compute, torch.float32)  # 16 bits are too few for sums over a vocabulary
-        # In float16, small gradients would vanish before the loss scale is applied. So the shares are scaled to 1 here.
+        # In float16, small gradients would vanish before the loss scale is applied: the largest share is 1 until then.
         scale = shares_N.max().clamp(min=torch.finfo(shares_N.dtype).tiny)
         hidden_grad_ND = torch.zeros_like(hidden_ND) if ctx.needs_input_grad[0] else None
         weight_grad_VD = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None

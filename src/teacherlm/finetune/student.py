@@ -160,7 +160,8 @@ def use_path(
         return use_single_samples(model) if with_loss else lambda: None
     undo: list[Callable[[], None]] = []
     if path.startswith("packed"):
-        if not use_packing(model, attention, longest):  # the peft wrapper, too, calls the model's forward
+        # The hook has to be on the peft model, which calls the forward of the model inside without that model's hooks.
+        if not use_packing(model, attention, longest):
             return None
         undo.append(lambda: stop_packing(model))
     if with_loss:

@@ -101,7 +101,7 @@ def generation_fault(
             )
         except torch.cuda.OutOfMemoryError:
             raise
-        except Exception as error:  # as in fault_of
+        except Exception as error:  # a model can raise anything
             return failure(error)
         found_BSV = torch.stack(made.logits, dim=1).float().cpu()
         if fault := fault_of(lambda found=found_BSV: list(found), wanted, tolerance):
