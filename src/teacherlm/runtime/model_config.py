@@ -97,7 +97,7 @@ def require_causal_decoder(config: PreTrainedConfig, folder: Path) -> None:
     elif config.model_type not in known_causal_types():
         what = "of a kind that transformers has no causal language model for"
     elif name.endswith(OTHER_HEADS):
-        what = "a model with another head than that of a language model"
+        what = "a model whose head is not that of a language model"
     elif "dynamic" in rope_types(getattr(config.get_text_config(), "rope_parameters", None)):
         what = "with positions that depend on the texts computed before (rope_type dynamic)"
     elif config.model_type in ENCODERS and not getattr(config, "is_decoder", False):
