@@ -237,8 +237,8 @@ def test_what_else_is_in_an_archive_is_passed_over(inside_of: Path, tmp_path: Pa
 
 def test_an_archive_without_a_split_is_named(tmp_path: Path) -> None:
     archive = pack(tmp_path / "data.tar", *SMALL[:-1])
-    assert "no file test/*.csv in it" in only_error(prepare(tmp_path / "out", "--data_tar", archive))
-    assert "no ordinary file" in only_error(prepare(tmp_path / "out", "--data_tar", tmp_path))
+    assert "it contains no file test/*.csv" in only_error(prepare(tmp_path / "out", "--data_tar", archive))
+    assert "not an ordinary file" in only_error(prepare(tmp_path / "out", "--data_tar", tmp_path))
     cut = pack(tmp_path / "cut.tar", *SMALL).read_bytes().rstrip(b"\0")
     (tmp_path / "cut.tar").write_bytes(cut + bytes(-len(cut) % 512))  # it ends behind a member
     assert "not a complete tar archive" in only_error(prepare(tmp_path / "out", "--data_tar", tmp_path / "cut.tar"))

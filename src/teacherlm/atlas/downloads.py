@@ -64,7 +64,7 @@ def fetch_whole(url: str, target: Path) -> None:
     except requests.RequestException as error:
         raise UserError(
             f"{url} could not be downloaded ({reason(error)}); if this machine has no internet, download it elsewhere, "
-            f"copy it to {target}, and run this command again; or give a mirror with --base_url"
+            f"copy it to {target}, and run the same command again; or give a mirror with --base_url"
         ) from error
     digest = sha256(partial)
     check(url, partial, said, expected, digest)
