@@ -1,4 +1,4 @@
-"""Train a reader on multiple-choice questions, and its retriever with it."""
+"""Train a reader, and optionally its retriever, on multiple-choice questions."""
 
 from teacherlm.core.programs import run_module
 

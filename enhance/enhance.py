@@ -1,4 +1,4 @@
-"""Let a teacher write, for every record, why its answer is right: the thoughts, mistakes or fundamentals."""
+"""Let a teacher explain the answer of every record."""
 
 from teacherlm.core.programs import run_module
 

@@ -7,9 +7,9 @@ usage() {
 usage: bash enhance.sh TEACHER INPUT.jsonl OUTPUT.jsonl {cot_text|error_text|fundamental_text} [FLAG ...]
 
   TEACHER   a name in models/, a folder with a model, or a hub id
-  FLAG ...  go to enhance.py: --batch_size, --num_tokens, --temperature, --seed, ... (enhance.py --help)
+  FLAG ...  flags for enhance.py: --batch_size, --num_tokens, --temperature, --seed, ... (see enhance.py --help)
 
-Interrupted, the same command goes on where it was.
+After an interruption the same command continues the work.
 example: bash enhance.sh /weights/TeacherLM-7.1B-COT ./CREAK.jsonl ./CREAK_cot.jsonl cot_text
 EOF
 }

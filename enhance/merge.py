@@ -1,4 +1,4 @@
-"""Put the shards of an enhancement together: the input's order, every record once."""
+"""Merge the shards of an enhancement: every record once, in the order of the input."""
 
 from teacherlm.core.programs import run_module
 

@@ -1,4 +1,4 @@
-"""Score a model, and with --checkpoints each of a student's checkpoints, by the log-likelihood of the choices."""
+"""Score a model by the log-likelihood of the choices. With --checkpoints, score each checkpoint of a run as well."""
 
 from teacherlm.core.programs import run_module
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Score a BLOOM or BLOOMZ model on MMLU's 57 subjects: run_hf.sh MODEL mmlu by the name that the reference gave it.
+# Score a BLOOM or BLOOMZ model on MMLU's 57 subjects. This is run_hf.sh MODEL mmlu under the reference's name.
 set -euo pipefail
 
 usage() {
-    echo "usage: bash $(basename -- "$0") MODEL [FLAG ...]   (FLAG ... and variables: as run_hf.sh --help says)"
+    echo "usage: bash $(basename -- "$0") MODEL [FLAG ...]   (run_hf.sh --help lists the flags and variables)"
 }
 
 [[ ${1:-} == -h || ${1:-} == --help ]] && { usage; exit 0; }

@@ -6,12 +6,13 @@ usage() {
     cat <<EOF
 usage: bash $(basename -- "$0") MODEL TASK[,TASK ...] [FLAG ...]
 
-  MODEL     a name in models/, a folder (a checkpoint-N too), or a hub id
-  TASK      creak, ecqa, strategy_qa, mmlu, mmlu_stem, mmlu_anatomy, another file in lm_eval/tasks/ or benchmarks/,
-            a class in such a file, 'mmlu_*' for all that match, or one of lm-eval's own
-  FLAG ...  go to main.py: --batch_size, --output_path, --checkpoints, ... (main.py --help)
+  MODEL     a name in models/, a folder (such as a checkpoint-N), or a hub id
+  TASK      creak, ecqa, strategy_qa, mmlu, mmlu_stem, mmlu_anatomy, any other file in lm_eval/tasks/ or benchmarks/,
+            a class in such a file, a pattern such as 'mmlu_*', or a task of the lm-eval library
+  FLAG ...  flags for main.py: --batch_size, --output_path, --checkpoints, ... (see main.py --help)
 
-  NUM_GPUS  processes that share the questions, a GPU each (default: all that are seen); without a GPU they share the CPU
+  NUM_GPUS  number of processes, which split the questions and use one GPU each (default: the number of visible GPUs);
+            without a GPU they use the CPU
 EOF
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Score an OPT model: run_hf.sh by the name that the reference gave it; all families load alike.
+# Score an OPT model. This is run_hf.sh under the name that the reference uses; it works for any model.
 set -euo pipefail
 # shellcheck source=evaluate/run_hf.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/run_hf.sh"

@@ -1,4 +1,4 @@
-"""Finetune a student on the texts of a dataset, a checkpoint an epoch."""
+"""Finetune a student on the texts of a dataset, with one checkpoint per epoch."""
 
 from teacherlm.core.programs import run_module
 from teacherlm.runtime.compat.of_python import exit_code_kept

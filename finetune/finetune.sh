@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Finetune a student on one text field of a dataset, a checkpoint an epoch, in as many processes as there are GPUs.
+# Finetune a student on text fields of a dataset, with one checkpoint per epoch and one process per GPU.
 set -euo pipefail
 
 usage() {
@@ -8,20 +8,21 @@ usage: bash finetune.sh MODEL DATASET PER_DEVICE_BATCH ACCUMULATION LR EPOCHS TA
                         [FLAG ...]
 
   MODEL      a name in models/, a folder with a model, or a hub id
-  DATASET    a datasets folder; of a DatasetDict the split train
-  TASK_TYPE  the field that is trained on: text, cot_tail, error_tail, fundamental_tail, full_tail, all; a mixture
-             (text:1,cot_tail:2) or a curriculum (text,cot_tail)
-  FLAG ...   go to finetune.py (finetune.py --help); the last of a flag counts
+  DATASET    a datasets folder; the split train of a DatasetDict
+  TASK_TYPE  the field to train on: text, cot_tail, error_tail, fundamental_tail, full_tail or all; a mixture
+             (text:1,cot_tail:2); or a curriculum (text,cot_tail)
+  FLAG ...   flags for finetune.py (see finetune.py --help); if a flag is given twice, the last one counts
 
-Variables:
-  NUM_GPUS          processes on this machine, one a GPU     the GPUs that are seen; without any, one process
-  AUTO_BATCH=1      out of memory, try again with half the batch and twice the accumulation
+Variables, and their defaults:
+  NUM_GPUS          number of processes, one per GPU         the number of visible GPUs; without a GPU, one process
+  AUTO_BATCH=1      if memory runs out, try again with half the batch and twice the accumulation
   PEFT=lora|qlora   train adapters only
-  SAVE_TOTAL_LIMIT  keep so many checkpoints                 all
+  SAVE_TOTAL_LIMIT  maximum number of checkpoints to keep    all
   WANDB_MODE        online, offline or disabled              offline without WANDB_API_KEY
 
-Checkpoints go to STORE_DIR/RUN_NAME. When some of this run are there already, training resumes from the last. SIGUSR1
-and SIGTERM save one and end with 75: the same command goes on. Within a Slurm job of several nodes, all of them train.
+Checkpoints go to STORE_DIR/RUN_NAME. If this run has checkpoints there already, training resumes from the last one.
+SIGUSR1 and SIGTERM save a checkpoint and end with status 75; the same command then continues. In a Slurm job with
+several nodes, all nodes train.
 example: bash finetune.sh bigscience/bloomz-7b1 ../enhance/CREAK 8 1 6e-06 10 cot_tail CREAK_bloomz_cot ./store test
 EOF
 }

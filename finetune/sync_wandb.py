@@ -1,4 +1,4 @@
-"""Send the runs that wandb kept offline, from where the network is there: a login node, after the jobs."""
+"""Send the runs that wandb kept offline, from a machine with network access, such as a login node."""
 
 from teacherlm.core.programs import run_module
 

@@ -1,8 +1,9 @@
-"""ATLAS at size: search over a real corpus, the reader on real MMLU questions, and steps of training.
+"""Measure ATLAS at realistic sizes: search over a real corpus, the reader on real MMLU questions, and training steps.
 
-`make perf STAGE=atlas` runs all of it; docs/measurements/atlas.md has the figures. Search is compared with FAISS on the
-same vectors; reading with the same model as the reference feeds it: one prompt at a time, each passage padded to
-text_maxlength; training with gradient checkpoints and shared-out optimizer states against training without.
+`make perf STAGE=atlas` runs everything; docs/measurements/atlas.md has the results. Search is compared with FAISS on
+the same vectors. Reading is compared with the same model in the reference's way: one prompt at a time, with each
+passage padded to text_maxlength. Training with gradient checkpoints and sharded optimizer states is compared with
+training without.
 """
 
 import argparse
@@ -15,8 +16,6 @@ from perf.atlas_search import COMPRESSED, SEARCH, make_index, recall, search
 from perf.atlas_training import CHECKPOINTS, WORKERS, train
 from perf.measure import HERE, choose, run_alternately, summarize, table, write_results
 
-# Not this folder any more, whose atlas.py and evaluate.py are not what these names mean.
-
 SCENARIOS = {"search-1": SEARCH, "search-64": SEARCH, "search-512": SEARCH, "recall": COMPRESSED, "read": READ}
 SCENARIOS |= {"train-checkpoints": CHECKPOINTS, "train-workers": WORKERS, "train-shards": WORKERS}
 WORK = {"search": search, "recall": recall, "read": read, "train": train}
@@ -25,7 +24,7 @@ UNITS = {"read": "questions/s", "train": "steps/s"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help=argparse.SUPPRESS)  # make gives CREAK's folder, which is not needed here
+    parser.add_argument("--data", help=argparse.SUPPRESS)  # make passes CREAK's folder, which is not needed here
     parser.add_argument("--mmlu", help="folder with MMLU's files (default: $MMLU_DATA, or the hub)")
     parser.add_argument("--scenarios", default=",".join(SCENARIOS))
     parser.add_argument("--repetitions", type=int, default=3)
@@ -54,7 +53,7 @@ def main() -> None:
 
 
 def compare(measured: dict[str, list[dict[str, Any]]], first: str) -> dict[str, dict[str, float]]:
-    """How far numbers are from the first contender's, and in how many places another passage was found."""
+    """The largest difference of each contender's numbers from the first's, and the number of different rows."""
     expected = measured[first][0]
     found: dict[str, dict[str, float]] = {}
     for name, runs in measured.items():

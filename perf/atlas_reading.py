@@ -1,4 +1,4 @@
-"""The reader on real MMLU questions, held against the way the reference feeds it (a scenario of perf/atlas.py)."""
+"""Measure the reader on real MMLU questions against the reference's way of reading (a scenario of perf/atlas.py)."""
 
 import argparse
 import json
@@ -19,7 +19,8 @@ N_CONTEXT, TEXT_MAXLENGTH, ASKED = 5, 512, 12
 
 
 def read(contender: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Real MMLU questions in cyclic permutations with N_CONTEXT passages: all that evaluate.py does but loading."""
+    """Read MMLU questions in cyclic permutations with N_CONTEXT passages: everything that evaluate.py does after
+    loading."""
     import torch
 
     from teacherlm.atlas.model import load_model
@@ -47,7 +48,7 @@ def read(contender: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def questions_with_passages(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """ASKED of MMLU's test questions, with N_CONTEXT passages each."""
+    """ASKED test questions of MMLU with N_CONTEXT passages each."""
     from teacherlm.catalog.benchmarks import load_benchmark
     from teacherlm.catalog.sources import read_split
 
@@ -63,7 +64,7 @@ def questions_with_passages(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def two_entries(count: int) -> list[dict[str, str]]:
-    """Passages of some 80 words, as those of Wikipedia that ATLAS reads: two entries of the dictionary together."""
+    """Passages of about 80 words, like ATLAS's passages from Wikipedia. Each consists of two dictionary entries."""
     draw = random.Random(0)
     entries = dictionary.passages()
     texts = [" ".join(entry["text"] for entry in draw.sample(entries, 2)) for _ in range(count)]
@@ -79,7 +80,7 @@ def read_ours(asked: Any, model: Any, questions: list[tuple[int, dict[str, Any]]
 
 
 def read_padded(asked: Any, model: Any, questions: list[tuple[int, dict[str, Any]]]) -> list[float]:
-    """The reference's way: one prompt at a time, each of its texts padded to text_maxlength."""
+    """Read in the reference's way: one prompt at a time, with each of its texts padded to text_maxlength."""
     from transformers.modeling_outputs import BaseModelOutput
 
     from teacherlm.atlas import multiple_choice, reader
@@ -106,11 +107,11 @@ SHAPES = {
     "small": {"d_model": 512, "d_ff": 1024, "num_layers": 8, "num_heads": 6},
     "base": {"d_model": 768, "d_ff": 2048, "num_layers": 12, "num_heads": 12},
 }
-"""Of T5 1.1."""
+"""The shapes of T5 1.1."""
 
 
 def make_reader(size: str = "small") -> Path:
-    """A T5 of one of the SHAPES with random weights, and a tokenizer of as many pieces as T5's."""
+    """The folder of a T5 with one of the SHAPES and random weights, and a tokenizer with as many pieces as T5's."""
     import torch
     from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 
@@ -137,7 +138,7 @@ def make_reader(size: str = "small") -> Path:
 
 
 def make_tokenizer() -> Any:
-    """T5's kind of tokenizer with 32,000 pieces, made from the dictionaries."""
+    """A tokenizer of T5's kind with 32,000 pieces, learned from the dictionaries."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import T5Tokenizer
 

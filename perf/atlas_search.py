@@ -1,7 +1,7 @@
-"""Search at size: exact and compressed, held against FAISS on the same vectors (scenarios of perf/atlas.py).
+"""Measure exact and compressed search against FAISS on the same vectors (scenarios of perf/atlas.py).
 
-The corpus is perf/dictionary.py's, 122,845 entries embedded with minilm in bfloat16: once, kept in the
-user's cache.
+The corpus is that of perf/dictionary.py: 122,845 entries, embedded with minilm in bfloat16. They are embedded once and
+kept in the user's cache.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from perf.measure import Contender, memory, reset_peak_memory
 K = 10
 QUESTIONS = 1000
 LENGTH = 64
-"""Tokens of a passage that are embedded: dictionary entries say what they are about first."""
+"""Maximum number of tokens of a passage that are embedded. The beginning of an entry says what it is about."""
 CACHE = "dictionary-minilm"
 
 SEARCH = [
@@ -68,7 +68,8 @@ def make_index() -> None:
         vectors = embed_share(Passages(folder / "all.arrow"), made.eval(), tokenizer, "{title} {text}", LENGTH, 512)
         seconds = time.perf_counter() - started
         print(
-            f"{len(passages)} passages embedded in {seconds:.0f} s, {len(passages) / seconds:.0f} a second", flush=True
+            f"{len(passages)} passages embedded in {seconds:.0f} s, {len(passages) / seconds:.0f} per second",
+            flush=True,
         )
         save_index(folder, Index(Passages(folder / "all.arrow"), FlatVectors([vectors], 0), 384, None), 4, None, None)
         asked = dictionary.questions(passages, QUESTIONS)
@@ -80,7 +81,7 @@ def make_index() -> None:
 
 
 def load_vectors() -> tuple[Any, Any, list[int]]:
-    """(the vectors in float16, the queries, the row of each query's answer)"""
+    """Return (the vectors in float16, the queries, the row of each query's answer)."""
     import numpy as np
     import torch
 
@@ -92,7 +93,7 @@ def load_vectors() -> tuple[Any, Any, list[int]]:
 
 
 def search(contender: str, args: argparse.Namespace) -> dict[str, Any]:
-    """All queries, so many at a time, until two seconds are over."""
+    """Search batches of queries for four seconds. The scenario's name has the number of queries per batch."""
     vectors, queries, _ = load_vectors()
     at_a_time = int(args.scenarios.split("-")[1])
     find = {"faiss": with_faiss, "matmul": with_matmul, "flat": with_flat}[contender](vectors)
@@ -139,7 +140,7 @@ def with_flat(vectors: Any) -> Callable:
 
 
 def recall(contender: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Of how many questions the entry is among the K found, and what memory the vectors take."""
+    """The share of questions whose entry is among the K results, and the memory of the vectors."""
     import faiss
 
     from teacherlm.atlas import compressed_search

@@ -1,9 +1,9 @@
-"""Steps of training (scenarios of perf/atlas.py).
+"""Measure steps of training (scenarios of perf/atlas.py).
 
-Reader and retriever learn together (ppmean), in float32 on the CPU: a T5 of the shape of t5-v1_1-small with random
-weights and minilm, at the paper's size of a question, 30 passages and text_maxlength 512. In `train-shards` it is the
-shape of t5-v1_1-base with short questions: there the optimizer's states take the room. The peak is that of the largest
-process, libraries and weights included.
+Reader and retriever learn together (ppmean) in float32 on the CPU. The reader is a T5 with the shape of t5-v1_1-small
+and random weights, and the retriever is minilm. A question has the paper's size: 30 passages and text_maxlength 512.
+`train-shards` uses the shape of t5-v1_1-base with short questions, so that the optimizer states take most of the
+memory. The peak memory is that of the largest process, including libraries and weights.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from perf.atlas_reading import make_reader, questions_with_passages, two_entries
 from perf.measure import HERE, Contender
 
 STEPS = 3
-"""The first is not counted."""
+"""Number of steps. The first one is not counted."""
 PASSAGES = 400
 READER, RETRIEVER = "--use_gradient_checkpoint_reader", "--use_gradient_checkpoint_retriever"
 FLAGS = {"plain": [], "reader": [READER], "retriever": [RETRIEVER], "both": [READER, RETRIEVER]}
@@ -35,7 +35,7 @@ CHECKPOINTS = [
     Contender("both", "both", "float32"),
 ]
 WORKERS = [
-    Contender("one", "one worker, two questions a step", "float32"),
+    Contender("one", "one worker, two questions per step", "float32"),
     Contender("two", "two workers, one question each", "float32"),
     Contender("two-optim", "two workers, --shard_optim", "float32"),
     Contender("two-both", "two workers, --shard_optim --shard_grads", "float32"),
@@ -43,7 +43,7 @@ WORKERS = [
 
 
 def train(contender: str, args: argparse.Namespace) -> dict[str, Any]:
-    """STEPS steps of train.py, as a user starts it; the losses say whether the contenders do the same."""
+    """Run STEPS steps of train.py as a user would. The losses show whether the contenders compute the same."""
     from teacherlm.core.records import write_records
 
     shards = args.scenarios == "train-shards"

@@ -1,8 +1,8 @@
-"""A real corpus at size: the entries of GCIDE (Webster 1913 and later), and questions from WordNet's definitions.
+"""A large real corpus: the entries of GCIDE (Webster 1913 and later), with questions from WordNet's definitions.
 
-Both come from Debian's packages dict-gcide and dict-wn: what is installed is taken, otherwise they are fetched with
-apt-get into the user's cache. A question is the definition that WordNet gives a word; the entry that should be found is
-the one that GCIDE has under that word. The word itself is not in the question.
+Both come from Debian's packages dict-gcide and dict-wn. If they are not installed, apt-get downloads them into the
+user's cache. A question is WordNet's definition of a word, and GCIDE's entry for this word should be found. The word
+itself is not in the question.
 """
 
 import gzip
@@ -22,11 +22,11 @@ DIGITS = {
     digit: value for value, digit in enumerate(string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/")
 }
 LEAST_WORDS = 5
-"""Of a definition or an entry that is used."""
+"""Minimum number of words of a definition or an entry."""
 
 
 def databases() -> Path:
-    """The folder with gcide and wn, as dictd has them (.index and .dict.dz)."""
+    """The folder with gcide and wn in dictd's format (.index and .dict.dz)."""
     installed = Path("/usr/share/dictd")
     if all((installed / f"{name}.index").is_file() for name in ("gcide", "wn")):
         return installed
@@ -42,7 +42,7 @@ def databases() -> Path:
 
 
 def entries(name: str) -> Iterator[tuple[str, str]]:
-    """(word, its entry) of a dictionary, once for each place in its file."""
+    """Yield (word, its entry) for each entry of a dictionary. An entry with several words is yielded once."""
     folder = databases()
     whole = gzip.open(folder / f"{name}.dict.dz").read()
     seen = set()
@@ -55,7 +55,7 @@ def entries(name: str) -> Iterator[tuple[str, str]]:
 
 
 def number(digits: str) -> int:
-    """dictd's numbers, to the base 64."""
+    """The value of a number in dictd's format, which has the base 64."""
     value = 0
     for digit in digits:
         value = value * 64 + DIGITS[digit]
@@ -63,7 +63,7 @@ def number(digits: str) -> int:
 
 
 def passages() -> list[dict[str, str]]:
-    """GCIDE's entries as passages: the word as the title, the entry in one line, without its marks of origin."""
+    """GCIDE's entries as passages. The title is the word; the text is the entry in one line without source marks."""
     made = []
     for word, entry in entries("gcide"):
         text = re.sub(r"\s+", " ", re.sub(r"\[[^\]]*\]", " ", entry).replace("{", "").replace("}", "")).strip()
@@ -73,7 +73,7 @@ def passages() -> list[dict[str, str]]:
 
 
 def questions(passages: list[dict[str, str]], count: int) -> list[tuple[str, str]]:
-    """(definition, id of the passage) of words that both dictionaries have once; every so many of them, in order."""
+    """(definition, id of the passage) for `count` evenly spaced words that occur once in both dictionaries."""
     by_word = defaultdict(list)
     for passage in passages:
         by_word[passage["title"].lower()].append(passage["id"])

@@ -1,8 +1,8 @@
-"""Records a second of the teacher: the reference's loop, `generate` in batches, this project's engine, and vLLM.
+"""Measure the teacher's records per second: the reference's loop, `generate` in batches, this project's engine, vLLM.
 
-All write chains of thought for the same prompts, sampled at temperature 1 with natural ends of text. The time is that
-of the generation; loading the model is not in it. `make perf STAGE=enhance` runs it; docs/measurements/enhance.md
-has the figures.
+All contenders write chains of thought for the same prompts, sampled at temperature 1 until the end of the text. The
+time is that of the generation, without loading the model. `make perf STAGE=enhance` runs it;
+docs/measurements/enhance.md has the results.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from teacherlm.catalog.sources import read_split
 VLLM = Contender("vllm-bf16", "vLLM, through this project's engine", "bfloat16", peer=True)
 CONTENDERS = [
     Contender("reference", "the reference's loop: generate, batch 1", "float32", once=True),
-    Contender("reference-bf16", "the same", "bfloat16", once=True),
+    Contender("reference-bf16", "the reference's loop: generate, batch 1", "bfloat16", once=True),
     Contender("generate", "generate, batches of 32", "float32", peer=True),
-    Contender("generate-bf16", "the same", "bfloat16", peer=True),
+    Contender("generate-bf16", "generate, batches of 32", "bfloat16", peer=True),
     Contender("ours", "this engine", "float32"),
-    Contender("ours-bf16", "the same", "bfloat16"),
+    Contender("ours-bf16", "this engine", "bfloat16"),
 ]
 
 
@@ -35,10 +35,10 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--records", type=int, default=64)
     parser.add_argument("--num_tokens", type=int, default=128)
-    parser.add_argument("--batch_size", type=int, default=64, help="rows of this engine")
+    parser.add_argument("--batch_size", type=int, default=64, help="maximum number of rows of this engine")
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--vllm_python", help="interpreter that has vllm (default: this one, where it has it)")
-    parser.add_argument("--contenders", help="only these, with commas; the first is what the others are held against")
+    parser.add_argument("--vllm_python", help="a Python that has vllm (default: this one, if it has vllm)")
+    parser.add_argument("--contenders", help="the contenders, separated by commas; the first one is the reference")
     parser.add_argument("--contender", help=argparse.SUPPRESS)  # the process of one contender
     args = parser.parse_args()
     has_vllm = args.vllm_python or args.contender == VLLM.name or importlib.util.find_spec("vllm")
@@ -57,11 +57,11 @@ def main() -> None:
 
 
 CHECK: dict[str, float] = {}
-"""Seconds that the self-check took, of the contender that makes one."""
+"""The duration of the self-check, for contenders that make one."""
 
 
 def measure(contender: Contender, args: argparse.Namespace) -> dict[str, float]:
-    """Generate once; records and new tokens a second."""
+    """Generate once, and return records and new tokens per second."""
     benchmark = load_benchmark("creak")
     samples = read_split(benchmark, "train", args.data, args.records)
     prompts = [benchmark.prepare(sample, where)["cot_text"] for where, sample in samples]
@@ -75,7 +75,7 @@ def measure(contender: Contender, args: argparse.Namespace) -> dict[str, float]:
 
 
 def with_generate(contender: Contender, args: argparse.Namespace) -> Callable[[list[str]], int]:
-    """transformers' `generate` in batches, of 1 for the reference."""
+    """Generate with transformers' `generate`, in batches; the reference has batches of 1."""
     import torch
 
     from teacherlm.runtime.loading import load_model, load_tokenizer

@@ -1,8 +1,8 @@
-"""Questions a second and memory of scoring: the reference's loop, lm-eval's HFLM, and this project's model class.
+"""Measure questions per second and memory of scoring: the reference's loop, lm-eval's HFLM, and this project's model.
 
-All score the letters of the same questions, tokenized apart as the reference does; choices and log-likelihoods are
-compared. Loading is not in the time; memory is what scoring adds to a loaded model. `make perf STAGE=evaluate` runs it;
-docs/measurements/evaluate.md has the figures.
+All contenders score the letters of the same questions, tokenized apart as in the reference, and their choices and
+log-likelihoods are compared. The time does not include loading, and the memory is what scoring adds to a loaded model.
+`make perf STAGE=evaluate` runs it; docs/measurements/evaluate.md has the results.
 """
 
 import argparse
@@ -38,9 +38,10 @@ class Scenario:
     """What is scored.
 
     Attributes:
+        model: the name of the model.
         source: "creak", or "mmlu" with five examples before each question.
-        tokens: about so many of other texts stand before each question, which no other question shares.
-        questions: how many.
+        questions: number of questions.
+        tokens: approximate number of tokens of other texts before each question; no two questions share these texts.
     """
 
     model: str
@@ -57,7 +58,7 @@ SCENARIOS = {
     "5-shot": Scenario("smollm2-135m", "mmlu", 64),
 }
 CONTENDERS = [
-    Contender("reference", "the reference's loop: a forward pass a choice", "float32", once=True),
+    Contender("reference", "the reference's loop: a forward pass per choice", "float32", once=True),
     Contender("hflm-1", "lm-eval's HFLM, batch 1", "float32", peer=True),
     Contender("hflm-8", "lm-eval's HFLM, batch 8", "float32", peer=True),
     Contender("hflm-32", "lm-eval's HFLM, batch 32", "float32", peer=True),
@@ -67,7 +68,7 @@ CONTENDERS = [
 ]
 
 
-logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about models that are given as objects
+logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of models that are passed as objects
 
 
 def main() -> None:
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--mmlu", help="folder with MMLU's files (default: $MMLU_DATA, or the hub)")
     parser.add_argument("--scenarios", default=",".join(SCENARIOS))
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--contenders", help="only these, with commas; the first is what the others are held against")
+    parser.add_argument("--contenders", help="the contenders, separated by commas; the first one is the reference")
     parser.add_argument("--contender", help=argparse.SUPPRESS)  # the process of one contender
     args = parser.parse_args()
     args.mmlu = Path(mmlu) if (mmlu := args.mmlu or os.environ.get("MMLU_DATA")) else None
@@ -104,7 +105,8 @@ def main() -> None:
 
 
 def compare(measured: dict[str, list[dict[str, Any]]], reference: str) -> dict[str, dict[str, float]]:
-    """How far each contender's log-likelihoods are from the reference's, and how many choices are others."""
+    """The largest difference of each contender's log-likelihoods from the reference's, and the number of different
+    choices."""
     expected = measured[reference][0]["loglikelihoods"]
     found = {}
     for name, runs in measured.items():
@@ -119,7 +121,7 @@ def compare(measured: dict[str, list[dict[str, Any]]], reference: str) -> dict[s
 
 
 CHECK: dict[str, float] = {}
-"""Seconds that the self-check took, of the contender that makes one."""
+"""The duration of the self-check, for contenders that make one."""
 
 
 def measure(contender: Contender, scenario: Scenario, args: argparse.Namespace) -> dict[str, Any]:
@@ -142,7 +144,7 @@ def measure(contender: Contender, scenario: Scenario, args: argparse.Namespace) 
 
 
 def make_contexts(scenario: Scenario, args: argparse.Namespace) -> tuple[list[str], str]:
-    """What stands before the letters of each question, and the letters."""
+    """The context before the letter for each question, and the letters of the choices."""
     benchmark = load_benchmark(scenario.source)
     data = args.mmlu if scenario.source == "mmlu" else args.data
     asked = [benchmark.ask(sample, where) for where, sample in read_split(benchmark, "test", data, scenario.questions)]
@@ -175,7 +177,7 @@ def make_model(scenario: Scenario, folder: Path, dtype: str) -> Any:
 
 
 def reference(contender: Contender, scenario: Scenario, folder: Path) -> Callable:
-    """A forward pass for each choice, all logits."""
+    """Score with one forward pass per choice, and with all logits."""
     import torch
 
     from teacherlm.runtime.loading import load_tokenizer
@@ -213,7 +215,7 @@ def ours(contender: Contender, scenario: Scenario, folder: Path) -> Callable:
     from teacherlm.scoring import language_model, scored_model
 
     model = make_model(scenario, folder, contender.dtype)
-    scored_model.load_model = lambda *args, **options: model  # BLOOM's shape is in no folder
+    scored_model.load_model = lambda *args, **options: model  # BLOOM's model has no folder
     made = language_model.LanguageModel(folder, None, contender.dtype, "apart")
     made.prepare(0)
     CHECK["check_seconds"] = made.scored.verdict.seconds

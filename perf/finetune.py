@@ -1,8 +1,9 @@
-"""Real tokens a second and memory of finetuning: the reference's way, length-sorted padding, TRL, and this project.
+"""Measure tokens per second and memory of finetuning: the reference's way, length-sorted padding, TRL, this project.
 
-Real tokens are those of samples: padding does not count. The first step is not in the time. `make perf STAGE=finetune`
-runs it; docs/measurements/finetune.md has the figures. Scenarios: the shape of BLOOM-560m (random weights, its real
-vocabulary) and SmolLM2-135M at mixed lengths, and SmolLM2-135M on CREAK's texts, whose lengths are even.
+Only the tokens of samples count, not padding. The time does not include the first step. `make perf STAGE=finetune` runs
+it; docs/measurements/finetune.md has the results. The scenarios are a model with the shape of BLOOM-560m (random
+weights, its real vocabulary) and SmolLM2-135M with mixed lengths, and SmolLM2-135M on CREAK's texts, which have similar
+lengths.
 """
 
 import argparse
@@ -30,9 +31,10 @@ class Scenario:
     """What is trained.
 
     Attributes:
-        lengths: of the samples in tokens, least and most, evenly spread; None: CREAK's texts as they are.
-        batch: samples a step.
-        steps: that are timed.
+        model: the name of the model.
+        lengths: minimum and maximum number of tokens per sample, uniformly distributed; None means CREAK's texts.
+        batch: number of samples per step.
+        steps: number of steps that are timed.
     """
 
     model: str
@@ -59,7 +61,7 @@ CONTENDERS = [
     Contender("ours-bf16", "this project", "bfloat16"),
     Contender("ours-bf16-checkpointed", "this project, gradient checkpointing", "bfloat16"),
 ]
-"""bfloat16 is autocast's: weights, gradients and Adam's states stay in float32."""
+"""bfloat16 means autocast to bfloat16. Weights, gradients and Adam's states stay in float32."""
 
 
 def main() -> None:
@@ -67,7 +69,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with CREAK's files (default: the hub)")
     parser.add_argument("--scenarios", default=",".join(SCENARIOS))
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--contenders", help="only these, with commas; the first is what the others are held against")
+    parser.add_argument("--contenders", help="the contenders, separated by commas; the first one is the reference")
     parser.add_argument("--contender", help=argparse.SUPPRESS)  # the process of one contender
     args = parser.parse_args()
     if args.contender:
@@ -87,11 +89,11 @@ def main() -> None:
 
 
 CHECK: dict[str, float] = {}
-"""Seconds that the self-check took, of the contender that makes one."""
+"""The duration of the self-check, for contenders that make one."""
 
 
 def measure(name: str, scenario: Scenario, data: Path | None) -> dict[str, float]:
-    """Train a few steps; real tokens a second, and memory above what weights, gradients and Adam's states take."""
+    """Train a few steps, and return tokens per second and the memory beyond weights, gradients and Adam's states."""
     from transformers import TrainerCallback
 
     from teacherlm.runtime.loading import load_tokenizer
@@ -100,7 +102,7 @@ def measure(name: str, scenario: Scenario, data: Path | None) -> dict[str, float
     tokenizer = load_tokenizer(folder)
     model = make_model(scenario, folder)
     samples = make_samples(scenario, data, tokenizer, model.config.vocab_size)
-    before = peak_memory()  # what loading held beside the weights is not above what follows
+    before = peak_memory()  # recorded, to show that loading did not need more memory than training
     ends: list[float] = []
     counts: list[int] = []
 
@@ -139,7 +141,7 @@ def peak_memory() -> int:
 
 
 BASE = 0
-"""Bytes of the process with its libraries, before there is a model."""
+"""Number of bytes of the process with its libraries, before the model is made."""
 
 
 def make_model(scenario: Scenario, folder: Path) -> Any:
@@ -158,7 +160,7 @@ def make_model(scenario: Scenario, folder: Path) -> Any:
 
 
 def make_samples(scenario: Scenario, data: Path | None, tokenizer: Any, vocabulary: int) -> Any:
-    """Enough samples for a few steps: CREAK's texts, joined and cut to the lengths that are wanted."""
+    """Enough samples for a few steps: CREAK's texts, joined and cut to the wanted lengths."""
     from datasets import Dataset
 
     benchmark = load_benchmark("creak")
@@ -236,9 +238,9 @@ def make_our_trainer(model: Any, samples: Any, common: dict[str, Any]) -> Any:
 def make_trl_trainer(
     name: str, scenario: Scenario, model: Any, tokenizer: Any, samples: Any, common: dict[str, Any]
 ) -> Any:
-    """TRL with its defaults but for dtype and checkpointing, which would cost it time.
+    """TRL with its defaults, except for dtype and gradient checkpointing, whose defaults would make it slower.
 
-    Packed rows are as long as the longest sample, as many as fill a step.
+    Packed rows are as long as the longest sample, and a step has as many rows as hold its samples.
     """
     from trl import SFTConfig, SFTTrainer
 

@@ -1,7 +1,7 @@
-"""Measure contenders side by side: each in a process of its own, in alternation, medians and spread of the repetitions.
+"""Measure contenders side by side: alternately, each in a separate process, with median and spread of the repetitions.
 
-A contender's process prints one line of JSON: {"value": ..., "seconds": ..., ...}; its peak memory is asked of the
-system after it has ended.
+The process of a contender prints one line of JSON: {"value": ..., "seconds": ..., ...}. Its peak memory is read from
+the system after it has ended.
 """
 
 import json
@@ -23,11 +23,11 @@ class Contender:
     """One way to do the job.
 
     Attributes:
-        name: short, for the table and the command line.
-        what: what it is, for people.
-        dtype: of its arithmetic.
-        peer: whether users would pick it instead (so that the best of them is what we are held against).
-        once: whether it is so slow that one repetition has to do.
+        name: a short name for the command line.
+        what: a description for the table.
+        dtype: the data type of its arithmetic.
+        peer: whether users might choose it instead of this project; the best peer is the one to compare with.
+        once: whether it is so slow that it is measured only once.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Contender:
 
 
 def choose(contenders: Sequence[Contender], names: str | None) -> list[Contender]:
-    """Those that are named, with commas and in this order; None: all."""
+    """The contenders with the given names, separated by commas, in this order; None means all."""
     if names is None:
         return list(contenders)
     return [contender for name in names.split(",") for contender in contenders if contender.name == name]
@@ -51,10 +51,10 @@ def run_alternately(
     repetitions: int,
     pythons: Mapping[str, str] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Run `python -m module --contender NAME words...` for each contender in turn, `repetitions` times over.
+    """Run `python -m module --contender NAME words...` for each contender in turn, `repetitions` times.
 
     Args:
-        pythons: name -> interpreter, of contenders that are installed elsewhere.
+        pythons: maps names of contenders that are installed elsewhere to their Python interpreters.
     """
     measured: dict[str, list[dict[str, Any]]] = {contender.name: [] for contender in contenders}
     for repetition in range(repetitions):
@@ -71,8 +71,8 @@ def run_alternately(
 
 
 def run_once(command: list[str]) -> tuple[dict[str, Any], int]:
-    """The JSON that a process printed last, and the most memory that it held, in bytes."""
-    # Where perf/ is, and for interpreters into which the project is not installed also the project.
+    """The JSON in the last line that a process printed, and its peak memory in bytes."""
+    # The path has perf/, and the project for interpreters in which it is not installed.
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
     output = process.stdout.read()
@@ -85,7 +85,7 @@ def run_once(command: list[str]) -> tuple[dict[str, Any], int]:
 def summarize(
     contenders: Sequence[Contender], measured: dict[str, list[dict[str, Any]]], unit: str, reference: str
 ) -> list[dict[str, Any]]:
-    """One object a contender: median value, spread, peak memory, and ratios to the reference and to the best peer."""
+    """One object per contender: median, values, peak memory, and the ratios to the reference and to the best peer."""
     values = {name: statistics.median(run["value"] for run in runs) for name, runs in measured.items()}
     peers = [values[contender.name] for contender in contenders if contender.peer]
     rows = []
@@ -107,7 +107,7 @@ def summarize(
 
 
 def write_results(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the rows, and keep those of scenarios that were not measured now."""
+    """Write the rows to a file. Rows of scenarios that were not measured this time are kept."""
     path.parent.mkdir(exist_ok=True)
     measured = {row.get("scenario") for row in rows}
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
@@ -140,7 +140,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def reset_peak_memory() -> int:
-    """Bytes that the process holds now, from which on its peak is counted anew (Linux)."""
+    """Reset the peak memory of this process, and return the number of bytes that it uses now (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
     return memory("VmRSS")
 

@@ -1,8 +1,8 @@
-"""How quick a page with 10,000 samples is: building it, its first paint in Chromium, a search, a filter, a sort.
+"""Measure a report page with 10,000 samples: building it, the first paint in Chromium, a search, filters and a sort.
 
-CREAK's own training claims with people's explanations as the teacher's texts (--data DIR), or made-up ones, go through
-the real scripts; two students' answers to 1,000 questions are drawn. The page is opened from the disk in headless
-Chromium, anew for each repetition. `make perf STAGE=report` runs it; docs/measurements/report.md has the figures.
+The real scripts prepare CREAK's training claims with the explanations that people wrote (--data DIR), or made-up
+claims. The answers of two students to 1,000 questions are random. For each repetition, a new headless Chromium opens
+the page from the disk. `make perf STAGE=report` runs it; docs/measurements/report.md has the results.
 """
 
 import itertools
@@ -36,7 +36,7 @@ ACTIONS = {
     "filter by length": "find('min').value = '100'; find('min').dispatchEvent(new Event('input'))",
     "sort by length": "find('sort').value = 'longest'; find('sort').dispatchEvent(new Event('change'))",
 }
-"""What a user does -> how; each is timed until the rows are laid out, then undone."""
+"""Maps each action of a user to its JavaScript. An action is timed until the rows are laid out, and then undone."""
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
     args = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
-        raise UserError("no Chromium here: bash tests/support/browser/install.sh installs Debian's")
+        raise UserError("there is no Chromium on this machine; install Debian's: bash tests/support/browser/install.sh")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "creak" / "all"
         make_run(folder, args.data, args.samples)
@@ -96,7 +96,7 @@ def claims_of(data: Path | None, name: str) -> Iterator[dict[str, Any]]:
 
 
 def write_answers(folder: Path, claims: list[dict[str, Any]]) -> None:
-    """Answers that are drawn, in the files of evaluate/main.py."""
+    """Write random answers in the format of evaluate/main.py."""
     draw = random.Random(str(folder.name))
     question = (
         "Q: Determine the correctness of the following sentence. {sentence} (A) True (B) False A: The answer is ("
@@ -121,7 +121,7 @@ def program(name: str, *words: object) -> None:
 
 
 def open_page(chromium: str, page: Path) -> dict[str, float]:
-    """Milliseconds of the first paint, of all until the browser is idle, and of each action."""
+    """The milliseconds until the first paint and until the page is loaded, and those of each action."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -1,8 +1,8 @@
-"""Time and memory of the stages that only read and write records: do they grow with the number of records?
+"""Measure how time and memory of the stages that only read and write records grow with the number of records.
 
-Synthetic claims in CREAK's fields go through data_prepare.py, merge.py (of four shards, which are written here in the
-teacher's place) and data_prepare.py --post_process: the real scripts, each in a process of its own.
-`make perf STAGE=scale` runs it; docs/measurements/scale.md has the figures.
+Synthetic claims with CREAK's fields pass through data_prepare.py, merge.py (for four shards, which this program writes
+instead of a teacher) and data_prepare.py --post_process. These are the real scripts, each in a separate process.
+`make perf STAGE=scale` runs it; docs/measurements/scale.md has the results.
 """
 
 import argparse
@@ -22,15 +22,15 @@ from perf.measure import HERE, ROOT, run_once, write_results
 
 SHARDS = 4
 TESTED = 1000
-"""Claims of the test split; of the training split there are as many as asked for."""
+"""Number of claims in the test split. --records is the number of claims in the training split."""
 
 TEXT = "the a river city band novel king treaty engine comet often never only was is wrote crossed over near first"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", default="10000,100000,1000000", help="how many, with commas")
-    parser.add_argument("--folder", type=Path, help="where the files lie for the time (default: the temporary folder)")
+    parser.add_argument("--records", default="10000,100000,1000000", help="numbers of records, separated by commas")
+    parser.add_argument("--folder", type=Path, help="a folder for temporary files (default: the temporary folder)")
     parser.add_argument("--data", help=argparse.SUPPRESS)  # make passes it to every measurement
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)  # the process of one step
     args = parser.parse_args()
@@ -56,7 +56,7 @@ def measure(step: str, folder: Path, records: int) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Seconds of the processor beside those of the clock: where other work runs, the clock shows that work too."""
+    """A table of the rows. It has CPU seconds too, because other work on the machine lengthens the elapsed seconds."""
     lines = ["| records | stage | seconds | of them CPU | records/s | peak memory |", "|---|---|---|---|---|---|"]
     for row in rows:
         seconds = f"{row['seconds']:.1f} | {row['cpu_seconds']:.1f}"
@@ -92,7 +92,7 @@ def prepare(folder: Path, records: int) -> None:
 
 
 def write_shards(folder: Path, records: int) -> None:
-    """What enhance.py writes with --shard I/4, the teacher's texts made up."""
+    """Write shards in the format of enhance.py --shard I/4, with made-up texts of the teacher."""
     from teacherlm.core import manifests
     from teacherlm.core.records import write_records
     from teacherlm.enhance.job import shard_path, shard_records

@@ -1,4 +1,4 @@
-"""The MMLU table of a run's predictions: accuracy, and accuracy debiased over permutations."""
+"""Print the MMLU table of a run's predictions: accuracy, and accuracy debiased over permutations."""
 
 from teacherlm.core.programs import run_module
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Retrieval matters, shown by learning: a world of made-up places, a small reader that begins with random weights, and a
-# real retriever (minilm). The places of the test are others than those that were learned from.
+# Show that retrieval matters: a small reader with random weights learns about made-up places, with a real retriever
+# (minilm). The places of the test do not occur in training.
 set -euo pipefail
 
 usage="usage: [RUNS=FOLDER] [PLACES=400] [READER_STEPS=450] [RETRIEVER_STEPS=60] bash demo.sh      (or: make atlas-demo)"

@@ -31,8 +31,8 @@ def test_two_nodes_learn_what_one_does(named: Cluster) -> None:
     assert {state for states in named.await_end("two").values() for state in states} == {"COMPLETED"}
 
     log = only_log(named, "two", "finetune")
-    assert "4 a step (2 x 1 accumulated x 2 processes)" in log
-    assert "its processes run on node1 node2" in log
+    assert "4 per step (2 x 1 accumulated batches x 2 processes)" in log
+    assert "the processes run on node1 node2" in log
     logs = [next((named.place / runs).glob("*/*/finetune/*/log.jsonl")) for runs in ("one", "two")]
     one, two = map(curve, logs)
     assert [step for step, _ in one] == [step for step, _ in two]
@@ -68,7 +68,7 @@ def test_atlas_on_two_nodes_predicts_what_it_does_on_one(named: Cluster, shared_
     states = named.await_end("atlas/two/runs")
     assert {state for of_job in states.values() for state in of_job} == {"COMPLETED"}
     log = only_log(named, "atlas/two/runs", "evaluate")
-    assert "41 passages to embed, by 2 workers" in log
+    assert "41 passages to embed with 2 workers" in log
     results = "experiments/tiny-mmlu-zeroshot/combined_test-step-0.jsonl"
     one, other = (read_lines(place / name / results) for name in ("one", "two"))
     assert len(one) == len(other) == 16

@@ -185,7 +185,7 @@ def test_jobs_on_two_nodes_run_in_the_image(user: str, named: Cluster, image: Pa
     runs = f"home-{user}/runs"
     ended = named.await_end(runs)
     assert {state for states in ended.values() for state in states} == {"COMPLETED"}, only_log(named, runs, "prepare")
-    assert "its processes run on node1 node2" in only_log(named, runs, "finetune")
+    assert "the processes run on node1 node2" in only_log(named, runs, "finetune")
     (manifest,) = (home / "runs").glob("*/*/finetune/*/manifest.json")
     assert json.loads(manifest.read_text())["image"].startswith(image.name)
     assert manifest.owner() == user

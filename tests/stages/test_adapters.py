@@ -69,7 +69,7 @@ def test_it_goes_on_as_if_it_had_not_been_interrupted(
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert inside("finetune", *lora(tiny_llama, prepared / "SAMPLE", whole)).returncode == 0
     assert inside("finetune", *lora(tiny_llama, prepared / "SAMPLE", parts), "--num_train_epochs", 1).returncode == 0
-    assert "going on from" in inside("finetune", *lora(tiny_llama, prepared / "SAMPLE", parts)).stdout
+    assert "resuming from" in inside("finetune", *lora(tiny_llama, prepared / "SAMPLE", parts)).stdout
     assert read_log(parts) == read_log(whole)
     name = f"checkpoint-{2 * STEPS}/adapter_model.safetensors"
     assert (parts / name).read_bytes() == (whole / name).read_bytes()
@@ -89,8 +89,8 @@ def test_checkpoints_of_adapters_are_scored(tiny_llama: Path, prepared: Path, tm
 def trained(
     tiny_llama: Path, prepared: Path, tmp_path: Path, inside: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Path, Path]:
-    """The base model's folder and a checkpoint of its adapters, trained on a relative path; the working folder is
-    another one by now."""
+    """The base model's folder and a checkpoint of its adapters, which was trained on a relative path. The current
+    folder is now another one."""
     home = tmp_path / "home"
     shutil.copytree(tiny_llama, home / "models" / "tiny")
     monkeypatch.chdir(home)
@@ -115,7 +115,7 @@ def score(inside: Callable, prepared: Path, model: Path, name: str) -> list[list
 def test_adapters_trained_on_a_relative_path_are_scored_from_another_folder(
     trained: tuple[Path, Path], prepared: Path, inside: Callable
 ) -> None:
-    """They score as the merged model does, and as neither would without them."""
+    """They give the scores of the merged model, which differ from the scores without adapters."""
     base, checkpoint = trained
     config = json.loads((checkpoint / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(base)
@@ -160,7 +160,8 @@ def test_a_base_model_that_is_gone_is_named(trained: tuple[Path, Path], prepared
 def test_a_base_model_is_not_looked_for_in_the_current_folder(
     trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder with the name of the hub's model could be anybody's there. Beside the adapters it is theirs."""
+    """In the current folder, anybody could have made a folder with the name of the hub's model. Beside the adapters, it
+    belongs to them."""
     base, checkpoint = trained
     here = tmp_path / "here"
     shutil.copytree(base, here / "someone" / "tiny")
@@ -274,14 +275,14 @@ CONTEXT = list(range(20, 44))
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With biases, and weights that are large enough for every part to matter."""
+    """A base model with biases, and with weights that are large enough for every part to matter."""
     config = llama_config(attention_bias=True, mlp_bias=True)
     return save(tmp_path_factory.mktemp("base") / "base", LlamaForCausalLM(config))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapters_of_other_programs_are_computed_as_peft_computes_them(kind: str, base: Path, tmp_path: Path) -> None:
-    """By the stages that take them, on the paths that they choose."""
+    """The stages that accept adapters are tested, on the paths that they choose."""
     folder, expected = make_adapters(base, tmp_path / "adapters", KINDS[kind]())
     assert (log_probabilities(AutoModelForCausalLM.from_pretrained(base)) - expected).abs().max() > 0.1
     scored = ScoredModel(folder, "cpu", "float32")
@@ -366,7 +367,7 @@ def test_adapters_that_cannot_be_computed_are_refused(
 def test_adapters_beside_a_config_json_are_those_of_their_base_model(
     base: Path, prepared: Path, tmp_path: Path, inside: Callable
 ) -> None:
-    """Some programs put the base model's config.json beside the adapters; they train as little as others."""
+    """Some programs put the base model's config.json beside the adapters. Such a folder is refused in training too."""
     alone, _ = make_adapters(base, tmp_path / "alone", KINDS["DoRA"]())
     beside = Path(shutil.copytree(alone, tmp_path / "beside"))
     shutil.copy(base / "config.json", beside)

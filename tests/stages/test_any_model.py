@@ -76,7 +76,7 @@ def test_a_model_that_is_not_whole_or_no_decoder_is_refused_by_every_stage(
     for stage in STAGES:
         message = only_error(inside(stage, *words(stage, model, prepared, tmp_path)))
         assert says in message, stage
-        assert "is the copy whole" not in message
+        assert "is the copy complete" not in message
     assert not (tmp_path / "out.jsonl").exists()
 
 
@@ -151,7 +151,7 @@ def test_choices_are_tokenized_as_the_student_was_trained(tmp_path: Path, capsys
         whole = tokenizer(CONTEXT + letter)["input_ids"]
         assert value == pytest.approx(float(reference(folder, whole[:-1])[-1, whole[-1]]), abs=1e-4)
     assert model.described()["tokenization"] == "context and choice together"
-    assert "as the texts that a student is trained on" in capsys.readouterr().out
+    assert "they are tokenized jointly, as in the training of students" in capsys.readouterr().out
     apart = LanguageModel(folder, "cpu", "float32", "apart")
     assert [value for value, _ in apart.loglikelihood(ask((CONTEXT, "A"), (CONTEXT, "B")))] != pytest.approx(found)
 
@@ -368,7 +368,7 @@ def test_positions_that_begin_after_the_padding_s_number(tmp_path: Path) -> None
 
 
 def test_broken_checkpoints_are_named_and_the_others_are_scored(tmp_path: Path, prepared: Path, inside: Inside) -> None:
-    """Each as it would be scored alone: those that cannot be read, and those that only loading finds broken."""
+    """The others get the same scores as alone. Some broken ones cannot be read, and some are found only in loading."""
     model = save(tmp_path / "model", LlamaForCausalLM(llama_config()))
     run = tmp_path / "run"
     for step in (1, 2, 3, 7):

@@ -28,7 +28,7 @@ def test_an_architecture_is_computed_exactly_or_refused(sweep: Sweep, name: str)
 
 @pytest.mark.parametrize(("name", "field"), [("mistral", "sliding_window"), ("gemma2", "attn_logit_softcapping")])
 def test_the_comparison_sees_a_setting_that_is_ignored(sweep: Sweep, name: str, field: str) -> None:
-    """What is computed without the setting is wrong in all stages."""
+    """Without the setting, the comparison finds wrong results in all stages."""
     model = make_model(named(name), len(sweep.tokenizer))
     student = sweep.save(model, f"{name} without {field}")
     config = json.loads((student / "config.json").read_text())

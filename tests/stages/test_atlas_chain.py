@@ -63,7 +63,7 @@ def test_the_chain_ends_with_the_table_and_twice_does_nothing(place: Path, tmp_p
 
 
 def last_score(done: subprocess.CompletedProcess) -> str:
-    """The last line of the table, before the report's own."""
+    """The last line of the table, before the lines of the report."""
     return done.stdout.partition("\n\n== report\n")[0].splitlines()[-1]
 
 
@@ -85,7 +85,7 @@ def test_one_model_for_all_domains(place: Path, tmp_path: Path, setting: str) ->
 
 
 def test_a_model_for_each_domain(place: Path, tmp_path: Path) -> None:
-    """Two steps each; which of several steps is chosen is the other test's."""
+    """Each model trains two steps. Another test shows which of several steps is chosen."""
     settings = environment(place, tmp_path)
     settings["FLAGS"] += f" {TRAIN} --total_steps 2"
     command = ["bash", str(ROOT / "slurm" / "chain.sh"), "atlas-5-shot"]
@@ -120,7 +120,7 @@ def test_by_hand_from_its_folder_in_two_processes(place: Path, tmp_path: Path) -
 
 
 def test_what_is_missing_is_said_before_anything_is_submitted(place: Path, tmp_path: Path) -> None:
-    """On a login node: the checkpoint has to be there, for jobs have no internet."""
+    """On a login node, the checkpoint must already exist, because jobs have no internet."""
     fake = tmp_path / "bin"
     fake.mkdir()
     for name in ("squeue", "sbatch"):

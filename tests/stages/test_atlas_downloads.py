@@ -58,7 +58,7 @@ def test_an_index_is_two_files_a_shard(server: Server, tmp_path: Path) -> None:
 def test_an_interrupted_download_goes_on(server: Server, tmp_path: Path) -> None:
     server.cut = 3_000_000
     url, target = f"http://127.0.0.1:{server.server_port}/file", tmp_path / "file"
-    with pytest.raises(UserError, match=r"run this again"):
+    with pytest.raises(UserError, match=r"run the same command again"):
         download(url, target)
     assert not target.exists()
     download(url, target)
@@ -84,7 +84,7 @@ def without_range(status: int, headers: dict[str, str], rest: bytes) -> tuple[in
 
 
 def another_part(status: int, headers: dict[str, str], rest: bytes) -> tuple[int, bytes]:
-    """As of a cache that keeps the first part it was asked for."""
+    """Answer like a cache that keeps the first part that was requested."""
     size = len(CONTENT)
     headers["Content-Range"] = f"bytes {size - len(rest) - 1000}-{size - 1001}/{size}"
     return status, CONTENT[size - len(rest) - 1000 : size - 1000]
@@ -122,14 +122,14 @@ def packed(status: int, headers: dict[str, str], rest: bytes) -> tuple[int, byte
 def test_a_part_that_is_not_the_missing_one_is_not_appended(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture, wrong: Callable, etag: bool
 ) -> None:
-    """It begins anew, in the same call. Without an ETag that is an MD5, nothing else would find such a part."""
+    """The download begins again in the same call. If the ETag is not an MD5, no other check would find such a part."""
     server.cut, server.wrong, server.etag = 3_000_000, wrong, etag
     url, target = f"http://127.0.0.1:{server.server_port}/file", tmp_path / "file"
-    with pytest.raises(UserError, match=r"run this again"):
+    with pytest.raises(UserError, match=r"run the same command again"):
         download(url, target)
     download(url, target)
     assert target.read_bytes() == CONTENT
-    assert "begun anew, because the server's answer does not go on with it" in capsys.readouterr().out
+    assert "the download begins again, because the server does not continue it" in capsys.readouterr().out
     asked = [given for path, given in server.asked if path == "/file"]
     assert [given is None for given in asked] == [True, False, True]
 
@@ -170,7 +170,7 @@ def test_a_server_that_says_no_length_and_does_not_end(
     server.length = False
     url, target = f"http://127.0.0.1:{server.server_port}/file", tmp_path / "file"
     monkeypatch.setattr(downloads, "DOWNLOAD_BYTES", len(CONTENT) - 1)
-    with pytest.raises(UserError, match=rf"says no length and has sent {len(CONTENT) - 1} bytes"):
+    with pytest.raises(UserError, match=rf"gives no length and has sent {len(CONTENT) - 1} bytes"):
         download(url, target)
     assert not target.exists() and not (tmp_path / ".file.part").exists()
     monkeypatch.undo()
@@ -179,10 +179,10 @@ def test_a_server_that_says_no_length_and_does_not_end(
 
 
 def test_records_of_a_download_that_are_none_count_as_none(server: Server, tmp_path: Path) -> None:
-    """Brackets that no parser has room for, in the record of a whole file and of one that was begun."""
+    """The records of a complete and of an unfinished file have more brackets than a parser can nest."""
     url, target = f"http://127.0.0.1:{server.server_port}/file", tmp_path / "file"
     server.cut = 3_000_000
-    with pytest.raises(UserError, match=r"run this again"):
+    with pytest.raises(UserError, match=r"run the same command again"):
         download(url, target)
     begun = [path for path in tmp_path.iterdir() if path.read_bytes().startswith(b"{")]
     assert begun
@@ -201,4 +201,4 @@ def test_offline_it_says_what_to_do(tmp_path: Path) -> None:
         port = server.server_port
     base = ["--base_url", f"http://127.0.0.1:{port}", "--output_directory", tmp_path]
     message = only_error(script("download_model", "--model", "models/atlas/xl", *base))
-    assert "could not be fetched" in message and f"copy it to {tmp_path}/models/atlas/xl/model.pth.tar" in message
+    assert "could not be downloaded" in message and f"copy it to {tmp_path}/models/atlas/xl/model.pth.tar" in message

@@ -57,7 +57,7 @@ def predictions(output: Path, file: str = "test") -> list[dict]:
 
 
 def assert_alike(found: list[dict], expected: list[dict]) -> None:
-    """The same questions, passages and choices; logits that differ by the order of sums at most."""
+    """Check that questions, passages and choices are equal, and that logits differ at most by the order of sums."""
     assert len(found) == len(expected)
     for one, other in zip(found, expected):
         assert one["metadata"] == other["metadata"] and one["generation"] == other["generation"]
@@ -77,7 +77,7 @@ def test_a_prediction_has_what_the_reference_writes(place: Path, alone: Path) ->
 
 
 def test_the_passages_are_the_best_of_all(place: Path, alone: Path) -> None:
-    """By embedding everything again, and sorting."""
+    """The expected passages come from embedding everything again and sorting."""
     import torch
 
     from teacherlm.atlas import retriever
@@ -105,7 +105,7 @@ def test_two_workers_predict_what_one_does(place: Path, alone: Path, tmp_path: P
     done = evaluate(place, tmp_path, *more, workers=2)
     assert done.returncode == 0, done.stderr
     assert_alike(predictions(tmp_path), predictions(alone))
-    # What one wrote in 5 shards, two load; what two wrote in 4, one.
+    # Two workers load what one worker saved in 5 shards; one worker loads what two workers saved in 4 shards.
     loaded = evaluate(place, tmp_path / "a", "--load_index_path", alone / "index", workers=2)
     assert loaded.returncode == 0, loaded.stderr
     assert_alike(predictions(tmp_path / "a"), predictions(alone))
@@ -187,7 +187,7 @@ def test_closed_book_reads_the_question_alone(place: Path, tmp_path: Path) -> No
 
 
 def test_passages_of_the_file(place: Path, alone: Path, tmp_path: Path) -> None:
-    """Given the passages that were retrieved, the reader says the same."""
+    """With the retrieved passages given in the file, the reader writes the same."""
     single = ["--multiple_choice_eval_permutations", "single"]
     lines = [{**line["metadata"], "passages": line["passages"]} for line in predictions(alone)]
     file = write_lines(tmp_path / "given.jsonl", lines)
@@ -196,7 +196,7 @@ def test_passages_of_the_file(place: Path, alone: Path, tmp_path: Path) -> None:
     for line, before in zip(predictions(tmp_path, "given"), predictions(alone)):
         assert line["choice_logits"] == pytest.approx(before["choice_logits"], abs=1e-4)
     without = evaluate(place, tmp_path / "x", "--use_file_passages")
-    assert "question 1: --use_file_passages needs its field passages" in only_error(without)
+    assert "question 1: --use_file_passages needs the field passages" in only_error(without)
 
 
 def test_retrieval_only_needs_no_reader(place: Path, alone: Path, tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_several_files_and_a_compressed_index(place: Path, tmp_path: Path) -> No
 def test_flags_of_training_are_ignored_and_those_of_the_reference_accepted(
     place: Path, alone: Path, tmp_path: Path
 ) -> None:
-    """One list of flags serves both commands. A larger share of the index, ranked anew, gives the same passages."""
+    """The same list of flags works for both commands. Reranking a larger part of the index gives the same passages."""
     of_training = [
         "--train_data",
         place / "test.jsonl",
@@ -246,7 +246,7 @@ def test_flags_of_training_are_ignored_and_those_of_the_reference_accepted(
     done = evaluate(place, tmp_path, "--load_index_path", alone / "index", *of_training, *of_reference)
     assert done.returncode == 0, done.stderr
     ignored = "--train_data, --shuffle, --lr, --shard_optim, --refresh_index"
-    assert done.stdout.count(f"evaluate: ignored, of train.py: {ignored}\n") == 1
+    assert done.stdout.count(f"evaluate: these flags of train.py are ignored: {ignored}\n") == 1
     assert done.stdout.count("evaluate: --alpha is not used: ") == 1
     for found, before in zip(predictions(tmp_path), predictions(alone)):
         for asked, other in zip(found["permutations"], before["permutations"]):
@@ -255,7 +255,7 @@ def test_flags_of_training_are_ignored_and_those_of_the_reference_accepted(
 
 
 def test_the_decoder_begins_with_its_prompt(place: Path, alone: Path, tmp_path: Path) -> None:
-    """The letters' logits and what is written come after it; each order of the options has its own."""
+    """The logits of the letters and the generated text come after the prompt. Each order of options has a prompt."""
     words = ["--load_index_path", alone / "index", "--decoder_prompt_format", "{query} "]
     assert "cuts the letter off" in only_error(evaluate(place, tmp_path, *words))  # the prompt's tokens count
     done = evaluate(place, tmp_path, *words, "--target_maxlength", 400)
@@ -268,7 +268,7 @@ def test_the_decoder_begins_with_its_prompt(place: Path, alone: Path, tmp_path: 
 
 
 def test_ranking_anew_is_by_the_encoder_as_it_is_now(place: Path, alone: Path, tmp_path: Path) -> None:
-    """With an index of other vectors, all of whose passages are ranked again, the best are the encoder's own."""
+    """The index has other vectors. When all its passages are reranked, the best ones are those of the encoder."""
     import json
     import shutil
 
@@ -300,7 +300,7 @@ def test_a_file_of_the_documentation_s_mistake_is_named(place: Path, tmp_path: P
 
 
 def test_no_predictions_are_written_from_logits_that_are_not_finite(place: Path, tmp_path: Path) -> None:
-    """Weights that are all finite, and products of them that are not."""
+    """All weights are finite, but some products of them are not."""
     import shutil
 
     from safetensors.torch import load_file, save_file
@@ -319,13 +319,13 @@ def test_bad_input_is_one_line(place: Path, alone: Path, tmp_path: Path) -> None
     make_tiny_bert(tmp_path / "other", seed=3)
     make_tiny_bert(tmp_path / "wider", dimension=64)
     wrong = {
-        "what to retrieve from is missing": [],
+        "there are no passages to retrieve from": [],
         "no such file; JSON lines of passages": ["--passages", tmp_path / "nowhere.jsonl"],
         "made by another passage encoder": [*index, "--retriever_model_path", tmp_path / "other"],
-        "32 dimensions, the retriever makes 64": [*index, "--retriever_model_path", tmp_path / "wider"],
+        "32 dimensions, but the retriever's have 64": [*index, "--retriever_model_path", tmp_path / "wider"],
         "the reader in": [*index, "--reader_model_type", place / "bert"],
         "no checkpoint there": [*index, "--model_path", tmp_path],
-        "{nothing} is not known": [*index, "--encoder_format", "{query} {nothing}"],
+        "{nothing} is unknown": [*index, "--encoder_format", "{query} {nothing}"],
         "a positive number was expected": [*index, "--n_context", 0],
     }
     for message, more in wrong.items():

@@ -52,7 +52,7 @@ def test_no_place_of_the_test_was_learned_from(short: Path) -> None:
 
 
 def test_the_demo_ends_with_the_scores_of_its_four_stages(short: Path) -> None:
-    """Of 120 passages chance finds 0.8 % of the right ones. 18 steps teach the form of answers, not more."""
+    """With 120 passages, chance finds the right one in 0.8 % of cases. 18 steps teach only the form of answers."""
     said = (short.parent / "said").read_text().partition("== unseen places")[2]
     for name in STAGES:
         assert f"{counts(short, name)['debiased_accuracy']:.1f}" in said
@@ -65,7 +65,7 @@ def test_the_demo_ends_with_the_scores_of_its_four_stages(short: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_retrieval_matters(demo: Path) -> None:
-    """Of 300 questions chance is 25 % and its standard error 2.5; closed book stays within four of them."""
+    """With 300 questions, chance is 25 % with a standard error of 2.5. Closed book stays within four of them."""
     assert 15 <= counts(demo, "closed-book")["debiased_accuracy"] <= 35
     assert counts(demo, "given")["debiased_accuracy"] >= 80
     assert counts(demo, "retriever-learns")["debiased_accuracy"] >= 80

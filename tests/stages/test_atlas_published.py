@@ -35,7 +35,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def source(shards: int, each: int = EACH, seed: int = 0) -> tuple[list[dict[str, str]], torch.Tensor]:
-    """The passages of an index, as they must be found again, and their vectors."""
+    """The passages of an index, which must be found again, and their vectors."""
     passages = make_passages(shards * each, seed)
     for passage in passages:
         passage.pop("section", None)
@@ -45,7 +45,7 @@ def source(shards: int, each: int = EACH, seed: int = 0) -> tuple[list[dict[str,
 
 
 def publish(folder: Path, passages: list, vectors: torch.Tensor, shards: int) -> Path:
-    """As the reference saves an index: embeddings.N.pt is (dimension, passages) in float16, passages.N.pt a pickle."""
+    """Save an index like the reference: embeddings.N.pt is (dimension, passages) in float16, passages.N.pt a pickle."""
     folder.mkdir(parents=True, exist_ok=True)
     each = len(passages) // shards
     for shard in range(shards):
@@ -60,13 +60,13 @@ def load(folder: Path, shards: int = 128) -> Index:
 
 
 def assert_is(index: Index, passages: list[dict[str, str]], vectors: torch.Tensor) -> None:
-    """Every row's text and vector."""
+    """Check the text and the vector of every row."""
     assert list(index.passages.between(0, len(index.passages))) == passages
     assert torch.equal(torch.cat(index.vectors.segments), vectors)
 
 
 def test_a_part_is_refused_and_the_whole_is_used_once_it_is_there(tmp_path: Path) -> None:
-    """evaluate.py on 60 of 128 shards beside an unfinished download; completed; then one shard's contents change."""
+    """evaluate.py gets 60 of 128 shards and an unfinished download; then all shards; then one shard is changed."""
     passages, vectors = source(128)
     whole = publish(tmp_path / "whole", passages, vectors, 128)
     part = tmp_path / "part"
@@ -88,7 +88,7 @@ def test_a_part_is_refused_and_the_whole_is_used_once_it_is_there(tmp_path: Path
         return [sorted(passage["text"] for passage in line["passages"]) for line in lines]
 
     message = only_error(evaluate())
-    assert "embeddings.60.pt: this shard is missing, 60 of 128 are there; download the index again" in message
+    assert "embeddings.60.pt: this shard is missing; 60 of 128 are there; download the index again" in message
     assert not (tmp_path / "out" / "run" / "test-step-0.jsonl").exists()
     shutil.copytree(whole, part, dirs_exist_ok=True)
     assert evaluate().returncode == 0
@@ -102,7 +102,7 @@ def test_a_part_is_refused_and_the_whole_is_used_once_it_is_there(tmp_path: Path
 
 
 def test_the_published_format_is_read(tmp_path: Path) -> None:
-    """Of other numbers of shards too, when that number is given."""
+    """An index with another number of shards is read too if the number is given."""
     passages, vectors = source(3)
     folder = publish(tmp_path / "index", [{**passage, "section": "x"} for passage in passages], vectors, 3)
     assert_is(load(folder, 3), passages, vectors)
@@ -110,7 +110,7 @@ def test_the_published_format_is_read(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             load(folder, shards)
     (folder / "passages.1.pt").unlink()
-    with pytest.raises(UserError, match=r"passages.1.pt: this shard is missing, 2 of 3"):
+    with pytest.raises(UserError, match=r"passages.1.pt: this shard is missing; 2 of 3"):
         load(folder, 3)
 
 
@@ -140,13 +140,16 @@ def shard_without(field: str) -> Callable[[list], object]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda passages: passages[:-1], r"passages.1.pt: 3 passages were expected, as embeddings.1.pt has, found 2"),
+        (
+            lambda passages: passages[:-1],
+            r"passages.1.pt: 3 passages were expected, one per vector of embeddings.1.pt, found 2",
+        ),
         (lambda passages: {"a": passages}, r"passages.1.pt: 3 passages were expected, .* found dict"),
         (lambda passages: [*passages[:2], "a text"], r"passages.1.pt, passage 2: a mapping .* found 'a text'"),
         (lambda passages: [None, *passages[:2]], r"passages.1.pt, passage 0: a mapping .* found 'None'"),
         (shard_without("text"), r"passages.1.pt, passage 0: the field 'text' is missing"),
         (shard_without("id"), r"passages.1.pt, passage 0: the field 'id' is missing"),
-        (lambda passages: [print], r"passages.1.pt: no pickled list .*builtins.print"),
+        (lambda passages: [print], r"passages.1.pt: not a pickled list .*builtins.print"),
     ],
 )
 def test_what_is_wrong_with_a_shard_is_said(change: Callable, message: str, tmp_path: Path) -> None:
@@ -161,7 +164,7 @@ def test_what_is_wrong_with_a_shard_is_said(change: Callable, message: str, tmp_
     ("content", "message"),
     [
         (b"\x80\x04]r\xff\xff\xff\x7f.", "passages.1.pt: 3 passages were expected, .* found 0"),  # reference 2**31
-        (b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b".", "passages.1.pt: no pickled list .*instruction 150"),
+        (b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b".", "passages.1.pt: not a pickled list .*instruction 150"),
         (b"\x80\x04\x8a\xff" + b"\x01" * 255 + b".", "passages.1.pt: 3 passages were expected, .* found int"),
     ],
 )
@@ -181,7 +184,9 @@ def test_other_numbers_of_vectors_are_found_though_the_passages_were_converted(t
     load(folder, 2)
     torch.save(vectors[:2].T.clone(), folder / "embeddings.0.pt")
     torch.save(vectors[2:].T.clone(), folder / "embeddings.1.pt")
-    with pytest.raises(UserError, match=r"passages.0.pt: 2 passages were expected, as embeddings.0.pt has, found 3"):
+    with pytest.raises(
+        UserError, match=r"passages.0.pt: 2 passages were expected, one per vector of embeddings.0.pt, found 3"
+    ):
         load(folder, 2)
 
 
@@ -205,7 +210,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 def test_of_many_that_ask_at_once_one_converts(tmp_path: Path) -> None:
-    """Each notes that it reads, and takes its time over it: the others wait."""
+    """Each process records that it reads the shards, and reads slowly. The others wait."""
     passages, _ = source(4)
     notes = tmp_path / "notes"
 
@@ -235,7 +240,7 @@ TWENTY = pytest.param(20, id="twenty", marks=[pytest.mark.slow, pytest.mark.time
 
 @pytest.mark.parametrize("moments", [SOME, TWENTY])
 def test_killed_while_it_converts(moments: int, tmp_path: Path, cache: Path) -> None:
-    """At random moments; what is left behind then is never used: every row is the source's."""
+    """It is killed at random moments. What is left behind is never used, and every row equals the source's."""
     passages, vectors = source(128, each=40)
     folder = publish(tmp_path / "index", passages, vectors, 128)
     started = time.monotonic()
@@ -267,7 +272,7 @@ class Publisher(Server):
 
 @pytest.mark.parametrize("moments", [SOME, TWENTY])
 def test_killed_while_it_downloads(moments: int, tmp_path: Path) -> None:
-    """After each, the index is refused or complete; the same command goes on. Every row is the source's."""
+    """After each kill, the index is refused or complete, and the same command resumes. All rows equal the source's."""
     import threading
 
     passages, vectors = source(128)

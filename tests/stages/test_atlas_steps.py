@@ -1,4 +1,4 @@
-"""Steps of training against float64 code of the tests' own: dropout, gradients that are not finite, accumulation."""
+"""Training steps compared with float64 code of this test: dropout, gradients that are not finite, and accumulation."""
 
 import json
 import math
@@ -53,7 +53,7 @@ def flags_of(place: Path, *more: object) -> TrainFlags:
 
 
 def drawn_masks(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """The factors of every dropout from now on, in their order: as the library draws them, and kept."""
+    """The factors of every dropout from now on, in order. The library draws them, and this list keeps them."""
     masks: list[torch.Tensor] = []
     library = torch.nn.functional.dropout
 
@@ -68,14 +68,14 @@ def drawn_masks(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 
 
 def mask_of(masks: list[torch.Tensor], row: int, length: int) -> Iterator[torch.Tensor]:
-    """Of one text of a padded batch: of states (B, L, D), and of attention (B, H, L, L)."""
+    """The masks of one text of a padded batch: those of states (B, L, D) and those of attention (B, H, L, L)."""
     for mask in masks:
         yield mask[row, :, :length, :length] if mask.dim() == 4 else mask[row, :length]
 
 
 @pytest.mark.parametrize("norm", ["variance", "mean_square"])
 def test_query_side_training_with_dropout(place: Path, monkeypatch: pytest.MonkeyPatch, norm: str) -> None:
-    """The retriever's loss and its gradient: passages are encoded without dropout, with the query's masks as drawn."""
+    """The retriever's loss and gradient: passages are encoded without dropout, and queries with the drawn masks."""
     more = ["--train_retriever", "--query_side_retriever_training", "--dropout", 0.3, "--retriever_n_context", N]
     asked = flags_of(place, *more, "--n_context", N, "--temperature_gold", 0.1, "--temperature_score", 0.2)
     model = load_model(asked, torch.device("cpu"), "fp32", trains=True)
@@ -131,7 +131,7 @@ BAD = "poem"
 
 
 def good_and_bad(kinds: str) -> list[dict]:
-    """Questions, B for one with a word whose gradient is not finite, and none of the others with it."""
+    """Questions, of which only question B has a word whose gradient is not finite."""
     made = make_questions(len(kinds))
     for question in made:
         question["question"] = question["question"].replace(BAD, "river")
@@ -143,7 +143,7 @@ def good_and_bad(kinds: str) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def bad_place(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A T5 whose weights and losses are finite; but twice the embedding of one word is more than float32 can hold."""
+    """A T5 with finite weights and losses, but twice the embedding of one word exceeds the range of float32."""
     folder = tmp_path_factory.mktemp("bad")
     make_tiny_t5(folder / "t5")
     (folder / "bert").symlink_to(place / "bert")
@@ -186,7 +186,7 @@ def plain_steps(folder: Path, questions: list[dict], taken: list[int]) -> dict[s
 
 
 def test_a_step_whose_gradient_is_not_finite_is_skipped_and_counted(bad_place: Path, tmp_path: Path) -> None:
-    """The others are those of float64 code that leaves that question out."""
+    """The other steps equal those of float64 code that omits this question."""
     questions = good_and_bad("gBgg")
     file = write_lines(tmp_path / "train.jsonl", questions)
     done = train(bad_place, tmp_path, "--train_data", file, "--closed_book", "--dropout", 0, "--total_steps", 4)
@@ -205,7 +205,7 @@ def test_too_many_in_a_row_end_the_run(bad_place: Path, tmp_path: Path) -> None:
     done = train(bad_place, tmp_path, *more)
     message = only_error(done)
     assert "5 steps in a row, up to step 10, had a gradient that is not finite" in message
-    assert "checkpoint/step-8 is what was saved before" in message
+    assert "checkpoint/step-8; use a lower --lr" in message
     assert not (tmp_path / "run" / "manifest.json").exists()
     after = saved(tmp_path, 8)
     assert all(weight.isfinite().all() for weight in after.values())
@@ -221,7 +221,7 @@ def test_a_run_all_of_whose_steps_are_skipped_fails(bad_place: Path, tmp_path: P
 
 
 def test_workers_with_shared_out_states_skip_together(bad_place: Path, tmp_path: Path) -> None:
-    """One of the two has the bad question; what they learn is what one worker does."""
+    """One of the two workers has the bad question. Both together learn the same as one worker."""
     file = write_lines(tmp_path / "train.jsonl", good_and_bad("gggBgg"))
     more = ["--train_data", file, "--closed_book", "--dropout", 0, "--total_steps", 3]
     two = train(bad_place, tmp_path / "two", *more, "--shard_optim", "--shard_grads", workers=2)
@@ -240,7 +240,7 @@ def test_workers_with_shared_out_states_skip_together(bad_place: Path, tmp_path:
 
 
 def test_warm_up_and_total_are_both_counted_in_batches(place: Path, tmp_path: Path) -> None:
-    """Steps of two batches: each has the learning rate of its first batch."""
+    """A step has two batches, and the learning rate of its first batch."""
     file = write_lines(tmp_path / "train.jsonl", make_questions(8))
     more = ["--closed_book", "--train_data", file, "--total_steps", 8, "--accumulation_steps", 2]
     done = train(place, tmp_path, *more, "--scheduler", "linear", "--warmup_steps", 4)

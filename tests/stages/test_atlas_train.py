@@ -72,7 +72,7 @@ def train(place: Path, output: Path, *more: object, workers: int = 1) -> subproc
 
 
 def begin(command: list[str], place: Path, until_step: int) -> subprocess.Popen:
-    """A run that has written the log's line of a step and goes on."""
+    """A running process that has written the log line of a step."""
     environment = os.environ | {"TEACHERLM_CACHE": str(place / "cache")}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
@@ -105,7 +105,7 @@ def assert_same(output: Path, other: Path, tolerance: float, step: int = STEPS) 
 
 @pytest.fixture(scope="module")
 def alone(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The index is made anew every three steps."""
+    """A run with one worker, in which the index is made again every three steps."""
     output = tmp_path_factory.mktemp("alone")
     done = train(place, output, "--refresh_index", 3)
     assert done.returncode == 0, done.stderr
@@ -126,7 +126,7 @@ def test_a_run_leaves_checkpoint_log_and_predictions(place: Path, alone: Path) -
 
 
 def test_interrupted_twice_and_resumed_it_is_the_uninterrupted_run(place: Path, alone: Path, tmp_path: Path) -> None:
-    """By Slurm's warning, between two lines of the log; with dropout, shuffling and refreshes."""
+    """Slurm's warning interrupts it between two lines of the log. It has dropout, shuffling and index refreshes."""
     command = [warm_python(), str(TRAIN), *words(place, tmp_path, "--refresh_index", 3)]
     for wanted in (2, 6):
         process = begin(command, place, until_step=wanted)
@@ -137,7 +137,7 @@ def test_interrupted_twice_and_resumed_it_is_the_uninterrupted_run(place: Path, 
         assert len(list((tmp_path / "run" / "checkpoint").glob("state-*"))) == 1
     done = train(place, tmp_path, "--refresh_index", 3)
     assert done.returncode == 0, done.stderr
-    assert "going on from" in done.stdout
+    assert "resuming from" in done.stdout
     assert_same(tmp_path, alone, 1e-6)
 
 
@@ -151,7 +151,7 @@ def test_two_workers_learn_what_one_does(place: Path, tmp_path: Path) -> None:
 
 
 def test_shared_out_states_are_those_of_one_worker_and_go_on(place: Path, tmp_path: Path) -> None:
-    """Each worker writes its share, and takes it up again after Slurm's warning; the retriever learns from step 3."""
+    """Each worker saves its shard after Slurm's warning and loads it again. The retriever learns from step 3 on."""
     plain = ["--dropout", 0, "--refresh_index", 3, "--freeze_retriever_steps", 3]
     one = train(place, tmp_path / "one", *plain, "--per_gpu_batch_size", 4)
     assert one.returncode == 0, one.stderr
@@ -166,7 +166,7 @@ def test_shared_out_states_are_those_of_one_worker_and_go_on(place: Path, tmp_pa
     assert "interrupted after step" in output, errors[-3000:]
     done = train(place, tmp_path / "two", *plain, workers=2)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "going on from" in done.stdout
+    assert "resuming from" in done.stdout
     state = tmp_path / "two" / "run" / "checkpoint" / f"state-{STEPS}" / "all"
     shares = [torch.load(file, weights_only=False) for file in state.glob("*zero_pp_rank_*_optim_states.pt")]
     assert [share["optimizer_state_dict"]["zero_stage"] for share in shares] == [2, 2]
@@ -174,7 +174,7 @@ def test_shared_out_states_are_those_of_one_worker_and_go_on(place: Path, tmp_pa
 
 
 def test_shared_out_states_in_bfloat16(place: Path, tmp_path: Path) -> None:
-    """The weights stay float32, as those of workers that share nothing."""
+    """The weights stay in float32, like those of workers without shards."""
     plain = ["--dropout", 0, "--precision", "bf16", "--total_steps", 4]
     for name, more in (("all", []), ("shared", ["--shard_optim"])):
         done = train(place, tmp_path / name, *plain, *more, workers=2)
@@ -213,12 +213,12 @@ def test_the_other_losses_run(place: Path, tmp_path: Path, mode: str) -> None:
 
 
 def test_closed_book_trains_a_t5(place: Path, tmp_path: Path) -> None:
-    """--train_retriever is off then, as in the reference, and a line says so; so are flags that do nothing here."""
+    """As in the reference, --train_retriever is switched off, and a line says so. Flags without effect are listed."""
     more = ["--query_side_retriever_training", "--alpha", 0.5, "--local_rank", 0, "--compute_crossattention_stats"]
     done = train(place, tmp_path, "--closed_book", *more)
     assert done.returncode == 0, done.stderr
     off = "--closed_book has no retriever: --train_retriever, --query_side_retriever_training"
-    assert f"train: off, as {off}" in done.stdout
+    assert f"train: switched off, because {off}" in done.stdout
     for flag in ("alpha", "local_rank", "compute_crossattention_stats"):
         assert done.stdout.count(f"train: --{flag} is not used: ") == 1
     assert all("retriever_loss" not in line for line in curve(tmp_path))
@@ -226,14 +226,14 @@ def test_closed_book_trains_a_t5(place: Path, tmp_path: Path) -> None:
 
 def test_contradictions_are_one_line(place: Path, alone: Path, tmp_path: Path) -> None:
     wrong = {
-        "--shard_optim was expected with it": ["--shard_grads"],
-        "at least as many were expected": ["--n_context", 9],
+        "give --shard_optim too": ["--shard_grads"],
+        "at least 9 was expected": ["--n_context", 9],
         "--refresh_index often": ["--refresh_index", "often"],
         "--total_steps: a positive number": ["--total_steps", 0],
         "unrecognized arguments: --learning": ["--learning", 1],
         "no such file (--train_data)": ["--train_data", tmp_path / "nowhere.jsonl"],
-        "--decoder_prompt_format: {text} is not known": ["--decoder_prompt_format", "{text}"],
-        "{target} was expected in it": ["--decoder_format", "the answer"],
+        "--decoder_prompt_format: {text} is unknown": ["--decoder_prompt_format", "{text}"],
+        "it must contain {target}": ["--decoder_format", "the answer"],
         "cuts the letter off the target": [
             "--decoder_format",
             "the king of the city {target}",

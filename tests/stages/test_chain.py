@@ -23,7 +23,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def chain(tiny_llama: Path, place: Path) -> Chain:
-    """Run the chain as `make BENCHMARK VARIABLE=value ...` does, small, into a folder whose name could do harm."""
+    """Run a small chain like `make BENCHMARK VARIABLE=value ...`, into a folder whose name a shell could misread."""
     small = {"STUDENT": tiny_llama, "TEACHER": tiny_llama, "LIMIT": 8, "EPOCHS": 2, "NUM_TOKENS": 8, "BATCH": 4}
 
     def run(benchmark: str = "sample", **variables: object) -> subprocess.CompletedProcess:
@@ -121,7 +121,7 @@ def test_another_seed_reruns_what_depends_on_it_and_no_more(
 
 @pytest.fixture(scope="module")
 def make(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    """`make TARGET VARIABLE=value ...` in a copy of the checkout, which has a benchmark more."""
+    """Run `make TARGET VARIABLE=value ...` in a copy of the checkout that has one more benchmark."""
     checkout = tmp_path_factory.mktemp("checkout")
     for name in ("atlas", "benchmarks", "enhance", "evaluate", "finetune", "models", "slurm", "src"):
         ignore = shutil.ignore_patterns("__pycache__", "site.env")
@@ -163,7 +163,7 @@ def make(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
 
 
 def test_make_takes_a_new_benchmark_from_its_yaml_alone(make: Chain, claims: Path, tmp_path: Path) -> None:
-    """With local data; and text alone needs no teacher."""
+    """The benchmark has local data. The task type text needs no teacher."""
     data = claims.rename(tmp_path / "my claims")
     result = make("my-claims_2", f"MY_CLAIMS_2_DATA={data}", f"RUNS={tmp_path / 'runs'}")
     assert result.returncode == 0, result.stderr
@@ -208,7 +208,7 @@ def test_a_mistake_is_one_line(
 
 
 def test_slurm_that_does_not_answer_is_one_line_and_names_the_way_out(chain: Chain, tmp_path: Path) -> None:
-    """On a machine with slurm-client and no cluster; the real programs are in tests/cluster/."""
+    """The machine has slurm-client but no cluster. tests/cluster/ runs the real programs."""
     said = (
         "squeue: error: resolve_ctls_from_dns_srv: Unknown host\nsqueue: fatal: Could not establish a configuration\n"
     )
@@ -225,7 +225,7 @@ def test_slurm_that_does_not_answer_is_one_line_and_names_the_way_out(chain: Cha
 
 
 def test_filter_drops_samples_into_a_dataset_and_a_run_of_their_own(chain: Chain, claims: Path, tmp_path: Path) -> None:
-    """People's explanations are the teacher's texts here; two of eight lose their full stop, and so look cut off."""
+    """The teacher's texts are explanations that people wrote. Two of eight have no full stop, so they look cut off."""
     samples = [json.loads(line) for line in (claims / "train.json").read_text().splitlines()]
     for number in (3, 5):
         samples[number - 1]["explanation"] = samples[number - 1]["explanation"].removesuffix(".")

@@ -31,7 +31,7 @@ with open(sys.argv[1], "a") as file:
     file.write(json.dumps([began, time.time(), os.environ.get("CUDA_VISIBLE_DEVICES"), sys.argv[3]]) + "\\n")
 sys.exit(int(sys.argv[4]))
 """
-"""Waits until so many have begun, and notes when it ran, and with which devices."""
+"""A program that waits until a given number of processes have begun, and records its time and its devices."""
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_process_that_a_signal_ended_has_the_status_of_a_shell() -> None:
 
 @pytest.mark.parametrize(("number", "given"), [("SIGUSR1", "10"), ("SIGTERM", "15"), ("SIGINT", "15")])
 def test_signals_reach_all_processes_and_75_stays(tmp_path: Path, number: str, given: str) -> None:
-    """Each ends where it can go on later. Ctrl-C reaches them as SIGTERM."""
+    """Each process ends where it can resume later. Ctrl-C reaches the processes as SIGTERM."""
     child = (
         "import pathlib, signal, sys, time\n"
         "def end(number, frame):\n    pathlib.Path(sys.argv[1]).write_text(str(int(number)))\n    sys.exit(75)\n"
@@ -112,7 +112,7 @@ def test_signals_reach_all_processes_and_75_stays(tmp_path: Path, number: str, g
 
 
 def test_ctrl_c_goes_to_the_command_in_front_as_in_a_shell(tmp_path: Path) -> None:
-    """It decides what that means, and gets no SIGTERM beside it."""
+    """The command decides what Ctrl-C means, and does not get a SIGTERM in addition."""
     child = (
         "import pathlib, signal, sys, time\nfile = pathlib.Path(sys.argv[1])\n"
         "signal.signal(signal.SIGTERM, lambda *_: file.write_text('terminated'))\n"
@@ -240,7 +240,7 @@ def test_a_locked_task_waits_until_the_other_run_has_ended(
 
 
 def test_a_chain_on_two_devices_makes_the_explanations_and_scores_of_one(tiny_llama: Path, tmp_path: Path) -> None:
-    """SHARDS is not set: the teacher's work is cut into as many parts as there are devices."""
+    """SHARDS is not set, so the teacher's work is split into one shard per device."""
     small = {"STUDENT": tiny_llama, "LIMIT": 8, "EPOCHS": 1, "NUM_TOKENS": 8, "BATCH": 2, "PYTHON": warm_python()}
     environment = {**os.environ, **{name: str(value) for name, value in small.items()}, "LAUNCHER": "local"}
     said = {}

@@ -1,4 +1,4 @@
-"""runtime/compat/: the private interfaces of libraries that this project uses are there, and mean what they meant."""
+"""runtime/compat/: the private interfaces of libraries that this project uses still exist and still mean the same."""
 
 import atexit
 import importlib
@@ -37,7 +37,7 @@ def parameters(function: Callable) -> list[str]:
 
 
 def said(library: str, what: str, file: str) -> str:
-    """The line of a failing test: what the library changed, and which file to read and mend."""
+    """The message of a failing test: what the library changed, and which file has to be corrected."""
     return f"{library} {version(library)}: {what}; see src/teacherlm/runtime/compat/{file}"
 
 
@@ -114,7 +114,7 @@ PRIVATE = [
     ("lm_eval", "models.utils.normalize_gen_kwargs", ["gen_kwargs", "default_max_gen_toks"], "of_lm_eval.py"),
     ("lm_eval", "models.utils.resolve_max_length", ["config", "tokenizer", "default"], "of_lm_eval.py"),
 ]
-"""(library, what of it is used, its parameters, where)."""
+"""(library, private name that is used, its parameters, the file that uses it)."""
 
 
 @pytest.mark.parametrize(("library", "name", "expected", "file"), PRIVATE, ids=[one[1] for one in PRIVATE])
@@ -183,7 +183,7 @@ def test_numpy_s_random_state_is_read_and_code_is_not(tmp_path: Path) -> None:
 
 
 def test_the_parts_of_bloom_s_attention_are_what_its_attention_computes(bloom: torch.nn.Module) -> None:
-    """A subclass that puts them together again as the library's own formula has it gives the same hidden states."""
+    """A subclass that combines the parts by the library's formula gives the same hidden states."""
 
     class Again(of_transformers.BloomAttention):
         def forward(self, hidden: torch.Tensor, residual: torch.Tensor, *_: Any, **__: Any) -> tuple:
@@ -209,7 +209,7 @@ def test_the_parts_of_bloom_s_attention_are_what_its_attention_computes(bloom: t
 
 
 def test_the_values_of_t5_s_cross_attention_are_those_that_it_mixes() -> None:
-    """Its weights times these values, through the layer's last product, are what the layer adds to the states."""
+    """The weights times these values, after the layer's output projection, are what the layer adds to the states."""
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(0)
@@ -260,7 +260,7 @@ def test_a_process_uses_one_gpu_at_most(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> of_trainer.StagedTrainer:
-    """A trainer that took two steps of two accumulated batches and saved after each step."""
+    """A trainer that took two steps with two accumulated batches each, and saved after each step."""
     folder = tmp_path_factory.mktemp("trained")
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
     options = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1, "learning_rate": 0.0, "max_steps": 2}
@@ -295,12 +295,12 @@ def test_checkpoints_go_to_the_staging_folder_and_nothing_else_does(trained: of_
 
 
 def test_the_model_is_saved_before_all_else(trained: of_trainer.StagedTrainer) -> None:
-    """The trainer makes the staging folder anew at this moment."""
+    """At this moment the trainer creates the staging folder again."""
     assert trained.saved == [False, False], said("transformers", "states are saved before the model", "of_trainer.py")
 
 
 def test_a_scaled_loss_is_taken_as_it_is(trained: of_trainer.StagedTrainer, tiny_llama: Path) -> None:
-    """The learning rate is 0 and all samples are the same: two halves of the loss make the loss in the log."""
+    """The learning rate is 0 and all samples are equal, so the sum of two halves of the loss is the loss in the log."""
     ids = torch.tensor([[1, 5, 6]])
     expected = AutoModelForCausalLM.from_pretrained(tiny_llama)(input_ids=ids, labels=ids).loss.item()
     logged = [entry["loss"] for entry in trained.state.log_history if "loss" in entry]

@@ -101,7 +101,7 @@ def test_damaged_passages_of_an_index_are_found_before_they_are_mapped(saved_ind
 
 
 def test_damaged_vectors_without_a_digest_end_no_process(saved_index: Path) -> None:
-    """As format 1 has them."""
+    """An index of format 1 has no digests."""
     change_description(saved_index, sha256=None)
     assert refused_of(saved_index / "embeddings.00001.npy", INDEX, LOAD, 40) > 4
 
@@ -128,7 +128,7 @@ def test_a_shard_is_a_file_in_the_folder(saved_index: Path, change: dict[str, ob
 
 
 def test_batches_of_another_size_are_not_taken_for_ours(tmp_path: Path) -> None:
-    """A row is found by a division, so with such batches it would be another passage."""
+    """A division finds the batch of a row, so such batches would give another passage."""
     rows = [{"id": str(number), "title": "", "text": "text"} for number in range(30)]
     with pa.OSFile(str(tmp_path / "p.arrow"), "wb") as file, pa.ipc.new_file(file, passage_files.SCHEMA) as writer:
         for start in range(0, 30, 10):
@@ -159,7 +159,7 @@ def test_a_damaged_dataset_ends_no_process(dataset: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../../evil.arrow", "/etc/passwd", "..", "a/b.arrow"])
 def test_a_saved_dataset_names_files_of_its_own(dataset: Path, name: str) -> None:
-    """Else `keep_source` would copy to where such a name leads."""
+    """Otherwise `keep_source` would copy a file to wherever such a name leads."""
     state = json.loads((dataset / "train" / "state.json").read_text())
     state["_data_files"][0]["filename"] = name
     (dataset / "train" / "state.json").write_text(json.dumps(state))
@@ -201,7 +201,7 @@ def test_damaged_states_end_no_process(tmp_path: Path, mapped: bool) -> None:
 
 @pytest.mark.parametrize("pack", [(".gz", lambda data: gzip.compress(data, 1)), (".zst", zstd.compress)])
 def test_a_small_file_that_unpacks_to_very_much_is_refused(tmp_path: Path, pack: tuple[str, Callable]) -> None:
-    """Of gigabytes no more is unpacked than of these 80 million blanks."""
+    """Of a file with gigabytes, no more would be unpacked than of these 80 million spaces."""
     ending, compress = pack
     file = tmp_path / f"records.jsonl{ending}"
     file.write_bytes(compress(b" " * 80_000_000))

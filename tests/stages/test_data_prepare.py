@@ -22,7 +22,7 @@ ENDINGS = {
 
 
 class Workplace:
-    """CREAK in a folder of the test: where its claims are, and where what is made of them goes."""
+    """CREAK in a folder of the test, with its claims and the folders for the results."""
 
     def __init__(self, claims: Path, folder: Path, run: Callable[..., subprocess.CompletedProcess]):
         self.claims, self.run = claims, run
@@ -34,7 +34,7 @@ class Workplace:
         )
 
     def enhance(self, kind: str, skip: int = 0) -> Path:
-        """What enhance.py would write for a kind, by hand."""
+        """Write by hand what enhance.py would write for a kind."""
         path = self.output / f"CREAK_{kind}.jsonl"
         with open(path, "w", encoding="utf-8") as file:
             for record in read_lines(self.output / "CREAK.jsonl")[skip:]:

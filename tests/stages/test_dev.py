@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 @pytest.fixture(scope="module")
 def dev(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """13 samples: the last batch of 4 is smaller."""
+    """A dev dataset of 13 samples, so that the last of the batches of 4 is smaller."""
     folder = tmp_path_factory.mktemp("dev") / "DEV"
     dataset = datasets.load_from_disk(str(prepared / "SAMPLE"))
     (other,) = [name for name in dataset if name != "train"]
@@ -28,7 +28,7 @@ def dev_losses(folder: Path) -> dict[int, float]:
 
 
 def exact_loss(checkpoint: Path, dev: Path) -> float:
-    """By the library, one sample at a time."""
+    """The loss by the library, computed for one sample at a time."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
     total = count = 0
     for text in datasets.load_from_disk(str(dev))["cot_text"]:
@@ -53,7 +53,7 @@ def test_each_epoch_s_loss_is_exact_and_the_best_is_linked(
         assert loss == pytest.approx(exact_loss(run / f"checkpoint-{step}", dev), rel=1e-5)
     best = min(losses, key=losses.get)
     assert (run / "best").resolve().name == f"checkpoint-{best}"
-    assert weights(run) == weights(plain)  # looking changes nothing
+    assert weights(run) == weights(plain)  # evaluation does not change the training
 
 
 def test_it_stops_when_nothing_gets_better_and_keeps_the_best(

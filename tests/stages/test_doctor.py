@@ -1,4 +1,4 @@
-"""The doctor runs on a bare Python, says in a line each what is there and what is not, and how to mend it."""
+"""The doctor runs on a bare Python, and says in one line per item what exists, what is missing, and how to fix it."""
 
 import ast
 import os
@@ -33,7 +33,7 @@ SUBJECTS = [
 
 
 def examine(*python: str, **environment: str) -> tuple[subprocess.CompletedProcess, dict[str, tuple[str, str]]]:
-    """Run the doctor; returns the process and, by subject, (ok, LACKS or note; what it says)."""
+    """Run the doctor; return the process, and for each subject ("ok", "LACKS" or "note", the message)."""
     command = [*(python or [sys.executable]), str(DOCTOR)]
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment, timeout=60
@@ -97,7 +97,7 @@ def test_a_hub_that_answers_is_ok(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", "http://127.0.0.1:port", "http://[::1"])
 def test_a_hub_that_cannot_be_reached_is_a_note_with_the_way_around(endpoint: str) -> None:
-    """The demo needs none, and a cluster's nodes have none."""
+    """The demo needs no hub, and the nodes of a cluster have none."""
     done, found = examine(*bare(), HF_HUB_OFFLINE="0", HF_ENDPOINT=endpoint)
     state, text = found["network to the hub"]
     assert (state, done.stderr) == ("note", "")

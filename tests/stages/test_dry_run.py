@@ -36,7 +36,7 @@ def plan(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
 
 
 def sbatch(done: subprocess.CompletedProcess) -> dict[str, list[str]]:
-    """Stage -> the words of its line."""
+    """Maps each stage to the words of its line."""
     lines = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("sbatch ")]
     return {words[words.index(str(ROOT / "slurm" / "job.sh")) + 1]: words for words in lines}
 
@@ -81,7 +81,7 @@ def test_the_plan_of_an_experiment(plan: Callable, tmp_path: Path) -> None:
 
 
 def test_the_plan_of_this_machine(plan: Callable, tmp_path: Path) -> None:
-    """LAUNCHER=local: the commands, as one could type them."""
+    """With LAUNCHER=local, the plan has the commands in a form that a user could type."""
     done = plan("sample", LAUNCHER="local", TASK="text", EPOCHS=1)
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stdout.splitlines() if line.startswith("== ")] == [

@@ -30,7 +30,7 @@ def new_tokens(output: Path) -> int:
 
 @pytest.fixture(scope="module")
 def done(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(records, what an uninterrupted run made of them)"""
+    """(the records, the output of an uninterrupted run)."""
     folder = tmp_path_factory.mktemp("done")
     records, output = prompts(folder / "SAMPLE.jsonl", RECORDS), folder / "SAMPLE_cot.jsonl"
     command = [warm_python(), STAGES["enhance"], *words(tiny_llama, records, output)]

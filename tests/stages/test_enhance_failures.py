@@ -1,4 +1,4 @@
-"""What a record without a text, and what a kill, cost: a line in a list, and nothing."""
+"""A record without a text costs only a line in a list, and a kill costs nothing."""
 
 import contextlib
 import random
@@ -62,7 +62,7 @@ def test_a_record_without_a_text_is_listed_and_the_rest_is_kept(
     before = output.read_bytes()
     again = inside("enhance", *command, "--max_failures", 1)
     assert again.returncode == 0, again.stderr
-    assert "trying the 1 records again" in again.stdout
+    assert "trying the 1 records without a text again" in again.stdout
     assert output.read_bytes() == before
     assert failures_of(output) == [failure]
 
@@ -104,7 +104,7 @@ def start(command: list[object]) -> subprocess.Popen:
 def test_killed_at_random_moments_the_file_is_that_of_an_uninterrupted_run(
     times: int, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    """A run that was not killed in time is checked and begun anew, so that its last moments are hit as well."""
+    """A run that ended before the kill is checked and started again, so that its last moments are tested too."""
     records = prompts(tmp_path / "SAMPLE.jsonl", 40)
     expected, output = tmp_path / "expected" / "X.jsonl", tmp_path / "killed" / "X.jsonl"
     seconds = 0.0

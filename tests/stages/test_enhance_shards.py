@@ -85,7 +85,7 @@ def test_a_shard_of_other_settings_is_named_with_the_difference(folder: Folder) 
     folder.make_shards()
     assert folder.enhance("--shard", "1/4", "--seed", 9, "--restart").returncode == 0
     error = only_error(folder.merge())
-    assert f"{folder.shard(1)}: made otherwise than {folder.shard(0)}: seed was 9, is 5;" in error
+    assert f"{folder.shard(1)}: made differently from {folder.shard(0)}: seed was 9, is 5;" in error
     assert not folder.output.exists()
 
 

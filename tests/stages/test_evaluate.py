@@ -83,7 +83,7 @@ def test_every_task_loads_with_its_number_of_choices(
 
 @pytest.fixture
 def run_folder(tiny_llama: Path, tmp_path: Path) -> Path:
-    """A run with two checkpoints whose names sort otherwise than their steps."""
+    """A run with two checkpoints whose names sort differently from their steps."""
     for step in (10, 2):
         shutil.copytree(tiny_llama, tmp_path / "run" / f"checkpoint-{step}")
     return tmp_path / "run"

@@ -22,7 +22,7 @@ SUBJECTS = {"anatomy": "other", "astronomy": "stem", "formal_logic": "humanities
 
 @pytest.fixture(scope="module")
 def mmlu(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Test sets with the first questions of four subjects, as many as make the averages differ."""
+    """Test sets with the first questions of four subjects, enough of them for the averages to differ."""
     source, tests = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("tests")
     for count, subject in enumerate(SUBJECTS, start=3):
         for split in ("dev", "test"):
@@ -99,7 +99,7 @@ def test_few_shot_examples_are_the_subjects_own(tiny_llama: Path, mmlu: Path, tm
     assert prompts[0] != prompts[1]
     assert set(prompts[1][0].split("\n\n")[:-1]) < set(shots)
     error = only_error(inside("evaluate", *words(tiny_llama, "mmlu_anatomy", mmlu, tmp_path, "--num_fewshot", 6)))
-    assert "--num_fewshot 6: mmlu_anatomy has 5 examples" in error
+    assert "--num_fewshot 6: mmlu_anatomy has only 5 examples" in error
 
 
 def test_checkpoints_that_are_not_whole_are_named_and_new_ones_waited_for(
@@ -126,7 +126,7 @@ def test_checkpoints_that_are_not_whole_are_named_and_new_ones_waited_for(
     monkeypatch.setattr("time.sleep", lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.05)))
     result = inside("evaluate", *command, "--checkpoints", run, "--watch")
     thread.join()
-    assert "run/checkpoint-2 is not scored: it is not whole: model.safetensors: " in only_error(result)
+    assert "run/checkpoint-2 is not scored: it is incomplete: model.safetensors: " in only_error(result)
     scored = {path.parent.name for path in (tmp_path / "results" / "run").glob("*/sample.json")}
     assert scored == {"checkpoint-1", "checkpoint-3", "checkpoint-4"}
 

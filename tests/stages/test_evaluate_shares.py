@@ -1,4 +1,4 @@
-"""Processes that share the questions, and processes that are killed, end with one process's files byte for byte."""
+"""Processes that split the questions, or that are killed, end with the same files as one process, byte for byte."""
 
 import json
 import os
@@ -20,7 +20,7 @@ TASKS = "sample"
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Flags with which the 80 questions are some 27 batches."""
+    """Flags that split the 80 questions into about 27 batches."""
     return ["--batch_size", 3]
 
 
@@ -40,7 +40,7 @@ def test_four_shares_in_any_order(
     for share in (2, 0, 3):
         done = inside("evaluate", *command, "--shard", f"{share}/4")
         assert done.returncode == 0, done.stderr
-        assert f"share {share}/4 is done" in done.stdout
+        assert f"shard {share}/4 is done" in done.stdout
         assert not (output / "tiny" / "sample.json").exists()
     last = inside("evaluate", *command, "--shard", "1/4")
     assert last.returncode == 0, last.stderr
@@ -91,7 +91,7 @@ def test_killed_and_started_again_nothing_is_scored_twice_or_lost(
     assert counts[0] > 0
     last = inside("evaluate", *command)
     assert last.returncode == 0, last.stderr
-    assert "batches were done before, going on" in last.stdout
+    assert "batches were done before; continuing with the others" in last.stdout
     assert results(output) == results(alone)
 
 
@@ -109,5 +109,5 @@ def test_other_settings_do_not_use_what_was_scored_before(
     command = words(tiny_llama, TASKS, prepared / "tests", tmp_path, *small_batches)
     assert inside("evaluate", *command, "--shard", "0/2").returncode == 0
     other = inside("evaluate", *command, "--dtype", "bfloat16", "--shard", "1/2")
-    assert "share 1/2 is done; " in other.stdout
+    assert "shard 1/2 is done; " in other.stdout
     assert not (tmp_path / "tiny" / "sample.json").exists()

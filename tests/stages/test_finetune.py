@@ -96,7 +96,7 @@ def test_killed_it_resumes_and_ends_as_if_it_had_not_been(
     assert read_log(folder)[-1]["step"] > int(last.name.split("-")[1])  # steps that are done again
     finished = inside("finetune", *flags(tiny_llama, dataset, folder))
     assert finished.returncode == 0, finished.stderr
-    assert f"going on from {last}" in finished.stdout
+    assert f"resuming from {last}" in finished.stdout
     assert not partial.parent.exists()
     assert read_log(folder) == read_log(done)
     assert weights(folder) == weights(done)
@@ -111,7 +111,7 @@ def test_a_checkpoint_that_was_not_whole_is_removed_and_never_resumed_from(
     last.rename(again / ".partial" / last.name)
     os.truncate(again / ".partial" / last.name / "model.safetensors", 1000)
     finished = inside("finetune", *flags(tiny_llama, dataset, again))
-    assert f"going on from {again / f'checkpoint-{(EPOCHS - 1) * STEPS}'}\n" in finished.stdout
+    assert f"resuming from {again / f'checkpoint-{(EPOCHS - 1) * STEPS}'}\n" in finished.stdout
     assert not (again / ".partial").exists()
     assert weights(again) == weights(done)
 
@@ -122,7 +122,7 @@ def test_more_epochs_continue_from_the_last_checkpoint(
     words = flags(tiny_llama, dataset, tmp_path / "run")
     assert inside("finetune", *words, "--num_train_epochs", 2).returncode == 0
     result = inside("finetune", *words)
-    assert f"going on from {tmp_path / 'run' / f'checkpoint-{2 * STEPS}'}\n" in result.stdout
+    assert f"resuming from {tmp_path / 'run' / f'checkpoint-{2 * STEPS}'}\n" in result.stdout
     assert read_log(tmp_path / "run") == read_log(done)
     assert weights(tmp_path / "run") == weights(done)
 

@@ -32,7 +32,8 @@ VALUES = {
     "eval_accumulation_steps": "2", "eval_do_concat_batches": "false", "hub_strategy": "end",
     "metric_for_best_model": "loss",
 }  # fmt: skip
-"""Other values than the default of the flags that are refused; "true" for the rest. Two cannot be given in a shell."""
+"""Values of refused flags that differ from the default; it is "true" for the others. Two flags cannot be given in a
+shell."""
 NEEDED = ["--model_name_or_path", "model", "--dataset_name", "data", "--task_type", "text", "--output_dir", "run"]
 
 
@@ -60,7 +61,7 @@ def one_epoch(model: Path, dataset: Path, output: Path) -> list[object]:
 
 
 def test_every_flag_of_transformers_is_recorded_harmless_or_refused() -> None:
-    """Fails when another version of the library has another flag: decide what it means here."""
+    """This fails if another version of the library has a new flag. Then decide how to treat the flag."""
     fields = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
     groups = [RECORDED, HARMLESS, DERIVED, set(REFUSED)]
     assert fields == set.union(*groups)
@@ -163,18 +164,18 @@ def test_fewer_epochs_than_there_are_checkpoints_of_are_refused(
     tiny_llama: Path, dataset: Path, again: Path, inside: Callable
 ) -> None:
     error = only_error(inside("finetune", *one_epoch(tiny_llama, dataset, again), "--max_steps", 3))
-    assert f"checkpoint-{STEPS}: the run is longer already than --max_steps 3 (6)" in error
+    assert f"checkpoint-{STEPS}: the run is already longer (6) than --max_steps 3;" in error
 
 
 def test_checkpoints_without_optimizer_are_not_continued_from(
     tiny_llama: Path, dataset: Path, tmp_path: Path, inside: Callable
 ) -> None:
-    """A new optimizer in the midst of a run would give other numbers than an uninterrupted one."""
+    """A new optimizer in the middle of a run would give other numbers than an uninterrupted run."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert inside("finetune", *one_epoch(tiny_llama, dataset, whole), "--num_train_epochs", 2).returncode == 0
     assert inside("finetune", *one_epoch(tiny_llama, dataset, parts), "--save_only_model").returncode == 0
     result = inside("finetune", *one_epoch(tiny_llama, dataset, parts), "--num_train_epochs", 2)
-    assert "has no optimizer's states (--save_only_model); training begins anew" in result.stdout, result.stderr
+    assert "has no optimizer states (--save_only_model); training begins again" in result.stdout, result.stderr
     assert weights(parts) == weights(whole)
     assert read_log(parts) == read_log(whole)
 
@@ -185,7 +186,10 @@ def test_states_of_deepspeed_are_not_left_out_silently(
     (again / f"checkpoint-{STEPS}" / "optimizer.pt").unlink()
     (again / f"checkpoint-{STEPS}" / "global_step6").mkdir()
     error = only_error(inside("finetune", *one_epoch(tiny_llama, dataset, again), "--num_train_epochs", 2))
-    assert "its optimizer's states are DeepSpeed's, which torch cannot load; go on with --deepspeed NAME" in error
+    assert (
+        "its optimizer states were saved by DeepSpeed, and torch cannot load them; continue with --deepspeed NAME"
+        in error
+    )
 
 
 def test_of_a_deepspeed_configuration_what_changes_numbers_is_recorded(tmp_path: Path) -> None:
@@ -263,7 +267,7 @@ def test_the_reference_s_flags_are_taken_or_their_replacement_is_named() -> None
 
 
 def plain_losses(model: Path, texts: list[list[str]]) -> list[float]:
-    """For each step the mean loss over all tokens of its texts, by the library, one text at a time."""
+    """For each step, the mean loss over all tokens of its texts by the library, computed one text at a time."""
     student, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
     means = []
     for step in texts:

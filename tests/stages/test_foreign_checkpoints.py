@@ -46,7 +46,7 @@ def bare(value: object, file: Path) -> None:
 
 
 def by_name_on_the_stack(value: object, file: Path) -> None:
-    """Protocol 4 puts names together on the stack, where a look for names does not find them."""
+    """A pickle of protocol 4 that composes names on the stack, where a search for names does not find them."""
     torch.save(value, file, pickle_protocol=4)
 
 
@@ -59,13 +59,13 @@ def test_a_planted_pickle_does_not_run_when_training_goes_on(
     before = contents(checkpoint)
     error = only_error(inside("finetune", *flags(tiny_llama, prepared / "SAMPLE", checkpoint.parent)))
     assert f"{checkpoint / name}: refused" in error
-    assert "training goes on from the one before" in error
+    assert "training resumes from the one before" in error
     assert not (tmp_path / "evil").exists()
     assert contents(checkpoint) == before
 
 
 def test_what_passes_the_look_for_names_is_refused_when_it_is_read(tmp_path: Path) -> None:
-    """The look is for a message; this is what keeps code from running, whoever calls torch.load, and however."""
+    """The search only gives a message. This prevents code from running, whoever calls torch.load with any arguments."""
     torch.save({"state": Evil(tmp_path / "evil")}, tmp_path / "states.pt")
     with without_code(), pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / "states.pt", weights_only=False)
@@ -79,7 +79,7 @@ def test_a_checkpoint_goes_on_as_before_and_holds_no_arguments(
 ) -> None:
     result = inside("finetune", *flags(tiny_llama, prepared / "SAMPLE", checkpoint.parent))
     assert result.returncode == 0, result.stderr
-    assert f"going on from {checkpoint}" in result.stdout
+    assert f"resuming from {checkpoint}" in result.stdout
     assert not list(checkpoint.parent.rglob("training_args.bin"))
 
 
@@ -87,7 +87,7 @@ KEPT = '{"global_step": 6, "epoch": 1, "stateful_callbacks": {"RunningLoss": %s}
 
 
 def make_former(checkpoint: Path, total: float | None = None, since: int | None = None) -> None:
-    """Make a checkpoint one of earlier versions, which kept the running loss in a file of its own."""
+    """Convert a checkpoint to the form of earlier versions, which kept the running loss in a separate file."""
     file = checkpoint / "trainer_state.json"
     state = json.loads(file.read_text())
     kept = state["stateful_callbacks"].pop("RunningLoss")["args"]
@@ -99,7 +99,7 @@ def make_former(checkpoint: Path, total: float | None = None, since: int | None 
 def test_a_checkpoint_of_an_earlier_version_goes_on_with_its_running_loss(
     checkpoint: Path, tiny_llama: Path, prepared: Path, tmp_path: Path, inside: Callable
 ) -> None:
-    """As if two steps with a loss of 5 each came after the log's last line, before the first of those that follow."""
+    """The checkpoint says that two steps with a loss of 5 each followed the last line of the log."""
     folders = [checkpoint.parent, shutil.copytree(checkpoint.parent, tmp_path / "other")]
     make_former(checkpoint)
     make_former(folders[1] / checkpoint.name, total=10.0, since=STEPS - 2)

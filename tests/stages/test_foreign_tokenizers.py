@@ -79,7 +79,7 @@ def test_a_text_that_it_fails_over_later_is_one_line(
 
 
 def test_replacements_that_make_a_text_endless(tiny_llama: Path, tmp_path: Path) -> None:
-    """A sentence took 2 GB, and one more replacement would have taken any memory."""
+    """A sentence needed 2 GB, and one more replacement would have needed more than any memory."""
     settings = [{"normalizer": LENGTHENS}, {"decoder": {**LENGTHENS, "decoders": LENGTHENS["normalizers"]}}]
     tokens = [{"id": 9, "content": "abc", "special": False, "normalized": True, "single_word": False, "lstrip": False,
                "rstrip": False}]  # fmt: skip

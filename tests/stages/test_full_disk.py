@@ -29,7 +29,7 @@ class SmallDisk:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    """100 kB, which takes some batches but neither a dataset with its files nor a checkpoint."""
+    """A disk of 100 kB, which holds some batches but neither a dataset with its files nor a checkpoint."""
     disk = SmallDisk(tmp_path / "disk")
     disk.folder.mkdir()
     disk.mount("size=100k")
@@ -38,7 +38,7 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 
 def check_full(result: subprocess.CompletedProcess) -> None:
-    """One line about it, beside the progress bar that was there already."""
+    """Check that stderr has one line about it, apart from the progress bar."""
     assert result.returncode == 2, result.stderr
     assert [line for line in result.stderr.splitlines() if "error" in line.lower()] == [result.stderr.splitlines()[-1]]
     assert result.stderr.endswith(f": {NO_SPACE}\n")
@@ -66,7 +66,7 @@ def test_enhance(disk: SmallDisk, tiny_llama: Path, prepared: Path, tmp_path: Pa
     (disk.folder / "ballast").unlink()
     again = inside("enhance", *command, "--output", outputs[0])
     assert again.returncode == 0, again.stderr
-    assert "of 24 completions were done before, going on" in again.stdout
+    assert "of 24 completions were done before; continuing with the others" in again.stdout
     inside("enhance", *command, "--output", outputs[1])
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
@@ -84,7 +84,7 @@ def test_finetune(disk: SmallDisk, tiny_llama: Path, prepared: Path, inside: Cal
 
 
 def test_finetune_in_two_processes(disk: SmallDisk, tiny_llama: Path, prepared: Path) -> None:
-    """The one that saves finds the disk full; the other waits for it and must not do so for ever."""
+    """The process that saves finds the disk full. The other one waits for it and must not wait for ever."""
     words = ["--deepspeed", "zero2"]
     full = finetune(tiny_llama, prepared / "SAMPLE", disk.folder, 2, *words)
     assert full.returncode == 2

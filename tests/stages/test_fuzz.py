@@ -14,7 +14,7 @@ from support.programs import ROOT, warm_python
 from teacherlm.core.errors import UserError
 
 COUNT, MORE = 25, {"records": 300, "model_files": 100, "benchmark_files": 100}
-"""Damages of a subject; those that are read in a hundredth of a second get more of them."""
+"""Number of damages per subject. Subjects that are read in a hundredth of a second get more damages."""
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
@@ -53,7 +53,7 @@ WRONG = [
     ("control characters", lambda place: print("\x1b[2J")),
     ("exit status 7", lambda place: sys.exit(7)),
 ]
-"""What a fault is called, and code that makes it."""
+"""The name of each fault, and code that causes it."""
 
 
 def test_every_kind_of_fault_is_found_and_can_be_had_again(tmp_path: Path) -> None:

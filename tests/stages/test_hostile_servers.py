@@ -58,7 +58,7 @@ BAD = {
 
 
 class Hostile(http.server.ThreadingHTTPServer):
-    """A server whose handler of a prompt is `respond(handler, number of the prompt)`."""
+    """A server that answers each prompt with `respond(handler, number of the prompt)`."""
 
     daemon_threads = True
 
@@ -170,7 +170,7 @@ def test_a_compressed_answer_that_was_not_asked_for_is_not_unpacked(tmp_path: Pa
     bomb = gzip.compress(b'{"choices": [{"text": "' + b"a" * 5_000_000 + b'"}]}')
     with serve(lambda handler, _: handler.answer(bomb, Content_Encoding="gzip")) as server:
         error = last_error(inside("enhance", *words(server.url, tmp_path, 1)))
-    assert "the server's answer is compressed, which was not asked for" in error
+    assert "the server's answer is compressed, although that was not requested" in error
 
 
 @pytest.mark.parametrize("part", ["head", "body"])
@@ -201,7 +201,7 @@ def test_an_answer_that_comes_byte_by_byte_is_given_up(
 def test_a_first_answer_that_never_comes_is_given_up(
     sent: bytes, tmp_path: Path, inside: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No timeout of the library bounds what comes before an answer."""
+    """The library has no timeout for what precedes an answer."""
     monkeypatch.setattr(openai_engine, "FIRST_ANSWER", 1)
     gone = threading.Event()
 
@@ -232,7 +232,7 @@ def test_a_server_that_asks_to_wait_for_days_is_asked_again_soon(
     with serve(respond) as server:
         result = inside("enhance", *words(server.url, tmp_path, 2))
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("(Retry-After); it is asked again every 0.05 seconds, 8 times") == 1
+    assert result.stdout.count("(Retry-After); requests are repeated every 0.05 seconds, at most 8 times") == 1
     assert ("asks to wait 86" in result.stdout) == (form != "digits")
 
 
@@ -295,7 +295,7 @@ def test_prompts_are_not_sent_on_to_another_place(
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with serve(lambda handler, _: handler.answer(b"", status, Location=f"{good.url}\x1b[2J")) as server:
         error = last_error(inside("enhance", *words(server.url, tmp_path, 1)))
-    assert rf"the server sends to {good.url}\x1b[2J; prompts are not sent on" in error
+    assert rf"the server redirects to {good.url}\x1b[2J; prompts are not sent there" in error
     assert good.headers == []
 
 
@@ -304,7 +304,7 @@ def test_a_server_that_sends_elsewhere_at_once_is_refused(
 ) -> None:
     monkeypatch.setattr(Handler, "do_GET", lambda handler: handler.answer(b"", 302, Location="http://elsewhere/"))
     error = last_error(inside("enhance", *words(good.url, tmp_path, 1)))
-    assert "sends to http://elsewhere/; prompts and key are not sent on" in error
+    assert "redirects to http://elsewhere/; prompts and key are not sent there" in error
 
 
 @pytest.mark.parametrize("proxied", [True, False], ids=["https", "http"])

@@ -31,7 +31,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 @pytest.fixture
 def environment(tmp_path: Path, hub: Hub) -> dict[str, str]:
-    """That of a machine that has fetched nothing yet and knows no hub but the stand-in."""
+    """The environment of a machine that has fetched nothing yet and knows only the stand-in."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
     quiet |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
@@ -161,7 +161,7 @@ def creak_of_its_authors(shared_data: Path, tmp_path_factory: pytest.TempPathFac
 def test_creak_from_the_hub_is_creak_from_its_authors_files(
     tmp_path: Path, prepare: Run, creak_repository: Path, shared_data: Path, creak_of_its_authors: bytes, kind: str
 ) -> None:
-    """All of the real one: a library that guesses types must not take a text for a date or a number."""
+    """The whole real dataset is compared: a library that guesses types must not read a text as a date or a number."""
     (creak_repository / "data").mkdir()
     for split, file in (("train", "train.json"), ("validation", "dev.json")):
         (creak_repository / f"{split}.json").unlink()

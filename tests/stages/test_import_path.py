@@ -46,7 +46,7 @@ def test_the_chain_imports_nothing_from_the_current_folder(odd: Path, path: str 
 
 
 def test_a_script_finds_its_own_folder_and_not_the_current_one(odd: Path) -> None:
-    """PYTHONSAFEPATH, which a user may have set, would keep it from its own."""
+    """PYTHONSAFEPATH, which a user may have set, would hide the script's folder."""
     words = ["/no/model", "/no/input.jsonl", "output.jsonl", "cot_text"]
     result = call(odd, "bash", ROOT / "enhance/enhance.sh", *words, PYTHONPATH=":", PYTHONSAFEPATH="1")
     assert "/no/" in only_error(result)
@@ -54,7 +54,7 @@ def test_a_script_finds_its_own_folder_and_not_the_current_one(odd: Path) -> Non
 
 
 def test_gpus_and_a_port_are_found_without_the_current_folder(odd: Path) -> None:
-    """By the lines that finetune.sh, run_hf.sh and ATLAS's experiments start their processes with."""
+    """finetune.sh, run_hf.sh and ATLAS's experiments start their processes with these functions."""
     code = "from teacherlm.runtime.launcher import *; print(processes_here(), meeting_port('127.0.0.1'))"
     script = 'source "$1/slurm/python.bash"; "$(choose_host_python)" -P -c "$2"'
     result = call(odd, "bash", "-euo", "pipefail", "-c", script, "_", ROOT, code)
@@ -65,7 +65,7 @@ def test_gpus_and_a_port_are_found_without_the_current_folder(odd: Path) -> None
 
 
 def test_no_module_is_run_without_leaving_the_current_folder_out() -> None:
-    """`python -m`, `python -c` and `python -` put it first on the path; -P and -I leave it out."""
+    """`python -m`, `python -c` and `python -` put the current folder first on the path; -P and -I do not."""
     shells = [name for name in TRACKED if name == "Makefile" or name.endswith((".sh", ".bash", ".def", "/run"))]
     wrong = []
     for name in [name for name in shells if not name.startswith("tests/")]:
@@ -79,7 +79,7 @@ def test_no_module_is_run_without_leaving_the_current_folder_out() -> None:
 
 
 def test_what_starts_the_stages_needs_no_packages() -> None:
-    """With an image it runs outside of it, by a Python that has none."""
+    """With an image, the launcher runs outside of it, in a Python without packages."""
     modules = [f"chain.{name}" for name in ("main", "job", "download", "steer", "describe_site", "facts")]
     modules += ["finetune.launch", "scoring.launch", "atlas.experiment"]
     code = "\n".join(f"import teacherlm.{name}" for name in modules)

@@ -1,4 +1,4 @@
-"""`make install`: .venv is whole or made again, and what stands against it is one line. The packages are small ones."""
+"""`make install`: .venv is complete or made again, and a problem is one line. The tests install small packages."""
 
 import base64
 import hashlib
@@ -28,7 +28,7 @@ def build_editable(folder, settings=None, metadata=None):
         file.writestr(about + "/RECORD", "")
     return name
 """
-"""Builds a project without any package."""
+"""A build backend that needs no packages."""
 
 
 def make_wheel(folder: Path, name: str, version: str, more: str = "") -> Path:
@@ -60,7 +60,7 @@ def lock(requirements: Path, name: str, wheel: Path) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout with a blank in its name, whose locks have one small package each."""
+    """A checkout with a space in its name. Each of its locks has one small package."""
     folder = tmp_path / "a checkout"
     requirements, wheels = folder / "requirements", tmp_path / "wheels"
     requirements.mkdir(parents=True)
@@ -84,7 +84,7 @@ def make(checkout: Path, **variables: object) -> subprocess.CompletedProcess:
 
 
 def environment(checkout: Path, **variables: object) -> dict[str, str]:
-    """By default uv installs, with which a test is ten times as quick."""
+    """The environment of make. By default uv installs packages, which makes a test ten times as fast."""
     others = ("PIP_", "TORCH", "INSTALLER", "MAKE", "MFLAGS")  # the last two are those of `make test`
     kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     wheels = checkout.parent / "wheels"
@@ -101,7 +101,7 @@ def installed(checkout: Path) -> str:
 
 
 def error(result: subprocess.CompletedProcess) -> str:
-    """The line that says why nothing was installed; make adds one of its own."""
+    """The line that says why nothing was installed. make adds another line."""
     assert result.returncode == 2, result.stdout + result.stderr
     line, of_make = result.stderr.splitlines()
     assert of_make.startswith("make: ***")

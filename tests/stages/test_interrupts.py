@@ -38,7 +38,7 @@ class Forks:
         return self
 
     def start(self, words: list[object]) -> int:
-        """Returns the number of the process, which may have ended already; `result` has to be asked for."""
+        """Start a run, and return its process id. The process may have ended already; call `result` for its result."""
         self.process.stdin.write(json.dumps(["finetune.py", *map(str, words)]) + "\n")
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
@@ -69,7 +69,7 @@ def uninterrupted(forks: Forks, tiny_llama: Path, prepared: Path, tmp_path_facto
 def test_killed_at_random_moments(
     times: int, forks: Forks, uninterrupted: Path, tiny_llama: Path, prepared: Path, tmp_path: Path
 ) -> None:
-    """Each kill comes a little after a line of the log that is drawn by chance: in loading, a step, or a checkpoint."""
+    """Each kill comes shortly after a random line of the log: while loading, in a step, or in a checkpoint."""
     run, log = tmp_path / "run", tmp_path / "run" / "log.jsonl"
     words = flags(tiny_llama, prepared / "SAMPLE", run)
     draws = random.Random(0)
@@ -135,5 +135,5 @@ def test_the_script_hands_the_signal_on(tiny_llama: Path, prepared: Path, tmp_pa
     process.send_signal(signal.SIGUSR1)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 75
-    assert "saved; the same command goes on from there" in output
+    assert "a checkpoint was saved, and the same command resumes from it" in output
     assert list((tmp_path / "run").glob("checkpoint-*/interrupted"))

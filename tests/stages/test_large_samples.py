@@ -1,4 +1,4 @@
-"""Files of samples that are small and stand for much: rows, lists and fields are bounded, and odd names are refused."""
+"""Small files of samples that stand for large ones: rows, lists and fields are limited, and odd names are refused."""
 
 import csv
 import gzip
@@ -26,14 +26,14 @@ CLAIM = {"sentence": "x", "label": "true"}
 
 
 def prepared(folder: Path, train: str, test: str, more: str = "") -> list[object]:
-    """The words of a command that prepares a benchmark of two files."""
+    """The arguments of a command that prepares a benchmark with two files."""
     (folder / "x.yaml").write_text(YAML.format(train, test) + more)
     words = [STAGES["data_prepare"], "--benchmark", folder / "x.yaml", "--output_dir", folder / "out"]
     return [*words, "--test_dir", folder / "tests"]
 
 
 def packed(path: Path, begin: bytes, many: bytes, times: int, end: bytes) -> None:
-    """An archive of some bytes again and again; a larger file beside it lets it unpack to much."""
+    """A compressed file with repeated bytes. A larger file beside it allows it to unpack to many bytes."""
     with gzip.open(path, "wb", compresslevel=1) as file:
         file.write(begin)
         for _ in range(times // 100_000):

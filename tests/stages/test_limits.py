@@ -1,4 +1,4 @@
-"""Small files that stand for much: descriptions, templates and records are bounded, and the message is one line."""
+"""Small files that stand for large ones: descriptions, templates and records are limited, and the error is one line."""
 
 import json
 from collections.abc import Callable
@@ -244,7 +244,7 @@ def test_a_line_without_an_end_is_not_read_whole(tmp_path: Path) -> None:
 
 
 def test_a_table_of_many_columns(tmp_path: Path) -> None:
-    """Columns of the same name make a list; that was looked for in all columns for each of them."""
+    """Columns with the same name become a list. For each column, all columns used to be searched for its name."""
     path = tmp_path / "wide.csv"
     path.write_text(",".join(["a", "a", *map(str, range(50_000))]) + "\n" + ",".join(["x"] * 50_002) + "\n")
     code = "import sys; from pathlib import Path; from teacherlm.catalog.sources import read_csv\n"

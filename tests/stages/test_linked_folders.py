@@ -1,4 +1,4 @@
-"""Data behind symbolic links, usual where disks are shared: it counts, and links that lead around do no harm."""
+"""Data behind symbolic links, which are common on shared disks: it is included, and circular links do no harm."""
 
 import os
 import time
@@ -18,7 +18,7 @@ from teacherlm.core.trees import files_below
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A dataset whose folder `train` is a link to another disk, as it were."""
+    """A dataset whose folder `train` is a link to a folder that stands for another disk."""
     (tmp_path / "disk" / "train").mkdir(parents=True)
     (tmp_path / "disk" / "train" / "claims.json").write_text("one claim")
     (tmp_path / "data").mkdir()
@@ -36,7 +36,7 @@ def test_what_is_behind_a_linked_folder_is_digested(data: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("place", ["data/train", "data", "data/train/claims.json"])
 def test_a_link_that_leads_elsewhere_now_is_noticed_by_itself(data: Path, tmp_path: Path, place: str) -> None:
-    """What it leads to has the size and the time of what it led to, as two versions from one archive have."""
+    """The new target has the same size and time as the old one, like two versions from the same archive."""
     link = tmp_path / place
     if not link.is_symlink():
         link.rename(tmp_path / "moved")
@@ -68,7 +68,7 @@ def test_a_link_to_a_folder_around_the_data_is_refused(data: Path) -> None:
 
 
 def test_folders_that_link_to_one_another_are_refused_soon(tmp_path: Path) -> None:
-    """Eight of them make a hundred thousand ways."""
+    """Eight such folders have a hundred thousand paths."""
     for name in "abcdefgh":
         (tmp_path / name).mkdir()
     for name in "abcdefgh":

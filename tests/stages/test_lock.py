@@ -43,7 +43,7 @@ def python(code: str, *words: object) -> subprocess.Popen:
 
 
 def test_four_processes_count_without_losing_one(tmp_path: Path) -> None:
-    """Each count reads, waits and writes; the lock's file is removed and made anew 200 times meanwhile."""
+    """Each process reads, waits and writes for each count, while the lock's file is removed and created 200 times."""
     counting = [python(COUNT, tmp_path / "count", 50) for _ in range(4)]
     for process in counting:
         _, errors = process.communicate(timeout=120)
@@ -87,7 +87,7 @@ def test_a_killed_holder_holds_no_more(tmp_path: Path) -> None:
     assert waiting.stdout.readline() == "has it\n"
     waiting.send_signal(signal.SIGKILL)
     waiting.wait()
-    assert lock_file(output).exists()  # left by the kill, and no hindrance
+    assert lock_file(output).exists()  # the kill leaves it, and it does not block
     with if_free(output) as free:
         assert free
     assert not lock_file(output).exists()
@@ -177,7 +177,7 @@ def test_a_progress_file_is_appended_to_by_one_process(tmp_path: Path, monkeypat
 
 
 def test_what_is_read_back_is_of_its_key(tmp_path: Path) -> None:
-    """Somebody edits the file while it is used: a line of the same length in the place of another."""
+    """Somebody edits the file while it is used, and replaces a line by another one of the same length."""
     path = tmp_path / ".out.progress"
     progress = ProgressFile(path, {"seed": 0}, restart=False)
     for key in range(3):

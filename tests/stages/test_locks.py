@@ -27,7 +27,7 @@ def pinned(*names: str) -> dict[str, str]:
 
 
 def test_make_install_has_a_digest_of_every_package_that_is_pinned() -> None:
-    """What is in a lock and not pinned is what torch needs to build packages from their source."""
+    """The packages in a lock that are not pinned are those with which torch builds packages from source."""
     found = {name: version.removesuffix("+cpu") for name, version in locked("torch", "wheels", "built").items()}
     wanted = pinned("torch", "base", "weights", "tracking", "dev")
     assert {name: version for name, version in found.items() if name != "setuptools"} == wanted
@@ -35,7 +35,8 @@ def test_make_install_has_a_digest_of_every_package_that_is_pinned() -> None:
 
 
 def test_make_install_takes_nothing_without_a_digest() -> None:
-    """Every step that installs, but that of the project itself, and of TORCH=cpu where the lock has no digest."""
+    """This holds for every installing step except that of the project itself, and that of TORCH=cpu without a digest in
+    the lock."""
     text = (PINS / "install.py").read_text()
     steps = re.findall(r"^ +(?:if )?step\((.*)\)", text, re.MULTILINE)
     assert len(steps) == 7
@@ -48,7 +49,7 @@ def test_make_install_takes_nothing_without_a_digest() -> None:
 
 
 def test_the_digests_are_those_of_each_python() -> None:
-    """A package with wheels of its own for each Python, and one that is in the standard library of the newest."""
+    """One package has separate wheels for each Python, and one is in the standard library of the newest Python."""
     text = (PINS / "wheels.lock").read_text()
     numpy = next(match for match in LINE.finditer(text) if match[1] == "numpy")
     assert numpy[4].count("--hash") == 2 * len(PYTHONS)  # x86_64 and aarch64

@@ -40,7 +40,7 @@ def question(domain: str, number: int, split: str = "test") -> dict:
 
 
 def prediction(asked: dict, choice: int, debiased: int) -> dict:
-    """The original order is not the first of the permutations: it is found by its mark."""
+    """A prediction whose original order is not the first permutation, so that it has to be found by its mark."""
     best = "B" if choice else "D"
     other = {"metadata": {**asked, "is_original": False}, "choice_logits": dict.fromkeys("ABCD", 0.0)}
     original = {"metadata": {**asked, "is_original": True}, "choice_logits": {**dict.fromkeys("ABCD", 0.0), best: 1.0}}
@@ -107,7 +107,7 @@ def test_a_part_is_not_scored(tmp_path: Path) -> None:
 def test_what_is_no_prediction_is_named(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "p.jsonl", [{"generation": "A"}])
     message = only_error(score("--predictions_path", file, "--gold_path", gold_file(tmp_path)))
-    assert "p.jsonl, line 1: no prediction of evaluate.py" in message
+    assert "p.jsonl, line 1: not a prediction of evaluate.py" in message
 
 
 def test_the_step_is_chosen_on_validation_questions(tmp_path: Path) -> None:

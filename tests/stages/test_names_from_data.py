@@ -104,7 +104,7 @@ def test_compare_writes_nothing_where_a_result_points(inside: Callable, whole: P
 
 @pytest.mark.parametrize("task", ["math/algebra", "wmt14 en-fr", "..", "a%2Fb"])
 def test_a_task_of_any_name_has_its_tables(inside: Callable, whole: Path, tmp_path: Path, task: str) -> None:
-    """A result of such a task is at its name's place, as evaluate/main.py writes it."""
+    """The result of such a task is in the file that evaluate/main.py writes for its name."""
     folder = Path(shutil.copytree(whole, tmp_path / "runs" / "creak" / "all"))
     path = folder / "evaluate" / STUDENT / "creak.json"
     (path.parent / f"{file_name(task)}.json").write_text(json.dumps({**json.loads(path.read_text()), "task": task}))

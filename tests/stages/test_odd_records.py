@@ -34,7 +34,7 @@ TEXTS = {
 
 
 class Workplace:
-    """A folder like CREAK's own, whose training samples are the test's, and the scripts run on it."""
+    """A folder like CREAK's with the training samples of the test, and functions that run the scripts on it."""
 
     def __init__(self, claims: Path, run: Callable[..., subprocess.CompletedProcess]):
         self.claims, self.run, self.benchmark = claims, run, "creak"
@@ -52,7 +52,7 @@ class Workplace:
         self.train.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
     def refused(self, *words: str) -> None:
-        """Preparation ends with one line that has these words, and leaves nothing."""
+        """Check that preparation ends with one line that has these words, and leaves no files."""
         error = only_error(self.prepare())
         assert all(word in error for word in words), error
         assert len(error) < 600
@@ -105,7 +105,7 @@ def test_a_question_of_a_megabyte_is_prepared(work: Workplace) -> None:
 
 @pytest.mark.parametrize("fields", [5_000, pytest.param(50_000, marks=pytest.mark.slow)])
 def test_thousands_of_fields_in_a_line(fields: int, work: Workplace) -> None:
-    """With the larger number some twenty seconds, most of them in the library that handles the schema's JSON."""
+    """With the larger number this took about twenty seconds, mostly in the library that handles the schema's JSON."""
     wide = {f"field {number}": f"value {number}" for number in range(fields)}
     work.put(claim(), claim(**wide))
     done = work.prepare()
@@ -245,7 +245,7 @@ def test_a_value_that_cannot_be_kept_is_named(work: Workplace, kind: str) -> Non
 @pytest.mark.parametrize("large", [2**53 + 1, -(2**63)])
 @pytest.mark.parametrize("swap", [False, True])
 def test_a_whole_number_that_no_float_holds_is_named_among_floats(work: Workplace, large: int, swap: bool) -> None:
-    """Arrow makes no float of it: that was seen only when TITLE.jsonl was written already."""
+    """Arrow cannot convert it to a float. This used to be found only after TITLE.jsonl had been written."""
     values = [large, 1.5][:: -1 if swap else 1]
     work.train.write_text("".join(json.dumps(claim(entity=[value])) + "\n" for value in values), encoding="utf-8")
     work.refused(f"{work.train}, line 2: the field 'entity' is ", "make it one type")

@@ -22,7 +22,7 @@ from teacherlm.scoring import evaluator as scoring
 
 
 def whole_text(folder: Path, text: str) -> float:
-    """Log-likelihood of a text after the end-of-text token, in float64: the sum over its tokens."""
+    """The log-likelihood of a text after the end-of-text token in float64: the sum over its tokens."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = [tokenizer.eos_token_id, *tokenizer(text, add_special_tokens=False).input_ids]
@@ -32,7 +32,7 @@ def whole_text(folder: Path, text: str) -> float:
 
 
 def written(folder: Path, prompt: str, tokens: int) -> str:
-    """What the model writes greedily."""
+    """The text that the model writes with greedy decoding."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
     out = model.generate(ids, max_new_tokens=tokens, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
@@ -321,7 +321,7 @@ def test_a_sample_of_another_kind_that_is_wrong_is_named(
 
 
 def mistake(text: str, model: Path, folder: Path, inside: Callable, right: bool = False) -> str | None:
-    """The line on stderr about a task file; None, and nothing else, where it is scored."""
+    """The line on stderr about a task file. None if the file is scored; then nothing is on stderr."""
     (folder / "mine.py").write_text(text)
     words = ["--model_args", f"pretrained={model}", "--tasks", "mine", "--output_path", folder / "out"]
     result = inside("evaluate", *words, "--include_path", folder)

@@ -43,7 +43,7 @@ class Server:
             self.process = subprocess.Popen(command, cwd=self.teacher.parent, stdout=log, stderr=log)
 
     def wait(self) -> None:
-        """Until it answers."""
+        """Wait until the server answers."""
         until = time.monotonic() + 120
         while time.monotonic() < until and self.process.poll() is None:
             try:
@@ -76,7 +76,7 @@ def enhance(url: str, records: Path, output: Path, *more: object, **environment:
 
 
 def own_texts(teacher: Path, records: Path, output: Path, inside: Callable, *more: object) -> bytes:
-    """What the transformers engine makes of the same."""
+    """The texts of the transformers engine for the same prompts."""
     words = ["--name", teacher, "--input", records, "--output", output, "--task_type", "cot_text", *SETTINGS, *more]
     assert inside("enhance", *words).returncode == 0
     return output.read_bytes()
@@ -142,7 +142,7 @@ def test_no_server_is_one_line(tmp_path: Path) -> None:
 
 
 class Watcher(http.server.ThreadingHTTPServer):
-    """Answers every prompt with a text, and keeps the headers it was sent and how many prompts it had at a time."""
+    """Answers every prompt with a text, and records the headers and the number of prompts at a time."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)

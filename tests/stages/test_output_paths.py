@@ -37,7 +37,7 @@ def words_of(stage: str, place: Path, model: Path, records: Path, dataset: Path)
 def test_an_output_that_is_no_utf_8_is_refused_at_once(
     stage: str, place: Path, inside: Callable, tiny_llama: Path, prepared: Path
 ) -> None:
-    """At the end, its manifest or a library's file could not be written."""
+    """Otherwise its manifest or a library's file could not be written at the end."""
     words = words_of(stage, place, tiny_llama, prepared / "SAMPLE.jsonl", prepared / "SAMPLE")
     message = only_error(inside(stage, *words))
     assert "run\\udcff" in message and "this path is not valid UTF-8" in message
@@ -78,7 +78,7 @@ def test_a_home_that_is_none_is_one_line(home: str, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs a user whom the system does not know")
 def test_a_user_whom_the_system_does_not_know_gets_one_line() -> None:
-    """As in a container that runs as any number; HOME is not set."""
+    """This is the case in a container that runs with any user id. HOME is not set."""
     program = "from teacherlm.core.programs import run\n"
     program += "from teacherlm.core.places import cache_folder\nimport os; os.setuid(54321); run(cache_folder)"
     environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "TEACHERLM_CACHE")}

@@ -1,4 +1,4 @@
-"""What stands where an output goes: a symbolic link is written through, and what cannot be replaced is named."""
+"""Things in the place of an output: a symbolic link is followed, and anything that cannot be replaced is named."""
 
 import os
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from teacherlm.core.outputs import require_file_place, require_folder_place, req
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
-    """A folder on another disk, as it were, which links lead to."""
+    """A folder that stands for another disk, to which links lead."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     return folder
@@ -27,7 +27,7 @@ def elsewhere(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """Where outputs go."""
+    """The folder for outputs."""
     folder = tmp_path / "place"
     folder.mkdir()
     return folder

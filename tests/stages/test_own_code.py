@@ -26,12 +26,12 @@ REFUSED = (
 
 @pytest.fixture(autouse=True)
 def yes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody, or a pipe, answers whatever is asked."""
+    """Stdin answers "yes" to every question, like a careless user or a pipe."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 99))
 
 
 def with_code(folder: Path, copy: Path) -> Path:
-    """A copy of a model's folder that asks for classes of its own, whose file leaves a trace."""
+    """A copy of a model's folder that asks for classes in its own file, which leaves a trace when it runs."""
     shutil.copytree(folder, copy)
     trace = f"open({str(copy.parent / 'trace')!r}, 'w').close()\n"
     classes = "from transformers import *\nclass OwnConfig(PreTrainedConfig): model_type = 'own'\n"

@@ -33,7 +33,7 @@ def own_words(rows: datasets.Dataset) -> list[dict]:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's folder, where the commands are given."""
+    """The user's folder, in which the commands are run."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "here"
@@ -41,12 +41,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def prepare(place: Path, inside: Prepare) -> Prepare:
-    """Without the network: the hub's CREAK has 10,176 training samples, those here have 12."""
+    """Prepare CREAK without the network. The hub's CREAK has 10,176 training samples, and those here have 12."""
     return lambda *words: inside("data_prepare", "--test_dir", place.parent / "tests", *words)
 
 
 def check(place: Path, train: list[dict] = TRAIN) -> None:
-    """The prepared files are those of these samples, by the design's words."""
+    """Check that the prepared files are those of these samples, as the design says."""
     for record, claim in zip(read_lines(place / "CREAK.jsonl"), train, strict=True):
         letter = {"true": "A", "false": "B"}[claim["label"]]
         asked = f"Determine the correctness of the following sentence. {claim['sentence']} (A) True (B) False"
@@ -115,7 +115,7 @@ def test_explanations_end_in_the_dataset_that_finetune_sh_reads(place: Path, pre
 def test_explanations_that_were_there_first_replace_it_once_it_is_kept(
     place: Path, prepare: Prepare, words: tuple[str, ...]
 ) -> None:
-    """As with files of the reference: CREAK.jsonl and CREAK_cot.jsonl are there, without manifests."""
+    """CREAK.jsonl and CREAK_cot.jsonl exist without manifests, like files of the reference."""
     save(place / "CREAK")
     before = files_of(place / "CREAK")
     record = {**TRAIN[0], "text": "Q", "cot_text": "Q C", "cot": " So.", "all": "Q C So."}
@@ -130,7 +130,7 @@ def test_explanations_that_were_there_first_replace_it_once_it_is_kept(
 
 
 def test_another_dataset_in_its_place_is_the_new_source(place: Path, prepare: Prepare) -> None:
-    """Saved over the prepared one, whose manifest stays in the folder."""
+    """It is saved over the prepared dataset, whose manifest stays in the folder."""
     save(place / "CREAK")
     first = files_of(place / "CREAK")
     prepare()

@@ -90,7 +90,7 @@ def save_text(folder: Path) -> None:
 
 @pytest.fixture
 def run(tiny_llama: Path, tmp_path: Path, inside: Callable) -> Callable:
-    """Score a task file of that text, as the task `claims`."""
+    """Score a task file with this text as the task `claims`."""
 
     def run(source: str, *more: object) -> object:
         (tmp_path / "claims.py").write_text(source)
@@ -141,7 +141,10 @@ MISTAKES = {
         "",
         "claims.py: its samples (DATASET_PATH '{sets}/claims', DATASET_NAME None) cannot be loaded",
     ),
-    "no path": ("    DATASET_PATH = ''\n", "cannot be loaded: DATASET_PATH is empty: name a folder or the hub's name"),
+    "no path": (
+        "    DATASET_PATH = ''\n",
+        "cannot be loaded: DATASET_PATH is empty: set it to a folder, or to the name",
+    ),
     "nothing to score": (
         "    def download(self, *_): pass\n    def has_test_docs(self): return False\n",
         "the class Claims has no samples to score: has_test_docs() or has_validation_docs() must return True",
@@ -203,4 +206,4 @@ def test_the_unedited_template_says_what_is_to_be_done(tiny_llama: Path, tmp_pat
     assert f"{tmp_path / 'mine.py'}, line " in error
     assert f"its test set is missing: there is no {tmp_path / 'sets' / 'new_task'}, which DATASET_PATH names" in error
     error = only_error(inside("evaluate", *words(tiny_llama, "new_task", tmp_path / "sets", tmp_path / "out", *more)))
-    assert "new_task.py is there to be copied: cp lm_eval/tasks/new_task.py lm_eval/tasks/NAME.py" in error
+    assert "new_task.py is a template; copy it (cp lm_eval/tasks/new_task.py lm_eval/tasks/NAME.py)" in error

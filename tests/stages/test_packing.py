@@ -36,9 +36,9 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
 def one_at_a_time(
     folder: Path, samples: list[dict], dtype: torch.dtype = torch.float32
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    """Mean loss of all tokens and its gradients, by the library, each sample alone.
+    """The mean loss of all tokens and its gradients by the library, with each sample alone.
 
-    The cross-entropy is in float64: torch's own in float32 is off by 1e-5 with a vocabulary of 49,152.
+    The cross-entropy is in float64, because torch's in float32 is off by 1e-5 with a vocabulary of 49,152.
     """
     model = load(folder, dtype)
     predicted = sum(len(sample["input_ids"]) - 1 - max(0, sample["skipped"] - 1) for sample in samples)
@@ -87,7 +87,7 @@ def test_packed_losses_and_gradients_are_those_of_single_samples(
 
 
 def test_it_holds_for_real_weights(smollm2: Path) -> None:
-    """The gradients in float64: in float32 those of 30 layers differ by 1e-4 from their own in float64."""
+    """The gradients are in float64, because gradients of 30 layers in float32 differ by 1e-4 from those in float64."""
     samples = encoded(smollm2)[:2]
     assert_equal(
         together(smollm2, samples, "sdpa", dtype=torch.float64), one_at_a_time(smollm2, samples, torch.float64)
@@ -118,7 +118,7 @@ def test_what_is_skipped_has_no_loss(tiny_model: Path) -> None:
 
 
 def test_attention_in_16_bits_on_a_cpu_is_that_of_32_bits_rounded_once() -> None:
-    """Under autocast too, where rotary models' queries and keys are float32 and values are not."""
+    """This holds under autocast too, where queries and keys of rotary models are in float32 but values are not."""
     query, key, value, gradient = torch.randn(4, 1, 6, 20, 8).bfloat16()
     exact = [states.float().requires_grad_() for states in (query, key[:, :2], value[:, :2])]
     expected = causal_sdpa(*exact, 0.0, None)

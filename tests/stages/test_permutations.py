@@ -1,4 +1,4 @@
-"""Answer orders: what is asked, and that a preference for a letter cancels out."""
+"""Orders of choices: which questions are asked, and that a preference for a letter cancels out."""
 
 import json
 import math
@@ -30,7 +30,7 @@ def test_orders_move_the_answer_with_its_choice() -> None:
 def test_a_preference_for_a_letter_cancels_out(kind: str) -> None:
     orders = in_turn(3, kind)
     assert sorted(orders)[0] == orders[0] == (0, 1, 2) and len(orders) == (3 if kind == "cyclic" else 6)
-    letter, choice = [5.0, 0.0, -3.0], [0.1, 0.3, 0.2]  # it likes A very much, and knows a little
+    letter, choice = [5.0, 0.0, -3.0], [0.1, 0.3, 0.2]  # a strong preference for A, and a little knowledge
     results = [letter[place] + choice[order[place]] for order in orders for place in range(3)]
     found = debias(results, orders)
     assert sum(map(math.exp, found)) == pytest.approx(1)

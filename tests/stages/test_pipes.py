@@ -69,7 +69,7 @@ def test_a_benchmark_of_pipes(tmp_path: Path, name: str) -> None:
 
 
 def test_a_report_of_pipes(tmp_path: Path) -> None:
-    """Each is in a place whose files the report finds by listing a folder."""
+    """Each pipe is in a folder whose files the report lists."""
     places = (
         "evaluate/student/task.json",
         "evaluate/student/task.manifest.json",

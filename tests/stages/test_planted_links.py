@@ -1,4 +1,4 @@
-"""Links that somebody else puts where a stage writes beside its output: what they lead to is never touched."""
+"""Links that somebody else puts where a stage writes beside its output: their targets are never touched."""
 
 import os
 import shutil
@@ -48,7 +48,7 @@ def victim(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def plant(shared: Path) -> Callable[..., Path]:
-    """Put a link into the shared folder, as another user where this one is root."""
+    """Put a link into the shared folder, as another user if this user is root."""
 
     def plant(name: str, target: Path, *, hard: bool = False) -> Path:
         link = shared / name
@@ -88,7 +88,7 @@ def test_a_pipe_in_the_place_of_a_lock_is_refused(shared: Path) -> None:
 
 @pytest.mark.parametrize("hard", [False, True], ids=["symbolic", "hard"])
 def test_what_is_done_so_far_follows_no_link(shared: Path, victim: Path, plant: Callable, hard: bool) -> None:
-    """It is appended to, and its last line is cut off where that is torn."""
+    """The progress file is appended to, and an incomplete last line is removed from it."""
     victim.write_text(VICTIM + "no line break")
     plant(".out.jsonl.progress", victim, hard=hard)
     with pytest.raises(UserError, match=r"\.out\.jsonl\.progress: this is a link"):
@@ -140,7 +140,7 @@ def test_a_folder_that_is_made_anew_is_no_link(shared: Path, tmp_path: Path, pla
 
 
 def test_a_partial_file_has_a_name_of_its_own_each_time(shared: Path) -> None:
-    """As long as nobody can guess it, and it is there before its name can be read."""
+    """Nobody can guess the name, and the file exists before its name can be read."""
     names = set()
     for _ in range(2):
         with whole_file(shared / "out") as file:

@@ -28,7 +28,7 @@ def made_up(folder: Path, name: str, count: int) -> None:
 
 @pytest.fixture(scope="module")
 def archive_folder(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """data/ as the archive has it."""
+    """The folder data/ of the archive."""
     folder = tmp_path_factory.mktemp("archive") / "data"
     for split in ("dev", "test"):
         (folder / split).mkdir(parents=True)
@@ -71,7 +71,7 @@ def test_the_three_trees(made: Path) -> None:
 
 
 def test_every_test_question_is_in_its_domain_s_file(made: Path, archive_folder: Path) -> None:
-    """Against a reading of the archive with Python's csv alone."""
+    """The files are compared with the archive as Python's csv module reads it."""
     count = 0
     for file in sorted((archive_folder / "test").iterdir()):
         with open(file, encoding="utf-8") as handle:  # with universal newlines, as the reference opens it
@@ -152,7 +152,7 @@ def inside_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def pack(path: Path, *given: tuple[str, bytes | None, dict[str, object]], mode: str = "w") -> Path:
-    """An archive of members: name, contents, and what else its header says."""
+    """An archive of the given members: name, contents, and further fields of the header."""
     with tarfile.open(path, mode, format=tarfile.GNU_FORMAT) as tar:
         for name, content, more in given:
             member = tarfile.TarInfo(name)
@@ -167,7 +167,7 @@ SMALL = [(f"data/{split}/a{end}.csv", ROW, {}) for split, end in zip(SPLITS, (""
 
 
 def test_the_hole_of_the_filter_of_python_3_11_7(inside_of: Path, tmp_path: Path) -> None:
-    """CVE-2025-4517: beyond 4,096 letters a path is no longer followed, so what leads out of the folder passes."""
+    """CVE-2025-4517: a path of over 4,096 characters is not resolved, so one that leads out of the folder passes."""
     victim = tmp_path / "victim"
     victim.write_text("what the victim wrote")
     folder, way, members = "d" * 247, "", []
@@ -187,19 +187,22 @@ def test_the_hole_of_the_filter_of_python_3_11_7(inside_of: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("member", "message"),
     [
-        (("data/test/b_test.csv", None, {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}), "is a link, or no ord"),
+        (
+            ("data/test/b_test.csv", None, {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}),
+            "is a link, or not an ord",
+        ),
         (("data/test/b_test.csv", None, {"type": tarfile.LNKTYPE, "linkname": "data/test/a_test.csv"}), "is a link"),
-        (("data/test/b_test.csv", None, {"type": tarfile.FIFOTYPE}), "is a link, or no ordinary file"),
-        (("data/test/b_test.csv", None, {"type": tarfile.CHRTYPE}), "is a link, or no ordinary file"),
-        (("data/test/b_test.csv", b"", {"type": tarfile.GNUTYPE_SPARSE}), "no whole tar archive"),
-        (("data/test/a_test.csv", ROW, {}), "it has test/a_test.csv twice"),
-        (("other/test/a_test.csv", ROW, {}), "it has test/a_test.csv twice"),
+        (("data/test/b_test.csv", None, {"type": tarfile.FIFOTYPE}), "is a link, or not an ordinary file"),
+        (("data/test/b_test.csv", None, {"type": tarfile.CHRTYPE}), "is a link, or not an ordinary file"),
+        (("data/test/b_test.csv", b"", {"type": tarfile.GNUTYPE_SPARSE}), "not a complete tar archive"),
+        (("data/test/a_test.csv", ROW, {}), "it contains test/a_test.csv twice"),
+        (("other/test/a_test.csv", ROW, {}), "it contains test/a_test.csv twice"),
         (("/data/test/b_test.csv", ROW, {}), "leads out of its folder"),
         (("data/test/../../../b_test.csv", ROW, {}), "leads out of its folder"),
-        (("data/test/b\n_test.csv", ROW, {}), "has no plain name"),
+        (("data/test/b\n_test.csv", ROW, {}), "has an unsafe name"),
         (("data/big", None, {"size": 10 * 2**30}), "unpacks to more than 536,870,912 bytes"),
         (("data/test/b_test.csv", None, {"size": 10 * 2**30}), "unpacks to more than 536,870,912 bytes"),
-        (("data/test/b_test.csv", None, {"size": -512}), "no whole tar archive"),
+        (("data/test/b_test.csv", None, {"size": -512}), "not a complete tar archive"),
     ],
 )
 def test_only_ordinary_files_of_an_archive_are_read(
@@ -212,7 +215,7 @@ def test_only_ordinary_files_of_an_archive_are_read(
 
 
 def test_a_small_archive_that_unpacks_to_gigabytes_is_refused(inside_of: Path, tmp_path: Path) -> None:
-    """Of 600 megabytes of zeros gzip makes 600 kilobytes."""
+    """gzip compresses 600 megabytes of zeros to 600 kilobytes."""
     with tarfile.open(tmp_path / "bomb.tar.gz", "w:gz", compresslevel=1) as tar:
         for number in range(10):
             member = tarfile.TarInfo(f"data/test/{number}_test.csv")
@@ -229,7 +232,7 @@ def test_an_archive_of_very_many_members_is_refused(inside_of: Path, tmp_path: P
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
 def test_what_else_is_in_an_archive_is_passed_over(inside_of: Path, tmp_path: Path, mode: str) -> None:
-    """A folder, a link, a text, and what macOS puts there; long names come in headers of their own."""
+    """The archive also has a folder, a link, a text, and files of macOS. Long names are in separate headers."""
     others = [("data", None, {"type": tarfile.DIRTYPE}), ("data/README.txt", b"hello" * 300, {})]
     others += [("data/latest", None, {"type": tarfile.SYMTYPE, "linkname": "test"}), ("data/test/._a.csv", b"\0", {})]
     others += [(f"data/test/{'long' * 40}_test.csv", ROW, {})]
@@ -240,16 +243,16 @@ def test_what_else_is_in_an_archive_is_passed_over(inside_of: Path, tmp_path: Pa
 
 def test_an_archive_without_a_split_is_named(tmp_path: Path) -> None:
     archive = pack(tmp_path / "data.tar", *SMALL[:-1])
-    assert "no file test/*.csv in it" in only_error(prepare(tmp_path / "out", "--data_tar", archive))
-    assert "no ordinary file" in only_error(prepare(tmp_path / "out", "--data_tar", tmp_path))
+    assert "it contains no file test/*.csv" in only_error(prepare(tmp_path / "out", "--data_tar", archive))
+    assert "not an ordinary file" in only_error(prepare(tmp_path / "out", "--data_tar", tmp_path))
     cut = pack(tmp_path / "cut.tar", *SMALL).read_bytes().rstrip(b"\0")
     (tmp_path / "cut.tar").write_bytes(cut + bytes(-len(cut) % 512))  # it ends behind a member
-    assert "no whole tar archive" in only_error(prepare(tmp_path / "out", "--data_tar", tmp_path / "cut.tar"))
+    assert "not a complete tar archive" in only_error(prepare(tmp_path / "out", "--data_tar", tmp_path / "cut.tar"))
 
 
 def test_what_is_wrong_with_an_archive_is_said(archive_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.tar").write_bytes(b"no tar at all" * 100)
-    assert "no whole tar archive" in only_error(prepare(tmp_path / "out", "--data_tar", tmp_path / "cut.tar"))
+    assert "not a complete tar archive" in only_error(prepare(tmp_path / "out", "--data_tar", tmp_path / "cut.tar"))
     assert "no such file" in only_error(prepare(tmp_path / "out", "--data_tar", tmp_path / "nowhere.tar"))
     five = tmp_path / "data"
     for file in archive_folder.rglob("*.csv"):

@@ -52,12 +52,12 @@ def test_two_processes_learn_what_one_does_and_resume(
     assert places
     assert places <= {"127.0.0.1", "::1"}  # nothing listens on the network
     assert "training in 2 processes on the CPU" in first.stdout
-    assert "4 a step (2 x 1 accumulated x 2 processes)" in first.stdout
+    assert "4 per step (2 x 1 accumulated batches x 2 processes)" in first.stdout
     assert losses(tmp_path) == pytest.approx(losses(alone)[:STEPS], abs=1e-5)
     assert list((tmp_path / "run" / f"checkpoint-{STEPS}").glob("global_step*/*optim_states.pt"))  # DeepSpeed's own
     second = finetune(tiny_llama, prepared / "SAMPLE", tmp_path, 2, *words)
     assert second.returncode == 0, second.stderr[-2000:]
-    assert f"going on from {tmp_path / 'run' / f'checkpoint-{STEPS}'}" in second.stdout
+    assert f"resuming from {tmp_path / 'run' / f'checkpoint-{STEPS}'}" in second.stdout
     assert losses(tmp_path) == pytest.approx(losses(alone), abs=1e-5)
     assert losses(tmp_path, "dev_loss") == pytest.approx(losses(alone, "dev_loss"), abs=1e-5)
     expected = weights(alone, EPOCHS * STEPS)
@@ -112,7 +112,7 @@ def test_a_configuration_that_is_not_there_lists_those_that_are(
 
 
 def test_a_mistake_that_one_process_alone_sees_is_said_too(tiny_llama: Path, prepared: Path, tmp_path: Path) -> None:
-    """Its process waits for the first one to say it, and says it when nothing comes. The wait is a shorter one here."""
+    """The process waits for rank 0 to report an error, and then reports it itself. The wait is shorter here."""
     words = [
         "--model_name_or_path",
         tiny_llama,

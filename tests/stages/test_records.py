@@ -159,7 +159,7 @@ def test_a_folder_whose_filling_fails_is_not_there(tmp_path: Path) -> None:
 
 
 def test_leftovers_older_than_a_day_are_removed_and_younger_ones_kept(file: Path) -> None:
-    """What a running process writes beside the same file must not vanish under it; other files' are not ours."""
+    """A temporary file of a running process must not be removed. Temporary files of other outputs stay too."""
     run_killed("with whole_file(path):\n    die()", file)
     run_killed("with whole_folder(path) as whole:\n    (whole / 'part').touch()\n    die()", file)
     run_killed("with whole_file(path.with_name('other')):\n    die()", file)

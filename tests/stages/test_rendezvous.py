@@ -1,4 +1,4 @@
-"""How the processes of a run meet: on one machine nothing listens on the network, and objects are no pickles."""
+"""How the processes of a run meet: on one machine nothing listens on the network, and objects are not pickled."""
 
 import json
 import os
@@ -44,7 +44,7 @@ os._exit(0)
 
 
 def meet(how: str, **environment: str) -> list[subprocess.CompletedProcess]:
-    """Two processes that meet, and say what they were told and where they listen."""
+    """Two processes that meet, and report the values that they received and the addresses on which they listen."""
     code = MEETING.format(how=how)
     base = {**os.environ, "WORLD_SIZE": "2", "MASTER_PORT": str(free_port()), **environment}
     running = [

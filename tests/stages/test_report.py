@@ -1,4 +1,4 @@
-"""A run's page: its numbers are those of the files, and what is not there is said."""
+"""The page of a run: its numbers are those of the files, and it says what is missing."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(whole: Path, tmp_path: Path) -> Path:
-    """A copy of it, to break."""
+    """A copy of the run, which a test may damage."""
     return Path(shutil.copytree(whole, tmp_path / "runs" / "creak" / "all"))
 
 

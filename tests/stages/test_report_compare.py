@@ -35,7 +35,7 @@ def test_mcnemar_of_models_that_never_differ() -> None:
 
 @pytest.mark.parametrize(("n", "only_first", "only_second"), [(80, 11, 10), (1371, 75, 103), (500, 2, 40)])
 def test_the_bootstrap_is_that_of_scipy(n: int, only_first: int, only_second: int) -> None:
-    """Percentiles of draws: the two agree within what their 10,000 draws leave open."""
+    """Both are percentiles of random resamples, and they agree within the error of 10,000 resamples."""
     differences = np.array([-1] * only_first + [1] * only_second + [0] * (n - only_first - only_second))
     options = {"n_resamples": 10_000, "method": "percentile", "batch": 100, "rng": np.random.default_rng(1)}
     expected = scipy_bootstrap((differences,), np.mean, **options).confidence_interval
@@ -167,7 +167,7 @@ def test_accuracies_of_experiments_are_those_of_the_scorer(inside: Callable, exp
 
 
 def test_the_paper_s_numbers_stand_in_a_column_of_their_own(inside: Callable, experiments: Path) -> None:
-    """Of settings that the paper has, by the experiment's name."""
+    """This holds for the paper's settings, which are found by the experiment's name."""
     (experiments / "full").rename(experiments / "xl-mmlu-5-shot-multi")
     assert inside("report", experiments).returncode == 0
     page = html.fromstring((experiments / "report" / "index.html").read_text())
@@ -186,7 +186,7 @@ def test_predictions_that_are_not_whole_are_said(inside: Callable, experiments: 
     page = html.fromstring((experiments / "report" / "index.html").read_text())
     said = " ".join(page.xpath("//section[@id='missing']//li/text()"))
     assert "zeroshot/combined_test-step-0.jsonl is not finished: 40 questions so far" in said
-    assert "line 1: no prediction of evaluate.py" in said
+    assert "line 1: not a prediction of evaluate.py" in said
 
 
 def test_experiments_compare(inside: Callable, experiments: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The report of files that anybody wrote: what cannot be read is a line on the page, and the page stays a page."""
+"""The report of files from anybody: what cannot be read becomes a line on the page, and the page stays intact."""
 
 import json
 import os
@@ -25,7 +25,7 @@ Change = Callable[[Path], None]
 
 
 def changed(name: str, **fields: Any) -> Change:
-    """A change of some fields of a JSON file; of one that is `...` its removal."""
+    """A function that changes fields of a JSON file. A field with the value `...` is removed."""
 
     def change(folder: Path) -> None:
         value = {**json.loads((folder / name).read_text()), **fields}
@@ -35,7 +35,7 @@ def changed(name: str, **fields: Any) -> Change:
 
 
 def line(name: str, number: int, **fields: Any) -> Change:
-    """The same of a record of a JSON lines file."""
+    """A function that changes fields of a record in a JSON lines file in the same way."""
 
     def change(folder: Path) -> None:
         lines = (folder / name).read_text().splitlines()
@@ -59,7 +59,7 @@ FOLDERS = {
 
 
 def hurt(run: Path, name: str, change: Change, case: int) -> None:
-    """Copy the folder of a file beside it, and make a change in the copy."""
+    """Copy the folder of a file to a neighbouring folder, and change the file in the copy."""
     folder = next(folder for folder, names in FOLDERS.items() if name in names)
     copy = (run / folder).with_name(f"case{case}")
     shutil.copytree(run / folder, copy)
@@ -193,7 +193,7 @@ UNREADABLE = [
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[html.HtmlElement, list[str]]:
-    """The page of a run with a folder for each of these cases, and what it says is missing."""
+    """The page of a run with a folder for each of these cases, and its list of what is missing."""
     run = write_run(tmp_path_factory.mktemp("runs") / "creak" / "all", {"cot": ["Because."] * 12}, RUNS[:1])
     for case, (name, change, _) in enumerate(UNREADABLE):
         hurt(run, name, change, case)
@@ -286,7 +286,7 @@ NAMES = ["=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(1)", "a|b\\|c", "<script>al
 
 
 def test_names_in_tables_stay_names(inside: Callable, tmp_path: Path) -> None:
-    """No formula in a spreadsheet, one cell in Markdown, no escape sequence on a terminal."""
+    """A name is no formula in a spreadsheet, one cell in Markdown, and no escape sequence on a terminal."""
     names = [name if number % 2 else f"{name}_seed0" for number, name in enumerate(NAMES)]
     folder = write_run(tmp_path / "creak" / "all", None, names)
     result = {**result_of("creak", [{"acc": 1}]), "task": "parts", "metric": "=1+1"}
@@ -313,7 +313,7 @@ def test_names_in_tables_stay_names(inside: Callable, tmp_path: Path) -> None:
 
 
 def write_large_run(folder: Path, samples: int, letters: int) -> Path:
-    """Long questions with a short and a long text each, and a tenth of as many long test questions."""
+    """Write a run with long questions, each with a short and a long text, and a tenth as many long test questions."""
     own = folder / "enhance" / "teacher_seed0"
     own.mkdir(parents=True)
     for kind, size in (("cot", 1), ("error", letters)):

@@ -32,7 +32,7 @@ RUNS = ("tiny_cot_tail_teacher_seed0", "tiny_text_seed0")
 def browser() -> Iterator["Browser"]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
-        message = "no Chromium here: bash tests/support/browser/install.sh installs Debian's"
+        message = "there is no Chromium on this machine; install Debian's: bash tests/support/browser/install.sh"
         root = os.environ.get("CI") == "true" and os.getuid() == 0
         pytest.fail(message) if root else pytest.skip(message)
     sync_api = pytest.importorskip("playwright.sync_api")
@@ -51,7 +51,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def watched(browser: "Browser") -> Iterator[Callable[..., "Page"]]:
-    """Open a page from the disk; at the end it has asked for nothing else and said nothing on the console."""
+    """Open a page from the disk, and check at the end that it requested nothing else and printed nothing to the
+    console."""
     said: list[str] = []
     pages = []
 
@@ -209,7 +210,7 @@ def test_light_dark_and_print(watched: Callable[..., "Page"], page_file: Path) -
 
 
 def test_ten_thousand_samples(watched: Callable[..., "Page"], tmp_path: Path) -> None:
-    """docs/measurements/report.md has times; the limits here are such that only another order of growth breaks them."""
+    """docs/measurements/report.md has the times. The limits here are exceeded only by another order of growth."""
     texts = [f"Reason {number} of many. So the answer is (A)." for number in range(10_000)]
     page = watched(report(write_run(tmp_path / "creak" / "all", {"cot": texts}, RUNS)))
     paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")

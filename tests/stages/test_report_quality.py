@@ -174,7 +174,7 @@ def overlaps(split: TestSplit, text: str) -> list[tuple[int, str]]:
 
 
 def test_all_of_fifty_planted_overlaps_with_creak_s_dev_split_are_found(shared_data: Path) -> None:
-    """Of each length that there is: whole short claims, and 13 words of long ones, in other punctuation and case."""
+    """The overlaps have all lengths: whole short claims, and 13 words of long ones, with other punctuation and case."""
     dev = sentences(shared_data / "creak" / "dev.json")
     split = TestSplit([sentence] for sentence in dev)
     assert split.unchecked == 0
@@ -188,7 +188,7 @@ def test_all_of_fifty_planted_overlaps_with_creak_s_dev_split_are_found(shared_d
 
 
 def test_creak_s_training_split_overlaps_nowhere_but_where_the_words_are_listed(shared_data: Path) -> None:
-    """Held against a search for the very words, in sentences and explanations."""
+    """The result is compared with a direct search for the words in sentences and explanations."""
     dev = sentences(shared_data / "creak" / "dev.json")
     split = TestSplit([sentence] for sentence in dev)
     pieces = {}

@@ -24,7 +24,7 @@ def run(prepared: Path, tmp_path: Path, inside: Callable) -> Callable:
 
 
 def copy(model: Path, folder: Path, seed: int | None = None) -> Path:
-    """A model's folder copied, with weights of its own where there is a seed."""
+    """A copy of a model's folder. With a seed, the copy gets different weights."""
     shutil.copytree(model, folder, dirs_exist_ok=True)
     if seed is not None:
         torch.manual_seed(seed)
@@ -40,7 +40,7 @@ def test_two_folders_of_one_name(tiny_llama: Path, tmp_path: Path, run: Callable
     before = contents(tmp_path / "out")
     error = only_error(run(two))
     assert f"{tmp_path / 'out' / 'final'} has the results of another model of this name, {one}; " in error
-    assert f"give another --output_path for those of {two}" in error
+    assert f"use another --output_path for the results of {two}" in error
     assert contents(tmp_path / "out") == before
     assert run(two, "--output_path", tmp_path / "other").returncode == 0
     assert json.loads((tmp_path / "out" / "final" / "sample.json").read_text())["path"] == str(one)

@@ -1,4 +1,4 @@
-"""Rules of the house that are broken unseen: help in each script, no eval, no library hidden."""
+"""Rules of the project that could be broken unnoticed: help in each script, no eval, no hidden library."""
 
 import os
 import re

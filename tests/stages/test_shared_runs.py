@@ -55,7 +55,7 @@ def test_a_run_in_another_user_s_folder_is_one_line(shared: Path, theirs: str, c
 
 
 def test_two_users_in_one_folder_are_a_clear_line(shared: Path) -> None:
-    """The other way round: nobody comes to root's, whose files it may read."""
+    """Here the user `nobody` uses root's folder, whose files it may read."""
     words = {"TASK": "text", "LIMIT": "8", "RUNS": str(shared / "runs")}
     make_own_folder(shared / "runs/sample/limit-8/.locks", shared / "runs")
     error = only_error(run([*AS_NOBODY, *CHAIN, "sample"], shared, **words, HOME=str(shared), TMPDIR="/tmp"))
@@ -74,7 +74,7 @@ def test_a_link_of_another_user_is_not_followed(shared: Path, tmp_path: Path) ->
 
 
 def test_a_folder_that_is_a_link_of_one_s_own_is_used(tmp_path: Path) -> None:
-    """`runs/creak` on another disk."""
+    """Here `runs/creak` is on another disk."""
     (tmp_path / "disk").mkdir()
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "creak").symlink_to(tmp_path / "disk")
@@ -94,7 +94,7 @@ def test_settings_are_read_as_they_were_saved(tmp_path: Path) -> None:
 
 
 def test_each_submission_has_settings_of_its_own(shared: Path) -> None:
-    """Earlier ones of the user go, those of others stay: their jobs may wait for them."""
+    """The user's earlier settings are removed. Those of other users stay, because their waiting jobs may need them."""
     theirs = shared / "settings-theirs.json"
     theirs.write_text("{}")
     give_to_nobody(theirs)
@@ -273,6 +273,6 @@ def test_a_log_is_shown_without_what_a_terminal_obeys(chain: Path, tmp_path: Pat
 
 
 def test_a_line_of_a_name_that_a_terminal_would_obey(tmp_path: Path) -> None:
-    """In the chain's own words, before any stage begins."""
+    """The chain itself prints the line before any stage begins."""
     error = run([*CHAIN, "sample"], tmp_path, TOKENIZATION="\x1b[2J\x07").stderr
     assert error == "chain.sh: error: TOKENIZATION=?[2J?: auto, apart or joint was expected\n"

@@ -30,7 +30,7 @@ def call(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
 
 @pytest.fixture
 def refused(call: Callable, tmp_path: Path) -> Callable[..., None]:
-    """A call that ends with one line which names the variable, and has executed and made nothing."""
+    """Check that a call ends with one line that names the variable, and that it executed and created nothing."""
 
     def run(command: list[str], name: str, value: str) -> None:
         error = only_error(call(command, **{name: value}))
@@ -76,7 +76,7 @@ def test_a_number_of_the_site_s_file(call: Callable, tmp_path: Path, content: st
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project, whose models/ are the test's."""
+    """A copy of the project with the test's models/."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("benchmarks", "enhance", "models", "slurm", "src"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "site.env"))
@@ -96,7 +96,7 @@ VALUES = {
 def test_a_model_s_yaml_has_numbers_where_a_job_wants_them(
     checkout: Path, tmp_path: Path, field: str, value: str
 ) -> None:
-    """As far as a dry run asks for it: also without one nothing is submitted before."""
+    """A dry run reads these numbers too. Without a dry run, nothing is submitted before they are read."""
     (checkout / "models" / "evil.yaml").write_text(
         f"hub: some/one\nslurm:\n  evaluate:\n    {field}: {value}\n", encoding="utf-8"
     )
@@ -138,7 +138,7 @@ def test_what_a_job_asks_slurm_for(checkout: Path, text: str, words: str) -> Non
 
 
 def test_a_name_with_a_line_break_shifts_no_other_value(call: Callable, tmp_path: Path) -> None:
-    """The shell reads a value a line: the rest of the name would be the batch size."""
+    """The shell reads one value per line, so the rest of the name would become the batch size."""
     model = tmp_path / "models" / "tiny\n4"
     model.mkdir(parents=True)
     error = only_error(call(CHAIN, STUDENT=str(model), TASK="text"))

@@ -79,7 +79,7 @@ def test_a_csv_with_a_header_gives_its_columns(tmp_path: Path) -> None:
 
 
 def test_a_csv_without_a_header_gives_the_benchmarks_columns(tmp_path: Path) -> None:
-    """Columns of one name become a list, and the file's name a field."""
+    """Columns with the same name become a list, and the name of the file becomes a field."""
     file = mmlu_file(tmp_path, 'What is 2 + 2?,3,4,5,"6, or 7",B\n')
     sample = {"question": "What is 2 + 2?", "choices": ["3", "4", "5", "6, or 7"], "answer": "B"}
     assert read("mmlu", tmp_path, "test") == [(f"{file}, line 1", {**sample, "subject": "college_biology"})]

@@ -41,7 +41,7 @@ with StageRun("shout", output) as run:
     run.finish({"text": output}, {"letters": 5})
     print("made", flush=True)
 """
-"""A stage: it writes its source in capitals. With a third word it waits between its output and its manifest."""
+"""A stage that writes its source in capitals. With a third argument it waits between its output and its manifest."""
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def said(process: subprocess.Popen) -> list[str]:
 
 
 def look(source: Path, output: Path, stage: str = "shout", arguments: dict[str, Any] = ARGUMENTS) -> StageRun:
-    """What a call finds that only looks."""
+    """The result of a call that only checks and does no work."""
     run = StageRun(stage, output)
     run.compare(arguments, {"source": describe(source, run.known.get("source"))})
     return run
@@ -142,7 +142,7 @@ def test_a_look_takes_no_lock_and_writes_nothing(source: Path, output: Path) -> 
 
 
 def test_an_input_that_is_known_is_not_read_again(source: Path, output: Path) -> None:
-    """Its size and modification time vouch for the digest, as of a teacher's many gigabytes."""
+    """The known digest is used if size and modification time are unchanged, as for a teacher of many gigabytes."""
     said(shout(source, output))
     times = source.stat().st_atime_ns, source.stat().st_mtime_ns
     source.write_text("WORDS")
@@ -198,7 +198,7 @@ def test_the_manifest_of_a_folder_can_appear_together_with_it(source: Path, tmp_
 
 
 def test_a_described_output_is_taken_as_it_is_described(source: Path, tmp_path: Path) -> None:
-    """Of a checkpoint only the weights count: an evaluation may put its results beside them."""
+    """Only the weights of a checkpoint are described, because an evaluation may write results beside them."""
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     (folder / "weights").write_text("1")
@@ -218,7 +218,7 @@ def test_a_mistake_in_the_work_leaves_no_manifest_and_no_lock(source: Path, outp
 
 
 def test_work_that_ends_before_its_end_leaves_no_manifest(source: Path, output: Path) -> None:
-    """As a stage does after SIGTERM, to be queued again."""
+    """A stage ends like this after SIGTERM, before it is requeued."""
     with pytest.raises(SystemExit), StageRun("shout", output) as run:
         run.compare(ARGUMENTS, {"source": describe(source)})
         output.write_text("WOR")
@@ -299,7 +299,7 @@ def test_the_time_before_the_lock_is_not_the_stage_s(source: Path, output: Path)
 
 
 class Worker(OneProcess):
-    """One of several; what the first one found is what it gets."""
+    """One of several processes. It gets the result of the first one."""
 
     def __init__(self, first: bool, found: list[Any]):
         self.first, self.found = first, found
@@ -353,7 +353,7 @@ def test_of_several_processes_the_first_looks_and_writes_and_all_agree(
 
 
 def test_no_stage_spells_out_by_itself_what_a_run_does() -> None:
-    """They neither write manifests nor compare them with their work nor word the line that nothing is to do."""
+    """The stages do not write manifests, compare them with their work, or print that nothing is to do by themselves."""
     package = Path(manifests.__file__).parents[1]
     words = re.compile(r"\bwrite_manifest\b|\bmanifests\.changes\b|import .*\bchanges\b|: done already")
     found = [

@@ -44,7 +44,7 @@ def sample(tmp_path: Path, inside: Callable) -> Sample:
 
 
 def make_older(manifest_path: Path) -> None:
-    """As a manifest was before stages had versions."""
+    """Change a manifest to its form from before stages had versions."""
     manifest = json.loads(manifest_path.read_text())
     del manifest["version"]
     manifest_path.write_text(json.dumps(manifest))
@@ -75,7 +75,7 @@ def test_changed_prompts_make_what_has_them_stale(sample: Sample, monkeypatch: p
 
 
 def test_a_changed_yaml_makes_the_quality_stale(sample: Sample) -> None:
-    """Overlaps are looked for in what the question's template takes from a sample."""
+    """Overlaps are searched in the text that the question's template takes from a sample."""
     sample.prepare()
     assert sample.run(*explain(sample.records, sample.enhanced)).returncode == 0
     sample.prepare("--post_process")

@@ -19,9 +19,9 @@ def test_a_signal_is_remembered_until_the_signals_are_given_back() -> None:
 
 
 def test_forked_children_end_at_the_signal_however_soon_it_comes() -> None:
-    """lm-eval's bootstrap forks a pool and ends it with SIGTERM; children that stay would make it wait for ever.
+    """lm-eval's bootstrap forks a pool and ends it with SIGTERM. If a child did not end, it would wait for ever.
 
-    A handler in the child would not do: a signal between the last look for one and a wait in C is seen after the wait.
+    A Python handler in the child would not be enough: Python runs it only after a wait in C, which might never end.
     """
     stop = Stop()
     try:

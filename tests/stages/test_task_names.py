@@ -61,7 +61,7 @@ def prompts(tmp_path: Path, task: str) -> list[str]:
 
 @pytest.fixture
 def trivia(tmp_path: Path) -> Path:
-    """The test sets of old_tasks/trivia.py, other ones for each of its classes."""
+    """The test sets of old_tasks/trivia.py, a different one for each of its classes."""
     for place in ("", "bees", "weather"):
         folder = tmp_path / "sets" / "trivia" / place
         folder.mkdir(parents=True)

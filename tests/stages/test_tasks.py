@@ -154,7 +154,7 @@ def test_a_task_of_the_library_needs_the_hub(
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     error = only_error(inside("evaluate", *words(tiny_llama, "arc_easy", tmp_path, tmp_path / "results")))
-    assert "lm-eval's task arc_easy cannot be loaded: " in error
+    assert "the task arc_easy of lm-eval cannot be loaded: " in error
 
 
 def test_a_missing_test_set_names_the_command_that_makes_it(tiny_llama: Path, tmp_path: Path, inside: Callable) -> None:

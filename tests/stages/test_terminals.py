@@ -1,4 +1,4 @@
-"""A terminal without the letters that are printed (PYTHONIOENCODING=ascii, LC_ALL=C): no traceback, the same files."""
+"""A terminal that lacks printed characters (PYTHONIOENCODING=ascii, LC_ALL=C): no traceback, and the same files."""
 
 import io
 import os
@@ -40,7 +40,7 @@ def ascii_terminal(inside: Callable, monkeypatch: pytest.MonkeyPatch) -> Callabl
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Whose name is printed by every stage."""
+    """A folder whose name every stage prints."""
     folder = tmp_path / "modèle ± 例"
     folder.mkdir()
     return folder
@@ -98,7 +98,7 @@ def test_a_process_with_such_a_terminal(environment: dict[str, str], folder: Pat
 
 
 def test_a_shell_gets_the_bytes_of_a_name(folder: Path, tiny_llama: Path) -> None:
-    """It uses what `teacherlm.catalog.models` prints as a folder's name."""
+    """The shell uses the output of `teacherlm.catalog.models` as the name of a folder."""
     model = Path(shutil.copytree(tiny_llama, folder / "modèle"))
     ask = [sys.executable, "-m", "teacherlm.catalog.models"]
     for words, expected in ((["folder", model], model), (["get", model, "name"], model.name)):

@@ -30,7 +30,7 @@ Command = list[object]
 
 @dataclass
 class Place:
-    """What all repetitions read."""
+    """The files that all repetitions read."""
 
     model: Path
     prepared: Path
@@ -54,7 +54,7 @@ def evaluate(place: Place, folder: Path) -> list[Command]:
 
 
 def evaluate_shares(place: Place, folder: Path) -> list[Command]:
-    """Two shares, each by two processes: those that end last put them together at once."""
+    """Two shards, each scored by two processes. The processes that end last merge them at the same time."""
     command = evaluate(place, folder)[0]
     return [[*command, "--shard", f"{share}/2"] for share in (0, 1, 0, 1)]
 
@@ -120,7 +120,7 @@ def place(tiny_llama: Path, prepared: Path, at_once: AtOnce, tmp_path_factory: p
 def alone(
     place: Place, at_once: AtOnce, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], dict[str, object]]:
-    """What a case makes when each of its processes runs after the other's end."""
+    """The results of a case whose processes run one after the other."""
     made: dict[str, dict[str, object]] = {}
 
     def get(name: str) -> dict[str, object]:
@@ -136,7 +136,7 @@ def alone(
 
 
 def contents(folder: Path) -> dict[str, object]:
-    """What counts in a folder: the bytes of its files; of a finetuning its log without times, and the weights."""
+    """The relevant contents of a folder: the bytes of its files; of a finetuning, weights and log without times."""
     if (folder / "run").is_dir():
         listed = sorted(path.name for path in [*folder.iterdir(), *(folder / "run").iterdir()])
         return {"files": listed, "log": read_log(folder / "run"), "weights": weights(folder / "run")}
@@ -151,7 +151,7 @@ def contents(folder: Path) -> dict[str, object]:
 
 
 def repeat(name: str, times: int, place: Place, at_once: AtOnce, expected: dict[str, object], folder: Path) -> None:
-    """Run a case again and again: at the same instant, a little apart, and with one process killed and begun again."""
+    """Run a case repeatedly: with simultaneous and with delayed starts, and with one process killed and restarted."""
     draw = random.Random(name)
     for number in range(times):
         here = folder / str(number)
@@ -171,7 +171,7 @@ def repeat(name: str, times: int, place: Place, at_once: AtOnce, expected: dict[
 
 
 def remove_leftovers(folder: Path) -> None:
-    """What a killed process may leave: its lock, which the kernel has freed, and files that never got their names."""
+    """Remove what a killed process may leave: its lock file, which the kernel has unlocked, and temporary files."""
     for path in [*folder.rglob(".*.lock"), *folder.rglob(".*.tmp-*")]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)  # gone with the folder that it was in
 
@@ -200,7 +200,7 @@ def test_an_input_that_is_changed_meanwhile_is_not_joined_with_the_old_explanati
         swapped.replace(records)
         codes, said = running.result()
     assert codes == [2], said
-    assert "is not what the teacher completed: this file was changed meanwhile" in said[0]
+    assert "is not the prompt that the teacher completed; the file was changed during the run" in said[0]
     assert not output.exists()
     codes, said = at_once.run([*command, "--restart"])
     assert codes == [0], said
@@ -217,7 +217,7 @@ def test_two_ranks_wait_for_another_process(tiny_llama: Path, prepared: Path, tm
         assert not (tmp_path / "run").exists()
     output, errors = ranks.communicate()
     assert ranks.returncode == 0, errors
-    assert "24 samples of cot_text an epoch" in output
+    assert "24 samples of cot_text per epoch" in output
     assert [record["step"] for record in read_lines(tmp_path / "run" / "log.jsonl")] == [1, 2, 3, 4, 5, 6]
 
 

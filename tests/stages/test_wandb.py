@@ -44,7 +44,7 @@ def sent_losses(server: WandbServer) -> list[float]:
 
 @pytest.fixture(scope="module")
 def offline(tiny_llama: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """STORE_DIR of a run without a key."""
+    """The STORE_DIR of a run without a key."""
     store = tmp_path_factory.mktemp("store")
     result = finetune(tiny_llama, prepared / "SAMPLE", store)
     assert result.returncode == 0, result.stderr
@@ -65,7 +65,7 @@ def test_an_offline_run_is_sent_once(offline: Path) -> None:
         assert first.returncode == 0, first.stderr
         assert sent_losses(server) == pytest.approx(log_losses(offline))
         count = len(sent_losses(server))
-        assert "0 of them to be sent" in sync(offline, WANDB_BASE_URL=server.url, **KEY).stdout
+        assert "0 of them have to be sent" in sync(offline, WANDB_BASE_URL=server.url, **KEY).stdout
         assert len(sent_losses(server)) == count
 
 
@@ -92,7 +92,7 @@ def test_disabled_leaves_nothing(tiny_llama: Path, prepared: Path, tmp_path: Pat
 
 
 def planted(folder: Path, address: str) -> Path:
-    """A folder with settings of somebody else's, which wandb reads when it is the current one."""
+    """A folder with somebody else's settings, which wandb would read if it were the current folder."""
     (folder / "wandb").mkdir(parents=True)
     (folder / "wandb" / "settings").write_text(f"[default]\nbase_url = {address}\n")
     return folder

@@ -1,4 +1,4 @@
-"""The wheel: everything of the package is in it, and installed it finds its own data, without a checkout."""
+"""The wheel contains the whole package, and the installed package finds its data without a checkout."""
 
 import os
 import subprocess

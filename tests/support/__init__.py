@@ -1,1 +1,1 @@
-"""What tests share: models, servers, users and clusters that are real, and how the programs are run."""
+"""Shared parts of tests: real models, servers, users and clusters, and the functions that run the programs."""

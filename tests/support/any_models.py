@@ -27,8 +27,8 @@ def byte_tokenizer(around: str = "$A", size: int = 600) -> PreTrainedTokenizerFa
     """A byte-level BPE tokenizer trained on the sample benchmark.
 
     Args:
-        around: what it puts around a text, such as "<s> $A </s>".
-        size: of its vocabulary.
+        around: the template of special tokens around a text, such as "<s> $A </s>".
+        size: the size of its vocabulary.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -39,7 +39,7 @@ def byte_tokenizer(around: str = "$A", size: int = 600) -> PreTrainedTokenizerFa
 
 
 def sentencepiece_tokenizer(around: str = "<s> $A", size: int = 400) -> PreTrainedTokenizerFast:
-    """A tokenizer of the kind of Llama 2's: a blank is put before each text, and dropped when tokens are decoded."""
+    """A tokenizer like Llama 2's: it puts a space before each text, and drops that space in decoding."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=False, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     parts = [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
@@ -65,7 +65,7 @@ def llama_config(**changed: Any) -> LlamaConfig:
 
 
 def save(folder: Path, model: PreTrainedModel, tokenizer: Any = None, without: tuple[str, ...] = ()) -> Path:
-    """Save a model with weights of deviation 0.3 and a tokenizer, some tensors left out."""
+    """Save a tokenizer and a model with weights of standard deviation 0.3, without some of its tensors."""
     torch.manual_seed(1)
     with torch.no_grad():
         for name, part in sorted(model.named_parameters()):
@@ -80,6 +80,6 @@ def save(folder: Path, model: PreTrainedModel, tokenizer: Any = None, without: t
 
 @torch.no_grad()
 def reference(folder: Path, tokens: list[int], dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """Log-probabilities [T, V] of the library's plain forward pass: eager, one sample alone."""
+    """Log-probabilities [T, V] from the library's plain forward pass: eager attention, one sample alone."""
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=dtype).eval()
     return model(input_ids=torch.tensor([tokens])).logits[0].double().log_softmax(-1)

@@ -1,4 +1,4 @@
-"""Models of many kinds, and what they answer by the plain forward pass."""
+"""Models of many kinds, and their answers by the plain forward pass."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +41,7 @@ def words(stage: str, model: Path, prepared: Path, folder: Path) -> list[object]
 
 
 def generated(folder: Path, prompts: list[str], count: int = 12) -> tuple[str, list[list[int]]]:
-    """How an engine computes, and the new tokens' texts, rows of other lengths beside one another."""
+    """The path on which an engine computes, and the texts of the new tokens, for rows of different lengths."""
     engine = TransformersEngine(folder, "float32", Sampling(count, 0, 1.0), batch_size=2)
     asked = (Prompt("cot_text", index, 0, prompt, 0) for index, prompt in enumerate(prompts))
     made = {completion.prompt.index: completion.text for completion in engine.complete(asked)}
@@ -49,7 +49,7 @@ def generated(folder: Path, prompts: list[str], count: int = 12) -> tuple[str, l
 
 
 def likeliest(folder: Path, prompt: str, count: int = 12) -> str:
-    """The same by plain forward passes over the whole text, a token at a time."""
+    """The texts of the new tokens by plain forward passes over the whole text, one token at a time."""
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     tokenizer = load_tokenizer(folder)
     before = tokens.encode_prompt(tokenizer, prompt)

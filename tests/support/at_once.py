@@ -48,7 +48,7 @@ for line in sys.stdin:
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     print(json.dumps(codes), file=answers, flush=True)
 """
-"""Prints the exit codes of the runs that a line asks for."""
+"""A server program: for each line with runs to start, it prints their exit codes."""
 
 
 class AtOnce:
@@ -69,12 +69,12 @@ class AtOnce:
         kill: tuple[int, float] | None = None,
         encoding: str = "utf-8",
     ) -> tuple[list[int], list[str]]:
-        """Run some commands, [stage, word, ...] each, to their ends; their exit codes, and what they printed.
+        """Run commands, [stage, word, ...] each, to their ends, and return their exit codes and outputs.
 
         Args:
-            delays: seconds from the common start to each command's own.
-            kill: (number of a command, seconds from the common start): it gets a SIGKILL then.
-            encoding: of what they print, as PYTHONIOENCODING sets it.
+            delays: for each command, the seconds from the common start to its own start.
+            kill: (index of a command, seconds from the common start): the time at which it gets a SIGKILL.
+            encoding: the encoding of their output, as in PYTHONIOENCODING.
         """
         outputs = [self.place / f"output-{number}" for number in range(len(commands))]
         words = [[str(STAGES[stage]), *map(str, more)] for stage, *more in commands]

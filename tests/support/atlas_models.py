@@ -29,7 +29,7 @@ WORDS = TEXT.split()
 
 
 def make_tiny_t5(folder: Path, gated: bool = True, dropout: float = 0.0, width: int = 32) -> Path:
-    """A random T5 of the newer kind (gated, its head apart) or of the first one, with a tokenizer like T5's."""
+    """A random T5 of version 1.1 (gated, with a separate head) or of the first version, with a tokenizer like T5's."""
     import torch
     from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 
@@ -55,7 +55,7 @@ def make_tiny_t5(folder: Path, gated: bool = True, dropout: float = 0.0, width: 
     )
     torch.manual_seed(0)
     model = T5ForConditionalGeneration(config)
-    if gated:  # transformers makes it with one weight for both, and loads two where there are two
+    if gated:  # transformers ties both weights in a new model, and loads two weights if the files have two
         model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.shared.weight) / 2)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -120,7 +120,7 @@ SUBJECTS = ("astronomy", "philosophy", "virology", "sociology")
 
 
 def make_small_mmlu(folder: Path, mmlu: Path, subjects: Sequence[str] = SUBJECTS) -> Path:
-    """Folders as in MMLU's archive: real questions, four a subject for the test; made-up auxiliary ones."""
+    """Folders like those in MMLU's archive: four real test questions per subject, and made-up auxiliary questions."""
     for subject in subjects:
         for split, name, count in (("dev", "dev", 5), ("test", "test", 4), ("dev", "val", 1)):
             with open(mmlu / split / f"{subject}_{split}.csv", encoding="utf-8", newline="") as file:

@@ -11,9 +11,9 @@ CONTENT = bytes(range(256)) * 20_000
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one content under every name; `cut` ends the connection after so many bytes, once.
+    """Serves one content under every name. `cut` ends one connection after this number of bytes.
 
-    `wrong` gets status, headers and body of an answer with a part of the file, and makes them wrong.
+    `wrong` gets the status, headers and body of an answer with a part of the file, and returns wrong ones.
     """
 
     content, cut, etag, digest, wrong, length = CONTENT, None, True, None, None, True
@@ -23,7 +23,7 @@ class Server(ThreadingHTTPServer):
         self.asked: list[tuple[str, str | None]] = []
 
     def body(self, path: str) -> bytes:
-        """What is served under a name."""
+        """The bytes that are served under a name."""
         return self.content
 
 

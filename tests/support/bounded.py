@@ -1,7 +1,7 @@
-"""A command in a process of its own with a bound on its processor time and its memory: for inputs meant to hurt.
+"""Run a command in a separate process with limits on its processor time and memory, for hostile inputs.
 
-Processor time does not grow with the load of the machine, and the bounds are far above what the command needs, so that
-only another order of growth breaks them.
+Processor time does not depend on the load of the machine. The limits are far above what the command needs, so that only
+another order of growth exceeds them.
 """
 
 import json
@@ -26,7 +26,7 @@ _, status, used = os.wait4(child, 0)
 with open(sys.argv[3], "w") as file:
     json.dump([os.waitstatus_to_exitcode(status), used.ru_utime, used.ru_maxrss // 1024], file)
 """
-"""Its own memory is small: Linux counts that of the process which starts a program as the program's own peak."""
+"""A launcher that needs little memory. Linux counts the memory of the starting process in the peak of a program."""
 
 
 def bounded(words: Sequence[object], seconds: int = 60, mib: int = 1024) -> subprocess.CompletedProcess:

@@ -1,4 +1,4 @@
-"""The tables of a comparison, read back."""
+"""Read the tables of a comparison."""
 
 import csv
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What tests of enhancing share: its prompts, its progress, its failures."""
+"""Shared parts of the tests of enhance.py: prompts, progress and failures."""
 
 import json
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from teacherlm.catalog.benchmarks import load_benchmark
 
 
 def prompts(path: Path, count: int) -> Path:
-    """A file of records with prompts, as data_prepare.py writes it."""
+    """A file of records with prompts in the format of data_prepare.py."""
     benchmark = load_benchmark("sample")
     records = [benchmark.prepare(claim, "here") for claim in sample_claims()][:count]
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")

@@ -4,5 +4,5 @@ from pathlib import Path
 
 
 def explain(records: Path, output: Path) -> list[object]:
-    """enhance.py with explanations that people wrote: it needs no teacher."""
+    """Run enhance.py with explanations that people wrote, so that no teacher is needed."""
     return ["enhance", "--name", "field:sentence", "--input", records, "--output", output, "--task_type", "cot_text"]

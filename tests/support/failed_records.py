@@ -7,7 +7,7 @@ from support.files import read_lines
 
 
 def last_error(result: subprocess.CompletedProcess) -> str:
-    """The one line on stderr, after the progress bar, of a run that began its work and then failed."""
+    """The single line on stderr after the progress bar, for a run that began its work and then failed."""
     assert result.returncode == 2, result.stderr
     *before, last = result.stderr.splitlines()
     assert not [line for line in before if "rror:" in line]

@@ -1,4 +1,4 @@
-"""What tests of finetuning share: its flags, its log, its weights."""
+"""Shared parts of the tests of finetuning: flags, log and weights."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ EPOCHS, STEPS = 4, 6  # of 24 samples in batches of 4
 
 
 def flags(model: Path, dataset: Path, output: Path) -> list[object]:
-    """The same run by its flags."""
+    """The flags of the same run for finetune.py."""
     return [
         *("--model_name_or_path", model, "--dataset_name", dataset, "--task_type", "cot_text", "--output_dir", output),
         *("--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 1, "--learning_rate", 1e-3),

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def greedy_tokens(folder: Path, text: str, count: int) -> list[int]:
-    """The likeliest token after another, one forward of all of the text each."""
+    """The most likely tokens, each from a forward pass over the whole text."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     ids_T = tokenizer(text).input_ids
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub on 127.0.0.1: a folder of repositories, served as huggingface_hub asks for them.
+"""A stand-in for the Hugging Face hub on 127.0.0.1, which serves a folder of repositories to huggingface_hub.
 
     root/models/OWNER/NAME/config.json      root/datasets/OWNER/NAME/train.json
 
@@ -20,7 +20,7 @@ KINDS = ("models", "datasets")
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves `root`; `requests` holds what was asked, as "GET /api/..."."""
+    """Serves `root`. `requests` holds the received requests in the form "GET /api/..."."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
@@ -32,12 +32,12 @@ class Hub(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def stop(self) -> None:
-        """From now on nobody listens."""
+        """Stop listening."""
         self.shutdown()
         self.server_close()
 
     def fetched(self) -> list[str]:
-        """The names of the files whose bytes were asked for."""
+        """The names of the files whose bytes were requested."""
         return sorted(Path(line).name for line in self.requests if line.startswith("GET ") and "/resolve/" in line)
 
 
@@ -130,7 +130,7 @@ class Answer(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing: pytest shows `requests` where they matter."""
+        """Print nothing. If requests matter, pytest shows `requests`."""
 
 
 def tree(repository: Path) -> list[dict[str, Any]]:
@@ -149,6 +149,6 @@ def blob(file: Path) -> str:
 
 
 def commit(repository: Path) -> str:
-    """The same as long as no file is."""
+    """The commit of a repository. It changes only when a file changes."""
     files = (path for path in sorted(repository.rglob("*")) if path.is_file())
     return hashlib.sha1("".join(f"{path.name} {blob(path)}\n" for path in files).encode()).hexdigest()

@@ -28,7 +28,7 @@ def mistake(work: Callable[[], object]) -> str:
 
 
 def written(folder: Path, old: str = "", new: str = "") -> str:
-    """The path of the YAML, with one piece of it replaced."""
+    """The path of the YAML file, in which one piece was replaced."""
     assert old in YAML
     path = folder / "commonsense_qa.yaml"
     path.write_text(YAML.replace(old, new) if old else YAML + new, encoding="utf-8")

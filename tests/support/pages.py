@@ -1,4 +1,4 @@
-"""The pages of the report, read back."""
+"""Read the pages of the report."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ def page_of(inside: Callable, folder: Path) -> html.HtmlElement:
 
 
 def table(page: html.HtmlElement, name: str) -> list[list[list[float] | str]]:
-    """The body of a table: of each cell its numbers with all digits, or its words."""
+    """The body of a table. Each cell is given by its numbers with all digits, or else by its text."""
     cells = [row.xpath("./td") for row in page.xpath(f"//table[@id='{name}']/tbody/tr")]
     return [
         [[float(value) for value in cell.xpath(".//data/@value")] or cell.text_content() for cell in row]

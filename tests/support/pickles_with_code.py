@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 class Evil:
-    """Unpickled, it makes a folder."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, folder: Path):
         self.folder = folder

@@ -1,7 +1,7 @@
-"""T5 and BERT in plain PyTorch, float64, one text at a time: what the fast ways in atlas/ are held against.
+"""T5 and BERT in plain PyTorch, in float64 and for one text at a time. The fast code in atlas/ is compared with them.
 
-Written from the papers (Raffel et al. 2020, section 2.1; Devlin et al. 2019) and the names of the weights; no padding,
-no cache, no batch; dropout only with factors that are given.
+They are written from the papers (Raffel et al. 2020, section 2.1; Devlin et al. 2019) and the names of the weights.
+They have no padding, no cache and no batch. Dropout uses given factors.
 """
 
 import math
@@ -14,7 +14,7 @@ Weights = Mapping[str, torch.Tensor]
 
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int, bias: torch.Tensor) -> torch.Tensor:
-    """(L, H) queries over (S, H) keys; bias (heads, L, S) is added to the scores."""
+    """Attention of (L, H) queries over (S, H) keys. bias (heads, L, S) is added to the scores."""
     split = [part.view(len(part), heads, -1).transpose(0, 1) for part in (query, key, value)]
     weights = softmax(split[0] @ split[1].transpose(1, 2) + bias, dim=-1)
     return (weights @ split[2]).transpose(0, 1).reshape(len(query), -1)
@@ -33,7 +33,7 @@ class PlainT5:
         return x @ self.weights[f"{name}.weight"].T
 
     def position_bias(self, stack: str, queries: int, keys: int) -> torch.Tensor:
-        """A learned number a head for each bucket of (key's place - query's place)."""
+        """The learned bias per head for each bucket of (position of the key - position of the query)."""
         table = self.weights[f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
         buckets, longest = self.config.relative_attention_num_buckets, self.config.relative_attention_max_distance
         bias = torch.empty(table.shape[1], queries, keys, dtype=torch.float64)
@@ -75,7 +75,7 @@ class PlainT5:
         return self.norm("encoder.final_layer_norm", x)
 
     def decode(self, states: torch.Tensor, tokens: list[int]) -> torch.Tensor:
-        """Logits (len(tokens), V) after each of the decoder's tokens."""
+        """The logits (len(tokens), V) after each token of the decoder."""
         x = self.weights["shared.weight"][tokens]
         bias = self.position_bias("decoder", len(tokens), len(tokens))
         bias = bias + torch.full((len(tokens), len(tokens)), -math.inf, dtype=torch.float64).triu(1)
@@ -88,7 +88,7 @@ class PlainT5:
             x = x + self.attention(f"{name}.1.EncDecAttention", normed, states, nowhere)
             x = x + self.feed_forward(f"{name}.2", self.norm(f"{name}.2.layer_norm", x))
         x = self.norm("decoder.final_layer_norm", x)
-        if self.config.scale_decoder_outputs:  # T5's first kind, whose head is its embedding
+        if self.config.scale_decoder_outputs:  # the first version of T5, which uses its embedding as the head
             return x * self.config.d_model**-0.5 @ self.weights["shared.weight"].T
         return self.linear("lm_head", x)
 
@@ -97,9 +97,10 @@ class PlainBert:
     """A BERT without its pooling layer.
 
     Args:
-        norm: what LayerNorm divides by, the root of: `variance`, as BERT does, or `mean_square`, as released ATLAS
-            checkpoints need it.
-        masks: factors of dropout (0 or 1 / (1 - p)) in the order in which they are drawn; none: no dropout.
+        norm: LayerNorm divides by the root of this: `variance`, as in BERT, or `mean_square`, as in released ATLAS
+            checkpoints.
+        masks: the factors of dropout (0 or 1 / (1 - p)) in the order in which they are drawn; without them there is no
+            dropout.
     """
 
     def __init__(self, model: torch.nn.Module, norm: str = "variance", masks: Iterator[torch.Tensor] | None = None):

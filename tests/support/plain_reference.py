@@ -1,6 +1,7 @@
-"""What the stages shall say of a model: the library's plain forward, eager, float64, one text at a time, no cache.
+"""What the stages must compute: the library's plain forward pass with eager attention, float64, one text, no cache.
 
-Nothing of the project is used here. The model is the one that was made, before it was saved: what loading loses shows.
+This module uses no code of the project. The model is the original one, from before it was saved, so that anything lost
+in loading becomes visible.
 """
 
 import copy
@@ -10,11 +11,11 @@ from transformers import PreTrainedModel
 
 
 class Plain:
-    """A model's plain forward.
+    """The plain forward pass of a model.
 
     Attributes:
-        model: a float64 copy; float32 where the library's code of the architecture cannot compute in float64.
-        noise: largest difference of a logit in float32 from the one in float64, on the texts that `measure` was given.
+        model: a copy in float64, or in float32 if the library's code for the architecture cannot compute in float64.
+        noise: the largest difference between a logit in float32 and in float64, over the texts given to `measure`.
     """
 
     noise = 0.0
@@ -38,22 +39,22 @@ class Plain:
         self.noise = max(float((self.logits(row) - self.logits(row, self.single)).abs().max()) for row in rows)
 
     def is_repeatable(self, rows: list[list[int]]) -> bool:
-        """Whether a text has the same logits after a longer one: dynamic rotary embeddings keep the longest's."""
+        """Whether a text has the same logits after a longer text. Dynamic rotary embeddings keep the longest length."""
         *_, text, longest = sorted(rows, key=len)
         before = self.logits(text)
         self.logits(longest)
         return bool((self.logits(text) - before).abs().max() < 1e-4)
 
     def is_causal(self, tokens: list[int]) -> bool:
-        """Whether what is said after a token is the same whatever follows."""
+        """Whether the logits after a token do not depend on the tokens that follow."""
         half = len(tokens) // 2
         other = tokens[:half] + tokens[half:][::-1]
         return bool((self.logits(tokens)[:half] - self.logits(other)[:half]).abs().max() < 1e-4)
 
     def continuation(self, tokens: list[int], count: int, end: int) -> tuple[list[int], int]:
-        """The likeliest next tokens, `end` excluded; and after how many of them two candidates are too close to call.
+        """The most likely next tokens without `end`, and the number of them before two candidates are almost equal.
 
-        The second number is as large as the first list where there is no such place.
+        If there are no such candidates, the number is the length of the list.
         """
         new: list[int] = []
         sure = count
@@ -72,7 +73,8 @@ class Plain:
         return sum(float(row[token]) for row, token in zip(rows, choice, strict=True))
 
     def step(self, rows: list[list[int]], rate: float) -> tuple[float, dict[str, torch.Tensor]]:
-        """One step of gradient descent on the mean loss of all tokens; the loss before it, the weights after it."""
+        """Take one step of gradient descent on the mean loss of all tokens; return the loss before and the weights
+        after it."""
         model = copy.deepcopy(self.model).train()
         predicted = sum(len(row) - 1 for row in rows)
         total = 0.0

@@ -1,4 +1,4 @@
-"""The programs under test: how they are started, and what a user's mistake looks like."""
+"""Start the programs under test, and check the form of their error messages."""
 
 import atexit
 import functools
@@ -24,13 +24,13 @@ STAGES = {
 
 
 def program(name: str) -> list[str]:
-    """The words after `python` that start a program: its script, or `-m teacherlm NAME` where it has none."""
+    """The words after `python` that start a program: its script, or `-m teacherlm NAME` if it has no script."""
     return [str(STAGES[name])] if name in STAGES else ["-P", "-m", "teacherlm", name]
 
 
 @functools.cache
 def warm_python() -> str:
-    """An executable that takes the words of `python` and has the libraries loaded, see warm_python.py.
+    """An executable that takes the arguments of `python` and has the libraries loaded; see warm_python.py.
 
     All processes of a test run share the one that the first of them starts.
     """
@@ -45,7 +45,7 @@ def warm_python() -> str:
 
 
 def only_error(result: subprocess.CompletedProcess) -> str:
-    """The one line on stderr of a stage that a user's mistake ended."""
+    """The single line on stderr of a stage that ended because of a user's mistake."""
     assert result.returncode == 2, result.stderr
     assert result.stderr.count("\n") == 1, result.stderr
     return result.stderr.strip()

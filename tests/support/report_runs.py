@@ -1,4 +1,4 @@
-"""Run folders for the tests of the report: real files of every stage, the models' answers made up."""
+"""Folders of runs for the tests of the report: real files of every stage, with made-up answers of models."""
 
 import json
 import random
@@ -26,8 +26,8 @@ def write_run(
     """A run's folder with prepared claims, a teacher's texts, post-processed, and scored finetunings.
 
     Args:
-        texts: kind -> the teacher's text of each sample; None: claims alone, 12 of them.
-        runs: names of the finetunings, of two epochs each.
+        texts: maps each kind to the teacher's texts, one per sample; None means only claims, 12 of them.
+        runs: the names of the finetunings, with two epochs each.
     """
     count = len(next(iter(texts.values()))) if texts else 12
     data = folder.parent / f"{folder.name}-claims"
@@ -87,7 +87,7 @@ def write_finetuning(folder: Path, rate: float) -> None:
 
 
 def write_result(folder: Path, name: str, seed: int, questions: int = 60) -> dict[str, Any]:
-    """A result and its samples, right and wrong drawn by the seed."""
+    """Write a result and its samples. The seed determines which answers are correct."""
     path = folder / "evaluate" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     draw = random.Random(seed)

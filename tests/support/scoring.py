@@ -1,4 +1,4 @@
-"""What tests of scoring share: its words, and likelihoods by the plain forward pass."""
+"""Shared parts of the tests of scoring: its command, and log-likelihoods by the plain forward pass."""
 
 import functools
 from pathlib import Path
@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def reference_likelihoods(folder: Path, prompts: list[str], choices: list[str]) -> list[dict[str, float]]:
-    """The reference's loop in float64: context and choice tokenized apart, one forward a choice."""
+    """The reference's loop in float64: context and choice are tokenized apart, with one forward pass per choice."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
 

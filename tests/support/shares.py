@@ -1,10 +1,10 @@
-"""An evaluation that several processes share."""
+"""An evaluation that several processes split."""
 
 from pathlib import Path
 
 
 def results(output: Path) -> dict[str, bytes]:
-    """Results and samples, and no leftovers."""
+    """The results and samples, after a check that no other files are left."""
     folder = output / "tiny"
     assert sorted(path.name for path in folder.iterdir()) == [
         "sample.json",

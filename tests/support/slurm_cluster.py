@@ -1,4 +1,4 @@
-"""A real Slurm that this machine runs for the tests, and what they do with it."""
+"""A real Slurm that this machine runs for the tests, and the operations of tests on it."""
 
 import json
 import os
@@ -27,7 +27,7 @@ SMALL = {"LIMIT": 12, "EPOCHS": 2, "NUM_TOKENS": 8, "BATCH": 4, "TEMPERATURE": 0
 
 @dataclass
 class Cluster:
-    """A Slurm of our own, and a place where chains are submitted."""
+    """A Slurm that the tests started, and a folder from which chains are submitted."""
 
     place: Path
     daemons: Path
@@ -39,7 +39,7 @@ class Cluster:
         return subprocess.run(command, cwd=self.place, env=environment, capture_output=True, text=True)
 
     def make(self, runs: str = "runs", **variables: object) -> subprocess.CompletedProcess:
-        """What `make sample VARIABLE=value` does."""
+        """Do what `make sample VARIABLE=value` does."""
         words = {**SMALL, "STUDENT": self.model, "TEACHER": self.model, "RUNS": self.place / runs, **variables}
         return self.run("bash", str(ROOT / "slurm" / "chain.sh"), "sample", **words)
 
@@ -47,7 +47,7 @@ class Cluster:
         return self.run(sys.executable, *program("steer"), command, RUNS=self.place / runs, **variables)
 
     def jobs(self, runs: str = "runs") -> list[list[str]]:
-        """Rows of what was submitted: stage, job, tasks, waits for, work, log."""
+        """The submitted jobs as rows: stage, job, tasks, dependencies, work, log."""
         (table,) = (self.place / runs).glob("*/*/chains/*/jobs.tsv")
         return [line.split("\t") for line in table.read_text().splitlines()]
 
@@ -59,13 +59,13 @@ class Cluster:
         return self.states(job)[str(task)]["JobState"]
 
     def states(self, job: str) -> dict[str, dict[str, str]]:
-        """Slurm's record of each task of a job: field -> value."""
+        """Slurm's record of each task of a job, as a mapping of fields to values."""
         shown = self.run("scontrol", "show", "job", "--oneliner", job).stdout.splitlines()
         records = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in shown]
         return {record.get("ArrayTaskId", "0"): record for record in records}
 
     def await_end(self, runs: str = "runs", seconds: float = 400) -> dict[str, list[str]]:
-        """Wait until nothing of a chain is left to do; job -> the final states of its tasks."""
+        """Wait until a chain has ended, and return a mapping of jobs to the final states of their tasks."""
         jobs = [row[1] for row in self.jobs(runs)]
         self.await_that(lambda: not self.run("squeue", "--noheader", f"--jobs={','.join(jobs)}").stdout, seconds)
         return {job: [record["JobState"] for record in self.states(job).values()] for job in jobs}
@@ -104,7 +104,7 @@ def start(place: Path, **variables: str) -> Iterator[Cluster]:
 
 
 def outputs(runs: Path) -> dict[str, bytes]:
-    """What a chain is made for: the enhanced records, the weights, each sample's log-likelihoods."""
+    """The results of a chain: the enhanced records, the weights, and the log-likelihoods of each sample."""
     found = {}
     for pattern in ("enhance/*/SAMPLE_cot.jsonl", "finetune/*/*/model.safetensors", "evaluate/**/*_samples.jsonl"):
         files = sorted(runs.glob(f"*/*/{pattern}"))

@@ -1,4 +1,4 @@
-"""Another user of the machine, `nobody`, whose real files and processes the tests have beside root's."""
+"""Another user of the machine, `nobody`, with real files and processes in addition to root's."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ def require_nobody() -> None:
 
 
 def give_to_nobody(path: Path) -> Path:
-    """The same file or folder, with all that is in it, as nobody's."""
+    """Make `nobody` the owner of a file, or of a folder with everything in it."""
     for part in (path, *path.rglob("*")):
         os.chown(part, NOBODY, NOBODY, follow_symlinks=False)
     return path

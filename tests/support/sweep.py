@@ -1,7 +1,7 @@
-"""One architecture through enhance, finetune and evaluate, each held against the library's plain forward.
+"""Run an architecture through enhance, finetune and evaluate, and compare each with the library's plain forward pass.
 
-`Sweep` has the texts, which all architectures share. A stage's outcome says which path it took, by what the model was
-given, and whether what came out is right, refused (exit code 2 and a line on stderr) or wrong.
+`Sweep` has the texts, which are the same for all architectures. The outcome of a stage says which path it took, seen
+from the model's arguments, and whether the result is exact, refused (exit code 2 and a line on stderr) or wrong.
 """
 
 import contextlib
@@ -38,13 +38,13 @@ BEGIN, AFTER = "<!-- the table: make prove ONLY=sweep -->\n", "<!-- the end of t
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a stage made of an architecture.
+    """The outcome of a stage for an architecture.
 
     Attributes:
         verdict: "exact", "refused" or "wrong".
-        path: how the model was computed: "packed", "padded", "one at a time"; of a teacher "own batch",
-            "library's cache", "no cache"; empty where it was not.
-        detail: why it is refused, or what is wrong.
+        path: how the model was computed: "packed", "padded" or "one at a time", or for a teacher "own batch",
+            "library's cache" or "no cache"; empty if it was not computed.
+        detail: the reason for the refusal, or what is wrong.
     """
 
     verdict: str
@@ -52,22 +52,22 @@ class Outcome:
     detail: str = ""
 
     def unless_refused(self, why: str) -> "Outcome":
-        """The outcome for a model that has to be refused, for a reason; without a reason, this one."""
+        """The given outcome, or "wrong" if there is a reason why the model had to be refused and it was not."""
         if not why or self.verdict == "refused":
             return self
         return dataclasses.replace(self, verdict="wrong", detail=f"{why}, but not refused; {self.detail}")
 
 
 class Sweep:
-    """The texts that all architectures are tried with, in a folder: for each stage as its own input.
+    """The texts with which all architectures are tried, in a folder with the input files of each stage.
 
-    Lengths differ, most are beyond the attention windows of tiny models, and several questions begin alike.
+    Their lengths differ, most exceed the attention windows of tiny models, and several questions begin alike.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         datasets.disable_progress_bars()
-        gc.freeze()  # what is loaded by now stays: accelerate collects garbage after each training, a third of all time
+        gc.freeze()  # accelerate collects garbage after each training, which took a third of the time
         self.tokenizer = make_tokenizer(claim["sentence"] for claim in sample_claims())
         sentences = [claim["sentence"] for claim in [*sample_claims()][:12]]
         self.prompts = [sentences[0][:9], *sentences[1:3], " ".join(sentences[3:5]), "It is", " ".join(sentences[5:8])]
@@ -97,7 +97,7 @@ class Sweep:
         return student
 
     def compare(self, model: PreTrainedModel, student: Path) -> dict[str, Outcome]:
-        """What the stages make of a folder, held against the model that was saved there."""
+        """The outcomes of the stages for a folder, compared with the model that was saved there."""
         plain, to_refuse = None, "half of an encoder-decoder"
         if not model.config.is_encoder_decoder:
             plain = Plain(model)
@@ -109,7 +109,7 @@ class Sweep:
         outcomes = {"enhance": self.enhance(student, folder / "enhance", plain)}
         packed = self.finetune(student, folder / "packed", plain, packing=True)
         outcomes["finetune packed"] = outcomes["finetune padded"] = packed
-        if packed.verdict != "exact" or packed.path == "packed":  # otherwise both are computed alike
+        if packed.verdict != "exact" or packed.path == "packed":  # otherwise both would be computed in the same way
             outcomes["finetune padded"] = self.finetune(student, folder / "padded", plain, packing=False)
         outcomes["evaluate"] = self.evaluate(student, folder / "evaluate", plain)
         return {stage: outcome.unless_refused(to_refuse) for stage, outcome in outcomes.items()}
@@ -126,7 +126,7 @@ class Sweep:
             for prompt in self.prompts:
                 new, sure = plain.continuation(self.encode(prompt), NEW_TOKENS, END)
                 wanted, text = self.decode(new), found.get(prompt, "")
-                right = text == (wanted if wanted.strip() else "")  # a text without a word is a failure
+                right = text == (wanted if wanted.strip() else "")  # a text without words is a failure
                 if sure < len(new):
                     right = text.startswith(self.decode(new[:sure]).rstrip("\ufffd"))
                 wrong += [] if right else [f"{text!r} instead of {wanted!r}"]
@@ -153,7 +153,7 @@ class Sweep:
             changes = {name: wanted[name] - before[name].detach() for name in wanted}
             largest = max(float(change.norm()) for change in changes.values())
             for name, change in changes.items():
-                if not change.any() and text_name(name) not in found:  # of another part than that of text
+                if not change.any() and text_name(name) not in found:  # it belongs to a part other than the text model
                     continue
                 error = found[text_name(name)].detach().double() - wanted[name]
                 if error.norm() > max(10 * limit, 2e-3) * change.norm() + 2e-4 * largest:
@@ -185,7 +185,7 @@ class Sweep:
 
 
 def load(folder: Path, student: Path) -> PreTrainedModel:
-    """A checkpoint of a student, whose weights have to be complete."""
+    """Load a checkpoint of a student, whose weights have to be complete."""
     config = AutoConfig.from_pretrained(folder)
     if getattr(AutoConfig.from_pretrained(student), "pad_token_id", None) is None:
         config.pad_token_id = None  # the trainer takes the tokenizer's, whose embedding the library empties for Youtu
@@ -207,8 +207,8 @@ def attempt(
     """Run a stage in this process.
 
     Args:
-        check: what is wrong with what it has written; empty when nothing is.
-        describe: the path's name, of the arguments that the model was called with last.
+        check: a function that says what is wrong with the stage's output; "" when nothing is.
+        describe: a function from the arguments of the model's last call to the name of the path.
     """
     out, err = io.StringIO(), io.StringIO()
     argv, sys.argv = sys.argv, [str(STAGES[stage]), *map(str, words)]
@@ -243,7 +243,7 @@ def last_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def own_cache() -> Iterator[None]:
-    """No verdict of the self-check that an earlier run has kept."""
+    """Use an empty cache, so that no verdict of an earlier self-check is found."""
     before = os.environ.get("TEACHERLM_CACHE")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TEACHERLM_CACHE"] = folder
@@ -257,7 +257,7 @@ def own_cache() -> Iterator[None]:
 
 @contextlib.contextmanager
 def watched() -> Iterator[list[dict[str, Any]]]:
-    """A list that has the arguments of the last call of a whole model, from outside of all others."""
+    """A list with the arguments of the last outermost call of a model."""
     calls: list[dict[str, Any]] = []
     depth = 0
 
@@ -292,7 +292,7 @@ def teacher_path(call: dict[str, Any]) -> str:
 
 
 Row = tuple[str, ...]
-"""A cell for each stage (the path where it is exact, else the verdict), and why it is refused."""
+"""One cell per stage (the path if it is exact, else the verdict), and the reason for a refusal."""
 
 
 def row_of(outcomes: dict[str, Outcome]) -> Row:

@@ -1,7 +1,7 @@
 """Tiny random models of every causal architecture of transformers, with a tokenizer, for the sweep.
 
-A default configuration is shrunk by the names of its fields; tiny_architectures.yaml has the names, and what an
-architecture needs beyond that.
+The fields of a default configuration are set to tiny values. tiny_architectures.yaml has the names of these fields, and
+further changes that an architecture needs.
 """
 
 import copy
@@ -21,10 +21,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 DEVIATION = 0.3
 TIED = 0.2
-"""Scale of embeddings that are the output layer too: with larger ones a model repeats its last token all the time."""
+"""Scale of embeddings that are also the output layer. With larger values, a model repeats its last token for ever."""
 TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 TINY = {field: size["value"] for size in TABLE["sizes"] for field in size["fields"].split()}
-"""Field of a configuration -> its tiny value."""
+"""Maps each field of a configuration to its tiny value."""
 KINDS = ("layer_types", "mlp_layer_types", "layers_block_type", "block_types")
 """Fields that list the kind of every layer: tiny models have one layer of each kind."""
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
@@ -37,7 +37,7 @@ class Architecture:
     Attributes:
         name: `model_type`, with what is special about a variant in parentheses.
         changes: fields of the text configuration that differ from the shrunk default.
-        saved_as: name of the class whose weights are saved, where it is not the one that the causal mapping names.
+        saved_as: the name of the class whose weights are saved, if it differs from the class in the causal mapping.
     """
 
     name: str
@@ -64,7 +64,7 @@ def architectures() -> list[Architecture]:
 
 
 def tiny_config(architecture: Architecture, vocabulary: int) -> PreTrainedConfig:
-    """The shrunk configuration; the architecture's changes are made to its text part where it has several parts."""
+    """The shrunk configuration with the architecture's changes, which apply to the text part if there are several."""
     kind = CONFIG_MAPPING[architecture.model_type]
     values = shrunk(kind, vocabulary, TABLE["text_parts"].get(architecture.model_type))
     merge(values, TABLE["exceptions"].get(architecture.model_type, {}))
@@ -76,7 +76,7 @@ def tiny_config(architecture: Architecture, vocabulary: int) -> PreTrainedConfig
 
 
 def merge(values: dict[str, Any], changes: dict[str, Any]) -> None:
-    """Put changes into values; into a part's values where a change is that of a part."""
+    """Merge changes into values, recursively for changes of a part."""
     for name, value in changes.items():
         if isinstance(value, dict) and isinstance(values.get(name), dict):
             merge(values[name], value)
@@ -88,7 +88,7 @@ def shrunk(kind: type[PreTrainedConfig], vocabulary: int, text: str | None = Non
     """Arguments for a configuration class.
 
     Args:
-        text: model_type of its text part, where its class does not say.
+        text: the model_type of its text part, if its class does not say.
     """
     default = {field.name: field.default for field in dataclasses.fields(kind)}
     values: dict[str, Any] = {name: size for name, size in TINY.items() if name in default}
@@ -106,9 +106,9 @@ def shrunk(kind: type[PreTrainedConfig], vocabulary: int, text: str | None = Non
 
 
 def kinds_of_layers(kind: type[PreTrainedConfig]) -> dict[str, Any]:
-    """Fields that say what kind each layer is: one layer of each kind that the default configuration has, at least two.
+    """The fields with the kind of each layer: one layer per kind of the default configuration, but at least two layers.
 
-    Attention without a window in all layers becomes one with and one without, where the architecture has windows.
+    If the architecture supports windows but no layer has one, one layer gets a window.
     """
     names = {field.name for field in dataclasses.fields(kind)}
     try:
@@ -130,12 +130,12 @@ def kinds_of_layers(kind: type[PreTrainedConfig]) -> dict[str, Any]:
 
 
 def is_random(name: str) -> bool:
-    """Whether a field is the probability of something random in training, of which a comparison cannot know."""
+    """Whether a field is the probability of something random in training, which would make comparisons impossible."""
     return "drop" in name or "jitter" in name
 
 
 def make_model(architecture: Architecture, vocabulary: int) -> PreTrainedModel:
-    """A model with random weights: what the class initialises, plus normal numbers of DEVIATION. Eager attention."""
+    """A model with random weights (the class's initialisation plus normal numbers of DEVIATION) and eager attention."""
     config = tiny_config(architecture, vocabulary)
     config._attn_implementation = config._experts_implementation = "eager"  # not saved
     saved_as = architecture.saved_as
@@ -152,7 +152,7 @@ def make_model(architecture: Architecture, vocabulary: int) -> PreTrainedModel:
 
 
 def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of some 600 tokens that is trained on these texts."""
+    """A byte-level BPE tokenizer with about 600 tokens, trained on these texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,4 +1,4 @@
-"""A tiny random model of each kind that is usual, with its tokenizer."""
+"""A tiny random model of each common kind, with its tokenizer."""
 
 from pathlib import Path
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from support.programs import ROOT, warm_python
 
-EPOCHS, STEPS = 2, 6  # of 22 samples, 4 a step: the last step of an epoch has 2
+EPOCHS, STEPS = 2, 6  # 22 samples, 4 per step: the last step of an epoch has 2
 
 
 def finetune(model: Path, dataset: Path, store: Path, processes: int, *words: object) -> subprocess.CompletedProcess:
-    """finetune.sh with 4 samples a step, to its end."""
+    """Run finetune.sh with 4 samples per step to its end."""
     started = start(model, dataset, store, processes, *words)
     output, errors = started.communicate()
     return subprocess.CompletedProcess(started.args, started.returncode, output, errors)

@@ -1,4 +1,4 @@
-"""A stand-in for wandb's server: so much of its protocol that `wandb` 0.31 creates runs and sends them."""
+"""A stand-in for wandb's server: the part of its protocol with which `wandb` 0.31 creates runs and sends them."""
 
 import gzip
 import json
@@ -9,12 +9,12 @@ from typing import Any
 
 
 class WandbServer:
-    """Serves on a free port while it is entered.
+    """Serves on a free port within its context.
 
     Attributes:
-        runs: project/run -> name of a streamed file -> its lines; history is in `wandb-history.jsonl`.
-        files: names of the files that were uploaded.
-        asked: number of requests.
+        runs: maps project/run -> name of a streamed file -> its lines. The history is in `wandb-history.jsonl`.
+        files: the names of the uploaded files.
+        asked: the number of requests.
     """
 
     def __enter__(self) -> "WandbServer":

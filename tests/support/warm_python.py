@@ -1,10 +1,10 @@
 """A Python that has the libraries loaded: each program is a fork of one process, so that starting takes no time.
 
-`WarmPython` starts that process and makes an executable that takes the words of `python`, for tests of scripts that
-start many programs (PYTHON=...). A program is a process of its own, with the environment, the folder, the files and the
-limit on addresses (`ulimit -v`) of its caller; signals that the executable gets are handed on to it, SIGKILL by `kill`.
-What a library reads from the environment when it is imported (HF_HOME, OMP_NUM_THREADS) is that of the tests. A test
-that changes such a thing needs `sys.executable`.
+`WarmPython` starts that process and makes an executable that takes the arguments of `python`, for tests of scripts that
+start many programs (PYTHON=...). Each program is a separate process with the environment, the folder, the files and the
+address limit (`ulimit -v`) of its caller. The executable forwards signals to it, and `kill` forwards SIGKILL. Variables
+that a library reads when it is imported (HF_HOME, OMP_NUM_THREADS) are those of the tests. A test that changes such a
+variable needs `sys.executable`.
 """
 
 import atexit
@@ -35,9 +35,9 @@ LIBRARIES = (
 )
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 KILL = signal.SIGRTMAX
-"""It is handed on as SIGKILL. A SIGKILL to the executable itself would reach the program some moments later.
+"""This signal is forwarded as SIGKILL. A SIGKILL to the executable itself would reach the program a little later.
 
-It is blocked in the process of the tests and so in the executable, until that can hand it on.
+It is blocked in the process of the tests, and thereby in the executable until it can forward it.
 """
 CLIENT = """#!{python} -IS
 import os, resource, signal, socket, sys
@@ -73,7 +73,7 @@ class WarmPython:
     """The process with the libraries, as a context manager.
 
     Attributes:
-        executable: takes the words of `python`.
+        executable: the executable that takes the arguments of `python`.
     """
 
     def __enter__(self) -> "WarmPython":
@@ -102,17 +102,17 @@ def take_over() -> None:
 
 
 def kill(started: subprocess.Popen) -> int:
-    """SIGKILL for a program that the executable runs; returns its status when it is gone."""
+    """Send SIGKILL to the program that the executable runs, and return its status when it has ended."""
     started.send_signal(KILL)
     return started.wait()
 
 
 def serve(listening: socket.socket) -> list[str] | None:
-    """Fork a process for each caller until stdin ends; returns the words of `python` in each fork, None at the end."""
+    """Fork a process for each caller until stdin ends. Returns the arguments of `python` in each fork, else None."""
     watched = selectors.DefaultSelector()
     watched.register(listening, selectors.EVENT_READ)
     watched.register(sys.stdin, selectors.EVENT_READ)
-    children: dict[socket.socket, tuple[int, int]] = {}  # of each caller: the child's number and its pidfd
+    children: dict[socket.socket, tuple[int, int]] = {}  # maps each caller to the child's process id and its pidfd
     while True:
         for key, _ in watched.select():
             if key.fileobj is sys.stdin:
@@ -156,7 +156,7 @@ def serve(listening: socket.socket) -> list[str] | None:
 
 
 def receive(caller: socket.socket) -> tuple[list[str], list[int]] | None:
-    """The caller's words (name, folder, limits, number of words, the words, the environment) and its three files."""
+    """The caller's data (name, folder, limits, number of arguments, arguments, environment) and its three files."""
     head, streams, _, _ = socket.recv_fds(caller, 8, 3)
     size, text = int.from_bytes(head, "little"), b""
     while len(text) < size:
@@ -193,7 +193,7 @@ def become(words: list[str], streams: list[int]) -> None:
 
 
 def execute(words: list[str]) -> None:
-    """What `python` does with these words."""
+    """Do what `python` does with these arguments."""
     safe = False
     while words and words[0] in ("-u", "-P", "-I", "-S", "-E"):
         safe |= words.pop(0) in ("-P", "-I")
@@ -216,7 +216,7 @@ def execute(words: list[str]) -> None:
 
 
 def end(words: list[str]) -> None:
-    """Execute, and leave as `python` does, but for the modules, which are not taken apart one by one."""
+    """Execute, and exit as `python` does, but without tearing down the modules."""
     status: Any = 0
     try:
         execute(words)

@@ -111,11 +111,13 @@ def test_code_in_a_pickle_is_refused(parts: SimpleNamespace, tmp_path: Path, mon
 def test_what_does_not_fit_is_named(parts: SimpleNamespace, tmp_path: Path) -> None:
     file = release(parts, tmp_path / "model.pth.tar")
     wider = make_tiny_bert(tmp_path / "wider", dimension=64)
-    named = r"retriever.contriever.embeddings.LayerNorm.bias is of another shape than .*wider: \[32\], not \[64\]"
+    named = r"contriever.embeddings.LayerNorm.bias does not have the shape of .*wider: found \[32\], expected \[64\]"
     with pytest.raises(UserError, match=named):
         checkpoints.load_released(file, None, wider, untied=False)
     wider = make_tiny_t5(tmp_path / "wider-t5", width=64)
-    with pytest.raises(UserError, match=r"reader.decoder.block.0.* is of another shape .*: \[.*32\], not \[.*64\]"):
+    with pytest.raises(
+        UserError, match=r"reader.decoder.block.0.* does not have the shape .*: found \[.*32\], expected \[.*64\]"
+    ):
         checkpoints.load_released(file, wider, None, untied=False)
     weights = {f"reader.{name}": tensor for name, tensor in parts.reader.state_dict().items()}
     del weights["reader.lm_head.weight"]

@@ -23,7 +23,7 @@ def test_a_flag_without_effect_is_said_even_if_it_is_zero(questions: str) -> Non
     asked = read_training("", words_of(questions, "--closed_book", "--alpha", "0", "--qa_prompt_format", "x"))
     assert asked.notes == (
         "--alpha is not used: AdamW has no alpha; the reference does not use it either",
-        "--qa_prompt_format is not used: of another task than multiple choice",
+        "--qa_prompt_format is not used: it belongs to a task other than multiple choice",
     )
 
 
@@ -33,13 +33,13 @@ def test_a_closed_book_has_one_empty_passage_and_no_retriever(questions: str) ->
     assert (asked.n_context, asked.retriever_n_context, asked.encoder_format) == (1, 1, "{query}")
     assert not (asked.retrieves or asked.train_retriever or asked.query_side_retriever_training)
     off = "--train_retriever, --query_side_retriever_training"
-    assert asked.notes == (f"off, as --closed_book has no retriever: {off}",)
+    assert asked.notes == (f"switched off, because --closed_book uses no retriever: {off}",)
 
 
 def test_flags_of_training_are_left_out_of_an_evaluation(questions: str) -> None:
     more = ["--shuffle", "--lr", "1e-3", "--use_file_passages", "--index_mode", "faiss", "--faiss_index_type", "pq"]
     asked = read_evaluation("", words_of(questions, *more))
-    assert asked.notes == ("ignored, of train.py: --train_data, --shuffle, --lr",)
+    assert asked.notes == ("these flags of train.py are ignored: --train_data, --shuffle, --lr",)
     assert not asked.retrieves
     assert asked.compressed == "pq"
 
@@ -47,13 +47,16 @@ def test_flags_of_training_are_left_out_of_an_evaluation(questions: str) -> None
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--shard_grads", "--closed_book"], "--shard_grads shards the optimizer's states too: --shard_optim was"),
+        (["--shard_grads", "--closed_book"], "--shard_grads also shards the optimizer states: give --shard_optim too"),
         (["--closed_book", "--retrieve_only"], "--closed_book retrieves nothing; leave out --retrieve_only"),
         (["--closed_book", "--log_freq", "0"], "--log_freq: a positive number was expected, found 0"),
-        ([], "what to retrieve from is missing: --passages FILE ... or --load_index_path FOLDER (or --closed_book)"),
+        (
+            [],
+            "there are no passages to retrieve from: give --passages FILE ... or --load_index_path FOLDER (or --closed",
+        ),
         (["--closed_book", "--eval_data", "none"], "none: no such file (--eval_data); JSON lines of questions were"),
-        (["--closed_book", "--decoder_format", "{x}"], "--decoder_format: {x} is not known; there are: {target}"),
-        (["--closed_book", "--faiss_code_size", "8"], "--faiss_code_size is of --index_mode faiss"),
+        (["--closed_book", "--decoder_format", "{x}"], "--decoder_format: {x} is unknown; there are: {target}"),
+        (["--closed_book", "--faiss_code_size", "8"], "--faiss_code_size needs --index_mode faiss"),
     ],
 )
 def test_flags_that_contradict_one_another_are_refused(questions: str, more: list[str], said: str) -> None:

@@ -206,5 +206,5 @@ def test_a_t5_of_the_hub_has_a_sentencepiece_model_and_no_other_tokenizer(tmp_pa
 
 def test_letters_without_tokens_of_their_own_are_refused(t5: reader.Reader) -> None:
     assert len(set(multiple_choice.choice_tokens(t5.tokenizer, "ABCD"))) == 4
-    with pytest.raises(UserError, match="no token of its own for each of X, Y"):
+    with pytest.raises(UserError, match="does not have a separate token for each of X, Y"):
         multiple_choice.choice_tokens(t5.tokenizer, "XY")

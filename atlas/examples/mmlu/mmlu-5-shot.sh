@@ -10,8 +10,8 @@
 #SBATCH --open-mode=append
 #SBATCH --array=0-56%4
 #SBATCH --output=%x-%A-%a.log
-# The 5-shot experiment: a model for each of the 57 domains learns from 5 questions (Izacard et al. 2022). As a job it is
-# an array, a task a domain; by hand all domains one after the other, or DOMAIN.
+# The 5-shot experiment: for each of the 57 domains, one model learns from 5 questions (Izacard et al. 2022). As a Slurm
+# job this is an array with one task per domain. Started by hand, it runs DOMAIN, or all domains one after the other.
 set -euo pipefail
 
 usage() {
@@ -21,7 +21,7 @@ usage: DATA_DIR=FOLDER [VARIABLE=value ...] bash examples/mmlu/mmlu-5-shot.sh [F
 
 $VARIABLES
 
-  DOMAIN             only this one
+  DOMAIN             run only this domain
 
 Afterwards: python evaluation_scripts/evaluate_mmlu_predictions.py --predictions_path DATA_DIR/experiments/EXPERIMENT_NAME \\
     --gold_path DATA_DIR/data/mmlu_data/5-shot-multitask/combined_test.jsonl \\
@@ -32,7 +32,7 @@ EOF
 main() {
     local here
     here=$(dirname -- "${BASH_SOURCE[0]}")
-    # A job runs a copy that lies elsewhere; Slurm knows the script that was submitted.
+    # A Slurm job runs a copy of this script in another folder. Slurm knows the path of the original.
     [[ -f $here/experiment.bash ]] || here=$(scontrol show job "${SLURM_JOB_ID:?this script is not in its folder}" | sed -n 's|^ *Command=\(/.*/examples/mmlu\)/mmlu-.*|\1|p')
     # shellcheck source=atlas/examples/mmlu/experiment.bash
     source "$here/experiment.bash"

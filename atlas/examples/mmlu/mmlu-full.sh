@@ -9,7 +9,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
-# The full experiment: one model learns from MMLU's auxiliary questions and the 5 of all domains (Izacard et al. 2022).
+# The full experiment: one model learns from MMLU's auxiliary questions and 5 of each domain (Izacard et al. 2022).
 set -euo pipefail
 
 usage() {
@@ -28,7 +28,7 @@ EOF
 main() {
     local here
     here=$(dirname -- "${BASH_SOURCE[0]}")
-    # A job runs a copy that lies elsewhere; Slurm knows the script that was submitted.
+    # A Slurm job runs a copy of this script in another folder. Slurm knows the path of the original.
     [[ -f $here/experiment.bash ]] || here=$(scontrol show job "${SLURM_JOB_ID:?this script is not in its folder}" | sed -n 's|^ *Command=\(/.*/examples/mmlu\)/mmlu-.*|\1|p')
     # shellcheck source=atlas/examples/mmlu/experiment.bash
     source "$here/experiment.bash"

@@ -1,1 +1,1 @@
-"""Retrieval-augmented question answering on MMLU: the second system (Izacard et al. 2022, arXiv 2208.03299)."""
+"""ATLAS, the second system: retrieval-augmented question answering on MMLU (Izacard et al. 2022, arXiv 2208.03299)."""

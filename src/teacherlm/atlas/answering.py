@@ -1,4 +1,5 @@
-"""Questions to predictions: retrieve, read, average over the permutations, score; shared by the workers of a run."""
+"""Make predictions for questions: retrieve, read, average over permutations, and score. The workers of a run split the
+questions."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ SHAPING += ("multiple_choice_num_options", "multiple_choice_eval_permutations", 
 SHAPING += ("faiss_code_size", "write_results", "dont_write_passages", "decoder_format", "decoder_prompt_format")
 SHAPING += ("generation_min_length", "generation_num_beams", "generation_length_penalty", "retrieve_with_rerank")
 SHAPING += ("n_to_rerank_with_retrieve_with_rerank",)
-"""Flags that predictions depend on."""
+"""The flags that predictions depend on."""
 NO_PASSAGE = {"title": "", "text": ""}
 
 
@@ -40,21 +41,21 @@ def read_questions(asked: AtlasFlags, path: Path) -> list[Record]:
         given = question.get("passages")
         if not isinstance(given, list) or not all(isinstance(p, dict) and {"title", "text"} <= p.keys() for p in given):
             where = f"{path}, question {number}"
-            raise UserError(f"{where}: --use_file_passages needs its field passages: [{{title, text}}, ...]")
+            raise UserError(f"{where}: --use_file_passages needs the field passages: [{{title, text}}, ...]")
     return questions
 
 
 def result_of(asked: AtlasFlags, path: Path, step: int) -> Path:
-    """Where the predictions for a file of questions go."""
+    """The file for the predictions of a file of questions."""
     return asked.checkpoint_dir / asked.name / f"{path.stem}-step-{step}.jsonl"
 
 
 class Evaluation:
-    """One file of questions: where its predictions go, what they depend on, and whether they are there.
+    """One file of questions: where its predictions go, what they depend on, and whether they exist.
 
     Args:
-        step: of the model.
-        sources: given what was described before, describes what the predictions come from beside the questions.
+        step: the step of the model.
+        sources: a function from earlier descriptions of the inputs to the current ones, without the questions.
     """
 
     def __init__(self, asked: AtlasFlags, path: Path, step: int, sources: Callable[[dict[str, Any]], dict]):
@@ -63,12 +64,12 @@ class Evaluation:
         self.run = StageRun(STAGE, self.result, says="evaluate", processes=workers)
 
     def is_done(self) -> bool:
-        """Whether the predictions are there; the first worker finds that out, for all."""
+        """Whether the predictions exist and are valid. The first worker checks this for all workers."""
         self.run.compare(*workers.from_first(self.describe))
         return self.run.is_done
 
     def describe(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the predictions depend on: flags, and digests of the inputs."""
+        """What the predictions depend on: (flags, digests of the inputs)."""
         inputs = {"questions": manifests.describe(self.path), **self.sources(self.run.known)}
         return {name: getattr(self.asked, name) for name in SHAPING}, inputs
 
@@ -77,18 +78,19 @@ class Evaluation:
 
 
 def evaluate(of: Evaluation, questions: list[Record], model: Model, index: Index | None, stop: Stop) -> bool:
-    """Evaluate one file of questions; all workers call it together. False when it was interrupted.
+    """Evaluate one file of questions. All workers call this together. Returns False if it was interrupted.
 
-    Each prediction is on the disk as soon as it is made; a restart, with however many workers, makes what is missing.
+    Each prediction is written to disk as soon as it is made. A restart, with any number of workers, makes only the
+    missing predictions.
     """
     own = of.result.with_name(f".{of.result.stem}.worker-{workers.rank()}.progress")
     progress = ProgressFile(own, of.run.work, restart=True)
     workers.wait_for_all()
     done = set().union(*(done_keys(file, of.run.work) for file in of.progress_files()))
     missing = sorted(set(range(len(questions))) - done)
-    workers.say(f"evaluate: {of.path}: {len(questions)} questions, {len(done)} of them done before")
+    workers.say(f"evaluate: {of.path}: {len(questions)} questions, {len(done)} of them were done before")
     mine = [(number, questions[number]) for number in missing[workers.rank() :: workers.size()]]
-    workers.wait_for_all()  # all have seen the same files before one is appended to
+    workers.wait_for_all()  # all workers must read the files before one of them appends to a file
     try:
         finished = workers.each(lambda: keep_predictions(progress, predict(of.asked, mine, model, index), stop))
     finally:
@@ -102,7 +104,7 @@ def evaluate(of: Evaluation, questions: list[Record], model: Model, index: Index
 
 
 def keep_predictions(progress: ProgressFile, made: Iterator[tuple[int, dict[str, Any]]], stop: Stop) -> bool:
-    """Keep each prediction when it is made; False when it was interrupted."""
+    """Write each prediction to disk as soon as it is made. Returns False if it was interrupted."""
     for number, prediction in made:
         progress.append(number, prediction)
         if stop.asked:
@@ -113,10 +115,10 @@ def keep_predictions(progress: ProgressFile, made: Iterator[tuple[int, dict[str,
 def predict(
     asked: AtlasFlags, questions: list[tuple[int, Record]], model: Model, index: Index | None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (number of the question, {"prediction": its record, "losses": of its prompts, "place": of its passage}).
+    """Yield (number of the question, {"prediction": record, "losses": losses of the prompts, "place": rank of the
+    passage with the answer}).
 
-    First all passages are retrieved, together with the other workers; then each worker reads for itself, the longest
-    questions first.
+    First all workers together retrieve all passages. Then each worker reads separately, the longest questions first.
     """
     orders = [ask(asked, model.reader_tokenizer, question) for _, question in questions]
     first = list(itertools.accumulate(map(len, orders), initial=0))
@@ -146,7 +148,7 @@ def predict(
 
 
 def ask(asked: AtlasFlags, tokenizer: Any, question: Record) -> list[dict[str, Any]]:
-    """The prompts of a question, one for each order of its options: predictions that lack all but that."""
+    """The prompts of a question, one per order of its options, in the form of predictions without results."""
     orders = multiple_choice.permutations(question, asked.multiple_choice_eval_permutations)
     return [
         {"query": multiple_choice.prompt(tokenizer, order), "answers": [order["answer"]], "metadata": order}
@@ -155,13 +157,13 @@ def ask(asked: AtlasFlags, tokenizer: Any, question: Record) -> list[dict[str, A
 
 
 def given_passages(asked: AtlasFlags, question: Record) -> list[dict[str, str]]:
-    """Without retrieval: those of the question, or (closed book) an empty one."""
+    """The passages of a question without retrieval: those in its record, or (closed book) one empty passage."""
     return (not asked.closed_book and question["passages"][: asked.n_context]) or [NO_PASSAGE]
 
 
 @torch.no_grad()
 def read(asked: AtlasFlags, of: reader.Reader, predictions: list[dict[str, Any]]) -> list[float]:
-    """Let the reader answer: adds choice_logits and generation to the predictions, and returns their losses."""
+    """Let the reader answer. It adds choice_logits and generation to the predictions, and returns their losses."""
     letters = LETTERS[: asked.multiple_choice_num_options]
     tokens = multiple_choice.choice_tokens(of.tokenizer, letters)
     losses: list[float] = []
@@ -187,7 +189,7 @@ def read(asked: AtlasFlags, of: reader.Reader, predictions: list[dict[str, Any]]
         for prediction, logits_TV, place, text in zip(batch, logits_BTV.float(), places, written):
             if not logits_TV[place, tokens].isfinite().all():
                 raise UserError(
-                    f"the reader's logits for {shown(prediction['query'])} are not finite (NaN or infinity); give "
+                    f"the reader's logits for {shown(prediction['query'])} are not finite (NaN or infinity); use "
                     "--precision fp32 or bf16, or another checkpoint"
                 )
             prediction["generation"] = text
@@ -202,7 +204,7 @@ def text_of(passage: dict[str, str]) -> dict[str, str]:
 
 
 def conclude(of: Evaluation, count: int) -> None:
-    """Put the workers' predictions together, in the order of the questions; score them; write the manifest, last."""
+    """Merge the workers' predictions in the order of the questions, score them, and finally write the manifest."""
     metrics = Metrics()
     files = [ProgressFile(file, of.run.work, restart=True) for file in of.progress_files()]
     outputs: dict[str, Path] = {}
@@ -229,9 +231,12 @@ def in_order(files: list[ProgressFile], count: int) -> Iterator[dict[str, Any]]:
 
 
 class Metrics:
-    """Percentages, as the reference logs them: `accuracy` of what the reader wrote, over all permutations;
-    `debiased_accuracy` over the questions; and the mean loss. Where questions name the passage that answers them (its
-    id in the field `passage`), also how many found it, first or at all."""
+    """The metrics that the reference logs, in percent.
+
+    These are the `accuracy` of the reader's text over all permutations, the `debiased_accuracy` over the questions, and
+    the mean loss. If the questions name the id of the passage with the answer (field `passage`), they also include the
+    share of questions for which that passage was retrieved first (`recall@1`) or at all (`recall`).
+    """
 
     def __init__(self) -> None:
         self.debiased: list[float] = []

@@ -1,8 +1,8 @@
-"""The files of a tar archive that are expected, read one by one; nothing in the archive says where they are written.
+"""Unpack only the expected files of a tar archive. The archive does not decide where they are written.
 
-Python's `tarfile.extractall` writes what an archive asks for. Its filters against that are missing in some versions of
-Python and have had holes in others (CVE-2025-4517), and its reader of headers can be kept busy for hours. So the
-headers are read here, each by `TarInfo.frombuf`, and of the members only those that are expected are written.
+Python's `tarfile.extractall` writes whatever an archive asks for. Its filters against that are missing in some versions
+of Python and had security holes in others (CVE-2025-4517), and an archive can keep its header parser busy for hours. So
+this module reads each header with `TarInfo.frombuf`, and writes only the expected members.
 """
 
 import bz2
@@ -20,12 +20,12 @@ from teacherlm.core.errors import UserError, disk_error, reason
 from teacherlm.core.names import is_plain_name
 
 OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
-"""How a compressed file begins -> what opens it."""
+"""Maps the first bytes of a compressed file to the function that opens it."""
 MOST_BYTES = 512 * 2**20
-"""Bytes of an archive once it is unpacked. MMLU's has 166 million; a small file can unpack to any number."""
+"""Maximum number of bytes of an unpacked archive. MMLU's has 166 million. A small file can unpack to any size."""
 MOST_MEMBERS = 10_000
 LONGEST_HEADER = 64 * 1024
-"""Bytes of a header that holds a member's long name or its other attributes."""
+"""Maximum number of bytes of a header with a member's long name or other attributes."""
 PIECE = 64 * 1024
 HEADERS = (
     tarfile.XHDTYPE,
@@ -34,24 +34,24 @@ HEADERS = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
 )
-"""Types of what stands before a member and says more of it."""
+"""Types of headers that precede a member and describe it."""
 EMPTY = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE)
 """Types of members without contents."""
 DAMAGED = (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError)
 
 
 def unpack(archive: Path, expected: re.Pattern[str], place: Path) -> int:
-    """Write the expected members of an archive into a folder; returns how many there are.
+    """Write the expected members of an archive into a folder, and return their number.
 
     Args:
-        archive: a tar file, as it is or compressed by gzip, bzip2 or xz.
-        expected: matches the whole name of a member that is wanted. Its groups are a folder and a file in it, by which
-            the member is written; other members are passed over.
+        archive: a tar file, uncompressed or compressed with gzip, bzip2 or xz.
+        expected: matches the whole name of each expected member. Its groups are the folder and the file name under
+            which the member is written. Other members are skipped.
         place: an empty folder.
 
     Raises:
-        UserError: it is no whole tar archive, is too large, has a name that leads out of its folder, or an expected
-            member is a link, is there twice, or has a name that is none.
+        UserError: the file is not a complete tar archive or is too large, a member's name leads out of its folder, or
+            an expected member is a link, occurs twice, or has an unsafe name.
     """
     count = 0
     try:
@@ -63,23 +63,23 @@ def unpack(archive: Path, expected: re.Pattern[str], place: Path) -> int:
                 if found is None or member.type == tarfile.DIRTYPE:
                     continue
                 if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-                    raise UserError(f"{archive}: refused: its member {name!r:.200} is a link, or no ordinary file")
+                    raise UserError(f"{archive}: refused: its member {name!r:.200} is a link, or not an ordinary file")
                 if not all(map(is_plain_name, found.groups())):
-                    raise UserError(f"{archive}: refused: its member {name!r:.200} has no plain name")
+                    raise UserError(f"{archive}: refused: its member {name!r:.200} has an unsafe name")
                 folder, own_name = found.groups()
                 (place / folder).mkdir(exist_ok=True)
                 write_new(archive, place / folder / own_name, pieces)
                 count += 1
     except DAMAGED as error:
         raise disk_error(error) or UserError(
-            f"{archive}: no whole tar archive ({reason(error)}); fetch it again"
+            f"{archive}: not a complete tar archive ({reason(error)}); download it again"
         ) from error
     return count
 
 
 def write_new(archive: Path, file: Path, pieces: Iterator[bytes]) -> None:
     if file.exists():
-        raise UserError(f"{archive}: refused: it has {file.parent.name}/{file.name} twice")
+        raise UserError(f"{archive}: refused: it contains {file.parent.name}/{file.name} twice")
     with open(file, "xb") as handle:
         handle.writelines(pieces)
 
@@ -92,13 +92,13 @@ def open_packed(archive: Path) -> IO[bytes]:
 
 
 def members(archive: Path, file: IO[bytes]) -> Iterator[tuple[str, tarfile.TarInfo, Iterator[bytes]]]:
-    """(name, header, pieces of its contents) of each member, in order; what is left of one is passed over.
+    """Yield (name, header, pieces of its contents) for each member, in order. Contents that are not read are skipped.
 
-    A long name is in a header of its own before the member's (GNU's `L`, POSIX's `x`).
+    A long name is in a separate header before the member's header (GNU's `L`, POSIX's `x`).
 
     Raises:
-        UserError: it has too many members, or too many bytes.
-        tarfile.TarError, EOFError, ValueError: it is no whole archive.
+        UserError: the archive has too many members or too many bytes.
+        tarfile.TarError, EOFError, ValueError: the file is not a complete archive.
     """
     read, given = 0, {}
     for _ in range(MOST_MEMBERS * 2):
@@ -111,9 +111,9 @@ def members(archive: Path, file: IO[bytes]) -> Iterator[tuple[str, tarfile.TarIn
         if not is_header:
             name, size, given = given.get("path", name), int(given.get("size", size)), {}
         if member.type in EMPTY:
-            size = 0  # whatever it says
+            size = 0  # even if the header gives another size
         if member.type == tarfile.GNUTYPE_SPARSE or size < 0:
-            raise tarfile.ReadError(f"{name!r:.200} is a sparse file, or of less than no bytes")
+            raise tarfile.ReadError(f"{name!r:.200} is a sparse file, or has a negative size")
         blocks = -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         read += tarfile.BLOCKSIZE + blocks
         if read > MOST_BYTES:
@@ -135,17 +135,17 @@ def members(archive: Path, file: IO[bytes]) -> Iterator[tuple[str, tarfile.TarIn
 
 
 def contents(file: IO[bytes], size: int) -> Iterator[bytes]:
-    """The next `size` bytes, in pieces."""
+    """Yield the next `size` bytes in pieces."""
     while size:
         piece = file.read(min(PIECE, size))
         if not piece:
-            raise EOFError("it is cut off")
+            raise EOFError("it is truncated")
         size -= len(piece)
         yield piece
 
 
 def attributes(data: bytes) -> dict[str, str]:
-    """The name and the size that a POSIX header gives, where it gives them: records `LENGTH KEY=VALUE`, each a line."""
+    """The name and size in a POSIX header, as far as it has them. Its records are lines `LENGTH KEY=VALUE`."""
     found, start = {}, 0
     while start < len(data):
         blank = data.index(b" ", start, start + 20)

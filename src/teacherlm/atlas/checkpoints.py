@@ -1,9 +1,10 @@
-"""Retriever and reader: made from T5 and an encoder, or loaded from a checkpoint.
+"""Save and load checkpoints of retriever and reader.
 
-This project's checkpoint is a folder: reader/ and retriever/ (with query_encoder/ and, when it has weights of its own,
-passage_encoder/) are model folders of transformers, atlas.json says the step. The released checkpoints are one pickle,
-model.pth.tar: a dictionary with `step`, `model` (names that start with reader. and retriever.), `opt` and more. Their
-retrievers have a LayerNorm of their own (layer_norm.py), which is noted in what is saved of them here.
+A checkpoint of this project is a folder. Its folders reader/ and retriever/ are model folders of transformers;
+retriever/ holds query_encoder/, and passage_encoder/ if that has separate weights. atlas.json has the step. A released
+checkpoint is one pickle, model.pth.tar: a dictionary with `step`, `model` (with names that begin with reader. and
+retriever.), `opt` and more. Its retriever has a different LayerNorm (layer_norm.py), which is recorded when it is saved
+here.
 """
 
 import argparse
@@ -27,11 +28,11 @@ from teacherlm.runtime.pickles import load_plain
 NAME = "atlas.json"
 RELEASED = "model.pth.tar"
 ALLOWED = [argparse.Namespace, defaultdict, OrderedDict, set]
-"""What a released checkpoint's pickle may contain beside tensors and plain values."""
+"""The classes that the pickle of a released checkpoint may contain in addition to tensors and plain values."""
 
 
 def checkpoint_kind(folder: Path) -> str:
-    """`own` or `released`.
+    """The kind of a checkpoint, "own" or "released".
 
     Raises:
         UserError: the folder is neither.
@@ -46,7 +47,7 @@ def checkpoint_kind(folder: Path) -> str:
 def save_checkpoint(
     folder: Path, retriever: Any, retriever_tokenizer: Any, reader: Any, reader_tokenizer: Any, step: int
 ) -> None:
-    """Write a checkpoint, whole or not at all."""
+    """Write a checkpoint completely or not at all."""
     with whole_folder(folder) as partial:
         reader.save_pretrained(partial / "reader")
         reader_tokenizer.save_pretrained(partial / "reader")
@@ -67,17 +68,17 @@ def saved_step(folder: Path) -> int:
     try:
         return int(load_object(folder / NAME)["step"])
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise UserError(f"{folder / NAME}: it says no step ({error!r}); copy the checkpoint again") from error
+        raise UserError(f"{folder / NAME}: it has no valid step ({error!r}); copy the checkpoint again") from error
 
 
 class Released:
-    """A released checkpoint, its tensors memory-mapped.
+    """A released checkpoint with memory-mapped tensors.
 
     Args:
-        file: model.pth.tar.
+        file: the file model.pth.tar.
 
     Raises:
-        UserError: it has anything but tensors and plain values, or is damaged.
+        UserError: the file is damaged, or contains anything other than tensors and plain values.
     """
 
     def __init__(self, file: Path):
@@ -85,7 +86,7 @@ class Released:
         loaded = load_plain(file, ALLOWED, mapped=True)
         if not isinstance(loaded, dict) or not isinstance(loaded.get("model"), Mapping):
             raise UserError(f"{file}: a dictionary with step, model and opt was expected")
-        # Trained in several processes, a model has a `module` around it.
+        # The names of a model that was trained in several processes contain `module`.
         self.weights = {name.replace(".module.", "."): tensor for name, tensor in named_tensors(loaded["model"])}
         self.untied = any(name.startswith("retriever.passage_contriever.") for name in self.weights)
 
@@ -93,14 +94,15 @@ class Released:
         return {
             name.removeprefix(prefix): tensor
             for name, tensor in self.weights.items()
-            if name.startswith(prefix) and not name.endswith("position_ids")  # a constant, in older transformers
+            if name.startswith(prefix)
+            and not name.endswith("position_ids")  # a constant of older versions of transformers
         }
 
     def fill(self, model: Any, prefix: str, shape: str) -> None:
-        """Put the weights whose names begin with `prefix` into a model.
+        """Load the weights whose names begin with `prefix` into a model.
 
         Raises:
-            UserError: names or shapes are not those of the model, or numbers are not finite.
+            UserError: names or shapes do not fit the model, or numbers are not finite.
         """
         weights = self.part(prefix)
         if not weights:
@@ -119,8 +121,8 @@ class Released:
             found, wanted = list(weights[name].shape), list(expected[name].shape)
             if found != wanted:
                 raise UserError(
-                    f"{self.file}: {prefix}{name} is of another shape than {shape}: {found}, not {wanted}; give the "
-                    "model of this size (--reader_model_type, --retriever_model_path)"
+                    f"{self.file}: {prefix}{name} does not have the shape of {shape}: found {found}, expected {wanted}"
+                    "; use the model of this size (--reader_model_type, --retriever_model_path)"
                 )
             if not is_finite(weights[name]):
                 raise UserError(
@@ -137,12 +139,13 @@ def named_tensors(model: Mapping[Any, Any]) -> Iterator[tuple[str, torch.Tensor]
 def load_released(
     file: Path, reader_folder: Path | None, retriever_folder: Path | None, untied: bool
 ) -> tuple[Any, Any]:
-    """(retriever, reader) of a released checkpoint.
+    """Return (retriever, reader) from a released checkpoint.
 
     Args:
-        reader_folder: configuration of the reader's T5; None: without a reader.
-        retriever_folder: configuration of the encoder; None: without a retriever.
-        untied: whether query and passage encoder are to be two; a checkpoint that has two stays so.
+        reader_folder: folder with the configuration of the reader's T5; None loads no reader.
+        retriever_folder: folder with the configuration of the encoder; None loads no retriever.
+        untied: whether query and passage encoder get separate weights. If the checkpoint has two encoders, both are
+            always loaded.
     """
     released = Released(file)
     retriever = reader = None
@@ -159,7 +162,7 @@ def load_released(
                 released.fill(retriever.passage, "retriever.contriever.", str(retriever_folder))
     if reader_folder is not None:
         reader = readers.empty_reader(reader_folder)
-        if "reader.lm_head.weight" in released.weights:  # transformers makes every T5 with its embedding for a head
+        if "reader.lm_head.weight" in released.weights:  # transformers ties every T5's head to its embedding
             reader.lm_head.weight = torch.nn.Parameter(torch.empty_like(reader.lm_head.weight))
         released.fill(reader, "reader.", str(reader_folder))
     return retriever, reader

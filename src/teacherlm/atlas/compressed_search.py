@@ -1,4 +1,4 @@
-"""Search over compressed vectors: FAISS, with the kinds of index and the settings that the reference has."""
+"""Search over compressed vectors with FAISS, with the reference's kinds of index and settings."""
 
 import math
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from teacherlm.core.errors import UserError
 
 KINDS = ("flat", "ivfflat", "ivfsq", "pq", "ivfpq")
 BITS = 8
-"""Bits of a byte of a code: a subquantizer has 256 centroids."""
+"""Number of bits per subquantizer, so that each has 256 centroids."""
 TRAINING_VECTORS = 256
-"""Vectors a list or a centroid to learn from, at most; what FAISS itself takes of more."""
+"""Maximum number of training vectors per list or centroid. If there are more, FAISS itself uses this many."""
 
 
 class CompressedVectors:
-    """A FAISS index of one worker's share of the passages."""
+    """A FAISS index over one worker's part of the passages."""
 
     def __init__(self, index: Any, first_row: int):
         self.index = index
@@ -28,9 +28,9 @@ class CompressedVectors:
         return self.index.ntotal
 
     def search(self, queries_QD: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The k best passages of each query as the index sees them: (scores (Q, K), rows (Q, K)), K = min(k, n).
+        """The k best passages of each query by the index: (scores (Q, K), rows (Q, K)), K = min(k, n).
 
-        An index of lists may find fewer than k; those places have the score -inf and the row -1.
+        An index with lists may find fewer than k passages. The remaining places have the score -inf and the row -1.
         """
         queries = np.ascontiguousarray(queries_QD.float().cpu().numpy())
         scores, columns = self.index.search(queries, min(k, len(self)))
@@ -39,15 +39,15 @@ class CompressedVectors:
 
 
 def train(kind: str, code_size: int | None, count: int, sample_ND: np.ndarray) -> Any:
-    """An empty index that has learned its centroids from a sample of the vectors.
+    """An empty index whose centroids were learned from a sample of the vectors.
 
-    Lists are sqrt(count) and all of them are searched, as in the reference: the gain is memory, not time.
+    As in the reference, there are sqrt(count) lists and all of them are searched, which saves memory but not time.
 
     Args:
         kind: one of KINDS.
-        code_size: bytes of a vector's code, for pq and ivfpq.
-        count: vectors that the whole index will have.
-        sample_ND: float32.
+        code_size: number of bytes per vector, for pq and ivfpq.
+        count: number of vectors that the whole index will have.
+        sample_ND: the sample of the vectors, float32.
 
     Raises:
         UserError: the settings do not fit the vectors.
@@ -58,12 +58,14 @@ def train(kind: str, code_size: int | None, count: int, sample_ND: np.ndarray) -
     needs_code = kind in ("pq", "ivfpq")
     if needs_code and (not code_size or dimension % code_size):
         raise UserError(
-            f"--faiss_index_type {kind} needs --faiss_code_size, bytes of a code that divide the dimension {dimension}"
+            f"--faiss_index_type {kind} needs --faiss_code_size, a number of bytes that divides {dimension}, the "
+            "dimension of the vectors"
         )
     centroids = 2**BITS if needs_code else 1
     if len(sample_ND) < centroids:
         raise UserError(
-            f"--faiss_index_type {kind} learns {centroids} centroids; {len(sample_ND)} passages are too few"
+            f"--faiss_index_type {kind} learns {centroids} centroids and needs at least as many passages, found "
+            f"{len(sample_ND)}"
         )
     lists = max(1, math.isqrt(count)) if kind.startswith("ivf") else 0
     metric = faiss.METRIC_INNER_PRODUCT
@@ -85,13 +87,13 @@ def train(kind: str, code_size: int | None, count: int, sample_ND: np.ndarray) -
 
 
 def require_finite_numbers(index: Any, file: Path, rows: int = 65_536) -> None:
-    """Refuse a FAISS file of whole vectors one of which has a NaN or an infinity: it would come first for every query.
+    """Refuse a FAISS file of uncompressed vectors if one has a NaN or an infinity, which would be best for every query.
 
-    Codes are always numbers, and an index of lists leaves such a vector out of them.
+    Codes always stand for finite numbers, and an index with lists stores no such vector in its lists.
 
     Args:
-        index: as it was read from the file.
-        rows: vectors that are looked at together.
+        index: the index that was read from the file.
+        rows: number of vectors that are checked together.
     """
     import faiss
 
@@ -106,10 +108,10 @@ def require_finite_numbers(index: Any, file: Path, rows: int = 65_536) -> None:
 
 
 def require_own_rows(index: Any, file: Path) -> None:
-    """Refuse a FAISS file whose lists name rows that it does not have: they would be found, and have no passage.
+    """Refuse a FAISS file whose lists contain rows that do not exist: they would be found, but have no passage.
 
     Args:
-        index: as it was read from the file.
+        index: the index that was read from the file.
     """
     import faiss
 
@@ -118,17 +120,17 @@ def require_own_rows(index: Any, file: Path) -> None:
         size = lists.list_size(number)
         rows = faiss.rev_swig_ptr(lists.get_ids(number), size) if size else np.empty(0, np.int64)
         if size and not 0 <= rows.min() <= rows.max() < index.ntotal:
-            raise UserError(f"{file}: its list {number} names rows that it does not have; make or copy the index again")
+            raise UserError(f"{file}: its list {number} has rows that do not exist; make or copy the index again")
 
 
 def sample_size(kind: str, count: int) -> int:
-    """How many of `count` vectors to learn from."""
+    """Number of training vectors for an index of `count` vectors."""
     lists = math.isqrt(count) if kind.startswith("ivf") else 0
     return min(count, TRAINING_VECTORS * max(lists, 2**BITS))
 
 
 def add(index: Any, segments: Sequence[torch.Tensor], rows: int = 65_536) -> None:
-    """Add vectors to an index, some at a time in float32."""
+    """Add vectors to an index, converting `rows` of them at a time to float32."""
     for segment in segments:
         for start in range(0, len(segment), rows):
             index.add(np.ascontiguousarray(segment[start : start + rows].float().cpu().numpy()))

@@ -1,4 +1,4 @@
-"""Digests of large files, kept in the user's cache: a file whose size and times are unchanged is not read again."""
+"""Digests of large files, kept in the user's cache. A file with unchanged size and times is not read again."""
 
 import contextlib
 import hashlib
@@ -17,20 +17,20 @@ from teacherlm.core.json_files import load_object
 from teacherlm.core.places import cache_folder
 
 SETTLED = 2 * 10**9
-"""Nanoseconds since a file's last change after which its digest is kept: file systems count time in steps, so a second
-change soon after the first one may leave the same time."""
+"""A digest is kept only if the file has not changed for this many nanoseconds. File systems store times with a limited
+resolution, so a second change shortly after the first may leave the same time."""
 LARGE = 10**9
-"""Bytes to read from which on a line on stderr says what takes the time."""
+"""If more bytes than this have to be read, a line on stderr says so."""
 
 Item = TypeVar("Item")
 
 
 def describe(path: Path, files: Sequence[Path] | None = None) -> dict[str, Any]:
-    """The digest of a file, or of some files of a folder, in the form of `manifests.describe`.
+    """The digest of a file, or of some files in a folder, in the form of `manifests.describe`.
 
     Args:
-        path: the file, or the folder.
-        files: the files of the folder that count.
+        path: the file or the folder.
+        files: the files in the folder to include; None means that `path` is the file.
 
     Raises:
         UserError: a file is missing.
@@ -42,7 +42,7 @@ def describe(path: Path, files: Sequence[Path] | None = None) -> dict[str, Any]:
     known = {name: stored[name] for name, found in before.items() if same(stored.get(name), found)}
     unread = sum(found["bytes"] for name, found in before.items() if name not in known)
     if unread > LARGE:
-        print(f"{path}: reading {unread / 1e9:.1f} GB for a digest, which is kept", file=sys.stderr, flush=True)
+        print(f"{path}: reading {unread / 1e9:.1f} GB for a digest, which is then kept", file=sys.stderr, flush=True)
     described, kept = {}, {}
     for file in files:
         name = name_in(path, file)
@@ -58,12 +58,12 @@ def describe(path: Path, files: Sequence[Path] | None = None) -> dict[str, Any]:
 
 
 def record_of(file: Path) -> Path:
-    """Where the digest of a file that was downloaded is noted."""
+    """The file with the digest of a downloaded file."""
     return file.with_name(f".{file.name}.download.json")
 
 
 def noted_digest(file: Path) -> str | None:
-    """The digest that a file had when it was downloaded; None where that was not done here."""
+    """The digest that a file had when it was downloaded; None if it was not downloaded by this program."""
     try:
         return load_object(record_of(file))["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -73,13 +73,13 @@ def noted_digest(file: Path) -> str | None:
 def while_unchanged(
     path: Path, files: Sequence[Path] | None, described: dict[str, Any], items: Iterator[Item]
 ) -> Iterator[Item]:
-    """What is read from described files; an error at the end if they were changed in the meantime."""
+    """Yield items that are read from described files, and raise a UserError at the end if the files have changed."""
     yield from items
     require_unchanged(path, files, described)
 
 
 def require_unchanged(path: Path, files: Sequence[Path] | None, described: dict[str, Any]) -> None:
-    """Raise a UserError if the files are not those that were described any more."""
+    """Raise a UserError if the files have changed since they were described."""
     if describe(path, files)["sha256"] != described["sha256"]:
         raise UserError(f"{path}: changed while it was read; run the same command again when it is complete")
 
@@ -89,7 +89,7 @@ def name_in(path: Path, file: Path) -> str:
 
 
 def stamp(file: Path) -> dict[str, int]:
-    """Size and times. The time of the last change of any kind (ctime) cannot be set back, as `cp -p` sets mtime."""
+    """The size and times of a file. Unlike mtime, which `cp -p` sets, ctime cannot be set back."""
     try:
         found = file.stat()
     except FileNotFoundError as error:
@@ -98,7 +98,7 @@ def stamp(file: Path) -> dict[str, int]:
 
 
 def same(entry: Any, found: dict[str, int]) -> bool:
-    """Whether an entry of the store has these stamps, and a digest."""
+    """Whether an entry of the store has this stamp and a digest."""
     if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
         return False
     return all(entry.get(key) == value for key, value in found.items())

@@ -12,11 +12,11 @@ FILES = ("text-list-100-sec.jsonl", "infobox.jsonl")
 
 @dataclass(frozen=True)
 class CorpusFlags:
-    """Which corpus is fetched, and where it goes."""
+    """Which corpus is downloaded, and where it is written."""
 
-    corpus: str = flag(choices=CORPORA, metavar="NAME", help=", ".join(CORPORA))
-    output_directory: Path = flag(Path("data"))
-    base_url: str = flag(BASE_URL, help=f"of a mirror (default: {BASE_URL})")
+    corpus: str = flag(choices=CORPORA, metavar="NAME", help=f"the corpus: {', '.join(CORPORA)}")
+    output_directory: Path = flag(Path("data"), help="the folder to write to (default: data)")
+    base_url: str = flag(BASE_URL, help=f"the server, or a mirror of it (default: {BASE_URL})")
 
 
 def main() -> None:

@@ -13,12 +13,14 @@ SHARDS = 128
 
 @dataclass(frozen=True)
 class IndexFlags:
-    """Which index is fetched, and where it goes."""
+    """Which index is downloaded, and where it is written."""
 
-    # The reference's documentation says --model where its code says --index.
-    index: str = flag(spelled=("--index", "--model"), choices=INDICES, metavar="NAME", help=", ".join(INDICES))
-    output_directory: Path = flag(Path("data"))
-    base_url: str = flag(BASE_URL, help=f"of a mirror (default: {BASE_URL})")
+    # The reference's code has the flag --index, but its documentation calls it --model.
+    index: str = flag(
+        spelled=("--index", "--model"), choices=INDICES, metavar="NAME", help=f"the index: {', '.join(INDICES)}"
+    )
+    output_directory: Path = flag(Path("data"), help="the folder to write to (default: data)")
+    base_url: str = flag(BASE_URL, help=f"the server, or a mirror of it (default: {BASE_URL})")
 
 
 def main() -> None:

@@ -12,11 +12,11 @@ MODELS = [f"models/{kind}/{size}" for kind in ("atlas", "atlas_nq") for size in 
 
 @dataclass(frozen=True)
 class ModelFlags:
-    """Which checkpoint is fetched, and where it goes."""
+    """Which checkpoint is downloaded, and where it is written."""
 
-    model: str = flag(choices=MODELS, metavar="NAME", help=", ".join(MODELS))
-    output_directory: Path = flag(Path("data"))
-    base_url: str = flag(BASE_URL, help=f"of a mirror (default: {BASE_URL})")
+    model: str = flag(choices=MODELS, metavar="NAME", help=f"the checkpoint: {', '.join(MODELS)}")
+    output_directory: Path = flag(Path("data"), help="the folder to write to (default: data)")
+    base_url: str = flag(BASE_URL, help=f"the server, or a mirror of it (default: {BASE_URL})")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Fetch published files: what is there is kept, what was interrupted goes on, what arrives is checked."""
+"""Download published files. Existing files are kept, interrupted downloads resume, and downloaded files are checked."""
 
 import hashlib
 import json
@@ -25,25 +25,25 @@ BASE_URL = "https://dl.fbaipublicfiles.com/atlas"
 CHUNK = 2**20
 TIMEOUT = 60
 DIGEST_BYTES = 4096
-"""Of `{url}.sha256` that are read: the digest and a name, whatever the server sends."""
+"""Maximum number of bytes that are read from `{url}.sha256`: enough for a digest and a name."""
 
 
 def fetch_all(base_url: str, names: list[str], output: Path) -> None:
-    """Fetch `{base_url}/{name}` to `{output}/{name}`, one after the other."""
+    """Download `{base_url}/{name}` to `{output}/{name}` for each name, one after the other."""
     for name in names:
         download(f"{base_url.rstrip('/')}/{name}", output / name)
 
 
 def download(url: str, target: Path) -> None:
-    """Fetch a file, unless it is there and whole.
+    """Download a file unless it exists and is complete.
 
-    An interrupted download goes on where it ended, if the server still has the same file (its ETag, or else the time of
-    its last change, and its length) and sends the bytes that are missing; if not, it begins anew. What arrived is
-    checked against the length and the MD5 that the server says, and against `{url}.sha256` where there is one; its
-    digest is written to `.{name}.download.json` beside it. A symbolic link stays one: what it leads to is fetched.
+    An interrupted download resumes if the server still has the same file (by its length, and by its ETag or the time of
+    its last change) and sends the missing bytes. Otherwise it begins again. The downloaded file is checked against the
+    length and the MD5 that the server gives, and against `{url}.sha256` if that exists. Its digest is written to
+    `.{name}.download.json` in the same folder. If the target is a symbolic link, the file that it points to is written.
 
     Raises:
-        UserError: the server cannot be reached, has no such file, or what arrived is not what it said.
+        UserError: the server cannot be reached or has no such file, or the downloaded file fails a check.
     """
     require_writable(target.parent)
     require_file_place(target)
@@ -54,7 +54,7 @@ def download(url: str, target: Path) -> None:
 def fetch_whole(url: str, target: Path) -> None:
     record = record_of(target)
     if is_whole(target, record):
-        print(f"{target}: there already")
+        print(f"{target}: it is there already")
         return
     partial = target.with_name(f".{target.name}.part")
     said_file = partial.with_name(f"{partial.name}.json")
@@ -63,14 +63,14 @@ def fetch_whole(url: str, target: Path) -> None:
         expected = published_digest(url)
     except requests.RequestException as error:
         raise UserError(
-            f"{url} could not be fetched ({reason(error)}); on a machine without internet, fetch it elsewhere, copy it "
-            f"to {target}, and run this again there; or give a mirror with --base_url"
+            f"{url} could not be downloaded ({reason(error)}); if this machine has no internet, download it elsewhere, "
+            f"copy it to {target}, and run the same command again; or give a mirror with --base_url"
         ) from error
     digest = sha256(partial)
     check(url, partial, said, expected, digest)
     sync_file(partial)
     partial.rename(target)
-    for file in (said_file, record):  # be they links
+    for file in (said_file, record):  # each may be a link
         file.unlink(missing_ok=True)
     with whole_file(record) as file:
         json.dump({"url": url, "bytes": target.stat().st_size, "sha256": digest}, file)
@@ -79,17 +79,17 @@ def fetch_whole(url: str, target: Path) -> None:
 
 
 def is_whole(target: Path, record: Path) -> bool:
-    """Whether the file is there; one that this program fetched must still have its length."""
+    """Whether the file exists. If this program downloaded it, it must still have the recorded length."""
     if not target.is_file():
         return False
     try:
         return load_object(record)["bytes"] == target.stat().st_size
     except (OSError, ValueError, KeyError, TypeError):
-        return True  # brought here by hand
+        return True  # there is no record, because the user copied the file here
 
 
 class Said(NamedTuple):
-    """What the server says of the whole file: its length in bytes, and what changes when the file does."""
+    """What the server says about the whole file: its length in bytes, and two values that change when the file does."""
 
     length: int | None
     etag: str | None
@@ -97,25 +97,26 @@ class Said(NamedTuple):
 
     @property
     def validator(self) -> str | None:
-        """What a range is asked with, so that the server sends one of the same file alone; a weak ETag is none."""
+        """The value for `If-Range`, with which the server sends a range only of the same file. A weak ETag is not
+        usable."""
         return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
 
 
 def fetch(url: str, partial: Path, said_file: Path) -> Said:
-    """Append what is missing of a file, or begin anew; what the server says of it.
+    """Download the missing bytes of a file, or all of it, and return what the server says about the file.
 
-    A range is taken only when it is the very one that was asked for, of the same file: a server or a proxy that answers
-    with another one would leave a damaged file.
+    A range is accepted only if it is exactly the requested one, and of the same file. A server or proxy that answers
+    with a different range would leave a damaged file.
 
     Raises:
-        UserError: the server's answer to a request for the whole file is another.
+        UserError: the server answers a request for the whole file with something else.
     """
     have, before = kept(url, partial, said_file)
     if have:
         if have == before.length:
             return before
         with ask(url, {"Range": f"bytes={have}-", "If-Range": before.validator}) as response:
-            if response.status_code == 200:  # the whole file: it changed, or the server has no ranges
+            if response.status_code == 200:  # the whole file: it has changed, or the server does not support ranges
                 return take_whole(url, response, partial, said_file)
             if response.status_code not in (206, 416):
                 response.raise_for_status()
@@ -125,7 +126,7 @@ def fetch(url: str, partial: Path, said_file: Path) -> Said:
                 said = before if before.length or rest is None else before._replace(length=have + rest)
                 append(url, response, partial, have, said.length)
                 return said
-        print(f"{partial}: begun anew, because the server's answer does not go on with it: {why}")
+        print(f"{partial}: the download begins again, because the server does not continue it: {why}")
     with ask(url, {}) as response:
         response.raise_for_status()
         if response.status_code != 200:
@@ -141,9 +142,10 @@ def ask(url: str, headers: dict[str, str]) -> requests.Response:
 
 
 def kept(url: str, partial: Path, said_file: Path) -> tuple[int, Said]:
-    """How many bytes an interrupted download of this user's has left, and what the server said of the file then.
+    """Number of bytes from an interrupted download, and what the server said about the file at that time.
 
-    0 bytes where it cannot go on: the server said nothing to know the file by, or what is there is not ours.
+    The number is 0 if the download cannot resume: the server gave nothing that identifies the file, or the partial file
+    does not belong to this user.
     """
     nothing = 0, Said(None, None, None)
     try:
@@ -162,7 +164,7 @@ def kept(url: str, partial: Path, said_file: Path) -> tuple[int, Said]:
 
 
 def mismatch(response: requests.Response, have: int, before: Said) -> str | None:
-    """Why an answer is not the rest of a file after its first `have` bytes; None when it is."""
+    """Why an answer is not the rest of a file after its first `have` bytes; None if it is."""
     given = response.headers.get("Content-Range", "none")
     if response.status_code != 206:
         return f"status {response.status_code}, Content-Range: {given}"
@@ -172,9 +174,9 @@ def mismatch(response: requests.Response, have: int, before: Said) -> str | None
     first, last = int(found[1]), int(found[2])
     total = before.length if found[3] == "*" else int(found[3])
     if first != have or last < first:
-        return f"asked for the bytes from {have} on, got {given}"
+        return f"the bytes from {have} on were requested, got {given}"
     if (before.length is not None and total != before.length) or (total is not None and last + 1 != total):
-        return f"the file had {before.length} bytes, now: {given}"
+        return f"the file had {before.length} bytes before, now: {given}"
     if (length := length_of(response)) is not None and length != last + 1 - first:
         return f"{given} with {length} bytes"
     if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
@@ -186,20 +188,23 @@ def mismatch(response: requests.Response, have: int, before: Said) -> str | None
 
 
 def length_of(response: requests.Response) -> int | None:
-    """What the server says is the length of its answer."""
+    """The length of an answer according to the server; None if it does not say."""
     given = response.headers.get("Content-Length", "")
     return int(given) if re.fullmatch(r"[0-9]{1,18}", given) else None
 
 
 def take_whole(url: str, response: requests.Response, partial: Path, said_file: Path) -> Said:
-    """Write the whole file that an answer holds; what is there of it goes."""
+    """Write the whole file from an answer, and remove what was downloaded before."""
     if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
-        raise UserError(f"{url}: it came packed ({encoding}) though it was asked for as it is; give another mirror")
+        raise UserError(
+            f"{url}: the server sent it compressed ({encoding}), although that was not requested; give another mirror "
+            "with --base_url"
+        )
     said = Said(length_of(response), response.headers.get("ETag"), response.headers.get("Last-Modified"))
     said_file.unlink(missing_ok=True)
     partial.unlink(missing_ok=True)
     os.close(create(partial))
-    if said.validator and (said.length is None or said.length > CHUNK):  # a small file is not gone on with
+    if said.validator and (said.length is None or said.length > CHUNK):  # a small file need not resume
         with whole_file(said_file) as file:
             json.dump({"url": url, **said._asdict()}, file)
     append(url, response, partial, 0, said.length)
@@ -207,10 +212,10 @@ def take_whole(url: str, response: requests.Response, partial: Path, said_file: 
 
 
 def append(url: str, response: requests.Response, partial: Path, have: int, length: int | None) -> None:
-    """Append the bytes of an answer to the `have` that are there, with a bar on a terminal.
+    """Append the bytes of an answer to the partial file of `have` bytes. A terminal shows a progress bar.
 
     Raises:
-        UserError: the server said no length, and does not end.
+        UserError: the server gave no length and does not stop sending.
     """
     name = url.rsplit("/", 1)[1]
     with (
@@ -222,7 +227,7 @@ def append(url: str, response: requests.Response, partial: Path, have: int, leng
             if length is None and have > DOWNLOAD_BYTES:
                 partial.unlink()
                 raise UserError(
-                    f"{url}: the server says no length and has sent {DOWNLOAD_BYTES} bytes, more than any published "
+                    f"{url}: the server gives no length and has sent {DOWNLOAD_BYTES} bytes, more than any published "
                     "file has; give another mirror with --base_url"
                 )
             file.write(chunk)
@@ -230,7 +235,7 @@ def append(url: str, response: requests.Response, partial: Path, have: int, leng
 
 
 def published_digest(url: str) -> str | None:
-    """The SHA-256 that `{url}.sha256` gives, in the format of sha256sum; None where there is no such file."""
+    """The SHA-256 in `{url}.sha256`, a file in the format of sha256sum; None if there is no such file."""
     with ask(f"{url}.sha256", {}) as response:
         beginning = next(response.iter_content(DIGEST_BYTES), b"") if response.ok else b""
     found = re.match(rb"[0-9a-f]{64}\b", beginning)
@@ -242,21 +247,21 @@ def check(url: str, partial: Path, said: Said, expected: str | None, digest: str
     length, etag = said.length, said.etag
     if length is not None and size < length:
         raise UserError(
-            f"{url}: the connection ended after {size} of {length} bytes; run this again, it goes on from there"
+            f"{url}: the connection ended after {size} of {length} bytes; run the same command again to continue"
         )
     wrong = None
     if length is not None and size != length:
-        wrong = f"{length} bytes were announced, {size} arrived"
+        wrong = f"the server announced {length} bytes, but {size} arrived"
     elif expected and expected != digest:
-        wrong = f"its sha256 is {digest}, {url}.sha256 says {expected}"
+        wrong = f"its sha256 is {digest}, but {url}.sha256 says {expected}"
     elif etag and re.fullmatch(r'"[0-9a-f]{32}"', etag) and etag.strip('"') != md5(partial):
-        wrong = f"its MD5 is not the {etag} that the server says"
+        wrong = f"its MD5 is not the {etag} that the server gives"
     if wrong:
         partial.unlink()
-        raise UserError(f"{url}: damaged on the way: {wrong}; run this again, it begins anew")
+        raise UserError(f"{url}: damaged on the way: {wrong}; run the same command again, which begins from 0 bytes")
 
 
 def md5(file: Path) -> str:
-    """For S3, whose ETag of a file that came in one piece it is."""
+    """The MD5 of a file. It is S3's ETag of a file that was uploaded in one piece."""
     with open(file, "rb") as handle:
         return hashlib.file_digest(handle, "md5").hexdigest()

@@ -1,8 +1,8 @@
 """Evaluate a reader and its retriever on multiple-choice questions.
 
-Writes {checkpoint_dir}/{name}/{file}-step-{n}.jsonl, a prediction a question, and a manifest beside it. Several workers
-share the questions and the index: `srun python evaluate.py ...` or `torchrun --nproc_per_node 2 evaluate.py ...`. Flags
-of train.py are accepted and ignored.
+It writes {checkpoint_dir}/{name}/{file}-step-{n}.jsonl with one prediction per question, and a manifest in the same
+folder. Several workers split the questions and the index: `srun python evaluate.py ...` or `torchrun --nproc_per_node 2
+evaluate.py ...`. Flags of train.py are accepted and ignored.
 """
 
 import functools
@@ -36,14 +36,14 @@ def main() -> int:
     with locked(*(evaluation.run for evaluation in evaluations)):
         finished = evaluate_missing(asked, evaluations, device)
     if not finished:
-        print("evaluate: interrupted; the same command goes on from there")
+        print("evaluate: interrupted; the same command continues")
         return REQUEUE
     workers.leave()
     return 0
 
 
 def evaluate_missing(asked: EvaluateFlags, evaluations: list[Evaluation], device: torch.device) -> bool:
-    """Evaluate what is not done; False when it was interrupted."""
+    """Make the evaluations that are not done. Returns False if it was interrupted."""
     missing = [evaluation for evaluation in evaluations if not evaluation.is_done()]
     for evaluation in evaluations:
         if evaluation.run.is_done:

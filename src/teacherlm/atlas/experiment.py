@@ -1,6 +1,6 @@
-"""The experiments on MMLU: which flags the reference's four settings have, and how a run of one is started.
+"""The experiments on MMLU: the flags of the reference's four settings, and the start of their runs.
 
-Source: Izacard et al. 2022, arXiv 2208.03299, section 4.3. Only the standard library is needed here; see
+Source: Izacard et al. 2022, arXiv 2208.03299, section 4.3. This module needs only the standard library; see
 runtime/launcher.py.
 """
 
@@ -33,16 +33,16 @@ TRAIN = [
     *("--dropout", "0.1", "--lr", "5e-5", "--lr_retriever", "1e-5", "--scheduler", "linear", "--weight_decay", "0.01"),
     *("--log_freq", "4", "--save_freq", "10000000000"),
 ]
-"""What the three settings that train have in common."""
+"""The common flags of the three settings that train."""
 LONG = ["--eval_freq", "150", "--total_steps", "2000", "--warmup_steps", "50"]
 SHORT = ["--eval_freq", "4", "--total_steps", "16", "--warmup_steps", "4"]
 END_OF_RUN_SECONDS = 60
-"""Slurm ends a run within this time after its job was queued again."""
+"""Slurm ends a run within this number of seconds after its job was requeued."""
 
 
 @dataclass(frozen=True)
 class DataFolder:
-    """DATA_DIR: where the questions, models, indices and results of the experiments lie."""
+    """The folder DATA_DIR with the questions, models, indices and results of the experiments."""
 
     path: str
 
@@ -61,20 +61,20 @@ class DataFolder:
         return f"{self.path}/indices/atlas/wiki/{size}"
 
     def domains(self) -> list[str]:
-        """The domains that have files for the 5-shot setting, in their order; none before they are prepared."""
+        """The domains with files for the 5-shot setting, sorted; empty before the files are prepared."""
         files = Path(self.questions, "5-shot", "individual_train").glob(f"*{DOMAIN_FILE}")
         names = sorted(file.name.removesuffix(DOMAIN_FILE) for file in files if file.is_file())
-        return [name for name in names if re.fullmatch(r"[A-Za-z0-9_-]+", name)]  # no other is a domain of MMLU
+        return [name for name in names if re.fullmatch(r"[A-Za-z0-9_-]+", name)]  # other names are not domains of MMLU
 
 
 def main() -> int:
     if len(sys.argv) < 2 or sys.argv[1] not in SETTINGS:
-        raise UserError(f"a setting was expected, one of {', '.join(SETTINGS)}, and flags")
+        raise UserError(f"a setting was expected, one of {', '.join(SETTINGS)}, followed by flags")
     setting, more = sys.argv[1], sys.argv[2:]
     if not os.environ.get("DATA_DIR"):
         raise UserError("DATA_DIR is not set; it holds the questions, models and indices (docs/how-to/atlas.md)")
     data = DataFolder(os.environ["DATA_DIR"])
-    os.environ["RUNS"] = data.path  # what an image may write to
+    os.environ["RUNS"] = data.path  # the folder to which an image may write
     processes = processes_here()
     script = program("atlas-evaluate" if setting == "zeroshot" else "atlas-train")
     for flags in runs(setting, data):
@@ -87,7 +87,7 @@ def main() -> int:
 
 
 def runs(setting: str, data: DataFolder) -> list[list[str]]:
-    """The flags of each run of a setting: one, or of the 5-shot setting one for each domain."""
+    """The flags of each run of a setting. The 5-shot setting has one run per domain, the others have one run."""
     size = os.environ.get("SIZE") or "xl"
     job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
     name = os.environ.get("EXPERIMENT_NAME") or f"{job}-" * bool(job) + f"{size}-mmlu-{setting}"
@@ -122,10 +122,10 @@ def runs(setting: str, data: DataFolder) -> list[list[str]]:
 
 
 def asked_domains(data: DataFolder) -> list[str]:
-    """DOMAIN; or that of the array's task; or all.
+    """The domains to run: DOMAIN; else that of the Slurm array index; else all.
 
     Raises:
-        UserError: SLURM_ARRAY_TASK_ID is no number, or there are no domains.
+        UserError: SLURM_ARRAY_TASK_ID is not a number, or there are no domains.
     """
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
     number = require_number("SLURM_ARRAY_TASK_ID", task, 0) if task else None
@@ -140,7 +140,8 @@ def asked_domains(data: DataFolder) -> list[str]:
 
 
 def queue_again() -> None:
-    """A job that was warned of its time limit, and has stopped, goes on later; a chain's job sees to that itself."""
+    """Requeue a Slurm job that stopped before its time limit, so that it continues later. The job of a chain does this
+    itself."""
     if os.environ.get("CHAIN_BENCHMARK") or not os.environ.get("SLURM_JOB_ID"):
         return
     task = os.environ.get("SLURM_ARRAY_TASK_ID")

@@ -1,4 +1,4 @@
-"""Exact search by inner product over vectors in half precision, in blocks: memory stays bounded."""
+"""Exact search by inner product over vectors in half precision. It works in blocks, so that memory is bounded."""
 
 from collections.abc import Sequence
 
@@ -7,37 +7,39 @@ import torch
 from teacherlm.runtime.compat.of_torch import linear
 
 BLOCK_VALUES = {"cpu": 2**21, "cuda": 2**28}
-"""Numbers of a block of vectors that is held in float32 at a time: on a CPU, what its caches hold."""
+"""Number of values in a block of vectors that are converted to float32 at a time. On a CPU a block fits into its
+caches."""
 BLOCK_SCORES = {"cpu": 2**22, "cuda": 2**28}
-"""Scores that are held at a time."""
+"""Maximum number of scores that are held at a time."""
 FEW = 8
-"""Queries below which one operation a block counts: the best are then looked for in many blocks at once. From here
-on a CPU oneDNN's product is quicker than torch's own (MKL's)."""
+"""With fewer queries than this, the cost per operation matters, so the best scores are searched in many blocks at once.
+From this number on, oneDNN's product on a CPU is faster than torch's (MKL's)."""
 CELL = 32
-"""Scores whose greatest is looked at first: few cells have any among a query's best."""
+"""Number of scores in a cell. The maxima of the cells are compared first, because few cells contain a score that is
+among the best of a query."""
 
 
 class FlatVectors:
-    """Vectors of one worker's share of the passages.
+    """The vectors of one worker's part of the passages.
 
     Args:
-        segments: float16 (n, D) each, in the order of the rows, in memory or memory-mapped.
-        first_row: of the first segment.
+        segments: tensors (n, D) in float16, in the order of the rows, in memory or memory-mapped.
+        first_row: the row of the first vector.
     """
 
     def __init__(self, segments: Sequence[torch.Tensor], first_row: int):
         self.segments = list(segments)
         self.first_row = first_row
         self.floats = torch.empty(0)
-        """A block's vectors in float32; kept, since to get memory anew can take longer than a search."""
+        """A buffer for the vectors of a block in float32. It is kept, because allocating it is slow."""
 
     def __len__(self) -> int:
         return sum(map(len, self.segments))
 
     def search(self, queries_QD: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The k best passages of each query: (scores (Q, K), rows (Q, K)), K = min(k, n); of equal ones the first.
+        """The k best passages of each query: (scores (Q, K), rows (Q, K)), K = min(k, n).
 
-        Scores are inner products in float32 of the stored numbers.
+        Scores are inner products of the stored numbers in float32. Among equal scores, lower rows come first.
         """
         best = BestRows(len(queries_QD), min(k, len(self)), queries_QD.device)
         queries_QD = queries_QD.float().contiguous()
@@ -55,14 +57,14 @@ class FlatVectors:
 
 
 def block_rows(segment: torch.Tensor, queries: int, k: int) -> int:
-    """Vectors of a block."""
+    """Number of vectors in a block."""
     kind, dimension = segment.device.type, segment.shape[1]
     size = max(k, BLOCK_VALUES[kind] // dimension // CELL * CELL)
     return max(CELL, min(size, BLOCK_SCORES[kind] // max(1, queries) // CELL * CELL))
 
 
 def products(queries_QD: torch.Tensor, halves_ND: torch.Tensor, floats: torch.Tensor) -> torch.Tensor:
-    """Inner products (Q, N), by as many vectors at a time as `floats` holds."""
+    """Inner products (Q, N), computed for as many vectors at a time as the buffer `floats` holds."""
     onednn = halves_ND.device.type == "cpu" and torch.backends.mkldnn.is_available() and len(queries_QD) >= FEW
     found = []
     for part_ND in halves_ND.split(len(floats) // halves_ND.shape[1]):
@@ -75,11 +77,11 @@ def products(queries_QD: torch.Tensor, halves_ND: torch.Tensor, floats: torch.Te
 
 
 class BestRows:
-    """The best k of scores that come block by block.
+    """The k best of scores that arrive block by block.
 
-    A block's scores count only above the k-th best that is known of their query. Those that do are put aside, and are
-    sorted in when the rows seen have doubled since the last time: then about k of each query are to be sorted, and the
-    sorting is done only log(n) times.
+    A score of a block counts only if it is above the k-th best score of its query so far. Scores that count are put
+    aside, and they are sorted when the number of rows has doubled since the last sorting. So each sorting handles about
+    k new scores per query, and there are only log(n) sortings.
     """
 
     def __init__(self, queries: int, k: int, device: torch.device):
@@ -108,7 +110,7 @@ class BestRows:
         self.rows.append(rows)
 
     def sort_in(self) -> None:
-        """Keep the k best of each query, sorted; of equal scores the lower row."""
+        """Keep the k best scores of each query, sorted. Among equal scores, lower rows come first."""
         query, score, row = torch.cat(self.queries), torch.cat(self.scores), torch.cat(self.rows)
         order = torch.sort(row).indices
         order = order[torch.sort(score[order], stable=True, descending=True).indices]
@@ -129,12 +131,12 @@ class BestRows:
 
 
 def above(scores_QN: torch.Tensor, bound_Q1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(queries, columns) of the scores above the bound, by query, then column. Looked for in cells first."""
+    """(queries, columns) of the scores above the bound. The maxima of cells are compared first."""
     queries, columns = scores_QN.shape
     cells = columns // CELL
     if cells < 2:
         return torch.nonzero(scores_QN > bound_Q1, as_tuple=True)
-    # A cell is every cells-th column: then the maximum runs over whole vectors.
+    # A cell consists of every `cells`-th column, so that the maximum is computed over whole vectors.
     greatest_QC = scores_QN[:, : cells * CELL].view(queries, CELL, cells).amax(dim=1)
     query, cell = torch.nonzero(greatest_QC > bound_Q1, as_tuple=True)
     column = cell[:, None] + torch.arange(CELL, device=cell.device) * cells
@@ -147,11 +149,11 @@ def above(scores_QN: torch.Tensor, bound_Q1: torch.Tensor) -> tuple[torch.Tensor
 
 
 EXPONENT = 0x7C00
-"""The bits of a float16's exponent, all of which a NaN or an infinity has."""
+"""The exponent bits of a float16. All of them are set in a NaN or an infinity."""
 
 
 def first_bad_row(halves_ND: torch.Tensor) -> int | None:
-    """The first row of float16 vectors that has a NaN or an infinity; None where all numbers are finite."""
+    """The first row of float16 vectors with a NaN or an infinity; None if all numbers are finite."""
     size = max(1, BLOCK_VALUES[halves_ND.device.type] // halves_ND.shape[1])
     for start in range(0, len(halves_ND), size):
         exponents_ND = halves_ND[start : start + size].view(torch.int16) & EXPONENT
@@ -161,7 +163,7 @@ def first_bad_row(halves_ND: torch.Tensor) -> int | None:
 
 
 def stable_top_k(scores_QN: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """torch.topk, but of equal scores at the k-th place the first columns."""
+    """Like torch.topk, but among scores equal to the k-th best, the first columns are chosen."""
     scores_QK, columns_QK = torch.topk(scores_QN, k, dim=1)
     tied = (scores_QN >= scores_QK[:, -1:]).sum(dim=1) > k
     for query in torch.nonzero(tied).flatten().tolist():

@@ -1,4 +1,4 @@
-"""The index: passages and their vectors, a share of them on each worker, searched by all workers together."""
+"""The index: passages and their vectors. Each worker holds a part of the vectors, and all workers search together."""
 
 import time
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from teacherlm.atlas.retriever import CHUNK, Retriever, embed
 from teacherlm.core.errors import UserError
 
 QUERIES = 2048
-"""Queries of all workers that are searched at a time."""
+"""Maximum number of queries of all workers together that are searched at a time."""
 ROWS_BETWEEN_NOTES = 200_000
 
 
@@ -29,21 +29,21 @@ class Vectors(Protocol):
 
 @dataclass
 class Index:
-    """All passages, which every worker reads from one file, and the vectors of this worker's share of them."""
+    """All passages, which every worker reads from the same file, and the vectors of this worker's part of them."""
 
     passages: Passages
     vectors: Vectors
     dimension: int
     encoder: str | None
-    """Fingerprint of what made the vectors; None: published without one."""
+    """Fingerprint of the encoder that made the vectors; None for a published index, which has none."""
 
     def search(self, queries_QD: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The k best passages of each of this worker's queries, among those of all workers.
+        """The k best passages for each of this worker's queries, among the passages of all workers.
 
-        All workers call it together; each with its own queries, none or many.
+        All workers call this together. Each worker passes separate queries, any number of them.
 
         Returns:
-            (scores (Q, K), rows (Q, K)) on the CPU, the best first, K = min(k, passages); a row of -1 is none.
+            (scores (Q, K), rows (Q, K)) on the CPU, the best first, K = min(k, passages). A row of -1 means no passage.
         """
         k = min(k, len(self.passages))
         slice_size = max(1, QUERIES // workers.size())
@@ -57,8 +57,8 @@ class Index:
 
     def search_slice(self, queries_QD: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         everyone_QD, counts = workers.gather_rows(queries_QD.float())
-        if not everyone_QD.isfinite().all():  # every worker sees it, and ends
-            mistake = "a query's vector has numbers that are not finite (NaN or infinity); is the retriever whole?"
+        if not everyone_QD.isfinite().all():  # all workers have the same vectors, so all of them end
+            mistake = "a query's vector is not finite (NaN or infinity); is the retriever's checkpoint intact?"
             raise UserError(mistake) if workers.is_first() else SystemExit(2)
         scores_QK, rows_QK = self.vectors.search(everyone_QD.to(queries_QD.device), k)
         scores_QK, rows_QK = filled(scores_QK.cpu(), k, -torch.inf), filled(rows_QK.cpu(), k, -1)
@@ -67,7 +67,7 @@ class Index:
             all_rows = [torch.empty_like(rows_QK) for _ in counts]
             dist.all_gather(all_scores, scores_QK)
             dist.all_gather(all_rows, rows_QK)
-            # Shares are in the order of the rows, and the sort is stable: of equal scores the lower row comes first.
+            # Parts are in the order of the rows and the sort is stable, so equal scores are in the order of the rows.
             scores_QK, order = torch.sort(torch.cat(all_scores, dim=1), dim=1, descending=True, stable=True)
             rows_QK = torch.cat(all_rows, dim=1).gather(1, order)[:, :k]
             scores_QK = scores_QK[:, :k]
@@ -77,19 +77,19 @@ class Index:
 
 
 def filled(values_QK: torch.Tensor, k: int, value: float) -> torch.Tensor:
-    """With columns up to k: a worker's share may have fewer passages."""
+    """Fill the columns up to k with a value, because a worker's part may have fewer passages."""
     return torch.nn.functional.pad(values_QK, (0, k - values_QK.shape[1]), value=value)
 
 
 def embed_share(
     passages: Passages, retriever: Retriever, tokenizer: Any, text_format: str, max_length: int, batch_size: int
 ) -> torch.Tensor:
-    """Embed this worker's share of the passages: float16 (n, D) on the retriever's device.
+    """Embed this worker's part of the passages: float16 (n, D) on the retriever's device.
 
     Args:
-        text_format: of a passage's text, with {title} and {text}.
-        max_length: tokens of a text, at most.
-        batch_size: passages of a batch, at most.
+        text_format: the format of a passage's text, with {title} and {text}.
+        max_length: maximum number of tokens per text.
+        batch_size: maximum number of passages per batch.
 
     Raises:
         UserError: a vector has numbers that are not finite.
@@ -108,22 +108,23 @@ def embed_share(
         if (bad := first_bad_row(vectors_ND[chunk - start : stop - start])) is not None:
             raise UserError(
                 f"{passages.path}: the vector of row {chunk + bad} (the passage {passages[chunk + bad]['id']!r}) has "
-                "numbers that are not finite (NaN or infinity) in float16; is the retriever's checkpoint whole?"
+                "numbers that are not finite (NaN or infinity) in float16; is the retriever's checkpoint intact?"
             )
         if done - said >= ROWS_BETWEEN_NOTES:
             said = done
-            workers.say(f"index: {done} of {end - start} passages, {done / (time.monotonic() - began):.0f} a second")
+            rate = done / (time.monotonic() - began)
+            workers.say(f"index: {done} of {end - start} passages are embedded, {rate:.0f} per second")
     return vectors_ND
 
 
 def compress(
     vectors_ND: torch.Tensor, count: int, kind: str, code_size: int | None
 ) -> compressed_search.CompressedVectors:
-    """Compress this worker's vectors; the first worker learns from a sample of all of them, so that all agree.
+    """Compress this worker's vectors. The first worker trains the index on a sample from all workers, for all of them.
 
     Args:
-        vectors_ND: this worker's share.
-        count: of all passages.
+        vectors_ND: this worker's vectors.
+        count: number of all passages.
     """
     import faiss
 

@@ -1,9 +1,9 @@
-"""The LayerNorm of the reference's BERT, which released checkpoints and their indices come from.
+"""The LayerNorm of the reference's BERT, with which the released checkpoints and their indices were made.
 
-    y = (x - mean(x)) / sqrt(mean(x^2) + eps) * weight + bias        reference
-    y = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias        the ordinary one
+    y = (x - mean(x)) / sqrt(mean(x^2) + eps) * weight + bias                   the reference's
+    y = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias       the ordinary one
 
-A checkpoint's config.json says which one its weights need: `"layer_norm": "mean_square"`, or nothing.
+`"layer_norm": "mean_square"` in a checkpoint's config.json selects the reference's. The ordinary one is the default.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ KEY, MEAN_SQUARE = "layer_norm", "mean_square"
 
 
 class MeanSquareNorm(nn.LayerNorm):
-    """Subtracts the mean and divides by the root of the mean of squares, in float32 at least."""
+    """Subtracts the mean and divides by the root of the mean square, in float32 or a wider type."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -28,7 +28,7 @@ class MeanSquareNorm(nn.LayerNorm):
 
 
 def use_mean_square(encoder: Any) -> None:
-    """Replace every LayerNorm of an encoder, with its weights, and note it in the configuration."""
+    """Replace every LayerNorm of an encoder, keep its weights, and record the change in the configuration."""
     for parent in list(encoder.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.LayerNorm:
@@ -42,10 +42,12 @@ def use_described_norm(encoder: Any, where: Any) -> None:
     """Give an encoder the LayerNorm that its configuration asks for.
 
     Raises:
-        UserError: the configuration asks for one that is not known.
+        UserError: the configuration asks for an unknown LayerNorm.
     """
     kind = getattr(encoder.config, KEY, None)
     if kind == MEAN_SQUARE:
         use_mean_square(encoder)
     elif kind is not None:
-        raise UserError(f"{where}: its config.json asks for the {KEY} {shown(kind)}; {MEAN_SQUARE!r} is known, or none")
+        raise UserError(
+            f"{where}: its config.json asks for the {KEY} {shown(kind)}; {MEAN_SQUARE!r} or no {KEY} was expected"
+        )

@@ -1,7 +1,7 @@
-"""Reader and retriever learn together: batches, losses, and what an interrupted run needs to go on as if it had not.
+"""Joint training of reader and retriever: batches, losses, and the state from which an interrupted run resumes exactly.
 
-Nothing but weights and optimizer states is carried from step to step: which questions a step has, its learning rate
-and its dropout follow from the seed and the step's number.
+Only weights and optimizer states are carried from step to step. The questions of a step, its learning rate and its
+dropout depend only on the seed and the number of the step.
 """
 
 import contextlib
@@ -39,21 +39,22 @@ from teacherlm.runtime.pickles import load_plain
 NO_PASSAGE = {"title": "", "text": ""}
 OPTIMIZER = "optimizer.pt"
 SHARED = "all"
-"""The folder of DeepSpeed's files in that of a state."""
+"""The folder with DeepSpeed's files in the folder of a state."""
 BUCKET = 20_000_000
-"""Gradients that DeepSpeed gathers before it averages them. With its default, 500 million, all of ATLAS-base are copied
-at once, and sharing them out saves nothing."""
+"""Number of gradients that DeepSpeed collects before it averages them. With its default of 500 million, it would copy
+all gradients of ATLAS-base at once, and sharding them would save nothing."""
 
 
 class Examples:
-    """The training questions, each in every order of its options, and which of them a step has.
+    """The training examples: each question in every order of its options. Each step takes the next ones.
 
-    Steps take them one after the other, epoch after epoch; a step of two workers has those of one with twice the batch.
+    A step of two workers has the same examples as a step of one worker with twice the batch.
 
     Args:
-        questions: all of them, with as many options each.
-        kind: of the permutations.
-        shuffle: whether each epoch has an order of its own.
+        questions: all questions, which have the same number of options.
+        kind: the kind of permutations.
+        shuffle: whether the examples are shuffled in each epoch.
+        seed: seed of the order.
     """
 
     def __init__(self, questions: Sequence[Record], kind: str, shuffle: bool, seed: int):
@@ -65,7 +66,7 @@ class Examples:
         return len(self.questions) * self.orders
 
     def of_step(self, step: int, batch_size: int) -> list[Record]:
-        """This worker's part of a step's batch; the first step is 0."""
+        """This worker's part of the batch of a step. Steps are counted from 0."""
         first = (step * workers.size() + workers.rank()) * batch_size
         return [self.at(place) for place in range(first, first + batch_size)]
 
@@ -80,12 +81,12 @@ class Examples:
 
 
 class Batch:
-    """Prompts with their passages, as texts of the reader and of the retriever, and the targets.
+    """Prompts with their passages, as inputs of reader and retriever, and the targets.
 
     Attributes:
-        reader_texts: (B, N), the prompt with each passage.
-        queries, passages: the retriever's tokens of (B) prompts and (B * N) passages; None where it does not learn.
-        target: of B questions.
+        reader_texts: the texts (B, N): each prompt with each of its passages.
+        queries, passages: the retriever's tokens of the B prompts and the B * N passages; None if it does not learn.
+        target: the targets of the B questions.
     """
 
     def __init__(self, asked: TrainFlags, model: Model, examples: Sequence[Record], index: Index | None, learns: bool):
@@ -117,7 +118,7 @@ def tokenize(model: Model, texts: Sequence[str], text_maxlength: int) -> Any:
 
 
 class Trainee(nn.Module):
-    """Reader and retriever as one module: what is shared out to workers, optimized and saved."""
+    """Reader and retriever as one module, which is distributed over the workers and optimized."""
 
     def __init__(self, asked: TrainFlags, model: Model):
         super().__init__()
@@ -125,7 +126,7 @@ class Trainee(nn.Module):
         self.reader_model = model.reader.model
         self.retriever = model.retriever if asked.train_retriever else None
         self.frozen = None
-        """The passage encoder, where it does not learn."""
+        """The passage encoder if it does not learn, otherwise None."""
         if self.retriever is not None and asked.query_side_retriever_training:
             self.frozen = self.retriever.passage.requires_grad_(False)
         set_dropout(self, asked.dropout)
@@ -136,14 +137,15 @@ class Trainee(nn.Module):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def train(self, mode: bool = True) -> "Trainee":
-        """A passage encoder that does not learn stays in evaluation mode: its vectors are those of the index."""
+        """Set the mode. A passage encoder that does not learn stays in evaluation mode, so that its vectors are those
+        of the index."""
         super().train(mode)
         if self.frozen is not None:
             self.frozen.eval()
         return self
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(the reader's loss, the retriever's, if it learns)."""
+        """Return (the reader's loss, the retriever's loss, or None if it does not learn)."""
         asked, distilled = self.asked, None
         if batch.queries is not None:
             queries_BD = self.retriever(**batch.queries, of_passages=False)
@@ -165,7 +167,7 @@ class Trainee(nn.Module):
 
 
 def set_dropout(model: nn.Module, rate: float) -> None:
-    """Of layers, and of T5's attention, which has a number of its own."""
+    """Set the dropout rate of dropout layers, and of T5's attention, which stores the rate as a number."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = rate
@@ -174,7 +176,7 @@ def set_dropout(model: nn.Module, rate: float) -> None:
 
 
 def parameter_groups(trainee: Trainee, asked: TrainFlags) -> list[dict[str, Any]]:
-    """The reader's parameters and the retriever's, each with its learning rate (`base`)."""
+    """The parameters of reader and retriever in two groups, each with its learning rate (`base`)."""
     groups = [{"params": list(trainee.reader_model.parameters()), "base": asked.lr}]
     if trainee.retriever is not None:
         learning = [weight for weight in trainee.retriever.parameters() if weight.requires_grad]
@@ -191,15 +193,18 @@ def optimizer_of(trainee: Trainee, asked: TrainFlags) -> torch.optim.Optimizer:
 
 
 def autocast(asked: TrainFlags, device: torch.device) -> torch.autocast:
-    """The arithmetic of --precision, for what is computed around a step; weights stay float32."""
+    """The autocast context of --precision, for computations outside of a step. Weights stay in float32."""
     return torch.autocast(device.type, DTYPES[asked.precision], enabled=asked.precision != "fp32")
 
 
 def share(asked: TrainFlags, trainee: Trainee, optimizer: torch.optim.Optimizer) -> tuple[Any, Any, Any]:
-    """(accelerator, the trainee as the workers compute with it, its optimizer): gradients are averaged over workers.
+    """Prepare the trainee and its optimizer for several workers, which average their gradients.
 
-    With --shard_optim each worker keeps a share of the optimizer's states, with --shard_grads of the gradients too
-    (DeepSpeed ZeRO 1 and 2). One worker has nothing to share.
+    With --shard_optim each worker keeps only a part of the optimizer states, and with --shard_grads also only a part of
+    the gradients (DeepSpeed ZeRO 1 and 2). With one worker nothing is sharded.
+
+    Returns:
+        (accelerator, the wrapped trainee, the wrapped optimizer).
     """
     from accelerate import Accelerator, DeepSpeedPlugin, DistributedDataParallelKwargs
 
@@ -218,7 +223,7 @@ def share(asked: TrainFlags, trainee: Trainee, optimizer: torch.optim.Optimizer)
                 "torch_autocast": {
                     "enabled": asked.precision == "bf16",
                     "dtype": "bfloat16",
-                    "lower_precision_safe_modules": [],  # of no module are gradients averaged in 16 bits
+                    "lower_precision_safe_modules": [],  # no gradients are averaged in 16 bits
                 },
                 "fp16": {"enabled": asked.precision == "fp16"},
                 "train_micro_batch_size_per_gpu": asked.per_gpu_batch_size,
@@ -227,10 +232,10 @@ def share(asked: TrainFlags, trainee: Trainee, optimizer: torch.optim.Optimizer)
                 "steps_per_print": 10**9,
             }
         )
-    casts = {"fp32": "no"} | ({"bf16": "no"} if shards else {})  # which DeepSpeed does itself
+    casts = {"fp32": "no"} | ({"bf16": "no"} if shards else {})  # DeepSpeed itself casts to bf16
     with gloo_for_deepspeed() if shards else contextlib.nullcontext():
         accelerator = Accelerator(
-            cpu=on_cpu and not shards,  # told that it is a CPU, accelerate leaves DeepSpeed out without a word
+            cpu=on_cpu and not shards,  # with cpu=True, accelerate silently does not use DeepSpeed
             mixed_precision=casts.get(asked.precision, asked.precision),
             gradient_accumulation_steps=asked.accumulation_steps,
             deepspeed_plugin=plugin,
@@ -240,7 +245,7 @@ def share(asked: TrainFlags, trainee: Trainee, optimizer: torch.optim.Optimizer)
 
 
 def save(folder: Path, model: Model, step: int) -> None:
-    """Write checkpoint/step-N of a run, whole; all workers call it together."""
+    """Write checkpoint/step-N of a run completely or not at all. All workers call this together."""
     workers.wait_for_all()
     if workers.is_first():
         tokenizers = model.retriever_tokenizer, model.reader_tokenizer
@@ -253,24 +258,24 @@ def save(folder: Path, model: Model, step: int) -> None:
 
 
 def state_of(folder: Path, step: int) -> Path:
-    """The folder of what another run needs to go on from a checkpoint, written before it."""
+    """The folder with the state that a run needs to resume from a checkpoint. It is written before the checkpoint."""
     return folder / "checkpoint" / f"state-{step}"
 
 
 def save_state(
     folder: Path, step: int, wrapped: Any, optimizer: Any, pending: list[dict[str, float]], vectors: FlatVectors | None
 ) -> None:
-    """Write the optimizer's states and what each worker carries: losses that are not yet in the log, its vectors.
+    """Write the optimizer states, and for each worker the losses that are not yet in the log and its vectors.
 
     Args:
-        vectors: where the passage encoder learns: those of the index, which it made at the last refresh.
+        vectors: if the passage encoder learns, the index's vectors from the last refresh; otherwise None.
     """
     state = state_of(folder, step)
     if workers.is_first() and not is_folder(state):
         state.parent.mkdir(parents=True, exist_ok=True)
         make_anew(state)
     workers.wait_for_all()
-    if hasattr(wrapped, "save_checkpoint"):  # DeepSpeed: a file of each worker
+    if hasattr(wrapped, "save_checkpoint"):  # DeepSpeed writes one file per worker
         wrapped.save_checkpoint(str(state), tag=SHARED)
     elif workers.is_first():
         with whole_path(state / OPTIMIZER) as partial:
@@ -282,16 +287,16 @@ def save_state(
 
 
 def is_folder(path: Path) -> bool:
-    """Whether it is one itself, and not a link to one."""
+    """Whether a path is a folder and not a link to a folder."""
     return path.is_dir() and not path.is_symlink()
 
 
 def load_state(folder: Path, step: int, wrapped: Any, optimizer: Any, index: Index | None) -> list[dict[str, float]]:
-    """Set the optimizer's states, and the index's vectors if they were saved; returns the pending losses."""
+    """Restore the optimizer states, and the index's vectors if they were saved. Returns the pending losses."""
     state = state_of(folder, step)
     if hasattr(wrapped, "load_checkpoint"):
-        # DeepSpeed's own reader would run what a pickle asks for. All files are looked at first, so that no worker
-        # waits for one that has ended.
+        # DeepSpeed's reader would run code from a pickle. All files are checked first, so that no worker fails alone
+        # while the others wait for it.
         workers.from_first(lambda: check_shared(state / SHARED))
         read_states_by(wrapped, load_shared)
         wrapped.load_checkpoint(str(state), tag=SHARED)
@@ -301,54 +306,69 @@ def load_state(folder: Path, step: int, wrapped: Any, optimizer: Any, index: Ind
 
 
 def check_shared(folder: Path) -> None:
-    """Raises:
-    UserError: DeepSpeed's files are missing, or one of them is damaged or would run code.
+    """Check all of DeepSpeed's files.
+
+    Raises:
+        UserError: the files are missing, or one of them is damaged or would run code.
     """
     files = sorted(folder.glob("*.pt"))
     if not files:
-        raise UserError(f"{folder}: the optimizer's states are missing; remove {folder.parent}, and the run goes back")
+        raise UserError(
+            f"{folder}: the optimizer states are missing; remove {folder.parent}, and the run resumes from an earlier "
+            "state"
+        )
     for file in files:
         load_shared(file, mapped=True)  # its tensors are not read
 
 
 def load_shared(file: Path, mapped: bool = False) -> Any:
-    """A file of states that DeepSpeed saved.
+    """The contents of a file of states that DeepSpeed saved.
 
     Raises:
-        UserError: it has anything but tensors, plain values and DeepSpeed's own records; or is damaged.
+        UserError: the file is damaged, or contains anything other than tensors, plain values and DeepSpeed's classes.
     """
     return load_plain(file, state_classes(), mapped)
 
 
 def set_optimizer(optimizer: Any, file: Path) -> None:
-    """Raises:
-    UserError: the states are missing, damaged, or of another optimizer.
+    """Restore the optimizer states from a file.
+
+    Raises:
+        UserError: the states are missing or damaged, or belong to another optimizer.
     """
     if not file.is_file():
-        raise UserError(f"{file}: the optimizer's states are missing; remove {file.parent}, and the run goes back")
+        raise UserError(
+            f"{file}: the optimizer states are missing; remove {file.parent}, and the run resumes from an earlier state"
+        )
     try:
         optimizer.load_state_dict(load_plain(file))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: these are not the states of this run's optimizer ({reason(error)})") from error
+        raise UserError(
+            f"{file}: these are not the states of this run's optimizer ({reason(error)}); remove {file.parent}, and "
+            "the run resumes from an earlier state"
+        ) from error
 
 
 def load_own_part(state: Path, index: Index | None) -> list[dict[str, float]]:
-    """Set this worker's vectors, if they were saved; its pending losses.
+    """Restore this worker's vectors if they were saved, and return its pending losses.
 
     Raises:
-        UserError: a file is damaged, or of other vectors than the index has.
+        UserError: a file is damaged, or its vectors do not fit the index.
     """
     saved = state / f"vectors-{workers.rank()}.npy"
     if index is not None and saved.is_file():
         expected = (sum(map(len, index.vectors.segments)), index.dimension)
         try:
             array = np.load(saved)
-        except Exception as error:  # what numpy raises over a damaged file is of a dozen kinds
-            raise UserError(f"{saved}: cut off or damaged ({reason(error)}); remove {state}") from error
+        except Exception as error:  # numpy raises many kinds of errors for a damaged file
+            raise UserError(
+                f"{saved}: truncated or damaged ({reason(error)}); remove {state}, and the run resumes from an earlier "
+                "state"
+            ) from error
         if array.shape != expected or array.dtype != np.float16:
             raise UserError(
                 f"{saved}: {expected} numbers in float16 were expected, found {array.shape} in {array.dtype}; remove "
-                f"{state}"
+                f"{state}, and the run resumes from an earlier state"
             )
         vectors = torch.from_numpy(array)
         require_finite(vectors, saved, 0)
@@ -361,11 +381,11 @@ def load_own_part(state: Path, index: Index | None) -> list[dict[str, float]]:
             return list(pending)
     except (OSError, ValueError, TypeError, AttributeError):
         pass
-    raise UserError(f"{file}: a list of losses was expected; remove {state}, and the run goes back")
+    raise UserError(f"{file}: a list of losses was expected; remove {state}, and the run resumes from an earlier state")
 
 
 def last_step(folder: Path) -> int:
-    """The last step that a run can go on from; 0 when there is none."""
+    """The last step from which a run can resume; 0 if there is none."""
     names = (path.parent.name for path in folder.glob("checkpoint/step-*/atlas.json"))
     steps = [int(found[1]) for name in names if (found := re.fullmatch(r"step-(\d{1,9})", name))]
     return max((step for step in steps if state_of(folder, step).is_dir()), default=0)

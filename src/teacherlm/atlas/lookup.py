@@ -1,4 +1,4 @@
-"""Queries to passages: embed the queries, search the index, rank again where that is asked, look the passages up."""
+"""Find passages for queries: embed the queries, search the index, optionally rerank, and look the passages up."""
 
 from collections.abc import Sequence
 
@@ -11,19 +11,19 @@ from teacherlm.atlas.retriever import embed
 
 QUERY_BATCH = 256
 RERANKED = 64
-"""Queries whose candidates are embedded together; one that several of them have is embedded once."""
+"""Number of queries whose candidates are embedded together. A candidate of several queries is embedded once."""
 
 
 @torch.no_grad()
 def retrieve(
     asked: AtlasFlags, model: Model, index: Index, queries: Sequence[str], k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k best passages of each of this worker's queries; all workers call it together.
+    """The k best passages for each of this worker's queries. All workers call this together.
 
-    All queries are searched at once: then each block of the index is read once for many of them.
+    All queries are searched at once, so that each block of the index is read once for many queries.
 
     Returns:
-        (scores (Q, K), rows (Q, K)), as Index.search gives them.
+        (scores (Q, K), rows (Q, K)), in the form of Index.search.
     """
     device = next(model.retriever.parameters()).device
     vectors_QD = torch.empty(len(queries), model.retriever.dimension, device=device)
@@ -45,13 +45,13 @@ def retrieve(
 def rerank(
     asked: AtlasFlags, model: Model, index: Index, vectors_QD: torch.Tensor, rows_QR: torch.Tensor, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k best of the candidates by vectors that the passage encoder makes now; of equal ones the lower row.
+    """The k best candidates by vectors from the current passage encoder. Among equal scores, lower rows come first.
 
-    The vectors are rounded to float16, as those of an index are.
+    The vectors are rounded to float16, like those of an index.
 
     Args:
-        vectors_QD: of the queries.
-        rows_QR: their candidates, R of each; -1: none.
+        vectors_QD: the vectors of the queries.
+        rows_QR: the rows of the R candidates per query; -1 means no candidate.
     """
     rows_QR = rows_QR.sort(dim=1).values
     rows_P, place_QR = rows_QR.unique(return_inverse=True)
@@ -67,5 +67,5 @@ def rerank(
 
 
 def look_up(index: Index, rows: torch.Tensor) -> list[dict[str, str]]:
-    """The passages of some rows (K); those of row -1 are none."""
+    """The passages of rows (K). A row of -1 is skipped."""
     return [index.passages[row] for row in rows.tolist() if row >= 0]

@@ -1,10 +1,10 @@
-"""What reader and retriever learn from (Izacard et al. 2022, section 2.2; formulas as the reference computes them).
+"""The losses of reader and retriever (Izacard et al. 2022, section 2.2), with the reference's formulas.
 
-B questions, N passages of each, T target tokens, S encoder states, D dimensions of the retriever's vectors.
+Shapes: B questions, N passages per question, T target tokens, S encoder states, D dimensions of retrieval vectors.
 
-The retriever learns from the reader: which passages made the target likely (`ppmean`, `loop`), which it attended to
-(`evalnormsum`), or with which the target is likely when they are drawn by their scores (`emdr`). What the reader says
-is taken in evaluation mode and without gradient.
+The retriever learns from the reader. Its training signal is which passages made the target likely (`ppmean`, `loop`),
+which passages the reader attended to (`evalnormsum`), or how likely the target is if passages are drawn by their scores
+(`emdr`). The reader computes this in evaluation mode and without gradients.
 """
 
 import contextlib
@@ -19,18 +19,18 @@ from teacherlm.runtime.compat.of_transformers import attention_of, cross_values
 
 MODES = {"ppmean": "ppmean", "pdist": "ppmean", "loop": "loop", "emdr": "emdr"}
 MODES |= {"evalnormsum": "evalnormsum", "adist": "evalnormsum"}
-"""--gold_score_mode -> what it is; pdist and adist are the paper's names."""
+"""Maps each value of --gold_score_mode to the mode. pdist and adist are the paper's names."""
 NORM_TOKENS = 256
-"""A constant of the reference, by which its attention scores are divided: its temperatures are meant for these."""
+"""A constant by which the reference divides its attention scores. Its temperatures are chosen for these scores."""
 
 
 def reader_loss(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-    """The mean loss over all target tokens of the batch, all passages fused."""
+    """The mean loss over all target tokens of the batch, with all passages fused."""
     return target_losses(logits_BTV, labels_BT).sum() / (labels_BT != IGNORED).sum()
 
 
 def retriever_scores(queries_BD: torch.Tensor, passages_BND: torch.Tensor) -> torch.Tensor:
-    """query . passage / sqrt(D), (B, N)."""
+    """The scores query . passage / sqrt(D), (B, N)."""
     return torch.einsum("bd,bnd->bn", queries_BD.float(), passages_BND.float()) / math.sqrt(queries_BD.shape[-1])
 
 
@@ -43,7 +43,7 @@ def retriever_loss(
     temperature_score: float,
     temperature_gold: float,
 ) -> torch.Tensor:
-    """The retriever's loss, in one of the MODES; only `scores_BN` has a gradient."""
+    """The retriever's loss in one of the MODES. Only `scores_BN` has a gradient."""
     mode = MODES[mode]
     if mode == "emdr":
         with evaluating(reader):
@@ -57,7 +57,7 @@ def retriever_loss(
 
 @contextlib.contextmanager
 def evaluating(reader: Reader) -> Iterator[None]:
-    """Without dropout and gradients; afterwards the reader trains on, if it did."""
+    """Within the block, the reader computes without dropout and gradients. Afterwards its mode is restored."""
     training = reader.model.training
     reader.model.eval()
     try:
@@ -68,13 +68,13 @@ def evaluating(reader: Reader) -> Iterator[None]:
 
 
 def distillation(scores_BN: torch.Tensor, gold_BN: torch.Tensor) -> torch.Tensor:
-    """KL(softmax(gold) || softmax(scores)), averaged over batch and passages: each element, as torch's `mean`."""
+    """KL(softmax(gold) || softmax(scores)), averaged over all elements (batch and passages), like torch's `mean`."""
     each_BN = kl_div(log_softmax(scores_BN.float(), dim=-1), softmax(gold_BN.float(), dim=-1), reduction="none")
     return each_BN.mean()
 
 
 def emdr2(scores_BN: torch.Tensor, logprobs_BNT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-    """EMDR2 (Sachan et al. 2021): minus the mean over target tokens of log sum_k p(passage k) p(token | passage k)."""
+    """EMDR2 (Sachan et al. 2021): the negative mean over tokens of log sum_k p(passage k) p(token | passage k)."""
     logprior_BN1 = log_softmax(scores_BN.float(), dim=-1)[:, :, None]
     together_BT = torch.logsumexp(logprior_BN1 + logprobs_BNT, dim=1)
     there_BT = labels_BT != IGNORED
@@ -82,20 +82,21 @@ def emdr2(scores_BN: torch.Tensor, logprobs_BNT: torch.Tensor, labels_BT: torch.
 
 
 def alone(reader: Reader, texts_BN: Sequence[Sequence[str]], target: Target) -> tuple[torch.Tensor, torch.Tensor]:
-    """(logits (B * N, T, V), labels (B * N, T)) of each passage by itself; every question has as many."""
+    """(logits (B * N, T, V), labels (B * N, T)) with each passage alone. All questions have the same number of them."""
     encoded = encode(reader, [[text] for texts in texts_BN for text in texts])
     each = Target(*(part.repeat_interleave(len(texts_BN[0]), dim=0) for part in target))
     return decode(reader, encoded, each).logits, each.labels
 
 
 def likelihood_scores(reader: Reader, texts_BN: Sequence[Sequence[str]], target: Target) -> torch.Tensor:
-    """Perplexity distillation (`ppmean`, the paper's PDist): minus the target's mean loss with each passage alone."""
+    """Perplexity distillation (`ppmean`, the paper's PDist): the negative mean loss of the target with each passage
+    alone."""
     logits, labels = alone(reader, texts_BN, target)
     return -mean_loss(logits, labels).view(len(texts_BN), -1)
 
 
 def left_out_scores(reader: Reader, texts_BN: Sequence[Sequence[str]], target: Target) -> torch.Tensor:
-    """Leave-one-out (`loop`): the mean loss of the target with that passage left out of all."""
+    """Leave-one-out (`loop`): the mean loss of the target with all passages except one."""
     encoded = encode(reader, texts_BN)
     scores = []
     for left_out in range(len(texts_BN[0])):
@@ -106,15 +107,15 @@ def left_out_scores(reader: Reader, texts_BN: Sequence[Sequence[str]], target: T
 
 
 def attention_scores(reader: Reader, texts_BN: Sequence[Sequence[str]], target: Target) -> torch.Tensor:
-    """Attention distillation (`evalnormsum`, in the paper ADist): how much the decoder takes from each passage.
+    """Attention distillation (`evalnormsum`, the paper's ADist): how much the decoder attends to each passage.
 
-    The cross-attention weight of a state times the norm of its value, averaged over heads, summed over layers, target
-    tokens and the passage's states, and divided by 256 * layers * target tokens.
+    The score is the cross-attention weight of a state times the norm of its value. It is averaged over heads, summed
+    over layers, target tokens and the passage's states, and divided by 256 * layers * target tokens.
     """
     encoded = encode(reader, texts_BN)
     decoder = reader.model.decoder
     fast = attention_of(decoder.config)
-    decoder.set_attn_implementation("eager")  # the others keep their weights to themselves
+    decoder.set_attn_implementation("eager")  # other implementations do not return weights
     try:
         attentions = decode(reader, encoded, target, output_attentions=True).cross_attentions
     finally:
@@ -133,11 +134,11 @@ def attention_scores(reader: Reader, texts_BN: Sequence[Sequence[str]], target: 
 def passage_logprobs(
     reader: Reader, texts_BN: Sequence[Sequence[str]], target: Target, temperature: float
 ) -> torch.Tensor:
-    """log p(token | passage) of the target's tokens with each passage alone, (B, N, T); 0 where there is no token."""
+    """log p(token | passage) of the target's tokens with each passage alone, (B, N, T); 0 if there is no token."""
     logits, labels = alone(reader, texts_BN, target)
     return -target_losses(logits.float() / temperature, labels).view(len(texts_BN), -1, labels.shape[1])
 
 
 def mean_loss(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-    """(B) of each target."""
+    """The mean loss of each target, (B)."""
     return target_losses(logits_BTV, labels_BT).sum(dim=1) / (labels_BT != IGNORED).sum(dim=1)

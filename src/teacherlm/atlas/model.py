@@ -1,4 +1,4 @@
-"""What a run works with: retriever, reader and their tokenizers, on this worker's device; and its index."""
+"""Load retriever, reader and their tokenizers onto this worker's device, and load or make the index."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,19 +31,19 @@ class Model:
     retriever_tokenizer: Any
     reader_tokenizer: Any
     encoder: str | None
-    """Fingerprint of the passage encoder and what it is given, whatever the run's precision."""
+    """Fingerprint of the passage encoder and of its inputs' format. It does not depend on the run's precision."""
 
 
 def load_model(asked: AtlasFlags, device: torch.device, precision: str, trains: bool = False) -> Model:
-    """Load retriever and reader, those that the run needs.
+    """Load the models that the run needs: retriever, reader or both.
 
-    fp16 is the reader's alone; the retriever then stays in float32, as in the reference.
+    Only the reader uses fp16. With fp16 the retriever stays in float32, as in the reference.
 
     Args:
-        trains: whether they are to learn; if not, a CPU keeps their weights in the order of its kernels.
+        trains: whether the models will learn. If not, a CPU packs their weights for its kernels.
 
     Raises:
-        UserError: one cannot be found or loaded.
+        UserError: a model cannot be found or loaded.
     """
     dtype = DTYPES[precision]
     path = None if asked.model_path == "none" else Path(asked.model_path)
@@ -83,17 +83,18 @@ def folder_of(name: str) -> Path:
 
 
 def step_of(asked: AtlasFlags) -> int:
-    """The step that a run begins with: a checkpoint's of this project; 0 of a released one, as in the reference."""
+    """The step with which a run begins: that of this project's checkpoint, or 0, also for a released checkpoint, as in
+    the reference."""
     path = Path(asked.model_path)
     own = asked.model_path != "none" and checkpoints.checkpoint_kind(path) == "own"
     return checkpoints.saved_step(path) if own else 0
 
 
 def describe_sources(asked: AtlasFlags, known: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Digests of what the predictions come from beside the questions: the model, and its passages or index.
+    """Digests of the inputs of predictions except the questions: the model, and the passages or the index.
 
     Args:
-        known: earlier ones: files that are unchanged since then are not read again.
+        known: earlier descriptions; unchanged files are not read again.
     """
     found = {}
     if asked.model_path != "none":
@@ -111,12 +112,12 @@ def describe_sources(asked: AtlasFlags, known: dict[str, Any]) -> dict[str, dict
 
 
 def make_index(asked: AtlasFlags, model: Model, device: torch.device, trained: bool = False) -> Index:
-    """Load the index, or make it of the passages and save it where that is asked; all workers call it together.
+    """Load the index, or make it from the passages and save it if a path is given. All workers call this together.
 
-    On a GPU passages are embedded in float16, as the reference does; on a CPU in the run's precision.
+    On a GPU, passages are embedded in float16, as in the reference. On a CPU, they are embedded in the run's precision.
 
     Args:
-        trained: whether the passage encoder has learned since the index was made, which then is stale.
+        trained: whether the passage encoder may have learned since the index was made, so that it may not fit.
     """
     retriever = model.retriever
     if asked.load_index_path:
@@ -124,7 +125,7 @@ def make_index(asked: AtlasFlags, model: Model, device: torch.device, trained: b
         encoder = None if trained else model.encoder
         return load_index(place, kind, code_size, encoder, retriever.dimension, device, asked.save_index_n_shards)
     passages = Passages(Path(workers.from_first(lambda: str(converted(asked.passages, asked.max_passages)))))
-    workers.say(f"index: {len(passages)} passages to embed, by {workers.size()} workers")
+    workers.say(f"index: {len(passages)} passages to embed with {workers.size()} workers")
     vectors = embed_passages(asked, model, passages)
     index = Index(passages, vectors, retriever.dimension, model.encoder)
     if asked.save_index_path:
@@ -133,7 +134,7 @@ def make_index(asked: AtlasFlags, model: Model, device: torch.device, trained: b
 
 
 def embed_passages(asked: AtlasFlags, model: Model, passages: Passages) -> Vectors:
-    """The vectors of this worker's share of the passages, as the passage encoder is now; all workers call it."""
+    """The vectors of this worker's part of the passages, by the current passage encoder. All workers call this."""
     kind = next(model.retriever.parameters()).device.type
     with torch.autocast(kind, torch.float16, enabled=kind == "cuda"):
         vectors_ND = workers.each(

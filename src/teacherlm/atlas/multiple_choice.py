@@ -1,7 +1,7 @@
-"""Multiple choice: the prompt, its permutations, and the average over them (Izacard et al. 2022, section 4.3).
+"""Multiple-choice questions: prompts, permutations, and averages over permutations (Izacard et al. 2022, section 4.3).
 
-A question is a record {"question", "options": {"A": text, ...}, "answer": letter, "dataset"}. Asked in several orders
-of its options, a reader that likes one letter, whatever stands behind it, loses what that liking brought it.
+A question is a record {"question", "options": {"A": text, ...}, "answer": letter, "dataset"}. It can be asked in
+several orders of its options. Averaging over the orders removes a reader's preference for a letter.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,17 +18,17 @@ from teacherlm.core.records import Record, read_records
 from teacherlm.core.terminal import shown
 
 MAXIMUM_PROMPT_LENGTH = 356
-"""Tokens of a prompt, as the reference has it; of a longer one the question loses its beginning."""
+"""Maximum number of tokens in a prompt, as in the reference. The question of a longer prompt loses its beginning."""
 
 SENTINEL = "<extra_id_0>"
-"""T5's first sentinel token: the gap that the reader fills with a letter, as in its pretraining."""
+"""T5's first sentinel token. It marks the gap that the reader fills with a letter, as in T5's pretraining."""
 
 
 def read_questions(path: Path, n_options: int) -> list[Record]:
-    """The questions of a JSON lines file.
+    """The questions in a JSON lines file.
 
     Raises:
-        UserError: a field is missing or is not what it should be (file, line, field).
+        UserError: a field is missing or invalid; the message names file, line and field.
     """
     return [checked(question, f"{path}, line {number}", n_options) for number, question in read_records(path)]
 
@@ -52,15 +52,15 @@ def checked(question: Record, where: str, n_options: int) -> Record:
 
 
 def permutations(question: Record, kind: str) -> list[Record]:
-    """The question with its options in each order, the original one first.
+    """The question with its options in several orders, the original order first.
 
     Args:
-        question: as the file has it.
-        kind: `single` (the original only), `cyclic` (as many as there are options), or `all` orders.
+        question: the question in the form of the file.
+        kind: `single` (only the original order), `cyclic` (one order per option), or `all` orders.
 
     Returns:
-        Copies with `options` and `answer` rearranged, and two fields more: `is_original`, and `uid`, the same for all
-        orders of a question.
+        Copies with rearranged `options` and `answer`, and two more fields: `is_original`, and `uid`, which is the same
+        for all orders of a question.
     """
     letters = sorted(question["options"])
     texts = [question["options"][letter] for letter in letters]
@@ -76,9 +76,9 @@ def permutations(question: Record, kind: str) -> list[Record]:
 
 
 def prompt(tokenizer: Any, question: Record) -> str:
-    """What retriever and reader are asked: MAXIMUM_PROMPT_LENGTH tokens of the reader's, unless options are longer.
+    """The prompt for retriever and reader. It has at most MAXIMUM_PROMPT_LENGTH tokens, unless the options are longer.
 
-    A question too long loses tokens from its left: what is asked stands at the end.
+    A question that is too long loses tokens on its left, because the actual question is at the end.
     """
     options = " ".join(f"({letter}) {text}" for letter, text in question["options"].items()).strip()
 
@@ -89,8 +89,8 @@ def prompt(tokenizer: Any, question: Record) -> str:
     if length(tokenizer, whole) <= MAXIMUM_PROMPT_LENGTH:
         return whole
     left = MAXIMUM_PROMPT_LENGTH - length(tokenizer, written(""))
-    # Where the options alone are too long, `left` is not positive: then the reference, and so this, leaves out as many
-    # tokens of the question's beginning as the options are too long, and the prompt is longer than the maximum.
+    # If the options alone are too long, `left` is not positive. As in the reference, -left tokens are then removed from
+    # the beginning of the question (none if `left` is 0), and the prompt is longer than the maximum.
     tokens = tokenizer(question["question"])["input_ids"][-left:]
     return written(tokenizer.decode(tokens, skip_special_tokens=True))
 
@@ -100,54 +100,55 @@ def length(tokenizer: Any, text: str) -> int:
 
 
 def target(question: Record, decoder_format: str | None = None) -> str:
-    """What the reader is to write; `decoder_format` has a place for it, {target}."""
+    """The text that the reader should write. `decoder_format`, if given, contains it at {target}."""
     text = f"{SENTINEL} {question['answer']}"
     return text if decoder_format is None else decoder_format.format(target=text)
 
 
 def decoder_prompts(queries: Sequence[str], decoder_prompt_format: str | None) -> list[str] | None:
-    """What the decoder begins each target with; `decoder_prompt_format` has a place for the prompt, {query}."""
+    """The text with which the decoder begins each target, or None. `decoder_prompt_format` contains the prompt at
+    {query}."""
     return decoder_prompt_format and [decoder_prompt_format.format(query=query) for query in queries]
 
 
 def letter_places(tokenizer: Any, labels_BT: Sequence[Sequence[int]]) -> list[int]:
-    """Where the letter stands in each target, which is after its sentinel: 1, unless the target has another format.
+    """The position of the letter in each target, after the sentinel. It is 1 unless the target has another format.
 
     Raises:
-        UserError: a target has lost its letter.
+        UserError: a target was cut and has no letter.
     """
     sentinel, places = tokenizer.convert_tokens_to_ids(SENTINEL), []
     for labels in labels_BT:
         place = max((place for place, label in enumerate(labels) if label == sentinel), default=len(labels)) + 1
         if place >= len(labels) or labels[place] in (IGNORED, tokenizer.eos_token_id):
-            raise UserError("--target_maxlength cuts the letter off the target; a larger one was expected")
+            raise UserError("--target_maxlength cuts the letter off the target; use a larger value")
         places.append(place)
     return places
 
 
 def choice_tokens(tokenizer: Any, letters: Sequence[str]) -> list[int]:
-    """The token of each letter as the decoder writes it after the sentinel.
+    """The token of each letter in the form in which the decoder writes it after the sentinel.
 
     Raises:
-        UserError: the tokenizer has not one for each.
+        UserError: the tokenizer does not have a separate token for each letter.
     """
     tokens = [tokenizer(letter)["input_ids"][0] for letter in letters]
     if len(set(tokens)) < len(tokens):
-        raise UserError(f"the reader's tokenizer has no token of its own for each of {', '.join(letters)}")
+        raise UserError(f"the reader's tokenizer does not have a separate token for each of {', '.join(letters)}")
     return tokens
 
 
 def marginalize(asked: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Average each option's probability over the permutations, whatever its letter was in each.
+    """Average each option's probability over the permutations, in which its letter differs.
 
     p(option) = 1/P sum_p softmax(choice_logits_p)[letter of the option in permutation p]
 
     Args:
-        asked: predictions {"metadata": a permutation, "choice_logits": {letter: logit}}, the original first.
+        asked: predictions {"metadata": a permutation, "choice_logits": {letter: logit}}, the original order first.
 
     Returns:
-        ({letter in the original order: probability}, {option's text: its probability in each permutation}). Options of
-        the same text share their probabilities.
+        ({letter in the original order: probability}, {text of the option: its probability in each permutation}).
+        Options with the same text share their probabilities.
     """
     by_text: dict[str, list[float]] = {}
     for prediction in asked:
@@ -161,7 +162,8 @@ def marginalize(asked: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], d
 
 
 def reduce_permutations(asked: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One prediction for a question that was asked in several orders: the original's, with the debiased choice."""
+    """One prediction for a question that was asked in several orders: that of the original order, with the debiased
+    choice."""
     probabilities, by_text = marginalize(asked)
     choice = max(probabilities, key=lambda letter: probabilities[letter])
     return {

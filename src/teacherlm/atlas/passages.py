@@ -1,4 +1,5 @@
-"""Passages: JSON lines {id, title, section, text}, kept as a memory-mapped Arrow file: no text fills memory."""
+"""Passages: they are read from JSON lines {id, title, section, text} and kept in a memory-mapped Arrow file, so that
+their texts do not fill the memory."""
 
 import hashlib
 import json
@@ -19,17 +20,17 @@ from teacherlm.core.terminal import shown
 FIELDS = ("id", "title", "text")
 SCHEMA = pa.schema([(name, pa.large_string()) for name in FIELDS])
 ROWS = 16_384
-"""Rows of a record batch, all but the last: a row is found by a division."""
+"""Number of rows in each record batch except the last, so that a division finds the batch of a row."""
 
 
 class Passages:
-    """The passages of an Arrow file, by their row.
+    """The passages in an Arrow file, by row.
 
-    The file is memory-mapped, and numbers in it say where its texts begin: wrong ones would end the process. So whoever
-    has a digest of the file compares it first, and each batch is validated before its first row is read.
+    The file is memory-mapped and contains offsets of its texts. Wrong offsets would crash the process. So a caller that
+    has a digest of the file checks it first, and each batch is validated before its first row is read.
 
     Raises:
-        UserError: the file is damaged, or none of passages; found at the latest when a damaged batch is read.
+        UserError: the file is damaged or does not hold passages. A damaged batch is found when it is first read.
     """
 
     def __init__(self, path: Path):
@@ -37,7 +38,7 @@ class Passages:
         try:
             self.reader = pa.ipc.open_file(pa.memory_map(str(path)))
             if self.reader.schema != SCHEMA:
-                raise UserError(f"{path}: columns {', '.join(FIELDS)} were expected; this is no file of passages")
+                raise UserError(f"{path}: columns {', '.join(FIELDS)} were expected; this is not a file of passages")
             self.batches = [self.reader.get_batch(number) for number in range(self.reader.num_record_batches)]
         except (OSError, pa.ArrowException) as error:
             raise self.damaged(error) from error
@@ -58,7 +59,7 @@ class Passages:
         return {name: batch.column(name)[place].as_py() for name in FIELDS}
 
     def validate(self, number: int) -> None:
-        """Check a batch: its buffers are in the file, its offsets in order, its texts UTF-8, and none is null."""
+        """Check that a batch's buffers are in the file, its offsets in order, and its texts UTF-8 and not null."""
         batch = self.batches[number]
         try:
             batch.validate(full=True)
@@ -70,7 +71,7 @@ class Passages:
 
     def damaged(self, why: object) -> UserError:
         why = reason(why) if isinstance(why, Exception) else why
-        return UserError(f"{self.path}: no whole Arrow file of passages ({why}); make or copy it again")
+        return UserError(f"{self.path}: not a complete Arrow file of passages ({why}); make or copy it again")
 
     def between(self, start: int, end: int) -> Iterator[dict[str, str]]:
         """The passages from row `start` to before `end`."""
@@ -78,14 +79,14 @@ class Passages:
 
 
 def read_passages(files: Sequence[Path], limit: int) -> Iterator[dict[str, str]]:
-    """The passages of some files, one after the other; a section joins the title, as in the reference.
+    """The passages of several files, one after the other. As in the reference, a section is appended to the title.
 
     Args:
-        files: JSON lines.
-        limit: at most so many; -1 for all.
+        files: files of JSON lines.
+        limit: maximum number of passages; -1 means all.
 
     Raises:
-        UserError: a passage has no id or text (file, line).
+        UserError: a passage has no id or text; the message names file and line.
     """
     count = 0
     for file in files:
@@ -101,7 +102,7 @@ def read_passages(files: Sequence[Path], limit: int) -> Iterator[dict[str, str]]
 
 
 def passage_of(record: Record, where: str) -> dict[str, str]:
-    """A passage of the fields id, title and text."""
+    """A passage with the fields id, title and text."""
     if not isinstance(record.get("id"), str | int):
         raise UserError(f"{where}: the field 'id' is missing; a passage is {{id, title, section, text}}")
     for name in ("text", "title", "section"):
@@ -116,7 +117,7 @@ def passage_of(record: Record, where: str) -> dict[str, str]:
 
 
 def write_passages(path: Path, passages: Iterable[dict[str, str]]) -> None:
-    """Write passages as an Arrow file, whole or not at all; in memory are ROWS of them."""
+    """Write passages to an Arrow file, completely or not at all. Memory holds at most ROWS of them."""
     with (
         whole_path(path) as partial,
         pa.OSFile(str(partial), "wb") as file,
@@ -133,7 +134,7 @@ def write_passages(path: Path, passages: Iterable[dict[str, str]]) -> None:
 
 
 def converted(files: Sequence[Path], limit: int) -> Path:
-    """The Arrow file of the first `limit` passages (-1: all) of some JSON lines files, named by their contents.
+    """The Arrow file with the first `limit` passages (-1 means all) of JSON lines files. Its name is a digest of them.
 
     Raises:
         UserError: a passage is malformed.
@@ -147,13 +148,13 @@ def converted(files: Sequence[Path], limit: int) -> Path:
 
 
 def converted_once(key: str, passages: Iterable[dict[str, str]]) -> Path:
-    """The Arrow file `key` in the user's cache: the first process that asks for it makes it, others wait meanwhile.
+    """The Arrow file `key` in the user's cache. The first process that needs it makes it, and the others wait.
 
-    Its digest lies beside it. A file that is not the one that was written is made again.
+    Its digest is in a second file. If the Arrow file no longer has this digest, it is made again.
 
     Args:
-        key: a digest of what the passages are read from.
-        passages: read only where the file is not there.
+        key: a digest of the files from which the passages are read.
+        passages: the passages, which are read only if the file has to be made.
     """
     path = cache_folder() / "passages" / f"{key}.arrow"
     if not is_as_written(path):
@@ -166,7 +167,7 @@ def converted_once(key: str, passages: Iterable[dict[str, str]]) -> Path:
 
 
 def is_as_written(path: Path) -> bool:
-    """Whether an Arrow file of the cache is there and has the digest that was noted when it was written."""
+    """Whether an Arrow file of the cache exists and has the digest that was recorded when it was written."""
     try:
         noted = load_json(path.with_suffix(".json"))
         return path.is_file() and contents.describe(path)["sha256"] == noted["sha256"]

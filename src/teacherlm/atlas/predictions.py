@@ -1,4 +1,4 @@
-"""Predictions as evaluate.py and the reference write them, a line a question: what was chosen, by either count."""
+"""Read predictions in the format of evaluate.py and of the reference, with one line per question."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +12,21 @@ ORIGINAL = {
     "choice_logits": {str: float},
     "metadata": {"dataset": str, "question": LONG_TEXT, "options": ({str: LONG_TEXT}, [LONG_TEXT], LONG_TEXT)},
 }
-"""What is read of the permutation that has the options in their own order."""
+"""The fields that are read from the permutation with the original order of the options."""
 SPLIT_ENDINGS = ("_test", "_valid", "_val", "_dev")
 
 
 class Prediction(NamedTuple):
-    """Of a question: its domain, text, options (as text) and all its fields; the choice with the options in their own
-    order, and the debiased one, averaged over their orders."""
+    """The prediction for a question.
+
+    Attributes:
+        domain: the question's domain.
+        question: its text.
+        options: its options as one text.
+        asked: all its fields.
+        choice: the choice with the options in their original order.
+        debiased: the choice averaged over the orders of the options.
+    """
 
     domain: str
     question: str
@@ -29,10 +37,10 @@ class Prediction(NamedTuple):
 
 
 def read_predictions(path: Path) -> Iterator[Prediction]:
-    """The predictions of a file.
+    """The predictions in a file.
 
     Raises:
-        UserError: a line is none; file and line are named.
+        UserError: a line is not a prediction; the message names file and line.
     """
     for number, record in read_records(path):
         where = f"{path}, line {number}"
@@ -40,11 +48,11 @@ def read_predictions(path: Path) -> Iterator[Prediction]:
         asked = asked if isinstance(asked, list) else []
         original = next((one for one in asked if isinstance(one, dict) and is_original(one.get("metadata"))), None)
         if original is None:
-            raise UserError(f"{where}: no prediction of evaluate.py: it has no permutation with the original order")
+            raise UserError(f"{where}: not a prediction of evaluate.py: it has no permutation with the original order")
         require_fields(original, ("choice_logits",), where)
         flaw = flaw_of_shape(record, {"generation": LONG_TEXT}) or flaw_of_shape(original, ORIGINAL)
         if flaw or not original["choice_logits"]:
-            raise UserError(f"{where}: no prediction of evaluate.py: {flaw or 'choice_logits: there are none'}")
+            raise UserError(f"{where}: not a prediction of evaluate.py: {flaw or 'choice_logits is empty'}")
         logits, question = original["choice_logits"], original["metadata"]
         choice = max(logits, key=lambda letter: logits[letter])
         names = domain_of(question["dataset"]), question["question"], str(question["options"])
@@ -56,7 +64,7 @@ def is_original(metadata: object) -> bool:
 
 
 def domain_of(dataset: str) -> str:
-    """`anatomy_test` -> `anatomy`."""
+    """The domain of a dataset's name: `anatomy_test` -> `anatomy`."""
     ending = next((ending for ending in SPLIT_ENDINGS if dataset.endswith(ending)), "")
     return dataset.removesuffix(ending)
 

@@ -1,12 +1,13 @@
 """Make the question files of the MMLU experiments from the original archive.
 
-Under OUTPUT/data/mmlu_data three trees appear, one a setting:
+The program writes three folders to OUTPUT/data/mmlu_data, one per setting:
 
   5-shot             individual_train/{domain}.5-shot-train.jsonl, a training set for each of the 57 domains
-  5-shot-multitask   train.jsonl, the 5 questions of all domains together (zero-shot takes its test set too)
-  full               train.jsonl, the auxiliary questions and those; auxillary_valid.jsonl, 5,000 of the auxiliary ones
+  5-shot-multitask   train.jsonl, 5 questions of each domain (the zero-shot setting uses the test set of this folder)
+  full               train.jsonl, the auxiliary questions and 5 of each domain; auxillary_valid.jsonl, 5,000 other
+                     auxiliary questions
 
-and in each of them individual_valid/{domain}.val.jsonl, individual_test/{domain}.test.jsonl, combined_valid.jsonl and
+Each folder also has individual_valid/{domain}.val.jsonl, individual_test/{domain}.test.jsonl, combined_valid.jsonl and
 combined_test.jsonl. A line is {"question", "options": {"A": ..., "D": ...}, "answer", "dataset"}.
 """
 
@@ -33,24 +34,24 @@ from teacherlm.core.stage_run import StageRun
 
 DATA_URL = "https://people.eecs.berkeley.edu/~hendrycks/data.tar"
 SPLITS = {"auxiliary_train": "train", "dev": "dev", "val": "validation", "test": "test"}
-"""A folder of the archive -> the split of benchmarks/mmlu.yaml, which says how its files are read."""
+"""Maps each folder of the archive to the split in benchmarks/mmlu.yaml, which says how its files are read."""
 MEMBER = re.compile(rf"(?:\./)?(?:[^/]+/)?({'|'.join(SPLITS)})/([^/.][^/]*\.csv)")
-"""A file of the archive that is read: data/test/anatomy_test.csv, for example."""
+"""Matches the files of the archive that are read, for example data/test/anatomy_test.csv."""
 VALIDATION = 5000
 SEED = 10
 
 Split = Mapping[str, Sequence[Record]]
-"""Domain -> its questions."""
+"""Maps each domain to its questions."""
 
 
 @dataclass(frozen=True)
 class PrepareFlags:
-    """Where the archive lies, and where the question files go."""
+    """Where the archive is, and where the question files are written."""
 
-    output_directory: Path = flag(Path("data"))
-    data_tar: Path | None = flag(None, excludes="source", help=f"the archive (default: fetched from {DATA_URL})")
+    output_directory: Path = flag(Path("data"), help="the folder to write to (default: data)")
+    data_tar: Path | None = flag(None, excludes="source", help=f"the archive (default: download it from {DATA_URL})")
     data_directory: Path | None = flag(
-        None, excludes="source", help="or its unpacked folder, with dev/, test/ and so on"
+        None, excludes="source", help="the folder of the unpacked archive, with dev/, test/ and so on"
     )
     list_missing: bool = flag(False, help=LIST_MISSING)
 
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 def prepare(run: StageRun, flags: PrepareFlags) -> None:
-    """Write the three trees, unless they are there; or say whether they are."""
+    """Write the three folders unless that is done. With --list_missing, only print whether it is done."""
     output = run.output
     archive = flags.data_tar or output / "data.tar"
     if not flags.data_tar and not flags.data_directory and not flags.list_missing:
@@ -75,7 +76,7 @@ def prepare(run: StageRun, flags: PrepareFlags) -> None:
         if flags.list_missing:
             print("0")
             return
-        raise UserError(f"{origin}: no such file or folder; MMLU as its authors publish it was expected")
+        raise UserError(f"{origin}: no such file or folder; MMLU in its original form was expected")
     run.compare({}, {"archive": manifests.describe(origin, run.known.get("archive"))})
     if flags.list_missing:
         print("" if run.is_done else "0")
@@ -97,26 +98,28 @@ def prepare(run: StageRun, flags: PrepareFlags) -> None:
 
 
 def unpacked(archive: Path, stack: contextlib.ExitStack) -> Path:
-    """A folder with dev/, test/ and so on, in a place that goes with the stack.
+    """A temporary folder with dev/, test/ and so on, which is removed when the stack is closed.
 
     Raises:
-        UserError: no whole archive, or a hostile one; or one without some of the splits.
+        UserError: the archive is incomplete or hostile, or lacks a split.
     """
     if not archive.is_file():
-        raise UserError(f"{archive}: no ordinary file; MMLU's archive was expected (a folder: --data_directory)")
+        raise UserError(
+            f"{archive}: not an ordinary file; MMLU's archive was expected (use --data_directory for a folder)"
+        )
     place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     unpack(archive, MEMBER, place)
     for name in SPLITS:
         if not (place / name).is_dir():
-            raise UserError(f"{archive}: no file {name}/*.csv in it; MMLU as its authors publish it was expected")
+            raise UserError(f"{archive}: it contains no file {name}/*.csv; MMLU in its original form was expected")
     return place
 
 
 def read_domains(folder: Path, name: str) -> Iterator[tuple[str, list[Record]]]:
-    """(domain, its questions) of a folder of the archive, by name.
+    """Yield (domain, its questions) for a folder of the archive, sorted by domain.
 
     Raises:
-        UserError: a file is missing, or a row is malformed (file, line).
+        UserError: a file is missing, or a row is malformed; the message names file and line.
     """
     benchmark = load_benchmark("mmlu")
     split = SPLITS[name]
@@ -137,7 +140,7 @@ def read_domains(folder: Path, name: str) -> Iterator[tuple[str, list[Record]]]:
 
 
 def line_feeds(text: str) -> str:
-    """With one kind of line break, as Python reads a text file: the reference's questions have no other."""
+    """The text with "\\n" for every line break, as in the reference, which reads its files in text mode."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -155,7 +158,7 @@ def five_shot_multitask(data: Mapping[str, Split], tree: Path) -> None:
 def full(data: Mapping[str, Split], tree: Path) -> None:
     auxiliary = together(data["auxiliary_train"])
     random.Random(SEED).shuffle(auxiliary)
-    write(tree / "auxillary_valid.jsonl", auxiliary[-VALIDATION:])  # spelt as in the reference
+    write(tree / "auxillary_valid.jsonl", auxiliary[-VALIDATION:])  # the reference's spelling
     write(tree / "train.jsonl", auxiliary[:-VALIDATION] + together(data["dev"]))
     write_evaluation(data, tree)
 

@@ -1,8 +1,8 @@
-"""The reference's published indices: of each shard embeddings.N.pt, a tensor (D, n), and passages.N.pt, a pickled list.
+"""Load the reference's published indices. A shard is embeddings.N.pt, a tensor (D, n), and passages.N.pt, a pickle.
 
-A folder counts as an index only when all its shards are there: 128 of each kind in the published ones, otherwise as
-many as --save_index_n_shards says. Passages are converted once to an Arrow file in the user's cache, under a name that
-is made of the shards' contents: another content never finds them.
+A folder is an index only if all its shards exist: 128 in a published index, otherwise the number of
+--save_index_n_shards. Passages are converted once to an Arrow file in the user's cache. Its name is a digest of the
+shards, so that changed shards are converted again.
 """
 
 import functools
@@ -27,40 +27,40 @@ from teacherlm.core.terminal import shown
 from teacherlm.runtime.compat.of_python import PlainUnpickler
 
 SHARDS = 128
-"""Shards of a published index."""
+"""Number of shards of a published index."""
 KINDS = ("embeddings", "passages")
-"""The instructions of a pickle that lists, dictionaries, texts and numbers are written with."""
+"""The two kinds of files of a shard."""
 
 
 def is_published(folder: Path) -> bool:
-    """Whether a folder has any shard of such an index, also where others are missing."""
+    """Whether a folder has at least one file of such an index, even if others are missing."""
     return any(numbers(folder, kind) for kind in KINDS)
 
 
 def numbers(folder: Path, kind: str) -> set[int]:
-    """The numbers of the shards of a kind that are there."""
+    """The numbers of the existing files of a kind."""
     names = (re.fullmatch(rf"{kind}\.(0|[1-9]\d*)\.pt", path.name) for path in folder.glob(f"{kind}.*.pt"))
     return {int(match[1]) for match in names if match}
 
 
 def shard_files(folder: Path, count: int) -> list[Path]:
-    """All files of an index of `count` shards.
+    """All files of an index with `count` shards.
 
     Raises:
-        UserError: one is missing, or there are more.
+        UserError: a file is missing, or there are more files.
     """
     for kind in KINDS:
         there = numbers(folder, kind)
         if missing := sorted(set(range(count)) - there):
             raise UserError(
-                f"{folder / f'{kind}.{missing[0]}.pt'}: this shard is missing, {count - len(missing)} of {count} are "
-                "there; download the index again, which goes on from there. An index that was saved in another number "
-                "of shards needs --save_index_n_shards"
+                f"{folder / f'{kind}.{missing[0]}.pt'}: this shard is missing; {count - len(missing)} of {count} are "
+                "there; download the index again, which gets the missing shards. An index that was saved in another "
+                "number of shards needs --save_index_n_shards"
             )
         if extra := sorted(there - set(range(count))):
             raise UserError(
-                f"{folder / f'{kind}.{extra[0]}.pt'}: {count} shards were expected, this is one more; an index that "
-                "was saved in another number of shards needs --save_index_n_shards"
+                f"{folder / f'{kind}.{extra[0]}.pt'}: {count} shards were expected, but this is a further one; an "
+                "index that was saved in another number of shards needs --save_index_n_shards"
             )
     return [folder / f"{kind}.{number}.pt" for kind in KINDS for number in range(count)]
 
@@ -69,7 +69,7 @@ def describe_published(folder: Path, count: int) -> dict[str, Any]:
     """The digest of all shards (see contents.py).
 
     Raises:
-        UserError: one is not the file that was downloaded.
+        UserError: a file has changed since it was downloaded.
     """
     files = shard_files(folder, count)
     described = contents.describe(folder, files)
@@ -77,22 +77,22 @@ def describe_published(folder: Path, count: int) -> dict[str, Any]:
         noted = contents.noted_digest(file)
         if noted is not None and noted != described["files"][file.name]["sha256"]:
             raise UserError(
-                f"{file}: not the file that was downloaded (another SHA-256 than {contents.record_of(file).name} "
-                "says); remove both and download it again"
+                f"{file}: not the file that was downloaded (its SHA-256 differs from that in "
+                f"{contents.record_of(file).name}); remove both files and download it again"
             )
     return described
 
 
 def load_published(folder: Path, count: int, dimension: int, device: torch.device) -> Index:
-    """Load an index; all workers call it together, each gets its share of the vectors.
+    """Load an index. All workers call this together, and each gets a part of the vectors.
 
     Args:
-        count: of its shards.
-        dimension: of the retriever's vectors.
-        device: where it is searched.
+        count: number of shards.
+        dimension: dimension of the retriever's vectors.
+        device: the device on which the index is searched.
 
     Raises:
-        UserError: it is not whole, damaged, of another dimension, or has vectors that are not finite.
+        UserError: the index is incomplete, damaged, of another dimension, or has vectors that are not finite.
     """
     described = workers.from_first(functools.partial(describe_published, folder, count))
     files = [folder / f"embeddings.{number}.pt" for number in range(count)]
@@ -108,8 +108,8 @@ def load_published(folder: Path, count: int, dimension: int, device: torch.devic
 def load_tensor(file: Path, dimension: int) -> torch.Tensor:
     try:
         tensor = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:  # whatever torch's readers raise
-        raise UserError(f"{file}: no whole tensor of embeddings ({reason(error)}); download it again") from error
+    except Exception as error:  # torch's readers can raise anything
+        raise UserError(f"{file}: not a complete tensor of embeddings ({reason(error)}); download it again") from error
     if not isinstance(tensor, torch.Tensor) or tensor.dim() != 2 or not tensor.is_floating_point():
         raise UserError(f"{file}: a tensor (dimension, passages) was expected; download the index again")
     check_dimension(file, tensor.shape[0], dimension)
@@ -119,14 +119,15 @@ def load_tensor(file: Path, dimension: int) -> torch.Tensor:
 def check_dimension(place: Path, found: int, expected: int) -> None:
     if found != expected:
         raise UserError(
-            f"{place}: its vectors have {found} dimensions, the retriever makes {expected}; another made it"
+            f"{place}: its vectors have {found} dimensions, but the retriever's have {expected}; another retriever "
+            "made this index"
         )
 
 
 def share_segments(
     files: Sequence[Path], tensors: Sequence[torch.Tensor], start: int, end: int, device: torch.device
 ) -> Iterator[torch.Tensor]:
-    """The vectors of the rows from start to before end: float16 (n, D) of each shard."""
+    """Yield the vectors of the rows from start to before end, as float16 (n, D) for each shard."""
     first = 0
     for file, tensor in zip(files, tensors):
         low, high = max(start, first) - first, min(end, first + tensor.shape[1]) - first
@@ -138,10 +139,10 @@ def share_segments(
 
 
 def require_finite(vectors_ND: torch.Tensor, file: Path, first_row: int) -> None:
-    """Refuse vectors with a NaN or an infinity, whose scores would come before all others.
+    """Refuse vectors with a NaN or an infinity, which would be the best for every query.
 
     Args:
-        first_row: of the file, which the vectors begin with.
+        first_row: the row in the file of the first vector.
     """
     bad = first_bad_row(vectors_ND)
     if bad is not None:
@@ -152,7 +153,7 @@ def require_finite(vectors_ND: torch.Tensor, file: Path, first_row: int) -> None
 
 
 def convert(folder: Path, described: dict[str, Any], counts: Sequence[int]) -> Path:
-    """The Arrow file of an index's passages, named by the contents of their shards and the numbers of vectors."""
+    """The Arrow file with an index's passages. Its name is a digest of the shards and the numbers of vectors."""
     digests = [described["files"][f"passages.{number}.pt"]["sha256"] for number in range(len(counts))]
     key = hashlib.sha256(json.dumps([digests, list(counts)]).encode()).hexdigest()[:32]
     passages = pickled_passages(folder, counts)
@@ -161,9 +162,9 @@ def convert(folder: Path, described: dict[str, Any], counts: Sequence[int]) -> P
 
 
 def pickled_passages(folder: Path, counts: Sequence[int]) -> Iterator[dict[str, str]]:
-    """The passages of all shards, as many of each as it has vectors.
+    """The passages of all shards. Each shard must have as many passages as vectors.
 
-    One may have an empty text, as in the reference: a published file cannot be mended.
+    As in the reference, a passage may have an empty text, because users cannot correct a published file.
     """
     for number, count in enumerate(counts):
         file = folder / f"passages.{number}.pt"
@@ -172,13 +173,17 @@ def pickled_passages(folder: Path, counts: Sequence[int]) -> Iterator[dict[str, 
         except FileNotFoundError as error:
             raise UserError(f"{file}: this shard is missing; download the index again") from error
         except Exception as error:  # a damaged pickle raises anything
-            raise UserError(f"{file}: no pickled list of passages ({reason(error)}); download it again") from error
+            raise UserError(f"{file}: not a pickled list of passages ({reason(error)}); download it again") from error
         if not isinstance(passages, list) or len(passages) != count:
             found = len(passages) if isinstance(passages, list) else type(passages).__name__
-            raise UserError(f"{file}: {count} passages were expected, as embeddings.{number}.pt has, found {found}")
+            raise UserError(
+                f"{file}: {count} passages were expected, one per vector of embeddings.{number}.pt, found {found}"
+            )
         for place, passage in enumerate(passages):
             where = f"{file}, passage {place}"
             if not isinstance(passage, dict):
                 raise UserError(f"{where}: a mapping {{id, title, text}} was expected, found {shown(passage)}")
-            passage = {name: value for name, value in passage.items() if name != "section"}  # in the title already
+            passage = {
+                name: value for name, value in passage.items() if name != "section"
+            }  # the title already contains it
             yield checked(passage_of(passage, where), where)

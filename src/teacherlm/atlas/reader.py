@@ -1,7 +1,7 @@
 """The reader: fusion-in-decoder over T5 (Izacard & Grave 2021, arXiv 2007.01282).
 
-Each passage is encoded with the query, apart from the others; the decoder attends to the states of all of them. T5 has
-no positions in its cross-attention, so states can be put side by side without their padding.
+Each passage is encoded separately together with the query, and the decoder attends to the states of all passages. T5's
+cross-attention has no positions, so the states can be concatenated without padding.
 """
 
 from collections.abc import Sequence
@@ -20,15 +20,15 @@ from teacherlm.runtime.loading import check_weights, without_warnings
 from teacherlm.runtime.model_config import loading_fault
 
 TOKENS_AT_A_TIME = {"cpu": 2048, "cuda": 65_536}
-"""Tokens that are encoded together, padding included. More of them need more padding; a CPU's cores have enough to do
-with these, and its caches hold what belongs to them."""
+"""Maximum number of tokens that are encoded together, including padding. Larger batches need more padding. On a CPU
+this number keeps all cores busy and fits into the caches."""
 IGNORED = -100
-"""The label of a place without a target."""
+"""The label of a position without a target."""
 
 
 @dataclass
 class Reader:
-    """A T5, its tokenizer, and how long a query with its passage may be (in tokens)."""
+    """A T5, its tokenizer, and the maximum number of tokens of a query with its passage."""
 
     model: PreTrainedModel
     tokenizer: Any
@@ -43,39 +43,40 @@ def load_reader(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedM
     """A T5 from a folder.
 
     Raises:
-        UserError: it cannot be loaded, is no T5, or its weights are not whole (see check_weights).
+        UserError: the model cannot be loaded, is not a T5, or its weights are incomplete (see check_weights).
     """
     require_t5(folder)
     try:
-        with without_warnings():  # check_weights says what the library would warn of
+        with without_warnings():  # check_weights reports these problems instead
             model, info = T5ForConditionalGeneration.from_pretrained(
                 folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False
             )
-    except Exception as error:  # a broken file raises whatever its parser does
+    except Exception as error:  # a broken file can raise anything
         raise UserError(
-            f"the reader in {folder} cannot be loaded: {loading_fault(error)}; is the copy whole?"
+            f"the reader in {folder} cannot be loaded: {loading_fault(error)}; is the copy complete?"
         ) from error
-    if says_own_head(folder) and model.lm_head.weight is model.shared.weight:  # as the library makes it without one
+    if says_own_head(folder) and model.lm_head.weight is model.shared.weight:  # the library tied a missing head
         info["missing_keys"] = {*info["missing_keys"], "lm_head.weight"}
     check_weights(model, info, folder)
     return model
 
 
 def says_own_head(folder: Path) -> bool:
-    """Whether a folder's configuration says that its T5 has an output layer of its own, as those of the hub say.
+    """Whether the configuration in a folder says that the T5's output layer is separate from its embedding.
 
-    The library reads and writes another value: a T5 that it made has its embedding for a head, whatever its kind.
+    The configurations on the hub say this correctly. The library changes the value when it loads or saves a T5: a T5
+    that it creates always uses its embedding as the output layer.
     """
     return require_object(folder / "config.json").get("tie_word_embeddings") is False
 
 
 def has_own_head(config: Any) -> bool:
-    """Whether a released T5 has an output layer of its own: all but the first kind, whose head is its embedding."""
+    """Whether a released T5 has a separate output layer. Only the first version of T5 uses its embedding instead."""
     return not getattr(config, "scale_decoder_outputs", True)
 
 
 def empty_reader(folder: Path) -> PreTrainedModel:
-    """A T5 of the shape that a folder's configuration gives, to be filled with a checkpoint's weights."""
+    """A T5 with the shape from a folder's configuration, without trained weights."""
     return T5ForConditionalGeneration(require_t5(folder))
 
 
@@ -90,11 +91,11 @@ def require_t5(folder: Path) -> Any:
 
 
 class Encoded(NamedTuple):
-    """What the decoder attends to: B questions, the states of all texts of each side by side, S for the longest.
+    """The states to which the decoder attends. Each of B questions has the states of all its texts, concatenated.
 
     Attributes:
-        states: (B, S, D).
-        passage: (B, S), which of the question's texts a state is of; -1 where there is none.
+        states: the states (B, S, D); S is the number of the longest question.
+        passage: (B, S), the index of the text to which a state belongs; -1 for padding.
     """
 
     states: torch.Tensor
@@ -106,9 +107,9 @@ class Encoded(NamedTuple):
 
 
 def encode(reader: Reader, texts_BN: Sequence[Sequence[str]]) -> Encoded:
-    """Encode each question's texts (its query with each of its passages), and put their states side by side.
+    """Encode each question's texts (its query with each of its passages), and concatenate their states.
 
-    A text that is there several times is encoded once. Texts are batched by length; padding is dropped.
+    A repeated text is encoded once. Texts are batched by length, and padding is dropped.
     """
     unique = {text: number for number, text in enumerate(dict.fromkeys(text for texts in texts_BN for text in texts))}
     tokens = reader.tokenizer(list(unique), truncation=True, max_length=reader.text_maxlength)["input_ids"]
@@ -137,11 +138,11 @@ def encode_tokens(reader: Reader, tokens: Sequence[Sequence[int]]) -> list[torch
 
 
 class Target(NamedTuple):
-    """What the decoder is to write for B questions, T tokens for the longest.
+    """The targets of B questions; T is the number of tokens of the longest one.
 
     Attributes:
-        tokens: (B, T), the decoder's prompt, the target and its end of text, then padding.
-        labels: (B, T), the same tokens where the reader learns or is scored; IGNORED at the prompt and the padding.
+        tokens: (B, T), the decoder's prompt, the target and the end-of-text token, then padding.
+        labels: (B, T), the same tokens, but IGNORED at the prompt and the padding.
     """
 
     tokens: torch.Tensor
@@ -151,15 +152,15 @@ class Target(NamedTuple):
 def make_target(
     reader: Reader, texts: Sequence[str], target_maxlength: int | None, prompts: Sequence[str] | None = None
 ) -> Target:
-    """The tokens of targets, each with its end of text.
+    """The tokens of targets, each with an end-of-text token.
 
     Args:
         texts: the targets.
-        target_maxlength: tokens of a target with its prompt, at most; None: any number.
-        prompts: what the decoder begins each target with and is not asked to predict (--decoder_prompt_format).
+        target_maxlength: maximum number of tokens of a target with its prompt; None means no maximum.
+        prompts: the texts with which the decoder begins and which it need not predict (--decoder_prompt_format).
 
     Raises:
-        UserError: the end of a prompt and the beginning of its target are one token.
+        UserError: the end of a prompt and the beginning of its target form one token.
     """
     begun = ["".join(pair) for pair in zip(prompts or [""] * len(texts), texts, strict=True)]
     whole = [text if text.endswith("</s>") else text + "</s>" for text in begun]
@@ -171,21 +172,21 @@ def make_target(
     for row, prompt in zip(labels, prompt_tokens(reader, prompts or [])):
         if row[: len(prompt)].tolist() != prompt[: len(row)]:
             raise UserError(
-                "--decoder_prompt_format: its end and the target's beginning are one token; end it otherwise"
+                "--decoder_prompt_format: its end and the beginning of the target form one token; choose another end"
             )
         row[: len(prompt)] = IGNORED
     return Target(tokens["input_ids"], labels)
 
 
 def prompt_tokens(reader: Reader, prompts: Sequence[str]) -> list[list[int]]:
-    """The tokens of decoder prompts, by themselves, as the reference counts them."""
+    """The tokens of decoder prompts alone, as in the reference."""
     return reader.tokenizer(list(prompts), add_special_tokens=False)["input_ids"] if prompts else []
 
 
 def decode(reader: Reader, encoded: Encoded, target: Target, **options: Any) -> Any:
-    """The output of the T5 whose decoder is given the target: logits (B, T, V), and what `options` ask for.
+    """The output of the T5 for given targets: logits (B, T, V), and what `options` ask for.
 
-    With use_cache=True its past_key_values save `generate` the work that both have in common.
+    With use_cache=True, `generate` can reuse the past_key_values.
     """
     return reader.model(
         encoder_outputs=BaseModelOutput(last_hidden_state=encoded.states),
@@ -196,7 +197,7 @@ def decode(reader: Reader, encoded: Encoded, target: Target, **options: Any) -> 
 
 
 def target_losses(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-    """The loss of each target token (B, T) in float32; 0 where there is none."""
+    """The loss of each target token (B, T) in float32; 0 if there is no token."""
     losses = nn.functional.cross_entropy(
         logits_BTV.float().flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED, reduction="none"
     )
@@ -212,13 +213,13 @@ def generate(
     length_penalty: float = 1.0,
     min_length: int | None = None,
 ) -> list[str]:
-    """What the reader writes by itself, at most `max_length` tokens.
+    """The texts that the reader generates, with at most `max_length` tokens.
 
     Args:
-        decoded: past_key_values of `decode` on the same states, whose keys and values of the states are used again.
-        num_beams: of beam search; 1: greedy.
-        length_penalty: of beam search, the power of its length by which a text's log-probability is divided.
-        min_length: tokens that are written at least, the first one (<pad>) included, as in the reference.
+        decoded: the past_key_values from `decode` for the same states, of which the cross-attention part is reused.
+        num_beams: number of beams of the beam search; 1 is greedy.
+        length_penalty: in beam search, a text's log-probability is divided by its length to this power.
+        min_length: minimum number of tokens, including the first one (<pad>), as in the reference.
     """
     known: dict[str, Any] = {}
     if decoded is not None and num_beams == 1:
@@ -236,9 +237,9 @@ def generate_after(
     length_penalty: float = 1.0,
     min_length: int | None = None,
 ) -> list[str]:
-    """What the reader writes after a decoder prompt for each question; lengths count what comes after the prompt.
+    """The text that the reader generates after the decoder prompt of each question. Lengths do not include the prompt.
 
-    Each question is decoded by itself: prompts of different lengths end their texts at different places.
+    Each question is decoded separately, because texts after prompts of different lengths end at different positions.
     """
     written = []
     for question, prompt in enumerate(prompt_tokens(reader, prompts)):
@@ -259,7 +260,7 @@ def write(
     min_length: int | None,
     **known: Any,
 ) -> torch.Tensor:
-    """The tokens (B, T) that the library's generation gives, with its first token; `known` goes to the library."""
+    """The tokens (B, T) from the library's generation, including the first token. `known` is passed to the library."""
     if num_beams > 1:
         known["length_penalty"] = length_penalty
     if min_length is not None:

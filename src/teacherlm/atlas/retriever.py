@@ -1,6 +1,7 @@
-"""The retriever: a sentence encoder of queries and one of passages, the same or not (Contriever, Izacard et al. 2021).
+"""The retriever: sentence encoders for queries and passages, which may be the same (Contriever, Izacard et al. 2021).
 
-Any BERT that pools its last hidden states loads: facebook/contriever (mean), minilm (mean, of length 1).
+Any BERT that pools its last hidden states can be used: facebook/contriever (mean), minilm (mean, normalized to length
+1).
 """
 
 import hashlib
@@ -22,21 +23,22 @@ from teacherlm.runtime.model_config import load_config, loading_fault
 
 POOLINGS = ("average", "sqrt", "cls")
 MAXIMUM_LENGTH = 512
-"""BERT's."""
+"""Maximum number of tokens of a BERT."""
 CHUNK = 16_384
-"""Texts that are tokenized and sorted by length at a time."""
+"""Number of texts that are tokenized and sorted by length at a time."""
 TOKENS_ON_CPU = 2048
-"""Tokens that a CPU embeds together: what belongs to more of them does not stay in its caches."""
+"""Maximum number of tokens that a CPU embeds together. The states of more tokens do not fit into its caches."""
 
 
 class Retriever(nn.Module):
-    """Encoders of queries and passages, and how their states become one vector.
+    """The encoders of queries and passages, and how their states are combined into one vector.
 
     Args:
-        query: BERT without its pooling layer.
-        passage: the same object, or (query-side training) one of its own.
-        pooling: `average` of the states, `sqrt`: their sum over the root of their number, or `cls`: the first one.
-        normalize: whether vectors get the length 1.
+        query: a BERT without its pooling layer.
+        passage: the same object, or with query-side training a separate one.
+        pooling: `average` of the states; `sqrt`, their sum divided by the root of their number; or `cls`, the first
+            state.
+        normalize: whether vectors are normalized to length 1.
     """
 
     def __init__(self, query: PreTrainedModel, passage: PreTrainedModel, pooling: str, normalize: bool):
@@ -57,7 +59,7 @@ class Retriever(nn.Module):
 
 
 def pool(states_BLD: torch.Tensor, mask_BL: torch.Tensor, pooling: str) -> torch.Tensor:
-    """One vector (B, D) of a text's hidden states; padding does not count."""
+    """One vector per text (B, D) from the hidden states. Padding does not count."""
     if pooling == "cls":
         return states_BLD[:, 0]
     mask_BL1 = mask_BL[:, :, None].bool()
@@ -67,14 +69,14 @@ def pool(states_BLD: torch.Tensor, mask_BL: torch.Tensor, pooling: str) -> torch
 
 
 def load_retriever(folder: Path, untied: bool) -> tuple[Retriever, Any]:
-    """A retriever whose two encoders begin as the same one, and its tokenizer.
+    """A retriever and its tokenizer.
 
     Args:
-        folder: of a BERT-like encoder, or of a saved retriever (with query_encoder/ and passage_encoder/).
-        untied: whether the passage encoder gets weights of its own.
+        folder: the folder of a BERT-like encoder, or of a saved retriever (with query_encoder/ and passage_encoder/).
+        untied: whether the passage encoder gets separate weights.
 
     Raises:
-        UserError: it cannot be loaded, or pools in a way that is not known here.
+        UserError: the retriever cannot be loaded, or its pooling is unknown.
     """
     query_folder = folder / "query_encoder" if (folder / "query_encoder").is_dir() else folder
     passage_folder = folder / "passage_encoder"
@@ -88,7 +90,7 @@ def load_retriever(folder: Path, untied: bool) -> tuple[Retriever, Any]:
 
 
 def empty_retriever(folder: Path, untied: bool) -> Retriever:
-    """A retriever of the shape that a folder's configuration gives, to be filled with a checkpoint's weights."""
+    """A retriever with the shape from a folder's configuration, without trained weights."""
     config = load_config(folder)
     query = AutoModel.from_config(config, add_pooling_layer=False, trust_remote_code=False)
     passage = AutoModel.from_config(config, add_pooling_layer=False, trust_remote_code=False) if untied else query
@@ -97,7 +99,7 @@ def empty_retriever(folder: Path, untied: bool) -> Retriever:
 
 def load_encoder(folder: Path) -> PreTrainedModel:
     try:
-        with without_warnings():  # check_weights says what the library would warn of; the pooling layer is left out
+        with without_warnings():  # check_weights reports problems; the unused pooling layer is none
             encoder, info = AutoModel.from_pretrained(
                 folder,
                 add_pooling_layer=False,
@@ -105,7 +107,7 @@ def load_encoder(folder: Path) -> PreTrainedModel:
                 ignore_mismatched_sizes=True,
                 trust_remote_code=False,
             )
-    except Exception as error:  # a broken file raises whatever its parser does
+    except Exception as error:  # a broken file can raise anything
         raise UserError(
             f"the retriever in {folder} cannot be loaded: {loading_fault(error)}; a BERT was expected"
         ) from error
@@ -115,7 +117,8 @@ def load_encoder(folder: Path) -> PreTrainedModel:
 
 
 def described_pooling(folder: Path) -> tuple[str, bool]:
-    """(pooling, normalize) as a folder says it: Contriever in config.json, sentence-transformers in its modules."""
+    """(pooling, normalize) from a folder: from config.json for Contriever, otherwise from the modules of
+    sentence-transformers."""
     config = read_json(folder / "config.json")
     if "pooling" in config:
         pooling, normalize = config["pooling"], bool(config.get("normalize", False))
@@ -127,7 +130,7 @@ def described_pooling(folder: Path) -> tuple[str, bool]:
         if modes and pooling == "average" and not modes.get("pooling_mode_mean_tokens", True):
             pooling = "another"
     if pooling not in POOLINGS:
-        raise UserError(f"{folder}: pooling {pooling!r} is not known here; there are: {', '.join(POOLINGS)}")
+        raise UserError(f"{folder}: pooling {pooling!r} is not supported; there are: {', '.join(POOLINGS)}")
     return pooling, normalize
 
 
@@ -136,7 +139,7 @@ def read_json(path: Path) -> Any:
 
 
 def module_types(path: Path) -> list[str]:
-    """The types in a modules.json of sentence-transformers, which is a list; none where there is no such file."""
+    """The types in a modules.json of sentence-transformers, which is a list; empty if there is no such file."""
     if not path.is_file():
         return []
     try:
@@ -148,7 +151,7 @@ def module_types(path: Path) -> list[str]:
 
 
 def fingerprint(retriever: Retriever, text_format: str, max_length: int) -> str:
-    """What embeddings of passages depend on: the encoder's weights, how they are pooled, and what it is given."""
+    """A digest of everything that embeddings of passages depend on: the encoder's weights, pooling and input format."""
     form = [retriever.pooling, retriever.normalize, text_format, max_length]
     form += [norm] if (norm := getattr(retriever.passage.config, layer_norm.KEY, None)) else []
     digest = hashlib.sha256(json.dumps(form).encode())
@@ -163,15 +166,15 @@ def fingerprint(retriever: Retriever, text_format: str, max_length: int) -> str:
 def embed(
     retriever: Retriever, tokenizer: Any, texts: Sequence[str], max_length: int, batch_size: int, of_passages: bool
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Embed texts in batches of like length: what is padded is little.
+    """Embed texts in batches of similar length, which need little padding.
 
     Args:
-        texts: N of them.
-        max_length: tokens of a text, at most; the rest is cut off.
-        batch_size: texts of a batch, at most; long ones make smaller batches.
+        texts: the N texts.
+        max_length: maximum number of tokens per text; the rest is cut off.
+        batch_size: maximum number of texts per batch; batches of long texts are smaller.
 
     Yields:
-        (numbers of the texts of a batch, their embeddings (B, D)); each text once, in the order of their length.
+        (indices of the texts of a batch, their embeddings (B, D)). Each text occurs once.
     """
     device = next(retriever.parameters()).device
     tokens_at_a_time = batch_size * 128

@@ -1,7 +1,7 @@
-"""An index on disk: passages.arrow, embeddings.N.npy in float16 (or FAISS files), and index.json, written last.
+"""Save and load an index: passages.arrow, embeddings.N.npy in float16 (or FAISS files), and index.json, written last.
 
-Another number of workers than wrote it can read it. index.json has a digest of each file: one that was exchanged or cut
-off is refused. The reference's published indices are read too (published.py).
+The number of workers that load an index may differ from the number that saved it. index.json has a digest of each file,
+so a replaced or truncated file is refused. The reference's published indices can be loaded too (published.py).
 """
 
 import functools
@@ -48,12 +48,12 @@ def compressed_name(kind: str, code_size: int | None) -> str:
 
 
 def save_index(folder: Path, index: Index, n_shards: int, kind: str | None, code_size: int | None) -> None:
-    """Save an index; all workers call it together. One run at a time writes a folder, others wait.
+    """Save an index. All workers call this together. Only one run at a time writes to a folder; others wait.
 
     Args:
-        folder: it is made; an index that is there is replaced, index.json last.
-        n_shards: files of vectors in all, at least one a worker.
-        kind, code_size: of a compressed index; None: flat.
+        folder: the folder of the index; an existing index is replaced, with index.json last.
+        n_shards: total number of files with vectors; there is at least one per worker.
+        kind, code_size: the kind and code size of a compressed index; a kind of None means a flat index.
     """
     with workers.only_writer(folder):
         workers.from_first(functools.partial(begin_saving, folder, index.passages))
@@ -80,7 +80,7 @@ def save_index(folder: Path, index: Index, n_shards: int, kind: str | None, code
 
 
 def begin_saving(folder: Path, passages: Passages) -> None:
-    """Make the folder, without what an index before left in it, and put the passages there."""
+    """Create the folder, remove the files of an earlier index, and copy the passages into it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / NAME).unlink(missing_ok=True)
     for old in (*folder.glob("embeddings.*.npy"), *folder.glob("faiss.*.index")):
@@ -130,10 +130,10 @@ def describe_index(folder: Path, n_shards: int = SHARDS) -> dict[str, Any]:
     """The digest of all files of an index (see contents.py).
 
     Args:
-        n_shards: of an index in the reference's format.
+        n_shards: number of shards of an index in the reference's format.
 
     Raises:
-        UserError: the folder has no whole index, or a file is not the one that was saved.
+        UserError: the folder has no complete index, or a file has changed since it was saved.
     """
     if not is_own(folder):
         return describe_published(folder, n_shards)
@@ -144,7 +144,7 @@ def describe_index(folder: Path, n_shards: int = SHARDS) -> dict[str, Any]:
     for name, digest in recorded.items():
         if digest is not None and described["files"][name]["sha256"] != digest:
             raise UserError(
-                f"{folder / name}: not the file that {NAME} describes (another SHA-256): cut off, damaged or of "
+                f"{folder / name}: not the file that {NAME} describes (another SHA-256): truncated, damaged or from "
                 "another index; copy or make the index again"
             )
     return described
@@ -159,7 +159,7 @@ def is_own(folder: Path) -> bool:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; an index was expected (--load_index_path)")
     if not (folder / NAME).is_file() and not is_published(folder):
-        raise UserError(f"{folder}: no index there ({NAME} is written last; was its making interrupted?)")
+        raise UserError(f"{folder}: no index there ({NAME} is written last; was saving the index interrupted?)")
     return (folder / NAME).is_file()
 
 
@@ -172,21 +172,21 @@ def load_index(
     device: torch.device,
     n_shards: int = SHARDS,
 ) -> Index:
-    """Load an index; all workers call it together, each gets its share of the vectors.
+    """Load an index. All workers call this together, and each gets a part of the vectors.
 
     Args:
-        kind, code_size: of the compressed index that is wanted; None: flat. One that is not saved is made from the
-            embeddings.
-        encoder: fingerprint of the retriever's passage encoder and what it is given; None: do not ask.
-        dimension: of the retriever's vectors.
-        device: where a flat index is searched.
-        n_shards: of an index in the reference's format.
+        kind, code_size: the kind and code size of the compressed index that is wanted; a kind of None means a flat
+            index. If the saved index is flat, it is compressed after loading.
+        encoder: the fingerprint of the retriever's passage encoder, which the index must have; None skips the check.
+        dimension: dimension of the retriever's vectors.
+        device: the device on which a flat index is searched.
+        n_shards: number of shards of an index in the reference's format.
 
     Raises:
-        UserError: the folder has no whole index, or one that another encoder made.
+        UserError: the folder has no complete index, or another encoder made the index.
     """
     if workers.from_first(lambda: is_own(folder)):
-        described = workers.from_first(lambda: describe_index(folder))  # before any file is mapped
+        described = workers.from_first(lambda: describe_index(folder))  # checked before any file is mapped
         index = workers.each(lambda: load_own(folder, kind, code_size, encoder, dimension, device))
         files = [folder / name for name in described["files"]]
         workers.from_first(lambda: contents.require_unchanged(folder, files, described))
@@ -199,10 +199,10 @@ def load_index(
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """What index.json says.
+    """The contents of index.json.
 
     Raises:
-        UserError: it says something else than `save_index` writes, for example a file outside the folder.
+        UserError: the contents are not in the form of `save_index`, for example with a file outside of the folder.
     """
     try:
         described = load_json(folder / NAME)
@@ -215,12 +215,12 @@ def read_description(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         wrong = repr(error)
     if wrong:
-        raise UserError(f"{folder / NAME}: this is no index's description ({wrong}); make the index again")
+        raise UserError(f"{folder / NAME}: not a valid description of an index ({wrong}); make the index again")
     return known
 
 
 def flaw_of(known: dict[str, Any]) -> str | None:
-    """What is wrong with the values of an index's description; None when they can be those of an index."""
+    """What is wrong with the values in an index's description; None if they are valid."""
     shards = known["shards"]
     for name, value in (("passages", known["passages"]), *(("rows", shard["rows"]) for shard in shards)):
         if type(value) is not int or value < 0:
@@ -239,7 +239,7 @@ def flaw_of(known: dict[str, Any]) -> str | None:
     if known["compressed"] is not None and not shards:
         return "shards: there are none"
     if known["compressed"] is not None and any(shard["sha256"] is None for shard in shards):
-        return "it has no digests, without which FAISS's files are not read"
+        return "it has no digests, and FAISS files are not read without them"
     return None
 
 
@@ -253,15 +253,17 @@ def load_own(
     if encoder is not None and described["encoder"] not in (None, encoder):
         raise UserError(
             f"{folder}: this index was made by another passage encoder, or with another --retriever_format or "
-            "--text_maxlength; make it anew with --passages and --save_index_path"
+            "--text_maxlength; make it again with --passages and --save_index_path"
         )
     passages = Passages(folder / PASSAGES)
     if len(passages) != count or sum(rows for _, rows in shards) != count:
-        raise UserError(f"{folder}: {NAME} says {count} passages, {PASSAGES} has {len(passages)}; copy the index again")
+        raise UserError(
+            f"{folder}: {NAME} says {count} passages, but {PASSAGES} has {len(passages)}; copy the index again"
+        )
     wanted = kind and compressed_name(kind, code_size)
     if saved_as is not None and saved_as != wanted:
         flag = "--index_mode faiss --faiss_index_type {} --faiss_code_size {}".format(*saved_as.partition("_")[::2])
-        raise UserError(f"{folder}: it was saved compressed, as {saved_as}; load it with {flag.removesuffix(' ')}")
+        raise UserError(f"{folder}: it is a compressed index ({saved_as}); load it with {flag.removesuffix(' ')}")
     if saved_as is not None:
         vectors: Any = load_compressed(shards)
         check_dimension(folder, vectors.index.d, dimension)
@@ -285,16 +287,16 @@ def on_device(segments: list[torch.Tensor], device: torch.device) -> torch.Tenso
 
 
 def flat_segments(shards: list[tuple[Path, int]], start: int, end: int, dimension: int) -> Iterator[torch.Tensor]:
-    """The rows from start to before end, memory-mapped from the files that hold them."""
+    """Yield the rows from start to before end, memory-mapped from their files."""
     first = 0
     for file, rows in shards:
         low, high = max(start, first), min(end, first + rows)
         if low < high:
             try:
                 array = np.load(file, mmap_mode="c")
-            except Exception as error:  # what numpy raises over a damaged header is of a dozen kinds
+            except Exception as error:  # numpy raises many kinds of errors for a damaged header
                 raise UserError(
-                    f"{file}: cut off or damaged ({reason(error)}); copy or make the index again"
+                    f"{file}: truncated or damaged ({reason(error)}); copy or make the index again"
                 ) from error
             if array.shape != (rows, dimension) or array.dtype != np.float16:
                 raise UserError(
@@ -308,18 +310,21 @@ def flat_segments(shards: list[tuple[Path, int]], start: int, end: int, dimensio
 
 
 def load_compressed(shards: list[tuple[Path, int]]) -> CompressedVectors:
-    """This worker's share of the files, joined: all were made from one training."""
+    """This worker's part of the files, merged into one index. All files come from one trained index."""
     import faiss
 
     if len(shards) < workers.size():
-        raise UserError(f"{shards[0][0].parent}: its {len(shards)} FAISS files are for at most as many workers")
+        raise UserError(
+            f"{shards[0][0].parent}: its {len(shards)} FAISS files allow at most {len(shards)} workers, but there are "
+            f"{workers.size()}; start fewer workers"
+        )
     low, high = workers.share_of(len(shards))
     joined = None
     for file, rows in shards[low:high]:
         try:
             index = faiss.read_index(str(file))
         except (RuntimeError, MemoryError) as error:
-            raise UserError(f"{file}: cut off or damaged; copy or make the index again") from error
+            raise UserError(f"{file}: truncated or damaged; copy or make the index again") from error
         if index.ntotal != rows:
             raise UserError(f"{file}: {rows} vectors were expected, found {index.ntotal}; make the index again")
         require_finite_numbers(index, file)

@@ -1,4 +1,4 @@
-"""How learning rates go, and when the index is made anew; as in the reference."""
+"""The schedules of the learning rates and of index refreshes, as in the reference."""
 
 import math
 from collections.abc import Callable
@@ -7,15 +7,15 @@ from teacherlm.core.errors import UserError
 
 SCHEDULERS = ("linear", "cosine", "fixed")
 RATIO = 0.1
-"""Of the learning rate: where `linear` begins, and where both come down to or begin their way to zero."""
+"""The share of the learning rate with which `linear` begins, and to which `linear` and `cosine` decrease at the end."""
 END = 2**32
 
 
 def learning_rate(scheduler: str, warmup: int, total: int) -> Callable[[int], float]:
-    """The share of the learning rate at a step.
+    """The function from a step to its share of the learning rate.
 
-    linear: from 0.1 up to 1 in `warmup` steps, then down by 0.9 until `total`. cosine: from 0 up, then a quarter of a
-    cosine down to 0.1. fixed: from 0 up, then 1.
+    linear: it rises from 0.1 to 1 in `warmup` steps, and falls to 0.1 at `total` and further to 0. cosine: it rises
+    from 0 to 1, and falls to 0.1 along a quarter of a cosine. fixed: it rises from 0 to 1 and stays there.
     """
 
     def share(step: int) -> float:
@@ -33,13 +33,13 @@ def learning_rate(scheduler: str, warmup: int, total: int) -> Callable[[int], fl
 
 
 class IndexRefresh:
-    """When the passages are embedded anew.
+    """When the passages are embedded again.
 
     Args:
-        schedule: -1 (never), a number of steps, or `0-100:10,100-1000000:500`: every 10 steps until step 100, then
-            every 500, counted from the beginning of each interval.
-        freeze_retriever_steps: until then the retriever does not change.
-        trains_passages: whether the passage encoder learns at all; query-side training leaves it as it is.
+        schedule: -1 (never), a number of steps, or intervals such as `0-100:10,100-1000000:500`: every 10 steps until
+            step 100, then every 500 steps, counted from the beginning of each interval.
+        freeze_retriever_steps: the step until which the retriever does not learn.
+        trains_passages: whether the passage encoder learns; with query-side training it does not.
 
     Raises:
         UserError: the schedule is malformed.
@@ -51,14 +51,14 @@ class IndexRefresh:
         self.trains_passages = trains_passages
 
     def is_due(self, step: int) -> bool:
-        """Whether the index is to be made anew after `step` steps; never at step 0, where it is new."""
+        """Whether the index has to be made again after `step` steps. At step 0 it is new."""
         if step == 0 or not self.trains_passages or step < self.freeze_retriever_steps:
             return False
         return any(start <= step < end and (step - start) % every == 0 for start, end, every in self.intervals)
 
 
 def parse_schedule(text: str) -> list[tuple[int, int, int]]:
-    """(first step, end, every so many) of each interval."""
+    """(first step, end, number of steps between refreshes) for each interval."""
     if text == "-1":
         return []
     if text.isdecimal() and int(text):
@@ -69,7 +69,8 @@ def parse_schedule(text: str) -> list[tuple[int, int, int]]:
         start, _, end = steps.partition("-")
         if not (start.isdecimal() and end.isdecimal() and every.isdecimal() and int(start) < int(end) and int(every)):
             raise UserError(
-                f"--refresh_index {text}: -1, a number, or FIRST-END:EVERY with commas was expected, found {piece!r}"
+                f"--refresh_index {text}: -1, a number, or FIRST-END:EVERY separated by commas was expected, found "
+                f"{piece!r}"
             )
         intervals.append((int(start), int(end), int(every)))
     return intervals

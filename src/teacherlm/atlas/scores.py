@@ -1,12 +1,12 @@
-"""The MMLU table of a run's predictions: accuracy with the options in their own order, and debiased over permutations.
+"""Print the MMLU table of a run's predictions: accuracy in the original order of options, and debiased accuracy.
 
---predictions_path is a file of predictions; a run's folder (combined_{split}-step-{step}.jsonl); or, for the 5-shot
-setting, a folder with a run for each of the 57 domains, {domain}/{domain}.{split}-step-{step}.jsonl or
-{domain}/{domain}-{split}-step-{step}.jsonl, with a table of the domains too. Categories are averages over questions
-(micro-averages).
+--predictions_path is a file of predictions, or a run's folder (with combined_{split}-step-{step}.jsonl). For the 5-shot
+setting it is a folder with a run for each of the 57 domains (with {domain}/{domain}.{split}-step-{step}.jsonl or
+{domain}/{domain}-{split}-step-{step}.jsonl); then a table of the domains is printed too. The values of categories are
+averages over questions (micro-averages).
 
-With --select-step the step is the one whose validation predictions have the best debiased accuracy; what is scored is
-the test split at that step.
+--select-step chooses the step whose validation predictions have the best debiased accuracy, and scores the test split
+at that step.
 """
 
 import re
@@ -25,28 +25,28 @@ from teacherlm.core.terminal import shown
 from teacherlm.core.trees import files_below
 
 CATEGORIES = {"humanities": "humanities", "Soc Sci.": "social_sciences", "STEM": "stem", "other": "other"}
-"""The table's name -> the group of benchmarks/mmlu.yaml."""
+"""Maps each category in the table to the group in benchmarks/mmlu.yaml."""
 VALIDATION = re.compile(r"[._-]val(?:id)?-step-(\d+)\.jsonl$")
 
 Key = tuple[str, str]
-"""What a question is found by: its text and its options."""
+"""The text of a question and its options, which identify it."""
 Predictions = dict[str, dict[Key, tuple[str, str]]]
-"""Domain -> question -> (choice, debiased choice)."""
+"""Maps domain -> question -> (choice, debiased choice)."""
 
 
 @dataclass(frozen=True)
 class ScoresFlags:
-    """Which predictions are scored, and by which answers."""
+    """Which predictions are scored, and with which answers."""
 
-    predictions_path: Path = flag()
-    gold_path: Path = flag(help="the questions, with their answers")
-    step: int = flag(16, help="of a folder's files (default: 16)")
-    split: str = flag("valid", help="of a folder's files (default: valid)")
+    predictions_path: Path = flag(help="a file of predictions, or a folder with such files")
+    gold_path: Path = flag(help="the file of questions with their answers")
+    step: int = flag(16, help="the step of the files in a folder (default: 16)")
+    split: str = flag("valid", help="the split of the files in a folder (default: valid)")
     select_step: Path | None = flag(
         None,
         spelled=("--select-step",),
         metavar="GOLD",
-        help="choose the step of a folder by its validation questions",
+        help="choose the step by the predictions for these validation questions, and score the test split",
     )
 
 
@@ -66,20 +66,20 @@ def main() -> None:
 
 
 def predictions_there(path: Path) -> Path:
-    """A file or a folder of predictions.
+    """The file or folder of predictions, which must exist.
 
-    The zero-shot experiment's documentation names step 1, but a run without training writes step 0, here as in the
-    reference: that file is taken, and a line says so.
+    The documentation of the zero-shot experiment names step 1, but a run without training writes step 0, also in the
+    reference. In this case the file of step 0 is used, and a line says so.
 
     Raises:
-        UserError: it is not there; those of the same questions that are there are named.
+        UserError: it does not exist; the message names existing predictions for the same questions.
     """
     if path.exists():
         return path
     name, mark, _ = path.name.partition("-step-")
     there = steps_there(path.parent, f"{name}{mark}") if mark else []
     if path.name == f"{name}-step-1.jsonl" and [file.name for file in there] == [f"{name}-step-0.jsonl"]:
-        print(f"{path}: no such file; {there[0].name} is scored, as a run without training is at step 0")
+        print(f"{path}: no such file; {there[0].name} is scored, because a run without training is at step 0")
         return there[0]
     hint = (
         f"there are {', '.join(file.name for file in there)}" if there else "predictions of evaluate.py were expected"
@@ -88,19 +88,19 @@ def predictions_there(path: Path) -> Path:
 
 
 def steps_there(folder: Path, beginning: str) -> list[Path]:
-    """The predictions whose names begin so, by their step."""
+    """The files of predictions whose names have this beginning, sorted by step."""
     found = (re.fullmatch(r"(\d+)\.jsonl", path.name.removeprefix(beginning)) for path in folder.glob("*.jsonl"))
     steps = sorted(int(match[1]) for match in found if match)
     return [folder / f"{beginning}{step}.jsonl" for step in steps]
 
 
 def is_one_run(folder: Path) -> bool:
-    """Whether a folder has predictions of all domains together, not a run for each of them."""
+    """Whether a folder has the predictions of one run for all domains, instead of a run per domain."""
     return any(folder.glob("combined_*-step-*.jsonl"))
 
 
 def read_all(path: Path, domains: Sequence[str], split: str, step: int) -> Predictions:
-    """The predictions of a file, of a run's folder, or of a folder of domains."""
+    """The predictions in a file, in the folder of a run, or in a folder with a run per domain."""
     if not path.is_dir():
         files = [path]
     elif is_one_run(path):
@@ -116,16 +116,19 @@ def read_all(path: Path, domains: Sequence[str], split: str, step: int) -> Predi
 
 
 def select_step(folder: Path, gold: dict[str, dict[Key, str]]) -> int:
-    """The step with the best debiased accuracy on validation questions; of equal ones the first.
+    """The step with the best debiased accuracy on validation questions. Among equal ones it is the first.
 
     Raises:
         UserError: there are no validation predictions.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: --select-step chooses among the steps of a folder; a folder was expected")
+        raise UserError(f"{folder}: --select-step chooses among the steps in a folder; a folder was expected")
     found = {int(match[1]) for file in files_below(folder) if (match := VALIDATION.search(file.name))}
     if not found:
-        raise UserError(f"{folder}: no validation predictions there (*val*-step-N.jsonl); was --eval_data given both?")
+        raise UserError(
+            f"{folder}: no validation predictions there (*val*-step-N.jsonl); give --eval_data the validation "
+            "questions too"
+        )
     scores = {}
     for step in sorted(found):
         predictions = read_all(folder, sorted(gold), "valid", step)
@@ -137,7 +140,8 @@ def select_step(folder: Path, gold: dict[str, dict[Key, str]]) -> int:
 
 
 def named(folder: Path, name: str, split: str, step: int) -> Path:
-    """The predictions of a domain or of all together, in any spelling of the documentation; `valid` is val, too."""
+    """The file of predictions of a domain, or of all ("combined"). Every spelling in the documentation is accepted, and
+    the splits `valid` and `val` are the same."""
     splits = {"valid": ("valid", "val"), "val": ("val", "valid")}.get(split, (split,))
     names = [f"{name}{mark}{of_split}-step-{step}.jsonl" for of_split in splits for mark in ".-_"]
     for file in names:
@@ -158,7 +162,7 @@ def read_gold(path: Path) -> dict[str, dict[Key, str]]:
     for number, question in read_records(path):
         where = f"{path}, line {number}"
         require_fields(question, ("question", "options", "answer", "dataset"), where)
-        if not is_plain_name(question["dataset"]):  # it names a folder of predictions
+        if not is_plain_name(question["dataset"]):  # it becomes the name of a folder
             raise UserError(f"{where}: dataset: the name of a domain was expected, found {shown(question['dataset'])}")
         if not isinstance(question["question"], str) or not isinstance(question["answer"], str):
             raise UserError(f"{where}: the fields question and answer must be texts")
@@ -167,7 +171,7 @@ def read_gold(path: Path) -> dict[str, dict[Key, str]]:
 
 
 def require_all(gold: Mapping[str, Mapping[Key, str]], predictions: Predictions, path: Path) -> None:
-    """Refuse to score a part: every question needs its prediction."""
+    """Refuse to score if a question has no prediction."""
     missing = {
         domain: count
         for domain, questions in sorted(gold.items())
@@ -179,14 +183,14 @@ def require_all(gold: Mapping[str, Mapping[Key, str]], predictions: Predictions,
 
 
 def categories(gold: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Category -> its domains, of those that have questions; and all."""
+    """Maps each category, and "all", to those of its domains that have questions."""
     groups = load_benchmark("mmlu").groups
     known = {name: [domain for domain in groups[group] if domain in gold] for name, group in CATEGORIES.items()}
     return {**{name: domains for name, domains in known.items() if domains}, "all": list(gold)}
 
 
 def table(gold: Mapping[str, Mapping[Key, str]], predictions: Predictions, rows: Mapping[str, Sequence[str]]) -> str:
-    """A row of each name's domains, averaged over their questions."""
+    """The table with one row per name, averaged over the questions of its domains."""
     width = max(15, *map(len, rows))
     lines = [f"{'category':>{width}}\t{'Acc(%)':>15}\t{'Debias Acc(%)':>15}", "-" * (width + 32)]
     for name, domains in rows.items():

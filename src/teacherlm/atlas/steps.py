@@ -1,4 +1,4 @@
-"""One step of the optimizer: its learning rates, the clipping, and what is done when a gradient is not finite."""
+"""One optimizer step: learning rates, clipping of the gradient, and skipping a step whose gradient is not finite."""
 
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ from teacherlm.atlas.options import TrainFlags
 from teacherlm.core.errors import UserError
 
 MOST_SKIPPED = {"fp16": 25, "others": 5}
-"""Steps in a row that may be skipped. With fp16 the first ones are skipped as a rule, until the scale of the losses is
-low enough: it begins with 2^16 and is halved each time."""
+"""Maximum number of consecutive steps that are skipped. With fp16 the first steps are usually skipped until the loss
+scale is low enough: it begins at 2^16 and is halved after each skipped step."""
 
 
 def set_rates(optimizer: torch.optim.Optimizer, share: float, retriever_learns: bool) -> None:
-    """Give each group its learning rate, `share` of its `base`.
+    """Set the learning rate of each group to `share` times its `base`.
 
     Call this before `backward`: DeepSpeed steps inside it.
     """
@@ -25,9 +25,10 @@ def set_rates(optimizer: torch.optim.Optimizer, share: float, retriever_learns: 
 
 
 def forget_steps(optimizer: torch.optim.Optimizer) -> None:
-    """Set Adam's step count of the retriever back to zero, after a step in which the retriever did not learn.
+    """Reset Adam's step count for the retriever after a step in which the retriever did not learn.
 
-    DeepSpeed treats a missing gradient as zero and still counts the step: Adam's first real ones would be smaller.
+    DeepSpeed treats a missing gradient as zero and still counts the step. Then Adam's first real steps would be too
+    small.
     """
     for group in optimizer.param_groups[1:]:
         for weight in group["params"]:
@@ -36,9 +37,10 @@ def forget_steps(optimizer: torch.optim.Optimizer) -> None:
 
 
 def take_step(accelerator: Any, trainee: nn.Module, optimizer: Any, clip: float) -> bool:
-    """Clip the gradient of reader and retriever together and step; False where it is not finite and nothing changed.
+    """Clip the common gradient of reader and retriever, and take the step. Returns False if the step was skipped.
 
-    DeepSpeed has done both in `backward`, and fp16's scaler leaves such a step out by itself: they say so afterwards.
+    A step is skipped if its gradient is not finite. DeepSpeed clips and steps in `backward`, and the fp16 scaler skips
+    such a step itself; both report a skipped step afterwards.
     """
     norm = accelerator.clip_grad_norm_(trainee.parameters(), clip)
     by_itself = accelerator.scaler is not None or accelerator.distributed_type == "DEEPSPEED"
@@ -50,10 +52,10 @@ def take_step(accelerator: Any, trainee: nn.Module, optimizer: Any, clip: float)
 
 
 class Skips:
-    """Steps in a row whose gradient was not finite: each is said, and after too many the run ends.
+    """Counts consecutive steps that were skipped. It prints each one, and ends the run after too many.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
     """
 
     def __init__(self, asked: TrainFlags, folder: Path):
@@ -62,10 +64,10 @@ class Skips:
         self.folder, self.in_a_row = folder, 0
 
     def note(self, skipped: bool, step: int) -> None:
-        """After a step, in all workers alike.
+        """Count a step. All workers call this with the same arguments.
 
         Raises:
-            UserError: too many were skipped, one after the other.
+            UserError: too many consecutive steps were skipped.
         """
         self.in_a_row = self.in_a_row + 1 if skipped else 0
         if skipped:
@@ -75,7 +77,7 @@ class Skips:
         saved = max(self.folder.glob("checkpoint/step-*"), key=lambda path: path.stat().st_mtime, default=None)
         mistake = (
             f"{self.folder}: {self.in_a_row} steps in a row, up to step {step}, had a gradient that is not finite (NaN "
-            f"or infinity), and were skipped; {saved or 'no checkpoint'} is what was saved before. Give a lower --lr, "
-            "or --precision fp32 or bf16"
+            f"or infinity) and were skipped; the last saved checkpoint is {saved or 'none'}; use a lower --lr, or "
+            "--precision fp32 or bf16"
         )
         raise UserError(mistake) if workers.is_first() else SystemExit(2)

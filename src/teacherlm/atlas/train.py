@@ -1,7 +1,8 @@
-"""Train a reader on multiple-choice questions, and its retriever with it.
+"""Train a reader, and optionally its retriever, on multiple-choice questions.
 
-Under {checkpoint_dir}/{name} go log.jsonl, checkpoint/step-N and the predictions of each evaluation. A run that was
-interrupted goes on with the same command: `srun python train.py ...` or `torchrun --nproc_per_node 2 train.py ...`.
+It writes log.jsonl, checkpoint/step-N and the predictions of each evaluation to {checkpoint_dir}/{name}. The same
+command resumes an interrupted run. Several workers are started with `srun python train.py ...` or `torchrun
+--nproc_per_node 2 train.py ...`.
 """
 
 import hashlib
@@ -31,14 +32,14 @@ from teacherlm.core.training_log import read_log
 
 STAGE = "atlas train"
 BEGUN = "run.json"
-"""What a run was begun with, in its folder."""
+"""The file in a run's folder with the settings with which it was begun."""
 NOT_SHAPING = ("name", "checkpoint_dir", "model_path", "eval_data", "main_port", "write_results", "dont_write_passages")
 NOT_SHAPING += ("train_data", "passages", "load_index_path", "save_index_path", "save_index_n_shards", "eval_freq")
 NOT_SHAPING += ("log_freq", "save_freq", "save_optimizer", "per_gpu_embedder_batch_size", "generation_max_length")
 NOT_SHAPING += ("multiple_choice_eval_permutations", "shard_optim", "shard_grads", "use_gradient_checkpoint_reader")
 NOT_SHAPING += ("use_gradient_checkpoint_retriever", "per_gpu_batch_size", "retrieve_only", "list_missing", "notes")
 NOT_SHAPING += ("generation_min_length", "generation_num_beams", "generation_length_penalty")
-"""Flags that say where things are or how they are computed; the weights depend on the others."""
+"""Flags that only say where files are or how something is computed. The weights depend on all other flags."""
 
 
 def main() -> int:
@@ -67,13 +68,13 @@ def main() -> int:
 def describe_run(
     asked: TrainFlags, folder: Path, known: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """What the weights depend on: flags, and digests of the inputs; a folder of another run is not touched.
+    """What the weights depend on: (flags, digests of the inputs).
 
     Args:
         known: earlier digests.
 
     Raises:
-        UserError: the folder has a run that was begun with other settings.
+        UserError: the folder holds a run that was begun with other settings.
     """
     found = {**vars(asked), "retrieves": asked.retrieves, "compressed": asked.compressed}
     left_out = {*NOT_SHAPING, *(one.name for one in unused_flags())}
@@ -89,12 +90,12 @@ def describe_run(
         differing = [name for name in sorted({*before, *work}) if before.get(name) != work.get(name)]
         if differing:
             shown = "; ".join(f"{name} was {before.get(name)!r}, is {work.get(name)!r}" for name in differing)
-            raise UserError(f"{folder}: begun with other settings: {shown}; give another --name, or the same settings")
+            raise UserError(f"{folder}: begun with other settings: {shown}; use another --name, or the same settings")
     return arguments, inputs
 
 
 class Training:
-    """A run: where it stands, and what it works with."""
+    """A training run: its models, its data and its current step."""
 
     def __init__(self, asked: TrainFlags, stage_run: StageRun, device: torch.device, stop: Stop):
         folder = stage_run.output
@@ -106,7 +107,7 @@ class Training:
         self.step = workers.from_first(lambda: learner.last_step(folder))
         if self.step:
             asked = replace(asked, model_path=str(folder / "checkpoint" / f"step-{self.step}"))
-            workers.say(f"train: going on from {asked.model_path}")
+            workers.say(f"train: resuming from {asked.model_path}")
         self.asked = asked
         self.model = load_model(asked, device, precision="fp32", trains=True)
         self.index = make_index(asked, self.model, device, trained=self.step > 0) if asked.retrieves else None
@@ -128,8 +129,9 @@ class Training:
             with whole_file(self.folder / BEGUN) as file:
                 json.dump(self.stage_run.work, file, indent=1)
         workers.say(
-            f"train: {len(self.examples)} examples, steps {self.step} to {asked.total_steps} of "
-            f"{asked.per_gpu_batch_size} x {workers.size()} workers on the {self.model.reader.device.type.upper()}"
+            f"train: {len(self.examples)} examples, steps {self.step} to {asked.total_steps}, "
+            f"{asked.per_gpu_batch_size} x {workers.size()} workers examples per step on the "
+            f"{self.model.reader.device.type.upper()}"
         )
         if self.step and not self.evaluate():
             return REQUEUE
@@ -147,7 +149,10 @@ class Training:
                 self.save(asked.save_optimizer)
             if stopped or not self.evaluate():
                 self.save(with_state=True)
-                workers.say(f"train: interrupted after step {self.step}, saved; the same command goes on from there")
+                workers.say(
+                    f"train: interrupted after step {self.step}; a checkpoint was saved, and the same command resumes "
+                    "from it"
+                )
                 return REQUEUE
         self.save(asked.save_optimizer)
         if workers.is_first():
@@ -156,7 +161,7 @@ class Training:
         return 0
 
     def learn(self) -> dict[str, float]:
-        """One batch, and after the last of a step the step; the losses."""
+        """Compute one batch, take the optimizer step if the batch is its last one, and return the losses."""
         asked = self.asked
         torch.manual_seed((asked.seed * 1_000_003 + self.step) * 1024 + workers.rank())
         learns = asked.train_retriever and self.step >= asked.freeze_retriever_steps
@@ -181,7 +186,7 @@ class Training:
         return {**losses, "skipped_steps": 1} if skipped else losses
 
     def evaluate(self) -> bool:
-        """Evaluate all files, where that is due and not done; False when it was interrupted."""
+        """Evaluate all files if that is due and not done. Returns False if it was interrupted."""
         if self.step % self.asked.eval_freq:
             return True
         digest = hashlib.sha256(json.dumps([self.stage_run.work, self.step], sort_keys=True).encode()).hexdigest()
@@ -214,7 +219,8 @@ class Training:
 
 
 class Log:
-    """log.jsonl: means of the losses since the line before. What is beyond the step that a run goes on from goes."""
+    """Writes log.jsonl: each line has the means of the losses since the line before. On resume, log lines after the
+    checkpoint's step are removed."""
 
     def __init__(self, path: Path, step: int):
         self.path, self.losses, self.began = path, [], time.monotonic()
@@ -227,7 +233,7 @@ class Log:
         self.losses.append(losses)
 
     def write(self, step: int, rates: list[float]) -> None:
-        """A line of all workers' means, by the first; steps that were skipped are counted."""
+        """Write a line with the means over all workers, and the number of skipped steps. The first worker writes it."""
         skipped = sum(losses.pop("skipped_steps", 0) for losses in self.losses)
         names = sorted({name for losses in self.losses for name in losses})
         mine = {name: [losses[name] for losses in self.losses if name in losses] for name in names}

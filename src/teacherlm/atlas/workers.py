@@ -1,4 +1,4 @@
-"""The workers of a run: processes that srun or torchrun started, one a GPU; each holds its share of the index."""
+"""The workers of a run: processes that srun or torchrun started, one per GPU. Each holds a part of the index."""
 
 import contextlib
 import hashlib
@@ -23,16 +23,17 @@ from teacherlm.runtime.processes import say as say
 from teacherlm.runtime.processes import size as size
 
 TIMEOUT = timedelta(hours=12)
-"""How long a worker waits for the others: they embed passages or read questions, each for itself, for hours."""
+"""How long a worker waits for the others, which may embed passages or read questions for hours."""
 
 
 def join_workers(main_port: int) -> torch.device:
-    """Meet the other workers, if there are any, and say which device this one computes on.
+    """Meet the other workers, if there are any, and return the device of this worker.
 
-    The environment of torchrun (RANK, WORLD_SIZE, MASTER_ADDR) is taken as it is; under srun it is made from Slurm's.
+    The environment variables of torchrun (RANK, WORLD_SIZE, MASTER_ADDR) are used. Under srun they are set from Slurm's
+    variables.
 
     Args:
-        main_port: of the first worker's machine, for Slurm; -1: MASTER_PORT, or one that is made from the job's step.
+        main_port: the port of the first worker under Slurm; -1 means MASTER_PORT, or a port derived from the job step.
 
     Raises:
         UserError: the environment is incomplete, or the workers do not meet.
@@ -48,7 +49,9 @@ def join_workers(main_port: int) -> torch.device:
     if world > 1:
         missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing:
-            raise UserError(f"WORLD_SIZE is set but {', '.join(missing)} is not; start with srun or torchrun")
+            raise UserError(
+                f"WORLD_SIZE is set but {', '.join(missing)} is not; start the workers with srun or torchrun"
+            )
         rendezvous.stay_on_this_machine()
         try:
             dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIMEOUT)
@@ -70,9 +73,9 @@ def environment_of_slurm(tasks: int, main_port: int) -> None:
 
 
 def port_of_step() -> int:
-    """A port that all workers of a job's step come to without asking one another, and other steps hardly ever.
+    """A port that all workers of a Slurm job step compute without communication. Other steps rarely get the same port.
 
-    The port at which srun itself listens, a random one, is among what it depends on.
+    It depends, among others, on the random port on which srun itself listens.
     """
     names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_LAUNCHER_PORT", "SLURM_SRUN_COMM_PORT")
     step = " ".join(os.environ.get(name, "") for name in names)
@@ -90,15 +93,15 @@ def wait_for_all() -> None:
 
 
 def share_of(count: int) -> tuple[int, int]:
-    """The rows (start, end) of `count` that are this worker's: all shares together are all rows, in order."""
+    """The rows (start, end) of `count` that belong to this worker. The workers' parts cover all rows in order."""
     return count * rank() // size(), count * (rank() + 1) // size()
 
 
 def from_first(work: Callable[[], Any]) -> Any:
-    """Let the first worker do something, and give all of them its result, a JSON value.
+    """Let the first worker do some work, and return its result, a JSON value, in all workers.
 
     Raises:
-        UserError: in the first, which says it; the others end with the same status.
+        UserError: the work failed. Only the first worker raises and reports it; the others exit with the same status.
     """
     try:
         return processes.from_first(work)
@@ -107,24 +110,24 @@ def from_first(work: Callable[[], Any]) -> Any:
 
 
 def bytes_from_first(data: bytes) -> bytes:
-    """The bytes that the first worker gives, in all workers."""
+    """Return the first worker's bytes in all workers."""
     return rendezvous.broadcast_bytes(data) if dist.is_initialized() else data
 
 
 @contextlib.contextmanager
 def only_writer(*outputs: Path) -> Iterator[None]:
-    """While the block runs, no other run writes these outputs: the first worker holds their locks, for all workers."""
+    """Within the block, no other run writes these outputs, because the first worker holds their locks."""
     with contextlib.ExitStack() as stack:
-        from_first(lambda: stack.enter_context(one_writer(*outputs)))  # it returns None
+        from_first(lambda: stack.enter_context(one_writer(*outputs)))  # the result must be a JSON value: None
         yield
 
 
 def each(work: Callable[[], Any]) -> Any:
-    """Let every worker do its part, which must not wait for another's; what this one's gives.
+    """Let every worker do a part of the work, and return this worker's result. A part must not wait for another part.
 
     Raises:
-        UserError: of the first worker that has one, in the first worker, which says it; the others end with the same
-            status. So no worker waits for one that has ended.
+        UserError: a worker failed. The first worker raises the error of the first worker that failed; the others exit
+            with the same status. So no worker waits for one that has ended.
     """
     result = mistake = None
     try:
@@ -138,10 +141,10 @@ def each(work: Callable[[], Any]) -> Any:
 
 
 def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
-    """The rows of all workers, one after the other, on the CPU, and how many are whose.
+    """The rows of all workers, concatenated on the CPU, and the number of rows of each worker.
 
     Args:
-        rows: (n, ...), n may differ from worker to worker.
+        rows: this worker's rows (n, ...); n may differ between workers.
     """
     rows = rows.cpu()
     if not dist.is_initialized():

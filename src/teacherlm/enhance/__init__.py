@@ -1,1 +1,1 @@
-"""The teacher at work: jobs, what is done of them, the merging of shards, and the engines that write."""
+"""The stage in which the teacher writes: jobs and their progress, merging of shards, and engines."""

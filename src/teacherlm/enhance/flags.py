@@ -1,4 +1,4 @@
-"""The flags of enhance.py, checked as they are read."""
+"""The flags of enhance.py and their checks."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ ENGINES = ("transformers", "vllm", "openai")
 
 
 def task_types(text: str) -> tuple[str, ...]:
-    """The prompt fields of --task_type, with commas; one that is named twice is made once."""
+    """The prompt fields of --task_type, which are separated by commas. A repeated field counts once."""
     fields = tuple(dict.fromkeys(text.split(",")))
     for field in fields:
         if field not in KINDS:
@@ -26,53 +26,98 @@ def task_types(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class EnhanceFlags:
-    """What a teacher is to write, and how."""
+    """What the teacher writes, and how."""
 
     name: str = flag(
-        help="the teacher: in models/, a folder, a hub id, http://host:port/model, field:FIELD", group=WHAT
+        help="the teacher: a name in models/, a folder, a hub id, http://host:port/model, or field:FIELD", group=WHAT
     )
-    input: Path = flag(help="JSON lines, as data_prepare.py writes them", group=WHAT)
-    output: str = flag(help="JSON lines with the texts; {kind} in it becomes cot, ...", group=WHAT)
+    input: Path = flag(help="the records, JSON lines from data_prepare.py", group=WHAT)
+    output: str = flag(
+        help="the file for the enhanced records, JSON lines; {kind} in the name becomes cot, error or fundamental",
+        group=WHAT,
+    )
     task_type: tuple[str, ...] = flag(
-        help="the field that the teacher completes; several with commas", group=WHAT, parse=task_types
+        help="the prompt field that the teacher completes; separate several fields with commas",
+        group=WHAT,
+        parse=task_types,
     )
-    num_completions: int = flag(1, help="texts per record; the first one is the field", group=WHAT, least=1)
+    num_completions: int = flag(
+        1,
+        help="number of completions per record; they are kept as a list, and the first one fills the field",
+        group=WHAT,
+        least=1,
+    )
     shard: tuple[int, int] = flag(
-        (0, 1), help="I/N: every Nth record from the Ith, 0 the first; see merge.py", group=WHAT, parse=share_of
+        (0, 1),
+        help="I/N: enhance every Nth record, beginning with record I (counted from 0); merge.py merges the shards",
+        group=WHAT,
+        parse=share_of,
     )
-    restart: bool = flag(False, help="keep what other settings made beside, begin anew", group=WHAT)
-    max_failures: int = flag(0, help="so many records may stay without a text (0)", group=WHAT, least=0)
+    restart: bool = flag(
+        False,
+        help="begin again when other settings made the output; the old file is kept under another name",
+        group=WHAT,
+    )
+    max_failures: int = flag(0, help="maximum number of records without a text (default: 0)", group=WHAT, least=0)
     list_missing: bool = flag(False, help=LIST_MISSING + " (of all N shards)", group=WHAT)
-    num_tokens: int = flag(2048, help="at most so many new tokens (default: 2048)", group=HOW, least=1)
-    temperature: float = flag(1.0, help="0: the likeliest token (default: 1, sampling)", group=HOW, least=0)
-    top_p: float = flag(1.0, help="sample from the likeliest tokens up to this probability", group=HOW, above=0, most=1)
-    stop: tuple[str, ...] = flag((), help="a text that ends a completion; several times", group=HOW, repeated=True)
-    seed: int = flag(0, help="a record's draws depend on it and the prompt (default: 0)", group=HOW, least=0)
-    dtype: str = flag("auto", help="auto: bfloat16 where the device computes in it", group=HOW, choices=DTYPES)
-    engine: str | None = flag(None, help="default: transformers; openai for http://", group=FAST, choices=ENGINES)
-    batch_size: int | None = flag(
-        None, help="records at a time (default: the teacher's YAML, or what fits)", group=FAST, least=1
+    num_tokens: int = flag(2048, help="maximum number of new tokens per text (default: 2048)", group=HOW, least=1)
+    temperature: float = flag(
+        1.0, help="temperature of sampling; 0 takes the most likely token (default: 1)", group=HOW, least=0
     )
-    local_rank: int | None = flag(None, help=HIDDEN)  # torchrun of the reference passes it
+    top_p: float = flag(
+        1.0,
+        help="sample only from the most likely tokens up to this total probability (default: 1)",
+        group=HOW,
+        above=0,
+        most=1,
+    )
+    stop: tuple[str, ...] = flag(
+        (), help="a text that ends a completion; the flag may be given several times", group=HOW, repeated=True
+    )
+    seed: int = flag(
+        0,
+        help="seed of the random numbers, which also depend on the record and its prompt (default: 0)",
+        group=HOW,
+        least=0,
+    )
+    dtype: str = flag(
+        "auto",
+        help="data type of the weights; auto is bfloat16 if the device computes in it",
+        group=HOW,
+        choices=DTYPES,
+    )
+    engine: str | None = flag(
+        None, help="default: openai for an http:// teacher, otherwise transformers", group=FAST, choices=ENGINES
+    )
+    batch_size: int | None = flag(
+        None,
+        help="maximum number of records at a time (default: from the teacher's YAML, or as many as fit)",
+        group=FAST,
+        least=1,
+    )
+    local_rank: int | None = flag(None, help=HIDDEN)  # torchrun passes it in the reference's commands
 
 
 def read_flags(description: str | None) -> EnhanceFlags:
-    """Read the flags, and choose the engine where none is named.
+    """Read the flags, and choose the engine if none is given.
 
     Raises:
-        UserError: a value out of its range, or flags that contradict one another.
+        UserError: a value is out of range, or flags contradict one another.
     """
     flags = parse(EnhanceFlags, description)
     if flags.num_completions > 1 and flags.temperature == 0:
-        raise UserError("--num_completions: with --temperature 0 all of them would be the same")
+        raise UserError("--num_completions: with --temperature 0 all completions of a record would be the same")
     if len(flags.task_type) > 1 and "{kind}" not in flags.output:
-        raise UserError("--output: with several task types it needs {kind}, for example CREAK_{kind}.jsonl")
+        raise UserError("--output: with several task types the name needs {kind}, for example CREAK_{kind}.jsonl")
     if flags.name.startswith("field:"):
         if flags.engine or flags.num_completions > 1:
-            raise UserError(f"--name {flags.name}: it takes neither --engine nor --num_completions")
+            raise UserError(f"--name {flags.name}: a field takes neither --engine nor --num_completions")
         return replace(flags, engine="field")
     remote = is_address(flags.name)
     engine = flags.engine or ("openai" if remote else "transformers")
     if remote != (engine == "openai"):
-        raise UserError(f"--engine {engine} does not go with --name {flags.name}: openai takes http://host:port/model")
+        raise UserError(
+            f"--engine {engine} does not fit --name {flags.name}: openai, and no other engine, takes a teacher "
+            "http://host:port/model"
+        )
     return replace(flags, engine=engine)

@@ -1,4 +1,4 @@
-"""One kind of explanation to be made: its files, when it is done, and how its output is put together."""
+"""One kind of explanation for one shard: its files, whether it is done, and how its output is written."""
 
 import filecmp
 import hashlib
@@ -21,11 +21,11 @@ from teacherlm.core.stage_run import StageRun
 from teacherlm.enhance.flags import EnhanceFlags
 
 Shard = tuple[int, int]
-"""(I, N): every Nth record from the Ith, counted from 0; (0, 1) is all of them."""
+"""(I, N): every Nth record, beginning with record I, counted from 0. (0, 1) means all records."""
 
 
 def shard_records(path: Path, shard: Shard) -> Iterator[tuple[int, int, Record]]:
-    """(number of the record from 0, its line from 1, the record) for the records of a shard."""
+    """Yield (index of the record from 0, its line from 1, the record) for each record of a shard."""
     first, step = shard
     for index, (line, record) in enumerate(read_records(path)):
         if index % step == first:
@@ -33,7 +33,7 @@ def shard_records(path: Path, shard: Shard) -> Iterator[tuple[int, int, Record]]
 
 
 def shard_path(output: Path, shard: Shard) -> Path:
-    """Where a shard's part of an output goes: NAME.shard-I-of-N.jsonl."""
+    """The file of a shard: NAME.shard-I-of-N.jsonl, or the output itself if there is only one shard."""
     index, count = shard
     return output if count == 1 else output.with_name(f"{output.stem}.shard-{index}-of-{count}{output.suffix}")
 
@@ -43,7 +43,8 @@ def prompt_digest(prompt: str) -> str:
 
 
 def settings(flags: EnhanceFlags, field: str) -> dict[str, Any]:
-    """What the texts of a job depend on, beside the records and the teacher. Batch size and engine are not among it."""
+    """The settings that the texts of a job depend on, apart from records and teacher. Batch size and engine do not
+    matter."""
     return {
         "task_type": field,
         "num_completions": flags.num_completions,
@@ -63,11 +64,11 @@ MADE = {
     "outputs": {"enhanced": dict},
     "counts": {"records": int, "failures": int},
 }
-"""What this stage's own manifests have, of what it reads in them."""
+"""The fields of this stage's manifests that it reads."""
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
-    """A manifest as `manifests.read_manifest` reads it; one of this stage that lacks what it must have is none."""
+    """A manifest, or None if there is none, or if it is from this stage and lacks required fields."""
     manifest = manifests.read_manifest(path)
     own = manifest is not None and manifest["stage"] == "enhance"
     return None if own and flaw_of_shape(manifest, MADE) else manifest
@@ -92,9 +93,9 @@ class Job:
 
     Attributes:
         field: the prompt field (`cot_text`).
-        output: what is made in the end.
-        arguments: see `settings`.
-        restart: keep what was made with other settings beside, instead of refusing.
+        output: the file for the enhanced records.
+        arguments: the result of `settings`.
+        restart: whether an output with other settings is kept under another name; otherwise the job is refused.
     """
 
     field: str
@@ -127,7 +128,7 @@ class Job:
         return StageRun("enhance", self.output, read=read_manifest)
 
     def compare(self) -> None:
-        """Compare what is there with the work: the arguments, and the records and teacher as they are now."""
+        """Compare the existing output with this job: the arguments, and the current records and teacher."""
         known = self.run.known
         if name := self.teacher.server or self.teacher.explanations:
             teacher = {"path": name, "sha256": name}
@@ -137,15 +138,15 @@ class Job:
         self.run.compare(self.arguments, inputs)
 
     def is_missing(self) -> bool:
-        """Whether the command would do something; failures are such a thing, as another try may help."""
+        """Whether the command has something to do. Failed records count, because another attempt may succeed."""
         self.compare()
         return not self.run.is_done or bool(self.run.counts["failures"])
 
     def is_done(self) -> bool:
-        """Whether the output is there, of this work, and without failures; says so.
+        """Whether this job has made its output without failures. Prints the state.
 
         Raises:
-            UserError: the output is of other work, or of nobody's that is known, and restart is not set.
+            UserError: the output has other settings or no manifest, and restart is not set.
         """
         if not self.input.is_file():
             raise UserError(f"{self.input}: no such file; data_prepare.py writes it")
@@ -154,15 +155,15 @@ class Job:
         if run.is_done:
             failures = run.counts["failures"]
             if failures:
-                print(f"enhance: {self.output}: trying the {failures} records again that have no text yet")
+                print(f"enhance: {self.output}: trying the {failures} records without a text again")
                 return False
             run.say_done()
             return True
-        own = run.manifest is None and self.progress_path.exists()  # a kill between writing the output and the manifest
+        own = run.manifest is None and self.progress_path.exists()  # killed before the manifest was written
         if self.output.exists() and not self.restart and not own:
             why = "; ".join(run.why) if run.manifest else "without a manifest"
             raise UserError(
-                f"{self.output} is there already ({why}); move it away, or pass --restart, which keeps it beside"
+                f"{self.output} is there already ({why}); move it away, or pass --restart, which renames it"
             )
         run.say_again()
         return False
@@ -177,7 +178,7 @@ class Job:
         return (n for n in range(self.completions) if index * self.completions + n not in self.progress)
 
     def keep(self, index: int, number: int, prompt: str, text: str, tokens: int) -> None:
-        """Put a completion on disk, with the digest of the prompt that it completes."""
+        """Write a completion to disk, with the digest of its prompt."""
         piece = {"text": text, "tokens": tokens, "prompt": prompt_digest(prompt)}
         self.progress.append(index * self.completions + number, piece)
 
@@ -185,23 +186,28 @@ class Job:
         """The completions of a record.
 
         Raises:
-            UserError: one of them completes another prompt than the record's.
+            UserError: a completion belongs to a different prompt than the record has now.
         """
         pieces = [self.progress.read(index * self.completions + number) for number in range(self.completions)]
         if any(piece["prompt"] != prompt_digest(prompt) for piece in pieces):
             raise UserError(
-                f"{self.input}, line {line}: the field {self.field!r} is not what the teacher completed: this file was "
-                "changed meanwhile; run the same command again with --restart"
+                f"{self.input}, line {line}: the field {self.field!r} is not the prompt that the teacher completed; "
+                "the file was changed during the run; run the same command again with --restart"
             )
         return [piece["text"] for piece in pieces]
 
     def finish(self, failures: set[int], counts: dict[str, Any]) -> None:
-        """Write the output, without the records of these numbers, and the manifest."""
+        """Write the output without the failed records, and the manifest.
+
+        Args:
+            failures: the indices of the failed records.
+            counts: further counts for the manifest.
+        """
         self.run.look_again()
         old = None if self.run.is_done else set_aside(self.output)
         self.progress.close()
         written = write_records(self.output, self.enhanced(failures))
-        if old and filecmp.cmp(old, self.output, shallow=False):  # this very work, killed before its manifest
+        if old and filecmp.cmp(old, self.output, shallow=False):  # the same job was killed before its manifest
             old.unlink()
         elif old:
             print(f"enhance: the former {self.output} is kept as {old}")
@@ -212,7 +218,10 @@ class Job:
         print(f"enhance: {self.output} has {written} records" + (f", {len(failures)} failed" if failures else ""))
 
     def write_failures(self, failures: list[tuple[int, int, str]]) -> None:
-        """List the records without a text beside the output: {"record", "line", "reason"}; none: no such file."""
+        """List the records without a text in a file beside the output: {"record", "line", "reason"}.
+
+        If there are none, the file is removed.
+        """
         if failures:
             rows = ({"record": index, "line": line, "reason": reason} for index, line, reason in failures)
             write_records(self.failures_path, rows)
@@ -220,7 +229,7 @@ class Job:
             self.failures_path.unlink(missing_ok=True)
 
     def enhanced(self, failures: set[int]) -> Iterator[Record]:
-        """The shard's records with the teacher's texts, in input order, without those that failed."""
+        """The shard's records with the teacher's texts, in the order of the input, without the failed records."""
         for index, line, record in shard_records(self.input, self.shard):
             if index not in failures:
                 texts = self.texts(index, line, record[self.field])

@@ -1,8 +1,9 @@
-"""Let a teacher write, for every record, why its answer is right: the chain of thought, the mistakes, the fundamentals.
+"""Let a teacher explain the answer of every record: its chain of thought, common mistakes, or the fundamentals.
 
-Reads JSON lines whose prompt field (`cot_text`, `error_text` or `fundamental_text`) is completed; writes the same
-records in the same order with `cot` (`error`, `fundamental`), the completion, and `all`, prompt and completion.
-Interrupted, the same command goes on where it was; finished and unchanged, it does nothing.
+The input is JSON lines with a prompt field (`cot_text`, `error_text` or `fundamental_text`), which the teacher
+completes. The output has the same records in the same order, with two more fields: `cot` (or `error`, `fundamental`)
+is the completion, and `all` is the prompt with the completion. After an interruption the same command continues the
+work. When everything is finished and unchanged, it does nothing.
 
 Source: TeacherLM (He et al. 2023, arXiv 2310.19019), section 3.
 """

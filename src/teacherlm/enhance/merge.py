@@ -1,7 +1,7 @@
-"""Put the shards of an enhancement together: the input's order, every record once.
+"""Merge the shards of an enhancement: every record once, in the order of the input.
 
-Reads NAME.shard-I-of-N.jsonl for every I and writes NAME.jsonl and its manifest, the same as one call without shards
-would have written. Memory does not grow with the number of records.
+It reads NAME.shard-I-of-N.jsonl for every I, and writes NAME.jsonl and its manifest, exactly as one call without shards
+would have written them. Memory does not grow with the number of records.
 """
 
 import contextlib
@@ -26,11 +26,11 @@ from teacherlm.enhance.job import read_manifest, shard_path
 
 @dataclass(frozen=True)
 class MergeFlags:
-    """Which shards are put together."""
+    """Which shards are merged."""
 
     input: Path = flag(help="the records that were enhanced")
-    output: Path = flag(help="the enhanced file, as given to enhance.py")
-    shards: int = flag(help="how many there are: the N of --shard I/N", least=2)
+    output: Path = flag(help="the enhanced file, the same as for enhance.py")
+    shards: int = flag(help="number of shards: the N of --shard I/N", least=2)
     list_missing: bool = flag(False, help=LIST_MISSING)
 
 
@@ -39,18 +39,18 @@ def main() -> None:
     require_writable(flags.output.parent)
     require_file_place(flags.output)
     paths = [shard_path(flags.output, (index, flags.shards)) for index in range(flags.shards)]
-    # The shards are locked too, so that none of them is made anew while it is read.
+    # The shards are locked too, so that none of them is rewritten while it is read.
     run = StageRun("enhance", flags.output, locks=[flags.output, *paths], says="merge", read=read_manifest)
     with contextlib.nullcontext() if flags.list_missing else run:
         merge(run, flags, paths)
 
 
 def merge(run: StageRun, flags: MergeFlags, paths: list[Path]) -> None:
-    """Merge the shards at `paths`, unless that is done; or say whether it is."""
+    """Merge the shards at `paths` unless that is done already. With --list_missing, only print whether it is done."""
     parts = [read_part(path) for path in paths]
     run.compare(*agreed(paths, parts, flags))
     failures = {path: part["counts"]["failures"] for path, part in zip(paths, parts)}
-    # They are fewer now where a shard was tried again.
+    # If a failed record succeeded since the last merge, the numbers of failures differ.
     done = run.is_done and run.counts["failures"] == sum(failures.values())
     if flags.list_missing:
         print("" if done else "0")
@@ -62,7 +62,7 @@ def merge(run: StageRun, flags: MergeFlags, paths: list[Path]) -> None:
         run.say_again()
     old = set_aside(flags.output)
     written = write_records(flags.output, merged(flags.input, paths, failures))
-    if old and filecmp.cmp(old, flags.output, shallow=False):  # this very work, killed before its manifest
+    if old and filecmp.cmp(old, flags.output, shallow=False):  # the same merge was killed before its manifest
         old.unlink()
     elif old:
         print(f"merge: the former {flags.output} is kept as {old}")
@@ -72,7 +72,11 @@ def merge(run: StageRun, flags: MergeFlags, paths: list[Path]) -> None:
 
 
 def read_part(path: Path) -> dict[str, Any]:
-    """The manifest of a shard, which must be done."""
+    """The manifest of a shard.
+
+    Raises:
+        UserError: the shard is not done, or its file was changed.
+    """
     manifest = read_manifest(manifests.manifest_of(path))
     if manifest is None or manifest["stage"] != "enhance" or not path.is_file():
         raise UserError(f"{path}: this shard is not done; run its enhance.py again")
@@ -82,25 +86,27 @@ def read_part(path: Path) -> dict[str, Any]:
 
 
 def agreed(paths: list[Path], parts: list[dict[str, Any]], flags: MergeFlags) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What all shards were made with, written as for one call without shards.
+    """The arguments and inputs that all shards share, in the form of one call without shards.
 
     Raises:
-        UserError: a shard was made with other settings or of other records.
+        UserError: a shard was made with other settings or from other records.
     """
     inputs = {**parts[0]["inputs"], "records": manifests.describe(flags.input, parts[0]["inputs"]["records"])}
     for index, (path, part) in enumerate(zip(paths, parts)):
         expected = {**parts[0]["arguments"], "shard": [index, flags.shards]}
         differing = manifests.differences(part, "enhance", expected, inputs)
         if differing:
-            raise UserError(f"{path}: made otherwise than {paths[0]}: {'; '.join(differing)}; run its enhance.py again")
+            raise UserError(
+                f"{path}: made differently from {paths[0]}: {'; '.join(differing)}; run its enhance.py again"
+            )
     return {**parts[0]["arguments"], "shard": [0, 1]}, inputs
 
 
 def merged(path: Path, paths: list[Path], failures: dict[Path, int]) -> Iterator[Record]:
-    """The enhanced records in the input's order; of a shard with failures, those may be missing and no others.
+    """The enhanced records in the order of the input. Each shard may lack as many records as it has failures.
 
     Raises:
-        UserError: a record is missing or foreign; its line in the input is named.
+        UserError: more records are missing, or a record is not in the input.
     """
     readers = [peekable(read_enhanced(part)) for part in paths]
     left = dict(failures)
@@ -120,7 +126,7 @@ def merged(path: Path, paths: list[Path], failures: dict[Path, int]) -> Iterator
 
 
 def read_enhanced(path: Path) -> Iterator[Record]:
-    """The records of a shard; there are none when the input has fewer records than there are shards."""
+    """The records of a shard. The shard is empty if the input has fewer records than there are shards."""
     if path.stat().st_size:
         for _, record in read_records(path):
             yield record

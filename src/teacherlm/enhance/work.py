@@ -1,4 +1,4 @@
-"""The teacher's work: all missing completions of all jobs in one pass, each on disk as it ends."""
+"""Make all missing completions of all jobs in one pass. Each completion is written to disk as soon as it ends."""
 
 import hashlib
 import itertools
@@ -18,15 +18,15 @@ from teacherlm.enhance.flags import EnhanceFlags
 from teacherlm.enhance.job import Job, shard_records
 
 ATTEMPTS = 3
-"""A sampled completion without a word is drawn again, with other random numbers, so often in all."""
+"""Total number of attempts for an empty sampled completion. Each attempt has other random numbers."""
 SPECIAL_TOKENS = 8
-"""More special tokens than these stand around no prompt."""
+"""Upper bound for the number of special tokens around a prompt."""
 
 
 def do_work(flags: EnhanceFlags, teacher: Model, jobs: list[Job]) -> int:
-    """Make what is missing of the jobs, and finish each; returns the exit code.
+    """Make the missing completions, finish each job, and return the exit code.
 
-    After SIGUSR1 or SIGTERM no more is begun, what is begun ends, and the code is REQUEUE.
+    After SIGUSR1 or SIGTERM no new completion is begun, running completions end, and the exit code is REQUEUE.
 
     Raises:
         UserError: a record lacks a prompt field, or more than `max_failures` records of a job got no text.
@@ -38,7 +38,7 @@ def do_work(flags: EnhanceFlags, teacher: Model, jobs: list[Job]) -> int:
     counts: dict[str, Any] = {}
     failed: dict[str, dict[int, str]] = {job.field: {} for job in jobs}
     if before:
-        print(f"enhance: {before} of {wanted} completions were done before, going on")
+        print(f"enhance: {before} of {wanted} completions were done before; continuing with the others")
     if before < wanted:
         sampling = Sampling(flags.num_tokens, flags.temperature, flags.top_p, flags.stop)
         engine, described = make_engine(flags, teacher, sampling, jobs[0].run.inputs["teacher"]["sha256"], longest)
@@ -76,10 +76,13 @@ def do_work(flags: EnhanceFlags, teacher: Model, jobs: list[Job]) -> int:
 
 
 def conclude(flags: EnhanceFlags, jobs: list[Job], failed: dict[str, dict[int, str]], counts: dict[str, Any]) -> None:
-    """List the failures beside the outputs, finish the jobs that have few enough, and refuse the others.
+    """List the failures beside the outputs, and finish the jobs that have at most `max_failures`.
 
     Args:
-        failed: prompt field -> number of the record -> why it has no text.
+        failed: maps prompt field -> index of the record -> reason why it has no text.
+
+    Raises:
+        UserError: a job has more failures.
     """
     lines = {index: line for index, line, _ in shard_records(flags.input, flags.shard)} if any(failed.values()) else {}
     too_many = []
@@ -99,13 +102,13 @@ def conclude(flags: EnhanceFlags, jobs: list[Job], failed: dict[str, dict[int, s
 
 
 def check_records(flags: EnhanceFlags, jobs: list[Job]) -> tuple[int, int]:
-    """Count the shard's records; every one must have the prompt fields, and none what will be added.
+    """Count the shard's records, and check that each has the prompt fields and none of the fields that are added.
 
     Returns:
-        How many records there are, and the number of bytes of the longest prompt.
+        The number of records, and the number of bytes of the longest prompt.
 
     Raises:
-        UserError: file, line and field of the first that does not.
+        UserError: a record fails the check; the message names its file, line and field.
     """
     count = longest = 0
     for _, line, record in shard_records(flags.input, flags.shard):
@@ -114,7 +117,7 @@ def check_records(flags: EnhanceFlags, jobs: list[Job]) -> tuple[int, int]:
             if not isinstance(record.get(job.field), str) or not record[job.field]:
                 texts = [name for name in KINDS if isinstance(record.get(name), str)]
                 raise UserError(
-                    f"{flags.input}, line {line}: the field {job.field!r} is missing, empty or no text; "
+                    f"{flags.input}, line {line}: the field {job.field!r} is missing, empty or not a text; "
                     f"this record has {', '.join(texts) or 'none of ' + ', '.join(KINDS)}"
                 )
             for added in (job.kind, "all", f"{job.kind}_completions"):
@@ -127,7 +130,7 @@ def check_records(flags: EnhanceFlags, jobs: list[Job]) -> tuple[int, int]:
 
 
 def missing_prompts(flags: EnhanceFlags, jobs: list[Job]) -> Iterator[Prompt]:
-    """The completions that are not on disk yet, record by record."""
+    """The prompts of the completions that are not on disk yet, record by record."""
     for index, _, record in shard_records(flags.input, flags.shard):
         for job in jobs:
             text = record[job.field]
@@ -136,7 +139,8 @@ def missing_prompts(flags: EnhanceFlags, jobs: list[Job]) -> Iterator[Prompt]:
 
 
 def draw_seed(seed: int, index: int, number: int, text: str, attempt: int = 0) -> int:
-    """The seed of a completion's draws: of the run's seed, the record's and the completion's number, and the prompt."""
+    """The seed of a completion, derived from the run's seed, the record, the completion's number, the attempt and the
+    prompt."""
     digest = hashlib.sha256(f"{seed} {index} {number} {attempt} {text}".encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -147,11 +151,11 @@ def reseeded(seed: int, prompt: Prompt, attempt: int) -> Prompt:
 
 
 def make_engine(flags: EnhanceFlags, teacher: Model, sampling: Sampling, digest: str, longest: int) -> tuple[Any, str]:
-    """The engine, and what it is in words.
+    """The engine, and a description of it for the log.
 
     Args:
-        digest: of the teacher.
-        longest: bytes of the longest prompt.
+        digest: the teacher's digest.
+        longest: number of bytes of the longest prompt.
     """
     if teacher.server is not None:
         from teacherlm.enhance.engines.openai_engine import OpenAIEngine
@@ -171,14 +175,14 @@ def make_engine(flags: EnhanceFlags, teacher: Model, sampling: Sampling, digest:
     from teacherlm.enhance.engines.transformers_engine import TransformersEngine
 
     batch_size = flags.batch_size or teacher.recommended("enhance.batch")
-    # A token has at least one byte, so no text has more tokens than these.
+    # A token has at least one byte, so no prompt with its completion has more tokens than `bound`.
     bound = longest + flags.num_tokens + SPECIAL_TOKENS
     engine = TransformersEngine(local_folder(teacher), flags.dtype, sampling, batch_size, digest, bound)
     return engine, f"on {engine.device.type} in {engine.dtype}, {engine.max_rows} at a time"
 
 
 class Progress:
-    """A bar on a terminal, a line a minute elsewhere: texts, tokens a second, how full the batch is, time left."""
+    """Shows texts, tokens per second, mean rows and time left: a bar on a terminal, else one line per minute."""
 
     def __init__(self, wanted: int, before: int, engine: Any):
         interactive = sys.stderr.isatty()
@@ -215,7 +219,7 @@ class Progress:
         return f"{self.tokens / seconds:.0f} new + {self.prompt_tokens / seconds:.0f} prompt tokens/s{filled}"
 
     def rows(self) -> float:
-        """Mean number of sequences a step, where the engine counts them."""
+        """Mean number of sequences per step; 0 if the engine does not count them."""
         return getattr(self.engine, "rows_filled", 0) / max(1, getattr(self.engine, "steps", 0))
 
     def summary(self) -> dict[str, Any]:

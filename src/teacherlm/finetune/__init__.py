@@ -1,1 +1,1 @@
-"""The student learns: samples, collators, losses, the trainer and its checkpoints, what is written down meanwhile."""
+"""The stage in which the student learns: samples, collators, losses, the trainer, its checkpoints and its log."""

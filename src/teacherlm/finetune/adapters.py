@@ -1,5 +1,5 @@
-"""Low-rank adapters instead of all weights: LoRA (Hu et al. 2021, arXiv 2106.09685), QLoRA (Dettmers et al. 2023,
-arXiv 2305.14314)."""
+"""Train low-rank adapters instead of all weights: LoRA (Hu et al. 2021, arXiv 2106.09685) and QLoRA (Dettmers et al.
+2023, arXiv 2305.14314)."""
 
 from pathlib import Path
 from typing import Any
@@ -15,25 +15,27 @@ from teacherlm.runtime.gpu import computes_bfloat16
 from teacherlm.runtime.loading import base_model, load_model
 
 MERGED = "merged"
-"""Folder in a checkpoint of adapters: the student with them added to its weights."""
+"""Folder in a checkpoint of adapters: the student with the adapters added to its weights."""
 
 
 def load_with_adapters(folder: Path, name: str, kind: str, rank: int) -> torch.nn.Module:
-    """A student whose weights are frozen (in 4 bits, "qlora") and whose linear layers have adapters.
+    """A student with frozen weights (in 4 bits for "qlora") and adapters on its linear layers.
+
+    The scale of the adapters is alpha / rank = 2. All linear layers except the output layer have an adapter, which the
+    QLoRA paper found best.
 
     Args:
-        folder: the student's.
-        name: what the user calls the student; the adapters keep where it is: its hub id and commit, or its path.
-
-    The adapters' scale is alpha / rank = 2, all linear layers but the output have one, as the QLoRA paper found best.
+        folder: the student's folder.
+        name: the name that the user gave for the student. The adapters record the hub id and commit, or the path, that
+            it stands for.
 
     Raises:
-        UserError: peft is not installed; no GPU for 4 bits.
+        UserError: peft is not installed, or 4 bits were asked for without a GPU.
     """
     try:
         from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     except ImportError as error:
-        raise UserError("--peft needs the package peft; make install brings it") from error
+        raise UserError("--peft needs the package peft; install it with make install") from error
     options: dict[str, Any] = {"dtype": torch.float32}
     if kind == "qlora":
         if not torch.cuda.is_available():
@@ -52,7 +54,7 @@ def load_with_adapters(folder: Path, name: str, kind: str, rank: int) -> torch.n
     model.enable_input_require_grads()  # gradient checkpointing needs an input that has a gradient
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     adapted = get_peft_model(model, config)
-    # Afterwards: peft puts the path in here that the model was loaded from, which may be relative.
+    # This must come last: get_peft_model stores the path from which the model was loaded, which may be relative.
     config.base_model_name_or_path, config.revision = base_reference(find_model(name), folder)
     return adapted
 
@@ -62,7 +64,7 @@ def has_adapters(model: torch.nn.Module) -> bool:
 
 
 def save_merged(model: torch.nn.Module, tokenizer: Any, folder: Path) -> None:
-    """Save the student with its adapters added as an ordinary model; the one in training stays as it is, bit by bit."""
+    """Save the student with its adapters added as an ordinary model. The student in training does not change."""
     base = base_model(model)
     base.save_pretrained(folder, state_dict=merged_weights(base))
     tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The flags of finetune.py: some of its own beside all of transformers' TrainingArguments."""
+"""The flags of finetune.py: those of this project, and all of transformers' TrainingArguments."""
 
 import argparse
 import contextlib
@@ -36,48 +36,69 @@ CONFIGS = ROOT / "finetune" / "deepspeed"
 
 @dataclass(frozen=True)
 class FinetuneArguments:
-    """What is finetuned on what."""
+    """The flags of this project: the student, the texts, and how the student is trained."""
 
     model_name_or_path: str = field(metadata={"help": "the student: a name in models/, a folder, or a hub id"})
-    dataset_name: str = field(metadata={"help": "a datasets folder (save_to_disk); of a DatasetDict the split train"})
+    dataset_name: str = field(
+        metadata={"help": "a datasets folder (save_to_disk); the split train of a DatasetDict is used"}
+    )
     task_type: str = field(
         metadata={
-            "help": "what is trained on: a field of the dataset (text, cot_tail, ...); text:1,cot_tail:2, both mixed, "
-            "with how often an epoch has each sample; or text,cot_tail, one after the other in each epoch"
+            "help": "the texts to train on: one field of the dataset (text, cot_tail, ...); a mixture of fields, with "
+            "the number of times that an epoch has each sample (text:1,cot_tail:2); or a curriculum, in which an epoch "
+            "has one field after the other (text,cot_tail)"
         }
     )
-    max_source_length: int = field(default=2048, metadata={"help": "longer samples lose tokens at their left"})
-    max_train_samples: int | None = field(default=None, metadata={"help": "the first so many samples only"})
+    max_source_length: int = field(
+        default=2048, metadata={"help": "maximum number of tokens per sample; longer samples lose tokens on their left"}
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "maximum number of samples; the first ones are used"}
+    )
     loss_on: str = field(
-        default="all", metadata={"help": "what is learnt: all of the text, or the completion after the question"}
+        default="all", metadata={"help": "train on all of the text, or on the completion after the question only"}
     )
     loss_average: str = field(
         default="token",
         metadata={
-            "help": "what counts alike in a step's loss: every token, every sample, or every batch of a device (batch: "
-            "the reference's mean)"
+            "help": "what has the same weight in the loss of a step: every token, every sample, or every batch of a "
+            "device (batch is the reference's mean)"
         },
     )
-    packing: bool = field(default=True, metadata={"help": "compute no padding; false: pad, as the reference"})
-    attention: str = field(default="sdpa", metadata={"help": "of packed batches: sdpa, eager or flash_attention_2"})
-    peft: str = field(default="none", metadata={"help": "train adapters only: lora, or qlora (weights in 4 bits, GPU)"})
+    packing: bool = field(
+        default=True, metadata={"help": "pack samples without padding; false pads them, as the reference does"}
+    )
+    attention: str = field(
+        default="sdpa", metadata={"help": "the attention of packed batches: sdpa, eager or flash_attention_2"}
+    )
+    peft: str = field(
+        default="none",
+        metadata={
+            "help": "train adapters only: lora, or qlora (with the weights in 4 bits, on a GPU); none trains all"
+        },
+    )
     peft_rank: int = field(default=16, metadata={"help": "rank of the adapters"})
     merge_adapters: bool = field(
         default=False,
-        metadata={"help": "keep in each checkpoint a folder merged/, the student with its adapters added"},
+        metadata={"help": "write a folder merged/ into each checkpoint: the student with its adapters added"},
     )
     dev_dataset: str | None = field(
-        default=None, metadata={"help": "a datasets folder whose loss is taken each epoch; of a DatasetDict not train"}
+        default=None,
+        metadata={
+            "help": "a datasets folder whose loss is computed after each epoch; not the split train of a DatasetDict"
+        },
     )
     shuffle: bool = field(
-        default=True, metadata={"help": "false: in each epoch the samples in the dataset's order, as the reference"}
+        default=True,
+        metadata={"help": "shuffle the samples in each epoch; false keeps the dataset's order, as the reference does"},
     )
     early_stop: int | None = field(
-        default=None, metadata={"help": "stop after so many epochs without a better loss on --dev_dataset"}
+        default=None, metadata={"help": "stop after this number of epochs without a better loss on --dev_dataset"}
     )
     list_missing: bool = field(default=False, metadata={"help": LIST_MISSING})
     restart: bool = field(
-        default=False, metadata={"help": "keep checkpoints that were made with other settings beside, begin anew"}
+        default=False,
+        metadata={"help": "begin again if the folder has checkpoints with other settings; that folder is renamed"},
     )
 
 
@@ -120,17 +141,17 @@ RANGES: dict[str, Range] = {
 def parse_arguments(argv: list[str]) -> tuple[FinetuneArguments, TrainingArguments]:
     """Parse and check the flags.
 
-    `--lr constant` is the reference's short form of `--lr_scheduler_type constant`. What the machine cannot do is
-    switched off and said: without a GPU fp16, tf32, DeepSpeed in a single process and bf16 in several; wandb where it
-    is missing.
+    `--lr constant` is the reference's short form of `--lr_scheduler_type constant`. Features that the machine does not
+    have are switched off with a message: without a GPU these are fp16, tf32, DeepSpeed in a single process, and bf16 in
+    several processes; wandb is switched off if it is not installed.
 
     Raises:
-        UserError: an unknown flag, a value out of its range, or a flag that would have no effect.
+        UserError: a flag is unknown, its value is out of range, or the flag would have no effect.
     """
     parser = HfArgumentParser(
         (FinetuneArguments, TrainingArguments), description=__doc__, allow_abbrev=False, prog="finetune.py"
     )
-    parser.error = refuse  # HfArgumentParser's own answer is the usage of 130 flags
+    parser.error = refuse  # HfArgumentParser would print the usage of 130 flags
     argv = ["--lr_scheduler_type" if word == "--lr" else word for word in map(underscored, argv)]
     argv = without_former_flags(argv)
     namespace, unknown = parser.parse_known_args(argv)
@@ -144,18 +165,18 @@ def parse_arguments(argv: list[str]) -> tuple[FinetuneArguments, TrainingArgumen
     try:
         with gloo_for_deepspeed() if "--deepspeed" in argv else contextlib.nullcontext():
             own, training = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    except ValueError as error:  # of TrainingArguments: values that do not go together
+    except ValueError as error:  # TrainingArguments found values that contradict one another
         refuse(one_line(error))
     check_optimizer(training, given)
     if own.merge_adapters and training.deepspeed and training.hf_deepspeed_config.is_zero3():
-        raise UserError("--merge_adapters needs whole weights on each GPU: take another --deepspeed than zero3")
+        raise UserError("--merge_adapters needs whole weights on each GPU: use a --deepspeed other than zero3")
     training.remove_unused_columns = False  # the collators use columns that the model does not know
-    use_one_gpu(training)  # finetune.sh starts a process a GPU
+    use_one_gpu(training)  # finetune.sh starts one process per GPU
     return own, training
 
 
 def set_flags(parser: HfArgumentParser, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that have another value than their default, as argparse gives it."""
+    """The flags whose parsed value differs from the default."""
     fields = [one for kind in (FinetuneArguments, TrainingArguments) for one in dataclasses.fields(kind) if one.init]
     required = [one.name for one in fields if one.default is one.default_factory is dataclasses.MISSING]
     defaults = vars(parser.parse_args([word for name in required for word in (f"--{name}", "")]))
@@ -163,7 +184,7 @@ def set_flags(parser: HfArgumentParser, asked: Mapping[str, Any]) -> dict[str, A
 
 
 def underscored(word: str) -> str:
-    """A flag with the underscores of its field's name: `--report-to` is `--report_to` too."""
+    """A flag with underscores in its name: `--report-to` becomes `--report_to`."""
     if not word.startswith("--"):
         return word
     name, mark, value = word.partition("=")
@@ -171,10 +192,10 @@ def underscored(word: str) -> str:
 
 
 def without_former_flags(argv: list[str]) -> list[str]:
-    """The flags without those that the reference takes and that ask for what is done in any case.
+    """The flags without those of FORMER, which ask for something that is always done here.
 
     Raises:
-        UserError: one of them asks for something else; the message names what to use.
+        UserError: one of them asks for something else; the message names the replacement.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for name in FORMER:
@@ -183,7 +204,7 @@ def without_former_flags(argv: list[str]) -> list[str]:
     for name, value in vars(former).items():
         accepted, instead = FORMER[name]
         if accepted is not None and value.lower() != accepted.lower():
-            raise UserError(f"--{name} {value}: not a flag of this finetune.py: {instead}")
+            raise UserError(f"--{name} {value}: this finetune.py does not have the flag: {instead}")
     return rest
 
 
@@ -200,26 +221,26 @@ def check_values(asked: Mapping[str, Any]) -> None:
 
 
 def check_effects(given: Mapping[str, Any]) -> None:
-    """Refuse flags that would change nothing, so that nobody takes their results for those of the flag, and secrets.
+    """Refuse secrets, and flags that would have no effect, so that nobody believes that they had one.
 
     Args:
-        given: flags with another value than their default.
+        given: flags whose value differs from their default.
 
     Raises:
-        UserError: it says what to use instead, where there is something.
+        UserError: the message says what to use instead, if there is something.
     """
     for name in given:
         if name in REFUSED:
             raise UserError(f"--{name} is not supported here: {REFUSED[name]}; leave it out")
         if is_secret(name):
             raise UserError(
-                f"--{name}: everybody on a machine can read its commands, and checkpoints keep their flags; leave it "
-                "out and set the variable that the library reads (HF_TOKEN, WANDB_API_KEY)"
+                f"--{name}: everybody on a machine can read its commands, and checkpoints keep their flags; leave the "
+                "flag out and set the variable that the library reads (HF_TOKEN, WANDB_API_KEY)"
             )
     needs = {  # flag -> the flag and values that it needs
         "early_stop": ("dev_dataset", None),
         "peft_rank": ("peft", ("lora", "qlora")),
-        "merge_adapters": ("peft", ("lora",)),  # the weights of qlora are in 4 bits: nothing can be added to them
+        "merge_adapters": ("peft", ("lora",)),  # nothing can be added to qlora's weights in 4 bits
         "gradient_checkpointing_kwargs": ("gradient_checkpointing", None),
     }
     for name, (other, values) in needs.items():
@@ -229,11 +250,11 @@ def check_effects(given: Mapping[str, Any]) -> None:
     if schedule in ("reduce_lr_on_plateau", "greedy"):
         raise UserError(f"--lr {schedule} is not supported here: it needs the loss of an evaluation at each step")
     if given.get("packing") is False and "attention" in given:
-        raise UserError("--attention has no effect with --packing false: padded batches have the library's attention")
+        raise UserError("--attention has no effect with --packing false: padded batches use the library's attention")
     if "neftune_noise_alpha" in given and given.get("packing") is not False:
         raise UserError(
-            "--neftune_noise_alpha needs --packing false: its noise is scaled by the length of a row, which holds "
-            "several samples when they are packed"
+            "--neftune_noise_alpha needs --packing false: its noise is scaled by the length of a row, and a packed row "
+            "holds several samples"
         )
 
 
@@ -242,7 +263,7 @@ def refuse(message: str) -> NoReturn:
 
 
 def for_this_machine(argv: list[str]) -> list[str]:
-    """The flags without those that need what is not here, and with what the machine needs or can do."""
+    """The flags without those that this machine cannot use, and with those that it needs or can use."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--fp16", nargs="?", const="true")
     early.add_argument("--bf16", nargs="?", const="true")
@@ -276,16 +297,16 @@ def for_this_machine(argv: list[str]) -> list[str]:
             meet_alone()
         rest += ["--deepspeed", str(config)]
     elif not torch.cuda.is_available():
-        rest += ["--use_cpu", "true"]  # with DeepSpeed, accelerate would take it for a reason to leave DeepSpeed out
+        rest += ["--use_cpu", "true"]  # not with DeepSpeed: accelerate would switch DeepSpeed off
     tracker = known.report_to
     if tracker in ("wandb", "tensorboard") and importlib.util.find_spec(tracker) is None:
-        how = "pip install -e .[tracking] brings it"
+        how = "to install it: pip install -e .[tracking]"
         say(f"finetune: {tracker} is not installed: the losses go to log.jsonl only ({how})")
         tracker = "none"
     if tracker == "wandb" and os.environ.get("WANDB_MODE") == "disabled":
         tracker = "none"
     if tracker == "wandb" and not has_wandb_key():
-        os.environ.setdefault("WANDB_MODE", "offline")  # without a key it would stop and ask
+        os.environ.setdefault("WANDB_MODE", "offline")  # without a key, wandb would ask for one and wait
     if known.model_name_or_path is not None:
         rest += ["--model_name_or_path", known.model_name_or_path]
     interactive = sys.stderr.isatty()
@@ -293,7 +314,7 @@ def for_this_machine(argv: list[str]) -> list[str]:
 
 
 def has_wandb_key() -> bool:
-    """Whether wandb finds a key, in the environment or where `wandb login` keeps it."""
+    """Whether wandb finds a key in the environment or where `wandb login` stores it."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
@@ -304,11 +325,16 @@ def has_wandb_key() -> bool:
 
 
 def deepspeed_config(asked: str | None, model: str | None, processes: int) -> Path | None:
-    """The configuration to use: a path, a name in finetune/deepspeed, or, of several processes, what the student's YAML
-    names; None: without DeepSpeed.
+    """The DeepSpeed configuration to use, or None to train without DeepSpeed.
+
+    Args:
+        asked: the flag --deepspeed: a path, a name in finetune/deepspeed, or "none". Without the flag, several
+            processes use the configuration that the student's YAML names.
+        model: the flag --model_name_or_path.
+        processes: number of processes.
 
     Raises:
-        UserError: there is no such configuration, or no DeepSpeed.
+        UserError: there is no such configuration, or DeepSpeed is not installed.
     """
     if asked == "none":
         return None
@@ -322,16 +348,16 @@ def deepspeed_config(asked: str | None, model: str | None, processes: int) -> Pa
         names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.json")))
         raise UserError(f"--deepspeed {asked}: no such file; there are: {names}")
     if importlib.util.find_spec("deepspeed") is None:
-        raise UserError("--deepspeed: the package deepspeed is not installed; make install brings it")
+        raise UserError("--deepspeed: the package deepspeed is not installed; install it with make install")
     require_no_secrets(found)
     return found
 
 
 def require_no_secrets(file: Path) -> None:
-    """Refuse a DeepSpeed configuration that is none, or has a secret in it, which every checkpoint would keep.
+    """Refuse a file that is not a DeepSpeed configuration, or that holds a secret, which every checkpoint would keep.
 
     Raises:
-        UserError: it names the file and the setting.
+        UserError: the message names the file and the setting.
     """
     try:
         settings = load_json(file)
@@ -341,6 +367,6 @@ def require_no_secrets(file: Path) -> None:
         raise UserError(f"--deepspeed {file}: a JSON object was expected, found {shown(settings)}")
     for name in secret_settings(settings):
         raise UserError(
-            f"--deepspeed {file}: {name}: a secret does not belong there, as checkpoints keep these settings; leave it "
-            "out and set the variable that the library reads (COMET_API_KEY, WANDB_API_KEY)"
+            f"--deepspeed {file}: {name}: a secret does not belong there, because checkpoints keep these settings; "
+            "leave it out and set the variable that the library reads (COMET_API_KEY, WANDB_API_KEY)"
         )

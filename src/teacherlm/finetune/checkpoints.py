@@ -1,4 +1,4 @@
-"""A folder of checkpoints: whose they are, and the last of them that is whole."""
+"""A folder of checkpoints: which run it belongs to, and its last complete checkpoint."""
 
 import contextlib
 import json
@@ -33,25 +33,25 @@ RUN_SHAPE = {
     "command?": [str],
 }
 STATE = "trainer_state.json"
-"""The Trainer's file in a checkpoint for what it and its callbacks carry."""
+"""The file in a checkpoint with the state of the Trainer and of its callbacks."""
 KEPT_LOSS = {"args": {"total": float, "since": int}}
 PARTIAL = ".partial"
-"""The folder that a checkpoint is written in, until it is whole."""
+"""The folder in which a checkpoint is written until it is complete."""
 FORMER_RUNNING_LOSS = "running_loss.json"
-"""The file of earlier versions for what a checkpoint's trainer_state.json holds now; see running_loss.py."""
+"""Earlier versions kept the running loss in this file; now it is in trainer_state.json (see running_loss.py)."""
 LATEST = "latest"
-"""DeepSpeed's file in a checkpoint: the name of the folder that its states are in."""
+"""DeepSpeed's file in a checkpoint with the name of the folder that holds its states."""
 
 
 def claim_folder(folder: Path, arguments: Mapping[str, Any], inputs: Mapping[str, Any], restart: bool) -> Path | None:
-    """Make the folder this run's own, and return its last whole checkpoint, or None.
+    """Reserve the folder for this run, and return its last complete checkpoint, or None.
 
     Args:
-        arguments, inputs: what the checkpoints depend on, see recorded.py; kept in run.json.
-        restart: a folder of another run is set aside instead of refused.
+        arguments, inputs: what the checkpoints depend on (see recorded.py). They are kept in run.json.
+        restart: whether the folder of another run is renamed instead of refused.
 
     Raises:
-        UserError: the folder holds another run's checkpoints, or files that are no run's at all.
+        UserError: the folder holds checkpoints of another run, or files of an unknown origin.
     """
     remove(folder / PARTIAL)
     if folder.is_dir() and any(folder.iterdir()):
@@ -59,16 +59,16 @@ def claim_folder(folder: Path, arguments: Mapping[str, Any], inputs: Mapping[str
         with contextlib.suppress(OSError, ValueError):
             run = load_object(folder / RUN)
         if run is None or flaw_of_shape(run, RUN_SHAPE):
-            other = [f"it has no {RUN}, so it is not known what made it"]
+            other = [f"it has no {RUN}, so its origin is unknown"]
         else:
             other = manifests.differences(with_defaults(run), "finetune", arguments, inputs)
         if other and not restart:
             raise UserError(
                 f"{folder}: there is another run here ({'; '.join(other)}); choose another run name, or pass "
-                "--restart, which keeps that folder beside"
+                "--restart, which renames that folder"
             )
         if other:
-            print(f"finetune: {folder} held another run ({'; '.join(other)}), kept as {set_aside(folder)}")
+            print(f"finetune: {folder} held another run ({'; '.join(other)}), which is kept as {set_aside(folder)}")
     through_links(folder).mkdir(parents=True, exist_ok=True)
     run = {"stage": "finetune", "version": manifests.stage_version("finetune")}
     run |= {"arguments": dict(arguments), "inputs": dict(inputs)}
@@ -76,31 +76,33 @@ def claim_folder(folder: Path, arguments: Mapping[str, Any], inputs: Mapping[str
         json.dump(run, file, indent=2)
     last = get_last_checkpoint(str(folder))
     if last and not saved_states(Path(last)):
-        print(f"finetune: {last} has no optimizer's states (--save_only_model); training begins anew")
+        print(f"finetune: {last} has no optimizer states (--save_only_model); training begins again from step 0")
         return None
     return Path(last) if last else None
 
 
 def saved_states(checkpoint: Path) -> str | None:
-    """Who saved the states of a checkpoint's optimizer, "torch" or "DeepSpeed"; None where there are none."""
+    """The library that saved the optimizer states of a checkpoint, "torch" or "DeepSpeed"; None if there are none."""
     if (checkpoint / "optimizer.pt").is_file():
         return "torch"
     return "DeepSpeed" if any(checkpoint.glob("global_step*")) else None
 
 
 def check_resumable(checkpoint: Path, training: TrainingArguments) -> None:
-    """Refuse to continue from a checkpoint whose states this run cannot load, or could only load by running code from
-    it, or which is beyond this run's end.
+    """Refuse to continue from a checkpoint that this run cannot use.
+
+    That is a checkpoint whose states this run cannot load, or could load only by running code from it, or that is
+    already longer than this run.
 
     Raises:
-        UserError: it says what to do.
+        UserError: the message says what to do.
     """
     maker = "DeepSpeed" if training.deepspeed else "torch"
     if (saved := saved_states(checkpoint)) != maker:
         how = f"with --deepspeed {'NAME' if saved == 'DeepSpeed' else 'none'}"
         raise UserError(
-            f"{checkpoint}: its optimizer's states are {saved}'s, which {maker} cannot load; go on {how}, or choose "
-            "another run name"
+            f"{checkpoint}: its optimizer states were saved by {saved}, and {maker} cannot load them; continue {how}, "
+            "or choose another run name"
         )
     with without_code(state_classes() if maker == "DeepSpeed" else ()):
         for file in files_below(checkpoint):
@@ -116,16 +118,16 @@ def check_resumable(checkpoint: Path, training: TrainingArguments) -> None:
         reached = state["global_step"] if flag == "max_steps" else state["epoch"] or 0
         if reached > math.ceil(length):
             raise UserError(
-                f"{checkpoint}: the run is longer already than --{flag} {length:g} ({reached:g}); ask for at least as "
-                "much, or choose another run name"
+                f"{checkpoint}: the run is already longer ({reached:g}) than --{flag} {length:g}; set --{flag} to at "
+                "least that, or choose another run name"
             )
 
 
 def read_running_loss(checkpoint: Path) -> tuple[float, int]:
-    """(the sum of the losses since the log's last line, the step of that line) that a checkpoint carries.
+    """Return (the sum of the losses since the last log line, the step of that line) from a checkpoint.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the checkpoint's file cannot be read.
     """
     kept = require_object(checkpoint / STATE, {"stateful_callbacks?": {"RunningLoss?": KEPT_LOSS}})
     if (carried := kept.get("stateful_callbacks", {}).get("RunningLoss")) is not None:
@@ -135,10 +137,10 @@ def read_running_loss(checkpoint: Path) -> tuple[float, int]:
 
 
 def require_own_states(checkpoint: Path) -> None:
-    """Refuse a checkpoint whose file `latest` sends DeepSpeed to a folder elsewhere.
+    """Refuse a checkpoint whose file `latest` names a folder outside of the checkpoint.
 
     Raises:
-        UserError: it names the file.
+        UserError: the message names the file.
     """
     try:
         with open_ordinary(checkpoint / LATEST) as file:
@@ -148,5 +150,5 @@ def require_own_states(checkpoint: Path) -> None:
     if not name.startswith("global_step") or "/" in name or not (checkpoint / name).is_dir():
         raise UserError(
             f"{checkpoint / LATEST}: the name of a folder global_stepN in this checkpoint was expected, found "
-            f"{shown(name)}; remove this checkpoint, and training goes on from the one before"
+            f"{shown(name)}; remove this checkpoint, and training resumes from the one before"
         )

@@ -1,8 +1,9 @@
 """Cross-entropy without the logits of a whole batch.
 
-With BLOOM's 250,880 tokens the logits of one sample of 2,048 take 2 GiB in float32, and their gradients as much. Here a
-chunk of positions is computed at a time and its gradients at once, so that no more than one chunk's logits exist and
-none is computed twice (as in Liger's fused loss, Hsu et al. 2024, arXiv 2410.10989, in plain torch for every device).
+With BLOOM's vocabulary of 250,880 tokens, the logits of one sample of 2,048 tokens take 2 GiB in float32, and their
+gradients take as much. Here one chunk of positions is computed at a time, together with its gradients. So only one
+chunk's logits exist at a time, and no logits are computed twice. Liger's fused loss works in this way (Hsu et al. 2024,
+arXiv 2410.10989); this is an implementation in plain torch for every device.
 """
 
 import types
@@ -17,19 +18,19 @@ from teacherlm.runtime.compat.of_transformers import forget_loss_function
 from teacherlm.runtime.loading import base_model
 
 CHUNK = 2**26
-"""Logits that exist at a time: 256 MiB in float32."""
+"""Maximum number of logits that exist at a time: 256 MiB in float32."""
 SCALED = ("logit_scale", "logits_scaling", "final_logit_softcapping", "output_multiplier_scale")
-"""Settings of models that do more to their logits than one matrix product."""
+"""Settings of models that change their logits after the matrix product."""
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum over positions of weight x cross-entropy of softmax(hidden @ weight.T) and the label.
+    """The sum over positions of share x cross-entropy of softmax(hidden @ weight.T) with the label.
 
     Args (of apply):
-        hidden_ND: of the last layer.
-        weight_VD: of the output layer.
-        labels_N: int64; NO_LOSS positions are left out.
-        shares_N: how much each position counts, float32.
+        hidden_ND: the hidden states of the last layer.
+        weight_VD: the weight of the output layer.
+        labels_N: the next tokens, int64; positions with NO_LOSS are skipped.
+        shares_N: the weight of each position in the sum, float32.
     """
 
     @staticmethod
@@ -38,7 +39,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
         matrix_VD = weight_VD.to(compute)
         exact = torch.promote_types(compute, torch.float32)  # 16 bits are too few for sums over a vocabulary
-        # In float16 small gradients would vanish before the loss scale reaches them: the largest share is 1 until then.
+        # In float16, small gradients would vanish before the loss scale is applied: the largest share is 1 until then.
         scale = shares_N.max().clamp(min=torch.finfo(shares_N.dtype).tiny)
         hidden_grad_ND = torch.zeros_like(hidden_ND) if ctx.needs_input_grad[0] else None
         weight_grad_VD = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
@@ -66,7 +67,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def loss_and_gradient(logits_NV, labels_N, share_N1):
-    """Sum of share x cross-entropy, and its gradient by the logits, which takes their place in memory."""
+    """The sum of share x cross-entropy, and its gradient with respect to the logits, which overwrites the logits."""
     logits_NV -= logits_NV.amax(1, keepdim=True)
     chosen_N1 = logits_NV.gather(1, labels_N[:, None])
     total_N1 = logits_NV.exp_().sum(1, keepdim=True)
@@ -75,17 +76,17 @@ def loss_and_gradient(logits_NV, labels_N, share_N1):
 
 
 def use_chunked_loss(model: PreTrainedModel, whole: bool = False) -> Callable[[], None]:
-    """Let a causal model return `loss`, the sum of shares x cross-entropy, for `labels` and `shares` [B, T].
+    """Let a causal model return `loss`, the sum of share x cross-entropy, for `labels` and `shares` [B, T].
 
-    Labels are the next tokens already. The sum is computed where the output layer is called, with its weights: ZeRO-3
-    has them there and only there. A model whose logits are more than one product, or whose output layer is no plain
-    one, computes them all.
+    The labels are already the next tokens. The sum is computed in the call of the output layer, because ZeRO-3 gathers
+    the layer's weights only there. A model computes all logits at once if it changes them after the matrix product, or
+    if its output layer is not a plain linear layer without bias.
 
     Args:
-        whole: compute all logits in any case.
+        whole: whether to compute all logits at once for any model.
 
     Returns:
-        What gives the model its own loss back.
+        A function that restores the model's original loss.
     """
     inner = base_model(model)
     head = inner.get_output_embeddings()

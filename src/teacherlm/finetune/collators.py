@@ -1,4 +1,4 @@
-"""Samples become a batch: one after the other in a row, or padded below each other."""
+"""Make batches from samples: packed one after the other in a row, or padded to one length."""
 
 from collections.abc import Mapping
 from itertools import chain
@@ -10,22 +10,23 @@ NO_LOSS = -100
 
 
 def next_tokens(sample: Mapping[str, Any]) -> list[int]:
-    """What each position shall predict: the token after it, or NO_LOSS.
+    """The label of each position: the next token, or NO_LOSS.
 
     Args:
-        sample: `input_ids`, and `skipped`: how many tokens at the left are not to be learnt.
+        sample: a mapping with `input_ids`, and `skipped`, the number of tokens on the left that have no loss.
     """
     ids = sample["input_ids"]
-    first = max(1, sample["skipped"])  # the first token follows none
+    first = max(1, sample["skipped"])  # nothing predicts the first token
     return [NO_LOSS] * min(first - 1, len(ids)) + ids[first:] + [NO_LOSS] * (len(ids) >= first)
 
 
 def share_out(labels: list[list[int]], average: str) -> list[list[float]]:
-    """How much each position of each sample counts in the mean of a step.
+    """The weight of each position of each sample in the mean of a step.
 
     Args:
-        average: "token": all that have a label alike; "sample": all samples alike; "batch": all batches alike, and the
-            tokens within each, which is the reference's mean (He et al. 2023, finetune.py).
+        average: what has the same weight: "token" for all tokens with a label; "sample" for all samples; "batch" for
+            all batches, and within a batch for all its tokens, which is the reference's mean (He et al. 2023,
+            finetune.py).
     """
     counts = [sum(label != NO_LOSS for label in row) for row in labels]
     whole = {"token": [1] * len(labels), "sample": counts, "batch": [sum(counts)] * len(labels)}[average]
@@ -35,11 +36,11 @@ def share_out(labels: list[list[int]], average: str) -> list[list[float]]:
 class PackingCollator:
     """Puts the samples of a batch into one row, for a model that `use_packing` has prepared.
 
-    The result has `input_ids`, `position_ids` (they begin anew in each sample), `labels` (next_tokens) and `shares`
-    (share_out), [1, N]; `lengths` and `samples` (their numbers in the dataset), [B].
+    The result has `input_ids`, `position_ids` (each sample begins at 0), `labels` (from next_tokens) and `shares` (from
+    share_out), each [1, N], and `lengths` and `samples` (their numbers in the dataset), each [B].
 
     Args:
-        average: see share_out.
+        average: what has the same weight in the loss; see share_out.
     """
 
     def __init__(self, average: str):
@@ -59,13 +60,13 @@ class PackingCollator:
 
 
 class PaddingCollator:
-    """Pads a batch at the right to its longest sample; padding is attended to by none and has no loss.
+    """Pads the samples of a batch on the right to the longest one. No token sees padding, and padding has no loss.
 
-    The result has `input_ids`, `attention_mask`, `labels` (next_tokens) and `shares` (share_out), [B, T]; `samples`
-    (their numbers in the dataset), [B].
+    The result has `input_ids`, `attention_mask`, `labels` (from next_tokens) and `shares` (from share_out), each
+    [B, T], and `samples` (their numbers in the dataset), [B].
 
     Args:
-        average: see share_out.
+        average: what has the same weight in the loss; see share_out.
     """
 
     def __init__(self, average: str):

@@ -1,4 +1,4 @@
-"""The loss on samples that are not trained on, after each epoch: the best checkpoint's link, and when to stop early."""
+"""The loss on dev samples after each epoch. It decides which checkpoint is the best and when to stop early."""
 
 import os
 from pathlib import Path
@@ -9,24 +9,24 @@ from transformers import TrainerCallback
 from teacherlm.runtime.processes import is_first, say
 
 BEST = "best"
-"""A link in the run's folder to the checkpoint with the lowest loss on the dev samples."""
+"""A symbolic link in the run's folder to the checkpoint with the lowest loss on the dev samples."""
 
 
 def dev_losses(state: Any) -> list[tuple[int, float]]:
-    """(step, loss) of every epoch so far; the Trainer keeps them in its state, so that they outlive a kill."""
+    """(step, loss) of every epoch so far. The Trainer keeps them in its state, so they survive a kill."""
     return [(entry["step"], entry["eval_loss"]) for entry in state.log_history if "eval_loss" in entry]
 
 
 def best_step(state: Any) -> int | None:
-    """The step with the lowest loss, the first of equals; None before there is one."""
+    """The first step with the lowest loss; None before the first evaluation."""
     return min(dev_losses(state), key=lambda pair: pair[1], default=(None,))[0]
 
 
 class DevLoss(TrainerCallback):
-    """Links to the best checkpoint and, after `patience` epochs without a better one, stops.
+    """Links to the best checkpoint, and stops after `patience` epochs without a better one.
 
     Args:
-        patience: None never stops.
+        patience: number of epochs; None means that training never stops early.
     """
 
     def __init__(self, patience: int | None):
@@ -49,7 +49,7 @@ class DevLoss(TrainerCallback):
 
 
 def link(folder: Path, name: str) -> None:
-    """Let BEST point to a checkpoint, at once."""
+    """Let BEST point to a checkpoint. The link is replaced atomically."""
     temporary = folder / f".{BEST}"
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(name)

@@ -1,4 +1,4 @@
-"""What is trained on: a field of the dataset, a mixture of fields by weights, or a curriculum of fields in order."""
+"""The texts to train on: one field of the dataset, a weighted mixture of fields, or a curriculum of ordered fields."""
 
 import re
 from collections.abc import Iterator
@@ -13,11 +13,12 @@ FORM = "FIELD, FIELD:WEIGHT,FIELD:WEIGHT (mixed) or FIELD,FIELD (one after the o
 
 @dataclass(frozen=True)
 class Task:
-    """Fields of a dataset that are trained on.
+    """The fields of a dataset to train on.
 
     Attributes:
-        weights: field -> how often an epoch has each sample in it. Of 1.5, every sample once and half of them again.
-        in_order: whether an epoch has all of the first field before the second, and so on.
+        weights: maps each field to the number of times that an epoch has each of its samples. With 1.5, an epoch has
+            every sample once and half of the samples once more.
+        in_order: whether an epoch has all samples of the first field before those of the second, and so on.
     """
 
     weights: dict[str, float]
@@ -25,17 +26,17 @@ class Task:
 
 
 def parse_task(text: str) -> Task:
-    """`cot_tail`, `text:1,cot_tail:2` or `text,cot_tail`.
+    """Parse --task_type: `cot_tail`, `text:1,cot_tail:2` or `text,cot_tail`.
 
     Raises:
-        UserError: another form, a field twice, or a weight that is not positive.
+        UserError: the text has a different form, a field occurs twice, or a weight is not positive.
     """
     parts = text.split(",")
     names = [part.split(":")[0] for part in parts]
     weighted = [":" in part for part in parts]
     numbers = [part.split(":", 1)[1] for part in parts if ":" in part]
     if not all(names) or len(set(names)) < len(names) or len(set(weighted)) > 1:
-        raise UserError(f"--task_type {text}: expected {FORM}, each field once")
+        raise UserError(f"--task_type {text}: {FORM} was expected, with each field at most once")
     for number in numbers:
         if not re.fullmatch(r"\d+(\.\d+)?", number) or not float(number):
             raise UserError(f"--task_type {text}: the weight {number!r} is not a positive number")
@@ -44,11 +45,11 @@ def parse_task(text: str) -> Task:
 
 
 def choose_samples(task: Task, count: int, seed: int) -> list[tuple[str, list[int]]]:
-    """For each field the numbers of the samples that an epoch has in it, some of them several times.
+    """For each field, the indices of the samples that an epoch has, some of them several times.
 
     Args:
-        count: of the dataset's samples.
-        seed: of the choice of those that a weight's fraction takes.
+        count: number of samples in the dataset.
+        seed: seed for choosing the samples for the fractional part of a weight.
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = []
@@ -60,26 +61,28 @@ def choose_samples(task: Task, count: int, seed: int) -> list[tuple[str, list[in
 
 
 def dataset_order(samples: list[int]) -> list[int]:
-    """Positions of an epoch's samples in the dataset's order, for --shuffle false of a mixture: each sample in all of
-    its fields, in the order of the fields, before the next sample.
+    """The positions of an epoch's samples, sorted into the order of the dataset, for a mixture with --shuffle false.
+
+    All fields of a sample come before the next sample, in the order of the fields.
 
     Args:
-        samples: the number of each in the dataset.
+        samples: for each sample of the epoch, its number in the dataset.
     """
     return sorted(range(len(samples)), key=samples.__getitem__)  # the sort is stable: fields keep their order
 
 
 class PhaseSampler(torch.utils.data.Sampler[int]):
-    """The order of an epoch: phase after phase, shuffled within each, differently in each epoch.
+    """The order of an epoch: one phase after the other, each shuffled, with a different order in each epoch.
 
-    It depends on seed and epoch alone, so that a resumed run goes on with the same order.
+    The order depends only on seed and epoch, so a resumed run continues with the same order.
 
     Args:
-        phases: number of samples of each phase.
-        shuffle: False keeps the order of the samples, in every epoch.
-        multiple: of devices x their batch. The epoch is filled up to a multiple of it with the index after the last
-            sample, which stands for a sample without a loss (trainer.with_filler), so that all processes have as many
-            batches and no sample counts twice.
+        phases: number of samples in each phase.
+        seed: seed of the order.
+        shuffle: whether to shuffle; False keeps the order of the samples in every epoch.
+        multiple: number of devices x batch per device. The epoch is filled up to a multiple of it with the index after
+            the last sample. That index is a sample without a loss (trainer.with_filler), so all processes have the same
+            number of batches and no sample counts twice.
     """
 
     def __init__(self, phases: list[int], seed: int, shuffle: bool = True, multiple: int = 1):

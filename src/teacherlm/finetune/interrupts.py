@@ -1,4 +1,4 @@
-"""SIGUSR1 and SIGTERM end a training at its next step with a checkpoint, so that a job can be requeued and go on."""
+"""SIGUSR1 and SIGTERM end a training after the current step with a checkpoint, so that a requeued job can continue."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from teacherlm.finetune.trainer import INTERRUPTED
 
 
 class Interrupts(TrainerCallback):
-    """Saves and stops after a signal, in all processes at the same step, whichever of them got it."""
+    """Saves and stops after a signal. All processes stop at the same step, even if only one received the signal."""
 
     def __init__(self) -> None:
         self.stop = Stop()
@@ -28,7 +28,7 @@ class Interrupts(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.stopped:  # in the midst of an epoch: its log goes on after resuming
+        if self.stopped:  # the epoch is not complete; the resumed run logs it
             control.should_log = control.should_save = control.should_evaluate = False
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

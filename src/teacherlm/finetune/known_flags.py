@@ -1,27 +1,27 @@
-"""What each of transformers' TrainingArguments, and each flag of the reference's finetune.py, means for this trainer.
+"""How this trainer treats each of transformers' TrainingArguments and each flag of the reference's finetune.py.
 
-A flag of TrainingArguments is in one of four groups: it changes nothing that a checkpoint holds (HARMLESS), it has no
-right effect in our trainer and is refused (REFUSED), it is recorded in another form (DERIVED), or it is recorded as it
-is. The last group is everything else, so a flag that a newer transformers adds is recorded.
+A flag of TrainingArguments is in one of four groups. HARMLESS flags change nothing in a checkpoint. REFUSED flags do
+not work correctly in this trainer. DERIVED flags are recorded in a different form. All other flags are recorded as they
+are, so a flag that a newer transformers adds is recorded.
 """
 
 HARMLESS = {
-    # where things go, and what is shown
+    # where output goes, and what is shown
     "output_dir", "run_name", "report_to", "project", "trackio_space_id", "trackio_bucket_id",
     "trackio_static_space_id", "disable_tqdm", "log_level", "log_level_replica", "log_on_each_node",
     "logging_strategy", "logging_steps", "logging_first_step", "skip_memory_metrics", "debug",
-    # which checkpoints are kept, and with what beside the weights
+    # which checkpoints are kept, and what they hold apart from the weights
     "save_strategy", "save_steps", "save_total_limit", "save_only_model",
-    # how batches are loaded and memory is used: the same numbers at another speed
+    # how batches are loaded and memory is used: these change the speed, not the numbers
     "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor",
     "dataloader_multiprocessing_context", "torch_empty_cache_steps", "gradient_checkpointing",
     "per_device_eval_batch_size",
     # how processes find and wait for one another
     "ddp_backend", "ddp_timeout", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers",
     "ddp_static_graph", "local_rank",
-    # what the scripts of the library look at, not its Trainer
+    # read by the library's example scripts, not by its Trainer
     "do_train",
-    # set by arguments.py, whatever was asked
+    # arguments.py always sets these
     "remove_unused_columns", "use_cpu",
 }  # fmt: skip
 """Flags that change no number of a checkpoint. They are not recorded, so they may differ when a run is continued."""
@@ -33,12 +33,12 @@ DERIVED = {
     "num_train_epochs", "max_steps",  # see recorded.lengths
 }  # fmt: skip
 
-ORDER = "the order of the samples depends on --seed alone; --shuffle false keeps the dataset's"
-NO_EVALUATION = "the scripts in evaluate/ score the checkpoints, and --dev_dataset takes the loss of each epoch"
+ORDER = "the order of the samples depends only on --seed; --shuffle false keeps the dataset's order"
+NO_EVALUATION = "the scripts in evaluate/ score the checkpoints, and --dev_dataset gives the loss of each epoch"
 BEST = "with --dev_dataset the link `best` points to the best checkpoint"
 HUB = "checkpoints stay on this machine; `hf upload` sends one to the hub"
 SHARDED = "weights are spread over GPUs by --deepspeed zero3"
-UNTESTED = "it is not tested with packed batches and the chunked loss, which are fused already"
+UNTESTED = "it is not tested with packed batches and the chunked loss, which are already fused"
 
 REFUSED = {
     "label_smoothing_factor": "the loss is the plain cross-entropy",
@@ -46,7 +46,7 @@ REFUSED = {
     "logging_nan_inf_filter": "a loss that is not finite ends the training",
     "include_num_input_tokens_seen": "log.jsonl has tokens_per_second",
     "auto_find_batch_size": "it would change the effective batch; AUTO_BATCH=1 of finetune.sh keeps it",
-    "dataloader_drop_last": "an epoch has every sample; the last step of an epoch may have fewer",
+    "dataloader_drop_last": "an epoch has every sample; its last step may have fewer samples than the others",
     "dataloader_in_order": ORDER,
     "data_seed": ORDER,
     "train_sampling_strategy": ORDER,
@@ -92,29 +92,30 @@ REFUSED = {
     "hub_always_push": HUB,
     "hub_revision": HUB,
 }
-"""Flags without a right effect in our trainer -> why, or what to use instead. Their defaults are accepted."""
+"""Maps each flag that does not work correctly in this trainer to the reason or the replacement. The default value of
+the flag is accepted."""
 
 FILES = "--dataset_name takes a datasets folder; data_prepare.py makes one"
 LIBRARY = "use the versions in requirements/; leave it out"
 FORMER = {
-    # of the reference's finetune.py
-    "max_target_length": (None, ""),  # the reference takes it and does nothing with it
+    # from the reference's finetune.py
+    "max_target_length": (None, ""),  # the reference accepts it and does not use it
     "val_max_target_length": (None, ""),
     "overwrite_output_dir": (
         "false",
-        "--restart keeps another run's folder beside and begins anew; remove the folder to repeat the same run",
+        "--restart renames the folder of another run and begins again; remove the folder to repeat the same run",
     ),
     "config_name": ("", "the configuration comes with the student, --model_name_or_path"),
     "tokenizer_name": ("", "the tokenizer comes with the student, --model_name_or_path"),
     "cache_dir": ("", "set HF_HOME to the folder of the hub's cache"),
     "use_fast_tokenizer": ("true", "every tokenizer is a fast one"),
     "model_revision": ("main", "write a models/NAME.yaml with `hub` and `revision`"),
-    "trust_remote_code": ("false", "code from a model's folder is never run here; take a class that transformers has"),
+    "trust_remote_code": ("false", "code from a model's folder is never run here; use a model that transformers has"),
     "use_auth_token": ("false", "set HF_TOKEN, or log in with `hf auth login`"),
     "encoder_decoder": ("false", "students are causal decoders"),
-    "eval_dataset_name": ("", "--dev_dataset"),
+    "eval_dataset_name": ("", "use --dev_dataset"),
     "benchmark_dataset_name": ("", NO_EVALUATION),
-    "save_benchmark_res": (None, ""),  # neither does the reference do anything with these three
+    "save_benchmark_res": (None, ""),  # the reference does not use this one and the next two
     "num_classes": (None, ""),
     "num_valid_prompt": (None, ""),
     "dataset_config_name": ("", FILES),
@@ -134,20 +135,20 @@ FORMER = {
     "generation_max_length": ("", NO_EVALUATION),
     "generation_num_beams": ("", NO_EVALUATION),
     "generation_config": ("", NO_EVALUATION),
-    # of the library's own examples
+    # from the library's example scripts
     "source_prefix": ("", "prompts come from the benchmark's YAML; data_prepare.py writes them into the dataset"),
     "text_column": ("", "--task_type names the field that is trained on"),
-    "block_size": ("", "--max_source_length; every sample stays one sample"),
+    "block_size": ("", "use --max_source_length; samples are never joined or split"),
     "streaming": ("false", FILES),
-    # of older TrainingArguments
+    # from older TrainingArguments
     "evaluation_strategy": ("no", NO_EVALUATION),
     "evaluate_during_training": ("false", NO_EVALUATION),
-    "warmup_ratio": ("0", "--warmup_steps below 1 is that share of all steps"),
-    "no_cuda": ("false", "--use_cpu"),
-    "adafactor": ("false", "--optim adafactor"),
-    "group_by_length": ("false", "packing wastes no token; " + ORDER),
-    "per_gpu_train_batch_size": ("", "--per_device_train_batch_size"),
-    "per_gpu_eval_batch_size": ("", "--per_device_eval_batch_size"),
+    "warmup_ratio": ("0", "use --warmup_steps; a value below 1 is a fraction of all steps"),
+    "no_cuda": ("false", "use --use_cpu"),
+    "adafactor": ("false", "use --optim adafactor"),
+    "group_by_length": ("false", "packed batches have no padding; " + ORDER),
+    "per_gpu_train_batch_size": ("", "use --per_device_train_batch_size"),
+    "per_gpu_eval_batch_size": ("", "use --per_device_eval_batch_size"),
     "logging_dir": ("", "log.jsonl and the files of tensorboard are in the run's folder"),
     "save_safetensors": ("true", "weights are always saved as safetensors"),
     "half_precision_backend": ("auto", "torch's autocast is used; choose with --fp16 or --bf16"),
@@ -165,18 +166,18 @@ FORMER = {
     "push_to_hub_organization": ("", HUB),
     "push_to_hub_token": ("", HUB),
 }  # fmt: skip
-"""Flags that the reference or an older transformers takes -> (the value that asks for what is done anyway, or None for
-any; what to use instead)."""
+"""Maps each flag of the reference or of an older transformers to (the accepted value, what to use instead). The
+accepted value asks for what this trainer does in any case; None accepts any value."""
 
 OPTIMIZERS = (
     "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop",
-    # of bitsandbytes, on a GPU
+    # from bitsandbytes, on a GPU
     "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "lion_8bit", "lion_32bit",
     "paged_lion_32bit", "paged_lion_8bit", "ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit",
     "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit",
 )  # fmt: skip
-"""Optimizers that act on the gradients of a whole step and keep their states in a checkpoint. The others of the library
-update layer by layer, change the weights when the model is saved, or need other hardware."""
+"""The supported optimizers. They use the gradients of a whole step, and a checkpoint keeps their states. The library's
+other optimizers update layer by layer, change the weights when the model is saved, or need other hardware."""
 
 FIXED_SCHEDULES = ("constant", "constant_with_warmup", "inverse_sqrt")
-"""Schedules whose learning rate at a step does not depend on the number of all steps."""
+"""Schedules whose learning rate at a step does not depend on the total number of steps."""

@@ -1,6 +1,6 @@
-"""finetune.sh: finetune a student in as many processes as there are GPUs, and with less memory when that is short.
+"""The program behind finetune.sh: start one process per GPU, and try again with a smaller batch if memory runs out.
 
-Only the standard library is needed here; see runtime/launcher.py.
+This module needs only the standard library; see runtime/launcher.py.
 """
 
 import os
@@ -10,14 +10,14 @@ from teacherlm.core.errors import UserError
 from teacherlm.runtime.launcher import launch, processes_here, program, require_number
 
 OUT_OF_MEMORY = 76
-"""Exit code of a finetuning that a smaller batch would help; AUTO_BATCH=1 tries one."""
+"""Exit code of a finetuning that ran out of memory. AUTO_BATCH=1 then tries a smaller batch."""
 POSITIONAL = 10
 
 
 def main() -> int:
     words = sys.argv[1:]
     if len(words) < POSITIONAL:
-        raise UserError(f"{POSITIONAL} arguments and flags were expected, as finetune.sh takes them")
+        raise UserError(f"{POSITIONAL} arguments were expected, found {len(words)}; finetune.sh --help lists them")
     model, dataset, batch, accumulation, learning_rate, epochs, task_type, name, store, project = words[:POSITIONAL]
     os.environ["WANDB_PROJECT"] = project
     processes = processes_here()
@@ -37,10 +37,13 @@ def main() -> int:
         if samples == 1 or samples % 2:
             return status
         batch, accumulation = str(samples // 2), str(steps * 2)
-        print(f"finetune.sh: trying again with a batch of {batch} and {accumulation} accumulated", flush=True)
+        print(
+            f"finetune.sh: trying again with a batch of {batch} and {accumulation} accumulated batches per step",
+            flush=True,
+        )
 
 
 def given(flag: str, variable: str) -> list[str]:
-    """A flag with the value of a variable, where that is set."""
+    """A flag with the value of an environment variable; empty if the variable is not set."""
     value = os.environ.get(variable)
     return [flag, value] if value else []

@@ -1,9 +1,9 @@
-"""Finetune a student on the texts of a dataset, a checkpoint an epoch.
+"""Finetune a student on the texts of a dataset, with one checkpoint per epoch.
 
-Checkpoints, log.jsonl and the manifest go to --output_dir. When checkpoints of the same run are there, training
-resumes from the last whole one and goes on to the full number of epochs.
+Checkpoints, log.jsonl and the manifest go to --output_dir. If this run has checkpoints there, training resumes from the
+last complete one and continues to the full number of epochs.
 
-All flags of transformers' TrainingArguments are taken as well; `finetune.py --help` lists them.
+All flags of transformers' TrainingArguments are accepted too; `finetune.py --help` lists them.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
-    """A manifest in which flags that are younger than it have their default."""
+    """A manifest, completed with the defaults of flags that were added after it was written."""
     from teacherlm.finetune.recorded import with_defaults
 
     manifest = manifests.read_manifest(path)
@@ -61,7 +61,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def work(run: StageRun, own: Any, training: Any, model_folder: Path) -> int:
-    """Train, unless that is done already; returns the exit code."""
+    """Train unless that is done already, and return the exit code."""
     with said_once():
         arguments, length, inputs = from_first(lambda: describe_run(own, training, model_folder, run.manifest))
         run.compare({**arguments, **length}, inputs)
@@ -81,10 +81,10 @@ def work(run: StageRun, own: Any, training: Any, model_folder: Path) -> int:
 def describe_run(
     own: Any, training: Any, model_folder: Path, manifest: dict[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """What the checkpoints depend on: (flags that change numbers, how long the training is, digests of the inputs).
+    """What the checkpoints depend on: (flags that change numbers, length of the training, digests of the inputs).
 
     Args:
-        manifest: an earlier one, or None.
+        manifest: the manifest of an earlier run, or None.
     """
     from teacherlm.finetune.adapters import MERGED
     from teacherlm.finetune.recorded import OF_THE_MACHINE, lengths, recorded_arguments
@@ -106,31 +106,31 @@ def describe_run(
         require_dataset(Path(own.dev_dataset))
         inputs["dev"] = manifests.describe(Path(own.dev_dataset), known.get("dev"))
     arguments = recorded_arguments(own, training)
-    if own.list_missing and manifest:  # asked on a cluster's login node, whose hardware is not that of its nodes
+    if own.list_missing and manifest:  # the login node's hardware differs from the compute nodes'
         arguments |= {name: manifest["arguments"].get(name) for name in OF_THE_MACHINE}
     return arguments, lengths(own, training), inputs
 
 
 def fit_to_model(own: Any, model_folder: Path) -> Any:
-    """The flags, with a --max_source_length that is at most what the student takes."""
+    """The flags with a --max_source_length that is not above the student's maximum."""
     from teacherlm.runtime.model_config import load_config, position_count
 
     positions = position_count(load_config(model_folder))
     if positions is None or own.max_source_length <= positions:
         return own
-    say(f"finetune: the student takes {positions} tokens, so --max_source_length is {positions} and not more")
+    say(f"finetune: the student takes at most {positions} tokens, so --max_source_length is set to {positions}")
     return dataclasses.replace(own, max_source_length=positions)
 
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """What is trained on.
+    """The samples of a training.
 
     Attributes:
-        tokens: an epoch's samples as tokens.
-        phases: how many of them are in each phase of the epoch.
-        dev: the samples that are not trained on, or None.
-        tokenizer: the student's.
+        tokens: the samples of an epoch as tokens.
+        phases: number of samples in each phase of the epoch.
+        dev: the dev samples, on which the student is not trained, or None.
+        tokenizer: the student's tokenizer.
     """
 
     tokens: Any
@@ -139,7 +139,7 @@ class Samples:
     tokenizer: Any
 
     def longest(self, most: int) -> int:
-        """The number of tokens of the longest sample, which is cut to `most`."""
+        """Number of tokens in the longest sample, at most `most`."""
         return min(most, max(max(part["tokens"]) for part in (self.tokens, self.dev) if part is not None))
 
 
@@ -151,7 +151,7 @@ class Student(NamedTuple):
 
 
 def load_samples(own: Any, training: Any, model_folder: Path) -> Samples:
-    """The samples of an epoch and, where they are asked for, the dev samples, as the student's tokens."""
+    """The samples of an epoch, and with --dev_dataset the dev samples, as tokens."""
     import datasets
 
     from teacherlm.finetune.fields import dataset_order, parse_task
@@ -177,7 +177,7 @@ def load_samples(own: Any, training: Any, model_folder: Path) -> Samples:
 
 
 def claim(arguments: dict[str, Any], inputs: dict[str, Any], own: Any, training: Any, tokens: Any) -> str | None:
-    """Make the output folder this run's own; list the samples that were cut; return the checkpoint to go on from."""
+    """Reserve the output folder for this run, list the samples that were cut, and return the checkpoint to resume."""
     from teacherlm.core.records import write_records
     from teacherlm.finetune.checkpoints import check_resumable, claim_folder
     from teacherlm.finetune.samples import cut_samples
@@ -189,16 +189,16 @@ def claim(arguments: dict[str, Any], inputs: dict[str, Any], own: Any, training:
     if cut := cut_samples(tokens, own.max_source_length):
         write_records(output / "cut.jsonl", cut)
         print(
-            f"finetune: {len(cut)} of {len(tokens)} samples had more than {own.max_source_length} tokens: cut at their "
-            f"left, listed in {output / 'cut.jsonl'}"
+            f"finetune: {len(cut)} of {len(tokens)} samples had more than {own.max_source_length} tokens; they lost "
+            f"tokens on their left and are listed in {output / 'cut.jsonl'}"
         )
     if last is not None:
-        print(f"finetune: going on from {last}")
+        print(f"finetune: resuming from {last}")
     return None if last is None else str(last)
 
 
 def train(own: Any, training: Any, samples: Samples, student: Student, last: Path | None) -> tuple[int, dict[str, Any]]:
-    """Train to the full number of epochs, from `last` when there is one; returns exit code and counts."""
+    """Train to the full number of epochs, from the checkpoint `last` if there is one; return exit code and counts."""
     from transformers import set_seed
 
     from teacherlm.finetune.interrupts import Interrupts
@@ -210,11 +210,11 @@ def train(own: Any, training: Any, samples: Samples, student: Student, last: Pat
     device, accumulated = training.train_batch_size, training.gradient_accumulation_steps
     effective = effective_batch(training)
     say(
-        f"finetune: {len(samples.tokens)} samples of {own.task_type} an epoch, {effective} a step "
-        f"({device} x {accumulated} accumulated x {training.world_size} processes)"
+        f"finetune: {len(samples.tokens)} samples of {own.task_type} per epoch, {effective} per step "
+        f"({device} x {accumulated} accumulated batches x {training.world_size} processes)"
     )
     if training.world_size > 1:
-        say(f"finetune: its processes run on {' '.join(gather(socket.gethostname()))}")
+        say(f"finetune: the processes run on {' '.join(gather(socket.gethostname()))}")
     set_seed(training.seed)
     interrupts = Interrupts()
     start_wandb(training)
@@ -225,13 +225,11 @@ def train(own: Any, training: Any, samples: Samples, student: Student, last: Pat
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{last}: refused or damaged ({reason(error)}); only tensors and plain values are read from a checkpoint; "
-            "remove it, and training goes on from the one before"
+            "remove it, and training resumes from the one before"
         ) from error
     except (MemoryError, RuntimeError) as error:
         if is_lost_peer(error):
-            print(
-                "finetune.py: another process has ended; what it said, or the system's log, tells why", file=sys.stderr
-            )
+            print("finetune.py: another process has ended; its messages or the system's log say why", file=sys.stderr)
             return 2, {}
         if not is_out_of_memory(error):
             raise
@@ -240,7 +238,8 @@ def train(own: Any, training: Any, samples: Samples, student: Student, last: Pat
     finally:
         interrupts.stop.restore()
     if interrupts.stopped:
-        say(f"finetune: interrupted after step {trainer.state.global_step}, saved; the same command goes on from there")
+        step = trainer.state.global_step
+        say(f"finetune: interrupted after step {step}; a checkpoint was saved, and the same command resumes from it")
         return REQUEUE, {}
     cut = sum(count > own.max_source_length for count in samples.tokens["tokens"])
     counts = {"samples": len(samples.tokens), "cut": cut}
@@ -282,17 +281,17 @@ def out_of_memory(device: int, accumulated: int, effective: int) -> str:
     if device == 1:
         return (
             "out of memory with one sample at a time; try --gradient_checkpointing true, a smaller "
-            "--max_source_length, or --deepspeed zero3 over more GPUs"
+            "--max_source_length, or --deepspeed zero3 on more GPUs"
         )
     smaller = next(size for size in range(device // 2, 0, -1) if device % size == 0)
     return (
         f"out of memory with {device} samples at a time; a batch of {smaller} with {accumulated * device // smaller} "
-        f"accumulated keeps {effective} a step, and AUTO_BATCH=1 does that by itself"
+        f"accumulated batches keeps {effective} samples per step; AUTO_BATCH=1 does this automatically"
     )
 
 
 def conclude(run: StageRun, counts: dict[str, Any]) -> None:
-    """Write the manifest of all checkpoints."""
+    """Write the manifest with all checkpoints."""
     output = run.output
     checkpoints = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     run.finish({path.name: describe_files(path) for path in checkpoints}, {**counts, "seconds": run.seconds})

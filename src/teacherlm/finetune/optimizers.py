@@ -1,4 +1,4 @@
-"""Checks of the flags about the optimizer and the schedule of its learning rate, before anything is loaded."""
+"""Check the flags of the optimizer and of the learning rate schedule before anything is loaded."""
 
 import copy
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ from teacherlm.finetune.known_flags import OPTIMIZERS
 
 
 def check_optimizer(training: TrainingArguments, given: Mapping[str, Any]) -> None:
-    """Refuse an optimizer or a schedule that cannot be made, and flags that the chosen one does not look at.
+    """Refuse an optimizer or schedule that cannot be created, and flags that the chosen one ignores.
 
     Args:
-        given: flags with another value than their default.
+        given: flags whose value differs from their default.
 
     Raises:
-        UserError: it names the flag.
+        UserError: the message names the flag.
     """
     name = training.optim.value
     if name not in OPTIMIZERS:
@@ -28,11 +28,11 @@ def check_optimizer(training: TrainingArguments, given: Mapping[str, Any]) -> No
     configured = configured_sections(training)
     if "optimizer" in configured and {"optim", "optim_args"} & given.keys():
         raise UserError(
-            f"--optim has no effect with --deepspeed {training.deepspeed}, which names its own optimizer; leave one out"
+            f"--optim has no effect with --deepspeed {training.deepspeed}, which names an optimizer; leave one out"
         )
     if "scheduler" in configured:
         raise UserError(
-            f"{training.deepspeed}: remove its section `scheduler`; --lr_scheduler_type and --warmup_steps say the "
+            f"{training.deepspeed}: remove its section `scheduler`; --lr_scheduler_type and --warmup_steps set the "
             "learning rate"
         )
     check_optimizer_options(training, given)

@@ -1,6 +1,6 @@
-"""The processes of one training: found from the environment that finetune.sh or a launcher sets.
+"""The processes of one training. finetune.sh or a launcher describes them in environment variables.
 
-A StageRun takes this module as its processes (core/stage_run.py).
+A StageRun takes this module as its argument `processes` (core/stage_run.py).
 """
 
 import os
@@ -24,33 +24,33 @@ from teacherlm.runtime.processes import size
 from teacherlm.runtime.rendezvous import LOOPBACK, stay_on_this_machine
 
 FIRST_SAYS_IT = 20
-"""The other ranks wait this many seconds before they report a mistake, so that rank 0 reports one that all of them see
-once: its end ends the others. A mistake that only another rank sees (a folder that its node lacks) is reported late."""
+"""The other ranks wait this many seconds before they report an error, so that rank 0 reports a shared error once; when
+rank 0 ends, the others are terminated. An error in another rank only (its node lacks a folder) is reported late."""
 TURN_SECONDS = 1
-"""Between two attempts of several processes to take the lock of their output."""
+"""Seconds between two attempts of several processes to take the lock of their output."""
 
 
 def join_processes() -> None:
-    """Prepare the process for the others that a launcher started: where they meet, and what listens there.
+    """Prepare this process to meet the other processes that a launcher started.
 
     Raises:
         UserError: the launcher's variables are incomplete, or the port is taken.
     """
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would warn that it found none
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed warns that it found no accelerator
         keep_freed_memory()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
-        raise UserError(f"WORLD_SIZE is set but {', '.join(missing)} is not; finetune.sh starts the processes itself")
+        raise UserError(f"WORLD_SIZE is set but {', '.join(missing)} is not; start the processes with finetune.sh")
     if torch.cuda.is_available():
         own_gpu()  # accelerate would take a GPU that another process has
     stay_on_this_machine()
 
 
 def meet_alone() -> None:
-    """Give a single process the variables of a launcher, which DeepSpeed needs for one process too."""
+    """Set the variables of a launcher for a single process: DeepSpeed needs them even then."""
     alone = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": LOOPBACK}
     if "MASTER_PORT" not in os.environ:
         alone["MASTER_PORT"] = meeting_port(LOOPBACK)
@@ -60,14 +60,14 @@ def meet_alone() -> None:
 
 
 def meet(training: Any) -> None:
-    """Let the processes meet, which TrainingArguments do when they are asked how many there are."""
+    """Let the processes meet. TrainingArguments do this when `world_size` is read."""
     if training.world_size != size():
         raise RuntimeError(f"{training.world_size} processes were to meet, and {size()} did")
 
 
 @contextmanager
 def said_once() -> Iterator[None]:
-    """Let the first process report a UserError that all of them raise."""
+    """Let rank 0 report a UserError that all ranks raise."""
     try:
         yield
     except UserError:
@@ -77,9 +77,9 @@ def said_once() -> Iterator[None]:
 
 
 def take_turn(lock: OutputLock) -> None:
-    """Let one process take the lock of the output; all wait together for whoever holds it.
+    """Let rank 0 take the lock of the output. All ranks wait together while another run holds it.
 
-    They ask again and again, as a single broadcast that waits for hours would run into its timeout.
+    Rank 0 tries repeatedly, because a single broadcast that waits for hours would run into its timeout.
     """
     if size() == 1:
         lock.acquire()
@@ -94,7 +94,7 @@ def take_turn(lock: OutputLock) -> None:
 
 @contextmanager
 def only_writer(*outputs: Path) -> Iterator[None]:
-    """Hold the locks of these outputs for the length of the block, in one of the processes."""
+    """Hold the locks of these outputs during the block, in rank 0."""
     with ExitStack() as taken:
         with said_once():
             for lock in map(OutputLock, sorted(outputs)):

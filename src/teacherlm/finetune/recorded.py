@@ -1,7 +1,7 @@
-"""What identifies a finetuning run: every flag that changes a number of its checkpoints, as the manifest keeps it.
+"""What identifies a finetuning run: every flag that changes a number in its checkpoints, in the form of the manifest.
 
-Flags are recorded by exclusion: all of them but those that known_flags.py lists as HARMLESS or REFUSED. The values are
-JSON and the same on every machine: no paths, no host names, no numbers of devices.
+All flags are recorded except those that known_flags.py lists as HARMLESS or REFUSED. The values are JSON and the same
+on every machine: they contain no paths, host names or numbers of devices.
 """
 
 import dataclasses
@@ -22,29 +22,29 @@ NOT_RECORDED = {
     "early_stop",  # see `lengths`
     "list_missing", "restart",  # change no number
 }  # fmt: skip
-"""Flags of finetune.py's own that are not among the recorded arguments."""
+"""Flags of this project's finetune.py that are not recorded."""
 
 OF_THE_MACHINE = ("effective_batch", "precision", "tf32", "deepspeed")
-"""Recorded arguments that depend on the GPUs of the machine, so that a cluster's login node cannot tell them."""
+"""Recorded arguments that depend on the machine's GPUs. A cluster's login node cannot determine them."""
 
 SIZES_AND_SPEED = {
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "steps_per_print",
     "wall_clock_breakdown", "dump_state", "comms_logger", "flops_profiler", "tensorboard", "wandb", "csv_monitor",
     "checkpoint", "aio", "activation_checkpointing", "memory_breakdown",
-    # of zero_optimization
+    # from the section zero_optimization
     "stage", "overlap_comm", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "allgather_partitions",
     "allgather_bucket_size", "load_from_fp32_weights", "offload_optimizer", "offload_param", "cpu_offload",
     "sub_group_size", "round_robin_gradients", "memory_efficient_linear", "stage3_prefetch_bucket_size",
     "stage3_param_persistence_threshold", "stage3_model_persistence_threshold", "stage3_max_live_parameters",
     "stage3_max_reuse_distance", "stage3_gather_16bit_weights_on_model_save", "ignore_unused_parameters",
 }  # fmt: skip
-"""Settings of a DeepSpeed configuration that say how work is spread, stored and reported, not what is computed."""
+"""Settings of a DeepSpeed configuration that change how work is distributed, stored and reported, but no numbers."""
 LOSS_SCALING = {"loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale"}
-"""Settings of DeepSpeed's fp16. A scale only decides which steps float16 skips, and precision is recorded."""
+"""Settings of DeepSpeed's section fp16. The scale only decides which steps float16 skips. The precision is recorded."""
 
 
 def recorded_arguments(own: FinetuneArguments, training: TrainingArguments) -> dict[str, Any]:
-    """The arguments that the run's checkpoints depend on, without its length unless the schedule depends on that."""
+    """The arguments that the checkpoints depend on. The run's length is included only if the schedule depends on it."""
     arguments = {name: plain(getattr(training, name)) for name in recorded_flags(training)}
     arguments |= {name: plain(getattr(own, name)) for name in own_flags()}
     arguments["effective_batch"] = effective_batch(training)
@@ -60,13 +60,13 @@ def recorded_arguments(own: FinetuneArguments, training: TrainingArguments) -> d
 
 
 def lengths(own: FinetuneArguments, training: TrainingArguments) -> dict[str, Any]:
-    """How long the run is. A longer one continues it; see `length_matters` for when it does not."""
+    """The length of the run. A longer run continues a shorter one, unless `length_matters`."""
     epochs = {"num_train_epochs": training.num_train_epochs, "max_steps": training.max_steps}
     return {**epochs, "early_stop": own.early_stop}
 
 
 def length_matters(training: TrainingArguments) -> bool:
-    """Whether the learning rate of a step depends on the number of all steps, so that a longer run is another run."""
+    """Whether the learning rate of a step depends on the number of all steps. Then a longer run is a different run."""
     return training.lr_scheduler_type.value not in FIXED_SCHEDULES or 0 < training.warmup_steps < 1
 
 
@@ -80,20 +80,20 @@ def own_flags() -> list[str]:
 
 
 def effective_batch(training: TrainingArguments) -> int:
-    """Samples of a step. Over how many devices and accumulated batches they are spread changes only rounding."""
+    """Number of samples per step. How they are split over devices and accumulated batches changes only rounding."""
     return training.train_batch_size * training.gradient_accumulation_steps * training.world_size
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it, without the secrets that it names."""
+    """A value in its JSON form, without secrets."""
     return without_named(value.value if isinstance(value, enum.Enum) else value)
 
 
 def deepspeed_settings(config: str | dict[str, Any] | None) -> dict[str, Any]:
-    """The settings of a DeepSpeed configuration that change numbers; none of those in finetune/deepspeed/ has one,
-    but zero3_offload, whose optimizer is DeepSpeed's.
+    """The settings of a DeepSpeed configuration that change numbers.
 
-    "auto" stands for a flag, which is recorded itself.
+    Of the configurations in finetune/deepspeed/ only zero3_offload has such settings: it uses DeepSpeed's optimizer.
+    The value "auto" stands for a flag, which is recorded separately.
     """
     if config is None:
         return {}
@@ -110,10 +110,9 @@ def deepspeed_settings(config: str | dict[str, Any] | None) -> dict[str, Any]:
 
 
 def with_defaults(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """A manifest or run.json in which flags that it does not know yet, as it is older than they are, have the library's
-    default.
+    """A manifest or run.json, completed with the defaults of flags that were added after it was written.
 
-    Such a flag that the manifest's command names stays out: then it is not known what the run was made with.
+    If the recorded command names such a flag, the flag is not added, because its value in that run is unknown.
     """
     kinds = {TrainingArguments: recorded_flags(TrainingArguments), FinetuneArguments: own_flags()}
     named = {word.split("=")[0].lstrip("-").replace("-", "_") for word in manifest.get("command", ())}

@@ -1,4 +1,4 @@
-"""The sum of the losses since the log's last line, which a checkpoint carries to the run that goes on from it."""
+"""The sum of the losses since the last log line. A checkpoint keeps it for the run that resumes from it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,13 +9,13 @@ from transformers.trainer_callback import ExportableState
 
 
 class RunningLoss(TrainerCallback, ExportableState):
-    """Adds up the losses of steps; the Trainer keeps `state` in a checkpoint's trainer_state.json.
+    """Adds up the losses of steps. The Trainer stores `state` in a checkpoint's trainer_state.json.
 
-    The Trainer's own sum begins anew with each process, so that the first line of the log after an interruption would
-    leave out the steps before it.
+    The Trainer's own sum begins at 0 in each process. So the first log line after an interruption would omit the steps
+    before the interruption.
 
     Args:
-        total: of the steps since the last line of the log.
+        total: the sum of the losses since the last log line.
         since: the step of that line.
     """
 
@@ -25,22 +25,22 @@ class RunningLoss(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.total = self.total.to(args.device)
-        # The Trainer saves the states of those callbacks only that it finds here; earlier checkpoints have none.
+        # The Trainer saves only the states of callbacks that it finds here. Earlier checkpoints lack this one.
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
 
     def add(self, loss: torch.Tensor) -> None:
-        """Add the loss of one batch, a step's sum of which is the step's loss."""
+        """Add the loss of one batch. The loss of a step is the sum over its batches."""
         self.total += loss
 
     def mean(self, step: int, over_processes: Callable[[torch.Tensor], float]) -> float:
-        """The mean loss of the steps since the last line, for the line of this step; the sum begins anew."""
+        """The mean loss of the steps since the last log line. The sum is set back to 0."""
         mean = over_processes(self.total) / (step - self.since)
         self.total.zero_()
         self.since = step
         return mean
 
     def share(self, over_processes: Callable[[torch.Tensor], float]) -> None:
-        """Take the mean over the processes for the checkpoint that follows; they all call this together."""
+        """Compute the mean over the processes for the next checkpoint. All processes must call this together."""
         self.saved = over_processes(self.total)
 
     def state(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Samples become token ids: the chosen text fields, cut from their left when they are too long."""
+"""Convert the chosen text fields of samples to token ids. Texts that are too long are cut on their left."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -20,20 +20,21 @@ def require_dataset(folder: Path) -> None:
 
 
 def load_split(folder: Path, task: Task, train: bool) -> Dataset:
-    """The samples of a `datasets` folder, checked for the fields that are trained on.
+    """The samples of a `datasets` folder, which must have the fields to train on.
 
     Args:
-        train: of a DatasetDict, whether to take the split train or the other one.
+        train: whether to use the split train of a DatasetDict, or its other split.
 
     Raises:
-        UserError: no such folder, no such split, no such text field (those it has are listed), or no samples.
+        UserError: the folder, the split or a text field does not exist, or there are no samples. The message lists the
+            existing splits or fields.
     """
     require_dataset(folder)
     dataset = load_saved(folder)
     if isinstance(dataset, DatasetDict):
         splits = [name for name in dataset if (name == "train") == train]
         if len(splits) != 1:
-            wanted = "the split train" if train else "one split beside train"
+            wanted = "the split train" if train else "exactly one split other than train"
             raise UserError(f"{folder}: {wanted} was expected; there are: {', '.join(dataset)}")
         dataset = dataset[splits[0]]
     texts = [name for name, kind in dataset.features.items() if kind in (Value("string"), Value("large_string"))]
@@ -54,21 +55,23 @@ def tokenize(
     seed: int,
     vocabulary: int | None = None,
 ) -> tuple[Dataset, list[int]]:
-    """Token ids of an epoch's samples, field after field, without a cache file; and how many samples each field has.
+    """The token ids of an epoch's samples, one field after the other, and the number of samples per field.
 
-    The tokenizer's special tokens are around each text. A sample longer than `max_length` keeps those at its beginning
-    and its last tokens, as in the reference: the explanation is at the end.
+    No cache file is written. Each text is enclosed in the tokenizer's special tokens. A sample longer than `max_length`
+    keeps the special tokens at its beginning and its last tokens, as in the reference, because the explanation is at
+    the end.
 
     Args:
-        vocabulary: rows of the model's embedding; None: unknown.
+        vocabulary: number of rows of the model's embedding; None means unknown.
 
     Returns:
-        Columns `input_ids`; `skipped`, how many of them at the left have no loss (0, or those of the question);
-        `sample` and `field`, where they come from; `tokens`, how many there were before the cut.
+        A dataset with the columns `input_ids`; `skipped`, the number of tokens on the left without a loss (0, or the
+        tokens of the question); `sample` and `field`, the origin of the sample; `tokens`, the number of tokens before
+        the cut. Then the number of samples per field.
 
     Raises:
-        UserError: a sample has no text, no place where its completion begins, or a token without an embedding; or all
-            samples are too long.
+        UserError: a sample has no text, no beginning of a completion, or a token without an embedding; or all samples
+            are too long.
     """
     parts = []
     for field, numbers in choose_samples(task, len(dataset), seed):
@@ -78,8 +81,8 @@ def tokenize(
     tokens = concatenate_datasets(parts)
     if all(count > max_length for count in tokens["tokens"]):
         raise UserError(
-            f"all {len(tokens)} samples have more than {max_length} tokens, the shortest {min(tokens['tokens'])}: "
-            "raise --max_source_length, or take a student that takes more"
+            f"all {len(tokens)} samples have more than {max_length} tokens; the shortest has {min(tokens['tokens'])}: "
+            "increase --max_source_length, or use a student with a longer context"
         )
     return tokens, [len(part) for part in parts]
 
@@ -94,11 +97,11 @@ def encode_batch(
     batch: Mapping[str, list[str]],
     places: list[int],
 ) -> dict[str, list[Any]]:
-    """The columns of `tokenize` for samples of one field.
+    """The columns of `tokenize` for a batch of samples of one field.
 
     Args:
-        numbers: of all of the field's samples in the dataset, from 0.
-        places: of the batch's samples among them.
+        numbers: for all samples of the field, their indices in the dataset, from 0.
+        places: the positions of the batch's samples in `numbers`.
     """
     texts = batch[field]
     for place, text in zip(places, texts):
@@ -131,13 +134,13 @@ def find_completion(text: str, field: str, sample: int) -> int:
     if start is None:
         raise UserError(
             f"sample {sample}: the field {field!r} has no ` A: The answer is (`, after which the completion begins; "
-            "leave --loss_on completion out"
+            "omit --loss_on completion"
         )
     return start
 
 
 def cut_samples(tokens: Dataset, max_length: int) -> list[dict[str, Any]]:
-    """Which samples were cut: number, field and tokens of each, once."""
+    """The number, field and number of tokens of each sample that was cut. Each sample is listed once."""
     columns = zip(tokens["sample"], tokens["field"], tokens["tokens"])
     long = dict.fromkeys(row for row in columns if row[2] > max_length)
     return [{"sample": sample, "field": field, "tokens": count} for sample, field, count in long]

@@ -1,4 +1,4 @@
-"""Training one sample at a time, for models that neither packed nor padded batches compute exactly."""
+"""Train one sample at a time. This is for models that neither packed nor padded batches compute exactly."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +10,12 @@ from teacherlm.runtime.plain_pass import plain_options
 
 
 def use_single_samples(model: torch.nn.Module) -> Callable[[], None]:
-    """Let a causal model return `loss`, the sum of shares x cross-entropy, for a batch of PaddingCollator.
+    """Let a causal model return `loss`, the sum of share x cross-entropy, for a batch from PaddingCollator.
 
-    Each sample goes through the model's own forward pass alone, without padding. Returns what undoes it.
+    Each sample passes through the model's original forward alone, without padding.
+
+    Returns:
+        A function that restores the original forward.
     """
     forward = model.forward
     options = plain_options(model)

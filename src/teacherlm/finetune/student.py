@@ -1,12 +1,12 @@
-"""The student as it is trained, and the collator whose batches it takes.
+"""Load the student for training, and choose the path on which it is computed and the collator for that path.
 
-packed        the samples of a batch one after the other in a row, without padding, the loss in chunks of the vocabulary
-packed-whole  the same, with all logits at once, for models that do more to their logits than one product
-padded        samples below each other, padded at the right, the loss in chunks
-padded-whole  the same, with all logits at once
+packed        samples are packed into one row without padding; the loss is computed in chunks of positions
+packed-whole  like packed, but with all logits at once, for models that change their logits after the matrix product
+padded        samples are padded on the right to one length; the loss is computed in chunks of positions
+padded-whole  like padded, but with all logits at once
 single        one sample at a time
 
-The first of these that agrees with the library's plain forward pass is used (src/teacherlm/runtime/self_check.py).
+The first path that agrees with the library's plain forward pass is used (src/teacherlm/runtime/self_check.py).
 """
 
 import contextlib
@@ -42,14 +42,14 @@ WORDS = {
 
 
 def load_student(own: Any, training: Any, folder: Path, digest: str, longest: int) -> tuple[torch.nn.Module, Callable]:
-    """The model in float32 (mixed precision and DeepSpeed keep their own copies) and its collator.
+    """The model in float32 (mixed precision and DeepSpeed make further copies), and its collator.
 
     Args:
-        digest: of the student.
-        longest: tokens of the longest sample.
+        digest: the student's digest.
+        longest: number of tokens in the longest sample.
 
     Raises:
-        UserError: it cannot be loaded, not with the attention that was asked for, or no way to compute it is exact.
+        UserError: the model cannot be loaded or does not support --attention, or no path computes it exactly.
     """
     model = load(own, folder)
     key = {"stage": "finetune", "model": digest, "attention": own.attention, "packing": own.packing, "peft": own.peft}
@@ -59,11 +59,11 @@ def load_student(own: Any, training: Any, folder: Path, digest: str, longest: in
     }
     key["device"] = "cuda" if torch.cuda.is_available() else "cpu"
     if training.gradient_checkpointing and not base_model(model).supports_gradient_checkpointing:
-        say(f"finetune: {base_model(model).config.model_type} has no gradient checkpointing: left out")
+        say(f"finetune: {base_model(model).config.model_type} does not support gradient checkpointing, which is off")
         training.gradient_checkpointing = False
 
     def find() -> Verdict:
-        # The check draws no random numbers of the training, on the CPU and on this process's own GPU.
+        # The check does not change the random numbers of the training, on the CPU and on this process's GPU.
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices), whole_model(own, training, folder, model) as checked:
             return find_path(checked, own, training, folder, longest)
@@ -84,9 +84,9 @@ def load(own: Any, folder: Path) -> torch.nn.Module:
 
 @contextlib.contextmanager
 def whole_model(own: Any, training: Any, folder: Path, model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """The student with all its weights in this process, on the GPU where it fits there.
+    """The student with all its weights in this process, on the GPU if it fits there.
 
-    Under ZeRO-3 each process has a part of the weights only: then it is another copy, which is gone afterwards.
+    Under ZeRO-3 each process has only a part of the weights. In that case this is a separate, temporary copy.
     """
     with whole_weights(training) as in_parts:
         if in_parts:
@@ -115,10 +115,10 @@ def half_precision(own: Any, training: Any) -> torch.dtype | None:
 
 
 def find_path(model: torch.nn.Module, own: Any, training: Any, folder: Path, longest: int) -> Verdict:
-    """The first of PATHS whose logits and loss are those of the plain forward pass, and that can be trained.
+    """The first of PATHS that can be trained and whose logits and loss agree with the plain forward pass.
 
     Raises:
-        UserError: there is none, or --attention asks for what the model or the machine does not have.
+        UserError: there is no such path, or the model or the machine does not support --attention.
     """
     half = half_precision(own, training)
     arithmetic = torch.autocast(model.device.type, half, enabled=half is not None and own.peft != "qlora")
@@ -164,15 +164,20 @@ def find_path(model: torch.nn.Module, own: Any, training: Any, folder: Path, lon
 def use_path(
     model: torch.nn.Module, path: str, attention: str, longest: int, with_loss: bool = True
 ) -> Callable[[], None] | None:
-    """Let a model take the batches of a path and, with_loss, return their loss; returns what undoes it.
+    """Prepare a model for the batches of a path.
 
-    Returns None, and does nothing, where the model's settings rule the path out.
+    Args:
+        with_loss: whether the model also returns the loss of a batch.
+
+    Returns:
+        A function that undoes the preparation. None, without any change, if the model's settings rule the path out.
     """
     if path == "single":
         return use_single_samples(model) if with_loss else lambda: None
     undo: list[Callable[[], None]] = []
     if path.startswith("packed"):
-        if not use_packing(model, attention, longest):  # after peft: it calls the model's forward itself
+        # The hook has to be on the peft model, which calls the forward of the model inside without that model's hooks.
+        if not use_packing(model, attention, longest):
             return None
         undo.append(lambda: stop_packing(model))
     if with_loss:
@@ -199,7 +204,7 @@ def logits_of(model: torch.nn.Module, path: str, samples: list[dict[str, Any]]) 
 
 
 def expected_loss(samples: Sequence[dict[str, Any]], logits: Sequence[torch.Tensor]) -> float:
-    """Mean cross-entropy of the samples' tokens that are learnt, from their logits."""
+    """The mean cross-entropy of the samples' tokens with a loss, computed from their logits."""
     batch = PaddingCollator("token")(samples)
     total = torch.zeros((), dtype=torch.float64)
     for sample, row, labels in zip(samples, logits, batch["labels"]):
@@ -218,7 +223,7 @@ def loss_fault(
     expected: float,
     tolerance: float,
 ) -> str:
-    """What is wrong with a path's loss, in evaluation and in training, or with its gradient; empty when nothing is."""
+    """What is wrong with a path's loss (in evaluation and in training) or its gradient; "" when nothing is wrong."""
     batch = collator(path, "token")(samples)
     batch["shares"] = batch["shares"] / batch["shares"].sum()
     batch = {name: value.to(model.device) for name, value in batch.items() if name != "samples"}
@@ -233,11 +238,11 @@ def loss_fault(
         trained = [model(**batch, use_cache=False)["loss"]]
         first = next(part for part in model.parameters() if part.requires_grad)
         (gradient,) = torch.autograd.grad(trained[0], [first], allow_unused=True)
-        if apart(trained[0], expected) > tolerance:  # a fault, or dropout, which differs each time
+        if apart(trained[0], expected) > tolerance:  # a fault, or dropout, which gives another loss each time
             trained.append(model(**batch, use_cache=False)["loss"])
     except torch.cuda.OutOfMemoryError:
         raise
-    except Exception as error:  # as in self_check.fault_of
+    except Exception as error:  # a model can raise anything
         return failure(error, " in training")
     finally:
         model.eval()
@@ -248,13 +253,13 @@ def loss_fault(
         losses += trained
     worst = max(apart(loss, expected) for loss in losses)
     if not worst <= tolerance:
-        return f"has another loss ({worst:.1e} apart)"
+        return f"has a different loss (by {worst:.1e})"
     if gradient is not None and not gradient.isfinite().all():
         return "has a gradient that is not finite"
     return ""
 
 
 def apart(loss: torch.Tensor, expected: float) -> float:
-    """The relative difference of a loss; infinite where it is no number."""
+    """The relative difference of a loss from the expected loss; infinite if the loss is NaN."""
     found = abs(loss.item() - expected) / max(1.0, abs(expected))
     return found if found == found else float("inf")

@@ -1,4 +1,4 @@
-"""transformers' Trainer with whole checkpoints, packed batches, exact weights of samples, and an exact resume."""
+"""transformers' Trainer with complete checkpoints, packed batches, exact weights of samples, and an exact resume."""
 
 import os
 import shutil
@@ -28,13 +28,14 @@ from teacherlm.runtime.compat.of_trainer import StagedTrainer, keep_newest, remo
 from teacherlm.runtime.memory import give_back_freed_memory
 
 INTERRUPTED = "interrupted"
-"""A file in a checkpoint that a signal asked for; the next checkpoint replaces such a one."""
+"""A file that marks a checkpoint saved because of a signal. The next checkpoint replaces it."""
 
 
 def with_filler(tokens: Dataset) -> Dataset:
-    """The samples and, after them, one of a single token without a loss; see PhaseSampler.
+    """The samples, followed by a sample of one token without a loss; see PhaseSampler.
 
-    Without it accelerate would fill the last batches with samples of the epoch's beginning, which would count twice.
+    Without it, accelerate would fill the last batches with samples from the beginning of the epoch, which would then
+    count twice.
     """
     filler = {**tokens[0], "input_ids": tokens[0]["input_ids"][:1], "skipped": 1, "sample": 0}
     return concatenate_datasets([tokens, Dataset.from_list([filler], features=tokens.features)])
@@ -47,20 +48,21 @@ def numbers(parameter: torch.Tensor) -> int:
 
 
 class FinetuneTrainer(StagedTrainer):
-    """Trains on batches whose `shares` say how much each token counts.
+    """Trains on batches whose `shares` are the weights of their tokens.
 
-    A step's loss is the sum of share x cross-entropy over all its batches and processes, divided by the sum of shares:
-    the exact weighted mean, however the step's samples are spread over batches, accumulation and processes.
+    The loss of a step is the sum of share x cross-entropy over all its batches and processes, divided by the sum of the
+    shares. This is the exact weighted mean, however the samples are split over batches, accumulation and processes.
 
-    `checkpoint-N` is written under a hidden name and renamed when it is whole; one that a kill or a full disk
-    interrupted is never resumed from, evaluated or counted. A loss that is no number ends the training, unsaved.
+    `checkpoint-N` is written under a hidden name and renamed when it is complete. So a checkpoint that a kill or a full
+    disk interrupted is never resumed from, evaluated or counted. A loss that is not finite ends the training without
+    saving.
 
     Args:
         phases, shuffle: see PhaseSampler.
-        resumed: the checkpoint that training goes on from.
-        merge_adapters: save a merged model in each checkpoint of adapters.
-        student: digest of the model that is trained, which a checkpoint of adapters keeps.
-        callbacks: they see a checkpoint in its place when it was saved.
+        resumed: the checkpoint from which training resumes.
+        merge_adapters: whether each checkpoint of adapters also holds a merged model.
+        student: the digest of the model in training, which a checkpoint of adapters records.
+        callbacks: callbacks whose `on_save` finds each checkpoint in its final place.
     """
 
     def __init__(
@@ -80,7 +82,9 @@ class FinetuneTrainer(StagedTrainer):
         self.running = RunningLoss(*(read_running_loss(resumed) if resumed else (0.0, 0)))
         callbacks = [self.running, *callbacks]
         super().__init__(train_dataset=with_filler(train_dataset), eval_dataset=dev, callbacks=callbacks, **options)
-        self.callback_handler.callbacks.insert(0, Publisher(self))  # the others look for the checkpoint in its place
+        self.callback_handler.callbacks.insert(
+            0, Publisher(self)
+        )  # first, so that the others find the checkpoint in its place
         self.phases, self.shuffle, self.merge_adapters, self.student = phases, shuffle, merge_adapters, student
         self.staging = Path(self.args.output_dir) / PARTIAL
         self.dev_batches: DataLoader | None = None
@@ -108,7 +112,7 @@ class FinetuneTrainer(StagedTrainer):
         return self.dev_batches
 
     def batches(self, samples: Dataset, size: int, sampler: PhaseSampler) -> DataLoader:
-        """Batches of samples for this process, on its device."""
+        """The batches of this process, on its device."""
         loader = DataLoader(
             samples,
             batch_size=size,
@@ -123,14 +127,16 @@ class FinetuneTrainer(StagedTrainer):
         return self.accelerator.prepare(loader)
 
     def at_once(self, batch: int) -> int:
-        """Samples that all processes compute at once; a single process may have a smaller last batch."""
+        """Number of samples that several processes compute at once; 1 for a single process, which needs no filling."""
         return batch * self.args.world_size if self.args.world_size > 1 else 1
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, torch.Tensor]], Any]:
-        """A step's batches, and the sum of their shares as each process has to divide by it: gradients are averaged
-        over processes."""
+        """The batches of a step, and the number by which each process divides its loss.
+
+        That is the sum of all shares divided by the number of processes, because gradients are averaged over processes.
+        """
         batches = list(islice(epoch_iterator, num_batches))
         total = sum(batch["shares"].double().sum() for batch in batches)
         if self.args.world_size > 1:
@@ -149,8 +155,8 @@ class FinetuneTrainer(StagedTrainer):
         if not torch.isfinite(loss):
             numbers = ", ".join(map(str, sorted(set(samples_B.tolist()))))
             raise UserError(
-                f"the loss became {loss.item()} at step {self.state.global_step + 1}, in a batch of the samples "
-                f"{numbers}; the last checkpoint is untouched; try a smaller learning rate, or look at these samples"
+                f"the loss became {loss.item()} at step {self.state.global_step + 1}, in a batch with the samples "
+                f"{numbers}; the last checkpoint is unchanged; try a smaller learning rate, or look at these samples"
             )
         if self.model.training:
             self.tokens += int(
@@ -164,9 +170,9 @@ class FinetuneTrainer(StagedTrainer):
         return loss
 
     def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
-        """The weighted mean loss over all dev samples, however they are spread over batches and processes."""
+        """The weighted mean loss over all dev samples, however they are split over batches and processes."""
         self.model.eval()
-        sums = torch.zeros(2, dtype=torch.float64)  # of share x loss, of shares
+        sums = torch.zeros(2, dtype=torch.float64)  # the sum of share x loss, and the sum of the shares
         with torch.no_grad():
             for batch in self.get_eval_dataloader():
                 inputs = self.prepared(batch)
@@ -183,7 +189,7 @@ class FinetuneTrainer(StagedTrainer):
     def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
         if "loss" in logs:
             logs = {**logs, "loss": self.running.mean(self.state.global_step, self.all_mean), **self.speed()}
-            if self.args.device.type == "cpu":  # only there it is kept (processes.py)
+            if self.args.device.type == "cpu":  # only a CPU keeps freed memory (processes.py)
                 give_back_freed_memory()
         super().log(logs, *args, **options)
 
@@ -192,7 +198,7 @@ class FinetuneTrainer(StagedTrainer):
         return self.accelerator.gather(number[None]).mean().item() if self.args.world_size > 1 else number.item()
 
     def speed(self) -> dict[str, float]:
-        """Real tokens a second of all processes since the last call, share of the GPU's peak, and memory."""
+        """Tokens per second (all processes, no padding) since the last call, share of the GPU's peak, and memory."""
         now = time.monotonic()
         tokens = torch.tensor(float(self.tokens), device=self.args.device)
         if self.args.world_size > 1:
@@ -210,7 +216,7 @@ class FinetuneTrainer(StagedTrainer):
     # ----------------------------------------------------------------------------------------------------- checkpoints
 
     def save_model(self, *args: Any, **options: Any) -> None:
-        """The first step of a checkpoint; the Trainer saves the states of its optimizer after it."""
+        """Save the model, which is the first step of a checkpoint. The Trainer then saves the optimizer states."""
         self.require_finite()
         if self.args.should_save:
             make_anew(self.staging)
@@ -219,7 +225,7 @@ class FinetuneTrainer(StagedTrainer):
         super().save_model(*args, **options)
 
     def publish(self, whole: Path, checkpoint: Path) -> None:
-        """Give a checkpoint its name, now that all of it is there."""
+        """Move a complete checkpoint to its final name."""
         if has_adapters(self.model):
             write_base_digest(whole, self.student)
         if self.merge_adapters and has_adapters(self.model):
@@ -242,16 +248,16 @@ class FinetuneTrainer(StagedTrainer):
         for name, part in self.model.named_parameters():
             if not torch.isfinite(part).all():
                 raise UserError(
-                    f"after step {self.state.global_step} the weights {name} are no numbers any more; this is not "
-                    "saved, the last checkpoint is untouched; try a smaller learning rate"
+                    f"after step {self.state.global_step} the weights {name} are not finite; they are not saved, and "
+                    "the last checkpoint is unchanged; try a smaller learning rate"
                 )
 
 
 class Publisher(TrainerCallback):
-    """Moves a whole checkpoint to its place, when all processes have written their parts of it.
+    """Moves a checkpoint to its place when all processes have written their parts of it.
 
     Args:
-        trainer: whose checkpoints these are.
+        trainer: the trainer that writes the checkpoints.
     """
 
     def __init__(self, trainer: FinetuneTrainer):

@@ -1,6 +1,7 @@
-"""wandb's server: which one it is, whether a key may go there, and that no file of the current folder has a say in it.
+"""The address of wandb's server, and a check that the key may be sent there.
 
-wandb reads `wandb/settings` of the current folder, which may be anybody's: its `base_url` would get the key.
+wandb reads the file `wandb/settings` in the current folder. Anybody may have written it, and its `base_url` would get
+the key. So wandb is started in a folder without settings.
 """
 
 import configparser
@@ -16,14 +17,14 @@ from teacherlm.core.terminal import shown
 
 ADDRESS = "WANDB_BASE_URL"
 NO_SETTINGS = "/"
-"""A folder in which nobody but root could have put settings."""
+"""A folder in which only root can write settings."""
 
 
 def server_address() -> str:
-    """The address of the server: WANDB_BASE_URL, or what `wandb login` wrote to the user's own settings.
+    """The address of the server: WANDB_BASE_URL, the address from `wandb login`, or wandb's public server.
 
     Raises:
-        UserError: it is none, or the key would cross the network unencrypted.
+        UserError: it is not an address, or the key would cross the network unencrypted.
     """
     address = os.environ.get(ADDRESS) or own_setting("base_url") or "https://api.wandb.ai"
     try:
@@ -42,7 +43,7 @@ def server_address() -> str:
 
 
 def own_setting(name: str) -> str | None:
-    """A setting in the file that `wandb login` writes; None where there is none."""
+    """A setting from the file that `wandb login` writes; None if it is missing."""
     settings = configparser.ConfigParser(interpolation=None)
     with contextlib.suppress(configparser.Error, OSError, ValueError, RuntimeError):  # no file, or no home
         folder = os.environ.get("WANDB_CONFIG_DIR") or Path("~/.config/wandb").expanduser()
@@ -53,7 +54,7 @@ def own_setting(name: str) -> str | None:
 
 @contextlib.contextmanager
 def without_settings_here() -> Iterator[None]:
-    """Work in a folder without settings; for work of an instant, before threads need the current folder."""
+    """Within the block, the current folder has no settings. Use it for short work, before other threads start."""
     before = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     os.chdir(NO_SETTINGS)
     try:

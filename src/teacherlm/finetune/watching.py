@@ -1,4 +1,4 @@
-"""What is written down while a student is trained: log.jsonl, speed and memory."""
+"""What is recorded while a student is trained: log.jsonl, wandb, speed and memory."""
 
 import math
 import os
@@ -23,15 +23,16 @@ PEAKS = {
     **{"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12},
     **{"A30": 165e12, "A10": 125e12, "V100": 125e12, "T4": 65e12},
 }
-"""Dense 16-bit operations a second, by the makers' data sheets. They are looked for in a GPU's name as whole words, in
-this order: an "RTX A1000" is no A100, an "A10G" no A10."""
+"""Dense 16-bit operations per second according to the manufacturers' data sheets. A key must occur in the GPU's name as
+whole words, and the first one that does counts: an "RTX A1000" is not an A100, and an "A10G" is not an A10."""
 
 
 class LossLog(TrainerCallback):
-    """Appends what the Trainer logs to log.jsonl, one object a line; an epoch's end is always logged.
+    """Appends the Trainer's logs to log.jsonl, one object per line. The end of an epoch is always logged.
 
     Args:
-        path: of the log. Lines after the checkpoint `last` are dropped: those steps are done again.
+        path: the log file. Lines for steps after the checkpoint `last` are removed, because these steps are repeated.
+        last: the checkpoint from which training resumes, or None.
     """
 
     def __init__(self, path: Path, last: Path | None):
@@ -58,7 +59,7 @@ class LossLog(TrainerCallback):
         norm = logs.get("grad_norm")
         record = {
             "step": state.global_step,
-            "steps": steps,  # that the loss is the mean of
+            "steps": steps,  # the loss is the mean over this number of steps
             "epoch": round(state.epoch, 6),
             "loss": logs["loss"],
             "learning_rate": logs.get("learning_rate"),
@@ -78,14 +79,14 @@ class LossLog(TrainerCallback):
 
 
 def start_wandb(training: Any) -> None:
-    """Begin wandb's run here rather than in the Trainer, so that a network that is not there cannot end the training.
+    """Start wandb's run here instead of in the Trainer, so that a missing network cannot end the training.
 
-    Runs, and those that stay offline until sync_wandb.py sends them, are kept in STORE_DIR/wandb. A training that goes
-    on after an interruption is another run in the same group.
+    Runs are kept in STORE_DIR/wandb; sync_wandb.py sends the offline ones later. A training that resumes after an
+    interruption is another run in the same group.
     """
     if "wandb" not in training.report_to or not is_first():
         return
-    os.environ["PYTHONSAFEPATH"] = "1"  # wandb may start a Python of its own, with -m in the current folder
+    os.environ["PYTHONSAFEPATH"] = "1"  # wandb may start another Python with -m in the current folder
     import wandb
 
     store, name = Path(training.output_dir).parent, training.run_name
@@ -95,7 +96,7 @@ def start_wandb(training: Any) -> None:
         wandb.setup()
     try:
         wandb.init(**options, settings=wandb.Settings(silent=True, base_url=server_address()))
-    except Exception as error:  # of the network, of the server, of the key
+    except Exception as error:  # the network, the server or the key may be at fault
         say(f"finetune: wandb cannot be reached ({reason(error)})")
         wandb.init(**options, mode="offline", settings=wandb.Settings(silent=True))
     if wandb.run.settings.mode == "offline":
@@ -103,15 +104,17 @@ def start_wandb(training: Any) -> None:
 
 
 def machine_memory() -> int:
-    """The most bytes held so far: on the GPU if there is one, else by this process."""
+    """The maximum number of bytes used so far: on the GPU if there is one, otherwise by this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def model_flops_utilization(parameters: int, tokens_per_second: float) -> float | None:
-    """The share of a GPU's peak that 6 x parameters operations a token make (Chowdhery et al. 2022, arXiv 2204.02311,
-    appendix B, without the attention's); None on a CPU or a GPU that PEAKS lacks."""
+    """The share of the GPU's peak performance that training uses; None on a CPU or a GPU that is not in PEAKS.
+
+    A token takes 6 x parameters operations (Chowdhery et al. 2022, arXiv 2204.02311, appendix B), without attention.
+    """
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()

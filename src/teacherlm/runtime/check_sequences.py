@@ -1,4 +1,4 @@
-"""The token sequences that a way of computing a model is checked with."""
+"""Token sequences for checking a way of computing a model."""
 
 from collections.abc import Sequence
 
@@ -9,29 +9,30 @@ from teacherlm.runtime.model_config import attention_windows, position_count, vo
 
 SHORT = (5, 11)
 MIDDLE, APART, LONG = 18, 7, 40
-"""Lengths of the sequences for a model without attention windows: the short ones, a middle one, and two long ones that
-are so far apart. They leave different remainders, for models that see tokens in blocks."""
+"""Lengths of the sequences for a model without attention windows: two short ones, a middle one, and two long ones whose
+lengths differ by APART. Their remainders differ, for models that process tokens in blocks."""
 STEPS = 6
-"""New tokens of each sequence in a check of generation."""
+"""Number of new tokens per sequence in a check of generation."""
 OWN = 3
-"""Tokens at the end of the last sequence but one that it does not share with the last one."""
+"""Number of tokens at the end of the second-to-last sequence that differ from the last sequence."""
 LONGEST = 8448
-"""Tokens of the longest check. A longer window is not reached by the texts of any benchmark here."""
+"""Maximum number of tokens in a check. No text of the benchmarks here is longer."""
 
 
 def make_sequences(config: PreTrainedConfig, longest: int | None = None) -> list[list[int]]:
     """Short token sequences of different lengths.
 
-    Of a model with attention windows the last two are longer than these; the one before them is a little shorter than
-    the longest window, so that its continuation crosses it. The last two have all tokens in common but the last OWN of
-    the shorter one, which shows whether a model is causal and serves a path that computes shared prefixes once.
+    If the model has attention windows, the last two sequences are longer than every window. The third-to-last is a
+    little shorter than the longest window, so that its continuation crosses the window's border. The last two sequences
+    share a prefix: the whole shorter one without its last OWN tokens. The shared prefix shows whether the model is
+    causal, and it tests a path that computes shared prefixes once.
 
     Args:
-        config: the model's.
-        longest: number of tokens that no text of the run exceeds; None: unknown.
+        config: the model's configuration.
+        longest: maximum number of tokens in a text of the run; None means unknown.
     """
     positions = position_count(config)
-    room = None if positions is None else max(2, positions - STEPS)  # for a continuation
+    room = None if positions is None else max(2, positions - STEPS)  # the rest is for a continuation
     bounds = [bound for bound in (room, window_beyond(config, longest), LONGEST) if bound is not None]
     windows = [window for window in attention_windows(config) if longest is None or window < longest]
     middle = max([MIDDLE, *(window - 2 for window in windows)])
@@ -54,11 +55,11 @@ def make_sequences(config: PreTrainedConfig, longest: int | None = None) -> list
 
 
 def shared_length(sequences: Sequence[Sequence[int]]) -> int:
-    """How many tokens the last two of `make_sequences` have in common at their beginning."""
+    """Length of the prefix that the last two sequences of `make_sequences` share."""
     return max(1, len(sequences[-2]) - OWN)
 
 
 def window_beyond(config: PreTrainedConfig, longest: int | None) -> int | None:
-    """The shortest attention window that no text of the run exceeds: a verdict holds up to it."""
+    """The shortest attention window that no text of the run exceeds. A verdict is valid up to this length."""
     windows = attention_windows(config)
     return None if longest is None else min((window for window in windows if window >= longest), default=None)

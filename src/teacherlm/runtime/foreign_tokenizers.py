@@ -1,7 +1,7 @@
-"""Tokenizers of anybody's making: checked as they are loaded, and what fails in one later is a user's error.
+"""Tokenizers from unknown sources: they are checked when they are loaded, and their later failures become UserErrors.
 
-The tokenizers library is written in Rust. Over a malformed tokenizer.json it may panic, in the middle of a text: an
-exception that is no `Exception`, after lines of its own on stderr.
+The tokenizers library is written in Rust. With a malformed tokenizer.json it may panic while it encodes a text. A panic
+prints lines to stderr and raises a BaseException that is not an `Exception`.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ from teacherlm.core.opening import open_ordinary
 
 PROBES = ("a", "Is 1 + 1 = 2? (A)\n", "é 的 あ я ا 😀 \u200d\ufb01", "")
 LENGTHENING = 100
-"""Times its length that a text may get by replacements; a blank that becomes three bytes is usual."""
+"""Maximum factor by which replacements may lengthen a text. Replacing a space by three bytes is common."""
 
 
 class Guarded:
-    """Put before a tokenizer's own class: what it raises, whatever that is, becomes a UserError that names its folder.
+    """A base class that comes before a tokenizer's class: every exception becomes a UserError that names the folder.
 
     Attributes:
-        folder: of the tokenizer.
+        folder: the tokenizer's folder.
     """
 
     folder: Path
@@ -69,15 +69,15 @@ def naming_faults(folder: Path) -> Iterator[None]:
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether it is the exception of a library in Rust that panicked. Its class cannot be imported."""
+    """Whether an exception is the panic of a Rust library. The exception's class cannot be imported."""
     return type(error).__name__ == "PanicException"
 
 
 def guarded(tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedTokenizerBase:
-    """The same tokenizer, once it is sure that it can be used; see Guarded.
+    """The same tokenizer with the class `Guarded`, after a check that it can be used.
 
     Raises:
-        UserError: it makes texts endlessly longer, panics over a plain text, or has a setting of the wrong type.
+        UserError: the tokenizer makes texts far too long, panics on a plain text, or has a setting of the wrong type.
     """
     length = tokenizer.model_max_length
     if isinstance(length, bool) or not isinstance(length, int | float) or not length > 0:
@@ -99,13 +99,13 @@ def guarded(tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedToken
         except UserError as error:
             if error.__cause__ is not None and is_panic(error.__cause__):
                 raise
-            # It may have no token for this letter, and need none: a text of the user's that it fails over is named.
+            # The tokenizer may lack a token for this probe, and the run may not need one. A later failure is reported.
     return tokenizer
 
 
 @contextlib.contextmanager
 def without_panics() -> Iterator[None]:
-    """Hold back what is written to stderr, and leave it out if it is a panic's story. For work of an instant."""
+    """Hold back what is written to stderr within the block, and drop it after a panic. Use it for short work only."""
     sys.stderr.flush()
     held, stderr = os.memfd_create("stderr"), os.dup(2)
     panicked = False
@@ -129,10 +129,12 @@ def without_panics() -> Iterator[None]:
 
 
 def require_bounded_file(folder: Path) -> None:
-    """`require_bounded` of what a tokenizer.json says, before the library loads it, which normalizes added tokens.
+    """Call `require_bounded` for the parts of a tokenizer.json before the library loads it.
+
+    Loading already normalizes the added tokens.
 
     Raises:
-        UserError: see there.
+        UserError: a part makes texts too long.
     """
     file = folder / "tokenizer.json"
     if not file.is_file():
@@ -140,23 +142,27 @@ def require_bounded_file(folder: Path) -> None:
     with open_ordinary(file) as opened:
         text = opened.read().decode("utf-8", "replace")
     for found in re.finditer(r'"(normalizer|decoder)"\s*:\s*', text):
-        with contextlib.suppress(ValueError, RecursionError):  # the library says what is amiss
+        with contextlib.suppress(ValueError, RecursionError):  # the library reports broken JSON
             part, _ = json.JSONDecoder().raw_decode(text, found.end())
             require_bounded(part, f"the tokenizer in {folder}: its {found[1]}")
 
 
 def require_bounded(part: Any, where: str) -> None:
-    """Refuse replacements that, one after the other, make a text more than LENGTHENING times as long.
+    """Refuse replacements that together make a text more than LENGTHENING times as long.
 
     Raises:
-        UserError: it names the part.
+        UserError: the message names the part.
     """
     if lengthening(part) > LENGTHENING:
         raise UserError(f"{where} makes a text more than {LENGTHENING} times as long; use another tokenizer")
 
 
 def lengthening(part: Any) -> float:
-    """How many times longer a text can get by a normalizer or decoder, as the library writes it in JSON."""
+    """The maximum factor by which a normalizer or decoder lengthens a text.
+
+    Args:
+        part: the normalizer or decoder in the library's JSON.
+    """
     if not isinstance(part, dict):
         return 1
     parts = [one for name in ("normalizers", "decoders") if isinstance(part.get(name), list) for one in part[name]]
@@ -171,7 +177,7 @@ def lengthening(part: Any) -> float:
 
 
 def matches_nothing(pattern: Any) -> bool:
-    """Whether a regular expression may match between two letters, where a replacement comes in addition to them."""
+    """Whether a regular expression may match an empty text, so that its replacement is inserted between characters."""
     try:
         return "(?" in pattern or "\\" in pattern.replace("\\s", "") or re.match(pattern, "") is not None
     except (re.error, TypeError, RecursionError, OverflowError):

@@ -14,14 +14,14 @@ from teacherlm.runtime.self_check import expected_logits, failure, fault_of
 
 @dataclass(frozen=True)
 class Continuations:
-    """Prompts, how each goes on, and what a model has to say to that.
+    """Prompts, a fixed continuation for each, and the logits that the plain forward pass gives for them.
 
     Attributes:
         prompts: token sequences.
-        new: the STEPS tokens that follow each of them. They are given, not the likeliest ones, so that all ways to
-            generate are compared with the same plain forward passes.
-        logits: [STEPS, V] of each prompt, from which its new tokens would be taken.
-        whole: [at most COMPARED, V] of each prompt with its new tokens, as `plain_logits` gives them.
+        new: for each prompt, the STEPS tokens that follow it. They are fixed instead of the most likely tokens, so that
+            all ways to generate are compared with the same plain forward passes.
+        logits: for each prompt, the logits [STEPS, V] from which its new tokens would be chosen.
+        whole: for each prompt with its new tokens, the logits [at most COMPARED, V] from `plain_logits`.
     """
 
     prompts: list[list[int]]
@@ -36,21 +36,21 @@ class Continuations:
 
 
 def make_continuations(model: PreTrainedModel, longest: int | None, tolerance: float) -> Continuations:
-    """What generation is compared with.
+    """The continuations and logits with which generation is compared.
 
     Args:
-        longest: number of tokens that no text of the run exceeds; None: unknown.
+        longest: maximum number of tokens in a text of the run; None means unknown.
 
     Raises:
-        UserError: as of `expected_logits`.
+        UserError: `expected_logits` refuses the model.
     """
     prompts = make_sequences(base_model(model).config, longest)
-    # The last two share their beginning: what follows the one must not be what follows the other.
+    # The last two prompts share a prefix, so their continuations must differ.
     new = [(prompt * STEPS)[number : number + STEPS] for number, prompt in enumerate(prompts)]
     whole = expected_logits(model, [[*prompt, *more] for prompt, more in zip(prompts, new)], tolerance)
     if not is_rescaled(base_model(model).config):
         return Continuations(prompts, new, [logits[-STEPS - 1 : -1] for logits in whole], whole)
-    # Where a text's length changes all positions, a later token changes what the earlier ones were taken from.
+    # If the length of a text changes all positions, one pass over the whole text does not give the earlier logits.
     logits = []
     with attention_set(model, "eager"):
         for prompt, more in zip(prompts, new):
@@ -60,7 +60,7 @@ def make_continuations(model: PreTrainedModel, longest: int | None, tolerance: f
 
 
 class Given(LogitsProcessor):
-    """Lets the library's generation take the tokens that are given."""
+    """Makes the library's generation choose the given tokens."""
 
     def __init__(self, width: int, new_BS: torch.Tensor):
         self.width, self.new_BS = width, new_BS
@@ -74,10 +74,10 @@ class Given(LogitsProcessor):
 def generation_fault(
     model: PreTrainedModel, expected: Continuations, tolerance: float, together: bool, use_cache: bool
 ) -> str:
-    """What is wrong with the library's generation, by the logits that give each new token; empty when nothing is.
+    """What is wrong with the library's generation, judged by the logits for each new token; "" when nothing is wrong.
 
     Args:
-        together: whether the prompts are padded at the left and continued as one batch.
+        together: whether the prompts are padded on the left and continued as one batch.
         use_cache: whether the library keeps keys, values and states between steps.
     """
     rows = list(zip(expected.prompts, expected.new, expected.logits))
@@ -101,7 +101,7 @@ def generation_fault(
             )
         except torch.cuda.OutOfMemoryError:
             raise
-        except Exception as error:  # as in fault_of
+        except Exception as error:  # a model can raise anything
             return failure(error)
         found_BSV = torch.stack(made.logits, dim=1).float().cpu()
         if fault := fault_of(lambda found=found_BSV: list(found), wanted, tolerance):

@@ -1,7 +1,7 @@
-"""Start programs (one process, one for each GPU of this machine, or those of a Slurm job's nodes) and wait for them.
+"""Start programs and wait for them: one process, one per GPU of this machine, or processes on a Slurm job's nodes.
 
-Only the standard library is needed here. With CONTAINER set the programs run in the image, and this module is run by
-the host's own Python, which has no packages.
+This module needs only the standard library. When CONTAINER is set, the programs run in the image, but this module runs
+in the host's Python, which has no packages.
 """
 
 import os
@@ -32,20 +32,21 @@ SCRIPTS = {
     "atlas-scores": "atlas/evaluation_scripts/evaluate_mmlu_predictions.py",
     "prepare-mmlu": "atlas/preprocessing/prepare_mmlu.py",
 }
-"""The scripts of a checkout, by the names of their commands."""
+"""Maps each command to its script in a checkout."""
 NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 POLL_SECONDS = 0.05
 HAND_ON = {signal.SIGUSR1: signal.SIGUSR1, signal.SIGTERM: signal.SIGTERM, signal.SIGINT: signal.SIGTERM}
-"""Which signal the processes get for each that this one gets. Ctrl-C asks them to stop where they can go on later."""
+"""Maps each signal that this process receives to the signal that it sends on. Ctrl-C becomes SIGTERM, on which a
+process stops at a point from which it can resume."""
 RANK_OF_SRUN = 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec "$@"'
-"""What bash does in each process that srun starts; the words of the program follow."""
+"""The bash command in each process that srun starts. The program and its arguments follow it."""
 
 
 def require_number(name: str, value: str, least: int) -> int:
     """A whole number from the environment or a command line, without a sign and without leading zeros.
 
     Raises:
-        UserError: it is none, or too small.
+        UserError: the value is not such a number, or is less than `least`.
     """
     if not NUMBER.fullmatch(value) or int(value) < least:
         shown = re.sub(r"[\x00-\x1f\x7f]", "?", value)
@@ -54,14 +55,14 @@ def require_number(name: str, value: str, least: int) -> int:
 
 
 def stage_python() -> str:
-    """The python that runs the stages: the image's where CONTAINER names one, PYTHON, or this one."""
+    """The Python that runs the stages: the image's if CONTAINER is set, else PYTHON if set, else this Python."""
     if os.environ.get("CONTAINER"):
         return str(ROOT / "containers" / "python.sh")
     return os.environ.get("PYTHON") or sys.executable
 
 
 def program(name: str) -> list[str]:
-    """The words that start a program in the stages' python: the script of a checkout, or the package's command."""
+    """The command line of a stage: Python with the script of a checkout, or with the package's command."""
     script = ROOT / SCRIPTS.get(name, "-")
     if name in SCRIPTS and script.is_file():
         return [stage_python(), str(script)]
@@ -69,42 +70,44 @@ def program(name: str) -> list[str]:
 
 
 def own_program(name: str, called: str) -> list[str]:
-    """The words that start a program of this package that needs no packages: outside of an image, as this one.
+    """The command line of a program of this project that needs no packages and runs outside of an image.
 
     Args:
-        called: the name that its messages begin with.
+        called: the name with which the program's messages begin.
     """
     python = sys.executable if os.environ.get("CONTAINER") else stage_python()
     return [python, "-P", "-m", "teacherlm", "--called", called, name]
 
 
 def processes_here() -> int:
-    """How many processes a machine gets: NUM_GPUS, or one for each GPU that is seen; 0 is one on the CPU.
+    """Number of processes per machine: NUM_GPUS, or the number of visible GPUs; 0 means one process on the CPU.
 
     Raises:
-        UserError: NUM_GPUS is no number.
+        UserError: NUM_GPUS is not a number.
     """
     asked = os.environ.get("NUM_GPUS")
     return require_number("NUM_GPUS", asked, 0) if asked else seen_gpus()
 
 
 def seen_gpus() -> int:
-    """Number of GPUs that torch sees, which is asked in a process of its own: this one may have no torch."""
+    """Number of GPUs that torch sees, counted in a separate process, because this one may have no torch."""
     if shutil.which("nvidia-smi") is None:
         return 0
     words = [stage_python(), "-P", "-c", "import torch; print(torch.cuda.device_count())"]
     counted = subprocess.run(words, stdout=subprocess.PIPE, text=True)
     if counted.returncode:
-        raise UserError("the GPUs of this machine cannot be counted, as it says above; NUM_GPUS=... says how many")
+        raise UserError("counting the GPUs of this machine failed (see the lines above); set NUM_GPUS to their number")
     return require_number("NUM_GPUS", counted.stdout.strip(), 0)
 
 
 @dataclass(frozen=True)
 class Command:
-    """Words to start, and the variables that its process has beside those of this one.
+    """A command to start.
 
     Attributes:
-        files: open descriptors that the process inherits, a lock for example.
+        words: the program and its arguments.
+        variables: environment variables of the process, in addition to those of this process.
+        files: open file descriptors that the process inherits, a lock for example.
     """
 
     words: Sequence[str]
@@ -116,14 +119,14 @@ def launch(words: Sequence[str], processes: int) -> int:
     """Run a program to its end: in one process, in several that meet through torch.distributed, or on a job's nodes.
 
     Args:
-        words: they start one process of it.
-        processes: on each machine; see `processes_here`.
+        words: the command line of one process.
+        processes: number of processes per machine; see `processes_here`.
 
     Returns:
-        The first bad exit status, or 0.
+        The first exit status that is not 0, or 0.
 
     Raises:
-        UserError: SLURM_NNODES is no number.
+        UserError: SLURM_NNODES is not a number.
     """
     nodes = require_number("SLURM_NNODES", os.environ.get("SLURM_NNODES") or "1", 1)
     if nodes > 1:
@@ -136,7 +139,7 @@ def launch(words: Sequence[str], processes: int) -> int:
 
 
 def on_nodes(words: Sequence[str], nodes: int, processes: int) -> Command:
-    """srun starts a process a GPU on each node; each finds its rank in Slurm's variables."""
+    """The srun command that starts `processes` processes on each node. Each reads its rank from Slurm's variables."""
     listed = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
     first = subprocess.run(listed, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[0]
     size = str(nodes * processes)
@@ -146,7 +149,7 @@ def on_nodes(words: Sequence[str], nodes: int, processes: int) -> Command:
 
 
 def meeting_port(address: str) -> str:
-    """MASTER_PORT, or a port that is free on this machine; which one, the system draws."""
+    """MASTER_PORT, or a free port of this machine that the system chooses."""
     if port := os.environ.get("MASTER_PORT"):
         return port
     with socket.create_server((address, 0)) as listener:
@@ -161,20 +164,21 @@ def run_side_by_side(
     in_front: bool = False,
     more_follows: bool = False,
 ) -> int:
-    """Run commands to their ends side by side, and hand signals on to them.
+    """Run commands side by side to their ends, and forward signals to them.
 
-    When one fails, the others are ended. When one says that it was interrupted, the others end by themselves, as they
-    have had the signal too. After either no further command is started.
+    When a command fails, the others are terminated. When a command reports that it was interrupted, the others end by
+    themselves, because they received the signal too. In both cases no further command is started.
 
     Args:
-        places: there is room for so many processes at a time; each gets the variables of its place. None: for all.
-        keep_going: one that fails does not end the others.
-        in_front: of one command: a terminal's Ctrl-C goes to it as in a shell, and it decides what that means.
-            Otherwise Ctrl-C asks all of them to stop where they can go on later.
-        more_follows: the caller goes on with other work afterwards, which must not begin once a signal has come.
+        places: environment variables for each place; at most one process runs in a place at a time. None means that all
+            commands run at once.
+        keep_going: whether the others go on when a command fails.
+        in_front: for a single command: Ctrl-C in a terminal reaches the command directly, as in a shell, and the
+            command decides what to do. Otherwise Ctrl-C asks all commands to stop where they can resume later.
+        more_follows: whether the caller has other work afterwards, which must not begin after a signal.
 
     Returns:
-        The first bad exit status, or 0; 128 and the number of the signal that ended a process.
+        The first exit status that is not 0, or 0. It is 128 plus the signal's number if a signal ended a process.
     """
     waiting, pool = deque(commands), Pool(keep_going, in_front)
     free = [{}] * len(commands) if places is None else list(places)
@@ -189,10 +193,10 @@ def run_side_by_side(
 
 
 class Pool:
-    """Processes that run side by side. While it is entered, signals go to them.
+    """Processes that run side by side. As a context, it forwards signals to them.
 
     Attributes:
-        status: the first bad exit status.
+        status: the first exit status that is not 0.
         asked: whether a signal has asked this process to stop.
     """
 
@@ -220,7 +224,7 @@ class Pool:
 
     def start(self, command: Command, place: Mapping[str, str]) -> None:
         sys.stdout.flush()
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, HAND_ON)  # until the process is known
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, HAND_ON)  # until the process is in self.running
         to_terminal = self.in_front and self.before[signal.SIGINT] != signal.SIG_IGN
 
         def begin() -> None:
@@ -237,7 +241,7 @@ class Pool:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def reap(self) -> list[Mapping[str, str]]:
-        """Take note of the processes that have ended; returns their places."""
+        """Remove the processes that have ended, and return their places."""
         free = []
         for process in [one for one in self.running if one.poll() is not None]:
             free.append(self.running.pop(process))

@@ -19,14 +19,14 @@ from teacherlm.runtime.foreign_tokenizers import guarded, is_panic, require_boun
 from teacherlm.runtime.model_config import load_config, loading_fault, require_causal_decoder, vocabulary_size
 
 if not sys.stderr.isatty():
-    transformers.utils.logging.disable_progress_bar()  # a log file keeps every step of a bar
+    transformers.utils.logging.disable_progress_bar()  # a log file would keep every state of the bar
 if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which transformers asks, would warn that it found none
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed warns that it found no accelerator
 
 
 @contextlib.contextmanager
 def without_warnings() -> Iterator[None]:
-    """Let transformers be silent about weights that are known to be missing, left over or tied."""
+    """Silence the warnings of transformers about missing, unexpected and tied weights."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
@@ -36,19 +36,19 @@ def without_warnings() -> Iterator[None]:
 
 
 def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder.
+    """The tokenizer in a folder.
 
-    A tokenizer without a padding token, or with one that the folder's model has no embedding for, pads with its end of
-    text: padding is masked in any case.
+    If the tokenizer has no padding token, or the model in the folder has no embedding for that token, it pads with its
+    end-of-text token. Padding is always masked.
 
     Raises:
-        UserError: it cannot be loaded or used, see foreign_tokenizers.py.
+        UserError: the tokenizer cannot be loaded or used; see foreign_tokenizers.py.
     """
     require_bounded_file(folder)
     try:
         with without_panics():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
-    except BaseException as error:  # a broken file raises whatever its parser does
+    except BaseException as error:  # a broken file can raise anything
         if not isinstance(error, Exception) and not is_panic(error):
             raise
         raise UserError(f"the tokenizer in {folder} cannot be loaded: {loading_fault(error)}") from error
@@ -62,12 +62,13 @@ def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
 
 
 def load_model(folder: Path, **options: Any) -> PreTrainedModel:
-    """A folder's causal decoder with all its weights. Safetensors are read, or pickled ones with weights_only=True.
+    """The causal decoder in a folder, with all its weights. Pickled weights are read with weights_only=True.
 
-    Models whose attention scores are capped get the library's eager attention: its other kernels leave the cap out.
+    A model with capped attention scores gets the library's eager attention, because the other kernels ignore the cap.
 
     Raises:
-        UserError: it cannot be loaded, is no causal decoder, or its weights are not whole (see check_weights).
+        UserError: the model cannot be loaded, is not a causal decoder, or its weights are incomplete (see
+            check_weights).
     """
     if "gguf_file" not in options:
         config = load_config(folder)
@@ -75,12 +76,12 @@ def load_model(folder: Path, **options: Any) -> PreTrainedModel:
         if getattr(config.get_text_config(), "attn_logit_softcapping", None):
             options.setdefault("attn_implementation", "eager")
     source = base_folder(folder) if is_adapter(folder) else folder
-    with without_warnings():  # check_weights says what the library would warn of
+    with without_warnings():  # check_weights reports these problems instead
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 source, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
             )
-        except Exception as error:  # of a broken file, or of a package that the model needs
+        except Exception as error:  # a broken file, or a missing package, can raise anything
             raise UserError(f"the model in {source} cannot be loaded: {loading_fault(error)}") from error
     check_weights(model, info, source)
     if source != folder:
@@ -89,9 +90,9 @@ def load_model(folder: Path, **options: Any) -> PreTrainedModel:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors that the library reads of a model's folder; none where it has pickled weights only.
+    """The safetensors files that the library reads from a model's folder; empty if it has only pickled weights.
 
-    Other files of that kind beside them (averages, old shards) are not read.
+    The library does not read other safetensors files in the folder, such as averages or old shards.
     """
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.is_file():
@@ -104,18 +105,18 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def check_weights(model: torch.nn.Module, info: Mapping[str, Any], folder: Path) -> None:
-    """Refuse a model some of whose weights are not those of its folder, or are not finite.
+    """Refuse a model if some of its weights do not come from its folder or are not finite.
 
     Args:
-        model: as `from_pretrained` returned it.
+        model: the model that `from_pretrained` returned.
         info: its loading info (`output_loading_info=True`, with `ignore_mismatched_sizes=True`).
-        folder: for the message.
+        folder: the model's folder, for the message.
 
     Raises:
-        UserError: a tensor is missing, has another shape, belongs to a layer that the configuration does not have, or
-            holds a number that is not finite; the message names the first such tensors.
+        UserError: a tensor is missing, has the wrong shape, belongs to a layer that the configuration does not have, or
+            holds a number that is not finite. The message names the first such tensor.
     """
-    # A tied head is not among the missing keys.
+    # The missing keys do not include a tied head.
     if missing := sorted(info["missing_keys"]):
         raise UserError(
             f"the model in {folder}, {type(model).__name__}, lacks {listed(missing)}; without them it would compute "
@@ -129,7 +130,7 @@ def check_weights(model: torch.nn.Module, info: Mapping[str, Any], folder: Path)
         )
     if info["error_msgs"]:
         raise UserError(f"the model in {folder} cannot be loaded: {' '.join(str(info['error_msgs'][0]).split())}")
-    # A tensor that differs from a known one by its numbers only is of a layer or an expert that is left out.
+    # An unexpected name that differs from a known one only in its numbers belongs to an omitted layer or expert.
     known = {without_numbers(name) for name in model.state_dict()}
     if extra := sorted(name for name in info["unexpected_keys"] if without_numbers(name) in known):
         raise UserError(
@@ -149,7 +150,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
     if not tensor.is_floating_point() or tensor.device.type == "meta":
         return True
     tensor = tensor.detach()
-    # The sum needs no second tensor. It can overflow where all numbers are finite, so it does not decide alone.
+    # The sum needs no second tensor, but it can overflow although all numbers are finite. Then each number is checked.
     return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
 
 
@@ -166,5 +167,5 @@ def without_numbers(name: str) -> str:
 
 
 def base_model(model: Any) -> PreTrainedModel:
-    """The model of transformers within one with adapters, or itself."""
+    """The transformers model inside a model with adapters, or the model itself if it has none."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

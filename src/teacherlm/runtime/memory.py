@@ -1,28 +1,29 @@
-"""The memory of a process: kept for what follows on a CPU, and found out when there is none."""
+"""The memory of a process: reusing freed memory on a CPU, and recognizing errors for lack of memory."""
 
 import ctypes
 import os
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
-"""Numbers of mallopt's parameters (glibc's malloc.h)."""
+"""Parameter numbers of mallopt (glibc's malloc.h)."""
 NO_MEMORY = (
     "can't allocate memory",
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "Cuda failure 'out of memory'",
 )
-"""What other errors than torch's own say: of torch on a CPU, of CUDA outside of torch's allocator (pinned memory), of
-cuBLAS, and of NCCL."""
+"""Texts of errors that mean a lack of memory and are not torch.OutOfMemoryError: from torch on a CPU, from CUDA outside
+torch's allocator (pinned memory), from cuBLAS, and from NCCL."""
 
 
 def keep_freed_memory() -> None:
-    """Let large tensors be made from memory that earlier ones freed, instead of pages new from the system.
+    """Let large tensors reuse the memory of earlier tensors, instead of new pages from the system.
 
-    glibc gives blocks of 32 MiB and more, and its free upper end, back to the system, and the next tensor's pages are
-    mapped and cleared again one by one: a fourth of a training step in bfloat16 (docs/measurements/finetune.md).
-    Nothing happens where the C library is another, or when the user has set MALLOC_ variables.
+    By default glibc returns freed blocks of 32 MiB and more, and the free end of its heap, to the system. The system
+    then maps and clears the pages of the next tensor one by one, which takes a fourth of a training step in bfloat16
+    (docs/measurements/finetune.md). This function does nothing if the C library is not glibc, or if the user has set
+    MALLOC_ variables.
 
-    Batches of ever other sizes leave ever other gaps, so what is kept grows: `give_back_freed_memory` now and then.
+    Varying batch sizes fragment the heap, so memory grows. Call `give_back_freed_memory` from time to time.
     """
     if (libc := glibc()) is not None:
         libc.mallopt(TRIM_THRESHOLD, -1)
@@ -31,7 +32,7 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Return all pages that no tensor is in to the system; the next step maps those that it needs anew."""
+    """Return all unused pages to the system. The next step maps the pages that it needs again."""
     if (libc := glibc()) is not None:
         libc.malloc_trim(0)
 
@@ -48,7 +49,7 @@ def glibc() -> ctypes.CDLL | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that a GPU, or on a CPU the machine, has no memory left."""
+    """Whether an error means that the GPU or the machine has no memory left."""
     import torch
 
     known = torch.cuda.OutOfMemoryError | MemoryError

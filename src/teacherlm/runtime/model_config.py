@@ -1,7 +1,7 @@
-"""What a model's configuration says of it: its kind, its vocabulary, its positions, its attention windows.
+"""Properties of a model that its configuration tells: its kind, vocabulary, positions and attention windows.
 
-A composite configuration (of vision and text) keeps these in its text part: `get_text_config` returns that part, or the
-configuration itself.
+A composite configuration (for vision and text) keeps these in its text part. `get_text_config` returns that part, or
+the configuration itself if it is not composite.
 """
 
 import re
@@ -25,12 +25,12 @@ OTHER_HEADS = (
     "ForPreTraining",
     "ForImageClassification",
 )
-"""Endings of class names (the configuration's `architectures`) whose weights are no language model's."""
+"""Endings of class names (in the configuration's `architectures`) that are not language models."""
 ENCODERS = (
     "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "rembert",
     "roberta", "roberta-prelayernorm", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod",
 )  # fmt: skip
-"""Model types that are encoders unless their configuration says is_decoder."""
+"""Model types that are encoders unless their configuration sets is_decoder."""
 POSITIONS = (
     "n_positions",
     "max_position_embeddings",
@@ -44,35 +44,35 @@ AFTER_PADDING = (
     "camembert", "data2vec-text", "prophetnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl",
     "xmod",
 )  # fmt: skip
-"""Model types whose first position is the one after the padding token's number."""
+"""Model types whose first position number is the padding token's id plus one."""
 UNLIMITED = ("bloom", "mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma")
-"""Model types without a limit, whatever their configuration still says of positions."""
+"""Model types without a limit, even if their configuration has a number of positions."""
 
 WINDOW = re.compile(r"^(?!.*(layer|pattern|num)).*(window|chunk_size|index_topk)")
-"""Names of settings that bound how far a layer looks back, or at how many tokens; not of those that say which layers
-do."""
+"""Matches the names of settings that limit how far back a layer sees, or how many tokens it sees. Settings that say
+which layers have the limit do not match."""
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
-    """The configuration of the model in a folder; of a folder with adapters, that of their base model.
+    """The configuration of the model in a folder. If the folder holds adapters, it is that of their base model.
 
     Raises:
-        UserError: it cannot be read, or would need code of its own.
+        UserError: the configuration cannot be read, or the model would need code from its folder.
     """
     try:
         place = base_folder(folder) if is_adapter(folder) else folder
         return AutoConfig.from_pretrained(place, trust_remote_code=False)
     except UserError:
         raise
-    except Exception as error:  # of the file system, of JSON, of the library's checks
+    except Exception as error:  # from the file system, the JSON parser or the library's checks
         raise UserError(f"the configuration in {folder} cannot be read: {loading_fault(error)}") from error
 
 
 def loading_fault(error: BaseException) -> str:
-    """Why the library could not load a model's or a tokenizer's folder, in one line.
+    """The reason why the library could not load the folder of a model or tokenizer, in one line.
 
-    Every call of `from_pretrained` and `from_config` passes `trust_remote_code=False`. Without it, the library asks
-    whether the Python files of such a folder may run, and takes an answer from stdin.
+    Every call of `from_pretrained` and `from_config` passes `trust_remote_code=False`. Without it, the library asks on
+    stdin whether the Python files of the folder may run.
     """
     if "trust_remote_code" in str(error):
         return (
@@ -85,10 +85,10 @@ def loading_fault(error: BaseException) -> str:
 def require_causal_decoder(config: PreTrainedConfig, folder: Path) -> None:
     """Refuse a model that does not predict each next token from the tokens before it.
 
-    The configuration tells most of them; self_check.py looks at what a model computes.
+    The configuration shows most such models. self_check.py finds the others by what they compute.
 
     Raises:
-        UserError: it says what the model is.
+        UserError: the message says what the model is.
     """
     name = next(iter(config.architectures or []), None) or type(config).__name__.removesuffix("Config")
     what = None
@@ -97,7 +97,7 @@ def require_causal_decoder(config: PreTrainedConfig, folder: Path) -> None:
     elif config.model_type not in known_causal_types():
         what = "of a kind that transformers has no causal language model for"
     elif name.endswith(OTHER_HEADS):
-        what = "a model with another head than that of a language model"
+        what = "a model whose head is not that of a language model"
     elif "dynamic" in rope_types(getattr(config.get_text_config(), "rope_parameters", None)):
         what = "with positions that depend on the texts computed before (rope_type dynamic)"
     elif config.model_type in ENCODERS and not getattr(config, "is_decoder", False):
@@ -110,12 +110,12 @@ def require_causal_decoder(config: PreTrainedConfig, folder: Path) -> None:
 
 
 def vocabulary_size(config: PreTrainedConfig) -> int | None:
-    """Rows of a model's embedding; None where its configuration does not say."""
+    """Number of rows of a model's embedding; None if its configuration does not say."""
     return getattr(config.get_text_config(), "vocab_size", None)
 
 
 def position_count(config: PreTrainedConfig) -> int | None:
-    """How many tokens a model takes at most, by its configuration; None where it has no limit (BLOOM, Mamba)."""
+    """Maximum number of tokens of a model according to its configuration; None if there is no limit (BLOOM, Mamba)."""
     text = config.get_text_config()
     if text.model_type in UNLIMITED:
         return None
@@ -127,7 +127,7 @@ def position_count(config: PreTrainedConfig) -> int | None:
 
 
 def attention_windows(config: PreTrainedConfig) -> list[int]:
-    """Lengths beyond which a model treats texts otherwise, ascending: of windows, of chunks, of rescaled positions."""
+    """Lengths beyond which a model computes differently, ascending: from windows, chunks and rescaled positions."""
     text = config.get_text_config()
     known = text.to_dict()
     found = {value for name, value in known.items() if WINDOW.search(name) and type(value) is int}
@@ -142,17 +142,17 @@ def is_rescaled(config: PreTrainedConfig) -> bool:
 
 
 def picks_tokens(config: PreTrainedConfig) -> bool:
-    """Whether attention sees only so many of the earlier tokens, those of the highest rank (DeepSeek's indexer, Doge).
+    """Whether attention sees only a fixed number of earlier tokens, those ranked highest (DeepSeek's indexer, Doge).
 
-    Where too few tokens are there to choose from, the library's choice depends on the tokens that follow, padding too,
-    and only at some positions. A few sequences need not show that: such a model takes one text at a time.
+    When there are too few earlier tokens, the library's choice depends on later tokens and on padding, but only at some
+    positions. A check with a few sequences may miss this, so such a model gets one text at a time.
     """
     known = config.get_text_config().to_dict()
     return any(value for name, value in known.items() if name.startswith(("index_topk", "keep_window_size")))
 
 
 def rope_types(rope: Any) -> set[str]:
-    """The kinds of rotary positions that a model's settings name."""
+    """The types of rotary positions that a model's settings name."""
     if not isinstance(rope, Mapping):
         return set()
     return {str(rope.get("rope_type"))}.union(*map(rope_types, rope.values()))
@@ -162,7 +162,7 @@ def rescaled_from(rope: Any, positions: int | None) -> Iterator[int]:
     """Lengths beyond which rotary positions are scaled by a text's length ("longrope").
 
     Args:
-        rope: the settings of rotary positions, or of each kind of layer.
+        rope: the settings of rotary positions, or a mapping with such settings for each kind of layer.
         positions: the model's max_position_embeddings.
     """
     if not isinstance(rope, Mapping):

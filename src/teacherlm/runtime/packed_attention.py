@@ -1,12 +1,13 @@
-"""Attention for samples that stand one after the other in a row, each blind to the others.
+"""Attention for samples that are concatenated in one row; no sample sees another.
 
-So no token is padding: linear layers, norms and the loss see real ones only. In attention, where tokens meet, a CPU
-takes samples of one length after the other; a GPU all of them below each other, padded at the right for that moment,
-where causal attention keeps real tokens from seeing the padding. So the isolation is exact for rotary models, OPT and
-BLOOM, under eager and sdpa attention; flash attention (the package flash-attn) gets the samples' borders.
+A row has no padding, so linear layers, norms and the loss process real tokens only. Attention needs the samples
+separated. A CPU computes the samples of one length together, without padding. A GPU computes all samples as one batch,
+padded on the right within the attention; causal attention keeps real tokens from seeing the padding. The isolation is
+exact for rotary models, OPT and BLOOM, with eager and sdpa attention. Flash attention (the package flash-attn) gets the
+borders of the samples.
 
-Without gradients, samples can share prefixes: a first row of prefixes is computed with `record=True`, and the samples
-of the next, which begin where their prefix ends, say with `prefixes` which of them each of them sees.
+Without gradients, samples can share prefixes. A first row with the prefixes is computed with `record=True`. The samples
+of the next row begin where their prefix ends, and the argument `prefixes` says which prefix each sample sees.
 """
 
 from collections.abc import Callable
@@ -29,25 +30,25 @@ from teacherlm.runtime.model_config import attention_windows
 
 KINDS = {"sdpa": "packed_sdpa", "eager": "packed_eager"}
 ALIGNED = 8
-"""Fused kernels take head sizes that are multiples of this."""
+"""Fused kernels need head sizes that are multiples of this number."""
 HARMLESS = {
     "cache_position", "cu_seq_lens_k", "cu_seq_lens_q", "layer_idx", "logits_to_keep", "max_length_k", "max_length_q",
     "num_items_in_batch", "output_attentions", "output_hidden_states", "output_router_logits", "past_key_values",
     "position_embeddings", "position_ids", "return_dict", "use_cache",
 }  # fmt: skip
-"""What models hand to their attention function that changes nothing within a sample."""
+"""Arguments that models pass to their attention function and that change nothing within a sample."""
 
 
 class NotPackable(UserError):
-    """A model's attention is more than `Packing.attend` computes."""
+    """A model's attention includes something that `Packing.attend` does not compute."""
 
 
 class Layout:
-    """Where the tokens of samples in a row stand when the samples are below each other: sample b begins at b * longest.
+    """Indices of the packed tokens in the padded batch, flattened: sample b begins at b * longest.
 
     Args:
-        lengths: of the samples.
-        device: of the tokens.
+        lengths: the lengths of the samples.
+        device: the device of the tokens.
     """
 
     def __init__(self, lengths: list[int], device: torch.device):
@@ -58,7 +59,7 @@ class Layout:
         )
 
     def unpack(self, states: torch.Tensor) -> torch.Tensor:
-        """[1, heads, N, D] -> [samples, heads, longest, D], zeros at the right of shorter samples."""
+        """[1, heads, N, D] -> [samples, heads, longest, D], with zeros at the right of shorter samples."""
         rows = states[0].transpose(0, 1)
         if not self.full:
             rows = rows.new_zeros(self.samples * self.longest, *rows.shape[1:]).index_copy(0, self.places_N, rows)
@@ -71,29 +72,32 @@ class Layout:
 
 
 class Packing:
-    """How the batch lies that a model computes, and how its attention is; its attention layers share this object.
+    """The layout of the current batch and its attention function. All attention layers of a model share this object.
 
-    It is not an argument of theirs, because not every model hands arguments through to them, and it stays until the
-    next batch, because gradient checkpointing computes layers again in the backward pass.
+    It is not passed to the layers as an argument, because not every model passes arguments on to them. It stays until
+    the next batch, because gradient checkpointing computes layers again in the backward pass.
 
     Args:
-        causal: attention over [B, heads, T, D].
+        causal: the function that computes causal attention over [B, heads, T, D].
     """
 
     positions_N: torch.Tensor
     layouts: list[Layout]
     prefixes: list[slice | None]
-    """Of each layout, where its samples' common prefix stands in the recorded row."""
+    """For each layout, the position of the samples' shared prefix in the recorded row; None without a prefix."""
     recording = False
     attention_before: str
-    """The library's attention that the model had."""
+    """The name of the library's attention that the model had before."""
 
     def __init__(self, causal: Callable[..., torch.Tensor]):
         self.causal = causal
         self.recorded: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def begin(self, lengths: list[int], positions_N: torch.Tensor, prefixes: list[slice | None] | None) -> None:
-        """Take a batch. A GPU computes all samples of a prefix at once, padded; a CPU those of one length, unpadded."""
+        """Set the layout of a batch.
+
+        A GPU computes all samples of a prefix at once, padded. A CPU computes those of one length at once, unpadded.
+        """
         device = positions_N.device
         pairs = zip(lengths, prefixes or [None] * len(lengths))
         one_length = not takes_padding(device)
@@ -107,7 +111,7 @@ class Packing:
     def attend(
         self, layer: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *how: Any
     ) -> torch.Tensor:
-        """Attention within each sample and its prefix: [1, heads, N, D] -> [1, N, heads, D]."""
+        """Compute attention within each sample and its prefix: [1, heads, N, D] -> [1, N, heads, D]."""
         if self.recording:
             self.recorded[layer] = (key, value)
         sizes = [layout.tokens for layout in self.layouts]
@@ -129,21 +133,21 @@ def takes_padding(device: torch.device) -> bool:
 
 
 def use_packing(model: PreTrainedModel, attention: str = "sdpa", longest: int | None = None) -> bool:
-    """Let a model take rows of samples, and from now on only these.
+    """Let a model compute packed rows of samples. From then on it computes only such rows.
 
-    Its forward's arguments are `input_ids` and `position_ids` [1, N] and the samples' `lengths` [B].
+    Its forward takes `input_ids` and `position_ids` [1, N] and the samples' `lengths` [B].
 
     Args:
         attention: "sdpa", "eager" or one of transformers' flash attentions.
-        longest: number of tokens that no sample exceeds; None: unknown.
+        longest: maximum number of tokens in a sample; None means unknown.
 
     Returns:
-        Whether it could. It cannot with a model whose attention the library does not let be replaced, whose attention
-        is another than softmax over all tokens before, or whose window is shorter than the longest sample. This reads
-        the model's settings; self_check.py compares what it computes.
+        Whether the model can be packed. It cannot if the library does not allow its attention to be replaced, if its
+        attention is not a softmax over all earlier tokens, or if its window is shorter than the longest sample. This
+        function only reads the model's settings; self_check.py compares what the model computes.
 
     Raises:
-        ValueError, ImportError: a model or machine that this attention is not made for.
+        ValueError, ImportError: the model or the machine does not support this attention.
     """
     inner = base_model(model)
     packing = Packing(causal_eager if attention == "eager" else causal_sdpa)
@@ -179,7 +183,7 @@ def use_packing(model: PreTrainedModel, attention: str = "sdpa", longest: int | 
 
 
 def stop_packing(model: PreTrainedModel) -> None:
-    """Give a model its own attention back, for padded batches and generation."""
+    """Restore a model's original attention, for padded batches and generation."""
     packing = model.packing
     packing.hook.remove()
     for module in model.modules():
@@ -193,8 +197,10 @@ def stop_packing(model: PreTrainedModel) -> None:
 
 
 def has_other_attention(config: PreTrainedConfig, longest: int | None) -> bool:
-    """Whether a model's attention is bounded by a window that a sample can exceed, capped, or of other kinds, which
-    `attend` does not compute."""
+    """Whether a model's attention needs something that `attend` does not compute.
+
+    That is a window shorter than the longest sample, capped scores, or layers of an unknown kind.
+    """
     text = config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     bounded = any(longest is None or window < longest for window in attention_windows(config))
@@ -214,23 +220,21 @@ def attend(
     is_causal: bool | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention within each sample.
+    """Compute attention within each sample.
 
     Args:
         query: [1, heads, N, D].
         key, value: [1, groups, N, D].
 
     Returns:
-        ([1, N, heads, D], None): there are no weights to return.
+        ([1, N, heads, D], None); the second value stands for the attention weights, which are not kept.
 
     Raises:
-        NotPackable: the model asks for more than causal attention, such as capped scores, biases or sinks, or a sample
-            is longer than the window.
+        NotPackable: the model needs more than causal attention, such as capped scores, biases or sinks, or a sample is
+            longer than the window.
     """
     unknown = sorted(name for name, value in options.items() if value is not None and name not in HARMLESS)
-    unknown += ["a mask of its own"] * (attention_mask is not None) + ["attention to later tokens"] * (
-        is_causal is False
-    )
+    unknown += ["its own mask"] * (attention_mask is not None) + ["attention to later tokens"] * (is_causal is False)
     if sliding_window is not None and sliding_window < module.packing.longest:
         unknown.append(f"a window of {sliding_window} tokens")
     if unknown:
@@ -241,10 +245,10 @@ def attend(
 def causal_sdpa(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scaling: float | None
 ) -> torch.Tensor:
-    """[B, heads, T, D] of queries, as many or fewer heads of keys and values, torch's fused kernels.
+    """Causal attention in torch's fused kernels; queries are [B, heads, T, D], keys and values may have fewer heads.
 
-    Keys that are more than the queries come before the queries' own. Where gradients follow, a CPU computes in float32:
-    torch's kernel of the 16-bit gradients takes 2.5 times as long at the lengths of CREAK.
+    If there are more keys than queries, the additional keys come first. With gradients, a CPU computes in float32,
+    because torch's kernel for 16-bit gradients takes 2.5 times as long at the lengths of CREAK's samples.
     """
     if query.device.type == "cpu" and query.requires_grad and value.dtype.itemsize < 4:
         with torch.autocast("cpu", enabled=False):
@@ -265,7 +269,7 @@ def causal_sdpa(
 def causal_eager(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scaling: float | None
 ) -> torch.Tensor:
-    """The same in plain products."""
+    """The attention of `causal_sdpa`, computed with plain matrix products."""
     key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for states in (key, value))
     scores = query @ key.transpose(2, 3) * (query.shape[3] ** -0.5 if scaling is None else scaling)
     weights = scores.float().masked_fill(~visible(query, key), -torch.inf).softmax(-1).to(value.dtype)
@@ -273,16 +277,16 @@ def causal_eager(
 
 
 def visible(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """[T, S]: which keys each query sees, all that came before it and its own."""
+    """A mask [T, S] of the keys that each query sees: its own and all earlier ones."""
     queries, keys = query.shape[2], key.shape[2]
     return torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
 
 
 class PackedBloomAttention(BloomAttention):
-    """BLOOM's attention within each sample, in fused kernels, which transformers does not have for BLOOM.
+    """BLOOM's attention within each sample in fused kernels, which transformers does not support for BLOOM.
 
-    ALiBi (Press et al. 2022, arXiv 2108.12409), in BLOOM's form, adds slope x key position to a head's scores. That is
-    one dimension more of queries and keys: 1 / scaling in the one, the bias in the other. So no score is kept for it.
+    BLOOM's form of ALiBi (Press et al. 2022, arXiv 2108.12409) adds slope x key position to the scores of a head. One
+    more dimension of queries (1 / scaling) and keys (the bias) has the same effect. So the scores need not be stored.
     """
 
     def forward(
@@ -301,7 +305,7 @@ class PackedBloomAttention(BloomAttention):
 
 
 def no_mask(*args: Any, **options: Any) -> None:
-    """The mask that the library shall make for `attend`."""
+    """The mask function for `attend`: it makes no mask."""
 
 
 for name in KINDS.values():

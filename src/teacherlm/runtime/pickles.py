@@ -1,7 +1,7 @@
-"""Pickles in a checkpoint: tensors and plain values are read from them, and nothing of them runs.
+"""Read tensors and plain values from the pickles in a checkpoint without running code from them.
 
-torch.load refuses code when it is told `weights_only=True`. DeepSpeed tells it the opposite, as its states hold a few
-objects of its own; these are allowed by name here, and torch is told to refuse whatever else there is.
+torch.load refuses code with `weights_only=True`. DeepSpeed passes `weights_only=False`, because its states hold a few
+objects of DeepSpeed's classes. This module allows these classes by name and makes torch refuse everything else.
 """
 
 import contextlib
@@ -17,16 +17,15 @@ from teacherlm.core.errors import UserError, disk_error, reason
 from teacherlm.runtime.compat.of_transformers import numpy_allowed
 
 FORCE, FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-"""torch's variables: whatever a caller says, `weights_only` is true, or false."""
+"""torch's environment variables that force `weights_only` to True or to False, whatever the caller passes."""
 
 
 @contextlib.contextmanager
 def without_code(allowed: Sequence[type] = ()) -> Iterator[None]:
-    """While the block runs, whoever calls torch.load gets tensors, plain values, numpy's arrays and `allowed`, or an
-    error.
+    """Within the block, torch.load accepts only tensors, plain values, numpy arrays and the `allowed` classes.
 
     Args:
-        allowed: more classes that may be in a pickle.
+        allowed: additional classes that a pickle may contain.
     """
     before = {name: os.environ.pop(name, None) for name in (FORCE, FORBID)}
     os.environ[FORCE] = "1"
@@ -39,35 +38,35 @@ def without_code(allowed: Sequence[type] = ()) -> Iterator[None]:
 
 
 def require_plain(file: Path) -> None:
-    """Refuse a file of torch.save that asks for code, by the names in its pickle; no tensor is read.
+    """Refuse a file of torch.save if the names in its pickle ask for code. No tensor is read.
 
-    It is called within `without_code`, which is what keeps code from running: this is for a message at the beginning.
+    It is called within `without_code`, which prevents code from running. This function only gives an early message.
 
     Raises:
-        UserError: it names the file and what it asks for.
+        UserError: the message names the file and what its pickle asks for.
     """
     try:
         unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    except Exception as error:  # whatever torch's readers raise
+    except Exception as error:  # torch's readers can raise anything
         raise UserError(
             f"{file}: refused or damaged ({reason(error)}); only tensors and plain values are read from a checkpoint; "
-            "remove this checkpoint, and training goes on from the one before"
+            "remove this checkpoint, and training resumes from the one before"
         ) from error
     if unsafe:
         raise UserError(
             f"{file}: refused, its pickle asks for {', '.join(sorted(unsafe))}, which could run code; remove this "
-            "checkpoint, and training goes on from the one before"
+            "checkpoint, and training resumes from the one before"
         )
 
 
 def load_plain(file: Path, allowed: Sequence[type] = (), mapped: bool = False) -> Any:
-    """What `torch.save` wrote: tensors and plain values, on the CPU, and objects of the allowed classes.
+    """The contents of a file of `torch.save`: tensors on the CPU, plain values, and objects of the allowed classes.
 
     Args:
-        mapped: whether its tensors are memory-mapped, where the file's format allows that.
+        mapped: whether tensors are memory-mapped if the file's format allows it.
 
     Raises:
-        UserError: its pickle asks for anything else, which could run code, or it is damaged.
+        UserError: the pickle asks for anything else, which could run code, or the file is damaged.
     """
     try:
         is_zip = zipfile.is_zipfile(file)
@@ -79,7 +78,7 @@ def load_plain(file: Path, allowed: Sequence[type] = (), mapped: bool = False) -
             return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
     except UserError:
         raise
-    except Exception as error:  # whatever torch's readers raise
+    except Exception as error:  # torch's readers can raise anything
         raise disk_error(error) or UserError(
             f"{file}: refused or damaged ({reason(error)}); only tensors and plain values are read"
         ) from error

@@ -12,14 +12,17 @@ from teacherlm.runtime.compat.of_transformers import attention_of, can_switch_at
 from teacherlm.runtime.loading import base_model
 
 COMPARED = 12
-"""Positions at the end of each sequence whose logits are compared."""
+"""Number of positions at the end of each sequence whose logits are compared."""
 
 
 @torch.inference_mode()
 def plain_logits(
     model: PreTrainedModel, sequences: Sequence[Sequence[int]], last: int = COMPARED
 ) -> list[torch.Tensor]:
-    """Logits [at most `last`, V] of each sequence's last positions, one sequence at a time, float32 on the CPU."""
+    """Logits [at most `last`, V] of the last positions of each sequence, in float32 on the CPU.
+
+    The model computes one sequence at a time.
+    """
     options = plain_options(model, last)
     logits = []
     for tokens in sequences:
@@ -29,15 +32,15 @@ def plain_logits(
 
 
 def plain_options(model: PreTrainedModel, last: int = COMPARED) -> dict[str, Any]:
-    """Arguments of a model's forward, where it has them: no cache, and logits of the last positions only."""
+    """Arguments for a model's forward, as far as it takes them: no cache, and logits of the last positions only."""
     known = inspect.signature(base_model(model).forward).parameters
-    hands_on = any(one.kind is one.VAR_KEYWORD for one in known.values())  # to the model within, which has a cache
+    hands_on = any(one.kind is one.VAR_KEYWORD for one in known.values())  # passed on to an inner model with a cache
     options: dict[str, Any] = {"use_cache": False} if "use_cache" in known or hands_on else {}
     return options | ({"logits_to_keep": last} if "logits_to_keep" in known else {})
 
 
 def set_attention(model: PreTrainedModel, name: str) -> None:
-    """Set the library's attention of a model, also of one that the library does not let be switched."""
+    """Set the library's attention of a model, even if the library does not support switching it."""
     inner = base_model(model)
     if can_switch_attention(inner):
         inner.set_attn_implementation(name)
@@ -47,7 +50,7 @@ def set_attention(model: PreTrainedModel, name: str) -> None:
 
 @contextlib.contextmanager
 def attention_set(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Compute with another of the library's attentions for a while."""
+    """Within the block, compute with another of the library's attentions."""
     before = attention_of(base_model(model).config)
     if before == name:
         yield

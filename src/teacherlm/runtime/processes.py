@@ -1,7 +1,6 @@
-"""The processes of one run, whoever started them: which one this is, what the first does for all, who prints.
+"""The processes of one run: this process's rank, work that rank 0 does for all, and printing by rank 0 only.
 
-How they meet is in rendezvous.py. What one stage needs beyond this is with the stage: finetune/processes.py, and
-atlas/workers.py.
+rendezvous.py lets the processes meet. What only one stage needs is in finetune/processes.py and atlas/workers.py.
 """
 
 import os
@@ -15,12 +14,12 @@ from teacherlm.runtime import rendezvous
 
 
 def size() -> int:
-    """The number of processes that have met."""
+    """Number of processes that have met."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """The number of this process, 0 the first; before they meet, as the launcher's variables say."""
+    """The rank of this process. Before the processes meet, the launcher's variables tell it."""
     if dist.is_initialized():
         return dist.get_rank()
     return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
@@ -31,16 +30,16 @@ def is_first() -> bool:
 
 
 def say(text: str) -> None:
-    """Print in one of the processes."""
+    """Print a line in rank 0 only."""
     if is_first():
         print(text, flush=True)
 
 
 def from_first(work: Callable[[], Any]) -> Any:
-    """Let the first process do some work on files, and give all of them its result, a JSON value.
+    """Let rank 0 do some work on files, and return its result, a JSON value, in all ranks.
 
     Raises:
-        UserError: in all of them, where the work raises one.
+        UserError: the work failed with a UserError or an error of the disk; all ranks raise it.
     """
     if size() == 1:
         return work()
@@ -51,12 +50,12 @@ def from_first(work: Callable[[], Any]) -> Any:
 
 
 def gather(value: Any) -> list[Any]:
-    """What every process gives, a JSON value, in the order of the ranks; for small things."""
+    """The JSON values that all ranks pass, in the order of the ranks. Use it for small values."""
     return [value] if size() == 1 else rendezvous.gather(value)
 
 
 def attempt(work: Callable[[], Any]) -> tuple[Any, str | None]:
-    """What some work returns and None, or None and its mistake."""
+    """(the result of some work, None), or (None, the message of its error)."""
     try:
         return work(), None
     except (UserError, OSError) as error:

@@ -1,7 +1,7 @@
-"""How the processes of one run meet, and what they tell one another.
+"""How the processes of one run meet and exchange values.
 
-torch's rendezvous has no password, and its broadcasts of objects are pickles, which run code when they are read. So on
-one machine nothing listens but on the loopback interface, and objects are sent as JSON.
+torch's rendezvous has no password, and it broadcasts objects as pickles, which run code when they are read. So on a
+single machine everything listens on the loopback interface only, and objects are sent as JSON.
 """
 
 import ipaddress
@@ -17,29 +17,29 @@ from teacherlm.core.errors import UserError
 
 LOOPBACK = "127.0.0.1"
 STORE_IS_THERE = "TORCHELASTIC_USE_AGENT_STORE"
-"""torch's variable: "True" lets every process be a client of the store at MASTER_ADDR, also the first one."""
+"""torch's environment variable: with "True", all ranks, including rank 0, are clients of the store at MASTER_ADDR."""
 LISTENS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-"""Variables of gloo and NCCL: the network interface that they listen on."""
+"""Environment variables that name the network interface on which gloo and NCCL listen."""
 
 stores: list[dist.TCPStore] = []
-"""The store of the first process; it is there as long as the process."""
+"""Holds the store of rank 0, so that it lives as long as the process."""
 
 
 def stay_on_this_machine() -> None:
-    """Where all processes of a run are on one machine, let them listen on the loopback interface only.
+    """If all processes of a run are on one machine, let them listen on the loopback interface only.
 
-    It is called before torch.distributed begins, with MASTER_ADDR, MASTER_PORT and RANK set. A MASTER_ADDR that is no
-    loopback address means several machines: then nothing is changed. Left alone, torch's store listens on all
-    interfaces, whatever MASTER_ADDR says; so the first process makes it, on a socket of its own.
+    Call this before torch.distributed begins, with MASTER_ADDR, MASTER_PORT and RANK set. If MASTER_ADDR is not a
+    loopback address, the run has several machines, and nothing is changed. By default torch's store listens on all
+    interfaces, whatever MASTER_ADDR says, so rank 0 creates the store here, with a socket that it opened itself.
 
     Raises:
-        UserError: the port is taken.
+        UserError: the port is taken or invalid.
     """
     if not is_loopback(os.environ["MASTER_ADDR"]):
         return
     for name in LISTENS:
         os.environ.setdefault(name, "lo")
-    if os.environ.get(STORE_IS_THERE) == "True":  # of torchrun
+    if os.environ.get(STORE_IS_THERE) == "True":  # torchrun has created the store
         return
     os.environ["MASTER_ADDR"], os.environ[STORE_IS_THERE] = LOOPBACK, "True"
     if os.environ["RANK"] != "0":
@@ -65,16 +65,16 @@ def is_loopback(host: str) -> bool:
 
 
 def broadcast(value: Any) -> Any:
-    """What the first process gives, to all of them; as JSON has it (a tuple comes as a list), in the first one too.
+    """Return rank 0's value in all ranks. It passes through JSON in rank 0 too, so a tuple becomes a list.
 
     Args:
-        value: a JSON value; the other processes' are ignored.
+        value: a JSON value; the values of the other ranks are ignored.
     """
     return json.loads(broadcast_bytes(json.dumps(value).encode() if dist.get_rank() == 0 else b""))
 
 
 def broadcast_bytes(data: bytes) -> bytes:
-    """The bytes that the first process gives, to all of them."""
+    """Return rank 0's bytes in all ranks."""
     length = torch.tensor([len(data)], device=device())
     dist.broadcast(length, src=0)
     buffer = tensor_of(data) if dist.get_rank() == 0 else torch.empty(int(length), dtype=torch.uint8, device=device())
@@ -83,18 +83,18 @@ def broadcast_bytes(data: bytes) -> bytes:
 
 
 def gather(value: Any) -> list[Any]:
-    """What every process gives, to all of them in the order of the ranks; JSON values."""
+    """The JSON values of all ranks, in the order of the ranks."""
     mine = json.dumps(value).encode()
     lengths = [torch.zeros(1, dtype=torch.int64, device=device()) for _ in range(dist.get_world_size())]
     dist.all_gather(lengths, torch.tensor([len(mine)], device=device()))
     longest = int(max(lengths))
     padded = [torch.empty(longest, dtype=torch.uint8, device=device()) for _ in lengths]
-    dist.all_gather(padded, tensor_of(mine.ljust(longest)))  # blanks after a JSON value say nothing
+    dist.all_gather(padded, tensor_of(mine.ljust(longest)))  # JSON allows trailing spaces
     return [json.loads(bytes_of(one)) for one in padded]
 
 
 def device() -> torch.device:
-    """Where tensors must be for the processes to exchange them: NCCL takes those of a GPU only."""
+    """The device of tensors that processes exchange. NCCL accepts only tensors on a GPU."""
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 

@@ -1,8 +1,8 @@
-"""Does a fast way of computing a model give what the library's plain forward pass gives?
+"""Does a fast way of computing a model give the same logits as the library's plain forward pass?
 
-Before the first batch of a stage, a few short token sequences (check_sequences.py) go through the way that is about to
-be used and through the plain forward pass (plain_pass.py). A way that differs is not used (verdicts.py). So a model
-that the fast ways were not written for is computed correctly, only more slowly.
+Before the first batch of a stage, the model computes a few short token sequences (check_sequences.py) in the fast way
+and in the plain forward pass (plain_pass.py). A way whose logits differ is not used (verdicts.py). So a model for which
+the fast ways were not written is computed correctly, only more slowly.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,25 +17,25 @@ from teacherlm.runtime.loading import base_model
 from teacherlm.runtime.plain_pass import COMPARED, attention_set, plain_logits
 
 SHOWN = 60
-"""Letters of a library's error that a line shows."""
+"""Maximum number of characters of a library's error in a message."""
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Largest difference of logits, relative to their spread, that is rounding. A wrong computation differs by far more.
-Those of 16 bits are for models whose rounding cannot be measured."""
+"""Largest difference of logits, relative to their spread, that counts as rounding. A wrong computation differs by far
+more. The values for 16 bits are used for models whose rounding cannot be measured."""
 ROUNDINGS, LOOSEST = 2.0, 0.3
-"""In 16 bits a model's rounding is measured (`tolerance_of`): this many times of it is the tolerance, and at most so
-much. Two right ways to compute a model (the library's two attentions, 120 random models of two kinds) differed by at
-most 0.7 times of it."""
+"""In 16 bits a model's rounding is measured (`tolerance_of`). The tolerance is ROUNDINGS times that rounding, but at
+most LOOSEST. Two correct ways to compute a model (the library's two attentions, 120 random models of two kinds)
+differed by at most 0.7 times the measured rounding."""
 
 
 @torch.inference_mode()
 def tolerance_of(model: PreTrainedModel, dtype: Any, longest: int | None) -> float:
-    """Largest difference of logits, relative to their spread, that is this model's rounding in this dtype.
+    """Largest difference of logits, relative to their spread, that counts as rounding for this model and dtype.
 
     How far rounding errors grow depends on the weights. In 16 bits they are large enough to be measured: the plain
-    forward pass is made once more with its embeddings changed in their last bit.
+    forward pass is repeated with the last bit of the embeddings changed.
 
     Args:
-        longest: number of tokens that no text of the run exceeds; None: unknown.
+        longest: maximum number of tokens in a text of the run; None means unknown.
     """
     if dtype not in (torch.float16, torch.bfloat16):
         return TOLERANCE.get(dtype, 0.1)
@@ -56,9 +56,9 @@ def tolerance_of(model: PreTrainedModel, dtype: Any, longest: int | None) -> flo
                 hook.remove()
     except torch.cuda.OutOfMemoryError:
         raise
-    except Exception:  # `expected_logits` says what is wrong with a model whose forward pass fails
+    except Exception:  # `expected_logits` reports a forward pass that fails
         return TOLERANCE[dtype]
-    # No difference at all means that the model does not call its embedding, so nothing was changed.
+    # A difference of 0 means that the model does not call its embedding, so nothing was changed.
     return min(LOOSEST, ROUNDINGS * difference(found, expected)) or TOLERANCE[dtype]
 
 
@@ -75,35 +75,35 @@ def difference(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) 
 
 
 def fault_of(compute: Callable[[], Sequence[torch.Tensor]], expected: Sequence[torch.Tensor], tolerance: float) -> str:
-    """What is wrong with a way to compute logits, in words; empty when it agrees with what is expected.
+    """A description of what is wrong with a way to compute logits; "" when it agrees with the expected logits.
 
     Args:
-        compute: gives the logits of the same sequences; what it raises is a fault as well.
+        compute: returns the logits of the same sequences; an exception that it raises is a fault as well.
         tolerance: see `tolerance_of`.
     """
     try:
         error = difference(compute(), expected)
     except torch.cuda.OutOfMemoryError:
         raise
-    except Exception as error:  # a model that the way was not written for fails in its own manner
+    except Exception as error:  # a model for which the way was not written can raise anything
         return failure(error)
     return f"differs by {error:.1e}" if error > tolerance else ""
 
 
 def failure(error: Exception, when: str = "") -> str:
-    """The fault of a way that raises an error; `when` is a part of the sentence, such as " in training"."""
+    """The description of a way that raises an error. `when` is a part of the sentence, such as " in training"."""
     return f"fails{when} ({type(error).__name__}: {reason(error)[:SHOWN]})"
 
 
 def expected_logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]], tolerance: float) -> list[torch.Tensor]:
-    """The logits [at most COMPARED, V] that every way has to give: of plain forward passes, with eager attention.
+    """The logits [at most COMPARED, V] that every way must give, from plain forward passes with eager attention.
 
     Args:
-        sequences: as of `make_sequences`, or each with the same number of tokens more.
+        sequences: the sequences of `make_sequences`, or these extended by the same number of tokens each.
 
     Raises:
-        UserError: the model is no causal decoder: its logits at a position change with the tokens after it; or the
-            library's own forward pass fails.
+        UserError: the model is not a causal decoder (its logits at a position change with later tokens), or the
+            library's forward pass fails.
     """
     inner = base_model(model)
     *before, last = sequences
@@ -114,7 +114,7 @@ def expected_logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]], 
             expected += plain_logits(model, [last], COMPARED + further)
     except torch.cuda.OutOfMemoryError:
         raise
-    except Exception as error:  # as in fault_of
+    except Exception as error:  # a model can raise anything
         raise UserError(
             f"{type(inner).__name__} ({inner.config.model_type}) is refused: the library's forward pass fails "
             f"({type(error).__name__}: {reason(error)})"
@@ -127,18 +127,18 @@ def expected_logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]], 
 def require_causal(
     model: PreTrainedModel, sequences: Sequence[Sequence[int]], logits: Sequence[torch.Tensor], tolerance: float
 ) -> None:
-    """Refuse a model whose logits change with the tokens that follow.
+    """Refuse a model whose logits at a position change with later tokens.
 
     Args:
-        logits: of the last positions of each sequence; of the last one from the position on at which those of the one
-            before it begin.
+        logits: the logits of the last positions of each sequence. Those of the last sequence begin at the same position
+            as those of the second-to-last.
     """
     one, other = sequences[-2:]
     alike = next((place for place, (a, b) in enumerate(zip(one, other)) if a != b), len(one))
     count = alike - (len(one) - len(logits[-2]))
     if count > 0 and not fault_of(lambda: [logits[-1][:count]], [logits[-2][:count]], tolerance):
         return
-    # The two are not of one length. A text of the same length has the last word.
+    # The two sequences differ in length, which may be the cause. A sequence of the same length decides.
     changed = [*other[:-1], other[0] if other[0] != other[-1] else other[1]]
     with attention_set(model, "eager"):
         if not fault_of(lambda: [plain_logits(model, [changed])[0][:-1]], [logits[-1][-COMPARED:][:-1]], tolerance):

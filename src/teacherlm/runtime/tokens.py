@@ -1,8 +1,8 @@
-"""Texts as token ids with the special tokens where a model expects them, and back.
+"""Convert texts to token ids, with the special tokens that a model expects, and back.
 
-A tokenizer says which special tokens belong around a text. Those before it (BOS) are put before prompts, before what is
-scored and before what is trained on, so that all stages agree. Those after it (EOS) end a text that is trained on and
-nothing else: a prompt that ended so would be continued after its end.
+A tokenizer defines the special tokens around a text. Those before the text (BOS) come before prompts, scored texts and
+training texts, so that all stages agree. Those after the text (EOS) end training texts only: with EOS at the end of a
+prompt, the model would continue after the end of the text.
 """
 
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from transformers import PreTrainedTokenizerBase
 from teacherlm.core.errors import UserError
 
 PROBES = ("a", "A", "1", ".", "(", "é", "的", "あ", "я", "ا")
-"""Texts of which one has a token in any vocabulary."""
+"""Texts for finding the special tokens. Any vocabulary has a token for at least one of them."""
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """The special tokens that a tokenizer puts before and after a text.
 
     Raises:
-        UserError: no text shows them.
+        UserError: the tokenizer encodes none of the probe texts in a way that shows its special tokens.
     """
     for probe in PROBES:
         bare = tokenizer(probe, add_special_tokens=False)["input_ids"]
@@ -28,22 +28,22 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[
             if whole[start : start + len(bare)] == bare:
                 return whole[:start], whole[start + len(bare) :]
     raise UserError(
-        "it cannot be told which special tokens this tokenizer puts around a text; use a tokenizer.json whose "
-        "post-processor says so"
+        "the special tokens that this tokenizer puts around a text cannot be determined; use a tokenizer.json whose "
+        "post-processor defines them"
     )
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """A text that is to be continued: the special tokens that begin a text, and the text."""
+    """The tokens of a prompt: the special tokens that begin a text, then the text."""
     before, _ = special_tokens(tokenizer)
     return before + tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def decode_completion(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], new: Sequence[int]) -> str:
-    """The text of new tokens as it follows the prompt's.
+    """The text of the new tokens that follow a prompt.
 
-    Both are decoded together: decoders of SentencePiece's kind drop a blank at the beginning of what they are given, so
-    that new tokens decoded alone would lose the blank between prompt and completion.
+    Prompt and new tokens are decoded together. SentencePiece decoders drop a space at the beginning, so the new tokens
+    alone would lose the space between prompt and completion.
     """
     how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     before = tokenizer.decode(list(prompt), **how)
@@ -55,9 +55,9 @@ def require_embeddings(ids: Sequence[int], rows: int | None, where: str) -> None
     """Refuse token ids that a model has no embedding for.
 
     Args:
-        ids: of one text.
-        rows: of the model's embedding; None: unknown, nothing is refused.
-        where: the text's place, for the message.
+        ids: the token ids of one text.
+        rows: number of rows of the model's embedding; None means unknown, and nothing is refused.
+        where: the place of the text, for the message.
 
     Raises:
         UserError: the tokenizer is larger than the model's vocabulary.

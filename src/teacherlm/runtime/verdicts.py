@@ -1,4 +1,4 @@
-"""Which way a model is computed: the first that agrees with the plain forward pass, remembered in the user's cache."""
+"""Choose the way to compute a model: the first that agrees with the plain forward pass. The user's cache keeps it."""
 
 import contextlib
 import hashlib
@@ -20,9 +20,9 @@ from teacherlm.core.places import cache_folder
 from teacherlm.runtime.compat.of_transformers import attention_of
 
 VERSION = 9
-"""Raised whenever the check changes, so that no older verdict counts."""
+"""Increase this number whenever the check changes, so that older verdicts are ignored."""
 NOT_FOR_THIS = "is not for this model"
-"""The fault of a path that a model's settings rule out."""
+"""The fault of a path that the settings of a model rule out."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Verdict:
     """How a model is to be computed.
 
     Attributes:
-        path: the first of a stage's ways that agrees with the plain forward pass.
-        attention: the library's attention for it, such as "sdpa" or "eager".
-        plain_linears: whether linear layers have to stay as they are, because the model reads their weights itself.
-        why: what was wrong with the ways before it; empty when there were none.
-        seconds: that the check took.
+        path: the first of the stage's paths that agrees with the plain forward pass.
+        attention: the library's attention for this path, such as "sdpa" or "eager".
+        plain_linears: whether linear layers must not be packed, because the model reads their weights directly.
+        why: what was wrong with the paths that were tried before; "" when there were none.
+        seconds: the duration of the check.
     """
 
     path: str
@@ -52,18 +52,18 @@ def first_exact(
     folder: Path,
     own_attention: Collection[str] = (),
 ) -> Verdict:
-    """The verdict on the first way that agrees with the plain forward pass.
+    """The verdict on the first path that agrees with the plain forward pass.
 
-    The library's fused attention leaves out what some models do to their scores (caps, biases): a path that differs
-    with the model's default attention is tried with eager attention as well.
+    The library's fused attention ignores what some models do to their scores (caps, biases). So if a path differs with
+    the model's default attention, it is tried with eager attention as well.
 
     Args:
         paths: ways to compute a model, the best first.
-        packs_linears: whether linear layers are packed on this device, where the model allows that.
-        fault: what is wrong with a path, with or without plain linear layers, with an attention of the library's; empty
-            when nothing is.
-        config: the model's, as it was loaded: with its default attention.
-        folder: of the model, for the message.
+        packs_linears: whether linear layers are packed on this device if the model allows it.
+        fault: a function of (path, whether linear layers stay plain, name of the library's attention) that says what is
+            wrong, or "" when nothing is.
+        config: the configuration of the model as it was loaded, with its default attention.
+        folder: the model's folder, for the message.
         own_attention: paths that do not use the library's attention.
 
     Raises:
@@ -80,7 +80,7 @@ def first_exact(
                 faults.append(f"{path} {found}")
                 break
             if default != "eager" and path not in own_attention and not fault(path, plain_linears, "eager"):
-                print(f"{config.model_type}: computed with eager attention, {default} {found}")
+                print(f"{config.model_type}: computed with eager attention, because {default} attention {found}")
                 return Verdict(path, "eager", plain_linears, "; ".join(dict.fromkeys(faults)))
             faults.append(f"{path} {found}")
     raise UserError(
@@ -90,11 +90,12 @@ def first_exact(
 
 
 def remembered(key: Mapping[str, Any] | None, find: Callable[[], Verdict]) -> Verdict:
-    """A verdict from the user's cache, or a new one that is put there.
+    """The verdict from the user's cache. If the cache has none, make the check and store its verdict there.
 
     Args:
-        key: what the verdict depends on: the model's digest, the stage, dtype and device; None: it is not kept.
-        find: makes the check.
+        key: what the verdict depends on: the model's digest, the stage, dtype and device. None means that the cache is
+            not used.
+        find: the function that makes the check.
     """
     if key is None:
         return timed(find)
@@ -104,7 +105,7 @@ def remembered(key: Mapping[str, Any] | None, find: Callable[[], Verdict]) -> Ve
     known = read_verdict(path)
     if known is None:
         known = timed(find)
-        with contextlib.suppress(OSError, UserError), whole_file(path) as file:  # a cache that is full or read-only
+        with contextlib.suppress(OSError, UserError), whole_file(path) as file:  # the cache may be full or read-only
             json.dump(asdict(known), file)
     return known
 

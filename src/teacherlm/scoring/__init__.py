@@ -1,1 +1,4 @@
-"""Models are scored on tasks: task files, requests in batches, choices, results. (`evaluate` is a library's name.)"""
+"""The stage that scores models on tasks: task files, batches of requests, choices and results.
+
+The room is not called `evaluate`, because that is the name of a library.
+"""

@@ -1,8 +1,8 @@
-"""What is computed together: inputs that begin alike share a prefix, and a batch has so many tokens.
+"""Group inputs into batches. Inputs with a common prefix share its computation.
 
-Few-shot examples, MMLU's preamble, or a question whose choices have several tokens are the beginning of many inputs: a
-prefix is computed once and its keys and values serve all of them. What is computed with what follows from the inputs
-alone, so that any number of processes, each doing some of the batches, gets the same numbers to the bit.
+Many inputs begin with the same few-shot examples, with MMLU's preamble, or with a question whose choices have several
+tokens. Such a prefix is computed once, and all its inputs use its keys and values. The batches depend only on the
+inputs. So any number of processes, each computing some of the batches, get the same numbers to the bit.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 SHORTEST_PREFIX = 8
-"""Fewer common tokens are not worth a forward pass of their own."""
+"""Minimum length of a shared prefix. A shorter one is not worth a separate forward pass."""
 
 Tokens = tuple[int, ...]
 
@@ -20,8 +20,8 @@ class Group:
     """Inputs with a common prefix.
 
     Attributes:
-        prefix: its length in tokens, 0 for none.
-        members: numbers of the inputs.
+        prefix: length of the prefix in tokens; 0 means none.
+        members: indices of the inputs.
     """
 
     prefix: int
@@ -30,7 +30,11 @@ class Group:
 
 @dataclass
 class Node:
-    """Neighbours in sorted order, from `left` on, that have `common` tokens in common, and their best grouping."""
+    """Neighbours in sorted order, beginning at `left`, that share `common` tokens, and their best grouping.
+
+    Attributes:
+        gain: number of tokens that the grouping saves.
+    """
 
     common: int
     left: int
@@ -41,13 +45,13 @@ class Node:
 def make_batches(
     inputs: Sequence[Tokens], scored: Sequence[int], tokens: int, samples: int | None
 ) -> list[list[Group]]:
-    """Cut the work into batches; a batch is some groups, prefixes first, then what remains of their members.
+    """Split the work into batches. A batch is a list of groups.
 
     Args:
-        inputs: all different.
-        scored: how many of the last positions of each input are scored: they are not in a prefix.
-        tokens: that a batch has at most, unless a single input has more.
-        samples: inputs that a batch has at most; None: any number.
+        inputs: the inputs, which must all differ.
+        scored: for each input, the number of last positions that are scored; a prefix does not include them.
+        tokens: maximum number of tokens per batch, unless a single input has more.
+        samples: maximum number of inputs per batch; None means no maximum.
     """
     batches: list[list[Group]] = []
     size = count = 0
@@ -55,7 +59,8 @@ def make_batches(
         for part in cut(group, inputs, tokens, samples):
             cost = part.prefix + sum(len(inputs[member]) - part.prefix for member in part.members)
             full = size + cost > tokens or (samples is not None and count + len(part.members) > samples)
-            # a prefix of several batches is alone in each: computed again or kept, it has the same bits
+            # if a group is split over several batches, each of them holds only this group: then the prefix has the same
+            # bits whether it is computed again or kept
             if not batches or full or len(part.members) < len(group.members):
                 batches.append([])
                 size = count = 0
@@ -67,7 +72,7 @@ def make_batches(
 
 
 def cut(group: Group, inputs: Sequence[Tokens], tokens: int, samples: int | None) -> list[Group]:
-    """A group in parts that fit into a batch, of inputs of like length."""
+    """Split a group into parts that fit into a batch; each part has inputs of similar length."""
     parts: list[list[int]] = []
     size = 0
     for member in sorted(group.members, key=lambda member: (len(inputs[member]), member)):
@@ -81,12 +86,12 @@ def cut(group: Group, inputs: Sequence[Tokens], tokens: int, samples: int | None
 
 
 def group_by_prefix(inputs: Sequence[Tokens], scored: Sequence[int]) -> list[Group]:
-    """The grouping that saves the most tokens: each input is in one group, and those without a gain are in one of
-    prefix 0.
+    """The grouping that saves the most tokens. Each input is in one group; inputs without a gain form a group of prefix
+    0.
 
-    In sorted order, inputs that share a prefix stand side by side; the intervals of a longest common prefix form a
-    tree, which is walked once from its leaves to its root with a stack. At each node the better of two is kept: all of
-    it as one group, which saves (members - 1) x prefix, or what is best within its children.
+    In sorted order, inputs with a common prefix are neighbours. The intervals with a common prefix form a tree, which
+    is traversed once from the leaves to the root with a stack. At each node the better of two groupings is kept: the
+    whole node as one group, which saves (members - 1) x prefix tokens, or the best groupings of its children.
     """
     order = sorted(range(len(inputs)), key=inputs.__getitem__)
     room = [len(inputs[number]) - scored[number] for number in order]
@@ -116,13 +121,13 @@ def common_prefix(one: Tokens, other: Tokens) -> int:
 
 def absorb(node: Node, child: Node) -> None:
     node.gain += child.gain
-    if len(child.groups) > len(node.groups):  # the shorter list is the one that is copied
+    if len(child.groups) > len(node.groups):  # so that the shorter list is copied
         node.groups, child.groups = child.groups, node.groups
     node.groups.extend(child.groups)
 
 
 def best(node: Node, members: Sequence[int]) -> Node:
-    """A node whose members are all known: one group, or the groups of its children."""
+    """The better grouping of a complete node: one group, or the groups of its children."""
     whole = (len(members) - 1) * node.common
     if whole >= node.gain:
         return Node(node.common, node.left, whole, [Group(node.common, tuple(sorted(members)))])

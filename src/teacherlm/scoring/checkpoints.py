@@ -1,4 +1,4 @@
-"""The checkpoints of a finetuning: which there are, which of them are whole, and what the others lack."""
+"""The checkpoints of a finetuning: which exist, which are complete, and what the others lack."""
 
 import re
 import time
@@ -17,26 +17,26 @@ STEP = re.compile(r"checkpoint-\d+")
 
 
 def skip(name: str, fault: str, broken: list[str]) -> None:
-    """Say in one line that a model is not scored, and why."""
+    """Print in one line that a model is not scored, and why."""
     print_error(UserError(f"{name} is not scored: {fault}"))
     broken.append(name)
 
 
 def checkpoints(flags: EvaluateFlags, broken: list[str]) -> Iterator[tuple[str, Path]]:
-    """(RUN/checkpoint-N, its folder) for each whole checkpoint of the run, in the order of their steps.
+    """Yield (RUN/checkpoint-N, its folder) for each complete checkpoint of the run, in the order of the steps.
 
-    With --watch new ones too, until finetune.py has written the run's manifest; one that is not whole may still be on
-    its way until then.
+    With --watch, this waits for new checkpoints until finetune.py has written the run's manifest. Until then an
+    incomplete checkpoint may still become complete.
 
     Args:
-        broken: gets the names of those that are not whole in the end.
+        broken: the names of checkpoints that stay incomplete are appended to this list.
     """
     run = flags.checkpoints
     if run is None:
         return
     seen: set[Path] = set()
     while True:
-        last = not flags.watch or manifests.manifest_of(run).exists()  # asked first: what it lists is there then
+        last = not flags.watch or manifests.manifest_of(run).exists()  # checked first: then all checkpoints exist
         found = [path for path in run.glob("checkpoint-*") if STEP.fullmatch(path.name)]
         for path in sorted(set(found) - seen, key=step):
             fault = what_is_missing(path)
@@ -46,7 +46,7 @@ def checkpoints(flags: EvaluateFlags, broken: list[str]) -> Iterator[tuple[str, 
             if not fault:
                 yield label(path), path
             elif not flags.list_missing:
-                skip(label(path), f"it is not whole: {fault}", broken)
+                skip(label(path), f"it is incomplete: {fault}", broken)
         if last:
             break
         time.sleep(WATCH_SECONDS)
@@ -55,7 +55,7 @@ def checkpoints(flags: EvaluateFlags, broken: list[str]) -> Iterator[tuple[str, 
 
 
 def what_is_missing(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be loaded: a file that is not there or shorter than it says; None when it is whole."""
+    """Why a checkpoint cannot be loaded: a file is missing or too short; None if the checkpoint is complete."""
     from safetensors import SafetensorError, safe_open
 
     if not (checkpoint / "config.json").is_file() and not (checkpoint / "adapter_config.json").is_file():
@@ -83,7 +83,7 @@ def what_is_missing(checkpoint: Path) -> str | None:
 
 
 def broken_json(file: Path) -> str | None:
-    """Why a file is no JSON object; None when it is one, or is not there."""
+    """Why a file is not a JSON object; None if it is one, or if it does not exist."""
     try:
         load_object(file) if file.is_file() else {}
     except (OSError, ValueError) as error:
@@ -92,7 +92,7 @@ def broken_json(file: Path) -> str | None:
 
 
 def label(checkpoint: Path) -> str:
-    """RUN/checkpoint-N, as its results are called, however it was named."""
+    """The name of a checkpoint in the results, RUN/checkpoint-N, whatever path the user gave."""
     return f"{checkpoint.resolve().parent.name}/{checkpoint.name}"
 
 

@@ -1,4 +1,4 @@
-"""Score tasks with lm-eval's evaluator: accuracy, errors, and what the model said to each sample."""
+"""Score tasks with lm-eval's evaluator: metrics, standard errors, and the model's answer to each sample."""
 
 import contextlib
 import logging
@@ -20,20 +20,21 @@ from teacherlm.scoring.task_api import Task
 from teacherlm.scoring.task_classes import task_errors
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about settings that are not used here
-os.environ["DISABLE_MULTIPROC"] = "1"  # a bootstrap of 1,000 is one piece of work: a fork with the model gains nothing
+os.environ["DISABLE_MULTIPROC"] = "1"  # a bootstrap of 1,000 resamples gains nothing from more processes
 
 Z_95 = norm.ppf(0.975)
 BOOTSTRAPS = 1000
-"""For the standard errors of metrics that are no means; the library takes 100,000, which is minutes for an F1."""
+"""Number of resamples for the standard error of a metric that is not a mean. The library's default of 100,000 takes
+minutes for an F1."""
 
 
 def score(
     model: LanguageModel, tasks: Mapping[str, Any], limit: int | None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Score some tasks; returns a result for each (metrics, errors, counts) and one record a sample.
+    """Score tasks, and return one result per task (metrics, errors, counts) and one record per sample.
 
     Raises:
-        UserError: the code of a task file fails, or makes no metrics of its answers.
+        UserError: the code of a task file fails or returns no metrics.
     """
     for name, task in tasks.items():
         if isinstance(task, ConfigurableTask) and task.OUTPUT_TYPE == "multiple_choice":
@@ -51,12 +52,13 @@ def score(
 
 
 def require_golds(task: ConfigurableTask, name: str, limit: int | None) -> None:
-    """Refuse samples of lm-eval's own tasks whose right choice is none of theirs: the library counts them as wrong.
+    """Refuse a sample of a library task if its gold answer is not one of its choices. The library would count it as
+    wrong.
 
     Raises:
-        UserError: it names the first such sample.
+        UserError: the message names the first such sample.
     """
-    if callable(task.config.process_results):  # it judges its answers itself
+    if callable(task.config.process_results):  # the task judges the answers itself
         return
     for number, doc in task.doc_iterator(limit=limit):
         choices = task.doc_to_choice(doc)
@@ -64,16 +66,16 @@ def require_golds(task: ConfigurableTask, name: str, limit: int | None) -> None:
         for one in gold if isinstance(gold, list) else [gold]:
             if one not in (choices if isinstance(one, str) else range(len(choices))):
                 raise UserError(
-                    f"the task {name}, sample {number}: the right choice is {shown(one)}; one of its {len(choices)} "
+                    f"the task {name}, sample {number}: the right choice is {shown(one)}; one of the {len(choices)} "
                     "choices was expected, or its number from 0"
                 )
 
 
 def metrics_of(task: Any, name: str, samples: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The names of a task's metrics that its samples have; accuracy first, where it is one of them.
+    """The names of the metrics that a task's samples have. Accuracy comes first if it is one of them.
 
     Raises:
-        UserError: there are none, or one that the task does not say how to aggregate.
+        UserError: there is no metric, or the task does not say how to aggregate one.
     """
     found = {metric for sample in samples for metric in sample["metrics"]}
     names = [metric for metric in task.aggregation() if metric in found or not isinstance(task, Task)]
@@ -81,17 +83,17 @@ def metrics_of(task: Any, name: str, samples: Iterable[Mapping[str, Any]]) -> li
         given = ", ".join(sorted(found - set(names))) or "no metric"
         raise UserError(
             f"the task {name}: process_results() returns {given}, and aggregation() has "
-            f"{', '.join(task.aggregation()) or 'none'}; it must say how each metric of a sample becomes one number"
+            f"{', '.join(task.aggregation()) or 'none'}; aggregation() must have a function for each metric"
         )
     return sorted(names, key=lambda metric: metric != "acc")
 
 
 def result_of(name: str, metrics: Mapping[str, Any], samples: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
-    """The result of a task. `metric` is the first of `names`, `metrics` has all of them.
+    """The result of a task. `metric` is the first of `names`, and `metrics` has all of them.
 
-    `is_mean` says whether that is the mean of the samples' values. The 95 % interval of a share of right answers
-    is Wilson's (1927), which holds for few samples and for accuracies near 0 and 1 too; that of another mean is the
-    normal one of its standard error.
+    `is_mean` says whether the first metric is the mean of the samples' values. The 95 % interval of an accuracy is
+    Wilson's (1927), which is also valid for few samples and for accuracies near 0 and 1. The interval of another mean
+    is the normal interval from its standard error.
     """
     found = {metric: number(metrics, metric) for metric in names}
     errors = {metric: number(metrics, f"{metric}_stderr") for metric in names}
@@ -117,18 +119,19 @@ def result_of(name: str, metrics: Mapping[str, Any], samples: list[dict[str, Any
 
 
 def gold_of(sample: dict[str, Any]) -> str:
-    """The letter of a sample's `answer`, else what its task calls the target."""
+    """The letter in a sample's field `answer`, or the task's target if there is no such field."""
     doc = sample["doc"]
     answer = doc.get("answer", sample["target"]) if isinstance(doc, Mapping) else sample["target"]
     return str(answer).strip("() ")
 
 
 def combine(name: str, results: list[dict[str, Any]], groups: Mapping[str, list[str]]) -> dict[str, Any]:
-    """The result of several tasks together.
+    """The combined result of several tasks.
 
-    `value` is the share of all questions that is answered rightly (the micro-average, as the MMLU paper's), `macro` the
-    mean over the tasks; `groups` has the same of each group, and `tasks` the tasks' own results. Tasks with different
-    metrics have neither, and metrics that are no means of their samples (F1, perplexity) no micro-average.
+    `value` is the share of all questions with a correct answer (the micro-average, as in the MMLU paper), and `macro`
+    is the mean over the tasks. `groups` has both for each group, and `tasks` has the results of the single tasks. Tasks
+    with different metrics have neither average. Metrics that are not means over samples (F1, perplexity) have no
+    micro-average.
     """
     together = average(results)
     by_name = {result["task"]: result for result in results}
@@ -162,24 +165,25 @@ def wilson(correct: int, n: int) -> list[float]:
 
 
 def number(metrics: Mapping[str, Any], name: str) -> float | None:
-    """A metric by its name, whatever filter the library names after the comma; None where there is none."""
+    """A metric by its name. The library adds a comma and the name of a filter, which are ignored. None if missing."""
     values = [plain(value) for key, value in metrics.items() if key.rpartition(",")[0] == name]
     return float(values[0]) if values and values[0] is not None and math.isfinite(values[0]) else None
 
 
 def plain(value: Any) -> int | float | bool | None:
-    """A number of Python's, numpy's or torch's as one of Python's; None for anything else."""
+    """A number of Python, numpy or torch as a Python number; None for anything else."""
     if isinstance(value, np.generic | np.ndarray | torch.Tensor):
-        with contextlib.suppress(ValueError, RuntimeError):  # several numbers
+        with contextlib.suppress(ValueError, RuntimeError):  # it holds several numbers
             value = value.item()
     return value if isinstance(value, int | float) else None
 
 
 def sample_record(sample: dict[str, Any], debias: Callable[[list[float]], list[float]] | None) -> dict[str, Any]:
-    """What is kept of a sample: the prompt, the gold answer, what the model said, and its metrics.
+    """The record of a sample: the prompt, the gold answer, the model's answer, and the metrics.
 
-    With log-likelihoods, each choice's, and the choice with the highest; otherwise the answers to all requests. Of
-    choices asked in several orders, the log-likelihoods are the debiased ones, and `orders` has those of all orders.
+    If the answers are log-likelihoods of choices, the record has them and the choice with the highest. Otherwise it has
+    the answers to all requests. If a question was asked with its choices in several orders, the log-likelihoods are the
+    debiased ones, and `orders` has those of all orders.
     """
     requests, answers = sample["arguments"], sample["filtered_resps"]
     record = {

@@ -1,12 +1,12 @@
-"""Tasks by name: those of task files, those of benchmarks without a file, and lm-eval's own.
+"""Find tasks by name: in task files, in benchmarks without a task file, and in the lm-eval library.
 
-A name is looked for in this order; the first place that has it wins:
+A name is searched for in this order, and the first place that has it wins:
 1. `--include_path`: names of files, then of the tasks inside them;
 2. `lm_eval/tasks/`: names of files;
 3. `benchmarks/`: names of YAML files;
 4. `lm_eval/tasks/`: names of the tasks inside the files;
 5. `benchmarks/`: groups and parts (`mmlu_stem`, `mmlu_anatomy`);
-6. lm-eval's own tasks.
+6. the tasks of the lm-eval library.
 """
 
 import difflib
@@ -28,17 +28,17 @@ from teacherlm.scoring.task_classes import Kind, read_task_file, require_methods
 
 
 def make_tasks(name: str, folder: Path, num_fewshot: int | None, seed: int, include: Path | None) -> dict[str, Any]:
-    """The tasks of that name, one or many (`mmlu`, `mmlu_stem`), with their test sets loaded.
+    """The tasks of a name, one or many (`mmlu`, `mmlu_stem`), with their test sets loaded.
 
     Args:
-        folder: of the test sets; a task file's `lm_eval/datasets/X` means `folder/X`.
-        num_fewshot: examples before each question; None: none, or what lm-eval's own task has.
-        seed: draws them; with 0 it is the first ones of those there are.
-        include: a folder with more task files.
+        folder: the folder of the test sets; `lm_eval/datasets/X` in a task file means `folder/X`.
+        num_fewshot: number of examples before each question; None means none, or the default of a library task.
+        seed: seed for drawing the examples; 0 takes the first examples.
+        include: a folder with more task files, or None.
 
     Raises:
-        UserError: no such task (near names are listed), its test set is missing or not what the task reads, or its code
-            fails.
+        UserError: there is no such task (the message lists similar names), its test set is missing or does not fit the
+            task, or its code fails.
     """
     kinds = find_classes(name, folder, include)
     if kinds is None:
@@ -47,7 +47,7 @@ def make_tasks(name: str, folder: Path, num_fewshot: int | None, seed: int, incl
 
 
 def make_task(kind: Kind, title: str, folder: Path, num_fewshot: int, seed: int) -> Task:
-    """A task with its samples; what its own code raises is a UserError that names the file and the line."""
+    """A task with its samples. An error in the task's code becomes a UserError that names the file and the line."""
     file = file_of(kind)
     require_methods(kind, file)
     require_no_arguments(kind, file)
@@ -58,12 +58,12 @@ def make_task(kind: Kind, title: str, folder: Path, num_fewshot: int, seed: int)
         task.set_config("num_fewshot", num_fewshot)
         task.set_fewshot_seed(seed)
         check_fewshot(task, title, num_fewshot)
-        len(task.eval_docs)  # now, so that a task without samples is found before the model is loaded
+        len(task.eval_docs)  # this finds a task without samples before the model is loaded
     return task
 
 
 def missing_test_set(kind: Kind, folder: Path) -> str:
-    """What to add to an error of a task whose DATASET_PATH is a test set that is not there."""
+    """The addition to an error message if the test set that DATASET_PATH names does not exist; otherwise ""."""
     written = str(kind.DATASET_PATH or "")
     path = task_files.in_folder(written, folder)
     if path == written or Path(path).exists():
@@ -74,7 +74,7 @@ def missing_test_set(kind: Kind, folder: Path) -> str:
 
 
 def find_classes(name: str, folder: Path, include: Path | None) -> dict[str, Kind] | None:
-    """The class of each task of a name of this project, by the task's own name; None for any other name."""
+    """The task classes of a name in this project, by the name of each task; None if the project has no such name."""
     for place in task_files.task_folders(include):
         if path := task_files.task_files(place).get(name):
             return read_task_file(path).named(name)
@@ -87,30 +87,30 @@ def find_classes(name: str, folder: Path, include: Path | None) -> dict[str, Kin
 
 
 def inside(folder: Path, name: str) -> Kind | None:
-    """The task of that name inside one of the files of a folder.
+    """The task of this name in one of the files of a folder.
 
     Raises:
-        UserError: it is the name of several.
+        UserError: several tasks have the name.
     """
     found = {kind: tasks.path for tasks in read_folder(folder) for kind in tasks.names.get(name, ())}
     if len(found) > 1:
         files = " and ".join(sorted({str(path) for path in found.values()}))
-        raise UserError(f"{name} is the name of {len(found)} tasks in {files}; ask for one of them by another name")
+        raise UserError(f"{name} is the name of {len(found)} tasks in {files}; use another name of the task you want")
     return next(iter(found), None)
 
 
 def read_folder(folder: Path) -> Iterator[Any]:
-    """The tasks of each task file in a folder; files that have nothing of lm-eval's are somebody's other scripts."""
+    """The tasks of each task file in a folder. Files that never mention lm_eval are other scripts, and are skipped."""
     for path in (folder / f"{task_files.REGISTRY}.py", *task_files.task_files(folder).values()):
         if path.is_file() and any(b"lm_eval" in file.read_bytes() for file in task_files.sources(path)):
             yield read_task_file(path)
 
 
 def expand(names: Sequence[str], folder: Path, include: Path | None) -> list[str]:
-    """The names of tasks, with each wildcard (`mmlu_*`) replaced by the single tasks that match it, never by a group.
+    """The names of tasks, with each pattern (`mmlu_*`) replaced by the single tasks that match it, but not by groups.
 
     Raises:
-        UserError: a wildcard matches nothing.
+        UserError: a pattern matches nothing.
     """
     found: dict[str, None] = {}
     for name in names:
@@ -137,9 +137,9 @@ def matches(pattern: str, folder: Path, include: Path | None) -> list[str]:
 
 
 def benchmark_tasks(pattern: str, folder: Path) -> Iterator[str]:
-    """The names of the benchmarks' single tasks; those of one in parts are known from its test set.
+    """The names of the single tasks of all benchmarks. The test set of a benchmark with parts says which parts it has.
 
-    It is read only where the pattern may match a part, so that nobody needs MMLU for `cre*`.
+    A test set is read only if the pattern may match one of its parts, so that `cre*` does not need MMLU.
     """
     begin = re.split(r"[*?[]", pattern)[0]
     for title in benchmarks.names():
@@ -157,7 +157,7 @@ def own_names(include: Path | None) -> list[str]:
 
 
 def benchmark_classes(title: str, part: str | None, folder: Path) -> dict[str, Kind] | None:
-    """The tasks of a benchmark without a task file, or of a group or part of it; None where it has no such part."""
+    """The tasks of a benchmark without a task file, or of a group or part of it; None if it has no such part."""
     benchmark = benchmarks.load_benchmark(title)
     [base] = read_task_file(task_files.TASKS / f"{task_files.TEMPLATE}.py").tasks.values()
     if benchmark.file_field is None:
@@ -167,7 +167,7 @@ def benchmark_classes(title: str, part: str | None, folder: Path) -> dict[str, K
 
 
 def multiple_choice(base: Kind, benchmark: Benchmark, value: str | None = None) -> Kind:
-    """The task of a benchmark's YAML, or of the part of it whose field `file_field` has that value."""
+    """The task of a benchmark's YAML, or of the part whose samples have this value in the field `file_field`."""
     part = None if value is None else (benchmark.file_field, value)
     changed = {
         "DATASET_PATH": f"{task_files.OLD_DATASETS}/{benchmark.name}",
@@ -178,14 +178,14 @@ def multiple_choice(base: Kind, benchmark: Benchmark, value: str | None = None) 
 
 
 def parts_of(benchmark: Benchmark, folder: Path, wanted: str | None) -> list[str]:
-    """The parts of a benchmark (`anatomy` of MMLU): all, those of a group, or one."""
+    """The parts of a benchmark (such as MMLU's `anatomy`): all of them, those of a group, or one."""
     tests = load_test_set(folder / benchmark.name, benchmark.name, len(benchmark.choices))
     parts = sorted(set(tests[benchmark.file_field]))
     return parts if wanted is None else [part for part in parts if part in benchmark.groups.get(wanted, [wanted])]
 
 
 def categories(name: str, tasks: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Group of a benchmark -> those of the tasks that are in it; empty for what has no groups."""
+    """Maps each group of a benchmark to those of the tasks that are in it; empty if there are no groups."""
     title, _ = benchmarks.benchmark_and_part(name) or (None, None)
     groups = benchmarks.load_benchmark(title).groups if title else {}
     found = {
@@ -196,10 +196,11 @@ def categories(name: str, tasks: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def library_tasks(name: str, num_fewshot: int | None, seed: int, include: Path | None) -> dict[str, Any]:
-    """lm-eval's own tasks of a name, whose data comes from the hub."""
+    """The tasks of a name in the lm-eval library. Their data comes from the hub."""
     if name == task_files.NEW_TASK:
         raise UserError(
-            f"{name}.py is there to be copied: cp lm_eval/tasks/{name}.py lm_eval/tasks/NAME.py, edit, --tasks NAME"
+            f"{name}.py is a template; copy it (cp lm_eval/tasks/{name}.py lm_eval/tasks/NAME.py), edit the copy, and "
+            "score it with --tasks NAME"
         )
     manager = library()
     if name not in manager.all_tasks:
@@ -209,8 +210,8 @@ def library_tasks(name: str, num_fewshot: int | None, seed: int, include: Path |
     require_hub_cache()
     try:
         tasks = manager.load([name])["tasks"]
-    except Exception as error:  # of the hub, of the network, of the task's own code
-        raise UserError(f"lm-eval's task {name} cannot be loaded: {reason(error)}") from error
+    except Exception as error:  # from the hub, the network or the task's code
+        raise UserError(f"the task {name} of lm-eval cannot be loaded: {reason(error)}") from error
     for task in tasks.values():
         task.set_fewshot_seed(seed)
         if num_fewshot is not None:
@@ -220,7 +221,7 @@ def library_tasks(name: str, num_fewshot: int | None, seed: int, include: Path |
 
 @functools.cache
 def library() -> Any:
-    """What knows lm-eval's own tasks; it reads some ten thousand YAML files, which takes seconds."""
+    """The lm-eval library's list of tasks. Making it takes seconds, because it reads over ten thousand YAML files."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager()
@@ -231,4 +232,4 @@ def check_fewshot(task: Task, name: str, count: int) -> None:
         return
     pool = len(list(task.training_docs()))
     if pool < count:
-        raise UserError(f"--num_fewshot {count}: {name} has {pool} examples")
+        raise UserError(f"--num_fewshot {count}: {name} has only {pool} examples")

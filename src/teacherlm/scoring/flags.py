@@ -1,4 +1,4 @@
-"""The flags of an evaluation, checked as they are read."""
+"""The flags of an evaluation and their checks."""
 
 import re
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def read_model(text: str) -> tuple[str, str | None]:
-    """The model and the dtype of `pretrained=MODEL[,dtype=DTYPE]`; a comma that belongs to MODEL stays in it."""
+    """The model and the dtype in `pretrained=MODEL[,dtype=DTYPE]`. MODEL may contain commas."""
     if re.search(r"(^|,)\s*trust_remote_code\s*=", text):
         raise UserError("--model_args: trust_remote_code: code from a model's folder is never run here; leave it out")
     text, mark, dtype = text.rpartition(",dtype=")
@@ -26,7 +26,7 @@ def read_model(text: str) -> tuple[str, str | None]:
 
 
 def read_tasks(text: str) -> tuple[str, ...]:
-    """The names of --tasks, with commas."""
+    """The names in --tasks, which are separated by commas."""
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if not names:
         raise UserError("--tasks: at least one name was expected")
@@ -34,7 +34,7 @@ def read_tasks(text: str) -> tuple[str, ...]:
 
 
 def read_batch_size(text: str) -> int | None:
-    """A number of inputs; None: what the device can hold."""
+    """The maximum number of inputs per batch; None (for "auto") means as many as the device can hold."""
     if text == "auto":
         return None
     if not text.isdecimal() or int(text) < 1:
@@ -46,55 +46,61 @@ def read_batch_size(text: str) -> int | None:
 class EvaluateFlags:
     """Which models are scored on which tasks, and how."""
 
-    model: str = flag("hf", choices=FAMILIES, help="the family; all load alike")
+    model: str = flag("hf", choices=FAMILIES, help="accepted for the reference's commands; every value does the same")
     model_args: tuple[str, str | None] = flag(
-        parse=read_model, help="pretrained=MODEL: a name in models/, a folder, or a hub id; dtype=... as --dtype"
+        parse=read_model,
+        help="pretrained=MODEL[,dtype=DTYPE]; MODEL: a name in models/, a folder, or a hub id; DTYPE: as for --dtype",
     )
     tasks: tuple[str, ...] = flag(
         parse=read_tasks,
-        help="names with commas: of task files, tasks in them, benchmarks/, lm-eval's own; 'mmlu_*' for all that match",
+        help="names, separated by commas: of task files, tasks in such files, benchmarks/, or tasks of lm-eval; "
+        "a pattern such as 'mmlu_*' means all tasks that match",
     )
-    checkpoints: Path | None = flag(None, help="score each checkpoint-N of this folder too")
-    watch: bool = flag(False, help="wait for more of the --checkpoints until their finetuning has ended")
-    output_path: Path = flag(Path("results"), help="folder of the results (default: results)")
-    datasets: Path = flag(DATASETS, help="folder of the test sets (default: lm_eval/datasets beside this file)")
+    checkpoints: Path | None = flag(None, help="also score each checkpoint-N in this folder")
+    watch: bool = flag(False, help="wait for further --checkpoints until the finetuning has ended")
+    output_path: Path = flag(Path("results"), help="folder for the results (default: results)")
+    datasets: Path = flag(DATASETS, help="folder of the test sets (default: evaluate/lm_eval/datasets)")
     include_path: Path | None = flag(None, help="a folder with more task files")
     num_fewshot: int | None = flag(
-        None, help="examples before each question (default: 0, or what lm-eval's own task has)", least=0
+        None, help="number of examples before each question (default: 0, or the default of a task of lm-eval)", least=0
     )
     batch_size: int | None = flag(
-        None, parse=read_batch_size, help="inputs at once, at most (default: auto: by the device)"
+        None, parse=read_batch_size, help="maximum number of inputs per batch (default: auto, chosen for the device)"
     )
     tokenization: str = flag(
         "auto",
         choices=("auto", "apart", "joint"),
-        help="of context and choice: apart, as the reference; joint, as lm-eval and as students are trained; auto "
-        "(default): apart where both give the same tokens, else joint",
+        help="how context and choice are tokenized: apart, as in the reference; joint, as in lm-eval and in training; "
+        "auto (default): apart if both ways give the same tokens, otherwise joint",
     )
     joint_tokenization: bool = flag(False, help="the same as --tokenization joint")
     permutations: str = flag(
         "none",
         choices=("none", "cyclic", "all"),
-        help="ask each question with its choices in several orders, and average (default: none)",
+        help="ask each question with its choices in several orders, and average the probabilities (default: none)",
     )
     shard: tuple[int, int] = flag(
-        (0, 1), parse=share_of, help="I/N: the Ith of N shares, 0 the first; the last to end merges"
+        (0, 1),
+        parse=share_of,
+        help="I/N: score shard I (counted from 0) of N; the process that ends last merges the shards",
     )
-    device: str | None = flag(None, help="cpu, cuda, or the number of a GPU (default: a GPU when there is one)")
-    dtype: str = flag("float32", choices=DTYPES)
-    limit: int | None = flag(None, help="the first so many samples only: for trying out, not for results", least=1)
-    seed: int = flag(0, help="draws the few-shot examples", least=0)
+    device: str | None = flag(None, help="cpu, cuda, or the number of a GPU (default: a GPU if there is one)")
+    dtype: str = flag("float32", choices=DTYPES, help="data type of the weights (default: float32)")
+    limit: int | None = flag(
+        None, help="maximum number of samples per task, for a trial, not for results (default: all)", least=1
+    )
+    seed: int = flag(0, help="seed for drawing the few-shot examples; 0 takes the first examples (default: 0)", least=0)
     list_missing: bool = flag(False, help=LIST_MISSING)
-    no_cache: bool = flag(False, help=HIDDEN)  # the reference's; there is no cache
+    no_cache: bool = flag(False, help=HIDDEN)  # a flag of the reference; there is no cache here
 
     @property
     def pretrained(self) -> str:
-        """The model, as it is named."""
+        """The model as the user named it."""
         return self.model_args[0]
 
 
 def read_flags(description: str | None) -> EvaluateFlags:
-    """Read the flags, and put what a flag says in two ways in one place."""
+    """Read the flags. Settings that can be given in two ways (dtype, tokenization) are merged into one field."""
     flags = parse(EvaluateFlags, description)
     _, dtype = flags.model_args
     tokenization = "joint" if flags.joint_tokenization else flags.tokenization

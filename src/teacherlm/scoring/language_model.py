@@ -1,4 +1,4 @@
-"""lm-eval's Hugging Face model with log-likelihoods from packed batches, in parts that several processes can share."""
+"""lm-eval's Hugging Face model with log-likelihoods from packed batches, which several processes can split."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -24,29 +24,30 @@ from teacherlm.scoring.scored_model import ScoredModel
 from teacherlm.scoring.shares import Answer, Share
 
 CPU_STATES = 1 << 19
-"""Numbers in a hidden state of a batch on a CPU, where larger batches are not faster."""
+"""Number of values in one layer's hidden states for a batch on a CPU. Larger batches are not faster there."""
 GPU_TOKENS = 32768
-"""Of a batch on a GPU at most."""
+"""Maximum number of tokens in a batch on a GPU."""
 LOGITS = 1 << 22
-"""That are normalised at a time."""
+"""Maximum number of logits that are normalised at once."""
 LOOKED_AT = 256
-"""Requests that are tokenized both ways, to say whether it matters."""
+"""Number of requests, at most, that are tokenized in both ways, to find out whether the way matters."""
 TOKENIZATIONS = ("auto", "apart", "joint")
 
 
 class LanguageModel(OpenModel):
-    """A causal model as lm-eval's evaluator uses it.
+    """A causal model for lm-eval's evaluator.
 
-    Log-likelihoods: one forward pass for all requests whose input is the same (single-token choices of a question),
-    without padding, prefixes that many inputs share computed once, logits only at the positions that are scored, and
-    their softmax in float32. Models that this would not compute exactly are computed padded, or one input at a time.
+    Requests with the same input (single-token choices of a question) share one forward pass. Batches have no padding,
+    and shared prefixes are computed once. Logits are computed only at the scored positions, and their softmax is
+    computed in float32. Models that this would not compute exactly are computed in padded batches or one input at a
+    time.
 
     Args:
-        tokenization: of context and continuation. "apart", as the reference does; "joint", as lm-eval does and as the
-            texts are tokenized that students are trained on; "auto": apart where both give the same tokens, else
-            joint. Special tokens that begin a text stand before the context in each case.
-        samples: inputs of a batch at most; None: as many as `tokens_at_a_time` allow.
-        digest: see ScoredModel.
+        tokenization: how context and continuation are tokenized: "apart", as in the reference; "joint", as in lm-eval
+            and in the training of students; "auto", apart if both ways give the same tokens, otherwise joint. The
+            special tokens that begin a text always precede the context.
+        samples: maximum number of inputs per batch; None means as many as `tokens_at_a_time` allows.
+        digest: the model's digest; see ScoredModel.
     """
 
     def __init__(
@@ -75,17 +76,17 @@ class LanguageModel(OpenModel):
         self.cuts: dict[str, int] = {}
 
     def begin(self, share: Share) -> None:
-        """Take the requests that follow as one piece of work; counts begin at zero."""
+        """Begin a new piece of work with the requests that follow. All counts are reset."""
         self.share = share
         self.joint = self.tokenization == "joint"
         self.truncated = self.differing = self.looked_at = 0
 
     def prepare(self, longest: int) -> None:
         self.scored.prepare(longest)
-        self.take_model(self.scored.model)  # it may have been loaded anew
+        self.take_model(self.scored.model)  # `prepare` may have loaded it again
 
     def described(self) -> dict[str, Any]:
-        """What the results say about how the requests of this piece of work were taken."""
+        """The fields of a result that describe how the requests of this piece of work were computed."""
         said = {
             "tokenization": "context and choice together" if self.joint else "context and choice apart",
             "tokenized_otherwise": f"{self.differing} of {self.looked_at}",
@@ -94,27 +95,32 @@ class LanguageModel(OpenModel):
         if self.scored.verdict is not None:
             said["computed"] = self.scored.verdict.path
         if self.differing:
-            how = "tokenized together, as the texts that a student is trained on"
+            how = "here they are tokenized jointly, as in the training of students"
             if not self.joint:
-                how = "tokenized apart, as asked; the texts that a student is trained on are tokenized together"
+                how = "here they are tokenized apart, as --tokenization asks; in training they are tokenized jointly"
             print(
-                f"evaluate: {self.differing} of {self.looked_at} requests looked at have other tokens when context and "
-                f"choice are tokenized the other way: {how} (--tokenization)"
+                f"evaluate: {self.differing} of {self.looked_at} sampled requests get different tokens when context "
+                f"and choice are tokenized jointly instead of apart; {how} (see --tokenization)"
             )
         if self.truncated:
-            print(f"evaluate: {self.truncated} requests have more than {self.max_length} tokens: cut at the left")
+            print(
+                f"evaluate: {self.truncated} requests have more than {self.max_length} tokens; they were cut on their "
+                "left"
+            )
         return said
 
     @property
     def max_length(self) -> int:
-        """Tokens that an input has at most."""
+        """Maximum number of tokens in an input."""
         known = self.given_length() or position_count(self.config)
         return known or longest_input(self.config.get_text_config(), self.tokenizer)
 
     def tokens_at_a_time(self) -> int:
-        """By what the device has, not by what is free now, so that equal machines make equal batches.
+        """Maximum number of tokens per batch.
 
-        A token's states in a layer take some 20 hidden sizes; a fourth of what the weights leave is for them.
+        It depends on the device's total memory, not on the memory that is free now, so that equal machines make equal
+        batches. The states of a token in a layer take about 20 hidden sizes. They may use a fourth of the memory that
+        the weights leave.
         """
         hidden = self.model.get_input_embeddings().weight.shape[1]
         least = max(1, CPU_STATES // hidden)
@@ -126,7 +132,7 @@ class LanguageModel(OpenModel):
         return min(GPU_TOKENS, max(least, 1 << (max(1, left // (4 * token)).bit_length() - 1)))
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """A text's tokens, without special tokens: those that begin a text are put where a text begins."""
+        """The tokens of a text without special tokens, which are added separately at the beginning of a text."""
         return self.tokenizer.encode(string, add_special_tokens=False)
 
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -136,18 +142,18 @@ class LanguageModel(OpenModel):
         return self.before + self.encode(context), self.encode(continuation)
 
     def encode_joint(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """The tokens of the whole text, cut where they begin to differ from the context's own.
+        """The tokens of the whole text, split where they begin to differ from the tokens of the context alone.
 
-        Where a token spans the border it belongs to the continuation. The continuations of one context are all cut at
-        the same place, the earliest of theirs, so that they are compared by the same text's probability. lm-eval cuts
-        at the number of the context's tokens, which is the same place wherever no token spans the border.
+        A token that spans the border belongs to the continuation. All continuations of a context are split at the same
+        place, the earliest one, so that their probabilities are conditioned on the same tokens. lm-eval splits after
+        the number of the context's tokens, which is the same place if no token spans the border.
         """
         whole = self.tok_encode(context + continuation)
         cut = self.cuts[context] if context in self.cuts else self.border(context, continuation)
         return self.before + whole[:cut], whole[cut:]
 
     def border(self, context: str, continuation: str) -> int:
-        """How many tokens a context and its whole text have in common."""
+        """Number of tokens at the beginning that the context alone and the whole text share."""
         alone, whole = self.encode(context), self.tok_encode(context + continuation)
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(alone, whole[:-1])))
 
@@ -159,7 +165,7 @@ class LanguageModel(OpenModel):
                 raise UserError(f"request {number + 1}: the choice is empty; a text was expected")
             contexts.setdefault(context, []).append(continuation)
         asked = list(contexts.items())
-        for context, continuations in asked[:: -(-len(requests) // LOOKED_AT)]:  # with all choices of each
+        for context, continuations in asked[:: -(-len(requests) // LOOKED_AT)]:  # a context with all its choices
             for continuation in continuations:
                 self.looked_at += 1
                 if context:
@@ -170,11 +176,13 @@ class LanguageModel(OpenModel):
         if self.joint:
             self.cuts = {context: min(self.border(context, one) for one in ones) for context, ones in asked if context}
         if "" in contexts and self.prefix_token_id is None:
-            raise UserError("a request has no context, and the tokenizer has no token that begins or ends a text")
+            raise UserError(
+                "a request has no context, and the tokenizer has no token for the beginning or end of a text"
+            )
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def cut(self, whole: list[int]) -> tuple[int, ...]:
-        """The input of a request: all tokens but the last. A long one is cut at the left, behind the special tokens."""
+        """The input of a request: all tokens but the last. A long one is cut on the left, after the special tokens."""
         if len(whole) <= self.max_length + 1:
             return tuple(whole[:-1])
         self.truncated += 1
@@ -183,14 +191,14 @@ class LanguageModel(OpenModel):
 
     def score_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]]) -> list[tuple[float, bool]]:
         numbers: dict[Tokens, int] = {}
-        asked: list[list[int]] = []  # requests of each input
+        asked: list[list[int]] = []  # for each input, the indices of its requests
         for request, (_, context, continuation) in enumerate(requests):
             whole = context + continuation
             require_embeddings(whole, self.rows, f"request {request + 1}")
             if len(continuation) > self.max_length:
                 raise UserError(
-                    f"request {request + 1}: the choice has {len(continuation)} tokens, the model takes at most "
-                    f"{self.max_length}; shorten it"
+                    f"request {request + 1}: the choice has {len(continuation)} tokens, but the model takes at most "
+                    f"{self.max_length}; shorten the choice"
                 )
             number = numbers.setdefault(self.cut(whole), len(asked))
             asked += [[]] if number == len(asked) else []
@@ -208,8 +216,10 @@ class LanguageModel(OpenModel):
                 if not is_out_of_memory(error):
                     raise
                 inside = sum(len(group.members) for group in batches[part])
-                how = f"; --batch_size {inside // 2} takes fewer than {inside}" if inside > 1 else ""
-                raise UserError(f"out of memory in a batch of {inside} inputs{how}; what is scored is kept") from error
+                how = f"; try --batch_size {inside // 2}" if inside > 1 else ""
+                raise UserError(
+                    f"out of memory in a batch of {inside} inputs{how}; finished batches are kept"
+                ) from error
 
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         for batch, found in zip(batches, self.share.do(len(batches), compute)):
@@ -222,7 +232,7 @@ class LanguageModel(OpenModel):
     def score(
         self, batch: list[Group], inputs: list[Tokens], scored: list[int], targets: list[list[list[int]]]
     ) -> list[Answer]:
-        """[log-likelihood, whether greedy] for each of the targets of each of the batch's inputs, in order."""
+        """[log-likelihood, whether greedy] for each target of each input in the batch, in order."""
         logits_SV = self.scored.logits(batch, inputs, scored)
         parts = logits_SV.split(max(1, LOGITS // logits_SV.shape[1]))
         norm_S = torch.cat([part.float().logsumexp(-1) for part in parts])
@@ -249,15 +259,15 @@ class LanguageModel(OpenModel):
             asked = asked_tokens(dict(request.args[1]), self.max_gen_toks)
             if asked >= self.max_length:
                 raise UserError(
-                    f"request {number + 1}: {asked} new tokens were asked for, and the model takes {self.max_length}, "
-                    "the prompt included; give the task a smaller max_gen_toks"
+                    f"request {number + 1}: the task asks for {asked} new tokens, but the model takes at most "
+                    f"{self.max_length} tokens including the prompt; give the task a smaller max_gen_toks"
                 )
         ends = self.model.generation_config.eos_token_id
         if self.tokenizer.eos_token_id is None:
-            raise UserError("the tokenizer has no token that ends a text; without one nothing can be generated")
+            raise UserError("the tokenizer has no end-of-text token; without one nothing can be generated")
         self.scored.end_packing()
         self.prepare(max((len(self.encode(request.args[0])) for request in requests), default=0) + self.max_gen_toks)
-        # What the task asks for counts, not the settings (penalties, lengths) that the model's folder brings along.
+        # The task decides how to generate. The settings in the model's folder (penalties, lengths) are not used.
         ends = self.tokenizer.eos_token_id if ends is None else ends
         pad = self.tokenizer.pad_token_id
         self.model.generation_config = GenerationConfig(do_sample=False, eos_token_id=ends, pad_token_id=pad)
@@ -268,10 +278,10 @@ class LanguageModel(OpenModel):
         return self.in_parts(requests, functools.partial(super().generate_until, disable_tqdm=True), "")
 
     def find_generation(self) -> tuple[bool, bool]:
-        """(whether prompts may be padded to be continued together, whether with the library's cache).
+        """(whether prompts may be padded and continued together, whether the library's cache may be used).
 
         Raises:
-            UserError: the library's generation differs from its forward pass in each way.
+            UserError: the library's generation never agrees with its forward pass.
         """
         model = self.model
         tolerance = tolerance_of(model, self.scored.dtype, None)
@@ -291,7 +301,7 @@ class LanguageModel(OpenModel):
     def tok_batch_encode(
         self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **_: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prompts padded at the left, [B, T], and their mask. Long ones are cut behind the special tokens."""
+        """Prompts padded on the left, [B, T], and their mask. A long prompt is cut after the special tokens."""
         rows = []
         for number, string in enumerate(strings):
             tokens = self.tok_encode(string)
@@ -309,16 +319,16 @@ class LanguageModel(OpenModel):
         return self.generates[1]
 
     def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
-        """The text of new tokens, with the blank at its beginning that decoders of SentencePiece's kind drop."""
+        """The text of new tokens, with the space at its beginning that SentencePiece decoders would drop."""
         if isinstance(tokens, list) and skip_special_tokens:
             return decode_completion(self.tokenizer, self.encode(":"), tokens)
         return super().tok_decode(tokens, skip_special_tokens)
 
     def in_parts(self, requests: list[Any], answer: Callable[[list[Any]], list[Answer]], nothing: Answer) -> list[Any]:
-        """Answers of a method of the library, which is given some of the requests at a time."""
+        """The answers of a library method, which is called with a part of the requests at a time."""
         size = int(self.batch_size)
         parts = [requests[start : start + size] for start in range(0, len(requests), size)]
-        share, self.share = self.share, Share()  # what it calls in turn is not shared again
+        share, self.share = self.share, Share()  # calls within the method are not split again
         found = share.do(len(parts), lambda part: answer(parts[part]))
         self.share = share
         return [one for part, answers in zip(parts, found) for one in (answers or [nothing] * len(part))]

@@ -1,6 +1,6 @@
-"""run_hf.sh: score a model in one process, or in several that share the questions, one for each GPU.
+"""The program behind run_hf.sh: score a model in one process, or in one process per GPU, which split the questions.
 
-Only the standard library is needed here; see runtime/launcher.py.
+This module needs only the standard library; see runtime/launcher.py.
 """
 
 import os
@@ -12,12 +12,12 @@ from teacherlm.runtime.launcher import Command, processes_here, program, run_sid
 
 def main() -> int:
     if len(sys.argv) < 3:
-        raise UserError("MODEL, TASK and flags were expected, as run_hf.sh takes them")
+        raise UserError(f"MODEL and TASK were expected, found {len(sys.argv) - 1} arguments; see run_hf.sh --help")
     model, tasks, *more = sys.argv[1:]
     processes = processes_here()
     words = [*program("evaluate"), "--model", "hf", "--model_args", f"pretrained={model}", "--tasks", tasks]
     if processes <= 1:
         os.execvp(words[0], [*words, *more])
-    # The last one to end writes the results; a failure of one ends all.
+    # The process that ends last writes the results. If one fails, all are terminated.
     shares = [["--shard", f"{share}/{processes}", "--device", str(share)] for share in range(processes)]
     return run_side_by_side([Command([*words, *share, *more]) for share in shares])

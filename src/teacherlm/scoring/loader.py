@@ -1,4 +1,4 @@
-"""Models loaded one after the other: where two differ by their weights alone, only those are read."""
+"""Load models one after the other. If two models differ only in their weights, only the weights are read."""
 
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,15 @@ MODEL_FILES = (
 
 
 SAYS_NOTHING = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures")
-"""Settings in these files that differ between checkpoints of one model: the weights are computed in --dtype."""
+"""Settings in these files that may differ between checkpoints of one model without any effect on the results."""
 
 
 class Unusable(UserError):
-    """A model that cannot be scored. Of several checkpoints the others are scored nevertheless."""
+    """A model that cannot be scored. With --checkpoints, the other models are still scored."""
 
 
 class Loader:
-    """Loads models one after the other: of a run's checkpoints, only the weights change."""
+    """Loads models one after the other. For the checkpoints of one run, it only replaces the weights."""
 
     def __init__(self, flags: EvaluateFlags):
         self.flags = flags
@@ -39,11 +39,11 @@ class Loader:
         from teacherlm.scoring.language_model import LanguageModel
 
         flags = self.flags
-        before, self.folder = self.folder, None  # where loading fails, the model is of neither
+        before, self.folder = self.folder, None  # if loading fails, the model belongs to neither folder
         try:
             swapped = before and same_model(folder, before) and self.model.scored.swap(folder, digest)
             if not swapped:
-                self.model = None  # its memory is needed for the next
+                self.model = None  # frees its memory for the next model
                 how = (flags.device, flags.dtype, flags.tokenization, flags.batch_size)
                 self.model = LanguageModel(folder, *how, digest)
         except UserError as error:
@@ -53,12 +53,12 @@ class Loader:
 
 
 def same_model(one: Path, other: Path) -> bool:
-    """Whether two folders differ by nothing but their weights: the same configuration, generation and tokenizer."""
+    """Whether two folders differ only in their weights: configuration, generation settings and tokenizer are equal."""
     return all(content(one / name) == content(other / name) for name in MODEL_FILES)
 
 
 def content(file: Path) -> Any:
-    """What a file says, without what says nothing of how a model computes; None where there is no such file."""
+    """The contents of a file without settings that have no effect on the results; None if the file does not exist."""
     if not file.is_file():
         return None
     if file.suffix != ".json":
@@ -67,6 +67,6 @@ def content(file: Path) -> Any:
         found = load_json(file)
     except (OSError, ValueError):
         found = None
-    if not isinstance(found, dict):  # a broken file; loading says so
+    if not isinstance(found, dict):  # the file is broken; loading the model reports it
         return file.read_bytes()
     return {name: value for name, value in found.items() if name not in SAYS_NOTHING}

@@ -1,9 +1,9 @@
-"""Score a model, and with --checkpoints each of a student's checkpoints, by the log-likelihood of the choices.
+"""Score a model by the log-likelihood of the choices. With --checkpoints, score each checkpoint of a run as well.
 
-Writes OUTPUT/MODEL/TASK.json (accuracy, standard error, 95 % interval), TASK_samples.jsonl beside it (each sample's
-choice and log-likelihoods) and a manifest, and prints a table. What is scored and unchanged is skipped.
+It writes OUTPUT/MODEL/TASK.json (accuracy, standard error, 95 % interval), beside it TASK_samples.jsonl (the choice and
+the log-likelihoods of each sample) and a manifest, and prints a table. Existing, unchanged results are skipped.
 
-Source: the evaluation of TeacherLM (He et al. 2023, arXiv 2310.19019) on EleutherAI's lm-evaluation-harness.
+Source: the evaluation of TeacherLM (He et al. 2023, arXiv 2310.19019) with EleutherAI's lm-evaluation-harness.
 """
 
 import itertools
@@ -38,8 +38,9 @@ class Scoring:
     """One model on one task.
 
     Attributes:
-        label: the model's name in the results.
-        folder: where the model lies.
+        label: the name of the model in the results.
+        folder: the folder of the model.
+        task: the name of the task.
     """
 
     flags: EvaluateFlags
@@ -53,12 +54,12 @@ class Scoring:
         return self.flags.output_path / self.label / f"{file_name(self.task)}.json"
 
     def compared_run(self) -> StageRun:
-        """The run that makes the result, compared with its work: flags, and digests of the model and the task."""
+        """The run that makes the result, compared with the existing result by flags and digests of model and task."""
         flags = self.flags
         run = StageRun("evaluate", self.path)
         try:
             model = describe_model(self.folder, run.known.get("model"))
-        except UserError as error:  # of adapters, whose base model is gone or another
+        except UserError as error:  # the base model of adapters is missing or has changed
             raise Unusable(str(error)) from error
         arguments = {
             "num_fewshot": flags.num_fewshot,
@@ -109,9 +110,9 @@ def main() -> int:
 
 
 def evaluate(of: Scoring, owner: dict[str, str], loaded: Loader) -> list[dict[str, Any]]:
-    """The results of one model on one task: read when they are there and still hold, scored otherwise.
+    """The results of one model on one task. Valid results are read; otherwise the model is scored.
 
-    Nothing, when other processes have not yet done their shares. A share is done by one process at a time.
+    The list is empty if other processes have not finished their shards. Only one process at a time scores a shard.
     """
     require_file_place(of.path)
     with one_writer(share_lock(of.path, *of.flags.shard)):
@@ -146,13 +147,13 @@ def evaluate_share(of: Scoring, owner: dict[str, str], loaded: Loader) -> list[d
     with run:
         run.look_again()
         if run.is_done:
-            print(f"evaluate: {of.label} on {task}: another process has put the shares together")
+            print(f"evaluate: {of.label} on {task}: another process has merged the shards")
             remove_progress(path)
-            path.with_name(OWNER).unlink(missing_ok=True)  # written after that process had removed it
+            path.with_name(OWNER).unlink(missing_ok=True)  # this process wrote it after the other had removed it
             return [known_result(path)]
         if missing:
             index, count = flags.shard
-            print(f"evaluate: share {index}/{count} is done; {missing} batches are other processes'")
+            print(f"evaluate: shard {index}/{count} is done; other processes still have to score {missing} batches")
             return []
         results, samples = scored
         result = results[0] if list(tasks) == [task] else combine(task, results, categories(task, tasks))
@@ -164,17 +165,17 @@ def evaluate_share(of: Scoring, owner: dict[str, str], loaded: Loader) -> list[d
             file.write("\n")
         run.finish({"result": path, "samples": samples_path}, {"samples": len(samples), "seconds": run.seconds})
         remove_progress(path)
-        path.with_name(OWNER).unlink(missing_ok=True)  # the manifest says it from now on
+        path.with_name(OWNER).unlink(missing_ok=True)  # now the manifest names the owner
         return [result]
 
 
 def known_result(path: Path) -> dict[str, Any]:
-    """A result that is there already.
+    """An existing result.
 
     Raises:
-        UserError: it is none, although its manifest says that it was written so.
+        UserError: the file is not a valid result.
     """
     try:
         return {"model": "-", "stderr": None, "interval_95": None, **read_result(path)}
     except ValueError as error:
-        raise UserError(f"{path}: no result ({error}); remove it, and run the same command again") from error
+        raise UserError(f"{path}: not a valid result ({error}); remove it, and run the same command again") from error

@@ -1,7 +1,7 @@
-"""`datasets.load_metric`, which the library has no more: the metrics that lm-eval 0.3's tasks loaded by it.
+"""`datasets.load_metric`, which the library no longer has, for tasks of lm-eval 0.3.
 
-The common ones are computed by installed libraries, without the hub. Any other is loaded by the `evaluate` library,
-which fetches its metrics from the hub.
+Installed libraries compute the common metrics without the hub. The `evaluate` library loads all other metrics, which it
+fetches from the hub.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +34,7 @@ class Metric:
     def compute(
         self, *, predictions: Sequence[Any] | None = None, references: Sequence[Any] | None = None, **options: Any
     ) -> dict[str, Any]:
-        """The metric of what was added and of these; then it begins anew."""
+        """The metric over all pairs that were added, including these. Afterwards the list of pairs is empty."""
         if predictions is not None and references is not None:
             self.add_batch(predictions=predictions, references=references)
         pairs, self.pairs = self.pairs, []
@@ -45,8 +45,8 @@ def load_metric(path: str, config_name: str | None = None, **_: Any) -> Any:
     """The metric of a name.
 
     Raises:
-        UserError: it is none of those here, and the `evaluate` library cannot load it, or would load something of the
-            current folder in its place.
+        UserError: the metric is not one of METRICS, and the `evaluate` library cannot load it or would run a script
+            in the current folder instead.
     """
     if path in METRICS:
         return Metric(METRICS[path])
@@ -54,13 +54,13 @@ def load_metric(path: str, config_name: str | None = None, **_: Any) -> Any:
     if script.is_file() and not path.startswith((".", "/")):
         raise UserError(
             f"datasets.load_metric({path!r}): the evaluate library would run {script.absolute()}, which is in the "
-            f"current folder; move it away, or ask for './{path}' if it is meant"
+            f"current folder; move that file away, or ask for './{path}' if you mean it"
         )
     import evaluate
 
     try:
         return evaluate.load(path, config_name)
-    except Exception as error:  # of the hub, of the network, of the metric's own requirements
+    except Exception as error:  # from the hub, the network or the metric's requirements
         raise UserError(
             f"datasets.load_metric({path!r}): there are {', '.join(sorted(METRICS))}; the evaluate library's metric of "
             f"that name cannot be loaded ({reason(error)})"
@@ -81,7 +81,7 @@ def matthews(predictions: Sequence[Any], references: Sequence[Any], **options: A
 
 
 def exact_match(predictions: Sequence[str], references: Sequence[str], **options: Any) -> dict[str, Any]:
-    """In percent, as the metric of `datasets` was."""
+    """The exact match in percent, as in `datasets`."""
     found = exact_match_hf_evaluate(predictions=predictions, references=references, **options)
     return {"exact_match": 100 * float(found["exact_match"])}
 
@@ -111,7 +111,7 @@ def rouge(
 
 
 def squad(predictions: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """SQuAD 1: the best over the right answers, in percent."""
+    """SQuAD 1: for each question the best value over its gold answers, in percent."""
     given = {one["id"]: one["prediction_text"] for one in predictions}
     best = {
         name: [max(score(text, given.get(one["id"], "")) for text in one["answers"]["text"]) for one in references]
@@ -123,7 +123,7 @@ def squad(predictions: Sequence[Mapping[str, Any]], references: Sequence[Mapping
 def squad_v2(
     predictions: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]], no_answer_threshold: float = 1.0
 ) -> dict[str, Any]:
-    """SQuAD 2: with questions that have no answer, whose `answers` are empty; in percent."""
+    """SQuAD 2, in percent. It includes questions without an answer, whose `answers` are empty."""
     examples = [
         SimpleNamespace(qas_id=one["id"], answers=[{"text": text} for text in one["answers"]["text"]])
         for one in references

@@ -1,8 +1,8 @@
-"""The modules that task files of lm-eval 0.2 and 0.3 import and that today's libraries no longer have.
+"""Modules that task files of lm-eval 0.2 and 0.3 import and that today's libraries no longer have.
 
-`install` makes importable: `lm_eval.base` (rf and the kinds of tasks), `lm_eval.metrics`, `lm_eval.tasks.common`,
-`lm_eval.datasets.X.X` (the loading scripts, whose files DATASET_PATH names), and `datasets.load_metric`. The import of
-any other missing name fails, and task_files.py says which.
+`install` makes these importable: `lm_eval.base` (rf and the task classes), `lm_eval.metrics`, `lm_eval.tasks.common`,
+`lm_eval.datasets.X.X` (loading scripts, whose files DATASET_PATH names), and `datasets.load_metric`. The import of any
+other missing name fails, and task_files.py reports the name.
 """
 
 import importlib.abc
@@ -27,14 +27,14 @@ def yesno(value: object) -> str:
 
 
 def load_metric(path: str, config_name: str | None = None, **options: Any) -> Any:
-    """`datasets.load_metric`; its libraries are loaded when a task asks for it."""
+    """`datasets.load_metric`. Its libraries are loaded only when a task calls it."""
     from teacherlm.scoring import old_metrics
 
     return old_metrics.load_metric(path, config_name, **options)
 
 
 def install() -> None:
-    """Make the old modules importable, for this process."""
+    """Make the old modules importable in this process."""
     names = {**vars(lm_eval.api.metrics), "weighted_perplexity": task_api.weighted_perplexity, "yesno": yesno}
     metrics = module("lm_eval.metrics", **names)
     base = {name: getattr(metrics, name) for name in ("mean", "weighted_mean", "weighted_perplexity", "bits_per_byte")}
@@ -47,7 +47,7 @@ def install() -> None:
 
 
 def module(name: str, **contents: Any) -> ModuleType:
-    """A module made here, in its package as if it had been imported."""
+    """Create a module and add it to its package, as if it had been imported."""
     made = ModuleType(name, "Names of lm-eval 0.3; see src/teacherlm/scoring/old_modules.py.")
     vars(made).update({key: value for key, value in contents.items() if not key.startswith("__")})
     sys.modules[name] = made
@@ -57,7 +57,7 @@ def module(name: str, **contents: Any) -> ModuleType:
 
 
 class ScriptFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds `lm_eval.datasets.X.X`: an empty module whose file is `lm_eval/datasets/X/X.py`, for DATASET_PATH."""
+    """Finds `lm_eval.datasets.X.X`: an empty module whose `__file__` is `lm_eval/datasets/X/X.py`, for DATASET_PATH."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         if fullname != SCRIPTS and not fullname.startswith(f"{SCRIPTS}."):

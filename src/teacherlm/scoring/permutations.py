@@ -1,4 +1,4 @@
-"""Answer-order debiasing: each question is asked with its choices in several orders (catalog/orders.py)."""
+"""Debiasing of the order of choices: each question is asked with its choices in several orders (catalog/orders.py)."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,21 +12,21 @@ from teacherlm.catalog.prompts import LETTERS, split_choices
 from teacherlm.core.errors import UserError
 
 MOST_CHOICES = 7
-"""Of questions that are asked in all orders: 7 have 5,040, and 8 have 40,320."""
+"""Maximum number of choices for all orders: 7 choices have 5,040 orders, and 8 choices have 40,320."""
 
 
 def use_permutations(task: Any, kind: str, name: str) -> None:
-    """Let a task ask each question once for every order: `cyclic`, as many as there are choices, or `all` orders.
+    """Let a task ask each question once per order: in the `cyclic` orders (one per choice), or in `all` orders.
 
-    The task's own `process_results` gets the choices' debiased log-probabilities in their original order.
+    The task's `process_results` then gets the debiased log-probabilities of the choices in their original order.
 
     Raises:
-        UserError: the task's choices cannot be told apart in its questions.
+        UserError: the choices cannot be found in the task's questions, or the task does not ask for their letters.
     """
     if kind == "none":
         return
     if not hasattr(task, "orders"):
-        raise UserError(f"--permutations: {name} is lm-eval's own task; only tasks of this project can be permuted")
+        raise UserError(f"--permutations: {name} is a task of lm-eval; only tasks of this project can be permuted")
     doc = next(iter(task.eval_docs))
     choices = len(split_question(doc, name)[1])
     asked = [request.arguments[1:] for request in task.requests(doc)]
@@ -36,7 +36,7 @@ def use_permutations(task: Any, kind: str, name: str) -> None:
         )
     if kind == "all" and choices > MOST_CHOICES:
         raise UserError(
-            f"--permutations all: {name} has {choices} choices, which have {math.factorial(choices):,} orders; take "
+            f"--permutations all: {name} has {choices} choices, which have {math.factorial(choices):,} orders; use "
             "--permutations cyclic"
         )
     asked_in = in_turn(choices, kind)
@@ -47,17 +47,17 @@ def use_permutations(task: Any, kind: str, name: str) -> None:
 
 
 def in_turn(choices: int, kind: str) -> list[tuple[int, ...]]:
-    """The orders one after the other; the cyclic ones turn to the left, as in the samples of earlier results."""
+    """The orders in the sequence in which they are asked. Cyclic orders rotate to the left, as in earlier results."""
     first, *others = orders(choices, kind)
     return [first, *(reversed(others) if kind == "cyclic" else others)]
 
 
 def debias(results: Sequence[float], orders: Sequence[tuple[int, ...]]) -> list[float]:
-    """Log of each choice's mean probability.
+    """The logarithm of each choice's mean probability over the orders.
 
     Args:
-        results: log-likelihoods of the letters, of the first order, then of the second, and so on.
-        orders: orders[o][p] is the choice that stands at letter p in order o.
+        results: log-likelihoods of the letters, first for the first order, then for the second, and so on.
+        orders: orders[o][p] is the index of the choice at letter p in order o.
     """
     logprobs_OC = log_softmax(np.asarray(results, dtype=np.float64).reshape(len(orders), -1), axis=1)
     aligned_OC = np.take_along_axis(logprobs_OC, np.argsort(orders, axis=1), axis=1)
@@ -65,10 +65,13 @@ def debias(results: Sequence[float], orders: Sequence[tuple[int, ...]]) -> list[
 
 
 def reorder(doc: Mapping[str, Any], order: Sequence[int], name: str) -> dict[str, Any]:
-    """A sample with its choices in another order, and the answer's letter with them."""
+    """A sample with its choices in another order, and with the matching letter as its answer."""
     question, choices = split_question(doc, name)
     if len(choices) != len(order):
-        raise UserError(f"--permutations: {name} has questions of {len(order)} and of {len(choices)} choices")
+        raise UserError(
+            f"--permutations: {name} has questions with {len(order)} and with {len(choices)} choices; all questions of "
+            "a task must have the same number"
+        )
     gold = LETTERS.index(doc["answer"].strip("()"))
     parts = [question, *(f"({letter}) {choices[choice]}" for letter, choice in zip(LETTERS, order))]
     return {**doc, "question": " ".join(parts), "answer": f"({LETTERS[list(order).index(gold)]})"}

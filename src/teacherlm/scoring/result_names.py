@@ -1,8 +1,8 @@
-"""Which model a result's name belongs to, so that no two models ever share one.
+"""Which model a name in the results belongs to, so that two models never share a name.
 
-A model's results lie in OUTPUT/NAME/. The name is short (`final`, `run/checkpoint-30`), so another model may have the
-same one. The manifests in the folder say which model the name belongs to, and until there is one, the file `.model`
-does. Any other model is refused there.
+The results of a model are in OUTPUT/NAME/. The name is short (`final`, `run/checkpoint-30`), so another model may have
+the same name. The manifests in the folder say which model owns the name. Before the first manifest is written, the file
+`.model` says so. Any other model is refused.
 """
 
 import json
@@ -20,19 +20,19 @@ from teacherlm.core.manifests import NAME, read_manifest
 from teacherlm.core.shapes import flaw_of_shape
 
 OWNER = ".model"
-"""In a folder of results that has none yet: the model that is being scored."""
+"""The file with the model that is being scored, in a folder that has no results yet."""
 OWNED = {"identity": str, "place?": str, "sha256?": str}
-"""What is in that file."""
+"""The fields of that file."""
 SCORED = {"path": str, "identity?": str, "place?": str}
-"""What a result's manifest says of its model."""
+"""The fields of the model in a result's manifest."""
 
 
 def identity(model: Model | None, folder: Path) -> str:
-    """What tells a model from all others, whatever its weights are at the moment.
+    """A text that identifies a model, independently of its current weights.
 
     Args:
-        model: as it was asked for; None: as a folder.
-        folder: where it lies.
+        model: the model that the user named; None for a folder.
+        folder: the folder of the model.
     """
     if model is not None and model.hub:
         return f"{model.hub}@{model.revision}"
@@ -42,23 +42,24 @@ def identity(model: Model | None, folder: Path) -> str:
 
 
 def owner_of(model: Model | None, folder: Path, results: Path) -> dict[str, str]:
-    """What a result's manifest says of its model: its identity, and where it lies relative to the results."""
+    """What a result's manifest records of its model: its identity, and its path relative to the results."""
     return {"identity": identity(model, folder), "place": os.path.relpath(folder.resolve(), results.resolve())}
 
 
 def require_name(results: Path, owner: Mapping[str, str], digest: str) -> None:
-    """Make sure that a folder of results is nobody's yet, or this model's.
+    """Make sure that a folder of results has no owner yet, or belongs to this model.
 
-    It is this model's if it belongs to the same identity, if all results in it are of the same weights, or if it
-    belongs to a folder that is gone and lay at the same place relative to it: both may have been moved together.
+    It belongs to this model in three cases: its owner has the same identity; all results in it were made with the same
+    weights; or its owner is a folder that no longer exists and that had the same path relative to the results, because
+    both may have been moved together.
 
     Args:
-        results: OUTPUT/NAME.
-        owner: see `owner_of`.
-        digest: of the model.
+        results: the folder OUTPUT/NAME.
+        owner: the result of `owner_of`.
+        digest: the model's digest.
 
     Raises:
-        UserError: it belongs to another model.
+        UserError: the folder belongs to another model.
     """
     models = [owner_at_work(results), *scored_models(results)]
     known = next(filter(None, models), None)
@@ -69,15 +70,15 @@ def require_name(results: Path, owner: Mapping[str, str], digest: str) -> None:
     if not moved and not same_weights:
         raise UserError(
             f"{results} has the results of another model of this name, {known['identity']}; "
-            f"give another --output_path for those of {owner['identity']}"
+            f"use another --output_path for the results of {owner['identity']}"
         )
 
 
 def take_name(results: Path, owner: Mapping[str, str], digest: str) -> None:
-    """Make a folder of results this model's, before the first result is there.
+    """Reserve a folder of results for this model before the first result is written.
 
     Raises:
-        UserError: it belongs to another model.
+        UserError: the folder belongs to another model.
     """
     with one_writer(results / OWNER):
         require_name(results, owner, digest)
@@ -87,7 +88,7 @@ def take_name(results: Path, owner: Mapping[str, str], digest: str) -> None:
 
 
 def owner_at_work(results: Path) -> dict[str, Any] | None:
-    """The model that took a folder of results and has none there yet."""
+    """The model that reserved a folder of results, according to the file `.model`; None if there is none."""
     try:
         owner = load_object(results / OWNER)
     except (OSError, ValueError):
@@ -96,7 +97,7 @@ def owner_at_work(results: Path) -> dict[str, Any] | None:
 
 
 def scored_models(results: Path) -> list[dict[str, Any]]:
-    """The models that the results in a folder were scored with, as their manifests have them."""
+    """The models of the results in a folder, from their manifests."""
     found = [(read_manifest(path) or {}).get("inputs", {}).get("model") for path in sorted(results.glob(f"*.{NAME}"))]
     known = [model for model in found if flaw_of_shape(model, SCORED) is None]
     return [{"identity": str(Path(model["path"]).resolve()), **model} for model in known]

@@ -1,10 +1,10 @@
-"""A model on its device, and the way in which its logits are computed.
+"""A model on its device, and the path on which its logits are computed.
 
-packed   samples one after the other in a row, without padding, prefixes that several share computed once
-padded   samples below each other, padded at the right
+packed   samples are packed into one row without padding, and shared prefixes are computed once
+padded   samples are padded on the right to one length
 single   one sample at a time
 
-The first of these that agrees with the library's plain forward pass is used (src/teacherlm/runtime/self_check.py).
+The first path that agrees with the library's plain forward pass is used (src/teacherlm/runtime/self_check.py).
 """
 
 from collections.abc import Sequence
@@ -34,13 +34,13 @@ class ScoredModel:
     """A causal model for log-likelihoods and generation.
 
     Args:
-        folder: of the model.
+        folder: the model's folder.
         device: "cpu", "cuda" or "cuda:N".
         dtype: "float32", "bfloat16" or "float16".
-        digest: of the model, for the verdict of the self-check to be kept; None: it is not kept.
+        digest: the model's digest, under which the verdict of the self-check is kept; None means it is not kept.
 
     Attributes:
-        verdict: how logits are computed, once `prepare` was called.
+        verdict: how logits are computed; None before `prepare` is called.
     """
 
     def __init__(self, folder: Path, device: str, dtype: str, digest: str | None = None):
@@ -61,7 +61,7 @@ class ScoredModel:
     # ------------------------------------------------------------------------------------------------- choosing a path
 
     def prepare(self, longest: int) -> None:
-        """Find the way to compute inputs of at most so many tokens, unless it is known."""
+        """Find the path for inputs of at most `longest` tokens, unless it is already known."""
         windows = [window for window in attention_windows(self.model.config) if window < longest]
         reach = max(windows, default=0)
         if self.verdict is not None and reach <= self.checked:
@@ -77,10 +77,10 @@ class ScoredModel:
         self.apply(self.verdict)
 
     def find_path(self) -> Verdict:
-        """The first path whose logits are those of the plain forward pass.
+        """The first path whose logits agree with the plain forward pass.
 
         Raises:
-            UserError: there is none, or the model is no causal decoder.
+            UserError: there is no such path, or the model is not a causal decoder.
         """
         sequences = make_sequences(self.model.config, self.limit)
         tolerance = tolerance_of(self.model, self.dtype, self.limit)
@@ -94,16 +94,16 @@ class ScoredModel:
         return first_exact(PATHS, self.device == "cpu", fault, config, self.folder, PATHS[:1])
 
     def shape_model(self, attention: str, plain_linears: bool) -> None:
-        """Give the model this attention, and its linear layers their form."""
+        """Set the model's attention, and pack or restore its linear layers."""
         if self.linears_packed and plain_linears:
             self.model = self.load()
         set_attention(self.model, attention)
         if self.device == "cpu" and not plain_linears and not self.linears_packed:
-            pack_linears(self.model.base_model)  # not its head, which sees few positions and may be tied
+            pack_linears(self.model.base_model)  # the head stays plain: it computes few positions and may be tied
             self.linears_packed = True
 
     def fault(self, path: str, sequences: list[list[int]], expected: list[torch.Tensor], tolerance: float) -> str:
-        """What is wrong with a path on these sequences, of which the last two share a prefix; empty when nothing is."""
+        """What is wrong with a path on these sequences, whose last two share a prefix; "" when nothing is wrong."""
         inputs = [tuple(tokens) for tokens in sequences]
         if path != PATHS[-1] and picks_tokens(self.model.config):
             return NOT_FOR_THIS
@@ -124,7 +124,7 @@ class ScoredModel:
         shared = shared_length(sequences)
         if not fault and self.packed and shared >= SHORTEST_PREFIX:
             pair = (len(inputs) - 2, len(inputs) - 1)
-            for member in pair:  # what is scored does not belong to a prefix
+            for member in pair:  # scored positions must not be in the prefix
                 scored[member] = min(scored[member], len(inputs[member]) - shared)
             fault = fault_in(Group(shared, pair))
         self.end_packing()
@@ -133,24 +133,25 @@ class ScoredModel:
     def apply(self, verdict: Verdict) -> None:
         self.shape_model(verdict.attention, verdict.plain_linears)
         if self.device == "cpu":
-            keep_freed_memory()  # from now on: the unpacked weights have gone back to the system
+            keep_freed_memory()  # only now, so that the memory of the unpacked weights was returned to the system
         if verdict.path != PATHS[0]:
             print(
                 f"evaluate: {self.model.config.model_type}: computed {WORDS[verdict.path]} ({verdict.why})", flush=True
             )
 
     def end_packing(self) -> None:
-        """Give the model its own attention, for padded batches and generation."""
+        """Restore the model's original attention, for padded batches and generation."""
         if self.packed:
             stop_packing(self.model)
         self.packed = False
         self.kept = ()
 
     def swap(self, folder: Path, digest: str | None) -> bool:
-        """Put another checkpoint's weights into the model; returns whether they are all the weights of this model.
+        """Replace the model's weights by those of another checkpoint, and return whether that was possible.
 
-        A model that has changed its own weights since they were loaded (RWKV rescales them) is loaded anew instead, and
-        so is one whose tied weights the checkpoint holds apart.
+        It is not possible if the checkpoint does not hold exactly the weights of this model, if the model has changed
+        its weights since loading (RWKV rescales them), or if the checkpoint stores tied weights separately. The caller
+        then loads the whole model.
 
         Raises:
             UserError: a weight is not finite.
@@ -188,12 +189,12 @@ class ScoredModel:
 
     @torch.inference_mode()
     def logits(self, batch: list[Group], inputs: Sequence[Tokens], scored: Sequence[int]) -> torch.Tensor:
-        """Logits [S, V] at the last `scored` positions of each member of the batch, in the batch's order.
+        """Logits [S, V] at the last `scored` positions of each member of the batch, in the order of the batch.
 
         Args:
-            batch: groups of inputs, see batching.py.
+            batch: groups of inputs; see batching.py.
             inputs: all inputs.
-            scored: of each input, how many of its last positions are scored.
+            scored: for each input, the number of its last positions that are scored.
         """
         path = self.verdict.path
         if path == "packed" and not self.packed:
@@ -231,7 +232,7 @@ class ScoredModel:
         prefixes = self.keep_prefixes(batch, inputs)
         tokens: list[int] = []
         positions: list[int] = []
-        places: list[int] = []  # in the row, of all that is scored
+        places: list[int] = []  # the indices in the row of all scored positions
         for group in batch:
             for member in group.members:
                 tokens += inputs[member][group.prefix :]
@@ -241,7 +242,11 @@ class ScoredModel:
         return self.forward(tokens, positions, lengths, places, prefixes=prefixes)
 
     def keep_prefixes(self, batch: list[Group], inputs: Sequence[Tokens]) -> list[slice | None]:
-        """Compute the batch's prefixes, unless the last batch had the same; returns each member's place among them."""
+        """Compute the batch's prefixes unless the last batch had the same ones.
+
+        Returns:
+            For each member, the position of its prefix in the row of prefixes; None without a prefix.
+        """
         wanted = tuple(inputs[group.members[0]][: group.prefix] for group in batch if group.prefix)
         if wanted and wanted != self.kept:
             positions = [position for prefix in wanted for position in range(len(prefix))]
@@ -258,7 +263,7 @@ class ScoredModel:
     def forward(
         self, tokens: Sequence[int], positions: list[int], lengths: list[int], places: list[int], **options: Any
     ) -> torch.Tensor:
-        """Logits [len(places), V] of a row of samples."""
+        """Logits [len(places), V] at the given places of a row of samples."""
         row = [torch.tensor([numbers], device=self.device) for numbers in (tokens, positions)]
         outputs = self.model(
             input_ids=row[0],
@@ -272,5 +277,5 @@ class ScoredModel:
 
 
 def sums_of(model: torch.nn.Module) -> dict[str, float]:
-    """The sum of each of a model's weights, by which a change of them is seen; packed ones cannot change."""
+    """The sum of each weight tensor of a model, which shows whether it has changed. Packed weights cannot change."""
     return {name: float(part.detach().sum(dtype=torch.float32)) for name, part in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""The shares of an evaluation. Each is done by one process at a time: their locks, and what they keep on disk."""
+"""The shards of an evaluation: their locks, and their progress files. Only one process at a time scores a shard."""
 
 import glob
 import re
@@ -14,17 +14,18 @@ from teacherlm.core.lock import if_free
 from teacherlm.core.progress_file import ProgressFile, peek
 
 Answer = Any
-"""Of a log-likelihood: [sum, whether greedy]; of a generation: the text; of a rolling log-likelihood: the sum."""
+"""The answer to a request: [sum, whether greedy] for a log-likelihood, the text for a generation, and the sum for a
+rolling log-likelihood."""
 
 
 class Share:
-    """Which parts of the work are this process's, and the answers so far.
+    """The parts of the work that belong to this process, and the answers so far.
 
     Args:
-        progress: where the answers of finished parts are; None: nowhere, all parts are done here.
-        index, count: this process is the one numbered `index` of `count`.
-        others: parts that other processes have finished.
-        stop: whether to end with exit code REQUEUE after the part at work.
+        progress: the file with the answers of finished parts; None means that answers are not kept on disk.
+        index, count: this process has number `index`, from 0, of `count` processes.
+        others: the parts that other processes have finished.
+        stop: tells whether a signal asks to end with exit code REQUEUE after the current part.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Share:
         self.missing: set[int] = set()
 
     def do(self, parts: int, compute: Callable[[int], list[Answer]]) -> list[list[Answer] | None]:
-        """The answers of each part: those that are there, those computed here, None for other processes'."""
+        """The answers of each part, kept or computed now; None for a part that another process has to compute."""
         keys = range(self.first, self.first + parts)
         self.first += parts
         answers: list[list[Answer] | None] = []
@@ -55,7 +56,7 @@ class Share:
                 if self.progress is not None:
                     self.progress.append(key, {"answers": answers[-1]})
                 if self.stop is not None and self.stop.asked:
-                    print(f"evaluate: interrupted after {len(self.progress)} batches; the same command goes on")
+                    print(f"evaluate: interrupted after {len(self.progress)} batches; the same command continues")
                     sys.exit(REQUEUE)
             else:
                 answers.append(None)
@@ -66,9 +67,12 @@ class Share:
 def score_share(
     model: Any, tasks: dict[str, Any], limit: int | None, path: Path, shard: tuple[int, int], work: dict[str, Any]
 ) -> tuple[tuple[list[dict[str, Any]], list[dict[str, Any]]], int]:
-    """Do this process's share of the work, each batch on disk as it ends; all results, and how many batches they lack.
+    """Score this process's shard of the work. Each batch is written to disk as soon as it ends.
 
-    Of several processes the one that ends last finds the shares of all.
+    The process that ends last finds the batches of all processes.
+
+    Returns:
+        The results and sample records, and the number of batches that are still missing in them.
     """
     from teacherlm.scoring.evaluator import score
 
@@ -76,7 +80,7 @@ def score_share(
     own = progress_file(path, index, count)
     progress = ProgressFile(own, work, restart=True)
     if len(progress):
-        print(f"evaluate: {len(progress)} batches were done before, going on")
+        print(f"evaluate: {len(progress)} batches were done before; continuing with the others")
     others = read_others(path, own, work)
     stop = Stop()
     try:
@@ -84,7 +88,7 @@ def score_share(
             share = Share(progress, index, count, others, stop)
             model.begin(share)
             scored = score(model, tasks, limit)
-            others = read_others(path, own, work)  # what they did in the meantime
+            others = read_others(path, own, work)  # batches that they have finished in the meantime
             if not share.missing or not share.missing <= set(others):
                 return scored, len(share.missing)
     finally:
@@ -93,7 +97,7 @@ def score_share(
 
 
 def read_others(path: Path, own: Path, work: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """What other processes have done so far, by the number of the batch."""
+    """The batches that other processes have finished so far, by their numbers."""
     others: dict[int, dict[str, Any]] = {}
     for file in progress_files(path):
         others |= peek(file, work) if file != own else {}
@@ -109,12 +113,12 @@ def progress_files(path: Path) -> list[Path]:
 
 
 def share_lock(path: Path, index: int, count: int) -> Path:
-    """What a process that does a share locks: the only share is the result itself."""
+    """The file that a process locks to score a shard. If there is only one shard, it is the result itself."""
     return path if count == 1 else path.with_name(f"{path.stem}.share-{index}-of-{count}")
 
 
 def remove_progress(path: Path) -> None:
-    """Remove what processes have kept of a result that is written; not what a running process still appends to."""
+    """Remove the progress files of a finished result, except those to which a running process still appends."""
     for file in progress_files(path):
         index, count = re.fullmatch(r".*\.share-(\d+)-of-(\d+)\.progress", file.name).groups()
         with if_free(share_lock(path, int(index), int(count))) as free:

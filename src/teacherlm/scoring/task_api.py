@@ -1,8 +1,9 @@
-"""Task files in the API of lm-eval 0.2 and 0.3, on the pinned lm-eval library.
+"""The API of lm-eval 0.2 and 0.3 for task files, on top of the pinned lm-eval library.
 
-The reference's tasks are written for those versions: `from lm_eval.base import rf, Task`, and `construct_requests`
-returns requests like `ll, _ = rf.loglikelihood(ctx, "A")`. The library no longer has either. The Task below carries
-such a task, unchanged, through lm-eval 0.4's evaluator; old_modules.py makes the old names importable.
+The reference's tasks are written for those versions: they use `from lm_eval.base import rf, Task`, and their
+`construct_requests` returns requests such as `ll, _ = rf.loglikelihood(ctx, "A")`. The library no longer has these
+names. With the class Task below, such a task runs unchanged in lm-eval 0.4's evaluator. old_modules.py makes the old
+names importable.
 """
 
 import functools
@@ -33,12 +34,12 @@ REQUEST_TYPES = {
     "loglikelihood_rolling": "loglikelihood_rolling",
     "greedy_until": "generate_until",
 }
-"""The old name of each kind of request, and the library's."""
+"""Maps the old name of each kind of request to the library's name."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One question to the model. `part` picks one of several answers: a log-likelihood is (sum, whether greedy)."""
+    """A request to the model. `part` selects a part of the answer, which is (sum, whether greedy) for loglikelihood."""
 
     kind: str
     arguments: tuple
@@ -54,7 +55,7 @@ class Request:
 
 
 class RequestFactory:
-    """`rf`: makes requests by the old names."""
+    """The class of `rf`, which makes requests by their old names."""
 
     def loglikelihood(self, context: str, continuation: str) -> Request:
         return Request("loglikelihood", (context, continuation))
@@ -70,17 +71,17 @@ class RequestFactory:
 
 
 class Task(lm_eval.api.task.Task):
-    """The base class of task files: lm-eval's own, with what a task of lm-eval 0.3 relies on.
+    """The base class of task files: lm-eval's class, with what a task of lm-eval 0.3 relies on.
 
-    That is `construct_requests(doc, ctx)` with parts of requests, `fewshot_context` with a description, and samples
-    that are loaded by DATASET_PATH and DATASET_NAME.
+    This is `construct_requests(doc, ctx)` with parts of requests, `fewshot_context` with a description, and loading of
+    samples by DATASET_PATH and DATASET_NAME.
     """
 
     OUTPUT_TYPE = "loglikelihood"
     TEST_SETS = Path("lm_eval/datasets")
-    """The folder that `lm_eval/datasets` in a DATASET_PATH means."""
+    """The folder that replaces `lm_eval/datasets` in a DATASET_PATH."""
     orders: Sequence[Callable[[dict], dict]] = (lambda doc: doc,)
-    """What makes of a sample each of those that are asked; see permutations.py."""
+    """Functions that reorder the choices of a sample. The question is asked once per function; see permutations.py."""
 
     def __init__(self, data_dir: str | None = None, cache_dir: str | None = None, download_mode: Any = None):
         if self.DATASET_PATH:
@@ -91,7 +92,7 @@ class Task(lm_eval.api.task.Task):
         options = {"data_dir": data_dir, "cache_dir": cache_dir, "download_mode": download_mode}
         try:
             self.dataset = load_samples(self.DATASET_PATH, self.DATASET_NAME, **options)
-        except Exception as error:  # of the data, of the hub, of the network, of a loading script
+        except Exception as error:  # from the data, the hub, the network or a loading script
             where = f"DATASET_PATH {self.DATASET_PATH!r}, DATASET_NAME {self.DATASET_NAME!r}"
             raise UserError(
                 f"{file_of(type(self))}: its samples ({where}) cannot be loaded: {reason(error)}"
@@ -99,10 +100,10 @@ class Task(lm_eval.api.task.Task):
 
     @functools.cached_property
     def eval_docs(self) -> Sequence[Any]:
-        """The samples, gone through more than once, which those of old tasks (a `map`, a generator) cannot be.
+        """The samples in a form that can be iterated several times. Old tasks may return a `map` or a generator.
 
         Raises:
-            UserError: there are none.
+            UserError: the task has no samples.
         """
         name = "test_docs" if self.has_test_docs() else "validation_docs"
         if name == "validation_docs" and not self.has_validation_docs():
@@ -123,7 +124,7 @@ class Task(lm_eval.api.task.Task):
     def build_all_requests(
         self, *, limit: int | None = None, samples: Any = None, rank: int = 0, world_size: int = 1, **_: Any
     ) -> None:
-        """Make the library's Instances from the requests of every sample of this rank."""
+        """Make the library's Instances for the requests of all samples of this rank."""
         from teacherlm.scoring.task_classes import task_errors
 
         instances: list[Instance] = []
@@ -152,16 +153,16 @@ class Task(lm_eval.api.task.Task):
         set_instances(self, instances)
 
     def sample_fault(self, doc: Any) -> str:
-        """Why a sample cannot be scored by this kind of task; empty where nothing is wrong."""
+        """Why this kind of task cannot score a sample; "" when nothing is wrong."""
         return ""
 
     def requests(self, doc: Any) -> list[Request]:
-        """What the model is asked about a sample."""
+        """The requests for a sample."""
         constructed = self.construct_requests(doc, self.context(doc))
         return [constructed] if isinstance(constructed, Request) else list(constructed or ())
 
     def context(self, doc: Any) -> str:
-        """What `fewshot_context` makes of a sample, given what lm-eval 0.3 gave it: all by keyword."""
+        """The result of `fewshot_context` for a sample. As in lm-eval 0.3, it gets its arguments by keyword."""
         given = {"num_fewshot": self.config.num_fewshot or 0, "rnd": self.fewshot_rnd, "description": ""}
         taken = inspect.signature(self.fewshot_context).parameters.values()
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
@@ -176,12 +177,12 @@ class Task(lm_eval.api.task.Task):
         rnd: random.Random | None = None,
         description: str | None = None,
     ) -> str:
-        """The description and a blank line, then the examples, then the question."""
+        """The description and an empty line (if there is a description), then the examples, then the question."""
         context = super().fewshot_context(doc, num_fewshot, rnd=rnd)
         return f"{description}\n\n{context}" if description else context
 
     def apply_filters(self) -> None:
-        """Take the model's first answer to each request, and of it the part that the task asked for."""
+        """Take the model's first answer to each request, and the part of it that the task uses."""
         super().apply_filters()
         for instance, part in zip(self.instances, self.parts_asked):
             if part is not None:
@@ -189,7 +190,7 @@ class Task(lm_eval.api.task.Task):
 
 
 class HFTask(Task):
-    """A task whose splits are those of its data set, each sample passed through `_convert_standard`; of lm-eval 0.2."""
+    """A task class of lm-eval 0.2: its splits are those of its dataset; `_convert_standard` converts each sample."""
 
     def download(self, data_dir: str | None = None, cache_dir: str | None = None, download_mode: Any = None) -> None:
         super().download(data_dir, cache_dir, download_mode)
@@ -218,7 +219,10 @@ class HFTask(Task):
 
 
 class MultipleChoiceTask(Task):
-    """Samples with `choices` and `gold`, its index: `acc` by log-likelihood, `acc_norm` by log-likelihood a letter."""
+    """A task whose samples have `choices` and `gold`, the index of the right choice.
+
+    `acc` compares the log-likelihoods of the choices, and `acc_norm` compares the log-likelihoods per character.
+    """
 
     def doc_to_target(self, doc: Mapping[str, Any]) -> str:
         if fault := choices_fault(doc) or gold_fault(doc):
@@ -226,7 +230,7 @@ class MultipleChoiceTask(Task):
         return f" {doc['choices'][doc['gold']]}"
 
     def sample_fault(self, doc: Any) -> str:
-        """What is wrong with a sample. A task file that replaces these methods may use samples of another form."""
+        """What is wrong with a sample. A task file that overrides these methods may use samples of another form."""
         asks = type(self).construct_requests is MultipleChoiceTask.construct_requests
         judges = type(self).process_results is MultipleChoiceTask.process_results
         fault = choices_fault(doc) if asks or judges else ""
@@ -252,16 +256,14 @@ class MultipleChoiceTask(Task):
 
 
 class PerplexityTask(Task):
-    """Texts, each scored as a whole. `count_words` and `count_bytes` say by what a text's log-likelihood is divided."""
+    """A task that scores whole texts. A text's log-likelihood is divided by `count_words` or `count_bytes`."""
 
     def has_training_docs(self) -> bool:
         return False
 
     def fewshot_context(self, doc: Any, num_fewshot: int, **_: Any) -> str:
         if num_fewshot:
-            raise UserError(
-                f"--num_fewshot {num_fewshot}: {self.config.task} scores whole texts, which have no examples"
-            )
+            raise UserError(f"--num_fewshot {num_fewshot}: {self.config.task} scores whole texts and takes no examples")
         return ""
 
     def sample_fault(self, doc: Any) -> str:
@@ -295,9 +297,9 @@ class PerplexityTask(Task):
         return dict.fromkeys(self.aggregation(), False)
 
     def count(self, what: str, doc: Any) -> int:
-        """Words or bytes of a sample; as in lm-eval 0.3, `count_words` and `count_bytes` get the sample itself.
+        """Number of words or bytes of a sample. As in lm-eval 0.3, `count_words` and `count_bytes` get the sample.
 
-        Where a sample is no text and the task has no method of its own to count, the scored text is counted.
+        If the sample is not a text and the task does not override the method, the scored text is counted.
         """
         counter = getattr(self, f"count_{what}")
         default = getattr(PerplexityTask, f"count_{what}").__func__
@@ -314,7 +316,7 @@ class PerplexityTask(Task):
 
 
 def weighted_perplexity(items: Sequence[tuple[float, int]]) -> float:
-    """The library's; infinite where a float cannot hold it, as of a text that is one very long word."""
+    """The library's weighted perplexity; infinite if a float cannot hold it, as for a text of one very long word."""
     try:
         return lm_eval.api.metrics.weighted_perplexity(items)
     except OverflowError:
@@ -329,7 +331,7 @@ def is_text(value: Any) -> bool:
 
 
 def request_fault(request: Any) -> str:
-    """Why the model cannot be asked this; empty where nothing is wrong."""
+    """What is wrong with a request; "" when nothing is wrong."""
     if not isinstance(request, Request):
         return f"construct_requests() returned {shown(request)} where a request of rf was expected"
     context = request.arguments[0]
@@ -345,7 +347,7 @@ def request_fault(request: Any) -> str:
 
 
 def choices_fault(doc: Any) -> str:
-    """What is wrong with the `choices` of a sample; empty where nothing is."""
+    """What is wrong with the `choices` of a sample; "" when nothing is wrong."""
     if not isinstance(doc, Mapping):
         return f"it is {shown(doc)}; an object with choices and gold was expected"
     if "choices" not in doc:
@@ -363,7 +365,7 @@ def choices_fault(doc: Any) -> str:
 
 
 def gold_fault(doc: Mapping[str, Any]) -> str:
-    """What is wrong with the `gold` of a sample whose choices are right; empty where nothing is."""
+    """What is wrong with the `gold` of a sample with valid choices; "" when nothing is wrong."""
     last = len(doc["choices"]) - 1
     expected = f"the number of the right choice, 0 to {last}, was expected"
     if "gold" not in doc:

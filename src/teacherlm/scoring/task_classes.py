@@ -1,4 +1,4 @@
-"""The tasks inside a task file, and the names under which they may be asked for."""
+"""The tasks in a task file, and the names by which they can be selected."""
 
 import contextlib
 import functools
@@ -17,7 +17,7 @@ from teacherlm.scoring.old_modules import install
 from teacherlm.scoring.task_api import Task
 
 REGISTRY_FUNCTIONS = ("create_all_tasks", "construct_tasks")
-"""Functions of task files of lm-eval 0.3 that return the file's tasks by name."""
+"""Names of functions in task files of lm-eval 0.3 that return the file's tasks by name."""
 
 Kind = type[Task]
 
@@ -28,8 +28,8 @@ class FileTasks:
 
     Attributes:
         path: the file.
-        tasks: its tasks, each by one name. A class from which others in the file are derived is not among them.
-        names: every name that a task may be asked for by -> its class, or classes where it is the name of several.
+        tasks: maps one name of each task to its class. A class from which others in the file are derived is not a task.
+        names: maps every name that selects a task to its class, or to several classes if they share the name.
     """
 
     path: Path
@@ -37,10 +37,10 @@ class FileTasks:
     names: Mapping[str, list[Kind]]
 
     def named(self, name: str) -> dict[str, Kind]:
-        """What the file's own name stands for: its only task, or all of its tasks.
+        """The tasks that the name of the file selects: its only task, or all of its tasks.
 
         Raises:
-            UserError: its only task is derived from another class that could be meant as well.
+            UserError: the only task is derived from another class that could be meant as well.
         """
         if len(self.tasks) != 1:
             return dict(self.tasks)
@@ -52,7 +52,7 @@ class FileTasks:
         return {name: kind}
 
     def matching(self, accepts: Callable[[str], bool]) -> dict[str, Kind]:
-        """The tasks of which a name is accepted, each by the first such name."""
+        """The tasks that have an accepted name, by the first such name."""
         found = {}
         for own, kind in self.tasks.items():
             names = [own, *(name for name, kinds in self.names.items() if kinds == [kind])]
@@ -65,7 +65,7 @@ def read_task_file(path: Path) -> FileTasks:
     """The tasks of a file.
 
     Raises:
-        UserError: the file cannot be imported, defines no task, or a task lacks required methods (they are named).
+        UserError: the file cannot be imported or defines no task, or a task lacks required methods, which are named.
     """
     install()
     return tasks_of(task_files.load(path), path)
@@ -73,7 +73,7 @@ def read_task_file(path: Path) -> FileTasks:
 
 @functools.lru_cache(maxsize=1024)
 def tasks_of(module: ModuleType, path: Path) -> FileTasks:
-    """The tasks of a module: those in a dict of tasks by name or returned by `create_all_tasks()`, and its classes."""
+    """The tasks of a module: those in a dict of tasks by name or from `create_all_tasks()`, and its task classes."""
     registered, own = registered_tasks(module), own_classes(module)
     everything = {*registered.values(), *own.values()}
     bases = {base for kind in everything for base in kind.__mro__[1:]}
@@ -95,7 +95,7 @@ def tasks_of(module: ModuleType, path: Path) -> FileTasks:
 
 
 def all_names(stem: str, known: Mapping[str, Kind], tasks: Mapping[str, Kind]) -> dict[str, list[Kind]]:
-    """Name -> classes: the tasks' own names, the names in the file, FILE_NAME for those, and the classes' names."""
+    """Maps names to classes: names of tasks, names in the file, the latter as FILE_NAME, and names of classes."""
     names = {name: [kind] for name, kind in {**known, **tasks}.items()}
     for name, kind in known.items():
         names.setdefault(f"{stem}_{name}", [kind])
@@ -107,7 +107,7 @@ def all_names(stem: str, known: Mapping[str, Kind], tasks: Mapping[str, Kind]) -
 
 
 def registered_tasks(module: ModuleType) -> dict[str, Kind]:
-    """Tasks by the names that a file registers them by: in its dicts of tasks, and returned by its functions."""
+    """The tasks that a file registers by name, in its dicts or through its functions REGISTRY_FUNCTIONS."""
     found: dict[str, Kind] = {}
     tables = [value for value in vars(module).values() if isinstance(value, Mapping) and is_table(value)]
     for name in REGISTRY_FUNCTIONS:
@@ -129,7 +129,7 @@ def is_table(value: Any) -> bool:
 
 
 def own_classes(module: ModuleType) -> dict[str, Kind]:
-    """The task classes that belong to a file, by their names in it; not those that it imports."""
+    """The task classes that a file defines, by their names in it. Imported classes are not included."""
     found = {}
     for name, value in vars(module).items():
         listed = value if isinstance(value, list | tuple) else ()
@@ -144,7 +144,7 @@ def is_task(value: Any) -> bool:
 
 
 def is_imported(kind: Kind, module: ModuleType) -> bool:
-    """Whether a class is another file's; one that another file's function made for this file is not."""
+    """Whether a class belongs to another file. A class that another file's function made for this file does not."""
     other = sys.modules.get(kind.__module__)
     return other is not module and getattr(other, kind.__name__, None) is kind
 
@@ -154,7 +154,7 @@ def is_complete(kind: Kind) -> bool:
 
 
 def needed_arguments(kind: Kind) -> list[str]:
-    """The arguments without which a class cannot be made."""
+    """The arguments without which a class cannot be instantiated."""
     empty, several = inspect.Parameter.empty, (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
     return [one.name for one in parameters if one.default is empty and one.kind not in several]
@@ -176,10 +176,10 @@ def require_no_arguments(kind: Kind, path: Path | str) -> None:
 
 @contextlib.contextmanager
 def task_errors(what: str, always: str | None = None) -> Iterator[None]:
-    """Turn what the code of a task file raises into one line that names file, line and `what`.
+    """Turn an error in the code of a task file into one line that names the file, the line and `what`.
 
     Args:
-        always: the place to name where the error is not raised in a task file; None: such errors are not the task's.
+        always: the place to name if the error was not raised in a task file. With None, such an error is not changed.
     """
     try:
         yield
@@ -193,7 +193,7 @@ def task_errors(what: str, always: str | None = None) -> Iterator[None]:
 
 
 def place_of(error: Exception) -> str | None:
-    """The last line of a task file that an error came through."""
+    """The innermost line of a task file in an error's traceback; None if there is none."""
     frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     places = [
         f"{frame.f_code.co_filename}, line {line}"

@@ -1,8 +1,8 @@
-"""Where the samples of an old task come from: a local folder, a loading script, or the hub.
+"""Load the samples of an old task from a local folder, a loading script, or the hub.
 
 In lm-eval 0.3, `datasets.load_dataset(DATASET_PATH, DATASET_NAME)` loaded a task's samples, and DATASET_PATH was a
-folder, a name on the hub, or a loading script in `lm_eval/datasets/`. Today's library refuses scripts, and folders
-written by `save_to_disk`; this module loads all of them.
+folder, a name on the hub, or a loading script in `lm_eval/datasets/`. Today's `load_dataset` refuses loading scripts
+and folders from `save_to_disk`. This module loads all of these.
 """
 
 import importlib.util
@@ -27,17 +27,17 @@ def load_samples(path: str | None, name: str | None, **options: Any) -> Any:
         options: data_dir, cache_dir and download_mode of `datasets.load_dataset`.
 
     Raises:
-        UserError: there are none. (The library raises its own errors too.)
+        UserError: there are no such samples. (The library's errors are passed on.)
     """
     if not path:
-        raise UserError("DATASET_PATH is empty: name a folder or the hub's name of a data set")
+        raise UserError("DATASET_PATH is empty: set it to a folder, or to the name of a dataset on the hub")
     place = Path(path)
     if place.suffix == ".py":
         if place.is_file():
             return run_script(place, name, options.get("data_dir"), options.get("cache_dir"))
         if not place.parent.is_dir():
             raise UserError(
-                f"neither the loading script {place} nor the folder of its samples, {place.parent}, is there; {HOW_TO}"
+                f"neither the loading script {place} nor the folder of its samples, {place.parent}, exists; {HOW_TO}"
             )
         place = place.parent
     if place.is_dir():
@@ -49,10 +49,10 @@ def load_samples(path: str | None, name: str | None, **options: Any) -> Any:
 
 
 def load_folder(folder: Path, name: str | None, **options: Any) -> Any:
-    """The samples in a local folder: of `save_to_disk`, or of JSON lines, CSV or Parquet files.
+    """The samples in a local folder, from `save_to_disk` or as JSON lines, CSV or Parquet files.
 
-    A name is that of one of the folder's subfolders or configurations. Any other name is ignored, as the library did in
-    the days of lm-eval 0.3.
+    The name may be that of a subfolder or of a configuration. Any other name is ignored, as the library did at the time
+    of lm-eval 0.3.
     """
     if name and (folder / name).is_dir():
         return load_folder(folder / name, None, **options)
@@ -62,19 +62,19 @@ def load_folder(folder: Path, name: str | None, **options: Any) -> Any:
         name = None
     loaded = datasets.load_dataset(str(folder), name, **options)
     for part in loaded.values() if isinstance(loaded, dict) else [loaded]:
-        part.data.validate(full=True)  # Parquet's reader passes texts on that are no UTF-8
+        part.data.validate(full=True)  # the Parquet reader does not check that texts are UTF-8
     return loaded
 
 
 def run_script(path: Path, name: str | None, data_dir: str | None, cache_dir: str | None) -> Any:
-    """The samples that the user's own loading script makes."""
+    """The samples that a loading script of the user makes."""
     builders = [value for value in vars(script_module(path)).values() if is_builder(value)]
     if not builders:
         raise UserError(f"{path}: no class that is derived from datasets.GeneratorBasedBuilder")
     builder = builders[-1](config_name=name, data_dir=data_dir, cache_dir=cache_dir)
     builder.download_and_prepare(
         download_mode="reuse_cache_if_exists"
-    )  # made anew: its cache does not see changed data
+    )  # the samples are made again, because the library's cache does not notice changed data
     return builder.as_dataset()
 
 

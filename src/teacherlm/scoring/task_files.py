@@ -1,9 +1,9 @@
-"""Task files as modules: each has a name of its own, so that none takes the place of another module.
+"""Load task files as modules with unique names, so that none replaces another module.
 
-A task file may be called json.py or creak.py. Its folder is therefore never on `sys.path`. The files of a folder are
-the modules of a package whose name comes from the folder's path, and what `import creak` means in a task file is
-decided when that file is compiled: a file beside it, then one of this project's task files, otherwise what it means in
-any other module. An installed library or a module of Python's own is never replaced by a file beside it.
+A task file may be called json.py or creak.py. Therefore its folder is never on `sys.path`. The files of a folder are
+modules of a package whose name is derived from the folder's path. The meaning of `import creak` in a task file is
+decided when that file is compiled: it is a file in the same folder, or else one of this project's task files, or else
+the same as in any other module. A file in the same folder never replaces an installed library or a module of Python.
 """
 
 import ast
@@ -26,37 +26,37 @@ from teacherlm.core.places import ROOT
 SCRIPTS = ROOT / "evaluate"
 TASKS = SCRIPTS / "lm_eval" / "tasks"
 TEMPLATE = "creak"
-"""The task file that a benchmark without one of its own is scored by."""
+"""The task file that scores a benchmark without a task file."""
 NEW_TASK = "new_task"
-"""The file that users copy; no task itself."""
+"""The template that users copy. It is not a task."""
 REGISTRY = "__init__"
-"""A file that only says which tasks the others have (TASK_REGISTRY), as lm-eval 0.3 has one."""
+"""A file that only lists the tasks of the other files (TASK_REGISTRY), as in lm-eval 0.3."""
 OLD_DATASETS = "lm_eval/datasets"
-"""Where task files say that test sets are; the folder of --datasets takes its place."""
+"""The folder of test sets in a DATASET_PATH. The folder of --datasets replaces it."""
 OLD_PACKAGE = "lm_eval.tasks"
-"""The package that task files were modules of in lm-eval 0.3."""
+"""The package of task files in lm-eval 0.3."""
 
 FOLDERS: dict[str, Path] = {}
-"""Package name -> the folder whose task files are its modules."""
+"""Maps the name of each package to the folder whose task files are its modules."""
 
 
 def task_files(folder: Path) -> dict[str, Path]:
-    """The task files of a folder, by their names without `.py`."""
+    """The task files of a folder by their names without `.py`."""
     return {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem not in (NEW_TASK, REGISTRY)}
 
 
 def task_folders(include: Path | None) -> list[Path]:
-    """The folders of task files; those of the first come before those of the next."""
+    """The folders of task files, in the order in which they are searched."""
     return [*([include] if include else []), TASKS]
 
 
 def is_pattern(name: str) -> bool:
-    """Whether a task's name has wildcards, as file names have in a shell."""
+    """Whether a task's name has wildcards, like a pattern for file names in a shell."""
     return any(mark in name for mark in "*?[")
 
 
 def in_folder(path: str, folder: Path) -> str:
-    """A DATASET_PATH with `lm_eval/datasets` replaced by the folder of the test sets; a slash at its end stays."""
+    """A DATASET_PATH in which the folder of the test sets replaces `lm_eval/datasets`. A slash at the end is kept."""
     plain = path.removeprefix("./")
     if plain == OLD_DATASETS or plain.startswith(f"{OLD_DATASETS}/"):
         return f"{folder}{plain.removeprefix(OLD_DATASETS)}"
@@ -64,10 +64,10 @@ def in_folder(path: str, folder: Path) -> str:
 
 
 def load(path: Path) -> ModuleType:
-    """The module of a task file; all task files are executed anew once one of them has changed.
+    """The module of a task file. If any task file has changed, all of them are executed again.
 
     Raises:
-        UserError: it cannot be imported.
+        UserError: the file cannot be imported.
     """
     name = f"{package_of(path.parent)}.{quote(path.stem, safe='').replace('.', '%2E')}"
     known = {name: module for name, module in sys.modules.items() if is_task_module(name)}
@@ -85,7 +85,7 @@ def load(path: Path) -> ModuleType:
 
 
 def package_of(folder: Path) -> str:
-    """The name of the package of a folder's task files."""
+    """The name of the package for the task files of a folder."""
     folder = folder.resolve()
     name = f"task_files_{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
     FOLDERS[name] = folder
@@ -97,7 +97,7 @@ def is_task_module(name: str) -> bool:
 
 
 def sources(path: Path) -> list[Path]:
-    """A task file and the task files that it is built on: those that it imports, those that they import, and so on."""
+    """A task file and all task files that it imports, directly or indirectly."""
     found = [path]
     for file in found:
         found += [other for other in imported_files(file) if other not in found]
@@ -105,7 +105,7 @@ def sources(path: Path) -> list[Path]:
 
 
 def imported_files(path: Path) -> Iterator[Path]:
-    """The other task files that a file imports; none of one that is not valid Python."""
+    """The other task files that a file imports. A file that is not valid Python imports none."""
     for node in ast.walk(parse(path)):
         names: Sequence[str] = ()
         if isinstance(node, ast.Import):
@@ -122,7 +122,7 @@ def imported_files(path: Path) -> Iterator[Path]:
 
 
 def literal_paths(path: Path) -> list[str] | None:
-    """Every DATASET_PATH that a file sets, where all are written out as texts; None where they are not."""
+    """Every DATASET_PATH that a file sets; None if one of them is not a string literal, or if there is none."""
     found: list[str] = []
     for node in ast.walk(parse(path)):
         targets = node.targets if isinstance(node, ast.Assign) else []
@@ -141,12 +141,12 @@ def parse(path: Path) -> ast.Module:
 def parse_once(path: Path, stamp: tuple[int, int] | None) -> ast.Module:
     try:
         return ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # `load` says what is wrong with it
+    except (SyntaxError, ValueError):  # `load` reports the error
         return ast.Module([], [])
 
 
 def neighbour(name: str, file: Path) -> tuple[Path, str] | None:
-    """What a module's name means in a task file, if it is another task file: its folder and its name there."""
+    """The folder and name of the task file that a module's name means in a task file; None if it means no task file."""
     if old := name.startswith(f"{OLD_PACKAGE}."):
         name = name.removeprefix(f"{OLD_PACKAGE}.")
     head = name.partition(".")[0]
@@ -157,14 +157,14 @@ def neighbour(name: str, file: Path) -> tuple[Path, str] | None:
 
 
 def file_of(folder: Path, name: str) -> Iterator[Path]:
-    """The file of a module in a folder, where there is one: NAME.py, or that of a package."""
+    """Yield the file of a module in a folder, NAME.py or NAME/__init__.py, if there is one."""
     place = folder.joinpath(*map(unquote, name.split(".")))
     files = (place.with_name(f"{place.name}.py"), place / "__init__.py")
     yield from [file for file in files if file.is_file()][:1]
 
 
 def is_library(head: str) -> bool:
-    """Whether a top-level name is Python's or an installed package's; the script evaluate/main.py is neither."""
+    """Whether a top-level name is a module of Python or of an installed package. evaluate/main.py is neither."""
     if head in sys.stdlib_module_names:
         return True
     try:
@@ -175,7 +175,7 @@ def is_library(head: str) -> bool:
 
 
 class TaskFinder(importlib.abc.MetaPathFinder):
-    """Finds the modules of the packages of task files."""
+    """Finds the modules in the packages of task files."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         package, _, name = fullname.partition(".")
@@ -196,7 +196,7 @@ class TaskFinder(importlib.abc.MetaPathFinder):
 
 
 class TaskLoader(importlib.machinery.SourceFileLoader):
-    """Compiles a task file with its imports of other task files resolved; leaves no bytecode in the user's folder."""
+    """Compiles a task file with its imports of other task files resolved. It writes no bytecode into the folder."""
 
     def get_code(self, fullname: str) -> Any:
         self.stamp = stamp_of(self.path)
@@ -216,7 +216,7 @@ def stamp_of(path: str) -> tuple[int, int] | None:
 
 
 class ImportsOfTaskFiles(ast.NodeTransformer):
-    """Gives each import of a task file that file's full module name."""
+    """Replaces the name in each import of a task file by the full module name."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -251,4 +251,4 @@ class ImportsOfTaskFiles(ast.NodeTransformer):
         return statements
 
 
-sys.meta_path.insert(0, TaskFinder())  # before the finder of folders, which would load these files as they are
+sys.meta_path.insert(0, TaskFinder())  # before the finder for folders, which would load these files unchanged

@@ -1,4 +1,4 @@
-"""What a task's questions come from, for the manifest: test set, task file and what it imports, benchmark, prompts."""
+"""The inputs of a task for the manifest: test set, task file and the files that it imports, benchmark and prompts."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,15 +10,15 @@ from teacherlm.core import manifests
 from teacherlm.scoring import task_files
 
 DATASETS = task_files.SCRIPTS / "lm_eval" / "datasets"
-"""The folder of the test sets, where --datasets does not name another."""
+"""The default folder of the test sets (--datasets)."""
 
 
 def describe_task(name: str, folder: Path, include: Path | None, known: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Digests of what a task is known to read: Python files, what DATASET_PATH names, the YAML, the prompts.
+    """Digests of everything that a task is known to read: Python files, the data at DATASET_PATH, YAML and prompts.
 
     Args:
-        folder: of the test sets.
-        include: a folder with more task files.
+        folder: the folder of the test sets.
+        include: a folder with more task files, or None.
         known: earlier descriptions; unchanged files are not read again.
     """
     files, paths = files_and_paths(name, folder, include)
@@ -37,15 +37,15 @@ def describe_task(name: str, folder: Path, include: Path | None, known: Mapping[
 
 
 def data_of(path: str) -> Path:
-    """Where the samples of a DATASET_PATH lie: of a loading script that is not there, its folder (see task_data.py)."""
+    """The place of the samples of a DATASET_PATH. For a missing loading script it is the folder (see task_data.py)."""
     place = Path(path)
     return place.parent if place.suffix == ".py" and not place.exists() else place
 
 
 def files_and_paths(name: str, folder: Path, include: Path | None) -> tuple[list[Path], list[str]]:
-    """The task files of a name, and the DATASET_PATHs of its tasks; neither for lm-eval's own tasks.
+    """The task files of a name, and the DATASET_PATHs of its tasks; both are empty for tasks of the lm-eval library.
 
-    The files are executed only where reading them is not enough, because the libraries that they need take seconds.
+    The files are executed only if parsing them is not enough, because the libraries that they import take seconds.
     """
     found = (task_files.task_files(place).get(name) for place in task_files.task_folders(include))
     file = next((path for path in found if path), None)

@@ -1,8 +1,8 @@
-"""Damage what the stages read, many times, and say what came of it: `make fuzz [ONLY=manifests COUNT=1000 SEED=7]`.
+"""Damage the files that stages read many times, and report the results: `make fuzz [ONLY=manifests COUNT=1000 SEED=7]`.
 
-First the example of each subject as it is, then what was once read wrongly (found/), then COUNT damages. The exit
-status is 1 if there was a fault. The damaged files of each fault are kept in a folder, in the form of those in found/,
-where they go when the fault is mended.
+For each subject, the undamaged example is read first, then the cases that were once read wrongly (found/), then COUNT
+damaged examples. The exit status is 1 if there was a fault. The damaged files of each fault are kept in a folder, in
+the format of found/. They are moved to found/ when the fault is fixed.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def apart(name: str, args: argparse.Namespace) -> Summary:
-    """Run a subject in a process of its own, so that its memory is that of its own imports."""
+    """Run a subject in a separate process, so that its memory includes only its own imports."""
     own, theirs = os.pipe()
     sys.stdout.flush()
     pid = os.fork()
@@ -74,7 +74,7 @@ def apart(name: str, args: argparse.Namespace) -> Summary:
     with open(own, "rb") as pipe:
         said = pipe.read()
     if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
-        raise SystemExit(3)  # a mistake in the subject or the harness, which its traceback says
+        raise SystemExit(3)  # an error in the subject or the harness, which the traceback shows
     found = json.loads(said)
     faults = [Fault(**fault) for fault in found.pop("faults")]
     return Summary(**{**found, "outcomes": Counter(found["outcomes"]), "faults": faults})

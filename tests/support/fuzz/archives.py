@@ -1,4 +1,4 @@
-"""MMLU's archive, with --data_tar: damaged, packed in other ways, with members that are no files or lie elsewhere."""
+"""MMLU's archive for --data_tar: damaged, compressed differently, with members that are not files or lie elsewhere."""
 
 import bz2
 import gzip
@@ -50,7 +50,7 @@ KINDS = [
 ]
 ROW = b'What is "it",a,b,c,d,B\n'
 BOMB = 1500 * 2**20
-"""Bytes of a member of an archive of some megabytes."""
+"""Number of bytes of a member in an archive of a few megabytes."""
 
 
 def members() -> list[tuple[tarfile.TarInfo, bytes]]:
@@ -76,7 +76,7 @@ def example(folder: Path) -> None:
 
 
 def bomb(name: str, byte: bytes) -> bytes:
-    """An archive, packed, of a member of BOMB equal bytes."""
+    """A compressed archive with one member of BOMB equal bytes."""
     info = tarfile.TarInfo(name)
     info.size = BOMB
     return gzip.compress(info.tobuf()) + gzip.compress(byte * 2**20) * (BOMB // 2**20)

@@ -1,4 +1,4 @@
-"""Benchmarks' YAML files, as every stage reads them, and the samples that their templates then make."""
+"""Benchmarks' YAML files, which every stage reads, and the samples that their templates produce."""
 
 import random
 import shutil
@@ -48,7 +48,7 @@ TEMPLATES = [
 
 
 def example(folder: Path) -> None:
-    """CREAK's and MMLU's with their data beside them."""
+    """The files of CREAK and MMLU, with their data in the same folder."""
     for name in ("creak", "mmlu"):
         shutil.copyfile(ROOT / "benchmarks" / f"{name}.yaml", folder / f"{name}.yaml")
     data = folder / "data"

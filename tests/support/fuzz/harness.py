@@ -1,10 +1,10 @@
-"""Damaged files go to the code that reads them, in forked children; what is neither read nor refused in a line is said.
+"""Pass damaged files to the code that reads them, in forked children, and report those neither read nor refused.
 
-A subject has a valid example, a way to damage it, and the function that a stage reads it with. Each damage is made anew
-from the subject's name, a seed and a number, so that a fault can be had again. Right is a result, or a UserError of one
-short line that names the file. A fault is anything else: a traceback, a signal, a file that was written or changed
-outside the folders that are the subject's to write, a program that was started, a connection to another machine, more
-than MEMORY in use, more than SECONDS of a processor, or control characters on the terminal.
+A subject has a valid example, a function that damages it, and the function with which a stage reads it. A damage
+depends only on the subject's name, a seed and a number, so that a fault can be reproduced. The correct outcome is a
+result, or a UserError of one short line that names the file. Anything else is a fault: a traceback, a signal, a file
+that was written or changed outside of the subject's folders, a program that was started, a connection to another
+machine, more memory than MEMORY, more processor time than SECONDS, or control characters on the terminal.
 """
 
 import base64
@@ -35,37 +35,37 @@ from teacherlm.core.places import ROOT
 from teacherlm.core.terminal import LONGEST
 
 FOUND = Path(__file__).resolve().parent / "found"
-"""Damaged files that were once read wrongly: SUBJECT-WORDS.json (see `save_case`)."""
+"""The folder with damaged files that were once read wrongly: SUBJECT-WORDS.json (see `save_case`)."""
 
 MEMORY = 2**30
-"""Bytes that a process may have in use, libraries included."""
+"""Maximum number of bytes that a process may use, including libraries."""
 ADDRESSES = 2 * 2**30
-"""Bytes that a child may take beyond what it begins with, so that a bomb ends it and not the machine."""
+"""Maximum number of bytes that a child may allocate in addition to those at its start, so that a bomb ends only it."""
 SECONDS = 10
-"""Of a processor, for one damaged example."""
+"""Maximum processor time for one damaged example."""
 PATIENCE = 60
-"""Seconds of the clock after which a child is ended."""
+"""Elapsed seconds after which a child is killed."""
 BATCH = 200
-"""Examples that a child reads before another takes its place."""
+"""Number of examples that a child reads before another child replaces it."""
 OWN = ("cache", "tmp")
-"""Folders of a place that every subject may write."""
+"""Folders of a place to which every subject may write."""
 VICTIM = {"victim/README": b"nobody may write here\n"}
 
 Case = int | str
-"""A number of a damage; -1: the example as it is; or the path of a file of FOUND."""
+"""The number of a damage, -1 for the undamaged example, or the path of a file in FOUND."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is damaged, and what reads it.
+    """Files to damage, and the code that reads them.
 
     Attributes:
-        name: of its module.
-        example: writes the valid files into a folder.
-        read: reads them as the stage does; it is given the folder with the files in it, which is also the current one.
-        damage: of the files; by default of one of them.
-        writes: folders of the place that reading may write.
-        at_once: children for each worker, where they mostly wait.
+        name: the name of its module.
+        example: a function that writes the valid files into a folder.
+        read: a function that reads the files as the stage does. It gets their folder, which is also the current folder.
+        damage: a function that damages the files; by default it damages one of them.
+        writes: folders of the place to which reading may write.
+        at_once: number of children per worker, if they mostly wait.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Subject:
 
 @dataclass
 class Fault:
-    """What went wrong, where, and the smallest case that shows it, with the bytes of its changed files."""
+    """What went wrong and where, and the smallest case that shows it, with the bytes of its changed files."""
 
     what: str
     where: str
@@ -88,7 +88,7 @@ class Fault:
 
 @dataclass
 class Summary:
-    """Of a subject: how many examples came out how, the faults, the greatest memory and the time it took."""
+    """The results for a subject: the number of examples per outcome, the faults, the peak memory and the duration."""
 
     name: str
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -107,7 +107,7 @@ def damaged(subject: Subject, files: Files, case: Case, seed: int) -> Files:
 
 
 def save_case(path: Path, files: Files, before: Files) -> None:
-    """Keep what a damage changed: a text as it is, bytes in base 64, null for a file that it removed."""
+    """Save what a damage changed: texts unchanged, bytes in base 64, and null for a file that it removed."""
     changed: dict[str, Any] = {name: None for name in before.keys() - files.keys()}
     for name in sorted(name for name, content in files.items() if before.get(name) != content):
         try:
@@ -133,8 +133,8 @@ def files_in(folder: Path) -> Files:
 
 
 def changed_folders(place: Path, example: Files) -> list[str]:
-    """The folders of a place in which a file is not that of the example, so that only its readers need to run; all of
-    them where none is changed."""
+    """The folders of a place that have a changed file, so that only their readers need to run. If no file is changed,
+    all folders."""
     now = {name: (place / name).read_bytes() for name in example if (place / name).is_file()}
     changed = {name for name, content in example.items() if now.get(name) != content} or set(example)
     return sorted({name.partition("/")[0] for name in changed})
@@ -151,7 +151,7 @@ def write_files(folder: Path, files: Files) -> None:
 
 
 class Watch:
-    """What Python code does that no reading of data may do, as the interpreter's audit events tell it."""
+    """Watches the interpreter's audit events for actions that reading data must never cause."""
 
     WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
@@ -177,7 +177,7 @@ class Watch:
             self.seen.append(f"{event} {arguments[1]!r}")
 
     def require_allowed(self, event: str, path: Any) -> None:
-        """Of absolute paths; a relative one may be below an open folder, and is in the place, which is compared."""
+        """Check an absolute path. A relative path is in the place, whose files are compared afterwards."""
         text = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else ""
         if text.startswith("/") and not text.startswith("/dev/"):
             real = os.path.realpath(text)
@@ -186,7 +186,7 @@ class Watch:
 
 
 def child(subject: Subject, files: Files, cases: Sequence[Case], seed: int, place: Path, hub: Path, pipe: int) -> None:
-    """Read the cases one after the other, and tell each one's beginning and end on a pipe, a line of JSON each."""
+    """Read the cases one after the other, and write a line of JSON to a pipe at the beginning and end of each."""
     log = os.open(place.with_name(f"{place.name}.log"), os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1), os.dup2(log, 2)
     faulthandler.enable(log)
@@ -213,11 +213,11 @@ def child(subject: Subject, files: Files, cases: Sequence[Case], seed: int, plac
 
 
 def read_one(subject: Subject, place: Path, given: Files, watch: Watch) -> dict[str, Any]:
-    """{"outcome", "what", "where", "peak"} of one damaged example."""
+    """Read one damaged example, and return {"outcome", "what", "where", "peak"}."""
     printed = io.StringIO()
     what = where = ""
     reset_peak()
-    most = max(MEMORY, status()["VmHWM"] + MEMORY // 2)  # a test's process may have more than MEMORY to begin with
+    most = max(MEMORY, status()["VmHWM"] + MEMORY // 2)  # a test's process may already use more than MEMORY
     watch.seen, watch.on = [], True
     started = time.process_time()
     try:
@@ -253,25 +253,25 @@ def read_one(subject: Subject, place: Path, given: Files, watch: Watch) -> dict[
 
 
 def mistake_of(error: BaseException) -> UserError | None:
-    """What `errors.run` makes of an error that ends a command, if it is a user's mistake."""
+    """The message of an error that `errors.run` treats as a user's mistake, or None."""
     return error if isinstance(error, UserError) else disk_error(error) or locale_error(error)
 
 
 def wrong_line(printed: str, place: Path, given: Files) -> str:
-    """What is wrong with a refusal, the last line that was printed, if anything is."""
+    """What is wrong with a refusal, which is the last printed line; empty if nothing is."""
     line = printed.rstrip("\n").rpartition("\n")[2]
     try:
         line.encode()
     except UnicodeEncodeError:
         return "cannot be written"
-    if len(line) > LONGEST + 100:  # with the program's name before it
+    if len(line) > LONGEST + 100:  # the program's name precedes the message
         return "is too long"
     names = {Path(name).name for name in given}
     return "" if str(place) in line or any(name in line for name in names) else "names no file"
 
 
 def changed_outside(place: Path, given: Files, writes: Sequence[str]) -> list[str]:
-    """Files of a place that are not as they were given, or that nobody gave; but for those that may be written."""
+    """Files of a place that were changed or created, except those that may be written."""
     own = tuple(f"{name}/" for name in (*writes, *OWN))
     now: Files = {}
     for folder, _, names in os.walk(place):
@@ -285,20 +285,20 @@ def changed_outside(place: Path, given: Files, writes: Sequence[str]) -> list[st
 
 
 def place_of(error: BaseException) -> str:
-    """The error's kind and the last line of this project's own code that it went through."""
+    """The kind of an error, and the innermost line of this project's code in its traceback."""
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(str(ROOT))]
     own = [frame for frame in own if ".venv" not in frame.filename] or traceback.extract_tb(error.__traceback__)
     return f"{type(error).__name__} {os.path.relpath(own[-1].filename, ROOT)}:{own[-1].lineno} {own[-1].name}"
 
 
 def status() -> dict[str, int]:
-    """VmSize and VmHWM (the greatest part in memory) of this process, in bytes."""
+    """VmSize and VmHWM (the peak of the resident memory) of this process in bytes."""
     lines = (line.split() for line in open("/proc/self/status", encoding="ascii", errors="replace"))
     return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if words[0] in ("VmSize:", "VmHWM:")}
 
 
 def reset_peak() -> None:
-    """Let the kernel count VmHWM anew."""
+    """Let the kernel reset VmHWM."""
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
         file.write("5")
 
@@ -321,11 +321,11 @@ class Child:
 
 
 def run_subject(subject: Subject, cases: Iterable[Case], seed: int, work: Path, workers: int, keep: Path) -> Summary:
-    """Read all cases of a subject, some children at a time; the first case of each fault is kept as a file.
+    """Read all cases of a subject with several children at a time. The first case of each fault is kept as a file.
 
     Args:
         work: an empty folder.
-        keep: where cases of faults go.
+        keep: the folder for the cases of faults.
     """
     started = time.monotonic()
     summary = Summary(subject.name)
@@ -399,7 +399,7 @@ def hear(one: Child, said: dict[str, Any], summary: Summary) -> None:
 
 
 def after_end(one: Child, status: int, summary: Summary) -> Sequence[Case]:
-    """Note a child's death, and give the cases that it has not read."""
+    """Record the end of a child, and return the cases that it has not read."""
     if one.current is None and os.waitstatus_to_exitcode(status) == 0:
         return one.cases[one.ended :]
     code = os.waitstatus_to_exitcode(status)
@@ -419,7 +419,7 @@ def after_end(one: Child, status: int, summary: Summary) -> Sequence[Case]:
 
 
 def note(summary: Summary, fault: Fault) -> None:
-    """Keep a fault; of several at one place, the one of the smallest case. Cases of FOUND are each a fault."""
+    """Keep a fault. Of several at one place, only that with the smallest case is kept, but each case of FOUND is."""
     equal = [known for known in summary.faults if known.where == fault.where and isinstance(known.case, int)]
     if isinstance(fault.case, str) or not equal:
         summary.faults.append(fault)

@@ -1,4 +1,4 @@
-"""ATLAS's indices, this project's (flat and compressed) and published ones: loaded and searched, their texts read."""
+"""ATLAS's indices, both this project's (flat and compressed) and published ones: they are loaded, searched and read."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 class Runs:
-    """What unpickling would run."""
+    """An object whose unpickling runs code."""
 
     def __reduce__(self) -> tuple:
         import os
@@ -53,7 +53,7 @@ def example(folder: Path) -> None:
 
 
 def damage(files: Files, draw: random.Random) -> Files:
-    """Half of the damages to a file of vectors or texts are made by somebody who puts the new digest in index.json."""
+    """Damage the files. In half of the cases with vectors or texts, index.json gets the new digest too."""
     if draw.random() < 0.05:
         return files | {"published/passages.0.pt": pickle.dumps(draw.choice(PICKLES), protocol=draw.choice([2, 4, 5]))}
     changed = damage_one(files, draw)

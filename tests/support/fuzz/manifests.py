@@ -1,4 +1,4 @@
-"""What stages keep beside their outputs: manifests, progress of a long work, the list of a chain's jobs."""
+"""The files that stages keep beside their outputs: manifests, progress files, and the list of a chain's jobs."""
 
 import random
 import shutil
@@ -46,7 +46,7 @@ def explain(place: Path) -> None:
 
 
 def score(place: Path) -> None:
-    """What main.py reads before it loads a model."""
+    """Read what evaluate/main.py reads before it loads a model."""
     for path in sorted((place / "results").rglob("*.manifest.json")):
         manifest = manifests.read_manifest(path)
         known = (manifest or {}).get("inputs", {}).get("model")

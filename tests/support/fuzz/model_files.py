@@ -48,7 +48,7 @@ def damage(files: Files, draw: random.Random) -> Files:
 
 
 def read(place: Path) -> None:
-    """What a shell gets as a number is one: it may stand in `$(( ))`, where a name or an index would be evaluated."""
+    """Check that every number for a shell is one: in `$(( ))` a name or an index would be evaluated."""
     models.FOLDER = place / "models"
     for name in NAMES:
         if not (models.FOLDER / f"{name}.yaml").is_file():

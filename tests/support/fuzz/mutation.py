@@ -1,4 +1,4 @@
-"""Damage to valid files: of their bytes, their lines, their fields and their structure. One seed, one damage."""
+"""Damage valid files: their bytes, lines, fields and structure. The seed determines the damage."""
 
 import gzip
 import json
@@ -11,7 +11,7 @@ from typing import Any
 from backports import zstd
 
 Files = dict[str, bytes]
-"""Content of each file by its name, relative to one folder."""
+"""Maps each file's name, relative to one folder, to its contents."""
 Damage = Callable[[bytes, random.Random], bytes]
 
 BYTES = b'\x00\n\r\t "\\{}[]:,0e-.uN\x1e\x7f\x85\xa8\xc3\xe2\xed\xef\xff'
@@ -35,7 +35,7 @@ PATHS = [
     *('"../victim/README"', '"../../victim/README"', '"../../../victim/README"', '"/../../../victim/README"'),
     *('"/"', '"."', '".."', '"a/b"', '"/etc/passwd"', '"/dev/zero"', '"' + "x" * 300 + '"', '"CON"', '"-rf"', '"~"'),
 ]
-"""A mutation runs in a folder that has `victim/README` beside what may be written (see harness.py)."""
+"""Paths that lead out of a folder. The files are read next to a folder `victim/` with a README (see harness.py)."""
 STRUCTURES = [
     *("null", "true", "[]", "{}", "[[0, 8], null]", "[" * 40 + "]" * 40, "[" * 3000, '{"a":' * 3000, "[" * 100_000),
     *(
@@ -50,14 +50,14 @@ STRUCTURES = [
     ),
 ]
 VALUES = [*NUMBERS, *TEXTS, *PATHS, *STRUCTURES]
-"""JSON values, or what looks like one, that a field may be replaced by."""
+"""JSON values, or texts that look like one, with which a field may be replaced."""
 
 EXTREMES = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1]
 """Numbers for the fields of binary formats: lengths, counts and offsets."""
 
 
 def damage_one(files: Files, draw: random.Random, names: Sequence[str] | None = None) -> Files:
-    """Damage one to three times one of the files, or remove it; structured files by their structure most of the time.
+    """Damage one of the files one to three times, or remove it. Structured files are mostly damaged in their structure.
 
     Args:
         names: the files that may be damaged; None: all of them.
@@ -72,7 +72,7 @@ def damage_one(files: Files, draw: random.Random, names: Sequence[str] | None = 
 
 
 def damage_of(name: str) -> Damage:
-    """What damages a file of this name's format."""
+    """The function that damages files of the format that this name has."""
     ending = name.rpartition(".")[2]
     if ending in ("gz", "zst"):
         return mutate_packed
@@ -80,7 +80,7 @@ def damage_of(name: str) -> Damage:
 
 
 def mutate(content: bytes, draw: random.Random) -> bytes:
-    """One change somewhere in JSON lines: of bytes, of a field, of lines, of the whole file."""
+    """Make one change in JSON lines: to bytes, to a field, to lines, or to the whole file."""
     lines = content.split(b"\n")
     line = draw.randrange(len(lines))
     changes = {
@@ -97,7 +97,7 @@ def mutate(content: bytes, draw: random.Random) -> bytes:
 
 
 def mutate_json(content: bytes, draw: random.Random) -> bytes:
-    """One change in a file that is one JSON value."""
+    """Make one change in a file that is one JSON value."""
     changes = {
         "value": lambda: mutate_value(content, draw),
         "bytes": lambda: mutate_bytes(content, draw),
@@ -108,7 +108,7 @@ def mutate_json(content: bytes, draw: random.Random) -> bytes:
 
 
 def mutate_text(content: bytes, draw: random.Random) -> bytes:
-    """One change in a text: of bytes, of a line, or another scalar (what stands between blanks, commas and colons)."""
+    """Make one change in a text: to bytes, to a line, or to a scalar (between spaces, commas and colons)."""
     lines = content.split(b"\n")
     line = draw.randrange(len(lines))
     scalars = list(re.finditer(rb"[^\s,:{}\[\]]+", content))
@@ -146,7 +146,7 @@ def mutate_bytes(content: bytes, draw: random.Random) -> bytes:
 
 
 def mutate_binary(content: bytes, draw: random.Random) -> bytes:
-    """One change in a binary file: of bytes, or a number in it (little or big endian) replaced by an extreme one."""
+    """Make one change in a binary file: to bytes, or a number (little or big endian) is replaced by an extreme one."""
     if draw.random() < 0.4 or len(content) < 8:
         return mutate_bytes(content, draw)
     size = draw.choice([1, 2, 4, 8])
@@ -156,18 +156,18 @@ def mutate_binary(content: bytes, draw: random.Random) -> bytes:
 
 
 def mutate_packed(content: bytes, draw: random.Random) -> bytes:
-    """Damage in an archive of one file (.gz or .zst): in what is packed, or in the archive itself."""
+    """Damage a compressed file (.gz or .zst): either its contents, or the compressed bytes."""
     unpack, pack = (gzip.decompress, gzip.compress) if content[:2] == b"\x1f\x8b" else (zstd.decompress, zstd.compress)
     if draw.random() < 0.5:
         try:
             return pack(mutate(unpack(content), draw))
-        except (OSError, EOFError, zlib.error, zstd.ZstdError):  # damaged before
+        except (OSError, EOFError, zlib.error, zstd.ZstdError):  # it was already damaged
             pass
     return mutate_binary(content, draw)
 
 
 def mutate_field(line: bytes, draw: random.Random) -> bytes:
-    """Another value or another name for one of the fields of an object."""
+    """Give one of the fields of an object another value or another name."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -190,7 +190,7 @@ def mutate_field(line: bytes, draw: random.Random) -> bytes:
 
 
 def mutate_value(content: bytes, draw: random.Random) -> bytes:
-    """One change anywhere inside a JSON value: another value, one less, one twice, another name, two exchanged."""
+    """Make one change in a JSON value: replace, remove, duplicate, rename or exchange."""
     try:
         whole = json.loads(content)
         places = places_in(whole)
@@ -230,11 +230,11 @@ def mutate_value(content: bytes, draw: random.Random) -> bytes:
 
 
 MARK = "\0here\0"
-"""Where the text of a new value goes, which need not be JSON."""
+"""Marks the place for the text of a new value, which need not be valid JSON."""
 
 
 def places_in(value: Any) -> list[tuple[Any, Any]]:
-    """(list or object, index or name) of every value inside a value."""
+    """(list or object, index or name) for every value inside of a value."""
     found: list[tuple[Any, Any]] = []
     waiting = [value]
     while waiting:

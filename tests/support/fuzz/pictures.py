@@ -1,4 +1,4 @@
-"""Pictures of the report are drawn once for the same numbers: most damages leave them, and drawing is slow."""
+"""Draw each picture of the report only once, because drawing is slow and most damages do not change the pictures."""
 
 import shutil
 import sys
@@ -9,7 +9,7 @@ from teacherlm.report import atlas_results, sections
 from teacherlm.report import main as report
 
 KNOWN: dict[str, str] = {}
-"""Numbers and labels -> the picture, which is the same for the same ones (see src/teacherlm/report/figures.py)."""
+"""Maps numbers and labels to the picture, which depends on nothing else (see src/teacherlm/report/figures.py)."""
 draw = sections.draw
 
 

@@ -1,4 +1,4 @@
-"""ATLAS's predictions and the questions they are of: as evaluate_mmlu_predictions.py and the report read them."""
+"""ATLAS's predictions and their questions, which evaluate_mmlu_predictions.py and the report read."""
 
 import random
 import sys

@@ -1,4 +1,4 @@
-"""Files of claims (JSON lines, a JSON list, packed or not), as data_prepare.py reads them."""
+"""Files of claims (JSON lines or a JSON list, compressed or not), which data_prepare.py reads."""
 
 import gzip
 import json
@@ -19,9 +19,9 @@ from teacherlm.core.records import read_records
 from teacherlm.dataset.main import prepare
 
 MUCH = b"a" * 2**20
-"""Of a line that is longer than memory, packed to some hundred kilobytes."""
+"""A part of a line that is longer than the memory and compressed to a few hundred kilobytes."""
 WHOLE = 4
-"""Every so many damages go through the whole of data_prepare's `prepare`, the others through its reading."""
+"""Every WHOLE-th damage runs all of data_prepare's `prepare`. The others run only its reading."""
 CREAK = load_benchmark("creak")
 
 
@@ -48,7 +48,7 @@ def damage(files: Files, draw: random.Random) -> Files:
 
 
 def read(place: Path) -> None:
-    """A refusal leaves nothing behind; what is read is what is written."""
+    """Check that a refusal leaves no files, and that everything that is read is also written."""
     data, output = place / "data", place / "output"
     if sum(zlib.crc32(file.read_bytes()) for file in data.iterdir()) % WHOLE:
         for where, sample in read_split(CREAK, "train", data):

@@ -1,4 +1,4 @@
-"""Results of scoring and all else in a run's folder: as the report, the comparison and the table read them."""
+"""Results of scoring and the other files in a run's folder, which the report, the comparison and the table read."""
 
 import csv
 import random
@@ -35,7 +35,7 @@ def example(folder: Path) -> None:
 
 
 def damage(files: Files, draw: random.Random) -> Files:
-    """Not of data sets and prepared records, which the report does not read."""
+    """Damage a file that the report reads, so neither datasets nor prepared records."""
     names = [name for name in files if name.startswith("run/") and not name.endswith(".arrow")]
     names = [name for name in names if not name.startswith("run/prepare/test/")]
     return damage_one(files, draw, names) | {"reader": draw.choice(["table", "compare", "report"]).encode()}
@@ -65,7 +65,7 @@ def read(place: Path) -> None:
 
 
 def check_tables(folder: Path) -> None:
-    """No spreadsheet takes a cell of words for a formula, and each row of a Markdown table is one line."""
+    """Check that no cell of text is a formula for a spreadsheet, and that each row of a Markdown table is one line."""
     for file in folder.glob("*.csv"):
         for row in csv.reader(file.open(encoding="utf-8", newline="")):
             for cell in row:

@@ -1,4 +1,4 @@
-"""Folders that save_to_disk wrote, and Parquet files: as data_prepare.py, finetune.py and main.py read them."""
+"""Folders from save_to_disk, and Parquet files, which data_prepare.py, finetune.py and evaluate/main.py read."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ EXAMPLE: Files = {}
 
 
 def example(folder: Path) -> None:
-    """A dataset of each kind; what is damaged is one file of one of them."""
+    """A dataset of each kind. One file of one of them is damaged."""
     claims = [claim for _, claim in zip(range(6), sample_claims())]
     whole = datasets.Dataset.from_list(claims)
     datasets.DatasetDict({"train": whole, "validation": whole}).save_to_disk(str(folder / "source"))
@@ -34,7 +34,7 @@ def example(folder: Path) -> None:
 
 
 def asked(folder: Path) -> type[Task]:
-    """The class of a task file whose samples are in a folder; nothing but its samples is asked for here."""
+    """The class of a task file whose samples are in a folder. Only its samples are read here."""
     members = dict.fromkeys(Task.__abstractmethods__) | {"VERSION": 0, "DATASET_PATH": str(folder)}
     members |= {"has_test_docs": lambda self: True, "test_docs": lambda self: self.dataset["test"]}
     return type("Asked", (Task,), members)

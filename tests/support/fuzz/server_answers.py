@@ -1,4 +1,4 @@
-"""What a teacher's server answers, status line, headers and body, as enhance.py reads it: on connections kept open."""
+"""The answers of a teacher's server (status line, headers, body) on persistent connections, which enhance.py reads."""
 
 import gzip
 import json
@@ -77,7 +77,7 @@ def answer(head: bytes, body: bytes) -> bytes:
 
 
 def damage(files: Files, draw: random.Random) -> Files:
-    """Of one answer or of all: the body with a right length, its usage, its head, its coding, or raw bytes."""
+    """Damage one answer or all answers: the body (with a correct length), its usage, headers, encoding or raw bytes."""
     numbers = range(COUNT) if draw.random() < 0.1 else [draw.randrange(COUNT)]
     action = draw.choice(["body", "body", "body", "text", "usage", "head", "head", "bytes", "bomb"])
     for number in numbers:
@@ -105,13 +105,13 @@ def damage(files: Files, draw: random.Random) -> Files:
 
 
 class Teacher(socketserver.ThreadingTCPServer):
-    """Sends the answer to a prompt as it is, byte by byte; after one that is damaged it ends the connection."""
+    """Sends the bytes of the answer to each prompt unchanged. After a damaged answer it closes the connection."""
 
     allow_reuse_address = daemon_threads = True
     answers: Files
 
     def handle_error(self, *_: object) -> None:
-        """The other side has gone: nothing to say."""
+        """Ignore that the other side has closed the connection."""
 
 
 class Connection(socketserver.StreamRequestHandler):
@@ -136,7 +136,7 @@ def good(number: int) -> bytes:
 
 
 SERVERS: dict[int, Teacher] = {}
-"""Process -> its server."""
+"""Maps each process to its server."""
 
 
 def teacher() -> Teacher:
@@ -147,7 +147,7 @@ def teacher() -> Teacher:
 
 
 def read(place: Path) -> None:
-    """What fails is said; then the same command with a good server makes all of it, whatever was answered before."""
+    """Check that failures are reported, and that the same command with a good server then makes all texts."""
     engine.LONGEST_WAIT = 0  # between two tries
     server = teacher()
     server.answers = [(place / "answers" / f"{number}.http").read_bytes() for number in range(COUNT)]

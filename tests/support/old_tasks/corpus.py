@@ -1,4 +1,4 @@
-"""Texts scored as wholes, with words counted in a way of their own; written for lm-eval 0.3."""
+"""Whole texts are scored, with a method of the task that counts words; written for lm-eval 0.3."""
 
 from lm_eval.base import PerplexityTask
 

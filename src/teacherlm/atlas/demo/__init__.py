@@ -1,1 +1,1 @@
-"""A small world that ATLAS is tried out on."""
+"""A small world of made-up facts for a demonstration of ATLAS."""

@@ -1,8 +1,8 @@
-"""A small world for trying ATLAS out: facts about made-up places, as passages, and four-choice questions about them.
+"""Make a small world for a demonstration of ATLAS: passages with facts about made-up places, and four-choice questions.
 
-Nobody can know the answers: they stand in the passages and nowhere else. Written to OUTPUT are passages.jsonl;
-train.jsonl, valid.jsonl and test.jsonl, whose places are all different; and reader/, a small T5 with random weights and
-a tokenizer of these words. Each question names the passage that answers it (`passage`).
+The answers are only in the passages, so no model can know them. The program writes passages.jsonl; train.jsonl,
+valid.jsonl and test.jsonl, which have no place in common; and reader/, a small T5 with random weights and a tokenizer
+for these words. The field `passage` of each question is the id of the passage with the answer.
 """
 
 import random
@@ -10,13 +10,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import teacherlm.runtime.loading  # noqa: F401  # no bars in a log
+import teacherlm.runtime.loading  # noqa: F401  # it switches progress bars off in log files
 from teacherlm.atlas.demo.small_reader import make_reader
 from teacherlm.core.files import whole_folder
 from teacherlm.core.flags import flag, parse
 from teacherlm.core.records import Record, write_records
 
-# relation -> how a passage says it, how a question asks for it, and what it can be
+# Maps each relation to (the sentence of a passage, the question, the possible values).
 RELATIONS = {
     "capital": (
         "Its people are governed from {value}, the seat of the council.",
@@ -56,11 +56,11 @@ PROMPT = f"question options answer title context {' '.join(LETTERS)}"
 
 @dataclass(frozen=True)
 class WorldFlags:
-    """How large the world is, and where it goes."""
+    """The size of the world, and where it is written."""
 
-    output_directory: Path = flag()
-    places: int = flag(400, help="how many there are (default: 400)")
-    seed: int = flag(0)
+    output_directory: Path = flag(help="the folder to write to")
+    places: int = flag(400, help="number of places (default: 400)")
+    seed: int = flag(0, help="seed of the random numbers (default: 0)")
 
 
 def main() -> None:
@@ -114,7 +114,7 @@ def question(place: str, relation: str, facts: dict[tuple[str, str], str], split
 
 
 def words() -> list[str]:
-    """All that are not names: the reader's tokens."""
+    """All words except names. Each is one token of the reader."""
     sentences = [part for relation in RELATIONS.values() for part in relation]
     found = re.findall("[A-Za-z]+", " ".join([PROMPT, *sentences]))
     return [word for word in dict.fromkeys(found) if word not in ("place", "value")]

@@ -1,5 +1,5 @@
-"""What demo.sh learned: of each of its runs the accuracy on the test's unseen places, and how often the passage that
-has the answer was the first that was retrieved."""
+"""Print the results of demo.sh: for each run, the accuracy on unseen places, and how often the passage with the answer
+was retrieved first."""
 
 from pathlib import Path
 
@@ -18,15 +18,15 @@ RUNS = {
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="the demo's")
+    parser.add_argument("folder", type=Path, help="the folder of the demo")
     folder = parser.parse_args().folder
     rows = [("", "accuracy", "recall@1")]
     for name, title in RUNS.items():
         results = sorted((folder / name).glob("test-step-*.jsonl"), key=lambda file: int(file.stem.rsplit("-", 1)[1]))
         if not results:
-            raise UserError(f"{folder / name}: no predictions of the test there; run demo.sh to its end")
+            raise UserError(f"{folder / name}: no predictions for the test there; run demo.sh to its end")
         counts = read_manifest(manifest_of(results[-1]))["counts"]
         recall = f"{counts['recall@1']:.1f}" if "recall@1" in counts else "-"
         rows.append((title, f"{counts['debiased_accuracy']:.1f}", recall))
     print(table(rows))
-    print(f"\npercent of {counts['questions']} questions about places that training did not have; chance: 25")
+    print(f"\nin percent of {counts['questions']} questions about places that are not in training; chance is 25")

@@ -1,9 +1,10 @@
-"""A small T5 that learns to look things up from few examples: random weights, and a tokenizer for given words.
+"""Make a small T5 with random weights that learns from few examples to look things up, and a tokenizer for given words.
 
-A T5 of random weights takes long until it compares a passage with the options: until then nothing that it does helps.
-Two things in how its weights are drawn spare most of these steps. Queries are the keys, scaled: a token
-attends to its like from the first step (Trockman & Kolter 2023, "Mimetic initialization of self-attention layers",
-arXiv 2305.09828). And the biases of relative positions are large: heads look at places of their own.
+A T5 with ordinary random weights needs many steps before it compares a passage with the options, and until then its
+loss does not improve. Two properties of the initial weights save most of these steps. The query weights are the scaled
+key weights, so that a token attends to equal tokens from the first step (Trockman & Kolter 2023, "Mimetic
+initialization of self-attention layers", arXiv 2305.09828). The biases of relative positions are large, so that each
+head attends to different positions.
 """
 
 import string
@@ -15,7 +16,7 @@ from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 
 LIKENESS = 0.2
-"""Queries are so many times the keys."""
+"""The factor between key weights and query weights."""
 POSITIONS = 2.0
 """Standard deviation of the biases of relative positions."""
 SENTINELS = 10
@@ -25,8 +26,8 @@ def make_reader(folder: Path, words: Iterable[str], syllables: Iterable[str], se
     """Save a T5 of 3 encoder layers and one decoder layer, and a tokenizer.
 
     Args:
-        words: those that are one token.
-        syllables: those that other words, names, are made of.
+        words: the words that are one token each.
+        syllables: the syllables of which all other words (names) consist.
     """
     tokenizer = make_tokenizer(words, syllables)
     config = T5Config(
@@ -54,7 +55,7 @@ def make_reader(folder: Path, words: Iterable[str], syllables: Iterable[str], se
 
 
 def make_tokenizer(words: Iterable[str], syllables: Iterable[str]) -> T5Tokenizer:
-    """T5's kind of tokenizer: of the ways to cut a text into pieces the one with the greatest sum of scores."""
+    """A tokenizer of T5's kind: it splits a text into the pieces with the highest total score."""
     pieces = {"▁": -8.0, "▁(": -4.0} | dict.fromkeys(string.ascii_letters + string.digits + string.punctuation, -9.0)
     for syllable in syllables:
         pieces |= {syllable: -5.0, f"▁{syllable.capitalize()}": -5.0}

@@ -1,12 +1,12 @@
-"""Engines: prompts in, completions out as they finish, in any order.
+"""Engines take prompts and yield completions as they finish, in any order.
 
-transformers   the teacher on this machine's CPU or GPUs
-vllm           the same with vLLM (an extra), for GPUs
-openai         a teacher behind any OpenAI-compatible server
-field          explanations that people wrote, in a field of the records
+transformers   the teacher runs on this machine's CPU or GPUs
+vllm           the teacher runs in vLLM (an optional extra), on GPUs
+openai         the teacher is behind an OpenAI-compatible server
+field          people wrote the explanations; they are in a field of the records
 
-An engine is a function `complete(prompts) -> Iterator[Completion | Failure]`. It takes prompts from the iterator when
-it has room for them, so neither their number nor their order matters to its memory.
+An engine is a function `complete(prompts) -> Iterator[Completion | Failure]`. It takes a prompt from the iterator only
+when it has room for it, so its memory does not depend on the number or the order of the prompts.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,9 +18,9 @@ class Sampling:
     """How the next token is chosen.
 
     Attributes:
-        num_tokens: at most so many new tokens.
-        temperature: 0 takes the likeliest token; 1 samples from the model's own distribution.
-        top_p: only the likeliest tokens whose probabilities sum to this are sampled from.
+        num_tokens: maximum number of new tokens.
+        temperature: 0 takes the most likely token; 1 samples from the model's unchanged distribution.
+        top_p: sample only from the most likely tokens whose probabilities sum to this.
         stop: texts that end a completion; they are not part of it.
     """
 
@@ -32,14 +32,14 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One completion to be made.
+    """A prompt for one completion.
 
     Attributes:
-        kind: the prompt field that it is of (`cot_text`).
-        index: number of the record in the input, from 0.
-        number: of the completion, where a record gets several.
-        text: what is completed.
-        seed: of this completion's own draws, 63 bits.
+        kind: the name of the prompt field (`cot_text`).
+        index: index of the record in the input, from 0.
+        number: number of the completion, from 0, if a record gets several.
+        text: the text to complete.
+        seed: seed (63 bits) for the random numbers of this completion.
     """
 
     kind: str
@@ -51,7 +51,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Completion:
-    """What the teacher wrote after a prompt; `new_tokens` counts the end of text too."""
+    """The text that the teacher wrote after a prompt. `new_tokens` includes the end-of-text token."""
 
     prompt: Prompt
     text: str
@@ -61,7 +61,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Failure:
-    """A prompt that got no completion, and why."""
+    """A prompt that got no completion, and the reason."""
 
     prompt: Prompt
     reason: str

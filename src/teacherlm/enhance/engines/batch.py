@@ -1,4 +1,4 @@
-"""The rows that a teacher writes at the same time, and their keys and values."""
+"""The rows that a teacher completes at the same time, and their keys and values."""
 
 import itertools
 from collections import deque
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from teacherlm.enhance.engines.transformers_engine import TransformersEngine
 
 PREFILL_TOKENS = {"cpu": 1024, "cuda": 16384}
-"""Tokens of prompts that are computed together: what lies between the layers takes memory too, and on a CPU should stay
-in its cache."""
+"""Maximum number of prompt tokens that are computed together. More would need more memory for the states between the
+layers, which on a CPU should also fit into its cache."""
 
 
 @dataclass
 class Row:
-    """A sequence in the batch: its prompt's tokens, the new ones, and where its random numbers come from."""
+    """A sequence in the batch: the prompt's tokens, the new tokens, and the generator of its random numbers."""
 
     prompt: Prompt
     tokens: list[int]
@@ -33,7 +33,7 @@ class Row:
 
     @property
     def length(self) -> int:
-        """How many tokens' keys and values it has: not yet those of the newest."""
+        """Number of tokens whose keys and values are in the cache: all but the newest token."""
         return len(self.tokens) + len(self.new) - 1
 
 
@@ -57,10 +57,10 @@ class Batch:
         return self.engine.max_rows - len(self.rows)
 
     def joining(self, waiting: deque[Row]) -> int:
-        """How many of the waiting rows may join now, as places and memory allow.
+        """How many of the waiting rows may join now, given the free places and the memory.
 
-        None before an eighth of the places is free, since joining copies the whole batch; into an empty batch always
-        one, which fails if it does not fit.
+        No row joins before an eighth of the places is free, because joining copies the whole batch. An empty batch
+        always accepts one row, which fails if it does not fit.
         """
         if not waiting or self.places() < max(1, self.engine.max_rows // 8):
             return 0
@@ -76,13 +76,13 @@ class Batch:
         return self.cache.end if self.cache else 0
 
     def size(self, rows: int, width: int) -> float:
-        """Bytes of so many rows; with one layer more, because layers are rebuilt one by one."""
+        """Bytes of the keys and values, plus one more layer, because layers are rebuilt one by one."""
         share = 1 + 1 / self.engine.layers
         return share * rows * (width + GROWTH) * self.engine.column_bytes
 
     @torch.inference_mode()
     def admit(self, waiting: deque[Row]) -> None:
-        """Let waiting rows in: compute their prompts, choose their first tokens, join them to the batch."""
+        """Add waiting rows: compute their prompts, choose their first tokens and join them to the batch."""
         new = [waiting.popleft() for _ in range(self.joining(waiting))]
         self.together = len(self.rows) + len(new)
         try:
@@ -93,7 +93,7 @@ class Batch:
             raise
 
     def enter(self, new: list[Row]) -> None:
-        new.sort(key=lambda row: len(row.tokens))  # rows that are computed together need little padding
+        new.sort(key=lambda row: len(row.tokens))  # rows of similar length need little padding
         caches = [self.prefill(rows) for rows in groups(new, PREFILL_TOKENS[self.engine.device.type])]
         if self.cache is None:
             self.cache = caches.pop(0)
@@ -112,12 +112,12 @@ class Batch:
         return cache
 
     def make_room(self, joining: list[KeyValues]) -> None:
-        """Rebuild the keys and values with the columns that the longest row needs, the joining rows, and room."""
+        """Rebuild the keys and values with the joining rows, the columns of the longest row, and free columns."""
         self.cache.join(joining, max(row.length for row in self.rows))
         self.set_mask()
 
     def set_mask(self) -> None:
-        """Show each row its own columns: those of its prompt, and of its new tokens but the newest."""
+        """Set the mask so that each row sees the columns of its prompt and of its new tokens except the newest."""
         self.lengths_B = torch.tensor([row.length for row in self.rows])
         column_T = torch.arange(self.cache.width)
         begins_B1 = (self.cache.end - self.lengths_B)[:, None]
@@ -125,7 +125,7 @@ class Batch:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """One new token for every row."""
+        """Compute one new token for every row."""
         self.together = len(self.rows)
         if self.cache.end == self.cache.width:
             self.make_room([])
@@ -166,9 +166,9 @@ class Batch:
             yield self.engine.completion(row)
 
     def give_way(self, waiting: deque[Row]) -> None:
-        """Before the keys and values outgrow their memory, the rows with the fewest new tokens wait again.
+        """Before the keys and values need too much memory, move the rows with the fewest new tokens back to the queue.
 
-        They begin anew later and come out the same: their random numbers are their own.
+        These rows start again later and get the same text, because each row has a separate random generator.
         """
         while len(self.rows) > 1 and self.size(len(self.rows), self.width() + 1) > self.engine.memory:
             self.evict(max(1, len(self.rows) // 8), waiting)
@@ -179,7 +179,7 @@ class Batch:
 
     @torch.inference_mode()
     def drop(self, leaving: list[int]) -> list[Row]:
-        """Take the rows at these positions, in ascending order, out of the batch."""
+        """Remove the rows at these positions (in ascending order) from the batch, and return them."""
         dropped = [self.rows[position] for position in leaving]
         if len(leaving) == len(self.rows):
             self.clear()
@@ -194,7 +194,7 @@ class Batch:
 
 
 class CheckedBatch(Batch):
-    """A batch of the self-check: takes the tokens that are given, and keeps the logits at their places."""
+    """A batch for the self-check: it chooses given tokens and keeps the logits from which they would be chosen."""
 
     def __init__(self, engine: "TransformersEngine", new: list[list[int]]):
         super().__init__(engine)
@@ -208,7 +208,7 @@ class CheckedBatch(Batch):
 
 
 def batch_fault(engine: "TransformersEngine", expected: Continuations, tolerance: float) -> str:
-    """What is wrong with a batch that rows of other lengths join and leave; empty when nothing is."""
+    """What is wrong with a batch that rows of different lengths join and leave; "" when nothing is wrong."""
     prompts = [Prompt("check", index, 0, "", 0) for index in range(len(expected.prompts))]
     rows = [Row(prompt, tokens, torch.Generator(engine.device)) for prompt, tokens in zip(prompts, expected.prompts)]
     batch = CheckedBatch(engine, expected.new)
@@ -223,7 +223,7 @@ def batch_fault(engine: "TransformersEngine", expected: Continuations, tolerance
                 batch.step()
     except torch.cuda.OutOfMemoryError:
         raise
-    except Exception as error:  # as in self_check.fault_of
+    except Exception as error:  # a model can raise anything
         return failure(error)
     found = [torch.stack(batch.seen[index]) for index in range(len(rows))]
     wanted = [logits[: len(row)] for logits, row in zip(expected.logits, found)]
@@ -231,7 +231,7 @@ def batch_fault(engine: "TransformersEngine", expected: Continuations, tolerance
 
 
 def groups(rows: list[Row], tokens: int) -> Iterator[list[Row]]:
-    """Rows, shortest first, in groups that have at most so many tokens with their padding, or one row."""
+    """Split rows, sorted by length, into groups of at most `tokens` tokens including padding, or of one row."""
     group: list[Row] = []
     for row in rows:
         if group and (len(group) + 1) * len(row.tokens) > tokens:

@@ -1,9 +1,9 @@
-"""Attention of one new token a row: the query heads of a group as the rows of one matrix product.
+"""Attention for one new token per row: the query heads of a group are the rows of one matrix product.
 
 With grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245) several query heads share one key-value head. The
-library repeats keys and values for each of them; here the heads of a group stand where the positions of a longer query
-would. On a CPU two batched products are several times as fast as torch's fused kernel, which is made for long queries:
-docs/measurements/enhance.md has the figures.
+library repeats keys and values for each query head. Here the heads of a group take the place of the positions of a
+longer query. On a CPU, two batched products are several times as fast as torch's fused kernel, which is made for long
+queries. The measurements are in docs/measurements/enhance.md.
 """
 
 from typing import Any
@@ -27,15 +27,15 @@ def attend(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of one new token a row; of longer queries as the library computes it.
+    """Compute attention for one new token per row. Longer queries are passed to the library.
 
     Args:
         query: [B, heads, Q, D].
-        key, value: [B, groups, T, D]; values may be of another size than keys.
-        attention_mask: [B, 1, Q, T], true where to attend; None: everywhere.
+        key, value: [B, groups, T, D]; the size D of values may differ from that of keys.
+        attention_mask: [B, 1, Q, T], true at the keys that a query sees; None means all keys.
 
     Returns:
-        ([B, Q, heads, D], None): there are no weights to return.
+        ([B, Q, heads, D], None); the second value stands for the attention weights, which are not kept.
     """
     rows, heads, length, size = query.shape
     if length > 1 or options.get("s_aux") is not None or options.get("position_bias") is not None:
@@ -61,7 +61,7 @@ def has_fused_kernel(device: torch.device) -> bool:
 
 
 def use_decode_attention(model: PreTrainedModel) -> None:
-    """Let a model use it where the library would use sdpa; any other model stays as it is."""
+    """Let a model use `attend` if the library would use sdpa. Other models stay unchanged."""
     if attention_of(model.config) == "sdpa":
         model.set_attn_implementation(NAME)
 

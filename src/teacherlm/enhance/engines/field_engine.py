@@ -1,4 +1,4 @@
-"""The people who made the benchmark as the teacher: a field of each record is its explanation."""
+"""An engine without a model: the explanations are in a field of the records, written by the benchmark's authors."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,18 +8,18 @@ from teacherlm.enhance.engines import Completion, Failure, Prompt
 
 
 class FieldEngine:
-    """Takes explanations that are in the records already.
+    """Takes explanations from a field of the records.
 
     Args:
-        records: the input file; a prompt's index is the number of its record there.
-        field: whose text follows the prompt, after a blank, as a model would write it.
+        records: the input file. The index of a prompt is the index of its record in this file.
+        field: the field with the explanation. A space and its text follow the prompt, as if a model had written them.
     """
 
     def __init__(self, records: Path, field: str):
         self.records, self.field = records, field
 
     def complete(self, prompts: Iterator[Prompt]) -> Iterator[Completion | Failure]:
-        """A completion for each prompt; they have to come in the order of their records."""
+        """Yield a completion for each prompt. The prompts must come in the order of their records."""
         numbered: Iterator[tuple[int, tuple[int, Record]]] = enumerate(read_records(self.records))
         index, record = -1, {}
         for prompt in prompts:

@@ -1,22 +1,22 @@
-"""The running batch's keys and values: rows leave and enter, columns are appended in place."""
+"""The keys and values of the running batch: rows join and leave, and columns are appended in place."""
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 GROWTH = 32
-"""Columns that a buffer grows by, so that most steps write in place instead of copying everything."""
+"""Number of columns by which a buffer grows, so that most steps write in place instead of copying everything."""
 
 
 class BufferedLayer(DynamicLayer):
-    """One layer's keys and values, [rows, heads, columns, head size], in buffers with room at the right.
+    """The keys and values of one layer, [rows, heads, columns, head size], in buffers with free columns at the right.
 
-    The newest column is the same in every row; shorter rows begin later. What lies left of them and the room at the
-    right are zeros that the attention mask hides. A model is given the buffers as they are: matrix products copy what
-    is not contiguous, and that costs more than the few hidden columns.
+    All rows end at the same column, and shorter rows begin later. The columns to the left of a row and the free columns
+    are zeros, which the attention mask hides. The model gets the whole buffers: matrix products would copy a part that
+    is not contiguous, which costs more than the few hidden columns.
     """
 
     end = 0
-    """The column after the newest."""
+    """The index of the first free column."""
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         if not self.is_initialized:
@@ -36,10 +36,10 @@ class BufferedLayer(DynamicLayer):
 
 
 class KeyValues(Cache):
-    """All layers' keys and values of a batch.
+    """The keys and values of a batch in all layers.
 
-    The first forward pass puts prompts of one length in; each later one appends a column, for which there must be room
-    (see `join`). The layers are rebuilt one by one, so that never more than one of them is there twice.
+    The first forward pass stores the prompts, padded to one length. Each later pass appends one column, for which there
+    must be a free column (see `join`). The layers are rebuilt one by one, so that memory holds at most one layer twice.
     """
 
     def __init__(self) -> None:
@@ -59,11 +59,11 @@ class KeyValues(Cache):
 
     @property
     def bytes_per_column(self) -> int:
-        """Bytes of the keys and values of one token in one row, over all layers."""
+        """Bytes of the keys and values of one token of one row in all layers."""
         return sum(part[0, :, 0].nbytes for layer in self.layers for part in (layer.keys, layer.values))
 
     def drop(self, rows: list[int]) -> None:
-        """Drop these rows: the last ones take their places, in memory too."""
+        """Drop these rows. The last rows move to their places in memory."""
         moves, left = moves_to_drop(rows, self.rows)
         for layer in self.layers:
             for states in (layer.keys, layer.values):
@@ -72,16 +72,16 @@ class KeyValues(Cache):
             layer.keys, layer.values = layer.keys[:left], layer.values[:left]
 
     def join(self, others: list["KeyValues"], columns: int) -> None:
-        """Put the rows of others below these and take them out of the others; all end at one column.
+        """Append the rows of other caches, which are emptied. Afterwards all rows end at the same column.
 
         Args:
-            others: empty to make room at the right only.
-            columns: how many the longest row has; GROWTH more are free afterwards.
+            others: the other caches; an empty list only adds free columns.
+            columns: number of columns of the longest row. Afterwards GROWTH more columns are free.
         """
         for position, layer in enumerate(self.layers):
             parts = [layer, *(other.layers[position] for other in others)]
             rows = sum(part.keys.shape[0] for part in parts)
-            for name in ("keys", "values"):  # some models give them other sizes (DeepSeek-V3)
+            for name in ("keys", "values"):  # their sizes differ in some models (DeepSeek-V3)
                 _, heads, _, size = getattr(layer, name).shape
                 joined = getattr(layer, name).new_zeros(rows, heads, columns + GROWTH, size)
                 below = 0
@@ -95,7 +95,12 @@ class KeyValues(Cache):
 
 
 def moves_to_drop(rows: list[int], count: int) -> tuple[list[tuple[int, int]], int]:
-    """The moves (from, to) after which those of `count` rows that stay are the first; and how many they are."""
+    """The moves (from, to) that bring the remaining rows to the front, and the number of remaining rows.
+
+    Args:
+        rows: the positions of the rows that are dropped, in ascending order.
+        count: number of rows before.
+    """
     left = count - len(rows)
     leaving = set(rows)
     staying = (row for row in range(left, count) if row not in leaving)

@@ -1,7 +1,8 @@
-"""A teacher behind an OpenAI-compatible server: vLLM's, SGLang's, llama.cpp's, transformers' or a paid one.
+"""A teacher behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, transformers or a paid service.
 
-TEACHER=http://host:port/model. The key, where one is needed, comes from the environment (OPENAI_API_KEY) only. What a
-server sends is foreign data: whatever it is, it becomes a completion or a failure of its own record.
+TEACHER=http://host:port/model names it. If the server needs a key, the key comes only from the environment
+(OPENAI_API_KEY). The server's answers are not trusted: any answer becomes either a completion or a failure of one
+record.
 """
 
 import email.utils
@@ -28,35 +29,35 @@ from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
 
 RETRIES = 8
 LONGEST_WAIT = 60
-"""Seconds between two attempts at most, whatever the server asks for. Without its asking: 1, 2, 4, ... seconds, some
-three minutes in all, as a server needs to come back."""
+"""Maximum number of seconds between two attempts, even if the server asks for more. By default the waits are 1, 2, 4,
+... seconds, about three minutes in all, so that a server has time to restart."""
 TRIED_AGAIN = (408, 409, 429, 500, 502, 503, 504)
 TIMEOUT = (10, 600)
-"""Seconds to connect, and between two bytes of an answer: a long text on a busy server takes its time."""
+"""Maximum number of seconds to connect, and between two bytes of an answer. A busy server may need long for a text."""
 WHOLE_ANSWER = 3600
-"""Seconds for the answer to one prompt, with all attempts: a server that sends a byte a minute is given up."""
+"""Maximum number of seconds for one prompt with all attempts. Without it, a slow trickle of bytes would never end."""
 FIRST_ANSWER = 600
-"""Seconds for the answer to the first request, which asks for no text."""
+"""Maximum number of seconds for the answer to the first request, which asks for no text."""
 LARGEST = 4 << 20
-"""Bytes of an answer: a completion of 2,048 tokens has some 10 kB."""
+"""Maximum number of bytes of an answer. A completion of 2,048 tokens has about 10 kB."""
 MOST_TOKENS = 10**9
 GRACE = 3
-"""Seconds that prompts under way get to end in after a signal; the next run asks for the others again."""
+"""Seconds that running requests may still take after a signal. The next run repeats those that did not finish."""
 LOOK = 0.2
-"""Seconds between two looks at whether a signal came."""
+"""Seconds between two checks whether a signal has arrived."""
 SHOWN = 200
-"""Characters of a server's words in a message."""
+"""Maximum number of characters of a server's answer that a message quotes."""
 
 
 class BadAnswer(Exception):
-    """An answer that is no completion; the message says why."""
+    """An answer that is not a usable completion. The message says why."""
 
 
 class TryAgain(Exception):
-    """An answer, or none, after which another attempt may succeed.
+    """A request failed, but another attempt may succeed.
 
     Attributes:
-        wait: seconds that the server asks to wait; None where it does not.
+        wait: seconds that the server asks to wait; None if it does not ask.
     """
 
     def __init__(self, why: str, wait: float | None = None):
@@ -65,15 +66,15 @@ class TryAgain(Exception):
 
 
 class OpenAIEngine:
-    """A teacher that is asked over HTTP, several prompts at a time.
+    """A teacher that gets prompts over HTTP, several at a time.
 
     Args:
-        url: http://host:port/model, or with /v1/ between.
-        sampling: see Sampling.
-        concurrency: prompts under way at a time; the server batches them.
+        url: http://host:port/model, or http://host:port/v1/model.
+        sampling: how the next token is chosen.
+        concurrency: maximum number of requests at a time; the server batches them.
 
     Raises:
-        UserError: the server does not answer, or sends to another place, or the key may not be sent to it.
+        UserError: the server does not answer or redirects to another address, or the key must not be sent to it.
     """
 
     def __init__(self, url: str, sampling: Sampling, concurrency: int = 64):
@@ -85,18 +86,18 @@ class OpenAIEngine:
         answer = self.first_answer()
         if answer.is_redirect:
             raise UserError(
-                f"the server at {self.address} sends to {quoted(answer.headers.get('Location', ''))}; prompts and key "
-                "are not sent on: give that server's address as TEACHER if you trust it"
+                f"the server at {self.address} redirects to {quoted(answer.headers.get('Location', ''))}; prompts and "
+                "key are not sent there; if you trust that server, give its address as TEACHER"
             )
 
     def first_answer(self) -> requests.Response:
-        """The server's answer to a request for its models, which shows that it is there; its body is not read.
+        """The server's answer to a request for its models, which shows that it is running. The body is not read.
 
-        The request has a thread of its own, because no timeout of the library bounds what comes before an answer: a
-        server may send `100 Continue`, or a header letter by letter, for ever.
+        The request runs in a separate thread, because the library has no timeout for what precedes an answer: a server
+        could send `100 Continue`, or a header character by character, for ever.
 
         Raises:
-            UserError: there is no answer within FIRST_ANSWER seconds.
+            UserError: the server does not answer within FIRST_ANSWER seconds.
         """
         answers: queue.SimpleQueue[requests.Response | Exception] = queue.SimpleQueue()
 
@@ -104,7 +105,7 @@ class OpenAIEngine:
             url = f"{self.address}/v1/models"
             try:
                 answers.put(self.session.get(url, timeout=TIMEOUT, stream=True, allow_redirects=False))
-            except Exception as error:  # foreign data can make a library raise anything
+            except Exception as error:  # untrusted data can make a library raise anything
                 answers.put(error)
 
         threading.Thread(target=ask, daemon=True).start()
@@ -112,17 +113,19 @@ class OpenAIEngine:
             answer = answers.get(timeout=FIRST_ANSWER)
         except queue.Empty:
             raise UserError(
-                f"the server at {self.address} did not answer within {FIRST_ANSWER} seconds; mend TEACHER"
+                f"the server at {self.address} did not answer within {FIRST_ANSWER} seconds; check the address TEACHER"
             ) from None
         if isinstance(answer, Exception):
-            raise UserError(f"no server at {self.address}: {words_of(answer)}; start it, or mend TEACHER") from answer
+            raise UserError(
+                f"no server at {self.address}: {words_of(answer)}; start it, or correct the address TEACHER"
+            ) from answer
         answer.close()
         return answer
 
     def complete(self, prompts: Iterator[Prompt]) -> Iterator[Completion | Failure]:
-        """Complete all prompts; yields each as its answer comes.
+        """Complete all prompts. Each completion is yielded as soon as its answer arrives.
 
-        After a signal that asks to stop, waiting ends: what has no answer within GRACE seconds is left out.
+        After a signal that asks to stop, this waits at most GRACE seconds for the answers to running requests.
         """
         answers: queue.SimpleQueue[tuple[int, Completion | Failure]] = queue.SimpleQueue()
         under_way: dict[int, tuple[Prompt, float]] = {}
@@ -137,7 +140,7 @@ class OpenAIEngine:
                         break
                     number += 1
                     under_way[number] = prompt, time.monotonic()
-                    # A daemon: neither an exit nor a signal waits for a server.
+                    # The thread is a daemon, so that neither an exit nor a signal waits for a server.
                     threading.Thread(target=self.work, args=(number, prompt, answers, ending), daemon=True).start()
                 try:
                     done, result = answers.get(timeout=LOOK)
@@ -148,7 +151,7 @@ class OpenAIEngine:
                         yield result
                 now = time.monotonic()
                 if interrupts.is_asked():
-                    ending.set()  # nobody waits for another attempt any more
+                    ending.set()  # so that no thread waits for another attempt
                     asked_since = asked_since or now
                     if now - asked_since > GRACE:
                         return
@@ -159,16 +162,16 @@ class OpenAIEngine:
             ending.set()
 
     def work(self, number: int, prompt: Prompt, answers: queue.SimpleQueue, ending: threading.Event) -> None:
-        """In a thread of its own: ask for one completion, and hand on what came of it, whatever that is."""
+        """Run in a separate thread: request one completion, and put the result or the failure into `answers`."""
         try:
             result = self.ask(prompt, ending)
-        except Exception as error:  # foreign data can make a library raise anything
+        except Exception as error:  # untrusted data can make a library raise anything
             result = Failure(prompt, f"the server's answer cannot be read: {type(error).__name__} {words_of(error)}")
         answers.put((number, result))
 
     def ask(self, prompt: Prompt, ending: threading.Event) -> Completion | Failure:
-        """One completion; what still fails after the retries, or once `ending` is set, is a Failure with the server's
-        words."""
+        """Request one completion. If it still fails after all retries, or when `ending` is set, return a Failure that
+        quotes the server."""
         began = time.monotonic()
         for attempt in range(RETRIES + 1):
             try:
@@ -181,8 +184,8 @@ class OpenAIEngine:
                 if wait > LONGEST_WAIT and error.wait is not None and not self.said.is_set():
                     self.said.set()
                     print(
-                        f"enhance: the server asks to wait {wait:.0f} seconds (Retry-After); it is asked again every "
-                        f"{LONGEST_WAIT} seconds, {RETRIES} times",
+                        f"enhance: the server asks to wait {wait:.0f} seconds (Retry-After); requests are repeated "
+                        f"every {LONGEST_WAIT} seconds, at most {RETRIES} times",
                         flush=True,
                     )
                 out_of_time = time.monotonic() + min(wait, LONGEST_WAIT) - began > WHOLE_ANSWER
@@ -197,7 +200,7 @@ class OpenAIEngine:
             "max_tokens": self.sampling.num_tokens,
             "temperature": self.sampling.temperature,
             "top_p": self.sampling.top_p,
-            "seed": prompt.seed % 2**31,  # llama.cpp takes no more
+            "seed": prompt.seed % 2**31,  # llama.cpp accepts 31 bits
         }
         return body | ({"stop": list(self.sampling.stop)} if self.sampling.stop else {})
 
@@ -205,8 +208,8 @@ class OpenAIEngine:
         """The bytes of the server's answer.
 
         Raises:
-            BadAnswer: it is an error, or too large, or too late.
-            TryAgain: the same, where that may pass.
+            BadAnswer: the answer is an error, or too large, or too late.
+            TryAgain: the request failed for a reason that may be temporary.
         """
         url = f"{self.address}/v1/completions"
         try:
@@ -216,7 +219,7 @@ class OpenAIEngine:
             raise TryAgain(f"the server did not answer: {words_of(error)}") from error
         if answer.is_redirect:
             where = quoted(answer.headers.get("Location", ""))
-            raise BadAnswer(f"the server sends to {where}; prompts are not sent on")
+            raise BadAnswer(f"the server redirects to {where}; prompts are not sent there")
         if answer.status_code == 200:
             return content
         words = f"the server answered {answer.status_code}: {quoted(content.decode('utf-8', 'replace'))}"
@@ -227,14 +230,15 @@ class OpenAIEngine:
 
 
 def make_session(address: str, concurrency: int) -> requests.Session:
-    """What talks to a server: nothing of the environment but the key, and a proxy and certificates for https://.
+    """A session for requests to a server. From the environment it takes only the key, and for https:// the proxy and
+    the certificates.
 
-    Without `trust_env`, ~/.netrc cannot take the key's place. A proxy is used for https:// only, where it sees the name
-    of the server, but neither key nor prompts.
+    Without `trust_env`, ~/.netrc cannot replace the key. A proxy is used for https:// only: it then sees the name of
+    the server, but neither the key nor the prompts.
     """
     session = requests.Session()
     session.trust_env = False
-    session.headers["Accept-Encoding"] = "identity"  # a small answer could become a huge one
+    session.headers["Accept-Encoding"] = "identity"  # a small compressed answer could become huge
     session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
     if (key := key_for(address)) is not None:
         session.headers["Authorization"] = f"Bearer {key}"
@@ -247,13 +251,13 @@ def make_session(address: str, concurrency: int) -> requests.Session:
 
 
 def read(answer: requests.Response, began: float) -> bytes:
-    """The body of an answer; each read gives what has come, so that a slow server cannot hold it for hours.
+    """The body of an answer. It is read piece by piece, so that a slow server cannot block the thread for hours.
 
     Raises:
-        BadAnswer: it is longer or later than an answer may be, or encoded although that was not asked for.
+        BadAnswer: the answer is too long or too late, or compressed although that was not requested.
     """
     if answer.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
-        raise BadAnswer("the server's answer is compressed, which was not asked for")
+        raise BadAnswer("the server's answer is compressed, although that was not requested")
     content = bytearray()
     try:
         while piece := answer.raw.read1(1 << 16, decode_content=False):
@@ -268,7 +272,7 @@ def read(answer: requests.Response, began: float) -> bytes:
 
 
 def asked_wait(header: str | None) -> float | None:
-    """Seconds of a `Retry-After`, a number or a date; None where there is none that can be read."""
+    """Seconds that a `Retry-After` header asks to wait, as a number or a date; None if it is missing or unreadable."""
     if header is None:
         return None
     header = header.strip()
@@ -284,7 +288,7 @@ def completion_of(prompt: Prompt, content: bytes, stops: tuple[str, ...]) -> Com
     """The completion in a server's answer.
 
     Raises:
-        BadAnswer: there is none that could be kept.
+        BadAnswer: the answer contains no completion that can be kept.
     """
     no_completion = "the server's answer is no completion:"
     try:
@@ -302,8 +306,8 @@ def completion_of(prompt: Prompt, content: bytes, stops: tuple[str, ...]) -> Com
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise BadAnswer(f"{no_completion} its text has a lone surrogate, which is no character") from error
-    for stop in stops:  # some servers, transformers' for one, leave it and what follows in the text
+        raise BadAnswer(f"{no_completion} its text has a lone surrogate, which is not a character") from error
+    for stop in stops:  # some servers, for example that of transformers, keep the stop text and what follows
         text = text.partition(stop)[0]
     return Completion(
         prompt, text, *(tokens_of(answer.get("usage"), f"{kind}_tokens") for kind in ("prompt", "completion"))
@@ -311,10 +315,10 @@ def completion_of(prompt: Prompt, content: bytes, stops: tuple[str, ...]) -> Com
 
 
 def tokens_of(usage: Any, name: str) -> int:
-    """A number of tokens that an answer's `usage` says; 0 where it says none.
+    """A number of tokens from an answer's `usage`; 0 if it is missing.
 
     Raises:
-        BadAnswer: what it says is no such number.
+        BadAnswer: the value is not a number of tokens.
     """
     if usage is None:
         return 0
@@ -327,12 +331,12 @@ def tokens_of(usage: Any, name: str) -> int:
 
 
 def quoted(text: str) -> str:
-    """A server's words as a message quotes them."""
+    """Text from a server in the form in which a message quotes it: printable, redacted and shortened."""
     return printable(redacted(text), SHOWN)
 
 
 def words_of(error: BaseException) -> str:
-    """What began an error (connection refused, name not known): the libraries above wrap it three times."""
+    """The original cause of an error (connection refused, unknown name), which the libraries wrap several times."""
     while error.__context__ is not None:
         error = error.__context__
     return quoted(one_line(error))

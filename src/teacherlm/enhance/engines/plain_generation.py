@@ -1,5 +1,4 @@
-"""The library's own generation, one prompt at a time: for teachers that the batches of this project do not compute
-exactly."""
+"""The library's generation, one prompt at a time, for teachers that this project's batches do not compute exactly."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Chooser(LogitsProcessor):
-    """Leaves one token to the library: the one that is drawn with the row's own random numbers."""
+    """Makes the library choose the token that is drawn with the row's random generator."""
 
     def __init__(self, engine: "TransformersEngine", row: "Row"):
         self.sampling, self.generators = engine.sampling, [row.generator]
@@ -28,7 +27,7 @@ class Chooser(LogitsProcessor):
 
 
 class Ended(StoppingCriteria):
-    """Ends a row where the engine ends it: at an end token, a stop text, or the window."""
+    """Ends a row where the engine ends it: at an end token, at a stop text, or at the end of the window."""
 
     def __init__(self, engine: "TransformersEngine", row: "Row"):
         self.engine, self.row = engine, row
@@ -43,13 +42,13 @@ class Ended(StoppingCriteria):
 def complete_alone(
     engine: "TransformersEngine", prompts: Iterator[Prompt], use_cache: bool
 ) -> Iterator[Completion | Failure]:
-    """Complete prompts one after the other; yields each as it ends.
+    """Complete prompts one by one. Each completion is yielded as soon as it ends.
 
     Args:
-        use_cache: let the library generate, which keeps keys, values and states between tokens; else each new token is
-            taken from a plain forward pass over the whole text.
+        use_cache: whether the library generates, keeping keys, values and states between tokens. Otherwise each new
+            token comes from a plain forward pass over the whole text.
     """
-    # The model's own settings (penalties, temperatures) are not asked for; the engine ends the rows.
+    # The generation settings of the model (penalties, temperatures) are not used, and the engine ends the rows.
     engine.model.generation_config = GenerationConfig(do_sample=False, eos_token_id=None)
     for prompt in prompts:
         row = engine.row_of(prompt)

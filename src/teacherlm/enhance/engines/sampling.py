@@ -1,27 +1,28 @@
-"""The next token of each row, drawn with that row's own random numbers."""
+"""Choose the next token of each row with a separate random generator per row."""
 
 import torch
 
 BLOCK = {"cpu": 2**19, "cuda": 2**26}
-"""Logits that are worked on together: on a CPU so many that they stay in its cache."""
+"""Maximum number of logits that are processed together. On a CPU they should fit into its cache."""
 
 
 def choose_tokens(
     logits_BV: torch.Tensor, generators: list[torch.Generator], temperature: float, top_p: float
 ) -> torch.Tensor:
-    """The next token of each row: the likeliest at temperature 0, else a sample of the softmax.
+    """The next token of each row: the most likely token at temperature 0, otherwise a sample of the softmax.
 
-    Samples by the Gumbel-max trick (Maddison et al. 2014, arXiv 1411.0030): argmax(logit / temperature - log(-log u)),
-    u uniform, is a sample of softmax(logit / temperature). Every row draws from its own generator, so its tokens do not
-    depend on the rows beside it. Inverting the cumulative distribution would need one draw a token only, but there a
-    rounding error of the logits, which batches of another shape bring, moves every boundary between tokens after it.
+    It samples by the Gumbel-max trick (Maddison et al. 2014, arXiv 1411.0030): argmax(logit / temperature -
+    log(-log u)) with uniform u is a sample of softmax(logit / temperature). Each row has a separate generator, so its
+    tokens do not depend on the other rows. Inverting the cumulative distribution would need only one random number per
+    token. But batches of different shapes give logits with different rounding errors, and there one rounding error
+    moves the boundaries of all tokens after it.
 
     Args:
-        logits_BV: of the last position, any float type.
-        generators: B of them, on the logits' device; not used at temperature 0.
+        logits_BV: logits of the last position, of any float type.
+        generators: B generators on the device of the logits; not used at temperature 0.
 
     Returns:
-        int64, [B].
+        The tokens, int64 [B].
     """
     if temperature == 0:
         return logits_BV.argmax(-1)
@@ -37,9 +38,10 @@ def choose_tokens(
 
 
 def draw_uniform(generators: list[torch.Generator], like_BV: torch.Tensor) -> torch.Tensor:
-    """Uniform numbers in [0, 1), multiples of 2**-24, a row from each generator.
+    """Uniform random numbers in [0, 1), multiples of 2**-24, with one row per generator.
 
-    Two of them are made of one 64-bit draw: half the time of torch's own on a CPU, a fifth of its exponential draws'.
+    One 64-bit random number gives two of them. On a CPU this takes half the time of torch's uniform numbers and a fifth
+    of the time of its exponential numbers.
     """
     rows, count = like_BV.shape
     bits = torch.empty(rows, (count + 1) // 2, dtype=torch.int64, device=like_BV.device)
@@ -49,7 +51,10 @@ def draw_uniform(generators: list[torch.Generator], like_BV: torch.Tensor) -> to
 
 
 def keep_nucleus(logits_BV: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Minus infinity for all but the smallest set of likeliest tokens that reaches top_p (Holtzman et al. 2020)."""
+    """The logits with minus infinity for all tokens outside the nucleus (Holtzman et al. 2020).
+
+    The nucleus is the smallest set of most likely tokens whose probabilities sum to at least top_p.
+    """
     sorted_BV, order_BV = logits_BV.softmax(-1).sort(dim=-1, descending=True)
     outside_BV = sorted_BV.cumsum(-1) - sorted_BV >= top_p
     return logits_BV.masked_fill(torch.zeros_like(outside_BV).scatter(1, order_BV, outside_BV), -torch.inf)

@@ -1,9 +1,9 @@
 """The teacher on this machine: a transformers model whose batch is kept full.
 
-Sequences that end leave the batch at once and waiting prompts take their places, so that a long text does not make the
-others' places idle. The keys and values of the batch are one buffer a layer in which all rows end at the same column
-(padding is hidden by the attention mask). A model that this does not compute exactly is continued by the library, one
-prompt at a time. Measurements against other ways: docs/measurements/enhance.md.
+A finished sequence leaves the batch at once, and a waiting prompt takes its place, so that one long text does not leave
+the other places idle. Each layer has one buffer for the keys and values of the batch, in which all rows end at the same
+column and the attention mask hides the padding. If a model is not computed exactly in this way, the library completes
+one prompt at a time. docs/measurements/enhance.md compares the speed with other ways.
 """
 
 import inspect
@@ -36,17 +36,17 @@ from teacherlm.runtime.verdicts import NOT_FOR_THIS, Verdict, first_exact, remem
 
 PATHS = ("batched", "alone", "uncached")
 WORDS = {"alone": "one prompt at a time", "uncached": "one prompt at a time, without a cache"}
-"""Ways to compute a teacher, the fastest first: batches of our own; the library's generation, of one prompt at a time;
-plain forward passes over the whole text, a pass for each new token."""
+"""Ways to compute a teacher, the fastest first: this project's batches; the library's generation, one prompt at a time;
+plain forward passes over the whole text, one pass per new token."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MEMORY_SHARE = 0.8
-"""Of the memory that is free once the weights are loaded, so much may hold keys and values."""
+"""Maximum share of the memory that is free after loading the weights that keys and values may use."""
 MAX_ROWS = 512
-"""More rows at a time bring nothing: the processor is busy by then."""
+"""Maximum number of rows at a time. More rows bring nothing, because the processor is already busy."""
 
 
 def best_dtype() -> str:
-    """bfloat16 where the device computes in it, float32 elsewhere."""
+    """bfloat16 if the device computes in it; otherwise float16 on a GPU and float32 on a CPU."""
     if torch.cuda.is_available():
         return "bfloat16" if gpu.computes_bfloat16() else "float16"
     able = torch.cpu.get_capabilities()
@@ -59,18 +59,19 @@ class TransformersEngine:
     Args:
         folder: the model's folder.
         dtype: one of DTYPES, "auto" (see best_dtype), or "int8" (bitsandbytes, GPU only).
-        sampling: see Sampling.
-        batch_size: rows at a time; None: as many as fit into memory, at most MAX_ROWS.
-        digest: of the model, for the verdict of the self-check to be kept; None: it is not kept.
-        longest: tokens that no prompt with its completion exceeds; None: unknown.
+        sampling: how the next token is chosen.
+        batch_size: maximum number of rows at a time; None means as many as fit into memory, at most MAX_ROWS.
+        digest: the model's digest, under which the verdict of the self-check is kept; None means it is not kept.
+        longest: maximum number of tokens of a prompt with its completion; None means unknown.
 
     Attributes:
-        dtype: the one that is used.
-        verdict: whether the teacher is computed in batches, or by the library one prompt at a time.
-        rows_filled, steps: of the decoding so far; their ratio is the mean number of rows.
+        dtype: the data type that is used.
+        verdict: how the teacher is computed: in batches, or one prompt at a time by the library.
+        rows_filled, steps: the sum of the rows of all decoding steps, and the number of steps; their ratio is the mean
+            number of rows.
 
     Raises:
-        UserError: the model is refused, see loading.py and self_check.py.
+        UserError: the model is refused; see loading.py and self_check.py.
     """
 
     def __init__(
@@ -104,15 +105,15 @@ class TransformersEngine:
         end = self.tokenizer.eos_token_id if end is None else end
         self.end_tokens = set(end) if isinstance(end, (list, tuple)) else {end}
         self.column_bytes, self.layers = self.measure_cache() if self.verdict.path == "batched" else (0, 1)
-        self.rows_filled = self.steps = 0  # without those of the check
+        self.rows_filled = self.steps = 0  # the steps of the check do not count
 
     @cached_property
     def takes_positions(self) -> bool:
-        """Whether the model is told its tokens' positions; others (BLOOM, state models) do not know the argument."""
+        """Whether the model's forward takes `position_ids`. BLOOM and state-space models do not take it."""
         return "position_ids" in inspect.signature(self.model.forward).parameters
 
     def find_path(self) -> Verdict:
-        """The first of PATHS whose logits are those of the library's plain forward pass."""
+        """The first of PATHS whose logits agree with the library's plain forward pass."""
         tolerance = tolerance_of(self.model, DTYPES.get(self.dtype), self.longest)
         expected = make_continuations(self.model, self.longest, tolerance)
 
@@ -124,13 +125,13 @@ class TransformersEngine:
                 return batch_fault(self, expected, tolerance)
             if path == "alone":
                 return generation_fault(self.model, expected, tolerance, together=False, use_cache=True)
-            # Its forward passes are plain ones; what the check looks at is whether packed linear layers serve.
+            # This path uses plain forward passes. The check shows whether packed linear layers compute them correctly.
             return fault_of(lambda: plain_logits(self.model, expected.texts), expected.whole, tolerance)
 
         return first_exact(PATHS, self.device.type == "cpu", fault, self.model.config, self.folder)
 
     def shape_model(self, attention: str, plain_linears: bool, batched: bool) -> None:
-        """Give the model this attention, our own where rows are batched, and its linear layers their form."""
+        """Set the model's attention (the decode attention for batches), and pack or restore its linear layers."""
         if self.linears_packed and plain_linears:
             self.model = load_teacher(self.folder, self.dtype)
             self.linears_packed = False
@@ -143,13 +144,13 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def measure_cache(self) -> tuple[int, int]:
-        """(bytes of the keys and values of one token, number of layers)."""
+        """Return (bytes of the keys and values of one token, number of layers)."""
         cache = KeyValues()
         self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), past_key_values=cache)
         return cache.bytes_per_column, len(cache.layers)
 
     def complete(self, prompts: Iterator[Prompt]) -> Iterator[Completion | Failure]:
-        """Complete all prompts; yields each as it ends."""
+        """Complete all prompts. Each completion is yielded as soon as it ends."""
         if self.verdict.path != "batched":
             yield from complete_alone(self, prompts, use_cache=self.verdict.path == "alone")
             return
@@ -165,7 +166,7 @@ class TransformersEngine:
                 return
 
     def take(self, prompts: Iterator[Prompt], waiting: deque[Row], batch: Batch) -> Iterator[Failure]:
-        """Take so many prompts that the batch can be filled; those that leave the model no room fail."""
+        """Take enough prompts to fill the batch. A prompt that fills the model's window fails."""
         while len(waiting) < batch.places():
             prompt = next(prompts, None)
             if prompt is None:
@@ -177,23 +178,23 @@ class TransformersEngine:
                 waiting.append(made)
 
     def row_of(self, prompt: Prompt) -> Row | Failure:
-        """A prompt as a row, or why it cannot be one.
+        """The row of a prompt, or a Failure if the prompt is empty or too long.
 
         Raises:
-            UserError: the tokenizer has tokens that the model has no embedding for.
+            UserError: the tokenizer gives tokens for which the model has no embedding.
         """
         tokens = encode_prompt(self.tokenizer, prompt.text)
         require_embeddings(tokens, self.vocabulary, f"record {prompt.index + 1}")
         if not tokens:
             return Failure(prompt, "the prompt has no tokens")
         if self.window is not None and len(tokens) >= self.window:
-            return Failure(prompt, f"the prompt has {len(tokens)} tokens, the teacher's window is {self.window}")
+            return Failure(prompt, f"the prompt has {len(tokens)} tokens, but the teacher's window is {self.window}")
         return Row(prompt, tokens, torch.Generator(self.device))
 
     def guarded(self, batch: Batch, waiting: deque[Row], work: Any) -> Iterator[Completion | Failure]:
-        """Do one piece of work. Out of memory, all rows wait again and from now on half as many go together.
+        """Do one piece of work. If memory runs out, all rows go back to the queue, and the maximum is halved.
 
-        They begin anew and come out the same, because their random numbers are their own.
+        These rows start again and get the same text, because each row has a separate random generator.
         """
         fits = True
         try:
@@ -218,13 +219,13 @@ class TransformersEngine:
         return bool(self.sampling.stop) and self.stop_position(row) >= 0
 
     def stop_position(self, row: Row) -> int:
-        """Where the first of the stop texts begins in what the row has so far; -1 when none is there."""
+        """Position of the first stop text in the row's new text; -1 if there is none."""
         text = self.text(row)
         found = [position for stop in self.sampling.stop if (position := text.find(stop)) >= 0]
         return min(found, default=-1)
 
     def text(self, row: Row) -> str:
-        new = row.new[:-1] if row.new[-1] in self.end_tokens else row.new  # an end that is no special token would show
+        new = row.new[:-1] if row.new[-1] in self.end_tokens else row.new  # the end token need not be a special token
         return decode_completion(self.tokenizer, row.tokens, new)
 
     def completion(self, row: Row) -> Completion:
@@ -247,7 +248,7 @@ def load_teacher(folder: Path, dtype: str) -> torch.nn.Module:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on the device; of the main memory, what the system calls available."""
+    """Number of free bytes on the GPU, or of available bytes of main memory."""
     if device.type == "cuda":
         return gpu.free_memory(device)
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,4 @@
-"""The teacher with vLLM, the fastest way on GPUs: an extra, imported here only."""
+"""The teacher in vLLM, the fastest way on GPUs. vLLM is an optional extra, and only this module imports it."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from teacherlm.runtime.compat.of_vllm import engine_within, window_of
 from teacherlm.runtime.tokens import encode_prompt
 
 UNDER_WAY = 1024
-"""Prompts that vLLM holds at a time; it batches what it can of them."""
+"""Maximum number of prompts that vLLM gets at a time. It batches as many of them as it can."""
 
 
 class VLLMEngine:
@@ -18,25 +18,25 @@ class VLLMEngine:
 
     Args:
         folder: the model's folder.
-        dtype: "auto" (the model's own), "float32", "bfloat16" or "float16".
-        sampling: see Sampling.
+        dtype: "auto" (that of the model's weights), "float32", "bfloat16" or "float16".
+        sampling: how the next token is chosen.
 
     Raises:
         UserError: vLLM is not installed, or cannot load the model.
     """
 
     def __init__(self, folder: Path, dtype: str, sampling: Sampling):
-        # The steps are driven from here; with an engine in a second process, the CPU build once waited for ever.
+        # `complete` runs the steps in this process. With an engine in a second process, the CPU build waited for ever.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         try:
             from vllm import LLM, SamplingParams
         except ImportError as error:
             raise UserError(
-                f"--engine vllm needs the package vllm ({reason(error)}): pip install -e .[gpu] brings it; "
+                f"--engine vllm needs the package vllm ({reason(error)}): install it with pip install -e .[gpu], "
                 "or use --engine transformers"
             ) from error
         if dtype == "int8":
-            raise UserError("--dtype int8 goes with --engine transformers only")
+            raise UserError("--dtype int8 works only with --engine transformers")
         self.sampling, self.parameters, self.dtype = sampling, SamplingParams, dtype
         try:
             self.engine = engine_within(LLM(model=str(folder), dtype=dtype, trust_remote_code=False))
@@ -46,7 +46,7 @@ class VLLMEngine:
         self.tokenizer = self.engine.get_tokenizer()
 
     def complete(self, prompts: Iterator[Prompt]) -> Iterator[Completion | Failure]:
-        """Complete all prompts; yields each as it ends."""
+        """Complete all prompts. Each completion is yielded as soon as it ends."""
         under_way: dict[str, Prompt] = {}
         count = 0
         exhausted = False
@@ -58,7 +58,9 @@ class VLLMEngine:
                     break
                 tokens = encode_prompt(self.tokenizer, prompt.text)
                 if len(tokens) >= self.window:
-                    yield Failure(prompt, f"the prompt has {len(tokens)} tokens, the teacher's window is {self.window}")
+                    yield Failure(
+                        prompt, f"the prompt has {len(tokens)} tokens, but the teacher's window is {self.window}"
+                    )
                     continue
                 name, count = str(count), count + 1
                 under_way[name] = prompt

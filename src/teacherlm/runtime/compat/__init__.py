@@ -1,6 +1,6 @@
-"""Every use of a library's private interface, one file a library; test_compat.py fails when the library changes.
+"""Every use of a library's private interface, in one file per library. test_compat.py fails when a library changes.
 
-Private is what has a leading underscore, and what a library's documentation does not name although other code can reach
-it: internal modules, attributes, and methods that are replaced from outside. A file says for each use why there is no
-public interface for it, and which versions it was written for.
+A name is private if it has a leading underscore, or if the library's documentation does not mention it: internal
+modules, undocumented attributes, and methods that are replaced from outside. Each file says why no public interface
+serves the purpose, and which versions of the library it was written for.
 """

@@ -1,4 +1,4 @@
-"""What this project uses of accelerate without a public interface for it."""
+"""The private interfaces of accelerate that this project uses."""
 
 import contextlib
 import os
@@ -13,19 +13,19 @@ GLOO = ("gloo", DistributedType.MULTI_CPU)
 
 
 def finds_gloo() -> bool:
-    """Whether accelerate finds a backend for several processes that DeepSpeed lets work together on CPUs.
+    """Whether accelerate by itself chooses gloo for several DeepSpeed processes on CPUs.
 
-    Up to 1.15 at least it does not: it chooses gloo only where it is told that it is on a CPU (`cpu=True`), and then it
-    leaves DeepSpeed out.
+    Version 1.15 and earlier versions do not: they choose gloo only with `cpu=True`, and with `cpu=True` they do not use
+    DeepSpeed.
     """
     return PartialState._prepare_backend(None, cpu=False, sagemaker_dp=False, backend=None) == GLOO
 
 
 @contextlib.contextmanager
 def gloo_for_deepspeed() -> Iterator[None]:
-    """Let accelerate's first state, which is made in the block, join DeepSpeed's processes on CPUs over gloo.
+    """Within the block, let accelerate create its first state with gloo, so that DeepSpeed's CPU processes can meet.
 
-    Nothing is changed with a GPU, in a single process, or where accelerate finds gloo by itself.
+    Nothing is changed if there is a GPU or only one process, or if accelerate chooses gloo by itself.
     """
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if torch.cuda.is_available() or not several or finds_gloo():

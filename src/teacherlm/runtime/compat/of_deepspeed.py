@@ -1,4 +1,4 @@
-"""What this project uses of DeepSpeed (0.17 and later) without a public interface for it."""
+"""The private interfaces of DeepSpeed (0.17 and later) that this project uses."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +8,9 @@ import torch
 
 
 def state_classes() -> list[type]:
-    """The classes that DeepSpeed's states consist of beside tensors and plain values.
+    """The classes in DeepSpeed's saved states, apart from tensors and plain values.
 
-    torch.load refuses them unless they are named; DeepSpeed itself reads its states without any such check.
+    torch.load refuses these classes unless they are allowed by name. DeepSpeed itself reads its states without a check.
     """
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -20,13 +20,13 @@ def state_classes() -> list[type]:
 
 
 def read_states_by(engine: Any, read: Callable[[Path], Any]) -> None:
-    """Let an engine read its checkpoints with another function than torch.load.
+    """Let an engine read its checkpoints with the function `read` instead of torch.load.
 
-    DeepSpeed's configuration can name a checkpoint engine, but only one that DeepSpeed brings along.
+    DeepSpeed's configuration can name a checkpoint engine, but only one of DeepSpeed's.
     """
     engine.checkpoint_engine.load = lambda path, map_location=None: read(Path(path))
 
 
 def numbers_of(parameter: torch.Tensor) -> int:
-    """How many numbers a parameter has in all processes; under ZeRO-3 its tensor is a part of them, or empty."""
+    """Number of elements of a parameter over all processes. Under ZeRO-3 the local tensor is only a part, or empty."""
     return getattr(parameter, "ds_numel", parameter.numel())

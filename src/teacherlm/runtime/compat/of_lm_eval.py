@@ -1,4 +1,4 @@
-"""What this project uses of lm-eval (0.4.9 and later) without a public interface for it."""
+"""The private interfaces of lm-eval (0.4.9 and later) that this project uses."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,24 +13,24 @@ Pair = tuple[list[int], list[int]]
 
 
 def asked_tokens(options: dict[str, Any], default: int) -> int:
-    """How many new tokens a request for a generated answer asks for; the library reads several spellings of it."""
+    """Maximum number of new tokens in a generation request. The library accepts several names for this option."""
     return normalize_gen_kwargs(options, default)["max_gen_toks"]
 
 
 def longest_input(config: Any, tokenizer: Any) -> int:
-    """How many tokens the library would give to a model at most; its `max_length` is for configurations of text."""
+    """Maximum number of tokens that the library would give to a model. Its `max_length` handles text models only."""
     return resolve_max_length(config, tokenizer)
 
 
 class OpenModel(HFLM):
-    """The library's Hugging Face model, whose private methods are those with public names here.
+    """The library's Hugging Face model with public names for its private methods.
 
-    `loglikelihood`, `loglikelihood_rolling` and `generate_until` are public; the steps in between, which a subclass
-    computes in another way, are not.
+    `loglikelihood`, `loglikelihood_rolling` and `generate_until` are public in the library. The steps that they consist
+    of are private there, and a subclass here replaces some of them.
     """
 
     def __init__(self, model: Any, **options: Any):
-        # The library ties the head to the embedding of any model, also where the checkpoint holds them apart.
+        # The library ties the head to the embedding of every model, even if the checkpoint stores both tensors.
         model.tie_weights = lambda: None
         try:
             super().__init__(pretrained=model, **options)
@@ -38,12 +38,12 @@ class OpenModel(HFLM):
             del model.tie_weights
 
     def given_length(self) -> int | None:
-        """The number of tokens that the model was told to take at most (`max_length`); the property of that name, which
-        a subclass replaces, has it only where there is one."""
+        """The `max_length` that was passed to the constructor, or None. The property `max_length` never returns None,
+        and a subclass replaces it."""
         return self._max_length
 
     def take_model(self, model: Any) -> None:
-        """Use another model from now on; the property `model` cannot be set."""
+        """Use another model from now on. The public property `model` cannot be set."""
         self._model = model
 
     def encode_pair(self, context: str, continuation: str) -> Pair:
@@ -51,11 +51,11 @@ class OpenModel(HFLM):
         return super()._encode_pair(context, continuation)
 
     def score_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]]) -> list[tuple[float, bool]]:
-        """[log-likelihood, whether greedy] of (anything, the context's tokens, the continuation's tokens)."""
+        """(log-likelihood, whether greedy) for each request (anything, context tokens, continuation tokens)."""
         return super()._loglikelihood_tokens(list(requests), disable_tqdm=True)
 
     def uses_cache(self) -> bool:
-        """Whether generation keeps keys and values between tokens, as the library's does in any case."""
+        """Whether generation keeps keys and values between tokens. The library always keeps them."""
         return True
 
     def _encode_pair(self, context: str, continuation: str) -> Pair:
@@ -78,8 +78,8 @@ class OpenModel(HFLM):
 
 
 def set_instances(task: Task, instances: list[Instance]) -> None:
-    """Give a task its requests, which the property `instances` has from then on.
+    """Set the requests of a task, which its property `instances` then returns.
 
-    A task whose `build_all_requests` is another one has to put them where the library's own puts them.
+    A task that overrides `build_all_requests` has to store the requests where the library's method stores them.
     """
     task._instances = instances

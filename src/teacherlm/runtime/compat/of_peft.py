@@ -1,16 +1,16 @@
-"""What this project uses of peft (0.17 and later) without a public interface for it."""
+"""The private interfaces of peft (0.17 and later) that this project uses."""
 
 import torch
 
 
 def merged_weights(base: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The weights of a model with its LoRA adapters added, under the names that the model has without adapters.
+    """The weights of a model with its LoRA adapters added, under the names that the model uses without adapters.
 
-    The public `merge_and_unload` changes the model itself, and `unmerge_adapter` brings its weights back but for
-    rounding. In training the weights have to stay as they are, bit by bit.
+    The public `merge_and_unload` changes the model itself, and `unmerge_adapter` restores the weights only up to
+    rounding. During training the weights must stay the same, bit by bit.
 
     Args:
-        base: the model within peft's, whose layers hold the adapters.
+        base: the model inside the peft model; its layers hold the adapters.
     """
     deltas = {
         name: module.get_delta_weight("default")

@@ -1,4 +1,4 @@
-"""What this project uses of Python (3.11 to 3.14) without a public interface for it."""
+"""The private interfaces of Python (3.11 to 3.14) that this project uses."""
 
 import atexit
 import os
@@ -18,17 +18,18 @@ DATA_CODES = {
         *(pickle.UNICODE, pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE8),
         *(pickle.INT, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG, pickle.LONG1, pickle.LONG4),
         *(pickle.FLOAT, pickle.BINFLOAT, pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE),
-        *(pickle.GLOBAL, pickle.STACK_GLOBAL),  # refused by their names, in find_class
+        *(pickle.GLOBAL, pickle.STACK_GLOBAL),  # find_class refuses these and names what they ask for
     )
 }
-"""Instructions of a pickle that `PlainUnpickler` knows."""
+"""Instructions of a pickle that `PlainUnpickler` accepts."""
 
 
 class PlainUnpickler(pickle._Unpickler):
-    """Of a pickle only what is data: lists, dictionaries, texts, numbers, and references to earlier ones.
+    """An unpickler for plain data only: lists, dictionaries, texts, numbers, and references to earlier values.
 
-    It is the library's unpickler in Python, which keeps references in a dictionary. The public one, in C, keeps them in
-    a list that it lengthens up to the number of any reference: a pickle of 9 bytes can ask for 64 GB.
+    It is based on the standard library's unpickler in Python, which keeps references in a dictionary. The public
+    unpickler, written in C, keeps references in a list and extends the list to the highest reference number. So a
+    pickle of 9 bytes can make it allocate 64 GB.
     """
 
     dispatch: ClassVar = {code: read for code, read in pickle._Unpickler.dispatch.items() if code in DATA_CODES}
@@ -47,11 +48,11 @@ class PlainUnpickler(pickle._Unpickler):
 
 @contextmanager
 def exit_code_kept() -> Iterator[None]:
-    """End one of several processes with the status that it exits with, without tearing the interpreter down.
+    """Keep the exit status of one of several processes: it ends without tearing the interpreter down.
 
-    A thread of gloo that frees a tensor while the interpreter is torn down aborts the process (PyTorch pull request
-    179291), and finetune.sh would see that in place of 75, "interrupted, go on later". What is registered with `atexit`
-    is called all the same; the public interface can register and unregister functions, but not call them.
+    A gloo thread that frees a tensor while the interpreter is torn down aborts the process (PyTorch pull request
+    179291). finetune.sh would then see the abort instead of status 75 ("interrupted, go on later"). Functions that were
+    registered with `atexit` are still called; the public interface can register and unregister them, but not call them.
     """
     try:
         yield

@@ -1,19 +1,19 @@
-"""What this project uses of torch (2.13) without a public interface for it: oneDNN's products on a CPU.
+"""The private interfaces of torch (2.13) that this project uses: oneDNN's matrix products on a CPU.
 
-torch.compile computes with these operators too. The public linear layer brings its weights into the order of the
-processor's kernels anew at every call.
+torch.compile uses these operators too. The public linear layer reorders its weights for the processor's kernels at
+every call.
 """
 
 import torch
 
 
 def linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """states [..., in] @ weight [out, in].T + bias by oneDNN; the weight may be one of `packed_weight`."""
+    """states [..., in] @ weight [out, in].T + bias by oneDNN. The weight may be a result of `packed_weight`."""
     return torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
 
 
 def packed_weight(weight: torch.Tensor) -> torch.Tensor:
-    """A weight [out, in] in the order of the processor's kernels; only `linear` can read it."""
+    """The weight [out, in], reordered for the processor's kernels. Only `linear` can read it."""
     return torch.ops.mkldnn._reorder_linear_weight(weight)
 
 

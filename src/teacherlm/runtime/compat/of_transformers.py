@@ -1,6 +1,6 @@
-"""What this project uses of transformers (5.x) without a public interface for it, models and configurations.
+"""The private interfaces of transformers (5.x) that this project uses: those of models and configurations.
 
-The Trainer's are in of_trainer.py, which takes longer to import.
+Those of the Trainer are in of_trainer.py, which takes longer to import.
 """
 
 import contextlib
@@ -19,58 +19,58 @@ from transformers.trainer_pt_utils import safe_globals
 def attention_of(config: PreTrainedConfig) -> str:
     """The name of the attention that a model computes with.
 
-    `attn_implementation` is a public argument, and `set_attn_implementation` a public method, but the value can be read
-    from `_attn_implementation` only.
+    `attn_implementation` is a public argument and `set_attn_implementation` is a public method, but only the private
+    `_attn_implementation` can be read.
     """
     return config._attn_implementation
 
 
 def set_attention_name(config: PreTrainedConfig, name: str) -> None:
-    """Set the attention of a model that `set_attn_implementation` leaves alone with a warning.
+    """Set the attention of a model for which `set_attn_implementation` only warns.
 
-    Such a model has classes of its own for its attentions, or supports only eager attention, as BLOOM does, and reads
-    the name when it makes its mask.
+    Such a model has a separate class for each attention, or supports only eager attention, as BLOOM does. It still
+    reads the name when it makes its mask.
     """
     config._attn_implementation = name
 
 
 def can_switch_attention(model: PreTrainedModel) -> bool:
-    """Whether `set_attn_implementation` has an effect; the public method only warns where it has none."""
+    """Whether `set_attn_implementation` has an effect. The public method only warns when it has none."""
     return model._can_set_attn_implementation()
 
 
 def forget_loss_function(model: PreTrainedModel) -> None:
-    """Give a model whose `loss_function` was set the library's own back.
+    """Restore the library's `loss_function` of a model for which another one was set.
 
-    The property can be set, but not deleted, and reading it beforehand, in order to set it again, warns of every model
-    type that transformers knows no loss for.
+    The property can be set, but not deleted. Saving its value beforehand is no way out: reading it prints a warning for
+    every model type that transformers knows no loss for.
     """
     del model._loss_function
 
 
 def known_causal_types() -> Any:
-    """The model types that transformers has a causal decoder for, as keys.
+    """A mapping whose keys are the model types for which transformers has a causal decoder.
 
-    The public mapping has classes of configurations as keys, some of which belong to several model types.
+    The keys of the public mapping are configuration classes, some of which belong to several model types.
     """
     return modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 def numpy_allowed() -> AbstractContextManager:
-    """While it is entered, torch.load takes the classes that numpy's random state consists of in a checkpoint.
+    """A context in which torch.load accepts the classes of numpy's random state in a checkpoint.
 
-    transformers enters it itself to read the states that its Trainer saved; naming these classes here instead would
-    need private names of numpy.
+    transformers uses this context to read the states that its Trainer saved. Naming the classes here instead would need
+    private names of numpy.
     """
     return safe_globals()
 
 
 @contextlib.contextmanager
 def whole_weights(training: TrainingArguments) -> Iterator[bool]:
-    """Load models whole while the block runs, although ZeRO-3 is configured; yields whether it is.
+    """Within the block, load whole models even if ZeRO-3 is configured. Yields whether ZeRO-3 is configured.
 
-    With ZeRO-3, `from_pretrained` gives each process a part of the weights, as soon as there is a configuration. The
-    public interface has no way to leave that out for one model.
+    As soon as a ZeRO-3 configuration exists, `from_pretrained` gives each process only a part of the weights. The
+    public interface cannot turn this off for one model.
     """
     if not zero.is_deepspeed_zero3_enabled():
         yield False
@@ -83,10 +83,10 @@ def whole_weights(training: TrainingArguments) -> Iterator[bool]:
 
 
 class BloomAttention(modeling_bloom.BloomAttention):
-    """BLOOM's attention with public names for what a subclass needs of it.
+    """BLOOM's attention with public names for the parts that a subclass needs.
 
-    transformers supports only eager attention for BLOOM, which it computes in one method with everything around it. So
-    the class has to be replaced; its parts have no public interface.
+    transformers supports only eager attention for BLOOM and computes it in one method together with the projections. So
+    the class has to be replaced, and its parts have no public interface.
     """
 
     def heads(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -94,43 +94,43 @@ class BloomAttention(modeling_bloom.BloomAttention):
         return self._reshape(self.query_key_value(hidden_states))
 
     def bias(self, positions_N: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """ALiBi's bias [heads, N] of keys at these positions."""
+        """The ALiBi bias [heads, N] for keys at these positions."""
         ones_1T = torch.ones(1, int(positions_N.max()) + 1, dtype=torch.long, device=positions_N.device)
         return modeling_bloom.build_alibi_tensor(ones_1T, self.num_heads, dtype)[:, 0, positions_N]
 
     @property
     def scale(self) -> float:
-        """What products of queries and keys are multiplied by."""
+        """The factor by which products of queries and keys are multiplied."""
         return self.inv_norm_factor
 
     @property
     def dropped(self) -> float:
-        """The share of attention weights that is dropped at the moment."""
+        """The current dropout rate of the attention weights: 0 outside of training."""
         return self.attention_dropout.p if self.training else 0.0
 
     def finish(self, mixed: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """The layer's output: attended values [B, T, hidden size] through its last product, dropout, the residual."""
+        """The layer's output: attended values [B, T, hidden size] after the output projection, dropout and residual."""
         return modeling_bloom.dropout_add(self.dense(mixed), residual, self.hidden_dropout, self.training)
 
 
 def replace_bloom_attention(model: torch.nn.Module, kind: type[BloomAttention]) -> None:
-    """Let BLOOM's attention layers be of another class; weights, hooks and settings stay."""
+    """Change the class of BLOOM's attention layers. Weights, hooks and settings stay."""
     for module in model.modules():
         if type(module) is modeling_bloom.BloomAttention:
             module.__class__ = kind
 
 
 def restore_bloom_attention(model: torch.nn.Module) -> None:
-    """Give BLOOM's attention layers their own class back."""
+    """Restore the original class of BLOOM's attention layers."""
     for module in model.modules():
         if isinstance(module, BloomAttention):
             module.__class__ = modeling_bloom.BloomAttention
 
 
 def cross_values(decoder: PreTrainedModel, states_BSD: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The values (B, S, heads, head size) that each block of a T5 decoder makes of the encoder's states.
+    """The cross-attention values (B, S, heads, head size) that each block of a T5 decoder computes from encoder states.
 
-    The public outputs have the weights of the cross-attention, but not its values.
+    The public outputs contain the weights of the cross-attention, but not its values.
     """
     for block in decoder.block:
         attention = block.layer[1].EncDecAttention

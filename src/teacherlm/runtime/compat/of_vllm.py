@@ -1,17 +1,17 @@
-"""What this project uses of vLLM (0.32), an extra, without a public interface for it."""
+"""The private interfaces of vLLM (0.32) that this project uses. vLLM is an optional extra."""
 
 from typing import Any
 
 
 def engine_within(model: Any) -> Any:
-    """The engine of a `vllm.LLM`, whose steps the caller drives (`add_request`, `step`).
+    """The engine inside a `vllm.LLM`. The caller runs its steps (`add_request`, `step`).
 
-    The public class is made from the settings that serve many texts best, but gives answers only when all of them are
-    done. The engine within it is an attribute that its documentation does not name.
+    The public class chooses settings for many texts, but it returns answers only when all of them are complete. The
+    engine is an attribute of it that the documentation does not mention.
     """
     return model.llm_engine
 
 
 def window_of(engine: Any) -> int:
-    """How many tokens a prompt and its completion have together at most; found by vLLM when it loads the model."""
+    """Maximum number of tokens in a prompt and its completion together. vLLM finds it when it loads the model."""
     return engine.model_config.max_model_len
