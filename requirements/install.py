@@ -17,6 +17,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -223,7 +224,7 @@ def install_cpu_torch(installer: str, asked: str) -> str:
         return "cpu"
     if asked == "cpu":
         print(
-            "make install: the lock has no digest of this file for this Python: it is taken as that index has it",
+            "make install: once more, without a digest: the lock has it for some Pythons only",
             flush=True,
         )
         step(installer, f"torch, from {CPU_INDEX}", [f"torch=={TORCH_VERSION}+cpu", *here])
@@ -299,6 +300,9 @@ def failure(installer: str, what: str, words: list, tries_again: bool = True) ->
                 print(f"make install: no answer ({cause(line)}); pip tries again", flush=True)
                 waited = True
     show("")
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
+        lines.append(f"ERROR: {installer} was ended by {name}{', as for lack of memory' if name == 'SIGKILL' else ''}")
     return lines if process.returncode else None
 
 
@@ -343,8 +347,11 @@ def reason(lines: list) -> str:
     if causes and is_offline(lines):
         return f"no package index answers: {causes[-1]}"
     first = next((number for number, line in enumerate(lines) if re.match(r"ERROR|error|\s*×", line)), -1)
-    said = " ".join(" ".join(lines[first:]).split()) or "nothing was said"
-    return said + (f" (an index does not answer: {causes[-1]})" if causes else "")
+    said = [" ".join(line.split()).removeprefix("cause: ") for line in lines[first:]]
+    if said and lines[-1].startswith("  cause: "):  # uv goes from the outermost cause to the innermost
+        said = [f"{line}:" for line in said[:2]] + said[2:][-1:]
+    text = re.sub("^(ERROR|error): ", "", " ".join(said)).strip(" :") or "nothing was said"
+    return text + (f" (an index does not answer: {causes[-1]})" if causes else "")
 
 
 def explain(what: str, lines: list) -> NoReturn:

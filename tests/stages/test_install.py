@@ -289,6 +289,13 @@ def test_without_a_network_that_is_said_at_once(checkout: Path) -> None:
     assert "Connection refused" in line
 
 
+def test_an_installer_that_was_killed_is_named(checkout: Path, tmp_path: Path) -> None:
+    (tmp_path / "uv").write_text("#!/bin/sh\nkill -KILL $$\n")
+    (tmp_path / "uv").chmod(0o755)
+    line = error(make(checkout, TORCH="cuda", PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}"))
+    assert "uv was ended by SIGKILL, as for lack of memory" in line
+
+
 def test_why_the_small_build_of_torch_is_not_had_is_said(checkout: Path) -> None:
     next((checkout.parent / "wheels").glob("torch-*cpu*")).unlink()
     done = make(checkout, TORCH="auto")
