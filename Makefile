@@ -109,7 +109,7 @@ test-cluster: $(VENV)/installed.txt ## run the tests on a real Slurm of this mac
 	@bash tests/cluster/install.sh
 	@$(PYTHON) -P -m pytest -m "$(if $(WHOLE),cluster,cluster and not slow)"
 
-test-newcomer: ## the README's commands in a minimal Debian, as an ordinary user (as root): make test-newcomer [SUITE=bookworm|trixie]
+test-newcomer: ## the README's commands in a minimal Debian, as an ordinary user (as root): make test-newcomer [SUITE=bookworm|trixie|forky]
 	@bash tests/newcomer/run.sh "$${SUITE:-trixie}"
 
 fuzz: $(VENV)/installed.txt ## damage what the stages read, 10,000 times each subject: make fuzz [ONLY=manifests COUNT=1000 SEED=7]

@@ -38,7 +38,9 @@ make_base() {
     mkdir -p "$cache"
     rm -rf "$base.partial"
     echo "debootstrap $suite"
-    debootstrap --variant=minbase --include="$PACKAGES" "$suite" "$base.partial" "$mirror" >"$base.log" 2>&1 ||
+    # The script is the same for all three; an older debootstrap does not know a newer Debian's name.
+    debootstrap --variant=minbase --include="$PACKAGES" "$suite" "$base.partial" "$mirror" /usr/share/debootstrap/scripts/sid \
+        >"$base.log" 2>&1 ||
         { tail -n 5 "$base.log" >&2; exit 1; }
     mv "$base.partial" "$base"
 }
@@ -97,9 +99,8 @@ without_venv() {
 }
 
 step() { # NAME COMMAND ...
-    local began=$SECONDS
-    "${@:2}" >"$log" 2>&1 || { tail -n 20 "$log" >&2; fail "$1 failed; the whole log: $log"; }
-    echo "$((SECONDS - began)) s: $1"
+    local TIMEFORMAT="%0R s, %0U s of them computed by a core: $1"
+    time "${@:2}" >"$log" 2>&1 || { tail -n 20 "$log" >&2; fail "$1 failed; the whole log: $log"; }
 }
 
 fail() {
