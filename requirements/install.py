@@ -338,7 +338,7 @@ def cause(line: str) -> str:
     """The innermost of the errors that pip names in a line."""
     found = NO_ANSWER.search(line)[1]
     inner = re.search(r"\[Errno -?\d+\] ([^'\")]*)", found) or re.search(r"['\"]([^'\"]+)['\")]*$", found)
-    return inner[1] if inner else found
+    return inner[1].rsplit("): ", 1)[-1] if inner else found
 
 
 def reason(lines: list) -> str:

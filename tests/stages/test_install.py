@@ -4,6 +4,7 @@ import base64
 import hashlib
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -288,6 +289,36 @@ def test_without_a_network_that_is_said_at_once(checkout: Path) -> None:
     line = error(make(checkout, TORCH="", **WITHOUT_NETWORK))
     assert line.startswith("make install: error: torch (190 MB to fetch): ")
     assert "Connection refused" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            "NewConnectionError('<HTTPSConnection object at 0x7f>: Failed to establish a new connection: "
+            "[Errno -3] Temporary failure in name resolution')",
+            "Temporary failure in name resolution",
+        ),
+        (
+            "NameResolutionError(\"HTTPSConnection(host='index.example', port=443): Failed to resolve 'index.example' "
+            '([Errno -2] Name or service not known)")',
+            "Name or service not known",
+        ),
+        (
+            "ReadTimeoutError(\"HTTPSConnectionPool(host='index.example', port=443): Read timed out. (read timeout=15.0)\")",
+            "Read timed out. (read timeout=15.0)",
+        ),
+        (
+            "ProxyError('Cannot connect to proxy.', OSError('Tunnel connection failed: 403 Forbidden'))",
+            "Tunnel connection failed: 403 Forbidden",
+        ),
+    ],
+)
+def test_the_innermost_of_pip_s_errors_is_said(error: str, said: str) -> None:
+    """As pip 23 to 26 write them."""
+    retry = "Retry(total=0, connect=None, read=None, redirect=None, status=None)"
+    line = f"WARNING: Retrying ({retry}) after connection broken by '{error}': /simple/torch/"
+    assert runpy.run_path(str(ROOT / "requirements" / "install.py"))["cause"](line) == said
 
 
 def test_an_installer_that_was_killed_is_named(checkout: Path, tmp_path: Path) -> None:
