@@ -223,10 +223,7 @@ def install_cpu_torch(installer: str, asked: str) -> str:
     if tried(installer, f"torch, from {CPU_INDEX}", [*locked, *here]):
         return "cpu"
     if asked == "cpu":
-        print(
-            "make install: once more, without a digest: the lock has it for some Pythons only",
-            flush=True,
-        )
+        print("make install: once more, without a digest: the lock has it for some Pythons only", flush=True)
         step(installer, f"torch, from {CPU_INDEX}", [f"torch=={TORCH_VERSION}+cpu", *here])
         return "cpu"
     require_space("cuda")
@@ -251,7 +248,7 @@ def step(installer: str, what: str, words: list) -> None:
 
 
 def tried(installer: str, what: str, words: list) -> bool:
-    """Install something that may not be there; the reason is said. Without a network, the program ends.
+    """Install something that may not be there; the reason is said. What would hinder anything else ends the program.
 
     Returns:
         Whether it was installed.
@@ -259,7 +256,7 @@ def tried(installer: str, what: str, words: list) -> bool:
     lines = failure(installer, what, words, tries_again=False)
     if lines is None:
         return True
-    if is_disk_full(lines) or is_offline(lines):
+    if is_disk_full(lines) or is_offline(lines) or KILLED in "".join(lines[-1:]):
         explain(what, lines)
     print(f"make install: not found there: {reason(lines)[:200]}", flush=True)
     return False
@@ -295,14 +292,14 @@ def failure(installer: str, what: str, words: list, tries_again: bool = True) ->
                 show(f"{done} of {total}")
             if line.startswith("Installing collected"):
                 show(f"{total} of {total}, unpacking")
-            if NO_ANSWER.search(line) and tries_again and not waited:
+            if NO_ANSWER.search(line) and not waited:
                 show("")
                 print(f"make install: no answer ({cause(line)}); pip tries again", flush=True)
                 waited = True
     show("")
     if process.returncode < 0:
         name = signal.Signals(-process.returncode).name
-        lines.append(f"ERROR: {installer} was ended by {name}{', as for lack of memory' if name == 'SIGKILL' else ''}")
+        lines.append(f"ERROR: {installer}{KILLED}{name}{', as for lack of memory' if name == 'SIGKILL' else ''}")
     return lines if process.returncode else None
 
 
@@ -315,6 +312,7 @@ def show(text: str) -> None:
 # --- why an installer failed
 
 
+KILLED = " was ended by "
 NO_ANSWER = re.compile(r"Retrying \(Retry\(.* after connection broken by (.*): /")
 """pip's word for an index that it cannot reach; it then goes on with the other indexes."""
 BROKEN = re.compile(r"^ERROR: .*(?:Max retries exceeded|timed out|Connection (?:broken|aborted|reset))", re.M | re.I)

@@ -305,8 +305,8 @@ def test_without_a_network_that_is_said_at_once(checkout: Path) -> None:
             "Name or service not known",
         ),
         (
-            "ReadTimeoutError(\"HTTPSConnectionPool(host='index.example', port=443): Read timed out. (read timeout=15.0)\")",
-            "Read timed out. (read timeout=15.0)",
+            "ReadTimeoutError(\"HTTPSConnectionPool(host='index', port=443): Read timed out. (read timeout=15)\")",
+            "Read timed out. (read timeout=15)",
         ),
         (
             "ProxyError('Cannot connect to proxy.', OSError('Tunnel connection failed: 403 Forbidden'))",
@@ -324,7 +324,7 @@ def test_the_innermost_of_pip_s_errors_is_said(error: str, said: str) -> None:
 def test_an_installer_that_was_killed_is_named(checkout: Path, tmp_path: Path) -> None:
     (tmp_path / "uv").write_text("#!/bin/sh\nkill -KILL $$\n")
     (tmp_path / "uv").chmod(0o755)
-    line = error(make(checkout, TORCH="cuda", PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}"))
+    line = error(make(checkout, TORCH="", PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}"))
     assert "uv was ended by SIGKILL, as for lack of memory" in line
 
 
