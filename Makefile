@@ -110,7 +110,7 @@ test-cluster: $(VENV)/installed.txt ## run the tests on a real Slurm on this mac
 	@bash tests/cluster/install.sh
 	@$(PYTHON) -P -m pytest -m "$(if $(WHOLE),cluster,cluster and not slow)"
 
-test-newcomer: ## run the README's commands as an ordinary user in a minimal Debian (needs root): make test-newcomer [SUITE=bookworm|trixie]
+test-newcomer: ## run the README's commands as an ordinary user in a minimal Debian (needs root): make test-newcomer [SUITE=bookworm|trixie|forky]
 	@bash tests/newcomer/run.sh "$${SUITE:-trixie}"
 
 fuzz: $(VENV)/installed.txt ## run the stages on damaged inputs, 10,000 times per subject: make fuzz [ONLY=manifests COUNT=1000 SEED=7]

@@ -9,6 +9,7 @@ for which .venv was made. This script needs only the standard library.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import importlib.util
@@ -16,9 +17,9 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,9 +28,12 @@ CHECKOUT = HERE.parent
 VENV = CHECKOUT / ".venv"
 PYTHON = VENV / "bin" / "python"
 RECORD = VENV / "installed.txt"
+TEMPORARY = VENV / "temporary"
+"""Where files are unpacked and built: /tmp is in memory on many systems, and then often too small."""
 GIB = 2**30
-SIZES = {"cpu": 2.7, "cuda": 8.0}
-"""Build of torch -> the GiB that .venv takes. The first was measured, the second is an estimate."""
+SIZES = {"cpu": 3.1, "cuda": 7.0}
+"""Build of torch -> maximum number of GiB of .venv during the installation; afterwards it takes 0.4 GiB less."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 """PyTorch's index, which has the builds for CPUs. PyPI has the builds for GPUs."""
 TORCH_VERSION = re.search(r"^torch==(\S+)", (HERE / "torch.txt").read_text(encoding="utf-8"), re.MULTILINE)[1]
@@ -180,8 +184,9 @@ def make_venv(record: dict, installer: str) -> None:
             why = f"is of Python {record['python']} with torch for {record['torch']}"
         print(f"make install: .venv {why}: making it again", flush=True)
         RECORD.unlink(missing_ok=True)
-    words = ["--without-pip"] if installer == "uv" else []
-    run([sys.executable, "-I", "-m", "venv", "--clear", *words, VENV], "making .venv")
+    run([sys.executable, "-I", "-m", "venv", "--clear", "--without-pip", VENV], "making .venv")
+    if installer == "pip":  # venv would do the same, and keep to itself why it failed
+        run([PYTHON, "-I", "-m", "ensurepip", "--upgrade", "--default-pip"], "pip for .venv")
 
 
 def install(installer: str, torch: str, asked: str) -> str:
@@ -201,6 +206,7 @@ def install(installer: str, torch: str, asked: str) -> str:
     step(installer, "the other packages (350 MB to download)", [*hashed, HERE / "wheels.lock"])
     step(installer, "the packages that are built from source", ["--no-build-isolation", *hashed, HERE / "built.lock"])
     step(installer, "this project", ["--no-build-isolation", "--editable", CHECKOUT])
+    shutil.rmtree(TEMPORARY)
     return torch
 
 
@@ -212,10 +218,15 @@ def install_cpu_torch(installer: str, asked: str) -> str:
     """
     locked = ["--require-hashes", "-r", HERE / "torch.lock"]
     here = ["--extra-index-url", CPU_INDEX]
-    if step(installer, "torch (190 MB to download)", locked, required=False):
+    if tried(installer, "torch (190 MB to download)", locked):
         return "cpu"
-    if step(installer, f"torch, from {CPU_INDEX}", [*locked, *here], required=False):
+    if tried(installer, f"torch, from {CPU_INDEX}", [*locked, *here]):
         return "cpu"
+    if asked == "cpu" and has_digest():
+        fail(
+            "torch: no index has the file whose digest is in requirements/torch.lock; check pip's settings, or run "
+            "TORCH=cuda make install: the build for GPUs also runs on CPUs"
+        )
     if asked == "cpu":
         print(
             "make install: the lock has no digest of torch for this Python: it is installed without checking a digest",
@@ -233,29 +244,64 @@ def install_cpu_torch(installer: str, asked: str) -> str:
     return "cuda"
 
 
+def has_digest() -> bool:
+    """Whether torch.lock has the digest of a file for this Python and this processor."""
+    files = re.findall(r"^# (torch-.*\.whl)$", (HERE / "torch.lock").read_text(encoding="utf-8"), re.MULTILINE)
+    mine = f"-cp3{sys.version_info[1]}-"
+    return any(mine in file and file.endswith(f"{platform.machine()}.whl") for file in files)
+
+
 def install_cuda_torch(installer: str) -> None:
     step(installer, "torch and CUDA's libraries (2.5 GB to download)", ["--require-hashes", "-r", HERE / "cuda.lock"])
 
 
-def step(installer: str, what: str, words: list, required: bool = True) -> bool:
+def step(installer: str, what: str, words: list) -> None:
+    """Install packages and show the progress. A failure ends the program."""
+    lines = failure(installer, what, words)
+    if lines is not None:
+        explain(what, lines)
+
+
+def tried(installer: str, what: str, words: list) -> bool:
+    """Install packages that may be missing from the index, and print why they could not be installed.
+
+    A reason that would also stop every other step (a full disk, no network, a killed installer) ends the program.
+
+    Returns:
+        Whether they were installed.
+    """
+    lines = failure(installer, what, words, tries_again=False)
+    if lines is None:
+        return True
+    if is_disk_full(lines) or is_offline(lines) or KILLED in "".join(lines[-1:]):
+        explain(what, lines)
+    print(f"make install: not found there: {reason(lines)[:200]}", flush=True)
+    return False
+
+
+def failure(installer: str, what: str, words: list, tries_again: bool = True) -> list | None:
     """Install packages and show the progress.
 
     Returns:
-        Whether the installation succeeded. If it is required and fails, the program ends.
+        The lines that the installer printed if it failed, else None.
     """
+    environment = {**os.environ, "TMPDIR": os.environ.get("TMPDIR") or str(TEMPORARY)}
+    TEMPORARY.mkdir(exist_ok=True)
     if installer == "uv":
         command = ["uv", "pip", "install", "--python", PYTHON, "--quiet", "--no-deps", *words]
+        environment |= {} if tries_again else {"UV_HTTP_RETRIES": "1"}
     else:
         command = [PYTHON, "-I", "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-deps"]
+        command += [] if tries_again else ["--retries", "1"]
         command += [*(["--use-pep517"] if "--no-build-isolation" in words else []), *words]
     file = next((word for word in words if isinstance(word, Path) and word.suffix == ".lock"), None)
     total = len(re.findall("==", file.read_text(encoding="utf-8"))) if file else 1
     print(f"make install: {what}", flush=True)
     lines = []
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
     ) as process:
-        done = 0
+        done, waited = 0, False
         for line in process.stdout:
             lines.append(line.rstrip())
             if line.startswith(("Collecting ", "Processing ", "Requirement already")) and total > 1:
@@ -263,10 +309,15 @@ def step(installer: str, what: str, words: list, required: bool = True) -> bool:
                 show(f"{done} of {total}")
             if line.startswith("Installing collected"):
                 show(f"{total} of {total}, unpacking")
+            if NO_ANSWER.search(line) and not waited:
+                show("")
+                print(f"make install: no answer ({cause(line)}); pip tries again", flush=True)
+                waited = True
     show("")
-    if process.returncode and required:
-        explain(what, lines)
-    return process.returncode == 0
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
+        lines.append(f"ERROR: {installer}{KILLED}{name}{', as for lack of memory' if name == 'SIGKILL' else ''}")
+    return lines if process.returncode else None
 
 
 def show(text: str) -> None:
@@ -275,27 +326,71 @@ def show(text: str) -> None:
         print(f"\r\033[K{'make install: ' + text if text else ''}", end="", flush=True)
 
 
+# --- why an installer failed
+
+
+KILLED = " was ended by "
+NO_ANSWER = re.compile(r"Retrying \(Retry\(.* after connection broken by (.*): /")
+"""pip's word for an index that it cannot reach; it then goes on with the other indexes."""
+BROKEN = re.compile(r"^ERROR: .*(?:Max retries exceeded|timed out|Connection (?:broken|aborted|reset))", re.M | re.I)
+"""pip's words for a file that it could not fetch to its end."""
+UNREACHED = re.compile(rf"Failed to fetch: `?(?!`?{re.escape(CPU_INDEX)}).*client error \(Connect\)", re.DOTALL)
+"""uv's words for an index that it cannot reach. Many sites reach no other index than their own."""
+
+
+def is_offline(lines: list) -> bool:
+    """Whether no index answered, or a file could not be fetched to its end."""
+    text = "\n".join(lines)
+    unreached = NO_ANSWER.search(text) and "(from versions: none)" in text
+    return bool(unreached or BROKEN.search(text) or UNREACHED.search(text))
+
+
+def is_disk_full(lines: list) -> bool:
+    return any("No space left on device" in line or "Disk quota exceeded" in line for line in lines)
+
+
+def cause(line: str) -> str:
+    """The innermost of the errors that pip names in a line."""
+    found = NO_ANSWER.search(line)[1]
+    inner = re.search(r"\[Errno -?\d+\] ([^'\")]*)", found) or re.search(r"['\"]([^'\"]+)['\")]*$", found)
+    return inner[1].rsplit("): ", 1)[-1] if inner else found
+
+
+def reason(lines: list) -> str:
+    """What an installer said of its failure, in one line."""
+    causes = [cause(line) for line in lines if NO_ANSWER.search(line)]
+    if causes and is_offline(lines):
+        return f"no package index answers: {causes[-1]}"
+    first = next((number for number, line in enumerate(lines) if re.match(r"ERROR|error|\s*×", line)), -1)
+    said = [" ".join(line.split()).removeprefix("cause: ") for line in lines[first:]]
+    if said and lines[-1].startswith("  cause: "):  # uv goes from the outermost cause to the innermost
+        said = [f"{line}:" for line in said[:2]] + said[2:][-1:]
+    text = re.sub("^(ERROR|error): ", "", " ".join(said)).strip(" :") or "nothing was said"
+    return text + (f" (an index does not answer: {causes[-1]})" if causes else "")
+
+
 def explain(what: str, lines: list) -> NoReturn:
     """End with the line of the installer's output that says what went wrong, and keep the complete output in a file."""
+    if is_disk_full(lines):
+        fail(f"{what}: {full_disk()}")
     log = VENV / "install.log"
     try:
         log.write_text("\n".join(lines) + "\n", encoding="utf-8")
         kept = f" (complete output: {log})"
     except OSError:
         kept = ""
-    if any("No space left on device" in line for line in lines):
-        fail(
-            f"{what}: the disk of {CHECKOUT} or of {tempfile.gettempdir()} is full; free some space, then run the same "
-            "command again"
-        )
-    first = next((number for number, line in enumerate(lines) if re.match(r"ERROR|error|\s*×", line)), -1)
-    said = " ".join(" ".join(lines[first:]).split()) or "the installer printed nothing"
-    fail(f"{what}: {said[:400]}{kept}; fix this, then run the same command again")
+    fail(f"{what}: {reason(lines)[:400]}{kept}; fix this, then run the same command again")
+
+
+def full_disk() -> str:
+    """The message that names the full disks, or those whose quota is used up, and says what to do."""
+    places = dict.fromkeys([str(CHECKOUT), os.environ.get("TMPDIR") or str(CHECKOUT)])
+    return f"the disk of {' or of '.join(places)} is full; free some space, then run the same command again"
 
 
 def write_record(installer: str, torch: str) -> None:
     freeze = ["uv", "pip", "freeze", "--python", PYTHON] if installer == "uv" else [PYTHON, "-I", "-m", "pip", "freeze"]
-    listed = subprocess.run(freeze, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout
+    listed = run(freeze, "listing what was installed")
     made_for = {
         "venv": VENV,
         "checkout": CHECKOUT,
@@ -308,10 +403,11 @@ def write_record(installer: str, torch: str) -> None:
     partial.rename(RECORD)
 
 
-def run(command: list, what: str) -> None:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+def run(command: list, what: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
-        explain(what, done.stdout.splitlines())
+        explain(what, (done.stdout + done.stderr).splitlines())
+    return done.stdout
 
 
 def fail(message: str) -> NoReturn:
@@ -325,6 +421,8 @@ def only_one():
     try:
         file = open(CHECKOUT / ".venv.lock", "w", encoding="utf-8")
     except OSError as error:
+        if error.errno in FULL:
+            raise
         fail(
             f"{CHECKOUT} cannot be written ({error.strerror}), so .venv cannot be made in it; ask its owner to run "
             "make install"
@@ -345,3 +443,5 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("\nmake install: interrupted; run the same command again", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:
+        fail(full_disk() if error.errno in FULL else f"{error.filename or CHECKOUT}: {error.strerror}")

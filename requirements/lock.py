@@ -293,12 +293,14 @@ def write(path: Path, what: str, packages: Packages) -> None:
     for name, one in sorted(packages.items()):
         marker = f" ; {one.marker}" if one.marker else ""
         digests = [f"--hash=sha256:{file.sha256}" for file in one.files]
+        if path.name == "torch.lock":  # install.py looks there whether it has a digest for this Python
+            lines += [f"# {file.name}\n" for file in one.files]
         apart = " " if len(digests) == 1 else " \\\n    "
         equals = "===" if path.name == "cuda.lock" else "=="  # `==2.13.0` would also accept 2.13.0+cpu
         lines.append(apart.join([f"{name}{equals}{one.version}{marker}", *digests]) + "\n")
     with whole_file(path) as file:
         file.write(f"# {what}; `make lock` writes it (requirements/lock.py).\n" + "".join(lines))
-    print(f"{path.relative_to(ROOT)}: {len(lines)} packages")
+    print(f"{path.relative_to(ROOT)}: {len(packages)} packages")
 
 
 if __name__ == "__main__":

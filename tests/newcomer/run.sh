@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Do what a new user does, in a minimal Debian: an ordinary user with LANG=C and a space in the home folder's name installs
 # the packages that the README names and runs its commands. `make test-newcomer` calls this.
+# The Debians have Python 3.11 (bookworm), 3.13 (trixie) and 3.14 (forky).
 set -euo pipefail
 
-usage="usage: bash run.sh bookworm|trixie [FOLDER]      (as root, with debootstrap; FOLDER is for the root file systems)"
+usage="usage: bash run.sh bookworm|trixie|forky [FOLDER]      (as root, with debootstrap; FOLDER is for the root file systems)"
 PACKAGES=python3,make,git,ca-certificates # the README's packages without python3-venv, which is missing at first
 
 main() {
     [[ ${1:-} == -h || ${1:-} == --help ]] && { echo "$usage"; exit 0; }
-    (($# == 1 || $# == 2)) && [[ $1 == bookworm || $1 == trixie ]] || { echo "$usage" >&2; exit 2; }
+    (($# == 1 || $# == 2)) && [[ $1 =~ ^(bookworm|trixie|forky)$ ]] || { echo "$usage" >&2; exit 2; }
     if (($(id -u))) || ! command -v debootstrap >/dev/null; then
         fail "root and debootstrap are needed (apt-get install debootstrap)"
     fi
@@ -19,14 +20,16 @@ main() {
     trap leave EXIT
     enter
     without_venv
+    step "make install" as_newcomer make install
     step "make demo" as_newcomer make demo
     grep -q 'accuracy on 80 test questions of sample' "$log" || fail "make demo printed no table"
     tail -n 3 "$log" | head -n 1 | grep -q '^Look at the page' || fail "make demo does not end by saying what to look at"
     step "make demo, with nothing to do" as_newcomer make demo
-    step "make test-fast" as_newcomer make test-fast
     echo "$(du -sm "$root$home/teacherlm/.venv" | cut -f 1) MB: .venv"
     mount --bind -o ro "$root$home/teacherlm" "$root$home/teacherlm"
     step "make demo in a checkout that cannot be written, RUNS elsewhere" as_newcomer env RUNS="$home/runs" LIMIT=4 EPOCHS=1 NUM_TOKENS=4 make demo
+    umount "$root$home/teacherlm"
+    step "make test-fast" as_newcomer make test-fast
 }
 
 make_base() {
@@ -35,7 +38,9 @@ make_base() {
     mkdir -p "$cache"
     rm -rf "$base.partial"
     echo "debootstrap $suite"
-    debootstrap --variant=minbase --include="$PACKAGES" "$suite" "$base.partial" "$mirror" >"$base.log" 2>&1 ||
+    # The script is the same for all three; an older debootstrap does not know a newer Debian's name.
+    debootstrap --variant=minbase --include="$PACKAGES" "$suite" "$base.partial" "$mirror" /usr/share/debootstrap/scripts/sid \
+        >"$base.log" 2>&1 ||
         { tail -n 5 "$base.log" >&2; exit 1; }
     mv "$base.partial" "$base"
 }
@@ -94,9 +99,8 @@ without_venv() {
 }
 
 step() { # NAME COMMAND ...
-    local began=$SECONDS
-    "${@:2}" >"$log" 2>&1 || { tail -n 20 "$log" >&2; fail "$1 failed; the complete log is $log"; }
-    echo "$((SECONDS - began)) s: $1"
+    local TIMEFORMAT="%0R s, %0U s of processor time: $1"
+    time "${@:2}" >"$log" 2>&1 || { tail -n 20 "$log" >&2; fail "$1 failed; the complete log is $log"; }
 }
 
 fail() {

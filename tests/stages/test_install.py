@@ -3,6 +3,9 @@
 import base64
 import hashlib
 import os
+import platform
+import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -79,6 +82,12 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
+WITHOUT_NETWORK = {
+    **dict.fromkeys(("PIP_NO_INDEX", "PIP_FIND_LINKS", "UV_NO_INDEX", "UV_FIND_LINKS")),
+    **dict.fromkeys(("PIP_INDEX_URL", "UV_DEFAULT_INDEX"), "http://127.0.0.1:9/simple"),
+}
+
+
 def make(checkout: Path, **variables: object) -> subprocess.CompletedProcess:
     return subprocess.run(INSTALL, cwd=checkout, env=environment(checkout, **variables), capture_output=True, text=True)
 
@@ -91,7 +100,7 @@ def environment(checkout: Path, **variables: object) -> dict[str, str]:
     of_pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels.as_uri(), "PIP_CONFIG_FILE": os.devnull}
     of_uv = {"UV_NO_INDEX": "1", "UV_FIND_LINKS": wheels, "PATH": f"{UV.parent}{os.pathsep}{os.environ['PATH']}"}
     added = {"BASE_PYTHON": sys.executable, "TORCH": "cpu", "INSTALLER": "uv", **of_pip, **of_uv, **variables}
-    return {**kept, **{name: str(value) for name, value in added.items()}}
+    return {**kept, **{name: str(value) for name, value in added.items() if value is not None}}
 
 
 def installed(checkout: Path) -> str:
@@ -234,6 +243,114 @@ def test_a_disk_that_is_too_small_is_named_before_anything_is_made(checkout: Pat
         subprocess.run(["umount", place], check=True)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
+def test_a_disk_that_fills_up_meanwhile_is_named_and_freed_the_same_command_goes_through(
+    checkout: Path, tmp_path: Path
+) -> None:
+    """What is installed is larger than was expected: on the smaller disk pip itself, on the larger one a package."""
+    program = checkout / "requirements" / "install.py"
+    program.write_text(re.sub('"cpu": [0-9.]+', '"cpu": 0.01', program.read_text(), count=1))
+    leaf = make_wheel(checkout.parent / "wheels", "leaf", "1.0", f"more = {'x' * 2**25!r}\n")
+    lock(checkout / "requirements", "wheels", leaf)
+    wheels = {"PIP_FIND_LINKS": leaf.parent, "UV_FIND_LINKS": leaf.parent}
+    place = tmp_path / "small"
+    full = f"the disk of {place}/checkout is full; free some space, then run the same command again"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "none", place], check=True)
+    try:
+        shutil.copytree(checkout, place / "checkout")
+        line = error(make(place / "checkout", INSTALLER="pip", **wheels))
+        assert line == f"make install: error: pip for .venv: {full}"
+        subprocess.run(["mount", "-o", "remount,size=24m", place], check=True)
+        line = error(make(place / "checkout", **wheels))
+        assert line == f"make install: error: the other packages (350 MB to fetch): {full}"
+        assert not (place / "checkout" / ".venv" / "installed.txt").exists()
+        subprocess.run(["mount", "-o", "remount,size=200m", place], check=True)
+        done = make(place / "checkout", **wheels)
+        assert done.returncode == 0, done.stderr
+        assert ".venv was interrupted while it was made: making it again" in done.stdout
+        assert installed(place / "checkout") == "1.0 1.0 1.0+cpu"
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_a_disk_that_is_full_when_all_is_installed(checkout: Path) -> None:
+    assert make(checkout).returncode == 0
+    lock(checkout / "requirements", "wheels", make_wheel(checkout.parent / "wheels", "leaf", "2.0"))
+    (checkout / ".venv" / "installed.partial").symlink_to("/dev/full")
+    full = f"make install: error: the disk of {checkout} is full; free some space, then run the same command again"
+    assert error(make(checkout)) == full
+    done = make(checkout)
+    assert done.returncode == 0, done.stderr
+    assert ".venv was interrupted while it was made: making it again" in done.stdout
+    assert installed(checkout) == "2.0 1.0 1.0+cpu"
+
+
+def test_without_a_network_that_is_said_at_once(checkout: Path) -> None:
+    line = error(make(checkout, TORCH="", **WITHOUT_NETWORK))
+    assert line.startswith("make install: error: torch (190 MB to fetch): ")
+    assert "Connection refused" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            "NewConnectionError('<HTTPSConnection object at 0x7f>: Failed to establish a new connection: "
+            "[Errno -3] Temporary failure in name resolution')",
+            "Temporary failure in name resolution",
+        ),
+        (
+            "NameResolutionError(\"HTTPSConnection(host='index.example', port=443): Failed to resolve 'index.example' "
+            '([Errno -2] Name or service not known)")',
+            "Name or service not known",
+        ),
+        (
+            "ReadTimeoutError(\"HTTPSConnectionPool(host='index', port=443): Read timed out. (read timeout=15)\")",
+            "Read timed out. (read timeout=15)",
+        ),
+        (
+            "ProxyError('Cannot connect to proxy.', OSError('Tunnel connection failed: 403 Forbidden'))",
+            "Tunnel connection failed: 403 Forbidden",
+        ),
+    ],
+)
+def test_the_innermost_of_pip_s_errors_is_said(error: str, said: str) -> None:
+    """As pip 23 to 26 write them."""
+    retry = "Retry(total=0, connect=None, read=None, redirect=None, status=None)"
+    line = f"WARNING: Retrying ({retry}) after connection broken by '{error}': /simple/torch/"
+    assert runpy.run_path(str(ROOT / "requirements" / "install.py"))["cause"](line) == said
+
+
+def test_an_installer_that_was_killed_is_named(checkout: Path, tmp_path: Path) -> None:
+    (tmp_path / "uv").write_text("#!/bin/sh\nkill -KILL $$\n")
+    (tmp_path / "uv").chmod(0o755)
+    line = error(make(checkout, TORCH="", PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}"))
+    assert "uv was ended by SIGKILL, as for lack of memory" in line
+
+
+def test_why_the_small_build_of_torch_is_not_had_is_said(checkout: Path) -> None:
+    next((checkout.parent / "wheels").glob("torch-*cpu*")).unlink()
+    done = make(checkout, TORCH="auto")
+    assert (done.returncode, done.stderr) == (0, "")
+    here, at_pytorch = [line for line in done.stdout.splitlines() if line.startswith("make install: not found there: ")]
+    assert "torch==1.0+cpu" in here
+    assert "torch" in at_pytorch
+    assert "the build for GPUs, which also runs on CPUs" in done.stdout
+    assert installed(checkout) == "1.0 1.0 1.0"
+
+
+def test_another_file_in_the_place_of_torch_is_refused_where_the_lock_has_its_digest(checkout: Path) -> None:
+    make_wheel(checkout.parent / "wheels", "torch", "1.0+cpu", "more = 'than the lock says'\n")
+    torch_lock = checkout / "requirements" / "torch.lock"
+    tag = f"cp3{sys.version_info[1]}"
+    name = f"# torch-1.0+cpu-{tag}-{tag}-manylinux_2_28_{platform.machine()}.whl\n"
+    torch_lock.write_text(name + torch_lock.read_text())
+    line = error(make(checkout, TORCH="cpu"))
+    assert "torch: no index has the file whose digest is in requirements/torch.lock" in line
+    assert not (checkout / ".venv" / "installed.txt").exists()
+
+
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
@@ -247,7 +364,7 @@ def test_a_mistake_in_a_variable(variables: dict[str, str], words: str, checkout
     assert not (checkout / ".venv").exists()
 
 
-def test_pip_installs_the_same_and_refuses_another_digest(checkout: Path) -> None:
+def test_pip_installs_the_same_refuses_another_digest_and_says_that_there_is_no_network(checkout: Path) -> None:
     done = make(checkout, INSTALLER="pip")
     assert (done.returncode, done.stderr) == (0, "")
     assert installed(checkout) == "1.0 1.0 1.0+cpu"
@@ -256,6 +373,10 @@ def test_pip_installs_the_same_and_refuses_another_digest(checkout: Path) -> Non
     line = error(make(checkout, INSTALLER="pip"))
     assert line.startswith("make install: error: the other packages")
     assert "hash" in line.lower(), line
+    lock(checkout / "requirements", "torch", make_wheel(checkout.parent / "wheels", "torch", "2.0+cpu"))
+    line = error(make(checkout, INSTALLER="pip", **WITHOUT_NETWORK))
+    said = "make install: error: torch (190 MB to fetch): no package index answers: Connection refused (all of it: "
+    assert line.startswith(said), line
 
 
 def test_a_folder_that_is_no_venv_is_left_alone(checkout: Path) -> None:
