@@ -263,7 +263,7 @@ def test_a_disk_that_fills_up_meanwhile_is_named_and_freed_the_same_command_goes
         assert line == f"make install: error: pip for .venv: {full}"
         subprocess.run(["mount", "-o", "remount,size=24m", place], check=True)
         line = error(make(place / "checkout", **wheels))
-        assert line == f"make install: error: the other packages (350 MB to fetch): {full}"
+        assert line == f"make install: error: the other packages (350 MB to download): {full}"
         assert not (place / "checkout" / ".venv" / "installed.txt").exists()
         subprocess.run(["mount", "-o", "remount,size=200m", place], check=True)
         done = make(place / "checkout", **wheels)
@@ -288,7 +288,7 @@ def test_a_disk_that_is_full_when_all_is_installed(checkout: Path) -> None:
 
 def test_without_a_network_that_is_said_at_once(checkout: Path) -> None:
     line = error(make(checkout, TORCH="", **WITHOUT_NETWORK))
-    assert line.startswith("make install: error: torch (190 MB to fetch): ")
+    assert line.startswith("make install: error: torch (190 MB to download): ")
     assert "Connection refused" in line
 
 
@@ -375,7 +375,7 @@ def test_pip_installs_the_same_refuses_another_digest_and_says_that_there_is_no_
     assert "hash" in line.lower(), line
     lock(checkout / "requirements", "torch", make_wheel(checkout.parent / "wheels", "torch", "2.0+cpu"))
     line = error(make(checkout, INSTALLER="pip", **WITHOUT_NETWORK))
-    said = "make install: error: torch (190 MB to fetch): no package index answers: Connection refused (all of it: "
+    said = "make install: error: torch (190 MB to download): no package index answers: Connection refused (complete output: "
     assert line.startswith(said), line
 
 
