@@ -1,4 +1,4 @@
-# What people type. `make help` lists every target in a line.
+# What people type. `make help` lists every target in a line, under the headings that begin with ##@.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -23,15 +23,26 @@ LOAD_SITE := source slurm/python.bash && source slurm/site.bash && load_site && 
 .PHONY: lock test test-fast coverage fuzz test-newcomer test-cluster check-gpu prove lint perf
 .PHONY: doctor clean
 TARGETS := Makefile $(shell sed -n 's/^\.PHONY: //p' Makefile)
+# A variable of the command line that nothing reads is a mistake, as in make creak STUDNET=x. Which are read is said in one
+# place. A make that another one starts has that one's variables too, so they are not looked at.
+VARIABLES := $(wildcard src/teacherlm/chain/variables.py)
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),'$(name)'))
+COMPLAINT := $(if $(and $(VARIABLES),$(GIVEN),$(filter 0,$(MAKELEVEL))),$(shell $(BASE_PYTHON) -I $(VARIABLES) $(GIVEN) 2>/dev/null))
+$(if $(COMPLAINT),$(error $(COMPLAINT)))
 # Each benchmarks/NAME.yaml is a target, but for names that stand above: those run by bash slurm/chain.sh NAME.
 BENCHMARKS := $(filter-out $(TARGETS),$(shell ls benchmarks | sed -n 's/^\([A-Za-z0-9][A-Za-z0-9_.-]*\)\.yaml$$/\1/p'))
 .PHONY: $(BENCHMARKS)
 
+##@ start
 help: ## list the targets
-	@grep -E '^([a-z0-9_ -]+|\$$\(BENCHMARKS\)):.*## ' $(MAKEFILE_LIST) | while IFS= read -r line; do \
+	@while IFS= read -r line; do \
+	    if [[ $$line == '##@ '* ]]; then printf '\n%s\n' "$${line#* }"; continue; fi; \
+	    [[ $$line =~ ^([a-z0-9_\ -]+|\$$\(BENCHMARKS\)):.*'## ' ]] || continue; \
 	    line=$${line/'$$(BENCHMARKS)'/'$(BENCHMARKS)'}; \
-	    printf '  %-32s %s\n' "make $${line%%:*}" "$${line##*## }"; done
-	@printf '\nVariables of a run: %s\n' "STUDENT TEACHER TASK LIMIT EPOCHS SEED NUM_TOKENS RUNS (bash slurm/chain.sh --help)"
+	    printf '  make %-20s %s\n' "$${line%%:*}" "$${line##*## }"; \
+	done <$(firstword $(MAKEFILE_LIST))
+	@printf '%s\n' '' "bash slurm/chain.sh --help lists the variables of a run, as in make creak STUDENT=bloomz-7b1 TASK=cot_tail;" \
+	    "docs/reference/ has all variables, and all programs with their flags."
 
 install: $(VENV)/installed.txt ## make .venv with every package at its pinned version
 
@@ -51,6 +62,10 @@ demo: $(INSTALLED) ## the whole chain on the sample benchmark with small real we
 	    "Type next: make sample (all 160 claims, 10 epochs), or make creak STUDENT=bloomz-7b1 on a GPU." \
 	    "For a cluster: make doctor, and docs/cluster.md; for your own benchmark or model: docs/benchmark.md, docs/model.md."
 
+doctor: ## say what this machine has and lacks for each stage, and how to mend it
+	@if [[ -x $(PYTHON) ]]; then $(PYTHON) src/teacherlm/chain/doctor.py; else $(BASE_PYTHON) src/teacherlm/chain/doctor.py; fi
+
+##@ run
 $(BENCHMARKS): $(INSTALLED) ## the whole chain on a benchmark, any of benchmarks/*.yaml: make creak STUDENT=bloomz-7b1
 	@bash slurm/chain.sh $@
 
@@ -60,6 +75,7 @@ atlas-zeroshot atlas-5-shot atlas-5-shot-multi atlas-full: $(INSTALLED) ## ATLAS
 atlas-demo: $(INSTALLED) ## retrieval and a reader on a small corpus, some minutes on a CPU
 	@bash atlas/examples/demo.sh
 
+##@ look
 report: $(INSTALLED) ## a page of each run, to look at: make report [RUN=runs/creak/all | BENCHMARK=creak LIMIT=200] OPEN=1
 	@$(LOAD_SITE) RUNS="$${RUNS:-runs}" $(STAGE_PYTHON) -P -m teacherlm report $${RUN:+"$$RUN"} $${BENCHMARK:+--benchmark "$$BENCHMARK"} \
 	    $${LIMIT:+--samples "limit-$$LIMIT"} $${OPEN:+--open}
@@ -68,6 +84,7 @@ compare: $(INSTALLED) ## a page and tables that compare runs: make compare RUNS=
 	@compared="$${RUNS:?which ones? make compare RUNS=\"creak/all creak/limit-200\"}"; unset RUNS; \
 	    $(LOAD_SITE) RUNS="$${RUNS:-runs}" $(STAGE_PYTHON) -P -m teacherlm compare $$compared $${OPEN:+--open}
 
+##@ cluster
 status: $(INSTALLED) ## how far each stage of the chains on Slurm is, and why one failed
 	@$(LOAD_SITE) $(HOST_PYTHON) -P -m teacherlm steer status
 
@@ -83,6 +100,7 @@ download: $(INSTALLED) ## fetch what jobs without internet need: make download B
 site: $(INSTALLED) ## write slurm/site.env from what Slurm says of this site, and show it
 	@$(HOST_PYTHON) -P -m teacherlm site
 
+##@ container
 container: ## build an image from its lock: make container IMAGE=cpu|gpu OUTPUT=teacherlm-cpu.sif
 	@bash containers/build.sh
 
@@ -92,6 +110,7 @@ container-test: ## run an image's own test and the demo in it: make container-te
 container-diff: ## what differs between two images: make container-diff A=one.sif B=other.sif
 	@bash containers/diff.sh "$${A:?A=one.sif B=other.sif}" "$${B:?A=one.sif B=other.sif}"
 
+##@ develop
 lock: $(VENV)/installed.txt ## look up the packages of the images and of make install anew: containers/*.lock, requirements/*.lock
 	@$(PYTHON) requirements/lock.py
 
@@ -130,9 +149,6 @@ prove: $(VENV)/installed.txt ## run the proofs on all real test sets (hours): ma
 
 perf: $(VENV)/installed.txt ## measure a stage side by side with what one would use instead: make perf STAGE=enhance
 	@PYTHONPATH="$(CURDIR)" $(PYTHON) -P -m "perf.$${STAGE:?which one? make perf STAGE=enhance}" $${CREAK_DATA:+--data "$$CREAK_DATA"}
-
-doctor: ## say what this machine has and lacks for each stage, and how to mend it
-	@if [[ -x $(PYTHON) ]]; then $(PYTHON) src/teacherlm/chain/doctor.py; else $(BASE_PYTHON) src/teacherlm/chain/doctor.py; fi
 
 clean: ## remove .venv (runs/ and the user's caches stay)
 	rm -rf $(VENV)

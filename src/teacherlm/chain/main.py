@@ -21,34 +21,15 @@ from teacherlm.chain.settings import (
     saved_variables,
 )
 from teacherlm.chain.site import Site, has_scripts, load_site
+from teacherlm.chain.variables import CHAIN, RUNNING, listing, misspelt
 from teacherlm.core.errors import UserError
 
-USAGE = """\
+USAGE = f"""\
 usage: [VARIABLE=value ...] bash slurm/chain.sh BENCHMARK      (or: make BENCHMARK VARIABLE=value ...)
        DATA_DIR=FOLDER [...] bash slurm/chain.sh atlas-SETTING  (or: make atlas-SETTING ...; docs/atlas.md)
 
-  STUDENT        the model that is finetuned: a name in models/, a folder, a hub id    MODEL, or smollm2-135m
-  TEACHER        the model that explains; or explanations that are there, field:NAME    the student
-  TASK           what is trained on: text, cot_tail, error_tail, fundamental_tail, full_tail, all    cot_tail
-                 mixed, with how often an epoch has each sample: text:1,cot_tail:2; in this order: text,cot_tail
-  LIMIT          the first so many training samples only                               all
-  EPOCHS         of finetuning                                                         10
-  SEED           of the teacher's draws and of finetuning                              0
-  NUM_TOKENS     the teacher's, at most                                                the teacher's YAML
-  TEMPERATURE    the teacher's; 0 takes the likeliest token                            1
-  MAX_FAILURES   so many samples may stay without an explanation                       0
-  FILTER         drops samples with these flags: empty, cut, repeats, copies, language, contradicts, duplicate, overlap
-                 (docs/report.md says how they are found)                              none
-  SHARDS         so many parts the teacher's work is cut into, a job each              1; here, one a GPU
-  BATCH, ACCUMULATION, LEARNING_RATE    of finetuning                                  the student's YAML
-  TOKENIZATION   of question and letter when they are scored: auto, apart or joint     auto: as the student was trained
-  RUNS           the folder under which everything goes                                runs
-  BENCHMARK_DATA (CREAK_DATA, ...)      a folder with the benchmark's files            the hub
-
-  LAUNCHER       slurm or local                                                        slurm where there is sbatch
-  NUM_GPUS       here: so many tasks at once, a GPU each                               the GPUs that are seen
-  CONTAINER      an image in which the stages run (docs/container.md)                  none: .venv
-  DRY_RUN=1      print what would be submitted, or with LAUNCHER=local started; nothing is made
+{listing(CHAIN, RUNNING)}
+example: STUDENT=smollm2-135m TASK=cot_tail LIMIT=200 bash slurm/chain.sh creak
 """
 
 
@@ -57,9 +38,13 @@ def main() -> int:
     if words in (["-h"], ["--help"]):
         print(USAGE, end="")
         return 0
+    if len(words) > 1 and all("=" in word for word in words[1:]):
+        raise UserError(plain(f"{words[1]}: variables stand before the command: {words[1]} bash slurm/chain.sh {words[0]}"))
     if len(words) != 1:
         print(USAGE, end="", file=sys.stderr)
         return 2
+    for name, meant in misspelt(os.environ).items():
+        print(f"chain.sh: warning: no chain reads {plain(name)}, which is set; did you mean {meant}?", file=sys.stderr)
     benchmark, dry_run = words[0], os.environ.get("DRY_RUN") == "1"
     by_slurm = has_scripts() if dry_run else shutil.which("sbatch")
     launcher = os.environ.get("LAUNCHER") or ("slurm" if by_slurm else "local")
