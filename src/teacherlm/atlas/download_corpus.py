@@ -15,10 +15,14 @@ class CorpusFlags:
     """Which corpus is fetched, and where it goes."""
 
     corpus: str = flag(choices=CORPORA, metavar="NAME", help=", ".join(CORPORA))
-    output_directory: Path = flag(Path("data"))
+    output_directory: Path = flag(Path("data"), help="where the files go (default: data)")
     base_url: str = flag(BASE_URL, help=f"of a mirror (default: {BASE_URL})")
 
 
 def main() -> None:
-    flags = parse(CorpusFlags, __doc__)
+    flags = parse(
+        CorpusFlags,
+        __doc__,
+        example="teacherlm download-corpus --corpus corpora/wiki/enwiki-dec2018 --output_directory data",
+    )
     fetch_all(flags.base_url, [f"{flags.corpus}/{file}" for file in FILES], flags.output_directory)

@@ -17,12 +17,14 @@ class IndexFlags:
 
     # The reference's documentation says --model where its code says --index.
     index: str = flag(spelled=("--index", "--model"), choices=INDICES, metavar="NAME", help=", ".join(INDICES))
-    output_directory: Path = flag(Path("data"))
+    output_directory: Path = flag(Path("data"), help="where the files go (default: data)")
     base_url: str = flag(BASE_URL, help=f"of a mirror (default: {BASE_URL})")
 
 
 def main() -> None:
-    flags = parse(IndexFlags, __doc__)
+    flags = parse(
+        IndexFlags, __doc__, example="teacherlm download-index --index indices/atlas/wiki/base --output_directory data"
+    )
     kinds = ("passages", "embeddings")
     names = [f"{flags.index}/{kind}.{shard}.pt" for shard in range(SHARDS) for kind in kinds]
     fetch_all(flags.base_url, names, flags.output_directory)

@@ -15,10 +15,12 @@ class ModelFlags:
     """Which checkpoint is fetched, and where it goes."""
 
     model: str = flag(choices=MODELS, metavar="NAME", help=", ".join(MODELS))
-    output_directory: Path = flag(Path("data"))
+    output_directory: Path = flag(Path("data"), help="where the files go (default: data)")
     base_url: str = flag(BASE_URL, help=f"of a mirror (default: {BASE_URL})")
 
 
 def main() -> None:
-    flags = parse(ModelFlags, __doc__)
+    flags = parse(
+        ModelFlags, __doc__, example="teacherlm download-model --model models/atlas/base --output_directory data"
+    )
     fetch_all(flags.base_url, [f"{flags.model}/model.pth.tar"], flags.output_directory)

@@ -42,10 +42,10 @@ class AtlasFlags:
     checkpoint_dir: Path = flag(Path("checkpoint"), help="where the run's folder is", group=RUN)
     model_path: str = flag("none", help="a checkpoint's folder; none: T5 and encoder as they are", group=RUN)
     eval_data: tuple[Path, ...] = flag((), help="JSON lines of questions", group=RUN)
-    task: str = flag("multiple_choice", choices=["multiple_choice"], group=RUN)
+    task: str = flag("multiple_choice", choices=["multiple_choice"], help="the only task that there is", group=RUN)
     per_gpu_batch_size: int = flag(1, help="prompts that a worker reads at a time", group=RUN)
-    precision: str = flag("fp32", choices=DTYPES, group=RUN)
-    seed: int = flag(0, group=RUN)
+    precision: str = flag("fp32", choices=DTYPES, help="data type of the computation (default: fp32)", group=RUN)
+    seed: int = flag(0, help="of all random numbers (default: 0)", group=RUN)
     main_port: int = flag(-1, help="of the first worker, under srun (default: by the job)", group=RUN)
     write_results: bool = flag(False, help="write the predictions", group=RUN)
     dont_write_passages: bool = flag(False, help="leave the passages out of them", group=RUN)
@@ -68,8 +68,10 @@ class AtlasFlags:
     generation_num_beams: int = flag(1, help="of beam search (default: 1, greedy)", group=MODEL)
     generation_length_penalty: float = flag(1.0, help="of beam search: above 0 it favours long texts", group=MODEL)
     query_side_retriever_training: bool = flag(False, help="the passage encoder has weights of its own", group=MODEL)
-    multiple_choice_num_options: int = flag(4, group=CHOICE)
-    multiple_choice_train_permutations: str = flag("single", choices=PERMUTATIONS, group=CHOICE)
+    multiple_choice_num_options: int = flag(4, help="options of a question (default: 4)", group=CHOICE)
+    multiple_choice_train_permutations: str = flag(
+        "single", choices=PERMUTATIONS, help="orders of the options in training (default: single)", group=CHOICE
+    )
     multiple_choice_eval_permutations: str = flag(
         "single",
         choices=PERMUTATIONS,
@@ -96,7 +98,9 @@ class AtlasFlags:
         group=INDEX,
     )
     index_mode: str = flag("flat", choices=["flat", "faiss"], help="exact (default) or compressed", group=INDEX)
-    faiss_index_type: str = flag("flat", choices=KINDS, group=INDEX)
+    faiss_index_type: str = flag(
+        "flat", choices=KINDS, help="how vectors are compressed (default: flat, not at all)", group=INDEX
+    )
     faiss_code_size: int | None = flag(None, help="bytes of a vector's code (pq, ivfpq)", group=INDEX)
     local_rank: int | None = flag(None, help="torchrun says it in LOCAL_RANK, srun in SLURM_LOCALID", group=UNUSED)
     alpha: float | None = flag(None, help="AdamW has no alpha; the reference does not use it either", group=UNUSED)
@@ -129,31 +133,33 @@ class TrainingFlags:
     """The flags that train.py has beside the common ones."""
 
     train_data: tuple[Path, ...] = flag((), help="JSON lines of questions", group=TRAINING)
-    total_steps: int = flag(1000, group=TRAINING)
+    total_steps: int = flag(1000, help="steps of training (default: 1000)", group=TRAINING)
     accumulation_steps: int = flag(1, help="batches of a step (default: 1)", group=TRAINING)
     shuffle: bool = flag(False, help="an order of its own for each epoch", group=TRAINING)
-    dropout: float = flag(0.1, group=TRAINING)
+    dropout: float = flag(0.1, help="of the reader (default: 0.1)", group=TRAINING)
     eval_freq: int = flag(500, help="steps between evaluations of --eval_data", group=TRAINING)
     log_freq: int = flag(100, help="steps between lines of log.jsonl", group=TRAINING)
     save_freq: int = flag(5000, help="steps between checkpoints", group=TRAINING)
     save_optimizer: bool = flag(False, help="with what another run needs to go on from them", group=TRAINING)
     lr: float = flag(1e-4, help="of the reader (default: 1e-4)", group=OPTIMIZER)
-    lr_retriever: float = flag(1e-5, group=OPTIMIZER)
-    scheduler: str = flag("cosine", choices=SCHEDULERS, group=OPTIMIZER)
-    warmup_steps: int = flag(1000, group=OPTIMIZER)
+    lr_retriever: float = flag(1e-5, help="of the retriever (default: 1e-5)", group=OPTIMIZER)
+    scheduler: str = flag(
+        "cosine", choices=SCHEDULERS, help="of both learning rates (default: cosine)", group=OPTIMIZER
+    )
+    warmup_steps: int = flag(1000, help="steps in which the learning rates rise (default: 1000)", group=OPTIMIZER)
     scheduler_steps: int | None = flag(None, help="where the schedule ends (default: --total_steps)", group=OPTIMIZER)
-    weight_decay: float = flag(0.1, group=OPTIMIZER)
+    weight_decay: float = flag(0.1, help="of AdamW (default: 0.1)", group=OPTIMIZER)
     clip: float = flag(1.0, help="the gradient's norm, at most", group=OPTIMIZER)
-    beta2: float = flag(0.999, group=OPTIMIZER)
-    epsilon: float = flag(1e-6, group=OPTIMIZER)
+    beta2: float = flag(0.999, help="of AdamW (default: 0.999)", group=OPTIMIZER)
+    epsilon: float = flag(1e-6, help="of AdamW (default: 1e-6)", group=OPTIMIZER)
     shard_optim: bool = flag(False, help="each worker keeps a share of the optimizer's states", group=OPTIMIZER)
     shard_grads: bool = flag(False, help="and of the gradients", group=OPTIMIZER)
     use_gradient_checkpoint_reader: bool = flag(False, help="less memory, more time", group=OPTIMIZER)
-    use_gradient_checkpoint_retriever: bool = flag(False, group=OPTIMIZER)
-    train_retriever: bool = flag(False, group=RETRIEVER)
+    use_gradient_checkpoint_retriever: bool = flag(False, help="less memory, more time", group=OPTIMIZER)
+    train_retriever: bool = flag(False, help="train it with the reader", group=RETRIEVER)
     gold_score_mode: str = flag("ppmean", choices=MODES, help="what it learns from", group=RETRIEVER)
-    temperature_gold: float = flag(0.01, group=RETRIEVER)
-    temperature_score: float = flag(0.01, group=RETRIEVER)
+    temperature_gold: float = flag(0.01, help="of what it learns from (default: 0.01)", group=RETRIEVER)
+    temperature_score: float = flag(0.01, help="of its own scores (default: 0.01)", group=RETRIEVER)
     freeze_retriever_steps: int = flag(-1, help="until then it does not learn", group=RETRIEVER)
     refresh_index: str = flag(
         "-1", help="-1 (never), every so many steps, or 0-100:10,100-1000000:500", group=RETRIEVER
@@ -164,14 +170,14 @@ class TrainingFlags:
 class TrainFlags(TrainingFlags, AtlasFlags):
     """All flags of train.py."""
 
-    list_missing: bool = flag(False, help=LIST_MISSING)
+    list_missing: bool = flag(False, help=LIST_MISSING, group=RUN)
 
 
 @dataclass(frozen=True)
 class EvaluateFlags(AtlasFlags):
     """All flags of evaluate.py."""
 
-    list_missing: bool = flag(False, help=LIST_MISSING)
+    list_missing: bool = flag(False, help=LIST_MISSING, group=RUN)
 
 
 Flags = TypeVar("Flags", TrainFlags, EvaluateFlags)
@@ -179,7 +185,16 @@ Flags = TypeVar("Flags", TrainFlags, EvaluateFlags)
 
 def read_training(description: str | None, words: Sequence[str] | None = None) -> TrainFlags:
     """Read the flags of train.py, and check them."""
-    return check_training(check(parse(TrainFlags, description, words)))
+    return check_training(
+        check(
+            parse(
+                TrainFlags,
+                description,
+                words,
+                "teacherlm atlas-train --reader_model_type t5-base --train_data train.jsonl --closed_book",
+            )
+        )
+    )
 
 
 def read_evaluation(description: str | None, words: Sequence[str] | None = None) -> EvaluateFlags:
@@ -187,7 +202,17 @@ def read_evaluation(description: str | None, words: Sequence[str] | None = None)
     ignored, rest = parser_of(TrainingFlags, add_help=False, allow_abbrev=False).parse_known_args(words)
     given = [f"--{one.name}" for one in fields(TrainingFlags) if one.name in vars(ignored)]
     notes = (f"ignored, of train.py: {', '.join(given)}",) if given else ()
-    return check(replace(parse(EvaluateFlags, description, rest), notes=notes))
+    return check(
+        replace(
+            parse(
+                EvaluateFlags,
+                description,
+                rest,
+                "teacherlm atlas-evaluate --reader_model_type t5-base --eval_data test.jsonl --closed_book",
+            ),
+            notes=notes,
+        )
+    )
 
 
 def say_notes(asked: AtlasFlags, stage: str) -> None:

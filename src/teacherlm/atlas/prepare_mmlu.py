@@ -47,7 +47,7 @@ Split = Mapping[str, Sequence[Record]]
 class PrepareFlags:
     """Where the archive lies, and where the question files go."""
 
-    output_directory: Path = flag(Path("data"))
+    output_directory: Path = flag(Path("data"), help="where the files go (default: data)")
     data_tar: Path | None = flag(None, excludes="source", help=f"the archive (default: fetched from {DATA_URL})")
     data_directory: Path | None = flag(
         None, excludes="source", help="or its unpacked folder, with dev/, test/ and so on"
@@ -56,7 +56,9 @@ class PrepareFlags:
 
 
 def main() -> None:
-    flags = parse(PrepareFlags, __doc__)
+    flags = parse(
+        PrepareFlags, __doc__, example="teacherlm prepare-mmlu --output_directory data/mmlu_data --data_tar data.tar"
+    )
     output = flags.output_directory / "data" / "mmlu_data"
     require_writable(output)
     run = StageRun("prepare_mmlu", output)

@@ -38,7 +38,7 @@ Predictions = dict[str, dict[Key, tuple[str, str]]]
 class ScoresFlags:
     """Which predictions are scored, and by which answers."""
 
-    predictions_path: Path = flag()
+    predictions_path: Path = flag(help="a file of predictions, or the folder of a run that has some")
     gold_path: Path = flag(help="the questions, with their answers")
     step: int = flag(16, help="of a folder's files (default: 16)")
     split: str = flag("valid", help="of a folder's files (default: valid)")
@@ -51,7 +51,11 @@ class ScoresFlags:
 
 
 def main() -> None:
-    flags = parse(ScoresFlags, __doc__)
+    flags = parse(
+        ScoresFlags,
+        __doc__,
+        example="teacherlm atlas-scores --predictions_path experiments/xl-mmlu-full --gold_path test.jsonl",
+    )
     path = predictions_there(flags.predictions_path)
     gold = read_gold(flags.gold_path)
     step, split = flags.step, flags.split

@@ -29,7 +29,8 @@ usage: [VARIABLE=value ...] bash slurm/chain.sh BENCHMARK      (or: make BENCHMA
        DATA_DIR=FOLDER [...] bash slurm/chain.sh atlas-SETTING  (or: make atlas-SETTING ...; docs/atlas.md)
 
 {listing(CHAIN, RUNNING)}
-example: STUDENT=smollm2-135m TASK=cot_tail LIMIT=200 bash slurm/chain.sh creak
+example:
+  STUDENT=smollm2-135m TASK=cot_tail LIMIT=200 bash slurm/chain.sh creak
 """
 
 
@@ -39,7 +40,9 @@ def main() -> int:
         print(USAGE, end="")
         return 0
     if len(words) > 1 and all("=" in word for word in words[1:]):
-        raise UserError(plain(f"{words[1]}: variables stand before the command: {words[1]} bash slurm/chain.sh {words[0]}"))
+        raise UserError(
+            plain(f"{words[1]}: variables stand before the command: {words[1]} bash slurm/chain.sh {words[0]}")
+        )
     if len(words) != 1:
         print(USAGE, end="", file=sys.stderr)
         return 2

@@ -59,7 +59,7 @@ class Task:
 class SteerFlags:
     """Which chains are looked at or ended."""
 
-    command: str = flag(positional=True, choices=("status", "logs", "cancel"))
+    command: str = flag(positional=True, choices=("status", "logs", "cancel"), help="what is done")
     runs: Path = flag(factory=runs_folder, help="(default: $RUNS)")
     chain: str | None = flag(
         factory=lambda: os.environ.get("CHAIN"), help="a part of its name (default: $CHAIN, or all)"
@@ -70,7 +70,7 @@ class SteerFlags:
 
 
 def main() -> int:
-    flags = parse(SteerFlags, __doc__)
+    flags = parse(SteerFlags, __doc__, example="teacherlm steer logs --stage finetune")
     chains, malformed = read_chains(find_chains(flags.runs, flags.chain))
     if not chains:
         return 2

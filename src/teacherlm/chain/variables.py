@@ -47,8 +47,8 @@ VARIABLES = (
     ),
     Variable(
         "TASK",
-        "the field that is trained on: text, cot_tail, error_tail, fundamental_tail, full_tail or all; text:1,cot_tail:2 "
-        "mixes fields, each sample so many times per epoch; text,cot_tail trains on one after the other",
+        "the field that is trained on: text, cot_tail, error_tail, fundamental_tail, full_tail or all; "
+        "text:1,cot_tail:2 mixes fields, each sample so many times per epoch; text,cot_tail takes one after the other",
         "cot_tail",
         CHAIN,
     ),
@@ -60,8 +60,8 @@ VARIABLES = (
     Variable("MAX_FAILURES", "maximum number of samples that may stay without an explanation", "0", CHAIN),
     Variable(
         "FILTER",
-        "drop samples with these flags: empty, cut, repeats, copies, language, contradicts, duplicate, overlap; several "
-        "with commas",
+        "drop samples with these flags: empty, cut, repeats, copies, language, contradicts, duplicate, overlap; "
+        "several with commas",
         "none",
         CHAIN,
     ),
@@ -75,7 +75,9 @@ VARIABLES = (
         "auto: as the student was trained",
         CHAIN,
     ),
-    Variable("REPORT_TO", "where finetuning sends its losses beside log.jsonl: none, wandb or tensorboard", "none", CHAIN),
+    Variable(
+        "REPORT_TO", "where finetuning sends its losses beside log.jsonl: none, wandb or tensorboard", "none", CHAIN
+    ),
     Variable("WANDB_PROJECT", "the project of wandb that gets them", "teacherlm", CHAIN),
     Variable(
         "BENCHMARK_DATA",
@@ -93,7 +95,9 @@ VARIABLES = (
     Variable("SITE", "the file with the site's settings", "slurm/site.env", RUNNING),
     Variable("SIGNAL_SECONDS", "a job is warned so many seconds before its time limit, and saves", "180", RUNNING),
     Variable("PEFT", "lora or qlora: train adapters only", "all weights", FINETUNING),
-    Variable("AUTO_BATCH", "1: out of memory, try again with half the batch and twice the accumulation", "", FINETUNING),
+    Variable(
+        "AUTO_BATCH", "1: out of memory, try again with half the batch and twice the accumulation", "", FINETUNING
+    ),
     Variable("SAVE_TOTAL_LIMIT", "maximum number of checkpoints that are kept", "all", FINETUNING),
     Variable("WANDB_MODE", "online, offline or disabled", "offline without a key", FINETUNING),
     Variable("DATA_DIR", "the folder with the questions, models and indices; it has to be set", "", ATLAS),

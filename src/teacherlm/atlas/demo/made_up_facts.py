@@ -58,13 +58,13 @@ PROMPT = f"question options answer title context {' '.join(LETTERS)}"
 class WorldFlags:
     """How large the world is, and where it goes."""
 
-    output_directory: Path = flag()
+    output_directory: Path = flag(help="where the files go")
     places: int = flag(400, help="how many there are (default: 400)")
-    seed: int = flag(0)
+    seed: int = flag(0, help="of all random draws (default: 0)")
 
 
 def main() -> None:
-    flags = parse(WorldFlags, __doc__)
+    flags = parse(WorldFlags, __doc__, example="teacherlm made-up-facts --output_directory world --places 400")
     draw = random.Random(flags.seed)
     places = names(flags.places, draw)
     facts = {(place, relation): draw.choice(values(relation)) for place in places for relation in RELATIONS}
