@@ -164,8 +164,8 @@ NAMES = frozenset(one.name for one in VARIABLES)
 OF_OTHERS = re.compile(
     "(HF|HUGGINGFACE|TRANSFORMERS|TOKENIZERS|DATASETS|WANDB|CUDA|NVIDIA|NCCL|GLOO|TORCH|TORCHINDUCTOR|PYTORCH|DS|VLLM"
     "|OMP|MKL|OPENBLAS|MALLOC|SLURM|SBATCH|SRUN|APPTAINER|APPTAINERENV|SINGULARITY|PIP|UV|PYTEST|PYTHON|PLAYWRIGHT"
-    "|XDG|TEACHERLM|LC|MASTER)_[A-Z0-9_]+"
-    "|V|VERBOSE|MAKE[A-Z_]*|GNUMAKEFLAGS|CC|CXX|[A-Z]+FLAGS|PYTHON[A-Z]+|PATH|HOME|SHELL|TMPDIR|LANG|TERM|COLUMNS|CI|TZ|USER|BROWSER|NO_COLOR|[a-z_]+_proxy|[A-Z]+_PROXY"
+    "|XDG|TEACHERLM|LC|MASTER|CURL|REQUESTS|SSL|ONEDNN)_[A-Z0-9_]+"
+    "|V|VERBOSE|MAKE[A-Z_]*|GNUMAKEFLAGS|CC|CXX|[A-Z]+FLAGS|PYTHON[A-Z]+|RANK|LOCAL_RANK|WORLD_SIZE|MODULEPATH|PATH|HOME|PWD|SHELL|TMPDIR|LANG|TERM|COLUMNS|CI|TZ|USER|BROWSER|NO_COLOR|[a-z_]+_proxy|[A-Z]+_PROXY"
 )
 """Variables that make itself, compilers, libraries, Slurm and the shell read."""
 
@@ -201,7 +201,7 @@ def misspelt(variables: Mapping[str, str]) -> dict[str, str]:
     """
     chains = {one.name for one in VARIABLES if one.group in (CHAIN, RUNNING) and len(one.name) >= 6}
     strange = [name for name in variables if name not in NAMES and not OF_OTHERS.fullmatch(name)]
-    near = {name: nearest(name, chains - variables.keys(), 1) for name in strange if len(name) >= 6}
+    near = {name: nearest(name, chains - variables.keys(), 1) for name in strange}
     return {name: meant for name, meant in near.items() if meant}
 
 
