@@ -60,7 +60,8 @@ demo: $(INSTALLED) ## the whole chain on the sample benchmark with small real we
 	@LIMIT=$${LIMIT:-48} NUM_TOKENS=$${NUM_TOKENS:-48} EPOCHS=$${EPOCHS:-2} LAUNCHER=local bash slurm/chain.sh sample
 	@printf '%s\n' '' "Look at the page that the line above names: the teacher's texts, the losses, each answer." \
 	    "Type next: make sample (all 160 claims, 10 epochs), or make creak STUDENT=bloomz-7b1 on a GPU." \
-	    "For a cluster: make doctor, and docs/cluster.md; for your own benchmark or model: docs/benchmark.md, docs/model.md."
+	    "For a cluster: make doctor, and docs/tutorials/cluster.md; for your own benchmark or model:" \
+	    "docs/tutorials/own-benchmark.md, docs/how-to/use-another-model.md."
 
 doctor: ## say what this machine has and lacks for each stage, and how to mend it
 	@if [[ -x $(PYTHON) ]]; then $(PYTHON) src/teacherlm/chain/doctor.py; else $(BASE_PYTHON) src/teacherlm/chain/doctor.py; fi
@@ -69,7 +70,7 @@ doctor: ## say what this machine has and lacks for each stage, and how to mend i
 $(BENCHMARKS): $(INSTALLED) ## the whole chain on a benchmark, any of benchmarks/*.yaml: make creak STUDENT=bloomz-7b1
 	@bash slurm/chain.sh $@
 
-atlas-zeroshot atlas-5-shot atlas-5-shot-multi atlas-full: $(INSTALLED) ## ATLAS on MMLU: make atlas-zeroshot DATA_DIR=... SIZE=xl (docs/atlas.md)
+atlas-zeroshot atlas-5-shot atlas-5-shot-multi atlas-full: $(INSTALLED) ## ATLAS on MMLU: make atlas-zeroshot DATA_DIR=... SIZE=xl (docs/how-to/atlas.md)
 	@bash slurm/chain.sh $@
 
 atlas-demo: $(INSTALLED) ## retrieval and a reader on a small corpus, some minutes on a CPU

@@ -16,7 +16,7 @@ main() {
     # shellcheck source=containers/apptainer.bash
     source "$(dirname -- "${BASH_SOURCE[0]}")/apptainer.bash"
     program=$(find_apptainer)
-    command -v "$program" >/dev/null || fail "there is no apptainer here; docs/container.md says how to get it"
+    command -v "$program" >/dev/null || fail "there is no apptainer here; docs/how-to/container.md says how to get it"
     root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
     export HF_HOME=${HF_HOME:-$cache/huggingface} TEACHERLM_CACHE=${TEACHERLM_CACHE:-$cache/teacherlm}
     options=(--silent exec --cleanenv --contain --pwd "$PWD")

@@ -1,8 +1,8 @@
 """ATLAS at size: search over a real corpus, the reader on real MMLU questions, and steps of training.
 
-`make perf STAGE=atlas` runs all of it; docs/atlas.md has the figures. Search is held against FAISS on the same vectors;
-reading against the same model as the reference feeds it: one prompt at a time, each passage padded to text_maxlength;
-training with gradient checkpoints and shared-out optimizer states against training without.
+`make perf STAGE=atlas` runs all of it; docs/measurements/atlas.md has the figures. Search is compared with FAISS on the
+same vectors; reading with the same model as the reference feeds it: one prompt at a time, each passage padded to
+text_maxlength; training with gradient checkpoints and shared-out optimizer states against training without.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """Records a second of the teacher: the reference's loop, `generate` in batches, this project's engine, and vLLM.
 
 All write chains of thought for the same prompts, sampled at temperature 1 with natural ends of text. The time is that
-of the generation; loading the model is not in it. `make perf STAGE=enhance` runs it; docs/enhance.md has the figures.
+of the generation; loading the model is not in it. `make perf STAGE=enhance` runs it; docs/measurements/enhance.md
+has the figures.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 All score the letters of the same questions, tokenized apart as the reference does; choices and log-likelihoods are
 compared. Loading is not in the time; memory is what scoring adds to a loaded model. `make perf STAGE=evaluate` runs it;
-docs/evaluate.md has the figures.
+docs/measurements/evaluate.md has the figures.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Real tokens a second and memory of finetuning: the reference's way, length-sorted padding, TRL, and this project.
 
 Real tokens are those of samples: padding does not count. The first step is not in the time. `make perf STAGE=finetune`
-runs it; docs/finetune.md has the figures. Scenarios: the shape of BLOOM-560m (random weights, its real vocabulary) and
-SmolLM2-135M at mixed lengths, and SmolLM2-135M on CREAK's texts, whose lengths are even.
+runs it; docs/measurements/finetune.md has the figures. Scenarios: the shape of BLOOM-560m (random weights, its real
+vocabulary) and SmolLM2-135M at mixed lengths, and SmolLM2-135M on CREAK's texts, whose lengths are even.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 CREAK's own training claims with people's explanations as the teacher's texts (--data DIR), or made-up ones, go through
 the real scripts; two students' answers to 1,000 questions are drawn. The page is opened from the disk in headless
-Chromium, anew for each repetition. `make perf STAGE=report` runs it; docs/report.md has the figures.
+Chromium, anew for each repetition. `make perf STAGE=report` runs it; docs/measurements/report.md has the figures.
 """
 
 import itertools

@@ -2,7 +2,7 @@
 
 Synthetic claims in CREAK's fields go through data_prepare.py, merge.py (of four shards, which are written here in the
 teacher's place) and data_prepare.py --post_process: the real scripts, each in a process of its own.
-`make perf STAGE=scale` runs it; docs/scale.md has the figures.
+`make perf STAGE=scale` runs it; docs/measurements/scale.md has the figures.
 """
 
 import argparse

@@ -118,7 +118,7 @@ def require_machine() -> None:
     """The packages have wheels for Linux with glibc 2.28 or newer, on processors of Intel, AMD and Arm."""
     name, version = platform.libc_ver()
     found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    image = "use the image (docs/container.md)"
+    image = "use the image (docs/how-to/container.md)"
     if sys.platform != "linux" or name != "glibc":
         fail(f"Linux with glibc was expected, found {sys.platform} with {name or 'another C library'}; {image}")
     if found < (2, 28):

@@ -1,4 +1,6 @@
-"""Every causal architecture of transformers through all stages: `make prove ONLY=sweep` writes docs/models.md's table.
+"""Every causal architecture of transformers through all stages.
+
+`make prove ONLY=sweep` writes the table of docs/reference/architectures.md.
 
 Some 15 minutes. An interrupted sweep goes on: an architecture's outcomes are kept with the code's digest.
 """

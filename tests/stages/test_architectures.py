@@ -1,4 +1,4 @@
-"""The dozen most used architectures through enhance, finetune and evaluate: as docs/models.md says, and exact."""
+"""The dozen most used architectures through all stages: exact, and as docs/reference/architectures.md has it."""
 
 import json
 

@@ -209,7 +209,7 @@ def test_light_dark_and_print(watched: Callable[..., "Page"], page_file: Path) -
 
 
 def test_ten_thousand_samples(watched: Callable[..., "Page"], tmp_path: Path) -> None:
-    """Times are in docs/report.md; here the limits are such that only another order of growth breaks them."""
+    """docs/measurements/report.md has times; the limits here are such that only another order of growth breaks them."""
     texts = [f"Reason {number} of many. So the answer is (A)." for number in range(10_000)]
     page = watched(report(write_run(tmp_path / "creak" / "all", {"cot": texts}, RUNS)))
     paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")

@@ -32,7 +32,7 @@ NEW_TOKENS = 12
 RATE = 0.125
 END = 1
 STAGE_NAMES = ("enhance", "finetune packed", "finetune padded", "evaluate")
-PAGE = ROOT / "docs" / "models.md"
+PAGE = ROOT / "docs" / "reference" / "architectures.md"
 BEGIN, AFTER = "<!-- the table: make prove ONLY=sweep -->\n", "<!-- the end of the table -->"
 
 
@@ -303,7 +303,7 @@ def row_of(outcomes: dict[str, Outcome]) -> Row:
 
 
 def write_table(rows: dict[str, Row]) -> None:
-    """Put the rows into docs/models.md, with their counts."""
+    """Put the rows into docs/reference/architectures.md, with their counts."""
     counts = {"exact in all stages": 0, "refused in all stages": 0, "refused in some": 0, "wrong": 0}
     for row in rows.values():
         cells = row[: len(STAGE_NAMES)]
@@ -324,7 +324,7 @@ def line_of(name: str, cells: Sequence[str]) -> str:
 
 
 def read_table() -> dict[str, Row]:
-    """The rows of docs/models.md."""
+    """The rows of docs/reference/architectures.md."""
     table = PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(AFTER)[0]
     lines = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("|")]
     return {name.strip(): tuple(cell.strip() for cell in cells) for name, *cells in lines[2:]}

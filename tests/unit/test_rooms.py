@@ -1,4 +1,4 @@
-"""The rooms of the package and the arrows between them: what may be imported where (docs/architecture.md)."""
+"""The rooms of the package and the arrows between them, as docs/explanation/architecture.md has them."""
 
 import ast
 import subprocess

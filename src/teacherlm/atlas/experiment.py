@@ -85,7 +85,7 @@ def main() -> int:
         raise UserError(f"a setting was expected, one of {', '.join(SETTINGS)}, and flags")
     setting, more = sys.argv[1], sys.argv[2:]
     if not os.environ.get("DATA_DIR"):
-        raise UserError("DATA_DIR is not set; it holds the questions, models and indices (docs/atlas.md)")
+        raise UserError("DATA_DIR is not set; it holds the questions, models and indices (docs/how-to/atlas.md)")
     data = DataFolder(os.environ["DATA_DIR"])
     os.environ["RUNS"] = data.path  # what an image may write to
     processes = processes_here()
@@ -146,7 +146,9 @@ def asked_domains(data: DataFolder) -> list[str]:
         return [domain]
     domains = data.domains()
     if not domains:
-        raise UserError(f"{data.questions}/5-shot: no questions there; prepare_mmlu.py makes them (docs/atlas.md)")
+        raise UserError(
+            f"{data.questions}/5-shot: no questions there; make them with prepare_mmlu.py, docs/how-to/atlas.md"
+        )
     return domains if number is None else domains[number : number + 1]
 
 

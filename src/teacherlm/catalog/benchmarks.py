@@ -1,6 +1,7 @@
 """Benchmarks: one YAML file each, which says where the data is and how a sample becomes a question.
 
-The YAML's fields are described in docs/benchmark.md. Templates are Jinja2 in a sandbox: a benchmark is data, not code.
+The YAML's fields are described in docs/reference/benchmarks.md. Templates are Jinja2 in a sandbox, because a
+benchmark is data and not code.
 
 Run as a script it answers a shell's question: `python -P -m teacherlm.catalog.benchmarks title NAME` prints what the
 benchmark's files are called by.
@@ -56,7 +57,7 @@ def is_inside(pattern: str) -> bool:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark as its YAML describes it. Fields: see docs/benchmark.md."""
+    """A benchmark as its YAML describes it. Fields: see docs/reference/benchmarks.md."""
 
     path: Path
     title: str

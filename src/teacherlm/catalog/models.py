@@ -1,6 +1,6 @@
 """Models: teacher or student, by the name of a YAML, by a folder, or by a hub id; always a local folder in the end.
 
-The YAML's fields are described in docs/model.md.
+The YAML's fields are described in docs/reference/models.md.
 
 Run as a script it answers a shell's questions: `python -P -m teacherlm.catalog.models get NAME finetune.batch [...]`
 prints one value a line, `... request NAME finetune` the arguments of sbatch for its job, `... folder NAME` makes the
@@ -99,7 +99,7 @@ STAGES = tuple(asdict(Slurm()))
 
 @dataclass(frozen=True)
 class Model:
-    """A model as its YAML describes it, or as a folder or hub id stands for itself. Fields: see docs/model.md.
+    """A model as its YAML describes it, or as a folder or hub id stands for itself (docs/reference/models.md).
 
     `enhance`, `finetune` and `slurm` are recommended values; a model without a YAML is run with their defaults.
     """

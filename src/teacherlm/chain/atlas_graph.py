@@ -168,7 +168,8 @@ def needed(settings: AtlasSettings, data: DataFolder) -> tuple[str, ...]:
 
 
 def absences(settings: AtlasSettings, data: DataFolder) -> list[Absence]:
-    message = "{} is not there, and jobs have no internet: atlas/preprocessing/download_*.py fetch it (docs/atlas.md)"
+    where = "fetch it with atlas/preprocessing/download_*.py (docs/how-to/atlas.md)"
+    message = "{} is not there, and jobs have no internet; " + where
     return [(path, message.format(path)) for path in needed(settings, data) if not Path(path).exists()]
 
 

@@ -87,7 +87,7 @@ def way(findings: list, fit: list, of_site: list) -> str:
     """
     states = {name: state for state, name, _ in findings}
     if os.environ.get("CONTAINER"):
-        return "nothing: CONTAINER names an image, and the stages run in it (docs/container.md)"
+        return "nothing: CONTAINER names an image, and the stages run in it (docs/how-to/container.md)"
     if states["packages"] == OK:
         return "nothing: .venv is there"
     if states["C library"] == OK:
@@ -99,7 +99,9 @@ def way(findings: list, fit: list, of_site: list) -> str:
         if shutil.which("uv"):
             return "uv python install 3.12 && make BASE_PYTHON=$(uv python find 3.12) INSTALLER=uv install"
     if states["Apptainer"] == OK:
-        return "the image: make container here, or where you are root, then CONTAINER=FILE.sif (docs/container.md)"
+        return (
+            "the image: make container here or where you are root, then CONTAINER=FILE.sif (docs/how-to/container.md)"
+        )
     if states["C library"] != OK:
         return "the image is the only way with this C library, and there is no Apptainer: ask the site for it"
     return "a Python of 3.11 to 3.14 with its venv: ask the site, or install uv (one file, no root), which brings one"
@@ -149,7 +151,7 @@ def c_library() -> Finding:
     text = "{} {}".format(name or "no glibc", version).strip()
     if name == "glibc" and tuple(int(part) for part in re.findall("[0-9]+", version)[:2]) >= GLIBC:
         return OK, "C library", text
-    return LACKS, "C library", text + "; the packages need glibc 2.28: use the image (docs/container.md)"
+    return LACKS, "C library", text + "; the packages need glibc 2.28: use the image (docs/how-to/container.md)"
 
 
 def driver() -> Finding:

@@ -29,7 +29,7 @@ def main() -> int:
         return 2
     benchmark = words[0]
     if is_atlas(benchmark):
-        raise UserError("atlas/preprocessing/download_*.py fetch what ATLAS's experiments need (docs/atlas.md)")
+        raise UserError("atlas/preprocessing/download_*.py fetch what ATLAS's experiments need (docs/how-to/atlas.md)")
     if has_scripts():
         load_site(saved_variables(benchmark))
     graph = read_graph(benchmark)

@@ -26,7 +26,7 @@ from teacherlm.core.errors import UserError
 
 USAGE = f"""\
 usage: [VARIABLE=value ...] bash slurm/chain.sh BENCHMARK      (or: make BENCHMARK VARIABLE=value ...)
-       DATA_DIR=FOLDER [...] bash slurm/chain.sh atlas-SETTING  (or: make atlas-SETTING ...; docs/atlas.md)
+       DATA_DIR=FOLDER [...] bash slurm/chain.sh atlas-SETTING  (or: make atlas-SETTING ...; docs/how-to/atlas.md)
 
 {listing(CHAIN, RUNNING)}
 example:

@@ -143,7 +143,7 @@ def read_atlas_settings(name: str, variables: Mapping[str, str]) -> AtlasSetting
     if setting not in SETTINGS:
         raise UserError(plain(f"there is no {name}; there are: {', '.join(f'atlas-{one}' for one in SETTINGS)}"))
     if not variables.get("DATA_DIR"):
-        raise UserError("DATA_DIR is not set; it holds the questions, models and indices (docs/atlas.md)")
+        raise UserError("DATA_DIR is not set; it holds the questions, models and indices (docs/how-to/atlas.md)")
     size = variables.get("SIZE") or "xl"
     experiment = variables.get("EXPERIMENT_NAME") or f"{size}-mmlu-{setting}"
     if not EXPERIMENT.fullmatch(experiment):

@@ -61,7 +61,7 @@ VARIABLES = (
     Variable(
         "FILTER",
         "drop samples with these flags: empty, cut, repeats, copies, language, contradicts, duplicate, overlap; "
-        "several with commas",
+        "several with commas (docs/reference/quality-flags.md)",
         "none",
         CHAIN,
     ),
@@ -89,7 +89,7 @@ VARIABLES = (
     Variable("LAUNCHER", "slurm, or local for this machine", "slurm where there is sbatch", RUNNING),
     Variable("DRY_RUN", "1: print what would be submitted or started, and make nothing", "", RUNNING),
     Variable("NUM_GPUS", "number of tasks on one machine at once, a GPU each", "the GPUs that are seen", RUNNING),
-    Variable("CONTAINER", "the image in which the stages run", "none: .venv", RUNNING),
+    Variable("CONTAINER", "the image in which the stages run (docs/how-to/container.md)", "none: .venv", RUNNING),
     Variable("APPTAINER_BIND", "further folders that the image sees, in Apptainer's own form", "", RUNNING),
     Variable("PYTHON", "the Python that runs the stages", ".venv, or python3", RUNNING),
     Variable("SITE", "the file with the site's settings", "slurm/site.env", RUNNING),

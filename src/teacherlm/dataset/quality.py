@@ -1,4 +1,6 @@
-"""What is wrong with the teacher's texts, measured while post-processing: a flag for each fault (docs/report.md).
+"""What is wrong with the teacher's texts, measured while post-processing: a flag for each fault.
+
+docs/reference/quality-flags.md has the flags.
 
 Writes TITLE_quality.jsonl, a line a sample: {"flags": {"cot": ["cut"], "question": ["overlap"]}, "evidence": [...]},
 and its manifest with the counts. Time grows with the number of samples, memory by some 30 bytes each.

@@ -138,7 +138,7 @@ def comparisons(experiments: Sequence[Experiment]) -> Section:
     names = list(answers)
     pairs = [compare(a, answers[a], b, answers[b]) for n, a in enumerate(names) for b in names[n + 1 :]]
     rows = [sections.pair_row(pair) for pair in with_holm([pair for pair in pairs if pair.n])]
-    words = "Debiased choices of two experiments on the same questions; see docs/report.md."
+    words = "Debiased choices of two experiments on the same questions; see docs/reference/report.md."
     parts = [Part("", words, head=sections.PAIRS_HEAD, rows=rows, name="pairs-atlas")] if rows else []
     return Section("comparisons", "Comparisons", parts)
 

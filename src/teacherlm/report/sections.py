@@ -188,7 +188,7 @@ def quality(run: RunFolder) -> Section:
             kinds = [kind for kind, found in counts.items() if isinstance(found, dict)]
             flags = list(dict.fromkeys(flag for kind in kinds for flag in counts[kind]))
             rows = [(flag, *(counts[kind].get(flag) for kind in kinds)) for flag in flags]
-            words = f"Of {counts['records']} samples so many have the flag; docs/report.md says how each is found."
+            words = f"How many of {counts['records']} samples have each flag (docs/reference/quality-flags.md)."
             parts.append(
                 Part(path.parent.name, words, head=("flag", *kinds), rows=rows, name=f"quality-{path.parent.name}")
             )

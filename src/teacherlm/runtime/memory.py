@@ -11,8 +11,8 @@ def keep_freed_memory() -> None:
     """Let large tensors be made from memory that earlier ones freed, instead of pages new from the system.
 
     glibc gives blocks of 32 MiB and more, and its free upper end, back to the system, and the next tensor's pages are
-    mapped and cleared again one by one: a fourth of a training step in bfloat16 (docs/finetune.md). Nothing happens
-    where the C library is another, or when the user has set MALLOC_ variables.
+    mapped and cleared again one by one: a fourth of a training step in bfloat16 (docs/measurements/finetune.md).
+    Nothing happens where the C library is another, or when the user has set MALLOC_ variables.
 
     Batches of ever other sizes leave ever other gaps, so what is kept grows: `give_back_freed_memory` now and then.
     """

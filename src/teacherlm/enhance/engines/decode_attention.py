@@ -3,7 +3,7 @@
 With grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245) several query heads share one key-value head. The
 library repeats keys and values for each of them; here the heads of a group stand where the positions of a longer query
 would. On a CPU two batched products are several times as fast as torch's fused kernel, which is made for long queries:
-docs/enhance.md has the figures.
+docs/measurements/enhance.md has the figures.
 """
 
 from typing import Any

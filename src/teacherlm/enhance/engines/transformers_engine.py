@@ -3,7 +3,7 @@
 Sequences that end leave the batch at once and waiting prompts take their places, so that a long text does not make the
 others' places idle. The keys and values of the batch are one buffer a layer in which all rows end at the same column
 (padding is hidden by the attention mask). A model that this does not compute exactly is continued by the library, one
-prompt at a time. Measurements against other ways: docs/enhance.md.
+prompt at a time. Measurements against other ways: docs/measurements/enhance.md.
 """
 
 import inspect
