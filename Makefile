@@ -21,7 +21,7 @@ LOAD_SITE := source slurm/python.bash && source slurm/site.bash && load_site && 
 
 .PHONY: help install demo atlas-zeroshot atlas-5-shot atlas-5-shot-multi atlas-full atlas-demo report compare status logs cancel download site container container-test container-diff
 .PHONY: lock test test-fast coverage fuzz test-newcomer test-cluster check-gpu prove lint perf
-.PHONY: doctor clean
+.PHONY: doctor docs clean
 TARGETS := Makefile $(shell sed -n 's/^\.PHONY: //p' Makefile)
 # A variable of the command line that nothing reads is a mistake, as in make creak STUDNET=x. Which are read is said in one
 # place. A make that another one starts has that one's variables too, so they are not looked at.
@@ -114,6 +114,12 @@ container-diff: ## what differs between two images: make container-diff A=one.si
 ##@ develop
 lock: $(VENV)/installed.txt ## look up the packages of the images and of make install anew: containers/*.lock, requirements/*.lock
 	@$(PYTHON) requirements/lock.py
+
+docs: $(VENV)/installed.txt ## build the site of docs/, the code and the demo's report into site/; without a run of the demo it runs it first
+	@$(PYTHON) docs/make_reference.py
+	@[[ -f $${REPORT:-runs/sample/limit-48/report/index.html} ]] || $(MAKE) demo RUNS=runs LIMIT=48
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -P -m mkdocs build --quiet
+	@echo "site/index.html: open it in a browser; it needs no server and no network"
 
 test: $(VENV)/installed.txt ## run the tests
 	@$(PYTHON) -P -m pytest --numprocesses $${TEST_WORKERS:-2} --dist worksteal

@@ -9,7 +9,7 @@ import itertools
 
 
 def orders(n: int, kind: str) -> list[tuple[int, ...]]:
-    """orders[o][place] is the choice that stands there in order o; the first order is the question's own.
+    """`orders[o][place]` is the choice that stands there in order o; the first order is the question's own.
 
     Args:
         n: number of choices.

@@ -67,7 +67,7 @@ def never_runs(job: str) -> str | None:
 
 
 def seconds_of(time: str) -> int:
-    """Of Slurm's [days-][hours:]minutes:seconds; infinite and UNLIMITED are more than any job asks for."""
+    """Of Slurm's `[days-][hours:]minutes:seconds`; infinite and UNLIMITED are more than any job asks for."""
     if not re.fullmatch(r"([0-9]+-)?[0-9]+(:[0-9]+)*", time):
         return FOR_EVER
     days, _, clock = time.rpartition("-")

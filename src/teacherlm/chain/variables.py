@@ -128,6 +128,7 @@ VARIABLES = (
     Variable("BASE_PYTHON", "install: the Python of which .venv is made", "the first of 3.11 to 3.14", MAKE),
     Variable("TORCH", "install: which build of torch, cpu or cuda", "cuda where there is a GPU", MAKE),
     Variable("INSTALLER", "install: pip, or uv, which has to be there", "pip", MAKE),
+    Variable("REPORT", "docs: the page of the demo's report that the site shows", "that of make demo", MAKE),
     Variable("TEST_WORKERS", "test, test-fast: number of tests at a time", "2", MAKE),
     Variable("WHOLE", "test-cluster: 1 runs the slow tests too", "", MAKE),
     Variable("SUITE", "test-newcomer: bookworm or trixie", "trixie", MAKE),

@@ -57,7 +57,7 @@ def debias(results: Sequence[float], orders: Sequence[tuple[int, ...]]) -> list[
 
     Args:
         results: log-likelihoods of the letters, of the first order, then of the second, and so on.
-        orders: orders[o][p] is the choice that stands at letter p in order o.
+        orders: `orders[o][p]` is the choice that stands at letter p in order o.
     """
     logprobs_OC = log_softmax(np.asarray(results, dtype=np.float64).reshape(len(orders), -1), axis=1)
     aligned_OC = np.take_along_axis(logprobs_OC, np.argsort(orders, axis=1), axis=1)
