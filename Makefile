@@ -118,7 +118,7 @@ lock: $(VENV)/installed.txt ## look up the packages of the images and of make in
 docs: $(VENV)/installed.txt ## build the site of docs/, the code and the demo's report into site/; without a run of the demo it runs it first
 	@$(PYTHON) docs/make_reference.py
 	@[[ -f $${REPORT:-runs/sample/limit-48/report/index.html} ]] || $(MAKE) demo RUNS=runs LIMIT=48
-	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -P -m mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -P -m mkdocs build
 	@echo "site/index.html: open it in a browser; it needs no server and no network"
 
 test: $(VENV)/installed.txt ## run the tests
