@@ -10,6 +10,8 @@ usage: [IMAGE=cpu|gpu] [OUTPUT=FILE.sif] bash containers/build.sh      (or: make
   IMAGE           which lock, containers/cpu.lock or containers/gpu.lock                cpu
   OUTPUT          the image                                                             teacherlm-IMAGE.sif
   DEBIAN_MIRROR   where the base system comes from                                      that of this machine's apt
+
+example: IMAGE=cpu OUTPUT=teacherlm-cpu.sif bash containers/build.sh
 END
 }
 

@@ -4,6 +4,7 @@ set -euo pipefail
 
 usage() {
     echo "usage: bash $(basename -- "$0") MODEL [FLAG ...]   (FLAG ... and variables: as run_hf.sh --help says)"
+    echo "example: bash $(basename -- "$0") smollm2-135m --limit 10"
 }
 
 [[ ${1:-} == -h || ${1:-} == --help ]] && { usage; exit 0; }

@@ -12,6 +12,8 @@ usage: bash $(basename -- "$0") MODEL TASK[,TASK ...] [FLAG ...]
   FLAG ...  go to main.py: --batch_size, --output_path, --checkpoints, ... (main.py --help)
 
   NUM_GPUS  processes that share the questions, a GPU each (default: all that are seen); without a GPU they share the CPU
+
+example: bash $(basename -- "$0") smollm2-135m creak --limit 100
 EOF
 }
 
