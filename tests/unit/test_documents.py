@@ -9,6 +9,8 @@ import pytest
 from support.documents import anchors, blocks_to_run, is_as_said, links, markdown_files
 from support.programs import ROOT
 
+from teacherlm.chain.variables import complaint
+
 FILES = markdown_files()
 
 
@@ -38,6 +40,15 @@ def test_pages_that_code_and_messages_name_are_there() -> None:
     found = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
     assert found
     assert [line for line in found if not (ROOT / line.rsplit(":", 1)[1]).is_file()] == []
+
+
+def test_make_accepts_the_variables_of_the_commands_in_the_documents() -> None:
+    commands = [
+        line for file in FILES for line in re.findall(r"\bmake [a-z][^`\n#|]*", file.read_text(encoding="utf-8"))
+    ]
+    given = {name for command in commands for name in re.findall(r" ([A-Z][A-Z0-9_]*)=", command)}
+    assert {"STUDENT", "RUNS", "CREAK_DATA"} <= given
+    assert complaint(sorted(given - {"CAPITALS_DATA"})) is None  # of the benchmark that the tutorial writes
 
 
 def test_headings_have_the_names_that_github_gives_them() -> None:
