@@ -1,4 +1,4 @@
-# The commands of this project. `make help` lists them.
+# The commands of this project. `make help` lists them under the headings that begin with ##@.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -21,17 +21,28 @@ LOAD_SITE := source slurm/python.bash && source slurm/site.bash && load_site && 
 
 .PHONY: help install demo atlas-zeroshot atlas-5-shot atlas-5-shot-multi atlas-full atlas-demo report compare status logs cancel download site container container-test container-diff
 .PHONY: lock test test-fast coverage fuzz test-newcomer test-cluster check-gpu prove lint perf
-.PHONY: doctor clean
+.PHONY: doctor docs clean
 TARGETS := Makefile $(shell sed -n 's/^\.PHONY: //p' Makefile)
+# A variable on the command line that nothing reads is a mistake, such as make creak STUDNET=x. That file has the list of all
+# variables. A make that was started by another make also gets the other one's variables, so it does not check them.
+VARIABLES := $(wildcard src/teacherlm/chain/variables.py)
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),'$(name)'))
+COMPLAINT := $(if $(and $(VARIABLES),$(GIVEN),$(filter 0,$(MAKELEVEL))),$(shell $(BASE_PYTHON) -I $(VARIABLES) $(GIVEN) 2>/dev/null))
+$(if $(COMPLAINT),$(error $(COMPLAINT)))
 # Each benchmarks/NAME.yaml is a target, unless NAME is one of the targets above: then run bash slurm/chain.sh NAME.
 BENCHMARKS := $(filter-out $(TARGETS),$(shell ls benchmarks | sed -n 's/^\([A-Za-z0-9][A-Za-z0-9_.-]*\)\.yaml$$/\1/p'))
 .PHONY: $(BENCHMARKS)
 
+##@ start
 help: ## list the targets
-	@grep -E '^([a-z0-9_ -]+|\$$\(BENCHMARKS\)):.*## ' $(MAKEFILE_LIST) | while IFS= read -r line; do \
+	@while IFS= read -r line; do \
+	    if [[ $$line == '##@ '* ]]; then printf '\n%s\n' "$${line#* }"; continue; fi; \
+	    [[ $$line =~ ^([a-z0-9_\ -]+|\$$\(BENCHMARKS\)):.*'## ' ]] || continue; \
 	    line=$${line/'$$(BENCHMARKS)'/'$(BENCHMARKS)'}; \
-	    printf '  %-32s %s\n' "make $${line%%:*}" "$${line##*## }"; done
-	@printf '\nVariables of a run: %s\n' "STUDENT TEACHER TASK LIMIT EPOCHS SEED NUM_TOKENS RUNS (bash slurm/chain.sh --help)"
+	    printf '  make %-20s %s\n' "$${line%%:*}" "$${line##*## }"; \
+	done <$(firstword $(MAKEFILE_LIST))
+	@printf '%s\n' '' "bash slurm/chain.sh --help lists the variables of a run, as in make creak STUDENT=bloomz-7b1 TASK=cot_tail;" \
+	    "docs/reference/ has all variables, and all programs with their flags."
 
 install: $(VENV)/installed.txt ## make .venv with every package at its pinned version
 
@@ -52,6 +63,10 @@ demo: $(INSTALLED) ## run the whole chain on the sample benchmark with small rea
 	    "For a cluster: make doctor, and docs/tutorials/cluster.md; for your own benchmark or model:" \
 	    "docs/tutorials/own-benchmark.md, docs/how-to/use-another-model.md."
 
+doctor: ## print what this machine has and lacks for each stage, and how to fix it
+	@if [[ -x $(PYTHON) ]]; then $(PYTHON) src/teacherlm/chain/doctor.py; else $(BASE_PYTHON) src/teacherlm/chain/doctor.py; fi
+
+##@ run
 $(BENCHMARKS): $(INSTALLED) ## run the whole chain on a benchmark of benchmarks/*.yaml: make creak STUDENT=bloomz-7b1
 	@bash slurm/chain.sh $@
 
@@ -61,6 +76,7 @@ atlas-zeroshot atlas-5-shot atlas-5-shot-multi atlas-full: $(INSTALLED) ## run a
 atlas-demo: $(INSTALLED) ## run retrieval and a reader on a small corpus, some minutes on a CPU
 	@bash atlas/examples/demo.sh
 
+##@ look
 report: $(INSTALLED) ## make a page for each run: make report [RUN=runs/creak/all | BENCHMARK=creak LIMIT=200] OPEN=1
 	@$(LOAD_SITE) RUNS="$${RUNS:-runs}" $(STAGE_PYTHON) -P -m teacherlm report $${RUN:+"$$RUN"} $${BENCHMARK:+--benchmark "$$BENCHMARK"} \
 	    $${LIMIT:+--samples "limit-$$LIMIT"} $${OPEN:+--open}
@@ -69,6 +85,7 @@ compare: $(INSTALLED) ## make a page and tables that compare runs: make compare 
 	@compared="$${RUNS:?which ones? make compare RUNS=\"creak/all creak/limit-200\"}"; unset RUNS; \
 	    $(LOAD_SITE) RUNS="$${RUNS:-runs}" $(STAGE_PYTHON) -P -m teacherlm compare $$compared $${OPEN:+--open}
 
+##@ cluster
 status: $(INSTALLED) ## show how far each stage of the chains on Slurm is, and why a stage failed
 	@$(LOAD_SITE) $(HOST_PYTHON) -P -m teacherlm steer status
 
@@ -84,6 +101,7 @@ download: $(INSTALLED) ## download what jobs without internet need: make downloa
 site: $(INSTALLED) ## write slurm/site.env from what Slurm reports about this site, and print it
 	@$(HOST_PYTHON) -P -m teacherlm site
 
+##@ container
 container: ## build an image from its lock: make container IMAGE=cpu|gpu OUTPUT=teacherlm-cpu.sif
 	@bash containers/build.sh
 
@@ -93,8 +111,15 @@ container-test: ## test an image, and run the demo in it: make container-test CO
 container-diff: ## print the differences between two images: make container-diff A=one.sif B=other.sif
 	@bash containers/diff.sh "$${A:?A=one.sif B=other.sif}" "$${B:?A=one.sif B=other.sif}"
 
+##@ develop
 lock: $(VENV)/installed.txt ## resolve the packages of the images and of make install again: containers/*.lock, requirements/*.lock
 	@$(PYTHON) requirements/lock.py
+
+docs: $(VENV)/installed.txt ## build the site of docs/, the code and the demo's report into site/; without a run of the demo it runs it first
+	@$(PYTHON) docs/make_reference.py
+	@[[ -f $${REPORT:-runs/sample/limit-48/report/index.html} ]] || $(MAKE) demo RUNS=runs LIMIT=48
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -P -m mkdocs build
+	@echo "site/index.html: open it in a browser; it needs no server and no network"
 
 test: $(VENV)/installed.txt ## run the tests
 	@$(PYTHON) -P -m pytest --numprocesses $${TEST_WORKERS:-2} --dist worksteal
@@ -134,9 +159,6 @@ prove: $(VENV)/installed.txt ## run the proofs on all real test sets, which take
 
 perf: $(VENV)/installed.txt ## measure a stage beside the usual alternative: make perf STAGE=enhance
 	@PYTHONPATH="$(CURDIR)" $(PYTHON) -P -m "perf.$${STAGE:?which one? make perf STAGE=enhance}" $${CREAK_DATA:+--data "$$CREAK_DATA"}
-
-doctor: ## print what this machine has and lacks for each stage, and how to fix it
-	@if [[ -x $(PYTHON) ]]; then $(PYTHON) src/teacherlm/chain/doctor.py; else $(BASE_PYTHON) src/teacherlm/chain/doctor.py; fi
 
 clean: ## remove .venv (runs/ and the user's caches stay)
 	rm -rf $(VENV)

@@ -10,6 +10,8 @@ usage: [IMAGE=cpu|gpu] [OUTPUT=FILE.sif] bash containers/build.sh      (or: make
   IMAGE           the lock to use: containers/cpu.lock or containers/gpu.lock           cpu
   OUTPUT          the image file to write                                               teacherlm-IMAGE.sif
   DEBIAN_MIRROR   the address of the mirror of the base system                          the mirror of this machine's apt
+
+example: IMAGE=cpu OUTPUT=teacherlm-cpu.sif bash containers/build.sh
 END
 }
 

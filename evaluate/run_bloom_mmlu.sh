@@ -4,6 +4,7 @@ set -euo pipefail
 
 usage() {
     echo "usage: bash $(basename -- "$0") MODEL [FLAG ...]   (run_hf.sh --help lists the flags and variables)"
+    echo "example: bash $(basename -- "$0") smollm2-135m --limit 10"
 }
 
 [[ ${1:-} == -h || ${1:-} == --help ]] && { usage; exit 0; }

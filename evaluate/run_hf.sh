@@ -13,6 +13,8 @@ usage: bash $(basename -- "$0") MODEL TASK[,TASK ...] [FLAG ...]
 
   NUM_GPUS  number of processes, which split the questions and use one GPU each (default: the number of visible GPUs);
             without a GPU they use the CPU
+
+example: bash $(basename -- "$0") smollm2-135m creak --limit 100
 EOF
 }
 

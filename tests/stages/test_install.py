@@ -375,7 +375,7 @@ def test_pip_installs_the_same_refuses_another_digest_and_says_that_there_is_no_
     assert "hash" in line.lower(), line
     lock(checkout / "requirements", "torch", make_wheel(checkout.parent / "wheels", "torch", "2.0+cpu"))
     line = error(make(checkout, INSTALLER="pip", **WITHOUT_NETWORK))
-    said = "make install: error: torch (190 MB to download): no package index answers: Connection refused (complete output: "
+    said = "make install: error: torch (190 MB to download): no package index answers: Connection refused "
     assert line.startswith(said), line
 
 

@@ -25,7 +25,6 @@ PUBLIC_MODULES = {
 LIBRARIES = ("transformers", "torch", "accelerate", "deepspeed", "lm_eval", "peft", "datasets", "vllm", "safetensors")
 REBOUND = {
     ("scoring/old_modules.py", "datasets.load_metric"),  # task files import it, and the library no longer has it
-    ("finetune/arguments.py", "parser.error = refuse"),  # argparse documents it for subclasses
     ("finetune/chunked_loss.py", "head.forward = types.MethodType(chunked, head)"),
     ("finetune/single_samples.py", "model.forward = one_at_a_time"),
     ("finetune/chunked_loss.py", "inner.loss_function = finish"),  # a property that can be set

@@ -22,6 +22,8 @@ $VARIABLES
 Afterwards: python evaluation_scripts/evaluate_mmlu_predictions.py --predictions_path DATA_DIR/experiments/EXPERIMENT_NAME \\
     --gold_path DATA_DIR/data/mmlu_data/full/combined_test.jsonl \\
     --select-step DATA_DIR/data/mmlu_data/full/combined_valid.jsonl
+
+example: DATA_DIR=/data/atlas SIZE=base bash examples/mmlu/mmlu-full.sh
 EOF
 }
 

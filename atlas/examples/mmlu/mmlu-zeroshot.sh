@@ -22,6 +22,8 @@ $VARIABLES
 Afterwards: python evaluation_scripts/evaluate_mmlu_predictions.py \\
     --predictions_path DATA_DIR/experiments/EXPERIMENT_NAME/combined_test-step-0.jsonl \\
     --gold_path DATA_DIR/data/mmlu_data/5-shot-multitask/combined_test.jsonl
+
+example: DATA_DIR=/data/atlas SIZE=base bash examples/mmlu/mmlu-zeroshot.sh
 EOF
 }
 

@@ -20,5 +20,9 @@ class CorpusFlags:
 
 
 def main() -> None:
-    flags = parse(CorpusFlags, __doc__)
+    flags = parse(
+        CorpusFlags,
+        __doc__,
+        example="teacherlm download-corpus --corpus corpora/wiki/enwiki-dec2018 --output_directory data",
+    )
     fetch_all(flags.base_url, [f"{flags.corpus}/{file}" for file in FILES], flags.output_directory)

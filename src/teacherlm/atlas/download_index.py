@@ -24,7 +24,9 @@ class IndexFlags:
 
 
 def main() -> None:
-    flags = parse(IndexFlags, __doc__)
+    flags = parse(
+        IndexFlags, __doc__, example="teacherlm download-index --index indices/atlas/wiki/base --output_directory data"
+    )
     kinds = ("passages", "embeddings")
     names = [f"{flags.index}/{kind}.{shard}.pt" for shard in range(SHARDS) for kind in kinds]
     fetch_all(flags.base_url, names, flags.output_directory)

@@ -20,5 +20,7 @@ class ModelFlags:
 
 
 def main() -> None:
-    flags = parse(ModelFlags, __doc__)
+    flags = parse(
+        ModelFlags, __doc__, example="teacherlm download-model --model models/atlas/base --output_directory data"
+    )
     fetch_all(flags.base_url, [f"{flags.model}/model.pth.tar"], flags.output_directory)

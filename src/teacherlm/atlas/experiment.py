@@ -67,7 +67,20 @@ class DataFolder:
         return [name for name in names if re.fullmatch(r"[A-Za-z0-9_-]+", name)]  # other names are not domains of MMLU
 
 
+USAGE = f"""\
+usage: DATA_DIR=FOLDER [VARIABLE=value ...] teacherlm atlas-experiment {{{",".join(SETTINGS)}}} [FLAG ...]
+       (the same as atlas/examples/mmlu/mmlu-SETTING.sh, whose --help lists the variables;
+       FLAG ... as teacherlm atlas-train --help lists them)
+
+example:
+  DATA_DIR=/data/atlas SIZE=base teacherlm atlas-experiment zeroshot
+"""
+
+
 def main() -> int:
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print(USAGE, end="")
+        return 0
     if len(sys.argv) < 2 or sys.argv[1] not in SETTINGS:
         raise UserError(f"a setting was expected, one of {', '.join(SETTINGS)}, followed by flags")
     setting, more = sys.argv[1], sys.argv[2:]

@@ -225,14 +225,14 @@ class TrainingFlags:
 class TrainFlags(TrainingFlags, AtlasFlags):
     """All flags of train.py."""
 
-    list_missing: bool = flag(False, help=LIST_MISSING)
+    list_missing: bool = flag(False, help=LIST_MISSING, group=RUN)
 
 
 @dataclass(frozen=True)
 class EvaluateFlags(AtlasFlags):
     """All flags of evaluate.py."""
 
-    list_missing: bool = flag(False, help=LIST_MISSING)
+    list_missing: bool = flag(False, help=LIST_MISSING, group=RUN)
 
 
 Flags = TypeVar("Flags", TrainFlags, EvaluateFlags)
@@ -240,7 +240,16 @@ Flags = TypeVar("Flags", TrainFlags, EvaluateFlags)
 
 def read_training(description: str | None, words: Sequence[str] | None = None) -> TrainFlags:
     """Read the flags of train.py, and check them."""
-    return check_training(check(parse(TrainFlags, description, words)))
+    return check_training(
+        check(
+            parse(
+                TrainFlags,
+                description,
+                words,
+                "teacherlm atlas-train --reader_model_type t5-base --train_data train.jsonl --closed_book",
+            )
+        )
+    )
 
 
 def read_evaluation(description: str | None, words: Sequence[str] | None = None) -> EvaluateFlags:

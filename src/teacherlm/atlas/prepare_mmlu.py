@@ -57,7 +57,9 @@ class PrepareFlags:
 
 
 def main() -> None:
-    flags = parse(PrepareFlags, __doc__)
+    flags = parse(
+        PrepareFlags, __doc__, example="teacherlm prepare-mmlu --output_directory data/mmlu_data --data_tar data.tar"
+    )
     output = flags.output_directory / "data" / "mmlu_data"
     require_writable(output)
     run = StageRun("prepare_mmlu", output)

@@ -51,7 +51,11 @@ class ScoresFlags:
 
 
 def main() -> None:
-    flags = parse(ScoresFlags, __doc__)
+    flags = parse(
+        ScoresFlags,
+        __doc__,
+        example="teacherlm atlas-scores --predictions_path experiments/xl-mmlu-full --gold_path test.jsonl",
+    )
     path = predictions_there(flags.predictions_path)
     gold = read_gold(flags.gold_path)
     step, split = flags.step, flags.split

@@ -29,7 +29,7 @@ class Partition:
 
 
 def main() -> None:
-    parser = Parser(description=__doc__)
+    parser = Parser(description=__doc__, epilog="example: teacherlm site --output slurm/site.env")
     parser.add_argument("--output", type=Path, default=SITE, help="the file to write (default: slurm/site.env)")
     args = parser.parse_args()
     if args.output.exists():

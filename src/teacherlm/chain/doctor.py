@@ -31,7 +31,19 @@ Finding = tuple
 """(ok, LACKS or note; what was checked; what was found, and how to fix it)"""
 
 
+USAGE = """\
+usage: make doctor      (or: teacherlm doctor)
+
+Say what this machine has and lacks for each stage, how to mend it, and which way of installing to take here.
+
+example:
+  make doctor"""
+
+
 def main() -> int:
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print(USAGE)
+        return 0
     try:
         Path.cwd()
     except FileNotFoundError:

@@ -12,7 +12,11 @@ from teacherlm.core.errors import UserError
 from teacherlm.core.owners import make_own_folder
 from teacherlm.runtime.launcher import stage_python
 
-USAGE = "usage: [STUDENT=...] [TEACHER=...] [TASK=...] bash slurm/download.sh BENCHMARK"
+USAGE = """\
+usage: [STUDENT=...] [TEACHER=...] [TASK=...] bash slurm/download.sh BENCHMARK
+
+example:
+  STUDENT=bloomz-7b1 bash slurm/download.sh creak"""
 
 
 def main() -> int:

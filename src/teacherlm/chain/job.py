@@ -22,14 +22,16 @@ from teacherlm.runtime.launcher import Command, require_number, run_side_by_side
 class JobFlags:
     """The stage and the submission to start."""
 
-    command: str = flag(positional=True, choices=("check", "run"))
-    stage: str = flag(positional=True)
-    settings: Path = flag(positional=True)
+    command: str = flag(positional=True, choices=("check", "run"), help="print how long it may take to end, or run it")
+    stage: str = flag(positional=True, help="the name of the stage")
+    settings: Path = flag(positional=True, help="the file with the settings of the submission")
     task: str = flag(positional=True, help="the array index of the task")
 
 
 def main() -> int:
-    flags = parse(JobFlags, __doc__)
+    flags = parse(
+        JobFlags, __doc__, example="teacherlm chain-job run enhance runs/creak/all/chains/NAME/settings.json 0"
+    )
     task = require_number("SLURM_ARRAY_TASK_ID", flags.task, 0)
     benchmark = take_submission(flags.settings)
     if flags.command == "check":

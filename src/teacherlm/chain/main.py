@@ -21,38 +21,16 @@ from teacherlm.chain.settings import (
     saved_variables,
 )
 from teacherlm.chain.site import Site, has_scripts, load_site
+from teacherlm.chain.variables import CHAIN, RUNNING, listing, misspelt
 from teacherlm.core.errors import UserError
 
-USAGE = """\
+USAGE = f"""\
 usage: [VARIABLE=value ...] bash slurm/chain.sh BENCHMARK      (or: make BENCHMARK VARIABLE=value ...)
        DATA_DIR=FOLDER [...] bash slurm/chain.sh atlas-SETTING  (or: make atlas-SETTING ...; docs/how-to/atlas.md)
 
-  variable       meaning                                                               default
-
-  STUDENT        model to finetune: a name in models/, a folder, or a hub id           MODEL, or smollm2-135m
-  TEACHER        model that explains; or field:NAME, explanations in the data          the student
-  TASK           field to train on: text, cot_tail, error_tail, fundamental_tail,      cot_tail
-                 full_tail or all; text:1,cot_tail:2 mixes fields (each sample once as text and twice as cot_tail per
-                 epoch); text,cot_tail trains on the fields one after the other in each epoch
-  LIMIT          maximum number of training samples                                    all
-  EPOCHS         number of epochs of finetuning                                        10
-  SEED           seed of the teacher's sampling and of finetuning                      0
-  NUM_TOKENS     maximum number of tokens per explanation                              the teacher's YAML
-  TEMPERATURE    temperature of the teacher's sampling; 0 takes the likeliest token    1
-  MAX_FAILURES   maximum number of samples without an explanation                      0
-  FILTER         flags whose samples are dropped: empty, cut, repeats, copies,         none
-                 language, contradicts, duplicate, overlap (docs/reference/quality-flags.md describes them)
-  SHARDS         number of shards of the teacher's work, each with a job               1; locally, one per GPU
-  BATCH, ACCUMULATION, LEARNING_RATE    settings of finetuning                         the student's YAML
-  TOKENIZATION   how question and letter are tokenized for scoring: auto, apart        auto: as in the student's
-                 or joint                                                              training
-  RUNS           folder for all outputs                                                runs
-  BENCHMARK_DATA (CREAK_DATA, ...)      folder with the benchmark's files              the hub
-
-  LAUNCHER       slurm or local                                                        slurm if there is sbatch
-  NUM_GPUS       with LAUNCHER=local, number of tasks at the same time, one per GPU    all visible GPUs
-  CONTAINER      image in which the stages run (docs/how-to/container.md)                     none: .venv
-  DRY_RUN=1      print what would be submitted or, with LAUNCHER=local, started; nothing is written
+{listing(CHAIN, RUNNING)}
+example:
+  STUDENT=smollm2-135m TASK=cot_tail LIMIT=200 bash slurm/chain.sh creak
 """
 
 
@@ -61,9 +39,15 @@ def main() -> int:
     if words in (["-h"], ["--help"]):
         print(USAGE, end="")
         return 0
+    if len(words) > 1 and all("=" in word for word in words[1:]):
+        raise UserError(
+            plain(f"{words[1]}: variables stand before the command: {words[1]} bash slurm/chain.sh {words[0]}")
+        )
     if len(words) != 1:
         print(USAGE, end="", file=sys.stderr)
         return 2
+    for name, meant in misspelt(os.environ).items():
+        print(f"chain.sh: warning: no chain reads {plain(name)}, which is set; did you mean {meant}?", file=sys.stderr)
     benchmark, dry_run = words[0], os.environ.get("DRY_RUN") == "1"
     by_slurm = has_scripts() if dry_run else shutil.which("sbatch")
     launcher = os.environ.get("LAUNCHER") or ("slurm" if by_slurm else "local")

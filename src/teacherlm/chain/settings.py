@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from teacherlm.chain.variables import data_variable
 from teacherlm.core.errors import UserError
 from teacherlm.runtime.launcher import require_number, stage_python
 
@@ -195,12 +196,6 @@ def kinds_of(task: str) -> tuple[str, ...]:
             )
         kinds.update(KINDS_OF[field])
     return tuple(sorted(kinds))
-
-
-def data_variable(benchmark: str) -> str:
-    """The variable that names a folder with a benchmark's files: creak -> CREAK_DATA, my-claims -> MY_CLAIMS_DATA."""
-    name = re.sub(rb"[^A-Za-z0-9]", b"_", os.fsencode(benchmark)).decode("ascii").upper() + "_DATA"
-    return f"_{name}" if name[0].isdigit() else name  # no variable begins with a digit
 
 
 def saved_variables(benchmark: str) -> tuple[str, ...]:

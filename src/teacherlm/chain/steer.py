@@ -58,7 +58,9 @@ class Task:
 class SteerFlags:
     """The chains to show or to end."""
 
-    command: str = flag(positional=True, choices=("status", "logs", "cancel"))
+    command: str = flag(
+        positional=True, choices=("status", "logs", "cancel"), help="show the state, show the logs, or cancel"
+    )
     runs: Path = flag(factory=runs_folder, help="folder of the chains (default: $RUNS, or runs)")
     chain: str | None = flag(
         factory=lambda: os.environ.get("CHAIN"), help="only chains whose path has this text (default: $CHAIN, or all)"
@@ -69,7 +71,7 @@ class SteerFlags:
 
 
 def main() -> int:
-    flags = parse(SteerFlags, __doc__)
+    flags = parse(SteerFlags, __doc__, example="teacherlm steer logs --stage finetune")
     chains, malformed = read_chains(find_chains(flags.runs, flags.chain))
     if not chains:
         return 2

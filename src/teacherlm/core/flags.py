@@ -19,6 +19,8 @@ import argparse
 import dataclasses
 import math
 import operator
+import shutil
+import textwrap
 import types
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar, Unpack, get_args, get_origin
@@ -85,13 +87,18 @@ def flag(
     return dataclasses.field(default=default, default_factory=factory, kw_only=True, metadata=how)
 
 
-def parse(kind: type[Flags], description: str | None, words: Sequence[str] | None = None) -> Flags:
+def parse(
+    kind: type[Flags], description: str | None, words: Sequence[str] | None = None, example: str | None = None
+) -> Flags:
     """Read the flags of a program from its command line, or from the given words.
+
+    Args:
+        example: a whole command, which --help ends with.
 
     Raises:
         UserError: a flag is unknown, has no value, or has a value that is not allowed.
     """
-    found = vars(parser_of(kind, description).parse_args(words))
+    found = vars(parser_of(kind, description, example).parse_args(words))
     for one in declared(kind):
         if one.name in found and one.metadata["bounds"]:
             require_number(one.name, found[one.name], **one.metadata["bounds"])
@@ -104,16 +111,32 @@ def declared(kind: "type[DataclassInstance]") -> list[dataclasses.Field[Any]]:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser that raises a UserError for a mistake: one line, without the usage text."""
+    """An argparse parser that raises a UserError for a mistake: one line, without the usage text.
+
+    Attributes:
+        kind: the class that declares the flags, if there is one.
+    """
+
+    kind: "type[DataclassInstance] | None" = None
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists the flags")
 
 
-def parser_of(kind: "type[DataclassInstance]", description: str | None = None, **settings: Any) -> Parser:
+def parser_of(
+    kind: "type[DataclassInstance]", description: str | None = None, example: str | None = None, **settings: Any
+) -> Parser:
     """The parser of these flags. Its result has only the flags that were given, because the class has the defaults."""
-    form = argparse.RawDescriptionHelpFormatter if "\n" in (description or "") else argparse.HelpFormatter
-    parser = Parser(description=description, formatter_class=form, argument_default=argparse.SUPPRESS, **settings)
+    if description and "\n" not in description:
+        description = textwrap.fill(description, shutil.get_terminal_size().columns - 2)
+    parser = Parser(
+        description=description,
+        epilog=example and f"example:\n  {example}",  # a command stays one line, which can be copied
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        **settings,
+    )
+    parser.kind = kind
     groups: dict[str, Any] = {}
     for one in declared(kind):
         how = one.metadata

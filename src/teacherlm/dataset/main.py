@@ -73,7 +73,9 @@ class PrepareFlags:
 
 
 def main() -> None:
-    flags = parse(PrepareFlags, __doc__)
+    flags = parse(
+        PrepareFlags, __doc__, example="teacherlm prepare --benchmark creak --data /data/creak --output_dir creak"
+    )
     benchmark = load_benchmark(flags.benchmark)
     jsonl, test = flags.output_dir / f"{benchmark.title}.jsonl", flags.test_dir / benchmark.name
     if flags.test_only:

@@ -104,7 +104,11 @@ def read_flags(description: str | None) -> EnhanceFlags:
     Raises:
         UserError: a value is out of range, or flags contradict one another.
     """
-    flags = parse(EnhanceFlags, description)
+    flags = parse(
+        EnhanceFlags,
+        description,
+        example="teacherlm enhance --name smollm2-135m --input A.jsonl --output A_cot.jsonl --task_type cot_text",
+    )
     if flags.num_completions > 1 and flags.temperature == 0:
         raise UserError("--num_completions: with --temperature 0 all completions of a record would be the same")
     if len(flags.task_type) > 1 and "{kind}" not in flags.output:

@@ -35,7 +35,9 @@ class MergeFlags:
 
 
 def main() -> None:
-    flags = parse(MergeFlags, __doc__)
+    flags = parse(
+        MergeFlags, __doc__, example="teacherlm merge --input CREAK.jsonl --output CREAK_cot.jsonl --shards 4"
+    )
     require_writable(flags.output.parent)
     require_file_place(flags.output)
     paths = [shard_path(flags.output, (index, flags.shards)) for index in range(flags.shards)]

@@ -23,7 +23,7 @@ from teacherlm.core.json_files import load_json
 from teacherlm.core.places import ROOT
 from teacherlm.core.redaction import is_secret, secret_settings
 from teacherlm.core.terminal import shown
-from teacherlm.finetune.known_flags import FORMER, REFUSED
+from teacherlm.finetune.known_flags import FORMER, HARMLESS, REFUSED
 from teacherlm.finetune.optimizers import check_optimizer
 from teacherlm.finetune.processes import meet_alone
 from teacherlm.runtime import gpu
@@ -138,6 +138,52 @@ RANGES: dict[str, Range] = {
 }
 
 
+OWN, NUMBERS, NO_NUMBERS = (
+    "what is trained on what",
+    "transformers' TrainingArguments that may change a checkpoint's numbers",
+    "transformers' TrainingArguments that change no number",
+)
+EXAMPLE = """\
+example:
+  teacherlm finetune --model_name_or_path smollm2-135m --dataset_name CREAK --task_type cot_tail --output_dir run"""
+
+
+class FinetuneParser(HfArgumentParser):
+    """transformers' parser of all flags; --help has them in groups, without those that are refused."""
+
+    def __init__(self) -> None:
+        self.titled: dict[str, Any] = {}
+        super().__init__(
+            (FinetuneArguments, TrainingArguments),
+            description="Finetune a student on the texts of a dataset, a checkpoint an epoch.",
+            epilog=EXAMPLE,
+            usage="%(prog)s --model_name_or_path MODEL --dataset_name FOLDER --task_type FIELD --output_dir FOLDER "
+            "[FLAG ...]",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
+        if "--help" in names:
+            return super().add_argument(*names, **settings)
+        names = names[:1]  # the rest is the same with hyphens, of which `underscored` makes the first
+        name = names[0].removeprefix("--")
+        field = name if name in ALL_FIELDS else name.removeprefix("no_")
+        if field in REFUSED:
+            settings["help"] = argparse.SUPPRESS
+        title = OWN if field in OWN_FIELDS else NO_NUMBERS if field in HARMLESS else NUMBERS
+        if not self.titled:
+            self.titled |= {one: self.add_argument_group(one) for one in (OWN, NUMBERS, NO_NUMBERS)}
+        return self.titled[title].add_argument(*names, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        refuse(message)  # the library's own answer is the usage of 130 flags
+
+
+OWN_FIELDS = {one.name for one in dataclasses.fields(FinetuneArguments)}
+ALL_FIELDS = OWN_FIELDS | {one.name for one in dataclasses.fields(TrainingArguments)}
+
+
 def parse_arguments(argv: list[str]) -> tuple[FinetuneArguments, TrainingArguments]:
     """Parse and check the flags.
 
@@ -148,10 +194,7 @@ def parse_arguments(argv: list[str]) -> tuple[FinetuneArguments, TrainingArgumen
     Raises:
         UserError: a flag is unknown, its value is out of range, or the flag would have no effect.
     """
-    parser = HfArgumentParser(
-        (FinetuneArguments, TrainingArguments), description=__doc__, allow_abbrev=False, prog="finetune.py"
-    )
-    parser.error = refuse  # HfArgumentParser would print the usage of 130 flags
+    parser = FinetuneParser()
     argv = ["--lr_scheduler_type" if word == "--lr" else word for word in map(underscored, argv)]
     argv = without_former_flags(argv)
     namespace, unknown = parser.parse_known_args(argv)

@@ -12,10 +12,21 @@ from teacherlm.runtime.launcher import launch, processes_here, program, require_
 OUT_OF_MEMORY = 76
 """Exit code of a finetuning that ran out of memory. AUTO_BATCH=1 then tries a smaller batch."""
 POSITIONAL = 10
+USAGE = """\
+usage: teacherlm finetune-here MODEL DATASET PER_DEVICE_BATCH ACCUMULATION LR EPOCHS TASK_TYPE RUN_NAME STORE_DIR
+                               WANDB_PROJECT [FLAG ...]
+       (the same as finetune.sh, whose --help says more; FLAG ... as teacherlm finetune --help lists them)
+
+example:
+  teacherlm finetune-here smollm2-135m enhance/CREAK 8 1 1e-5 10 cot_tail run store test
+"""
 
 
 def main() -> int:
     words = sys.argv[1:]
+    if words in (["-h"], ["--help"]):
+        print(USAGE, end="")
+        return 0
     if len(words) < POSITIONAL:
         raise UserError(f"{POSITIONAL} arguments were expected, found {len(words)}; finetune.sh --help lists them")
     model, dataset, batch, accumulation, learning_rate, epochs, task_type, name, store, project = words[:POSITIONAL]

@@ -20,7 +20,7 @@ from teacherlm.finetune.wandb_server import ADDRESS, NO_SETTINGS, server_address
 
 
 def main() -> int:
-    parser = Parser(description=__doc__)
+    parser = Parser(description=__doc__, epilog="example: teacherlm sync-wandb store")
     parser.add_argument(
         "folder",
         nargs="?",

@@ -41,7 +41,7 @@ class CompareFlags:
 
 
 def main() -> None:
-    flags = parse(CompareFlags, __doc__)
+    flags = parse(CompareFlags, __doc__, example="teacherlm compare creak/all creak/limit-200 --open")
     found = [folder for name in flags.names for folder in find(flags.runs, name)]
     title = "_".join(re.sub(r"[^\w.-]+|^\.+", "-", name) for name in flags.names)
     output = flags.output or flags.runs / "compare" / title

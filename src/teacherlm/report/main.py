@@ -42,7 +42,7 @@ class ReportFlags:
 
 
 def main() -> None:
-    flags = parse(ReportFlags, __doc__)
+    flags = parse(ReportFlags, __doc__, example="teacherlm report runs/sample/limit-48 --open")
     folders = flags.folders or find_folders(flags.runs, flags.benchmark, flags.samples)
     for folder in folders:
         if not folder.is_dir():

@@ -27,7 +27,11 @@ class TableFlags:
 
 
 def main() -> None:
-    flags = parse(TableFlags, __doc__)
+    flags = parse(
+        TableFlags,
+        __doc__,
+        example="teacherlm table --task creak --untrained base --checkpoints results --log run/log.jsonl",
+    )
     said: list[str] = []
     log = read_log(flags.log, said)
     if said:

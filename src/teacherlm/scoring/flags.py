@@ -10,6 +10,7 @@ from teacherlm.scoring.task_inputs import DATASETS
 
 FAMILIES = ("hf", "hf-causal", "hf-causal-experimental", "bloom", "opt")
 DTYPES = ("float32", "bfloat16", "float16")
+WHAT, HOW, FAST = "what is scored", "how it is asked", "which part, where and how fast"
 
 
 def read_model(text: str) -> tuple[str, str | None]:
@@ -46,51 +47,71 @@ def read_batch_size(text: str) -> int | None:
 class EvaluateFlags:
     """Which models are scored on which tasks, and how."""
 
-    model: str = flag("hf", choices=FAMILIES, help="accepted for the reference's commands; every value does the same")
+    model: str = flag(
+        "hf", choices=FAMILIES, help="accepted for the reference's commands; every value does the same", group=WHAT
+    )
     model_args: tuple[str, str | None] = flag(
         parse=read_model,
         help="pretrained=MODEL[,dtype=DTYPE]; MODEL: a name in models/, a folder, or a hub id; DTYPE: as for --dtype",
+        group=WHAT,
     )
     tasks: tuple[str, ...] = flag(
         parse=read_tasks,
         help="names, separated by commas: of task files, tasks in such files, benchmarks/, or tasks of lm-eval; "
         "a pattern such as 'mmlu_*' means all tasks that match",
+        group=WHAT,
     )
-    checkpoints: Path | None = flag(None, help="also score each checkpoint-N in this folder")
-    watch: bool = flag(False, help="wait for further --checkpoints until the finetuning has ended")
-    output_path: Path = flag(Path("results"), help="folder for the results (default: results)")
-    datasets: Path = flag(DATASETS, help="folder of the test sets (default: evaluate/lm_eval/datasets)")
-    include_path: Path | None = flag(None, help="a folder with more task files")
+    checkpoints: Path | None = flag(None, help="also score each checkpoint-N in this folder", group=WHAT)
+    watch: bool = flag(False, help="wait for further --checkpoints until the finetuning has ended", group=WHAT)
+    output_path: Path = flag(Path("results"), help="folder for the results (default: results)", group=WHAT)
+    datasets: Path = flag(DATASETS, help="folder of the test sets (default: evaluate/lm_eval/datasets)", group=WHAT)
+    include_path: Path | None = flag(None, help="a folder with more task files", group=WHAT)
     num_fewshot: int | None = flag(
-        None, help="number of examples before each question (default: 0, or the default of a task of lm-eval)", least=0
+        None,
+        help="number of examples before each question (default: 0, or the default of a task of lm-eval)",
+        least=0,
+        group=HOW,
     )
     batch_size: int | None = flag(
-        None, parse=read_batch_size, help="maximum number of inputs per batch (default: auto, chosen for the device)"
+        None,
+        parse=read_batch_size,
+        help="maximum number of inputs per batch (default: auto, chosen for the device)",
+        group=FAST,
     )
     tokenization: str = flag(
         "auto",
         choices=("auto", "apart", "joint"),
         help="how context and choice are tokenized: apart, as in the reference; joint, as in lm-eval and in training; "
         "auto (default): apart if both ways give the same tokens, otherwise joint",
+        group=HOW,
     )
-    joint_tokenization: bool = flag(False, help="the same as --tokenization joint")
+    joint_tokenization: bool = flag(False, help="the same as --tokenization joint", group=HOW)
     permutations: str = flag(
         "none",
         choices=("none", "cyclic", "all"),
         help="ask each question with its choices in several orders, and average the probabilities (default: none)",
+        group=HOW,
     )
     shard: tuple[int, int] = flag(
         (0, 1),
         parse=share_of,
         help="I/N: score shard I (counted from 0) of N; the process that ends last merges the shards",
+        group=FAST,
     )
-    device: str | None = flag(None, help="cpu, cuda, or the number of a GPU (default: a GPU if there is one)")
-    dtype: str = flag("float32", choices=DTYPES, help="data type of the weights (default: float32)")
+    device: str | None = flag(
+        None, help="cpu, cuda, or the number of a GPU (default: a GPU if there is one)", group=FAST
+    )
+    dtype: str = flag("float32", choices=DTYPES, help="data type of the weights (default: float32)", group=FAST)
     limit: int | None = flag(
-        None, help="maximum number of samples per task, for a trial, not for results (default: all)", least=1
+        None,
+        help="maximum number of samples per task, for a trial, not for results (default: all)",
+        least=1,
+        group=WHAT,
     )
-    seed: int = flag(0, help="seed for drawing the few-shot examples; 0 takes the first examples (default: 0)", least=0)
-    list_missing: bool = flag(False, help=LIST_MISSING)
+    seed: int = flag(
+        0, help="seed for drawing the few-shot examples; 0 takes the first examples (default: 0)", least=0, group=HOW
+    )
+    list_missing: bool = flag(False, help=LIST_MISSING, group=FAST)
     no_cache: bool = flag(False, help=HIDDEN)  # a flag of the reference; there is no cache here
 
     @property
@@ -101,7 +122,11 @@ class EvaluateFlags:
 
 def read_flags(description: str | None) -> EvaluateFlags:
     """Read the flags. Settings that can be given in two ways (dtype, tokenization) are merged into one field."""
-    flags = parse(EvaluateFlags, description)
+    flags = parse(
+        EvaluateFlags,
+        description,
+        example="teacherlm evaluate --model hf --model_args pretrained=smollm2-135m --tasks creak --limit 100",
+    )
     _, dtype = flags.model_args
     tokenization = "joint" if flags.joint_tokenization else flags.tokenization
     return replace(flags, dtype=dtype or flags.dtype, tokenization=tokenization)

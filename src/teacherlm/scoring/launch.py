@@ -9,8 +9,19 @@ import sys
 from teacherlm.core.errors import UserError
 from teacherlm.runtime.launcher import Command, processes_here, program, run_side_by_side
 
+USAGE = """\
+usage: teacherlm evaluate-shares MODEL TASK[,TASK ...] [FLAG ...]      (the same as run_hf.sh)
+       FLAG ... as teacherlm evaluate --help lists them; NUM_GPUS is the number of processes
+
+example:
+  teacherlm evaluate-shares smollm2-135m creak --limit 100
+"""
+
 
 def main() -> int:
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print(USAGE, end="")
+        return 0
     if len(sys.argv) < 3:
         raise UserError(f"MODEL and TASK were expected, found {len(sys.argv) - 1} arguments; see run_hf.sh --help")
     model, tasks, *more = sys.argv[1:]

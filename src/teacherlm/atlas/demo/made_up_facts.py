@@ -64,7 +64,7 @@ class WorldFlags:
 
 
 def main() -> None:
-    flags = parse(WorldFlags, __doc__)
+    flags = parse(WorldFlags, __doc__, example="teacherlm made-up-facts --output_directory world --places 400")
     draw = random.Random(flags.seed)
     places = names(flags.places, draw)
     facts = {(place, relation): draw.choice(values(relation)) for place in places for relation in RELATIONS}

@@ -17,7 +17,7 @@ RUNS = {
 
 
 def main() -> None:
-    parser = Parser(description=__doc__)
+    parser = Parser(description=__doc__, epilog="example: teacherlm made-up-scores runs/atlas-demo")
     parser.add_argument("folder", type=Path, help="the folder of the demo")
     folder = parser.parse_args().folder
     rows = [("", "accuracy", "recall@1")]
