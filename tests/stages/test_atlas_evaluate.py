@@ -296,7 +296,7 @@ def test_a_file_of_the_documentation_s_mistake_is_named(place: Path, tmp_path: P
     there = write_lines(tmp_path / "individual_test" / "virology.test.jsonl", make_questions(1))
     missing = tmp_path / "individual_valid" / "virology.test.jsonl"
     message = only_error(evaluate(place, tmp_path, "--closed_book", "--eval_data", missing))
-    assert f"{missing}: no such file (--eval_data); {there} is there" in message
+    assert f"{missing}: no such file (--eval_data); {there} exists" in message
 
 
 def test_no_predictions_are_written_from_logits_that_are_not_finite(place: Path, tmp_path: Path) -> None:
