@@ -48,8 +48,8 @@ VARIABLES = (
     Variable(
         "TASK",
         "the field that is trained on: text, cot_tail, error_tail, fundamental_tail, full_tail or all; "
-        "text:1,cot_tail:2 mixes fields, each sample once as text and twice as cot_tail per epoch; text,cot_tail trains "
-        "on the fields one after the other in each epoch",
+        "text:1,cot_tail:2 mixes fields, each sample once as text and twice as cot_tail per epoch; text,cot_tail "
+        "trains on the fields one after the other in each epoch",
         "cot_tail",
         CHAIN,
     ),
