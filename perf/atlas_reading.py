@@ -97,7 +97,7 @@ def read_padded(asked: Any, model: Any, questions: list[tuple[int, dict[str, Any
             states = made.model.encoder(**tokens).last_hidden_state.flatten(0, 1)[None]
             there = {"encoder_outputs": BaseModelOutput(last_hidden_state=states)}
             there["attention_mask"] = tokens["attention_mask"].flatten()[None]
-            labels = reader.target_labels(made, [multiple_choice.target(order)], 16)
+            labels = reader.make_target(made, [multiple_choice.target(order)], 16).labels
             found += made.model(**there, labels=labels).logits[0, 1, letters].tolist()
             made.model.generate(**there, max_length=asked.generation_max_length)
     return found

@@ -54,8 +54,7 @@ enter() {
     chroot "$root" chown --recursive newcomer: "$home"
     log=$cache/$suite.txt
     mount --types proc proc "$root/proc"
-    mount --rbind /dev "$root/dev"
-    mount --make-rslave "$root/dev"
+    make_devices
     local path
     cp --dereference /etc/resolv.conf /etc/hosts "$root/etc/"
     for path in /etc/ssl/certs /etc/pip.conf /etc/xdg/pip $(pip_folders); do
@@ -63,6 +62,17 @@ enter() {
         if [[ -d $path ]]; then mkdir --parents "$root$path"; else : >>"$root$path"; fi
         mount --bind -o ro "$path" "$root$path"
     done
+}
+
+# The devices that programs need. They are separate from those of this machine, which a program in the root could change.
+make_devices() {
+    local name major minor
+    mount --types tmpfs -o mode=755 none "$root/dev"
+    while read -r name major minor; do
+        mknod -m 666 "$root/dev/$name" c "$major" "$minor"
+    done <<<$'null 1 3\nzero 1 5\nfull 1 7\nrandom 1 8\nurandom 1 9\ntty 5 0'
+    mkdir -m 1777 "$root/dev/shm"
+    ln -s /proc/self/fd "$root/dev/fd"
 }
 
 # Print the folders of this machine that pip's settings name.

@@ -108,7 +108,7 @@ def test_by_hand_from_its_folder_in_two_processes(place: Path, tmp_path: Path) -
     script = ["bash", "examples/mmlu/mmlu-zeroshot.sh", *settings["FLAGS"].split()]
     done = subprocess.run(script, **atlas)
     assert done.returncode == 0, done.stderr
-    assert "by 2 workers" in done.stdout
+    assert "with 2 workers" in done.stdout
     predictions = tmp_path / "experiments" / "mine" / "combined_test-step-0.jsonl"
     gold = tmp_path / "data" / "mmlu_data" / "5-shot-multitask" / "combined_test.jsonl"
     assert [line["metadata"]["question"] for line in read_lines(predictions)] == [

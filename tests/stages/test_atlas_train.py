@@ -157,8 +157,11 @@ def test_shared_out_states_are_those_of_one_worker_and_go_on(place: Path, tmp_pa
     assert one.returncode == 0, one.stderr
     plain += ["--shard_optim", "--shard_grads", "--save_optimizer"]
     process = begin(several_workers(TRAIN, words(place, tmp_path / "two", *plain), 2), place, until_step=4)
-    children = psutil.Process().children(recursive=True)  # a program is a child of the warm python
-    workers = [child for child in children if child.cmdline()[3:5] == ["-u", str(TRAIN)]]
+    workers = [
+        one
+        for one in psutil.process_iter(["cmdline"])
+        if (one.info["cmdline"] or [])[3:5] == ["-u", str(TRAIN)] and str(tmp_path / "two") in one.info["cmdline"]
+    ]
     assert len(workers) == 2
     for worker in workers:
         worker.send_signal(signal.SIGUSR1)
@@ -217,7 +220,7 @@ def test_closed_book_trains_a_t5(place: Path, tmp_path: Path) -> None:
     more = ["--query_side_retriever_training", "--alpha", 0.5, "--local_rank", 0, "--compute_crossattention_stats"]
     done = train(place, tmp_path, "--closed_book", *more)
     assert done.returncode == 0, done.stderr
-    off = "--closed_book has no retriever: --train_retriever, --query_side_retriever_training"
+    off = "--closed_book uses no retriever: --train_retriever, --query_side_retriever_training"
     assert f"train: switched off, because {off}" in done.stdout
     for flag in ("alpha", "local_rank", "compute_crossattention_stats"):
         assert done.stdout.count(f"train: --{flag} is not used: ") == 1

@@ -44,8 +44,22 @@ def packed(path: Path, begin: bytes, many: bytes, times: int, end: bytes) -> Non
 @pytest.mark.parametrize(
     ("name", "begin", "many", "times", "end", "said"),
     [
-        ("t.csv.gz", b"sentence,label\n", b",", 62_000_000, b"\n", "line 2: a row of at most 67,108,864 letters and"),
-        ("t.csv.gz", b"", b",", 62_000_000, b"\n", "line 1: a row of at most 67,108,864 letters and 1,000,000 commas"),
+        (
+            "t.csv.gz",
+            b"sentence,label\n",
+            b",",
+            62_000_000,
+            b"\n",
+            "line 2: a row of at most 67,108,864 characters and",
+        ),
+        (
+            "t.csv.gz",
+            b"",
+            b",",
+            62_000_000,
+            b"\n",
+            "line 1: a row of at most 67,108,864 characters and 1,000,000 commas",
+        ),
         (
             "t.json.gz",
             b'[{"sentence":"x","label":"true","l":[',
@@ -70,7 +84,7 @@ def test_a_quote_that_is_missing_is_said_at_the_limit(tmp_path: Path, monkeypatc
     monkeypatch.setattr("teacherlm.catalog.sources.LINE_BYTES", 100)
     path = tmp_path / "t.csv"
     path.write_text("a,b\n" + "x,y\n" * 100 + '"x,y\n' + "x,y\n" * 100)
-    assert mistake(lambda: list(read_csv(path, None))).startswith(f"{path}, line 126: a row of at most 100 letters")
+    assert mistake(lambda: list(read_csv(path, None))).startswith(f"{path}, line 126: a row of at most 100 characters")
 
 
 def test_a_row_at_the_limits_is_read(tmp_path: Path) -> None:

@@ -69,7 +69,9 @@ def watch_listening_places(started: subprocess.Popen, found: set[str]) -> None:
     """Add to `found` the addresses that all programs of the tests listen on, until a command ends."""
     while started.returncode is None:  # which `communicate` sets, in another thread
         with contextlib.suppress(psutil.Error):
-            for process in psutil.Process().children(recursive=True):  # a program is a child of the warm python
+            for process in psutil.process_iter(["cmdline"]):
+                if not any(word.endswith("warm_python.py") for word in process.info["cmdline"] or []):
+                    continue
                 with contextlib.suppress(psutil.Error):
                     sockets = process.net_connections("tcp")
                     found |= {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}

@@ -128,7 +128,9 @@ def test_scoring_says_which_batch_would_fit(tiny_llama: Path) -> None:
     model = LanguageModel(tiny_llama, None, "float32")
     model.prepare(64)
     limit(model.scored.model, lambda rows, tokens: False)
-    with pytest.raises(UserError, match="out of memory in a batch of 4 inputs; --batch_size 2 takes fewer than 4"):
+    with pytest.raises(
+        UserError, match="out of memory in a batch of 4 inputs; try --batch_size 2; finished batches are kept"
+    ):
         model.loglikelihood(ask(*((f"{text} {CONTEXT}", "A") for text in TEXTS[:4])))
 
 
@@ -150,7 +152,7 @@ def test_which_errors_mean_that_there_is_no_memory(error: BaseException, is_one:
 
 
 def test_finetuning_proposes_a_smaller_batch() -> None:
-    assert "a batch of 4 with 2 accumulated keeps 8 a step" in finetune.out_of_memory(8, 1, 8)
+    assert "a batch of 4 with 2 accumulated batches keeps 8 samples per step" in finetune.out_of_memory(8, 1, 8)
     assert "--gradient_checkpointing true" in finetune.out_of_memory(1, 8, 8)
 
 

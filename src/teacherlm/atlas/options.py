@@ -258,7 +258,8 @@ def read_evaluation(description: str | None, words: Sequence[str] | None = None)
     ignored, rest = parser_of(TrainingFlags, add_help=False, allow_abbrev=False).parse_known_args(words)
     given = [f"--{one.name}" for one in fields(TrainingFlags) if one.name in vars(ignored)]
     notes = (f"these flags of train.py are ignored: {', '.join(given)}",) if given else ()
-    return check(replace(parse(EvaluateFlags, description, rest), notes=notes))
+    example = "teacherlm atlas-evaluate --reader_model_type t5-base --eval_data test.jsonl --closed_book"
+    return check(replace(parse(EvaluateFlags, description, rest, example), notes=notes))
 
 
 def say_notes(asked: AtlasFlags, stage: str) -> None:

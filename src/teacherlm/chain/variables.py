@@ -124,7 +124,12 @@ VARIABLES = (
     Variable("STAGE", "logs: only this stage; perf: the stage that is measured", "", MAKE),
     Variable("CHAIN", "status, logs, cancel: a part of the chain's name", "all chains", MAKE),
     Variable("IMAGE", "container, container-test: cpu or gpu", "cpu", MAKE),
-    Variable("OUTPUT", "container: the file of the image", "teacherlm-IMAGE.sif", MAKE),
+    Variable(
+        "OUTPUT",
+        "container: the file of the image; check-gpu: the file of the report",
+        "teacherlm-IMAGE.sif; gpu-check.json",
+        MAKE,
+    ),
     Variable("DEBIAN_MIRROR", "container: where the base system comes from", "that of this machine's apt", MAKE),
     Variable("A", "container-diff: one image", "", MAKE),
     Variable("B", "container-diff: the other image", "", MAKE),

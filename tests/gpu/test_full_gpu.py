@@ -78,7 +78,10 @@ def test_a_training_says_which_batch_keeps_the_step(
     tight(40 * MIB)  # not even its weights fit
     result = inside("finetune", *words("finetune", large, prepared, tmp_path))
     assert result.returncode == OUT_OF_MEMORY, result.stderr
-    assert "out of memory with 8 samples at a time; a batch of 4 with 2 accumulated keeps 8 a step" in result.stderr
+    assert (
+        "out of memory with 8 samples at a time; a batch of 4 with 2 accumulated batches keeps 8 samples per step"
+        in result.stderr
+    )
 
 
 def test_scoring_says_which_batch_fits(large: Path, tight: Callable) -> None:
