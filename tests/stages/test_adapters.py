@@ -347,7 +347,7 @@ def break_adapters(how: str, base: Path, folder: Path) -> None:
         ("another rank", "size mismatch"),
         ("an unknown setting", "use_tomorrow"),
         ("the weights of a whole model", "holds a whole model (model.safetensors) and adapter_config.json"),
-        ("another model's config.json", "config.json says rope_parameters"),
+        ("another model's config.json", "config.json has rope_parameters"),
         ("a prompt of its own", "PROMPT_TUNING"),
         ("from a token on", "alora_invocation_tokens"),
     ],

@@ -66,13 +66,14 @@ def test_two_processes_learn_what_one_does_and_resume(
 
 
 def watch_listening_places(started: subprocess.Popen, found: set[str]) -> None:
-    """Add to `found` the addresses that all programs of the tests listen on, until a command ends."""
+    """Add to `found` the addresses that the processes with a command's standard output listen on, until it ends."""
+    pipe = os.fstat(started.stdout.fileno()).st_ino
     while started.returncode is None:  # which `communicate` sets, in another thread
         with contextlib.suppress(psutil.Error):
-            for process in psutil.process_iter(["cmdline"]):
-                if not any(word.endswith("warm_python.py") for word in process.info["cmdline"] or []):
-                    continue
-                with contextlib.suppress(psutil.Error):
+            for process in psutil.process_iter():
+                with contextlib.suppress(psutil.Error, OSError):
+                    if os.stat(f"/proc/{process.pid}/fd/1").st_ino != pipe:
+                        continue
                     sockets = process.net_connections("tcp")
                     found |= {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
         time.sleep(0.1)
