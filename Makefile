@@ -60,8 +60,7 @@ demo: $(INSTALLED) ## run the whole chain on the sample benchmark with small rea
 	@LIMIT=$${LIMIT:-48} NUM_TOKENS=$${NUM_TOKENS:-48} EPOCHS=$${EPOCHS:-2} LAUNCHER=local bash slurm/chain.sh sample
 	@printf '%s\n' '' "Look at the page that the line above names: the teacher's texts, the losses, each answer." \
 	    "Type next: make sample (all 160 claims, 10 epochs), or make creak STUDENT=bloomz-7b1 on a GPU." \
-	    "For a cluster: make doctor, and docs/tutorials/cluster.md; for your own benchmark or model:" \
-	    "docs/tutorials/own-benchmark.md, docs/how-to/use-another-model.md."
+	    "For a cluster: make doctor, and docs/tutorials/cluster.md; for your own benchmark: docs/tutorials/own-benchmark.md."
 
 doctor: ## print what this machine has and lacks for each stage, and how to fix it
 	@if [[ -x $(PYTHON) ]]; then $(PYTHON) src/teacherlm/chain/doctor.py; else $(BASE_PYTHON) src/teacherlm/chain/doctor.py; fi

@@ -182,7 +182,8 @@ def parser_tables(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 def row(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
     names = ", ".join(f"`{name}`" for name in action.option_strings or [action.dest])
-    return f"| {names} | {cell(values(action))} | {cell(default(action, parser))} | {cell(action.help or '')} |\n"
+    meaning = (action.help or "").replace("%%", "%")
+    return f"| {names} | {cell(values(action))} | {cell(default(action, parser))} | {cell(meaning)} |\n"
 
 
 def values(action: argparse.Action) -> str:

@@ -72,7 +72,7 @@ def watch_listening_places(started: subprocess.Popen, found: set[str]) -> None:
         with contextlib.suppress(psutil.Error):
             for process in psutil.process_iter():
                 with contextlib.suppress(psutil.Error, OSError):
-                    if os.stat(f"/proc/{process.pid}/fd/1").st_ino != pipe:
+                    if Path(f"/proc/{process.pid}/fd/1").stat().st_ino != pipe:
                         continue
                     sockets = process.net_connections("tcp")
                     found |= {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}

@@ -211,5 +211,6 @@ def as_the_model_asks(request: list[str] | None, arguments: str) -> Callable[[Si
 
 
 def absences(models: tuple[str, ...], make: bool) -> list[Absence]:
-    message = "{} is not on this machine's disks, and jobs have no internet: make download STUDENT=... TEACHER=..."
+    command = "make download BENCHMARK=... STUDENT=... TEACHER=..."
+    message = "{} is not on this machine's disks, and jobs have no internet: " + command
     return [(name, message.format(name)) for name in absent_models(models, make=make)]

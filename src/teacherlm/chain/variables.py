@@ -89,7 +89,12 @@ VARIABLES = (
     Variable("RUNS", "the folder for all outputs", "runs", RUNNING),
     Variable("LAUNCHER", "slurm, or local for this machine", "slurm where there is sbatch", RUNNING),
     Variable("DRY_RUN", "1: print what would be submitted or started, and make nothing", "", RUNNING),
-    Variable("NUM_GPUS", "number of tasks at the same time on one machine, one per GPU", "all visible GPUs", RUNNING),
+    Variable(
+        "NUM_GPUS",
+        "number of GPUs to use on this machine; without a GPU, number of processes",
+        "all visible GPUs",
+        RUNNING,
+    ),
     Variable("CONTAINER", "the image in which the stages run (docs/how-to/container.md)", "none: .venv", RUNNING),
     Variable("APPTAINER_BIND", "further folders that the image sees, in Apptainer's own form", "", RUNNING),
     Variable("PYTHON", "the Python that runs the stages", ".venv, or python3", RUNNING),
@@ -105,7 +110,9 @@ VARIABLES = (
     Variable("WANDB_MODE", "online, offline or disabled", "offline without a key", FINETUNING),
     Variable("DATA_DIR", "the folder with the questions, models and indices; it has to be set", "", ATLAS),
     Variable("SIZE", "size of the released checkpoint and index: base, large, xl or xxl", "xl", ATLAS),
-    Variable("EXPERIMENT_NAME", "the folder of the results", "SIZE-mmlu-SETTING", ATLAS),
+    Variable(
+        "EXPERIMENT_NAME", "the folder of the results", "SIZE-mmlu-SETTING, in a Slurm job with its number first", ATLAS
+    ),
     Variable("MODEL_PATH", "another checkpoint, or none", "DATA_DIR/models/atlas/SIZE", ATLAS),
     Variable("INDEX_PATH", "another index", "DATA_DIR/indices/atlas/wiki/SIZE", ATLAS),
     Variable("PASSAGES", "files of passages (JSON lines) that are indexed in place of an index", "", ATLAS),
