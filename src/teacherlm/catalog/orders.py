@@ -8,7 +8,7 @@ import itertools
 
 
 def orders(n: int, kind: str) -> list[tuple[int, ...]]:
-    """orders[o][place] is the index of the choice at that place in order o. The first order is the question's own.
+    """`orders[o][place]` is the index of the choice at that place in order o. The first order is the question's own.
 
     Args:
         n: number of choices.

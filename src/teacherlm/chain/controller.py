@@ -67,7 +67,7 @@ def never_runs(job: str) -> str | None:
 
 
 def seconds_of(time: str) -> int:
-    """The seconds in Slurm's [days-][hours:]minutes:seconds. `infinite` and UNLIMITED give FOR_EVER."""
+    """The seconds in Slurm's `[days-][hours:]minutes:seconds`. `infinite` and UNLIMITED give FOR_EVER."""
     if not re.fullmatch(r"([0-9]+-)?[0-9]+(:[0-9]+)*", time):
         return FOR_EVER
     days, _, clock = time.rpartition("-")

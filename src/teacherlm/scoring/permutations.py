@@ -57,7 +57,7 @@ def debias(results: Sequence[float], orders: Sequence[tuple[int, ...]]) -> list[
 
     Args:
         results: log-likelihoods of the letters, first for the first order, then for the second, and so on.
-        orders: orders[o][p] is the index of the choice at letter p in order o.
+        orders: `orders[o][p]` is the index of the choice at letter p in order o.
     """
     logprobs_OC = log_softmax(np.asarray(results, dtype=np.float64).reshape(len(orders), -1), axis=1)
     aligned_OC = np.take_along_axis(logprobs_OC, np.argsort(orders, axis=1), axis=1)
