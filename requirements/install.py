@@ -222,12 +222,12 @@ def install_cpu_torch(installer: str, asked: str) -> str:
         return "cpu"
     if tried(installer, f"torch, from {CPU_INDEX}", [*locked, *here]):
         return "cpu"
-    if asked == "cpu" and has_digest():
-        fail(
-            "torch: no index has the file whose digest is in requirements/torch.lock; check pip's settings, or run "
-            "TORCH=cuda make install: the build for GPUs also runs on CPUs"
-        )
     if asked == "cpu":
+        if has_digest():
+            fail(
+                "torch: no index has the file whose digest is in requirements/torch.lock; check pip's settings, or run "
+                "TORCH=cuda make install: the build for GPUs also runs on CPUs"
+            )
         print(
             "make install: the lock has no digest of torch for this Python: it is installed without checking a digest",
             flush=True,

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.atlas_models import make_passages, make_questions, make_tiny_bert, make_tiny_t5, write_lines
+from support.atlas_models import make_passages, make_questions, make_small_atlas, make_tiny_t5
 from support.atlas_words import words
 from support.files import read_lines
 from support.on_gpu import KIND, needs_gpu, needs_units_for_bfloat16
@@ -29,14 +29,8 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("atlas")
-    make_tiny_t5(folder / "t5")
-    make_tiny_bert(folder / "bert")
-    write_lines(folder / "passages.jsonl", make_passages(60))
-    write_lines(folder / "test.jsonl", make_questions(9))
-    write_lines(folder / "valid.jsonl", make_questions(3, seed=5))
-    write_lines(folder / "train.jsonl", make_questions(9, seed=3))
-    return folder
+    questions = {"test": make_questions(9), "valid": make_questions(3, seed=5), "train": make_questions(9, seed=3)}
+    return make_small_atlas(tmp_path_factory.mktemp("atlas"), 60, **questions)
 
 
 @pytest.mark.parametrize("values", [3, 100])

@@ -12,8 +12,8 @@ import pytest
 from support.atlas_models import (
     make_passages,
     make_questions,
+    make_small_atlas,
     make_tiny_bert,
-    make_tiny_t5,
     run_script,
     write_lines,
 )
@@ -28,13 +28,8 @@ QUESTIONS = 13  # no multiple of two workers
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("atlas")
-    make_tiny_t5(folder / "t5")
-    make_tiny_bert(folder / "bert")
-    write_lines(folder / "passages.jsonl", make_passages(60))
-    write_lines(folder / "test.jsonl", make_questions(QUESTIONS))
-    write_lines(folder / "valid.jsonl", make_questions(3, seed=5))
-    return folder
+    questions = {"test": make_questions(QUESTIONS), "valid": make_questions(3, seed=5)}
+    return make_small_atlas(tmp_path_factory.mktemp("atlas"), 60, **questions)
 
 
 def evaluate(place: Path, output: Path, *more: object, workers: int = 1) -> subprocess.CompletedProcess:

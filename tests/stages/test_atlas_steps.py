@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.atlas_models import make_passages, make_questions, make_tiny_bert, make_tiny_t5, run_script, write_lines
+from support.atlas_models import make_passages, make_questions, make_small_atlas, make_tiny_t5, run_script, write_lines
 from support.files import read_lines
 from support.plain_models import PlainBert, PlainT5
 from support.programs import ROOT, only_error
@@ -26,11 +26,7 @@ N = 4
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("atlas")
-    make_tiny_t5(folder / "t5")
-    make_tiny_bert(folder / "bert")
-    write_lines(folder / "passages.jsonl", make_passages(12))
-    return folder
+    return make_small_atlas(tmp_path_factory.mktemp("atlas"), 12)
 
 
 def words(place: Path, output: Path, *more: object) -> list[str]:

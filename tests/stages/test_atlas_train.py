@@ -11,13 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.atlas_models import (
-    make_passages,
     make_questions,
-    make_tiny_bert,
-    make_tiny_t5,
+    make_small_atlas,
     run_script,
     several_workers,
-    write_lines,
 )
 from support.files import read_lines
 from support.programs import ROOT, only_error, warm_python
@@ -28,13 +25,8 @@ STEPS = 8
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("atlas")
-    make_tiny_t5(folder / "t5", dropout=0.1)
-    make_tiny_bert(folder / "bert")
-    write_lines(folder / "passages.jsonl", make_passages(40))
-    write_lines(folder / "train.jsonl", make_questions(9))
-    write_lines(folder / "valid.jsonl", make_questions(3, seed=5))
-    return folder
+    questions = {"train": make_questions(9), "valid": make_questions(3, seed=5)}
+    return make_small_atlas(tmp_path_factory.mktemp("atlas"), 40, dropout=0.1, **questions)
 
 
 def words(place: Path, output: Path, *more: object) -> list[str]:

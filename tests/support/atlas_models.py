@@ -160,3 +160,13 @@ def write_lines(path: Path, records: Iterable[Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
+
+
+def make_small_atlas(folder: Path, passages: int, dropout: float = 0.0, **questions: Iterable[Any]) -> Path:
+    """Write a folder with a tiny reader (t5), a tiny retriever (bert), passages.jsonl, and NAME.jsonl for questions."""
+    make_tiny_t5(folder / "t5", dropout=dropout)
+    make_tiny_bert(folder / "bert")
+    write_lines(folder / "passages.jsonl", make_passages(passages))
+    for name, records in questions.items():
+        write_lines(folder / f"{name}.jsonl", records)
+    return folder

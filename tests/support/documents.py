@@ -110,9 +110,8 @@ def copy_checkout(folder: Path, python: str) -> None:
     for name, words in (("python", ""), ("teacherlm", " -P -m teacherlm")):
         (programs / name).write_text(f'#!/bin/sh\nexec {python}{words} "$@"\n')
         (programs / name).chmod(0o755)
-    (folder / ".venv" / "installed.txt").write_text(
-        f"# checkout: {folder.resolve()}\n"
-    )  # newer than all, so it is whole
+    # The record is newer than all locks, so make takes this .venv for complete.
+    (folder / ".venv" / "installed.txt").write_text(f"# checkout: {folder.resolve()}\n")
 
 
 def anchors(text: str) -> set[str]:
