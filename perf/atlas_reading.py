@@ -23,21 +23,21 @@ def read(contender: str, args: argparse.Namespace) -> dict[str, Any]:
     loading."""
     import torch
 
+    from teacherlm.atlas.flags import read_evaluation
     from teacherlm.atlas.model import load_model
-    from teacherlm.atlas.options import read_evaluation
 
     precision = "bf16" if contender.endswith("bf16") else "fp32"
     flags = ["--reader_model_type", make_reader(), "--text_maxlength", TEXT_MAXLENGTH, "--n_context", N_CONTEXT]
     flags += ["--target_maxlength", 16, "--generation_max_length", 8, "--per_gpu_batch_size", 4, "--use_file_passages"]
     flags += ["--multiple_choice_eval_permutations", "cyclic"]
-    asked = read_evaluation("", [str(flag) for flag in flags])
-    model = load_model(asked, torch.device("cpu"), precision, trains=contender == "padded")
+    flags = read_evaluation("", [str(flag) for flag in flags])
+    model = load_model(flags, torch.device("cpu"), precision, trains=contender == "padded")
     questions = list(enumerate(questions_with_passages(args)))
     answer = {"padded": read_padded, "ours": read_ours}[contender.split("-")[0]]
     with torch.no_grad():
-        answer(asked, model, questions[:1])
+        answer(flags, model, questions[:1])
         before, started = reset_peak_memory(), time.perf_counter()
-        logits = answer(asked, model, questions)
+        logits = answer(flags, model, questions)
     seconds = time.perf_counter() - started
     return {
         "value": len(questions) / seconds,
@@ -71,15 +71,15 @@ def two_entries(count: int) -> list[dict[str, str]]:
     return [{"title": str(place), "text": text} for place, text in enumerate(texts)]
 
 
-def read_ours(asked: Any, model: Any, questions: list[tuple[int, dict[str, Any]]]) -> list[float]:
+def read_ours(flags: Any, model: Any, questions: list[tuple[int, dict[str, Any]]]) -> list[float]:
     from teacherlm.atlas.answering import predict
 
-    found = dict(predict(asked, questions, model, None))
+    found = dict(predict(flags, questions, model, None))
     asked_of = [order for number, _ in questions for order in found[number]["prediction"]["permutations"]]
     return [logit for order in asked_of for logit in order["choice_logits"].values()]
 
 
-def read_padded(asked: Any, model: Any, questions: list[tuple[int, dict[str, Any]]]) -> list[float]:
+def read_padded(flags: Any, model: Any, questions: list[tuple[int, dict[str, Any]]]) -> list[float]:
     """Read in the reference's way: one prompt at a time, with each of its texts padded to text_maxlength."""
     from transformers.modeling_outputs import BaseModelOutput
 
@@ -90,7 +90,7 @@ def read_padded(asked: Any, model: Any, questions: list[tuple[int, dict[str, Any
     for _, question in questions:
         for order in multiple_choice.permutations(question, "cyclic"):
             query = multiple_choice.prompt(made.tokenizer, order)
-            texts = [asked.encoder_format.format(query=query, **passage) for passage in question["passages"]]
+            texts = [flags.encoder_format.format(query=query, **passage) for passage in question["passages"]]
             tokens = made.tokenizer(
                 texts, padding="max_length", truncation=True, max_length=TEXT_MAXLENGTH, return_tensors="pt"
             )
@@ -99,7 +99,7 @@ def read_padded(asked: Any, model: Any, questions: list[tuple[int, dict[str, Any
             there["attention_mask"] = tokens["attention_mask"].flatten()[None]
             labels = reader.make_target(made, [multiple_choice.target(order)], 16).labels
             found += made.model(**there, labels=labels).logits[0, 1, letters].tolist()
-            made.model.generate(**there, max_length=asked.generation_max_length)
+            made.model.generate(**there, max_length=flags.generation_max_length)
     return found
 
 

@@ -50,7 +50,7 @@ def make_index() -> None:
 
     from teacherlm.atlas import retriever
     from teacherlm.atlas.flat_search import FlatVectors
-    from teacherlm.atlas.index import Index, embed_share
+    from teacherlm.atlas.index import Index, embed_rows
     from teacherlm.atlas.passages import Passages, write_passages
     from teacherlm.atlas.saved_index import save_index
     from teacherlm.catalog.models import find_model, local_folder
@@ -65,7 +65,7 @@ def make_index() -> None:
     pack_linears(made.to(torch.bfloat16))
     started = time.perf_counter()
     with torch.no_grad():
-        vectors = embed_share(Passages(folder / "all.arrow"), made.eval(), tokenizer, "{title} {text}", LENGTH, 512)
+        vectors = embed_rows(Passages(folder / "all.arrow"), made.eval(), tokenizer, "{title} {text}", LENGTH, 512)
         seconds = time.perf_counter() - started
         print(
             f"{len(passages)} passages embedded in {seconds:.0f} s, {len(passages) / seconds:.0f} per second",

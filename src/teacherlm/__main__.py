@@ -15,7 +15,7 @@ COMMANDS = {
     "finetune-here": ("finetune.launch", "finetune with a process per GPU, like finetune.sh"),
     "sync-wandb": ("finetune.sync_wandb", "send the runs that wandb kept offline"),
     "evaluate": ("scoring.main", "score a model and a student's checkpoints"),
-    "evaluate-shares": ("scoring.launch", "score a model with a process per GPU, like run_hf.sh"),
+    "evaluate-shards": ("scoring.launch", "score a model with a process per GPU, like run_hf.sh"),
     "table": ("report.table", "print the table of a run"),
     "report": ("report.main", "make the page of a run's folder"),
     "compare": ("report.compare", "make a page and tables that compare runs"),

@@ -9,7 +9,7 @@ from support.atlas_models import make_passages, make_small_mmlu, make_tiny_bert,
 from support.files import read_lines
 from support.programs import ROOT, STAGES
 from support.scoring import words
-from support.shares import results
+from support.shards import results
 from support.slurm_cluster import Cluster, curve, only_log, start
 
 pytestmark = pytest.mark.cluster
@@ -79,9 +79,9 @@ def test_atlas_on_two_nodes_predicts_what_it_does_on_one(named: Cluster, shared_
 
 
 def test_an_array_of_four_tasks_scores_what_one_process_does(named: Cluster, prepared: Path) -> None:
-    place = named.place / "shares"
+    place = named.place / "token_weights"
     place.mkdir()
-    script = place / "share.sh"
+    script = place / "shard.sh"
     script.write_text('#!/bin/bash\nexec "$@" --shard "$SLURM_ARRAY_TASK_ID/4"\n')
     array = ["sbatch", "--wait", "--array=0-3", "--cpus-per-task=1", "--mem=1500M", f"--output={place}/%a.log", script]
     for submit, name in (([], "one"), (array, "four")):

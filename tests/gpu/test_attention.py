@@ -63,7 +63,7 @@ def test_packed_samples_have_the_gradients_of_each_alone(make: Callable, attenti
     use_packing(model, attention, longest=40)
     use_chunked_loss(model)
     batch = PackingCollator("token")([sample for sample in samples() if len(sample["input_ids"]) > 1])
-    batch["shares"] = batch["shares"] / batch["shares"].sum()
+    batch["token_weights"] = batch["token_weights"] / batch["token_weights"].sum()
     loss = model(**{name: part.to(KIND) for name, part in batch.items() if name != "samples"}, use_cache=False)["loss"]
     loss.backward()
     assert loss.item() == pytest.approx(expected, rel=1e-4)

@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM
 
 from teacherlm.enhance.engines import Prompt, Sampling
 from teacherlm.enhance.engines.transformers_engine import TransformersEngine
-from teacherlm.finetune.fields import parse_task
+from teacherlm.finetune.fields import parse_fields
 from teacherlm.finetune.samples import tokenize
 from teacherlm.runtime import self_check, tokens
 from teacherlm.runtime.loading import load_model, load_tokenizer
@@ -116,7 +116,7 @@ def test_all_stages_agree_on_the_special_tokens(around: str, tmp_path: Path) -> 
     model = LanguageModel(folder, "cpu", "float32", "apart")
     assert model._encode_pair(CONTEXT, "A")[0] == begins + bare
     assert model.tok_batch_encode([CONTEXT])[0][0].tolist() == begins + bare
-    rows, _ = tokenize(Dataset.from_dict({"text": [CONTEXT]}), tokenizer, parse_task("text"), 512, False, 0)
+    rows, _ = tokenize(Dataset.from_dict({"text": [CONTEXT]}), tokenizer, parse_fields("text"), 512, False, 0)
     assert rows[0]["input_ids"] == begins + bare + ends
     (row,) = [TransformersEngine(folder, "float32", Sampling(3, 0, 1.0)).row_of(Prompt("cot_text", 0, 0, CONTEXT, 0))]
     assert row.tokens == begins + bare
@@ -125,8 +125,8 @@ def test_all_stages_agree_on_the_special_tokens(around: str, tmp_path: Path) -> 
 def test_a_cut_sample_keeps_the_token_that_begins_a_text(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer("<s> $A")
     dataset = Dataset.from_dict({"text": [f"{CONTEXT}A). Because bees have six legs.", "x y z"]})
-    whole, _ = tokenize(dataset, tokenizer, parse_task("text"), 512, False, 0)
-    cut, _ = tokenize(dataset, tokenizer, parse_task("text"), 10, False, 0)
+    whole, _ = tokenize(dataset, tokenizer, parse_fields("text"), 512, False, 0)
+    cut, _ = tokenize(dataset, tokenizer, parse_fields("text"), 10, False, 0)
     assert cut[0]["input_ids"] == [1, *whole[0]["input_ids"][-9:]]
     assert cut[1]["input_ids"] == whole[1]["input_ids"][:1] + whole[1]["input_ids"][1:][-9:]
 

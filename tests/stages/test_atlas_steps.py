@@ -16,9 +16,9 @@ from support.plain_models import PlainBert, PlainT5
 from support.programs import ROOT, only_error
 
 from teacherlm.atlas import learner, multiple_choice
+from teacherlm.atlas.flags import TrainFlags, read_training
 from teacherlm.atlas.layer_norm import use_mean_square
 from teacherlm.atlas.model import load_model
-from teacherlm.atlas.options import TrainFlags, read_training
 
 TRAIN = ROOT / "atlas" / "train.py"
 N = 4
@@ -73,8 +73,8 @@ def mask_of(masks: list[torch.Tensor], row: int, length: int) -> Iterator[torch.
 def test_query_side_training_with_dropout(place: Path, monkeypatch: pytest.MonkeyPatch, norm: str) -> None:
     """The retriever's loss and gradient: passages are encoded without dropout, and queries with the drawn masks."""
     more = ["--train_retriever", "--query_side_retriever_training", "--dropout", 0.3, "--retriever_n_context", N]
-    asked = flags_of(place, *more, "--n_context", N, "--temperature_gold", 0.1, "--temperature_score", 0.2)
-    model = load_model(asked, torch.device("cpu"), "fp32", trains=True)
+    flags = flags_of(place, *more, "--n_context", N, "--temperature_gold", 0.1, "--temperature_score", 0.2)
+    model = load_model(flags, torch.device("cpu"), "fp32", trains=True)
     if norm == "mean_square":
         use_mean_square(model.retriever.query)
         use_mean_square(model.retriever.passage)
@@ -82,8 +82,8 @@ def test_query_side_training_with_dropout(place: Path, monkeypatch: pytest.Monke
     model.reader.model.double()
     passages = [{"title": p["title"], "text": p["text"]} for p in make_passages(2 * N)]
     examples = [{**q, "passages": passages[i * N : i * N + N]} for i, q in enumerate(make_questions(2))]
-    batch = learner.Batch(asked, model, examples, None, learns=True)
-    trainee = learner.Trainee(asked, model).train()
+    batch = learner.Batch(flags, model, examples, None, learns=True)
+    trainee = learner.Trainee(flags, model).train()
     masks = drawn_masks(monkeypatch)
     torch.manual_seed(7)
     _, loss = trainee(batch)

@@ -309,8 +309,8 @@ def test_a_scaled_loss_is_taken_as_it_is(trained: of_trainer.StagedTrainer, tiny
 
 
 def test_a_batch_is_prepared(trained: of_trainer.StagedTrainer) -> None:
-    batch = trained.prepared({"shares": torch.ones(2)})
-    assert batch["shares"].device == trained.args.device and batch["shares"].dtype == torch.float32
+    batch = trained.prepared({"token_weights": torch.ones(2)})
+    assert batch["token_weights"].device == trained.args.device and batch["token_weights"].dtype == torch.float32
 
 
 def test_the_arguments_are_removed_and_the_newest_and_best_kept(trained: of_trainer.StagedTrainer) -> None:
@@ -483,10 +483,10 @@ def test_lm_eval_keeps_the_length_that_it_was_given(open_model: Any, tiny_llama:
 def test_lm_eval_s_settings_are_read(tiny_llama: Path) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
-    from teacherlm.runtime.compat.of_lm_eval import asked_tokens, longest_input
+    from teacherlm.runtime.compat.of_lm_eval import longest_input, requested_tokens
 
-    assert asked_tokens({"until": ["."]}, 7) == 7
-    assert asked_tokens({"max_gen_toks": 3}, 7) == asked_tokens({"max_new_tokens": 3}, 7) == 3
+    assert requested_tokens({"until": ["."]}, 7) == 7
+    assert requested_tokens({"max_gen_toks": 3}, 7) == requested_tokens({"max_new_tokens": 3}, 7) == 3
     config = AutoConfig.from_pretrained(tiny_llama)
     assert longest_input(config, AutoTokenizer.from_pretrained(tiny_llama)) == config.max_position_embeddings
 

@@ -20,7 +20,7 @@ from support.programs import only_error, warm_python
 from teacherlm.atlas import passages as passage_files
 from teacherlm.atlas.flat_search import FlatVectors
 from teacherlm.atlas.index import Index
-from teacherlm.atlas.learner import check_shared
+from teacherlm.atlas.learner import check_deepspeed_files
 from teacherlm.atlas.saved_index import load_index, save_index
 from teacherlm.core.errors import UserError
 from teacherlm.core.records import read_records
@@ -185,11 +185,11 @@ def test_a_pickle_with_code_is_refused_by_its_reader(tmp_path: Path, zipped: boo
 @pytest.mark.parametrize("zipped", [True, False])
 def test_atlas_s_shared_states_are_looked_at_before_deepspeed_reads_them(tmp_path: Path, zipped: bool) -> None:
     torch.save({"module": {"weight": torch.ones(3)}}, tmp_path / "mp_rank_00_model_states.pt")
-    check_shared(tmp_path)
+    check_deepspeed_files(tmp_path)
     file = tmp_path / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
     torch.save({"optimizer_state_dict": Evil()}, file, _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match=r"optim_states.pt: refused"):
-        check_shared(tmp_path)
+        check_deepspeed_files(tmp_path)
 
 
 @pytest.mark.parametrize("mapped", [True, False])

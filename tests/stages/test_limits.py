@@ -140,7 +140,7 @@ MAKERS += ("t[1:]", "t.partition(',')", "(t, t)[0:2]", "t | title", "t ~ 'x'", "
         "{{ " + "not " * 3000 + "1 }}",
         "{{ " + "1 + " * 4000 + "1 }}",
         "{% if 1 %}" * 1500 + "{% endif %}" * 1500,
-        "x" * (limits.TEMPLATE_LETTERS + 1),
+        "x" * (limits.TEMPLATE_CHARACTERS + 1),
         "{{ question | truncate(1) }}",
         "{% set a = ('f' * 200000) | int(0, 16) %}{{ a // 3 }}",
         "{% set a = ('9' * 4000) | int %}{{ a - 1 }}",

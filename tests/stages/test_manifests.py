@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from support.programs import ROOT
 
-from teacherlm.core.manifests import changes, describe, manifest_of, read_manifest, revision, write_manifest
+from teacherlm.core.manifests import describe, manifest_of, read_manifest, reasons_not_done, revision, write_manifest
 
 ARGUMENTS = {"benchmark": "creak", "limit": None}
 
@@ -45,7 +45,7 @@ def found(folder: Path, stage: str = "prepare", arguments: dict[str, Any] = ARGU
     """What a second run of the same work finds changed."""
     manifest = read_manifest(folder / "CREAK.manifest.json")
     known = (manifest or {}).get("inputs", {}).get("source")
-    return changes(manifest, stage, arguments, {"source": describe(folder / "source", known)})
+    return reasons_not_done(manifest, stage, arguments, {"source": describe(folder / "source", known)})
 
 
 def test_nothing_changed_is_done(run_folder: Path) -> None:

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from teacherlm.finetune import chunked_loss
 from teacherlm.finetune.chunked_loss import use_chunked_loss
-from teacherlm.finetune.collators import NO_LOSS, PackingCollator, PaddingCollator, next_tokens, share_out
+from teacherlm.finetune.collators import NO_LOSS, PackingCollator, PaddingCollator, next_tokens, token_weights
 from teacherlm.runtime.packed_attention import Layout, Packing, causal_sdpa, use_packing
 
 TEXTS = [
@@ -64,7 +64,7 @@ def together(
         model.gradient_checkpointing_enable()
     batch = PackingCollator("token")(samples)
     batch.pop("samples")
-    batch["shares"] = batch["shares"].to(dtype) / batch["shares"].sum()
+    batch["token_weights"] = batch["token_weights"].to(dtype) / batch["token_weights"].sum()
     loss = model.train()(**batch, use_cache=False).loss
     loss.backward()
     return loss.item(), {name: part.grad for name, part in model.named_parameters()}
@@ -169,7 +169,7 @@ def test_a_model_without_replaceable_attention_is_padded(tiny_llama: Path) -> No
     samples = encoded(tiny_llama)
     batch = PaddingCollator("token")(samples)
     batch.pop("samples")
-    batch["shares"] /= batch["shares"].sum()
+    batch["token_weights"] /= batch["token_weights"].sum()
     loss = model(**batch, use_cache=False).loss
     loss.backward()
     gradients = {name: part.grad for name, part in model.named_parameters()}
@@ -183,7 +183,7 @@ def test_a_model_that_scales_its_logits_computes_them_all(tiny_llama: Path) -> N
     samples = encoded(tiny_llama)
     batch = PaddingCollator("token")(samples)
     batch.pop("samples")
-    batch["shares"] /= batch["shares"].sum()
+    batch["token_weights"] /= batch["token_weights"].sum()
     output = model(**batch, use_cache=False)
     assert output.logits.shape == (*batch["input_ids"].shape, model.config.vocab_size)
     assert float(output.loss) == pytest.approx(one_at_a_time(tiny_llama, samples)[0], rel=1e-5)
@@ -200,9 +200,9 @@ def test_labels_are_the_next_tokens_after_what_is_skipped() -> None:
 
 def test_the_three_means() -> None:
     labels = [[1, 2, 3, NO_LOSS], [4, NO_LOSS]]
-    assert share_out(labels, "token") == [[1, 1, 1, 0], [1, 0]]
-    assert share_out(labels, "sample") == [[1 / 3, 1 / 3, 1 / 3, 0], [1, 0]]
-    assert share_out(labels, "batch") == [[1 / 4, 1 / 4, 1 / 4, 0], [1 / 4, 0]]
+    assert token_weights(labels, "token") == [[1, 1, 1, 0], [1, 0]]
+    assert token_weights(labels, "sample") == [[1 / 3, 1 / 3, 1 / 3, 0], [1, 0]]
+    assert token_weights(labels, "batch") == [[1 / 4, 1 / 4, 1 / 4, 0], [1 / 4, 0]]
 
 
 def test_a_row_has_no_padding() -> None:

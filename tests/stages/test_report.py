@@ -11,7 +11,7 @@ from support.pages import RUNS, missing, page_of, table, write
 from support.programs import only_error
 from support.report_runs import write_result, write_run
 
-from teacherlm.catalog.prompts import take_apart
+from teacherlm.catalog.prompts import split_question
 
 
 @pytest.fixture(scope="module")
@@ -207,4 +207,4 @@ def test_subjects_and_categories(inside: Callable, run: Path) -> None:
     ],
 )
 def test_a_prompt_is_taken_apart(text: str, expected: tuple) -> None:
-    assert take_apart(text) == expected
+    assert split_question(text) == expected

@@ -312,14 +312,14 @@ def test_names_in_tables_stay_names(inside: Callable, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------- a small page
 
 
-def write_large_run(folder: Path, samples: int, letters: int) -> Path:
+def write_large_run(folder: Path, samples: int, characters: int) -> Path:
     """Write a run with long questions, each with a short and a long text, and a tenth as many long test questions."""
     own = folder / "enhance" / "teacher_seed0"
     own.mkdir(parents=True)
-    for kind, size in (("cot", 1), ("error", letters)):
+    for kind, size in (("cot", 1), ("error", characters)):
         write_records(
             own / f"CREAK_{kind}.jsonl",
-            ({"text": f"{context(f'{n} ' + 'q' * letters)}A).", kind: "<" * size} for n in range(samples)),
+            ({"text": f"{context(f'{n} ' + 'q' * characters)}A).", kind: "<" * size} for n in range(samples)),
         )
     scored = folder / "evaluate" / STUDENT
     scored.mkdir(parents=True)
@@ -327,7 +327,7 @@ def write_large_run(folder: Path, samples: int, letters: int) -> Path:
     write_records(
         scored / "creak_samples.jsonl",
         (
-            {"doc_id": n, "prompt": context(f"{n} " + "p" * letters), "gold": "A", "choice": "A", "acc": 1.0}
+            {"doc_id": n, "prompt": context(f"{n} " + "p" * characters), "gold": "A", "choice": "A", "acc": 1.0}
             for n in range(samples // 10)
         ),
     )
@@ -335,7 +335,7 @@ def write_large_run(folder: Path, samples: int, letters: int) -> Path:
 
 
 def test_a_page_has_a_size_at_most(tmp_path: Path) -> None:
-    """20,000 samples of 20,000 letters made a page of 384 MiB and took 2.5 GB: their questions were not counted."""
+    """20,000 samples of 20,000 characters made a page of 384 MiB and took 2.5 GB: their questions were not counted."""
     folder = write_large_run(tmp_path / "creak" / "all", 3500, 20_000)
     done = bounded([*program("report"), folder], 120, 800)
     assert done.returncode == 0, done.stderr

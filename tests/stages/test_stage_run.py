@@ -38,7 +38,7 @@ with StageRun("shout", output) as run:
     if dwell:
         print("written", flush=True)
         sys.stdin.read()
-    run.finish({"text": output}, {"letters": 5})
+    run.finish({"text": output}, {"characters": 5})
     print("made", flush=True)
 """
 """A stage that writes its source in capitals. With a third argument it waits between its output and its manifest."""
@@ -77,7 +77,7 @@ def look(source: Path, output: Path, stage: str = "shout", arguments: dict[str, 
 
 
 def test_what_is_made_is_done_and_one_line_says_so(source: Path, output: Path) -> None:
-    assert look(source, output).why == ["not done yet"]
+    assert look(source, output).reasons == ["not done yet"]
     assert said(shout(source, output)) == ["made"]
     before = {path: path.read_bytes() for path in output.parent.iterdir()}
     matches = f"{manifest_of(output)} matches its inputs"
@@ -105,13 +105,13 @@ def test_what_changed_is_named(
     said(shout(source, output))
     assert look(source, output).is_done
     change(output.parent)
-    assert look(source, output, **asked).why == [why]
+    assert look(source, output, **asked).reasons == [why]
 
 
 def test_another_version_of_the_stage_is_named(source: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said(shout(source, output))
     monkeypatch.setitem(manifests.STAGE_VERSIONS, "shout", 2)
-    assert look(source, output).why == ["made by version 1 of the stage shout, this is version 2"]
+    assert look(source, output).reasons == ["made by version 1 of the stage shout, this is version 2"]
 
 
 def test_what_is_stale_is_made_again_and_one_line_says_why(source: Path, output: Path) -> None:
@@ -155,18 +155,18 @@ def test_a_stage_may_ask_more_of_its_manifests(source: Path, output: Path) -> No
 
     def read(path: Path) -> dict[str, Any] | None:
         manifest = read_manifest(path)
-        return manifest if manifest and manifest["counts"].get("letters", 0) > 5 else None
+        return manifest if manifest and manifest["counts"].get("characters", 0) > 5 else None
 
     run = StageRun("shout", output, read=read)
     run.compare(ARGUMENTS, {"source": describe(source)})
-    assert (run.why, run.known, run.counts) == (["not done yet"], {}, {})
+    assert (run.reasons, run.known, run.counts) == (["not done yet"], {}, {})
 
 
 def test_the_lines_of_a_stage_that_does_several_things_say_which(
     source: Path, output: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said(shout(source, output))
-    run = StageRun("shout", output, says="loud")
+    run = StageRun("shout", output, label="loud")
     run.compare(ARGUMENTS, {"source": describe(source)})
     run.say_done(of="one on two", because="three is there")
     assert capsys.readouterr().out == "loud: one on two: done already, nothing to do (three is there)\n"
@@ -179,7 +179,7 @@ def test_the_manifest_says_what_was_done(source: Path, output: Path) -> None:
     started = int(time.time())
     said(shout(source, output))
     manifest = json.loads(manifest_of(output).read_text())
-    assert (manifest["stage"], manifest["arguments"], manifest["counts"]) == ("shout", ARGUMENTS, {"letters": 5})
+    assert (manifest["stage"], manifest["arguments"], manifest["counts"]) == ("shout", ARGUMENTS, {"characters": 5})
     assert manifest["inputs"]["source"]["sha256"] == describe(source)["sha256"]
     assert manifest["outputs"]["text"] == {**describe(output), "path": "out.jsonl"}
     assert manifests.timestamp(started) <= manifest["started"] <= manifest["finished"]
@@ -194,7 +194,7 @@ def test_the_manifest_of_a_folder_can_appear_together_with_it(source: Path, tmp_
     draft.rename(folder)
     assert look(source, folder).is_done
     (folder / "text").write_text("SWORD")
-    assert look(source, folder).why == ["the output dataset is gone or was changed"]
+    assert look(source, folder).reasons == ["the output dataset is gone or was changed"]
 
 
 def test_a_described_output_is_taken_as_it_is_described(source: Path, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_work_that_ends_before_its_end_leaves_no_manifest(source: Path, output: 
         run.compare(ARGUMENTS, {"source": describe(source)})
         output.write_text("WOR")
         sys.exit(75)
-    assert look(source, output).why == ["not done yet"]
+    assert look(source, output).reasons == ["not done yet"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -233,7 +233,7 @@ def test_killed_between_output_and_manifest_it_is_not_done(source: Path, output:
     running.send_signal(number)
     running.communicate()
     assert output.read_text() == "WORDS"
-    assert look(source, output).why == ["not done yet"]
+    assert look(source, output).reasons == ["not done yet"]
     assert said(shout(source, output)) == ["made"]
     assert look(source, output).is_done
 
@@ -247,7 +247,7 @@ def test_killed_while_it_is_made_again_the_old_manifest_does_not_vouch_for_it(so
     running.kill()
     running.communicate()
     source.write_text("words")  # as it was at first, but the output is not
-    assert look(source, output).why == ["the output text is gone or was changed"]
+    assert look(source, output).reasons == ["the output text is gone or was changed"]
 
 
 # --- the locks
@@ -280,7 +280,7 @@ def test_what_was_read_before_the_lock_is_read_again_within(source: Path, output
     said(shout(source, output))
     with run:
         assert not run.is_done  # as it was compared
-        run.look_again()
+        run.compare_again()
         assert run.is_done
 
 
@@ -336,12 +336,12 @@ def test_of_several_processes_the_first_looks_and_writes_and_all_agree(
     with first, other:
         for run in (first, other):
             run.compare(ARGUMENTS, inputs)
-        assert first.why == other.why == ["not done yet"]
+        assert first.reasons == other.why == ["not done yet"]
         output.write_text("WORDS")
         for run in (other, first):
             run.finish({"text": output}, {})
         for run in (first, other):
-            run.look_again()
+            run.compare_again()
             assert run.is_done
             run.say_done()
     assert len(capsys.readouterr().out.splitlines()) == 1

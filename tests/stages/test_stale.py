@@ -108,12 +108,12 @@ def test_an_older_version_of_a_stage_is_stale(tmp_path: Path) -> None:
     work = {"arguments": {}, "inputs": {}}
     made = {"enhanced": manifests.describe(output)}
     manifests.write_manifest(path, stage="enhance", **work, outputs=made, counts={}, started=0)
-    assert manifests.changes(manifests.read_manifest(path), "enhance", {}, {}) == []
+    assert manifests.reasons_not_done(manifests.read_manifest(path), "enhance", {}, {}) == []
     make_older(path)
     version = manifests.stage_version("enhance")
     assert version > 1
     named = [f"made by version 1 of the stage enhance, this is version {version}"]
-    assert manifests.changes(manifests.read_manifest(path), "enhance", {}, {}) == named
+    assert manifests.reasons_not_done(manifests.read_manifest(path), "enhance", {}, {}) == named
 
 
 @pytest.mark.parametrize("stage", ["enhance", "finetune", "evaluate"])

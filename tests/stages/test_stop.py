@@ -11,9 +11,9 @@ from teacherlm.core.interrupts import Stop
 def test_a_signal_is_remembered_until_the_signals_are_given_back() -> None:
     before = signal.getsignal(signal.SIGUSR1)
     stop = Stop()
-    assert not stop.asked
+    assert not stop.requested
     os.kill(os.getpid(), signal.SIGUSR1)
-    assert stop.asked
+    assert stop.requested
     stop.restore()
     assert signal.getsignal(signal.SIGUSR1) is before
 
@@ -32,7 +32,7 @@ def test_forked_children_end_at_the_signal_however_soon_it_comes() -> None:
             child.terminate()
             child.join(20)
             assert child.exitcode == -signal.SIGTERM
-        assert not stop.asked
+        assert not stop.requested
     finally:
         stop.restore()
 

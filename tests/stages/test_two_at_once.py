@@ -53,10 +53,10 @@ def evaluate(place: Place, folder: Path) -> list[Command]:
     return [[*command, "--limit", 8, "--batch_size", 2]] * 2
 
 
-def evaluate_shares(place: Place, folder: Path) -> list[Command]:
+def evaluate_shards(place: Place, folder: Path) -> list[Command]:
     """Two shards, each scored by two processes. The processes that end last merge them at the same time."""
     command = evaluate(place, folder)[0]
-    return [[*command, "--shard", f"{share}/2"] for share in (0, 1, 0, 1)]
+    return [[*command, "--shard", f"{index}/2"] for index in (0, 1, 0, 1)]
 
 
 def prepare(place: Place, folder: Path) -> list[Command]:
@@ -91,7 +91,7 @@ CASES = {
     "enhance": enhance,
     "finetune": finetune,
     "evaluate": evaluate,
-    "evaluate-shares": evaluate_shares,
+    "evaluate-shards": evaluate_shards,
     "prepare": prepare,
     "prepare-one-test-set": prepare_one_test_set,
     "post-process": post_process,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from teacherlm.atlas.options import read_evaluation, read_training
+from teacherlm.atlas.flags import read_evaluation, read_training
 from teacherlm.core.errors import UserError
 
 
@@ -20,8 +20,8 @@ def words_of(questions: str, *more: str) -> list[str]:
 
 
 def test_a_flag_without_effect_is_said_even_if_it_is_zero(questions: str) -> None:
-    asked = read_training("", words_of(questions, "--closed_book", "--alpha", "0", "--qa_prompt_format", "x"))
-    assert asked.notes == (
+    flags = read_training("", words_of(questions, "--closed_book", "--alpha", "0", "--qa_prompt_format", "x"))
+    assert flags.notes == (
         "--alpha is not used: AdamW has no alpha; the reference does not use it either",
         "--qa_prompt_format is not used: it belongs to a task other than multiple choice",
     )
@@ -29,19 +29,19 @@ def test_a_flag_without_effect_is_said_even_if_it_is_zero(questions: str) -> Non
 
 def test_a_closed_book_has_one_empty_passage_and_no_retriever(questions: str) -> None:
     more = ["--closed_book", "--n_context", "7", "--train_retriever", "--query_side_retriever_training"]
-    asked = read_training("", words_of(questions, *more))
-    assert (asked.n_context, asked.retriever_n_context, asked.encoder_format) == (1, 1, "{query}")
-    assert not (asked.retrieves or asked.train_retriever or asked.query_side_retriever_training)
+    flags = read_training("", words_of(questions, *more))
+    assert (flags.n_context, flags.retriever_n_context, flags.encoder_format) == (1, 1, "{query}")
+    assert not (flags.retrieves or flags.train_retriever or flags.query_side_retriever_training)
     off = "--train_retriever, --query_side_retriever_training"
-    assert asked.notes == (f"switched off, because --closed_book uses no retriever: {off}",)
+    assert flags.notes == (f"switched off, because --closed_book uses no retriever: {off}",)
 
 
 def test_flags_of_training_are_left_out_of_an_evaluation(questions: str) -> None:
     more = ["--shuffle", "--lr", "1e-3", "--use_file_passages", "--index_mode", "faiss", "--faiss_index_type", "pq"]
-    asked = read_evaluation("", words_of(questions, *more))
-    assert asked.notes == ("these flags of train.py are ignored: --train_data, --shuffle, --lr",)
-    assert not asked.retrieves
-    assert asked.compressed == "pq"
+    flags = read_evaluation("", words_of(questions, *more))
+    assert flags.notes == ("these flags of train.py are ignored: --train_data, --shuffle, --lr",)
+    assert not flags.retrieves
+    assert flags.compressed == "pq"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from support.atlas_models import make_passages, make_tiny_bert, write_lines
 from teacherlm.atlas import passages as passage_files
 from teacherlm.atlas import retriever
 from teacherlm.atlas.flat_search import FlatVectors
-from teacherlm.atlas.index import Index, compress, embed_share
+from teacherlm.atlas.index import Index, compress, embed_rows
 from teacherlm.atlas.saved_index import load_compressed, load_index, save_index
 from teacherlm.core.errors import UserError
 
@@ -162,7 +162,7 @@ def test_embedding_names_the_passage_whose_vector_is_not_finite(index: Index, tm
         made.query.embeddings.LayerNorm.bias[0] = 7e4
         made.query.encoder.layer = torch.nn.ModuleList()
     with pytest.raises(UserError, match=r"the vector of row 0 \(the passage '0'\) has numbers that are not finite"):
-        embed_share(index.passages, made.eval(), tokenizer, "{title} {text}", 50, 8)
+        embed_rows(index.passages, made.eval(), tokenizer, "{title} {text}", 50, 8)
 
 
 def test_a_query_whose_vector_is_not_finite_is_refused(index: Index) -> None:

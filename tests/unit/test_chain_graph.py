@@ -11,7 +11,7 @@ import pytest
 from teacherlm.atlas.experiment import DataFolder
 from teacherlm.chain.atlas_graph import atlas_graph, checksum
 from teacherlm.chain.facts import Facts, ModelFacts
-from teacherlm.chain.graph import Graph, Stage, missing_tasks
+from teacherlm.chain.graph import Graph, Stage, missing_indices
 from teacherlm.chain.layout import ChainFolder, run_folder, submitted_chains
 from teacherlm.chain.sample_graph import layout_of, sample_graph
 from teacherlm.chain.settings import AtlasSettings, Settings, read_atlas_settings, read_settings
@@ -35,9 +35,9 @@ def graph(**variables: str) -> Graph:
     return sample_graph(settings(**variables), FACTS)
 
 
-def words(stage: Stage, task: int | None = None, more: tuple[str, ...] = ()) -> list[list[str]]:
+def words(stage: Stage, index: int | None = None, more: tuple[str, ...] = ()) -> list[list[str]]:
     """The words of a task's commands, after those that start the program."""
-    return [list(command.words[2:]) for command in stage.commands(task, more)]
+    return [list(command.words[2:]) for command in stage.commands(index, more)]
 
 
 def flag(command: list[str], name: str) -> str:
@@ -48,7 +48,7 @@ def test_the_stages_and_what_each_waits_for() -> None:
     assert [stage.name for stage in graph().stages] == ["prepare", "enhance", "merge", "finetune", "evaluate", "report"]
     assert [stage.name for stage in graph(TASK="text").stages] == ["prepare", "finetune", "evaluate", "report"]
     asked = graph(SHARDS="3", EPOCHS="2")
-    assert {stage.name: list(stage.tasks) for stage in asked.stages if stage.array} == {
+    assert {stage.name: list(stage.indices) for stage in asked.stages if stage.array} == {
         "enhance": [0, 1, 2],
         "evaluate": [0, 1, 2],
     }
@@ -135,7 +135,7 @@ def test_what_a_job_asks_for() -> None:
 
 def test_shards_are_ours_to_choose_only_where_the_user_has_not() -> None:
     cut = graph().with_shards
-    assert cut is not None and list(cut(4).stage("enhance").tasks) == [0, 1, 2, 3]
+    assert cut is not None and list(cut(4).stage("enhance").indices) == [0, 1, 2, 3]
     assert cut(4).with_shards is None
     assert graph(SHARDS="1").with_shards is None
     assert graph(TASK="text").with_shards is None
@@ -144,15 +144,15 @@ def test_shards_are_ours_to_choose_only_where_the_user_has_not() -> None:
 def stage(tmp_path: Path, code: str, **fields: object) -> Stage:
     command = [sys.executable, "-P", "-c", code]
     plain = {"name": "prepare", "made": tmp_path, "work": "w", "lock": str, "request": lambda site: []}
-    return Stage(commands=lambda task, more: [Command([*command, *more], {"MINE": "1"})], **{**plain, **fields})
+    return Stage(commands=lambda index, more: [Command([*command, *more], {"MINE": "1"})], **{**plain, **fields})
 
 
 def test_missing_tasks_are_those_that_the_stage_names(tmp_path: Path) -> None:
     code = "import os, sys; print(sys.argv[1], os.environ['MINE'], os.environ['NUM_GPUS']); print('3\\n1\\n1\\nx 2')"
-    assert missing_tasks(stage(tmp_path, code)) == [1, 3]
-    assert missing_tasks(stage(tmp_path, "raise SystemExit(9)", always=True, tasks=range(2))) == [0, 1]
+    assert missing_indices(stage(tmp_path, code)) == [1, 3]
+    assert missing_indices(stage(tmp_path, "raise SystemExit(9)", always=True, indices=range(2))) == [0, 1]
     with pytest.raises(SystemExit) as ended:
-        missing_tasks(stage(tmp_path, "raise SystemExit(2)"))
+        missing_indices(stage(tmp_path, "raise SystemExit(2)"))
     assert ended.value.code == 2
 
 
@@ -183,18 +183,18 @@ def test_the_experiments_are_graphs_like_any_other(experiment: dict[str, str]) -
 def test_a_task_of_the_5_shot_setting_is_a_domain(experiment: dict[str, str], tmp_path: Path) -> None:
     _, made = atlas("atlas-5-shot", experiment)
     train = made.stage("train")
-    assert list(train.tasks) == [0, 1]
-    commands = [train.commands(task, [])[0] for task in (0, 1)]
+    assert list(train.indices) == [0, 1]
+    commands = [train.commands(index, [])[0] for index in (0, 1)]
     assert [command.variables["DOMAIN"] for command in commands] == ["astronomy", "virology"]
     assert list(commands[0].words[-3:]) == ["5-shot", "--n_context", "2"]
     assert train.commands(2, []) == []
-    assert missing_tasks(train) == [0, 1]
+    assert missing_indices(train) == [0, 1]
     done = tmp_path / "experiments" / "base-mmlu-5-shot" / "astronomy"
     done.mkdir(parents=True)
     (done / "manifest.json").touch()
-    assert missing_tasks(train) == [1]
+    assert missing_indices(train) == [1]
     shutil.rmtree(tmp_path / "data")
-    assert len(train.tasks) == 57  # before the questions are prepared, the number of MMLU's subjects
+    assert len(train.indices) == 57  # before the questions are prepared, the number of MMLU's subjects
 
 
 def test_what_an_experiment_lacks(experiment: dict[str, str], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from teacherlm.core import flags
 from teacherlm.core.errors import UserError
-from teacherlm.core.flags import HIDDEN, flag, parse, share_of
+from teacherlm.core.flags import HIDDEN, flag, parse, parse_shard
 
 SOURCE = Path(flags.__file__).parents[1]
 
@@ -23,7 +23,7 @@ class Cake:
     layers: int = flag(3, help="how many (default: 3)", group="form", least=1, most=9)
     shape: str = flag("round", choices=("round", "square"))
     hot: bool = flag(False, help="from the oven")
-    share: tuple[int, int] = flag((0, 1), parse=share_of)
+    shard: tuple[int, int] = flag((0, 1), parse=parse_shard)
     files: tuple[Path, ...] = flag((), help="recipes")
     wish: tuple[str, ...] = flag((), repeated=True)
     oven: str = flag("gas", excludes="heat")
@@ -47,14 +47,14 @@ def test_what_is_not_given_has_the_default_of_its_field() -> None:
 
 
 def test_words_become_values_of_the_types_of_the_fields() -> None:
-    words = "Ann Bob --name x --size 0.5 --layers 4 --shape square --hot --share 1/2 --files a b --wish c --wish d"
+    words = "Ann Bob --name x --size 0.5 --layers 4 --shape square --hot --shard 1/2 --files a b --wish c --wish d"
     expected = Cake(
         size=0.5,
         name="x",
         layers=4,
         shape="square",
         hot=True,
-        share=(1, 2),
+        shard=(1, 2),
         files=(Path("a"), Path("b")),
         wish=("c", "d"),
         stove="wood",
@@ -91,7 +91,7 @@ def test_flags_stay_as_they_were_read() -> None:
         ("--name x --size 0", "--size: more than 0 was expected, found 0.0"),
         ("--name x --size 1", "--size: less than 1 was expected, found 1.0"),
         ("--name x --size nan", "--size: a finite number was expected, found nan"),
-        ("--name x --share 2/2", "--shard: I/N with 0 <= I < N was expected, found '2/2'"),
+        ("--name x --shard 2/2", "--shard: I/N with 0 <= I < N was expected, found '2/2'"),
         ("--name x --files", "argument --files: expected at least one argument; --help lists the flags"),
         ("--name x --hot=yes", "argument --hot: ignored explicit argument 'yes'; --help lists the flags"),
         (
@@ -109,7 +109,7 @@ def test_a_mistake_is_one_line(words: str, said: str) -> None:
 
 HELP = """\
 usage: cake [-h] [--size SIZE] --name NAME [--layers LAYERS]
-            [--shape {round,square}] [--hot] [--share SHARE]
+            [--shape {round,square}] [--hot] [--shard SHARD]
             [--files FILES [FILES ...]] [--wish WISH]
             [--oven OVEN | --stove STOVE] [--last-word LAST_WORD]
             [guests ...]
@@ -123,7 +123,7 @@ options:
   -h, --help            show this help message and exit
   --shape {round,square}
   --hot                 from the oven
-  --share SHARE
+  --shard SHARD
   --files FILES [FILES ...]
                         recipes
   --wish WISH

@@ -55,7 +55,7 @@ def test_samples_of_several_lengths_are_computed_together_and_right(
         torch.testing.assert_close(logits.double().log_softmax(-1), expected, atol=1e-3, rtol=0)
     use_chunked_loss(model.train())
     batch = PackingCollator("token")(SAMPLES)
-    batch["shares"] = batch["shares"] / batch["shares"].sum()
+    batch["token_weights"] = batch["token_weights"] / batch["token_weights"].sum()
     loss = model(**{name: part for name, part in batch.items() if name != "samples"}, use_cache=False)["loss"]
     loss.backward()
     plain = Plain(AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager"))

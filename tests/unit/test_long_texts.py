@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 from support.bounded import bounded
 
-from teacherlm.catalog.prompts import ANSWER_MARK, LETTERS, take_apart
+from teacherlm.catalog.prompts import ANSWER_MARK, LETTERS, split_question
 from teacherlm.dataset.contamination import TestSplit
 from teacherlm.dataset.ngrams import word_hashes, words_of
 
@@ -43,8 +43,8 @@ def test_any_text_is_taken_apart_as_by_a_plain_search() -> None:
     for _ in range(20_000):
         question = "".join(draw.choices(pieces, k=draw.randint(1, 14)))
         expected = taken_apart_slowly(question)
-        assert take_apart(question) == expected, question
-        assert take_apart(f"Q: {question}{ANSWER_MARK}B).") == expected, question
+        assert split_question(question) == expected, question
+        assert split_question(f"Q: {question}{ANSWER_MARK}B).") == expected, question
         several += len(expected[1]) > 2
     assert several > 1000
 
@@ -52,8 +52,8 @@ def test_any_text_is_taken_apart_as_by_a_plain_search() -> None:
 @pytest.mark.parametrize("piece", [" (A) ", " (A)", " (A) (B) ", " (Z) (Y) (A) ", ANSWER_MARK, "Q: "])
 def test_a_million_letters_in_brackets(piece: str) -> None:
     """160,000 characters of ` (A) ` once took 3.2 seconds, and twice the characters took four times as long."""
-    code = "import sys; from teacherlm.catalog.prompts import take_apart\n"
-    code += "take_apart('Q: ' + sys.argv[1] * (1_500_000 // len(sys.argv[1])))"
+    code = "import sys; from teacherlm.catalog.prompts import split_question\n"
+    code += "split_question('Q: ' + sys.argv[1] * (1_500_000 // len(sys.argv[1])))"
     assert bounded(["-c", code, piece], 30).returncode == 0
 
 

@@ -8,11 +8,11 @@ from support.files import sample_claims
 from transformers import AutoTokenizer
 
 from teacherlm.core.errors import UserError
-from teacherlm.finetune.fields import PhaseSampler, Task, choose_samples, dataset_order, parse_task
+from teacherlm.finetune.fields import PhaseSampler, TrainingFields, choose_samples, dataset_order, parse_fields
 from teacherlm.finetune.samples import cut_samples, tokenize
 
 SENTENCES = [claim["sentence"] for claim in sample_claims()]
-TEXT = parse_task("text")
+TEXT = parse_fields("text")
 
 
 def test_a_sample_that_is_too_long_keeps_its_last_tokens_and_is_listed(tiny_llama: Path) -> None:
@@ -61,16 +61,16 @@ def test_a_text_without_an_answer_has_no_completion(tiny_llama: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "task"),
+    ("text", "fields"),
     [
-        ("cot_tail", Task({"cot_tail": 1.0}, False)),
-        ("text:1,cot_tail:2.5", Task({"text": 1.0, "cot_tail": 2.5}, False)),
-        ("text:2", Task({"text": 2.0}, False)),
-        ("text,cot_tail", Task({"text": 1.0, "cot_tail": 1.0}, True)),
+        ("cot_tail", TrainingFields({"cot_tail": 1.0}, False)),
+        ("text:1,cot_tail:2.5", TrainingFields({"text": 1.0, "cot_tail": 2.5}, False)),
+        ("text:2", TrainingFields({"text": 2.0}, False)),
+        ("text,cot_tail", TrainingFields({"text": 1.0, "cot_tail": 1.0}, True)),
     ],
 )
-def test_tasks(text: str, task: Task) -> None:
-    assert parse_task(text) == task
+def test_training_fields(text: str, fields: TrainingFields) -> None:
+    assert parse_fields(text) == fields
 
 
 @pytest.mark.parametrize(
@@ -78,23 +78,23 @@ def test_tasks(text: str, task: Task) -> None:
 )
 def test_a_task_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="--task_type"):
-        parse_task(text)
+        parse_fields(text)
 
 
 def test_weights_say_how_often_an_epoch_has_each_sample() -> None:
-    chosen = dict(choose_samples(parse_task("text:0.5,cot_tail:2,error_tail:1.25"), 40, seed=3))
+    chosen = dict(choose_samples(parse_fields("text:0.5,cot_tail:2,error_tail:1.25"), 40, seed=3))
     assert len(chosen["text"]) == len(set(chosen["text"])) == 20
     assert sorted(chosen["cot_tail"]) == sorted([*range(40)] * 2)
     assert len(chosen["error_tail"]) == 50
     assert set(chosen["error_tail"]) == set(range(40))
-    assert chosen == dict(choose_samples(parse_task("text:0.5,cot_tail:2,error_tail:1.25"), 40, seed=3))
-    assert chosen["text"] != dict(choose_samples(parse_task("text:0.5"), 40, seed=4))["text"]
+    assert chosen == dict(choose_samples(parse_fields("text:0.5,cot_tail:2,error_tail:1.25"), 40, seed=3))
+    assert chosen["text"] != dict(choose_samples(parse_fields("text:0.5"), 40, seed=4))["text"]
 
 
 def test_fields_are_tokenized_one_after_the_other(tiny_llama: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     dataset = Dataset.from_dict({"text": ["one moon", "two moons"], "cot_tail": ["three", "four"]})
-    tokens, counts = tokenize(dataset, tokenizer, parse_task("text,cot_tail"), 9, False, 0)
+    tokens, counts = tokenize(dataset, tokenizer, parse_fields("text,cot_tail"), 9, False, 0)
     assert counts == [2, 2]
     expected = [tokenizer(text)["input_ids"] for text in ("one moon", "two moons", "three", "four")]
     assert tokens["input_ids"][:] == expected
@@ -122,8 +122,8 @@ def test_without_shuffling_an_epoch_has_the_dataset_s_order() -> None:
 
 def test_a_mixture_in_the_dataset_s_order_has_each_sample_in_all_its_fields(tiny_llama: Path) -> None:
     dataset = Dataset.from_dict({"text": ["one", "two"], "cot_tail": ["three", "four"]})
-    task = parse_task("text:1,cot_tail:2")
-    tokens, _ = tokenize(dataset, AutoTokenizer.from_pretrained(tiny_llama), task, 9, False, 0)
+    fields = parse_fields("text:1,cot_tail:2")
+    tokens, _ = tokenize(dataset, AutoTokenizer.from_pretrained(tiny_llama), fields, 9, False, 0)
     ordered = tokens.select(dataset_order(tokens["sample"]))
     assert ordered["sample"][:] == [1, 1, 1, 2, 2, 2]
     assert ordered["field"][:] == ["text", "cot_tail", "cot_tail"] * 2

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from teacherlm.atlas import multiple_choice, reader, workers
+from teacherlm.atlas.flags import AtlasFlags
 from teacherlm.atlas.index import Index
 from teacherlm.atlas.lookup import look_up, retrieve
 from teacherlm.atlas.model import Model
-from teacherlm.atlas.options import AtlasFlags
 from teacherlm.catalog.prompts import LETTERS
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
@@ -35,9 +35,9 @@ SHAPING += ("n_to_rerank_with_retrieve_with_rerank",)
 NO_PASSAGE = {"title": "", "text": ""}
 
 
-def read_questions(asked: AtlasFlags, path: Path) -> list[Record]:
-    questions = multiple_choice.read_questions(path, asked.multiple_choice_num_options)
-    for number, question in enumerate(questions, start=1) if asked.use_file_passages else ():
+def read_questions(flags: AtlasFlags, path: Path) -> list[Record]:
+    questions = multiple_choice.read_questions(path, flags.multiple_choice_num_options)
+    for number, question in enumerate(questions, start=1) if flags.use_file_passages else ():
         given = question.get("passages")
         if not isinstance(given, list) or not all(isinstance(p, dict) and {"title", "text"} <= p.keys() for p in given):
             where = f"{path}, question {number}"
@@ -45,9 +45,9 @@ def read_questions(asked: AtlasFlags, path: Path) -> list[Record]:
     return questions
 
 
-def result_of(asked: AtlasFlags, path: Path, step: int) -> Path:
+def result_of(flags: AtlasFlags, path: Path, step: int) -> Path:
     """The file for the predictions of a file of questions."""
-    return asked.checkpoint_dir / asked.name / f"{path.stem}-step-{step}.jsonl"
+    return flags.checkpoint_dir / flags.name / f"{path.stem}-step-{step}.jsonl"
 
 
 class Evaluation:
@@ -58,10 +58,10 @@ class Evaluation:
         sources: a function from earlier descriptions of the inputs to the current ones, without the questions.
     """
 
-    def __init__(self, asked: AtlasFlags, path: Path, step: int, sources: Callable[[dict[str, Any]], dict]):
-        self.asked, self.path, self.sources = asked, path, sources
-        self.result = result_of(asked, path, step)
-        self.run = StageRun(STAGE, self.result, says="evaluate", processes=workers)
+    def __init__(self, flags: AtlasFlags, path: Path, step: int, sources: Callable[[dict[str, Any]], dict]):
+        self.flags, self.path, self.sources = flags, path, sources
+        self.result = result_of(flags, path, step)
+        self.run = StageRun(STAGE, self.result, label="evaluate", processes=workers)
 
     def is_done(self) -> bool:
         """Whether the predictions exist and are valid. The first worker checks this for all workers."""
@@ -71,7 +71,7 @@ class Evaluation:
     def describe(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the predictions depend on: (flags, digests of the inputs)."""
         inputs = {"questions": manifests.describe(self.path), **self.sources(self.run.known)}
-        return {name: getattr(self.asked, name) for name in SHAPING}, inputs
+        return {name: getattr(self.flags, name) for name in SHAPING}, inputs
 
     def progress_files(self) -> list[Path]:
         return sorted(self.result.parent.glob(f".{self.result.stem}.worker-*.progress"))
@@ -83,8 +83,8 @@ def evaluate(of: Evaluation, questions: list[Record], model: Model, index: Index
     Each prediction is written to disk as soon as it is made. A restart, with any number of workers, makes only the
     missing predictions.
     """
-    own = of.result.with_name(f".{of.result.stem}.worker-{workers.rank()}.progress")
-    progress = ProgressFile(own, of.run.work, restart=True)
+    file = of.result.with_name(f".{of.result.stem}.worker-{workers.rank()}.progress")
+    progress = ProgressFile(file, of.run.work, restart=True)
     workers.wait_for_all()
     done = set().union(*(done_keys(file, of.run.work) for file in of.progress_files()))
     missing = sorted(set(range(len(questions))) - done)
@@ -92,7 +92,7 @@ def evaluate(of: Evaluation, questions: list[Record], model: Model, index: Index
     mine = [(number, questions[number]) for number in missing[workers.rank() :: workers.size()]]
     workers.wait_for_all()  # all workers must read the files before one of them appends to a file
     try:
-        finished = workers.each(lambda: keep_predictions(progress, predict(of.asked, mine, model, index), stop))
+        finished = workers.each(lambda: keep_predictions(progress, predict(of.flags, mine, model, index), stop))
     finally:
         progress.close()
     if not all(workers.gather(finished)):
@@ -107,85 +107,85 @@ def keep_predictions(progress: ProgressFile, made: Iterator[tuple[int, dict[str,
     """Write each prediction to disk as soon as it is made. Returns False if it was interrupted."""
     for number, prediction in made:
         progress.append(number, prediction)
-        if stop.asked:
+        if stop.flags:
             return False
     return True
 
 
 def predict(
-    asked: AtlasFlags, questions: list[tuple[int, Record]], model: Model, index: Index | None
+    flags: AtlasFlags, questions: list[tuple[int, Record]], model: Model, index: Index | None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (number of the question, {"prediction": record, "losses": losses of the prompts, "place": rank of the
     passage with the answer}).
 
     First all workers together retrieve all passages. Then each worker reads separately, the longest questions first.
     """
-    orders = [ask(asked, model.reader_tokenizer, question) for _, question in questions]
+    orders = [ask(flags, model.reader_tokenizer, question) for _, question in questions]
     first = list(itertools.accumulate(map(len, orders), initial=0))
     rows = None
     if index is not None:
         queries = [order["query"] for asked_of in orders for order in asked_of]
-        _, rows = retrieve(asked, model, index, queries, asked.n_context)
+        _, rows = retrieve(flags, model, index, queries, flags.n_context)
     by_length = sorted(range(len(questions)), key=lambda place: -len(orders[place][0]["query"]))
-    together = max(1, asked.per_gpu_batch_size // max(map(len, orders), default=1))
+    together = max(1, flags.per_gpu_batch_size // max(map(len, orders), default=1))
     for start in range(0, len(by_length), together):
         batch = []
         for place in by_length[start : start + together]:
             found = [look_up(index, row) for row in rows[first[place] : first[place + 1]]] if index else None
-            given = found or [given_passages(asked, questions[place][1])] * len(orders[place])
+            given = found or [given_passages(flags, questions[place][1])] * len(orders[place])
             batch.append([{**order, "passages": passages} for order, passages in zip(orders[place], given)])
-        losses = iter(read(asked, model.reader, list(itertools.chain(*batch))) if model.reader else ())
+        losses = iter(read(flags, model.reader, list(itertools.chain(*batch))) if model.reader else ())
         for place, predictions in zip(by_length[start:], batch):
             number, question = questions[place]
             piece: dict[str, Any] = {"losses": list(itertools.islice(losses, len(predictions)))}
             if index and "passage" in question:
                 ids = [passage.get("id") for passage in predictions[0]["passages"]]
                 piece["place"] = ids.index(question["passage"]) if question["passage"] in ids else -1
-            for prediction in predictions if asked.dont_write_passages else ():
+            for prediction in predictions if flags.dont_write_passages else ():
                 del prediction["passages"]
             reduced = multiple_choice.reduce_permutations(predictions) if model.reader else predictions[0]
             yield number, {"prediction": reduced, **piece}
 
 
-def ask(asked: AtlasFlags, tokenizer: Any, question: Record) -> list[dict[str, Any]]:
+def ask(flags: AtlasFlags, tokenizer: Any, question: Record) -> list[dict[str, Any]]:
     """The prompts of a question, one per order of its options, in the form of predictions without results."""
-    orders = multiple_choice.permutations(question, asked.multiple_choice_eval_permutations)
+    orders = multiple_choice.permutations(question, flags.multiple_choice_eval_permutations)
     return [
         {"query": multiple_choice.prompt(tokenizer, order), "answers": [order["answer"]], "metadata": order}
         for order in orders
     ]
 
 
-def given_passages(asked: AtlasFlags, question: Record) -> list[dict[str, str]]:
+def given_passages(flags: AtlasFlags, question: Record) -> list[dict[str, str]]:
     """The passages of a question without retrieval: those in its record, or (closed book) one empty passage."""
-    return (not asked.closed_book and question["passages"][: asked.n_context]) or [NO_PASSAGE]
+    return (not flags.closed_book and question["passages"][: flags.n_context]) or [NO_PASSAGE]
 
 
 @torch.no_grad()
-def read(asked: AtlasFlags, of: reader.Reader, predictions: list[dict[str, Any]]) -> list[float]:
+def read(flags: AtlasFlags, of: reader.Reader, predictions: list[dict[str, Any]]) -> list[float]:
     """Let the reader answer. It adds choice_logits and generation to the predictions, and returns their losses."""
-    letters = LETTERS[: asked.multiple_choice_num_options]
+    letters = LETTERS[: flags.multiple_choice_num_options]
     tokens = multiple_choice.choice_tokens(of.tokenizer, letters)
     losses: list[float] = []
-    for start in range(0, len(predictions), asked.per_gpu_batch_size):
-        batch = predictions[start : start + asked.per_gpu_batch_size]
+    for start in range(0, len(predictions), flags.per_gpu_batch_size):
+        batch = predictions[start : start + flags.per_gpu_batch_size]
         texts = [
-            [asked.encoder_format.format(query=p["query"], **text_of(passage)) for passage in p["passages"]]
+            [flags.encoder_format.format(query=p["query"], **text_of(passage)) for passage in p["passages"]]
             for p in batch
         ]
         encoded = reader.encode(of, texts)
-        targets = [multiple_choice.target(prediction["metadata"], asked.decoder_format) for prediction in batch]
-        prompts = multiple_choice.decoder_prompts([p["query"] for p in batch], asked.decoder_prompt_format)
-        target = reader.make_target(of, targets, asked.target_maxlength, prompts)
+        targets = [multiple_choice.target(prediction["metadata"], flags.decoder_format) for prediction in batch]
+        prompts = multiple_choice.decoder_prompts([p["query"] for p in batch], flags.decoder_prompt_format)
+        target = reader.make_target(of, targets, flags.target_maxlength, prompts)
         places = multiple_choice.letter_places(of.tokenizer, target.labels.tolist())
         decoded = reader.decode(of, encoded, target, use_cache=True)
         logits_BTV = decoded.logits
-        form = {"min_length": asked.generation_min_length, "length_penalty": asked.generation_length_penalty}
-        form |= {"num_beams": asked.generation_num_beams}
+        form = {"min_length": flags.generation_min_length, "length_penalty": flags.generation_length_penalty}
+        form |= {"num_beams": flags.generation_num_beams}
         if prompts:
-            written = reader.generate_after(of, encoded, prompts, asked.generation_max_length, **form)
+            written = reader.generate_after(of, encoded, prompts, flags.generation_max_length, **form)
         else:
-            written = reader.generate(of, encoded, asked.generation_max_length, decoded.past_key_values, **form)
+            written = reader.generate(of, encoded, flags.generation_max_length, decoded.past_key_values, **form)
         for prediction, logits_TV, place, text in zip(batch, logits_BTV.float(), places, written):
             if not logits_TV[place, tokens].isfinite().all():
                 raise UserError(
@@ -208,7 +208,7 @@ def conclude(of: Evaluation, count: int) -> None:
     metrics = Metrics()
     files = [ProgressFile(file, of.run.work, restart=True) for file in of.progress_files()]
     outputs: dict[str, Path] = {}
-    if of.asked.write_results:
+    if of.flags.write_results:
         with whole_file(of.result) as file:
             for piece in in_order(files, count):
                 metrics.add(piece)
@@ -250,7 +250,7 @@ class Metrics:
         if "permutations" not in prediction:
             return
         self.debiased.append(100.0 * (prediction["generation"] in prediction["answers"]))
-        self.written += [100.0 * (asked["generation"] in asked["answers"]) for asked in prediction["permutations"]]
+        self.written += [100.0 * (one["generation"] in one["answers"]) for one in prediction["permutations"]]
         self.losses += piece["losses"]
 
     def means(self) -> dict[str, float]:

@@ -54,7 +54,7 @@ def describe(path: Path, files: Sequence[Path] | None = None) -> dict[str, Any]:
     if kept != stored:
         with contextlib.suppress(OSError), whole_file(store) as handle:  # without the store, files are read again
             json.dump(kept, handle)
-    return manifests.together(path, described)
+    return manifests.combined(path, described)
 
 
 def record_of(file: Path) -> Path:

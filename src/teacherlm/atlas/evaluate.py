@@ -11,8 +11,8 @@ import torch
 
 from teacherlm.atlas import workers
 from teacherlm.atlas.answering import Evaluation, evaluate, read_questions
+from teacherlm.atlas.flags import EvaluateFlags, read_evaluation, say_notes
 from teacherlm.atlas.model import describe_sources, load_model, make_index, step_of
-from teacherlm.atlas.options import EvaluateFlags, read_evaluation, say_notes
 from teacherlm.core.errors import UserError
 from teacherlm.core.interrupts import REQUEUE, Stop
 from teacherlm.core.outputs import require_writable
@@ -20,21 +20,21 @@ from teacherlm.core.stage_run import locked
 
 
 def main() -> int:
-    asked = read_evaluation(__doc__)
-    if not asked.eval_data:
+    flags = read_evaluation(__doc__)
+    if not flags.eval_data:
         raise UserError("--eval_data: at least one file of questions was expected")
-    folder = asked.checkpoint_dir / asked.name
+    folder = flags.checkpoint_dir / flags.name
     require_writable(folder)
-    torch.manual_seed(asked.seed)
-    device = workers.join_workers(asked.main_port)
-    step, sources = step_of(asked), functools.partial(describe_sources, asked)
-    evaluations = [Evaluation(asked, path, step, sources) for path in asked.eval_data]
-    if asked.list_missing:
+    torch.manual_seed(flags.seed)
+    device = workers.join_workers(flags.main_port)
+    step, sources = step_of(flags), functools.partial(describe_sources, flags)
+    evaluations = [Evaluation(flags, path, step, sources) for path in flags.eval_data]
+    if flags.list_missing:
         print("" if all(evaluation.is_done() for evaluation in evaluations) else "0")
         return 0
-    say_notes(asked, "evaluate")
+    say_notes(flags, "evaluate")
     with locked(*(evaluation.run for evaluation in evaluations)):
-        finished = evaluate_missing(asked, evaluations, device)
+        finished = evaluate_missing(flags, evaluations, device)
     if not finished:
         print("evaluate: interrupted; the same command continues")
         return REQUEUE
@@ -42,7 +42,7 @@ def main() -> int:
     return 0
 
 
-def evaluate_missing(asked: EvaluateFlags, evaluations: list[Evaluation], device: torch.device) -> bool:
+def evaluate_missing(flags: EvaluateFlags, evaluations: list[Evaluation], device: torch.device) -> bool:
     """Make the evaluations that are not done. Returns False if it was interrupted."""
     missing = [evaluation for evaluation in evaluations if not evaluation.is_done()]
     for evaluation in evaluations:
@@ -52,9 +52,9 @@ def evaluate_missing(asked: EvaluateFlags, evaluations: list[Evaluation], device
         return True
     stop = Stop()
     try:
-        questions = [read_questions(asked, evaluation.path) for evaluation in missing]
-        model = load_model(asked, device, asked.precision)
-        index = make_index(asked, model, device) if asked.retrieves else None
+        questions = [read_questions(flags, evaluation.path) for evaluation in missing]
+        model = load_model(flags, device, flags.precision)
+        index = make_index(flags, model, device) if flags.retrieves else None
         return all(evaluate(evaluation, of, model, index, stop) for evaluation, of in zip(missing, questions))
     finally:
         stop.restore()

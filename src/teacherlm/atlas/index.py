@@ -81,7 +81,7 @@ def filled(values_QK: torch.Tensor, k: int, value: float) -> torch.Tensor:
     return torch.nn.functional.pad(values_QK, (0, k - values_QK.shape[1]), value=value)
 
 
-def embed_share(
+def embed_rows(
     passages: Passages, retriever: Retriever, tokenizer: Any, text_format: str, max_length: int, batch_size: int
 ) -> torch.Tensor:
     """Embed this worker's part of the passages: float16 (n, D) on the retriever's device.
@@ -94,7 +94,7 @@ def embed_share(
     Raises:
         UserError: a vector has numbers that are not finite.
     """
-    start, end = workers.share_of(len(passages))
+    start, end = workers.rows_of(len(passages))
     device = next(retriever.parameters()).device
     vectors_ND = torch.empty(end - start, retriever.dimension, dtype=torch.float16, device=device)
     began, done, said = time.monotonic(), 0, 0
@@ -128,7 +128,7 @@ def compress(
     """
     import faiss
 
-    start, _ = workers.share_of(count)
+    start, _ = workers.rows_of(count)
     wanted = compressed_search.sample_size(kind, count)
     generator = torch.Generator().manual_seed(0)
     mine = min(len(vectors_ND), -(-wanted * len(vectors_ND) // max(1, count)))

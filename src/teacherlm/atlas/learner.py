@@ -19,11 +19,11 @@ from torch import nn
 from teacherlm.atlas import losses, multiple_choice, workers
 from teacherlm.atlas import reader as readers
 from teacherlm.atlas.checkpoints import save_checkpoint
+from teacherlm.atlas.flags import TrainFlags
 from teacherlm.atlas.flat_search import FlatVectors
 from teacherlm.atlas.index import Index
 from teacherlm.atlas.lookup import look_up, retrieve
 from teacherlm.atlas.model import DTYPES, Model
-from teacherlm.atlas.options import TrainFlags
 from teacherlm.atlas.published import require_finite
 from teacherlm.atlas.retriever import MAXIMUM_LENGTH
 from teacherlm.atlas.saved_index import save_array
@@ -38,7 +38,7 @@ from teacherlm.runtime.pickles import load_plain
 
 NO_PASSAGE = {"title": "", "text": ""}
 OPTIMIZER = "optimizer.pt"
-SHARED = "all"
+DEEPSPEED_TAG = "all"
 """The folder with DeepSpeed's files in the folder of a state."""
 BUCKET = 20_000_000
 """Number of gradients that DeepSpeed collects before it averages them. With its default of 500 million, it would copy
@@ -89,25 +89,25 @@ class Batch:
         target: the targets of the B questions.
     """
 
-    def __init__(self, asked: TrainFlags, model: Model, examples: Sequence[Record], index: Index | None, learns: bool):
+    def __init__(self, flags: TrainFlags, model: Model, examples: Sequence[Record], index: Index | None, learns: bool):
         prompts = [multiple_choice.prompt(model.reader_tokenizer, example) for example in examples]
         if index is not None:
-            _, rows = retrieve(asked, model, index, prompts, asked.retriever_n_context)
+            _, rows = retrieve(flags, model, index, prompts, flags.retriever_n_context)
             found = [look_up(index, row) for row in rows]
         else:
-            found = [[NO_PASSAGE] if asked.closed_book else example["passages"] for example in examples]
+            found = [[NO_PASSAGE] if flags.closed_book else example["passages"] for example in examples]
         self.reader_texts = [
-            [asked.encoder_format.format(query=prompt, title=p["title"], text=p["text"]) for p in passages]
+            [flags.encoder_format.format(query=prompt, title=p["title"], text=p["text"]) for p in passages]
             for prompt, passages in zip(prompts, found)
         ]
-        targets = [multiple_choice.target(example, asked.decoder_format) for example in examples]
-        begun = multiple_choice.decoder_prompts(prompts, asked.decoder_prompt_format)
-        self.target = readers.make_target(model.reader, targets, asked.target_maxlength, begun)
+        targets = [multiple_choice.target(example, flags.decoder_format) for example in examples]
+        begun = multiple_choice.decoder_prompts(prompts, flags.decoder_prompt_format)
+        self.target = readers.make_target(model.reader, targets, flags.target_maxlength, begun)
         multiple_choice.letter_places(model.reader_tokenizer, self.target.labels.tolist())
         self.queries = self.passages = None
         if learns:
-            texts = [asked.retriever_format.format(title=p["title"], text=p["text"]) for row in found for p in row]
-            self.queries, self.passages = (tokenize(model, part, asked.text_maxlength) for part in (prompts, texts))
+            texts = [flags.retriever_format.format(title=p["title"], text=p["text"]) for row in found for p in row]
+            self.queries, self.passages = (tokenize(model, part, flags.text_maxlength) for part in (prompts, texts))
 
 
 def tokenize(model: Model, texts: Sequence[str], text_maxlength: int) -> Any:
@@ -120,18 +120,18 @@ def tokenize(model: Model, texts: Sequence[str], text_maxlength: int) -> Any:
 class Trainee(nn.Module):
     """Reader and retriever as one module, which is distributed over the workers and optimized."""
 
-    def __init__(self, asked: TrainFlags, model: Model):
+    def __init__(self, flags: TrainFlags, model: Model):
         super().__init__()
-        self.asked, self.reader = asked, model.reader
+        self.flags, self.reader = flags, model.reader
         self.reader_model = model.reader.model
-        self.retriever = model.retriever if asked.train_retriever else None
+        self.retriever = model.retriever if flags.train_retriever else None
         self.frozen = None
         """The passage encoder if it does not learn, otherwise None."""
-        if self.retriever is not None and asked.query_side_retriever_training:
+        if self.retriever is not None and flags.query_side_retriever_training:
             self.frozen = self.retriever.passage.requires_grad_(False)
-        set_dropout(self, asked.dropout)
-        checkpointed = [self.reader_model] if asked.use_gradient_checkpoint_reader else []
-        if self.retriever is not None and asked.use_gradient_checkpoint_retriever:
+        set_dropout(self, flags.dropout)
+        checkpointed = [self.reader_model] if flags.use_gradient_checkpoint_reader else []
+        if self.retriever is not None and flags.use_gradient_checkpoint_retriever:
             checkpointed += {self.retriever.query, self.retriever.passage} - {self.frozen}
         for model in checkpointed:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -146,22 +146,22 @@ class Trainee(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return (the reader's loss, the retriever's loss, or None if it does not learn)."""
-        asked, distilled = self.asked, None
+        flags, distilled = self.flags, None
         if batch.queries is not None:
             queries_BD = self.retriever(**batch.queries, of_passages=False)
             with torch.set_grad_enabled(self.frozen is None):
                 passages_BD = self.retriever(**batch.passages, of_passages=True)
             passages_BND = passages_BD.unflatten(0, (len(queries_BD), -1))
             distilled = losses.retriever_loss(
-                asked.gold_score_mode,
+                flags.gold_score_mode,
                 self.reader,
                 batch.reader_texts,
                 batch.target,
                 losses.retriever_scores(queries_BD, passages_BND),
-                asked.temperature_score,
-                asked.temperature_gold,
+                flags.temperature_score,
+                flags.temperature_gold,
             )
-        encoded = readers.encode(self.reader, [texts[: asked.n_context] for texts in batch.reader_texts])
+        encoded = readers.encode(self.reader, [texts[: flags.n_context] for texts in batch.reader_texts])
         logits = readers.decode(self.reader, encoded, batch.target).logits
         return losses.reader_loss(logits, batch.target.labels), distilled
 
@@ -175,29 +175,29 @@ def set_dropout(model: nn.Module, rate: float) -> None:
             module.dropout = rate
 
 
-def parameter_groups(trainee: Trainee, asked: TrainFlags) -> list[dict[str, Any]]:
+def parameter_groups(trainee: Trainee, flags: TrainFlags) -> list[dict[str, Any]]:
     """The parameters of reader and retriever in two groups, each with its learning rate (`base`)."""
-    groups = [{"params": list(trainee.reader_model.parameters()), "base": asked.lr}]
+    groups = [{"params": list(trainee.reader_model.parameters()), "base": flags.lr}]
     if trainee.retriever is not None:
         learning = [weight for weight in trainee.retriever.parameters() if weight.requires_grad]
-        groups.append({"params": learning, "base": asked.lr_retriever})
+        groups.append({"params": learning, "base": flags.lr_retriever})
     return groups
 
 
-def optimizer_of(trainee: Trainee, asked: TrainFlags) -> torch.optim.Optimizer:
-    groups = parameter_groups(trainee, asked)
-    betas = (0.9, asked.beta2)
+def optimizer_of(trainee: Trainee, flags: TrainFlags) -> torch.optim.Optimizer:
+    groups = parameter_groups(trainee, flags)
+    betas = (0.9, flags.beta2)
     return torch.optim.AdamW(
-        groups, lr=asked.lr, betas=betas, eps=asked.epsilon, weight_decay=asked.weight_decay, fused=True
+        groups, lr=flags.lr, betas=betas, eps=flags.epsilon, weight_decay=flags.weight_decay, fused=True
     )
 
 
-def autocast(asked: TrainFlags, device: torch.device) -> torch.autocast:
+def autocast(flags: TrainFlags, device: torch.device) -> torch.autocast:
     """The autocast context of --precision, for computations outside of a step. Weights stay in float32."""
-    return torch.autocast(device.type, DTYPES[asked.precision], enabled=asked.precision != "fp32")
+    return torch.autocast(device.type, DTYPES[flags.precision], enabled=flags.precision != "fp32")
 
 
-def share(asked: TrainFlags, trainee: Trainee, optimizer: torch.optim.Optimizer) -> tuple[Any, Any, Any]:
+def distribute(flags: TrainFlags, trainee: Trainee, optimizer: torch.optim.Optimizer) -> tuple[Any, Any, Any]:
     """Prepare the trainee and its optimizer for several workers, which average their gradients.
 
     With --shard_optim each worker keeps only a part of the optimizer states, and with --shard_grads also only a part of
@@ -209,26 +209,26 @@ def share(asked: TrainFlags, trainee: Trainee, optimizer: torch.optim.Optimizer)
     from accelerate import Accelerator, DeepSpeedPlugin, DistributedDataParallelKwargs
 
     on_cpu = trainee.reader.device.type == "cpu"
-    shards = asked.shard_optim and workers.size() > 1
+    shards = flags.shard_optim and workers.size() > 1
     plugin = None
     if shards:
         plugin = DeepSpeedPlugin(
             hf_ds_config={
                 "zero_optimization": {
-                    "stage": 2 if asked.shard_grads else 1,
+                    "stage": 2 if flags.shard_grads else 1,
                     "reduce_bucket_size": BUCKET,
                     "allgather_bucket_size": BUCKET,
                 },
                 "zero_allow_untested_optimizer": True,
                 "torch_autocast": {
-                    "enabled": asked.precision == "bf16",
+                    "enabled": flags.precision == "bf16",
                     "dtype": "bfloat16",
                     "lower_precision_safe_modules": [],  # no gradients are averaged in 16 bits
                 },
-                "fp16": {"enabled": asked.precision == "fp16"},
-                "train_micro_batch_size_per_gpu": asked.per_gpu_batch_size,
-                "gradient_accumulation_steps": asked.accumulation_steps,
-                "gradient_clipping": asked.clip,
+                "fp16": {"enabled": flags.precision == "fp16"},
+                "train_micro_batch_size_per_gpu": flags.per_gpu_batch_size,
+                "gradient_accumulation_steps": flags.accumulation_steps,
+                "gradient_clipping": flags.clip,
                 "steps_per_print": 10**9,
             }
         )
@@ -236,8 +236,8 @@ def share(asked: TrainFlags, trainee: Trainee, optimizer: torch.optim.Optimizer)
     with gloo_for_deepspeed() if shards else contextlib.nullcontext():
         accelerator = Accelerator(
             cpu=on_cpu and not shards,  # with cpu=True, accelerate silently does not use DeepSpeed
-            mixed_precision=casts.get(asked.precision, asked.precision),
-            gradient_accumulation_steps=asked.accumulation_steps,
+            mixed_precision=casts.get(flags.precision, flags.precision),
+            gradient_accumulation_steps=flags.accumulation_steps,
             deepspeed_plugin=plugin,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)],
         )
@@ -276,7 +276,7 @@ def save_state(
         make_anew(state)
     workers.wait_for_all()
     if hasattr(wrapped, "save_checkpoint"):  # DeepSpeed writes one file per worker
-        wrapped.save_checkpoint(str(state), tag=SHARED)
+        wrapped.save_checkpoint(str(state), tag=DEEPSPEED_TAG)
     elif workers.is_first():
         with whole_path(state / OPTIMIZER) as partial:
             torch.save(optimizer.state_dict(), partial)
@@ -297,15 +297,15 @@ def load_state(folder: Path, step: int, wrapped: Any, optimizer: Any, index: Ind
     if hasattr(wrapped, "load_checkpoint"):
         # DeepSpeed's reader would run code from a pickle. All files are checked first, so that no worker fails alone
         # while the others wait for it.
-        workers.from_first(lambda: check_shared(state / SHARED))
-        read_states_by(wrapped, load_shared)
-        wrapped.load_checkpoint(str(state), tag=SHARED)
+        workers.from_first(lambda: check_deepspeed_files(state / DEEPSPEED_TAG))
+        read_states_by(wrapped, load_deepspeed_file)
+        wrapped.load_checkpoint(str(state), tag=DEEPSPEED_TAG)
     else:
         workers.each(lambda: set_optimizer(optimizer, state / OPTIMIZER))
     return workers.each(lambda: load_own_part(state, index))
 
 
-def check_shared(folder: Path) -> None:
+def check_deepspeed_files(folder: Path) -> None:
     """Check all of DeepSpeed's files.
 
     Raises:
@@ -318,10 +318,10 @@ def check_shared(folder: Path) -> None:
             "state"
         )
     for file in files:
-        load_shared(file, mapped=True)  # its tensors are not read
+        load_deepspeed_file(file, mapped=True)  # its tensors are not read
 
 
-def load_shared(file: Path, mapped: bool = False) -> Any:
+def load_deepspeed_file(file: Path, mapped: bool = False) -> Any:
     """The contents of a file of states that DeepSpeed saved.
 
     Raises:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
+from teacherlm.atlas.flags import AtlasFlags
 from teacherlm.atlas.index import Index
 from teacherlm.atlas.model import Model
-from teacherlm.atlas.options import AtlasFlags
 from teacherlm.atlas.retriever import embed
 
 QUERY_BATCH = 256
@@ -16,7 +16,7 @@ RERANKED = 64
 
 @torch.no_grad()
 def retrieve(
-    asked: AtlasFlags, model: Model, index: Index, queries: Sequence[str], k: int
+    flags: AtlasFlags, model: Model, index: Index, queries: Sequence[str], k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The k best passages for each of this worker's queries. All workers call this together.
 
@@ -27,14 +27,14 @@ def retrieve(
     """
     device = next(model.retriever.parameters()).device
     vectors_QD = torch.empty(len(queries), model.retriever.dimension, device=device)
-    tokenizer, length = model.retriever_tokenizer, asked.text_maxlength
+    tokenizer, length = model.retriever_tokenizer, flags.text_maxlength
     for numbers, batch_BD in embed(model.retriever, tokenizer, queries, length, QUERY_BATCH, of_passages=False):
         vectors_QD[torch.tensor(numbers, device=device)] = batch_BD.float()
-    if not asked.retrieve_with_rerank:
+    if not flags.retrieve_with_rerank:
         return index.search(vectors_QD, k)
-    _, rows_QR = index.search(vectors_QD, asked.n_to_rerank_with_retrieve_with_rerank)
+    _, rows_QR = index.search(vectors_QD, flags.n_to_rerank_with_retrieve_with_rerank)
     found = [
-        rerank(asked, model, index, vectors_QD[start : start + RERANKED], rows_QR[start : start + RERANKED], k)
+        rerank(flags, model, index, vectors_QD[start : start + RERANKED], rows_QR[start : start + RERANKED], k)
         for start in range(0, len(queries), RERANKED)
     ]
     if not found:
@@ -43,7 +43,7 @@ def retrieve(
 
 
 def rerank(
-    asked: AtlasFlags, model: Model, index: Index, vectors_QD: torch.Tensor, rows_QR: torch.Tensor, k: int
+    flags: AtlasFlags, model: Model, index: Index, vectors_QD: torch.Tensor, rows_QR: torch.Tensor, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The k best candidates by vectors from the current passage encoder. Among equal scores, lower rows come first.
 
@@ -55,10 +55,10 @@ def rerank(
     """
     rows_QR = rows_QR.sort(dim=1).values
     rows_P, place_QR = rows_QR.unique(return_inverse=True)
-    texts = [asked.retriever_format.format(**index.passages[max(row, 0)]) for row in rows_P.tolist()]
+    texts = [flags.retriever_format.format(**index.passages[max(row, 0)]) for row in rows_P.tolist()]
     passages_PD = torch.empty(len(texts), vectors_QD.shape[1], device=vectors_QD.device)
-    batch_size, tokenizer = asked.per_gpu_embedder_batch_size, model.retriever_tokenizer
-    for numbers, batch_BD in embed(model.retriever, tokenizer, texts, asked.text_maxlength, batch_size, True):
+    batch_size, tokenizer = flags.per_gpu_embedder_batch_size, model.retriever_tokenizer
+    for numbers, batch_BD in embed(model.retriever, tokenizer, texts, flags.text_maxlength, batch_size, True):
         passages_PD[torch.tensor(numbers, device=vectors_QD.device)] = batch_BD.half().float()
     scores_QR = torch.einsum("qd,qrd->qr", vectors_QD, passages_PD[place_QR.to(passages_PD.device)]).cpu()
     scores_QR = scores_QR.masked_fill(rows_QR < 0, -torch.inf)

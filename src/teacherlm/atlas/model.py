@@ -9,9 +9,9 @@ import torch
 from teacherlm.atlas import checkpoints, contents, workers
 from teacherlm.atlas import reader as readers
 from teacherlm.atlas import retriever as retrievers
+from teacherlm.atlas.flags import AtlasFlags
 from teacherlm.atlas.flat_search import FlatVectors
-from teacherlm.atlas.index import Index, Vectors, compress, embed_share
-from teacherlm.atlas.options import AtlasFlags
+from teacherlm.atlas.index import Index, Vectors, compress, embed_rows
 from teacherlm.atlas.passages import Passages, converted
 from teacherlm.atlas.reader import Reader
 from teacherlm.atlas.retriever import Retriever
@@ -34,7 +34,7 @@ class Model:
     """Fingerprint of the passage encoder and of its inputs' format. It does not depend on the run's precision."""
 
 
-def load_model(asked: AtlasFlags, device: torch.device, precision: str, trains: bool = False) -> Model:
+def load_model(flags: AtlasFlags, device: torch.device, precision: str, trains: bool = False) -> Model:
     """Load the models that the run needs: retriever, reader or both.
 
     Only the reader uses fp16. With fp16 the retriever stays in float32, as in the reference.
@@ -46,17 +46,17 @@ def load_model(asked: AtlasFlags, device: torch.device, precision: str, trains: 
         UserError: a model cannot be found or loaded.
     """
     dtype = DTYPES[precision]
-    path = None if asked.model_path == "none" else Path(asked.model_path)
+    path = None if flags.model_path == "none" else Path(flags.model_path)
     kind = path and checkpoints.checkpoint_kind(path)
-    reads, retrieves = not asked.retrieve_only, asked.retrieves
-    untied = asked.query_side_retriever_training
+    reads, retrieves = not flags.retrieve_only, flags.retrieves
+    untied = flags.query_side_retriever_training
     retriever = reader = None
     if kind == "own":
         reader_folder, retriever_folder = path / "reader", path / "retriever"
     else:
         find = small_files if kind == "released" else folder_of
-        reader_folder = find(asked.reader_model_type)
-        retriever_folder = find(asked.retriever_model_path) if retrieves else None
+        reader_folder = find(flags.reader_model_type)
+        retriever_folder = find(flags.retriever_model_path) if retrieves else None
     if kind == "released":
         file = path / checkpoints.RELEASED
         wanted = reader_folder if reads else None
@@ -68,10 +68,10 @@ def load_model(asked: AtlasFlags, device: torch.device, precision: str, trains: 
     reader_tokenizer = load_tokenizer(reader_folder)
     encoder = None
     if retriever is not None:
-        encoder = retrievers.fingerprint(retriever, asked.retriever_format, asked.text_maxlength)
+        encoder = retrievers.fingerprint(retriever, flags.retriever_format, flags.text_maxlength)
         retriever.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
     if reader is not None:
-        reader = Reader(reader.to(device, dtype).eval(), reader_tokenizer, asked.text_maxlength)
+        reader = Reader(reader.to(device, dtype).eval(), reader_tokenizer, flags.text_maxlength)
     if device.type == "cpu" and not trains:
         for module in filter(None, (retriever, reader and reader.model)):
             pack_linears(module)
@@ -82,36 +82,36 @@ def folder_of(name: str) -> Path:
     return local_folder(find_model(name))
 
 
-def step_of(asked: AtlasFlags) -> int:
+def step_of(flags: AtlasFlags) -> int:
     """The step with which a run begins: that of this project's checkpoint, or 0, also for a released checkpoint, as in
     the reference."""
-    path = Path(asked.model_path)
-    own = asked.model_path != "none" and checkpoints.checkpoint_kind(path) == "own"
+    path = Path(flags.model_path)
+    own = flags.model_path != "none" and checkpoints.checkpoint_kind(path) == "own"
     return checkpoints.saved_step(path) if own else 0
 
 
-def describe_sources(asked: AtlasFlags, known: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def describe_sources(flags: AtlasFlags, known: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Digests of the inputs of predictions except the questions: the model, and the passages or the index.
 
     Args:
         known: earlier descriptions; unchanged files are not read again.
     """
     found = {}
-    if asked.model_path != "none":
-        found["model"] = manifests.describe(Path(asked.model_path), known.get("model"))
+    if flags.model_path != "none":
+        found["model"] = manifests.describe(Path(flags.model_path), known.get("model"))
     else:
-        found["reader"] = describe_model(folder_of(asked.reader_model_type), known.get("reader"))
-        if asked.retrieves:
-            found["retriever"] = describe_model(folder_of(asked.retriever_model_path), known.get("retriever"))
-    if asked.load_index_path:
-        found["index"] = describe_index(asked.load_index_path, asked.save_index_n_shards)
-    elif asked.retrieves:
-        for number, file in enumerate(asked.passages):
+        found["reader"] = describe_model(folder_of(flags.reader_model_type), known.get("reader"))
+        if flags.retrieves:
+            found["retriever"] = describe_model(folder_of(flags.retriever_model_path), known.get("retriever"))
+    if flags.load_index_path:
+        found["index"] = describe_index(flags.load_index_path, flags.save_index_n_shards)
+    elif flags.retrieves:
+        for number, file in enumerate(flags.passages):
             found[f"passages {number}"] = contents.describe(file)
     return found
 
 
-def make_index(asked: AtlasFlags, model: Model, device: torch.device, trained: bool = False) -> Index:
+def make_index(flags: AtlasFlags, model: Model, device: torch.device, trained: bool = False) -> Index:
     """Load the index, or make it from the passages and save it if a path is given. All workers call this together.
 
     On a GPU, passages are embedded in float16, as in the reference. On a CPU, they are embedded in the run's precision.
@@ -120,33 +120,33 @@ def make_index(asked: AtlasFlags, model: Model, device: torch.device, trained: b
         trained: whether the passage encoder may have learned since the index was made, so that it may not fit.
     """
     retriever = model.retriever
-    if asked.load_index_path:
-        place, kind, code_size = asked.load_index_path, asked.compressed, asked.faiss_code_size
+    if flags.load_index_path:
+        place, kind, code_size = flags.load_index_path, flags.compressed, flags.faiss_code_size
         encoder = None if trained else model.encoder
-        return load_index(place, kind, code_size, encoder, retriever.dimension, device, asked.save_index_n_shards)
-    passages = Passages(Path(workers.from_first(lambda: str(converted(asked.passages, asked.max_passages)))))
+        return load_index(place, kind, code_size, encoder, retriever.dimension, device, flags.save_index_n_shards)
+    passages = Passages(Path(workers.from_first(lambda: str(converted(flags.passages, flags.max_passages)))))
     workers.say(f"index: {len(passages)} passages to embed with {workers.size()} workers")
-    vectors = embed_passages(asked, model, passages)
+    vectors = embed_passages(flags, model, passages)
     index = Index(passages, vectors, retriever.dimension, model.encoder)
-    if asked.save_index_path:
-        save_index(asked.save_index_path, index, asked.save_index_n_shards, asked.compressed, asked.faiss_code_size)
+    if flags.save_index_path:
+        save_index(flags.save_index_path, index, flags.save_index_n_shards, flags.compressed, flags.faiss_code_size)
     return index
 
 
-def embed_passages(asked: AtlasFlags, model: Model, passages: Passages) -> Vectors:
+def embed_passages(flags: AtlasFlags, model: Model, passages: Passages) -> Vectors:
     """The vectors of this worker's part of the passages, by the current passage encoder. All workers call this."""
     kind = next(model.retriever.parameters()).device.type
     with torch.autocast(kind, torch.float16, enabled=kind == "cuda"):
         vectors_ND = workers.each(
-            lambda: embed_share(
+            lambda: embed_rows(
                 passages,
                 model.retriever,
                 model.retriever_tokenizer,
-                asked.retriever_format,
-                asked.text_maxlength,
-                asked.per_gpu_embedder_batch_size,
+                flags.retriever_format,
+                flags.text_maxlength,
+                flags.per_gpu_embedder_batch_size,
             )
         )
-    if asked.compressed:
-        return compress(vectors_ND, len(passages), asked.compressed, asked.faiss_code_size)
-    return FlatVectors([vectors_ND], workers.share_of(len(passages))[0])
+    if flags.compressed:
+        return compress(vectors_ND, len(passages), flags.compressed, flags.faiss_code_size)
+    return FlatVectors([vectors_ND], workers.rows_of(len(passages))[0])

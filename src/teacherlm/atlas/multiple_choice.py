@@ -66,13 +66,13 @@ def permutations(question: Record, kind: str) -> list[Record]:
     texts = [question["options"][letter] for letter in letters]
     gold = letters.index(question["answer"])
     uid = question["question"] + " ".join(question["options"].values())
-    asked = []
+    found = []
     for order in orders(len(letters), kind):
         arranged = {letter: texts[option] for letter, option in zip(letters, order)}
         answer = letters[order.index(gold)]
         original = order == tuple(range(len(letters)))
-        asked.append({**question, "options": arranged, "answer": answer, "is_original": original, "uid": uid})
-    return asked
+        found.append({**question, "options": arranged, "answer": answer, "is_original": original, "uid": uid})
+    return found
 
 
 def prompt(tokenizer: Any, question: Record) -> str:
@@ -138,38 +138,38 @@ def choice_tokens(tokenizer: Any, letters: Sequence[str]) -> list[int]:
     return tokens
 
 
-def marginalize(asked: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, list[float]]]:
+def marginalize(predictions: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Average each option's probability over the permutations, in which its letter differs.
 
     p(option) = 1/P sum_p softmax(choice_logits_p)[letter of the option in permutation p]
 
     Args:
-        asked: predictions {"metadata": a permutation, "choice_logits": {letter: logit}}, the original order first.
+        predictions: {"metadata": a permutation, "choice_logits": {letter: logit}}, the original order first.
 
     Returns:
         ({letter in the original order: probability}, {text of the option: its probability in each permutation}).
         Options with the same text share their probabilities.
     """
     by_text: dict[str, list[float]] = {}
-    for prediction in asked:
+    for prediction in predictions:
         letters = sorted(prediction["choice_logits"])
         logits = torch.tensor([prediction["choice_logits"][letter] for letter in letters], dtype=torch.float64)
         for letter, probability in zip(letters, torch.softmax(logits, dim=0).tolist()):
             by_text.setdefault(prediction["metadata"]["options"][letter], []).append(probability)
-    original = asked[0]["metadata"]["options"]
+    original = predictions[0]["metadata"]["options"]
     mean = {letter: sum(by_text[text]) / len(by_text[text]) for letter, text in sorted(original.items())}
     return mean, by_text
 
 
-def reduce_permutations(asked: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def reduce_permutations(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One prediction for a question that was asked in several orders: that of the original order, with the debiased
     choice."""
-    probabilities, by_text = marginalize(asked)
+    probabilities, by_text = marginalize(predictions)
     choice = max(probabilities, key=lambda letter: probabilities[letter])
     return {
-        **asked[0],
+        **predictions[0],
         "generation": choice,
         "choice_probs": probabilities,
         "all_probs": by_text,
-        "permutations": list(asked),
+        "permutations": list(predictions),
     }

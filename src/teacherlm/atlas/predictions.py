@@ -23,7 +23,7 @@ class Prediction(NamedTuple):
         domain: the question's domain.
         question: its text.
         options: its options as one text.
-        asked: all its fields.
+        record: the question with all its fields.
         choice: the choice with the options in their original order.
         debiased: the choice averaged over the orders of the options.
     """
@@ -31,7 +31,7 @@ class Prediction(NamedTuple):
     domain: str
     question: str
     options: str
-    asked: Record
+    record: Record
     choice: str
     debiased: str
 
@@ -44,9 +44,11 @@ def read_predictions(path: Path) -> Iterator[Prediction]:
     """
     for number, record in read_records(path):
         where = f"{path}, line {number}"
-        asked = record.get("permutations", record.get("permuatations"))  # the reference's older spelling
-        asked = asked if isinstance(asked, list) else []
-        original = next((one for one in asked if isinstance(one, dict) and is_original(one.get("metadata"))), None)
+        permutations = record.get("permutations", record.get("permuatations"))  # the reference's older spelling
+        permutations = permutations if isinstance(permutations, list) else []
+        original = next(
+            (one for one in permutations if isinstance(one, dict) and is_original(one.get("metadata"))), None
+        )
         if original is None:
             raise UserError(f"{where}: not a prediction of evaluate.py: it has no permutation with the original order")
         require_fields(original, ("choice_logits",), where)

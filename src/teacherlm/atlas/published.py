@@ -99,8 +99,8 @@ def load_published(folder: Path, count: int, dimension: int, device: torch.devic
     tensors = workers.each(lambda: [load_tensor(file, dimension) for file in files])
     counts = [tensor.shape[1] for tensor in tensors]
     passages = Passages(Path(workers.from_first(lambda: str(convert(folder, described, counts)))))
-    start, end = workers.share_of(len(passages))
-    segments = workers.each(lambda: list(share_segments(files, tensors, start, end, device)))
+    start, end = workers.rows_of(len(passages))
+    segments = workers.each(lambda: list(segments_between(files, tensors, start, end, device)))
     workers.from_first(lambda: contents.require_unchanged(folder, shard_files(folder, count), described))
     return Index(passages, FlatVectors(segments, start), dimension, encoder=None)
 
@@ -124,7 +124,7 @@ def check_dimension(place: Path, found: int, expected: int) -> None:
         )
 
 
-def share_segments(
+def segments_between(
     files: Sequence[Path], tensors: Sequence[torch.Tensor], start: int, end: int, device: torch.device
 ) -> Iterator[torch.Tensor]:
     """Yield the vectors of the rows from start to before end, as float16 (n, D) for each shard."""

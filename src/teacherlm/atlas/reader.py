@@ -183,8 +183,8 @@ def prompt_tokens(reader: Reader, prompts: Sequence[str]) -> list[list[int]]:
     return reader.tokenizer(list(prompts), add_special_tokens=False)["input_ids"] if prompts else []
 
 
-def decode(reader: Reader, encoded: Encoded, target: Target, **options: Any) -> Any:
-    """The output of the T5 for given targets: logits (B, T, V), and what `options` ask for.
+def decode(reader: Reader, encoded: Encoded, target: Target, **kwargs: Any) -> Any:
+    """The output of the T5 for given targets: logits (B, T, V), and what `kwargs` ask for.
 
     With use_cache=True, `generate` can reuse the past_key_values.
     """
@@ -192,7 +192,7 @@ def decode(reader: Reader, encoded: Encoded, target: Target, **options: Any) -> 
         encoder_outputs=BaseModelOutput(last_hidden_state=encoded.states),
         attention_mask=encoded.mask,
         decoder_input_ids=reader.model.prepare_decoder_input_ids_from_labels(target.tokens),
-        **{"use_cache": False, **options},
+        **{"use_cache": False, **kwargs},
     )
 
 

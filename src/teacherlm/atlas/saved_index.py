@@ -268,7 +268,7 @@ def load_own(
         vectors: Any = load_compressed(shards)
         check_dimension(folder, vectors.index.d, dimension)
     else:
-        start, end = workers.share_of(count)
+        start, end = workers.rows_of(count)
         segments = list(flat_segments(shards, start, end, dimension))
         if device.type == "cuda":
             segments = [on_device(segments, device)] if segments else []
@@ -318,7 +318,7 @@ def load_compressed(shards: list[tuple[Path, int]]) -> CompressedVectors:
             f"{shards[0][0].parent}: its {len(shards)} FAISS files allow at most {len(shards)} workers, but there are "
             f"{workers.size()}; start fewer workers"
         )
-    low, high = workers.share_of(len(shards))
+    low, high = workers.rows_of(len(shards))
     joined = None
     for file, rows in shards[low:high]:
         try:

@@ -7,18 +7,18 @@ from teacherlm.core.errors import UserError
 
 SCHEDULERS = ("linear", "cosine", "fixed")
 RATIO = 0.1
-"""The share of the learning rate with which `linear` begins, and to which `linear` and `cosine` decrease at the end."""
+"""The fraction of the learning rate with which `linear` begins, and to which `linear` and `cosine` decrease."""
 END = 2**32
 
 
 def learning_rate(scheduler: str, warmup: int, total: int) -> Callable[[int], float]:
-    """The function from a step to its share of the learning rate.
+    """The function from a step to its fraction of the learning rate.
 
     linear: it rises from 0.1 to 1 in `warmup` steps, and falls to 0.1 at `total` and further to 0. cosine: it rises
     from 0 to 1, and falls to 0.1 along a quarter of a cosine. fixed: it rises from 0 to 1 and stays there.
     """
 
-    def share(step: int) -> float:
+    def fraction(step: int) -> float:
         if step < warmup:
             rising = step / warmup
             return rising * (1 - RATIO) + RATIO if scheduler == "linear" else rising
@@ -29,7 +29,7 @@ def learning_rate(scheduler: str, warmup: int, total: int) -> Callable[[int], fl
             return max(0.0, 1 - (1 - RATIO) * done)
         return RATIO + (1 - RATIO) * math.cos(0.5 * math.pi * done)
 
-    return share
+    return fraction
 
 
 class IndexRefresh:

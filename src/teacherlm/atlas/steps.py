@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from teacherlm.atlas import workers
-from teacherlm.atlas.options import TrainFlags
+from teacherlm.atlas.flags import TrainFlags
 from teacherlm.core.errors import UserError
 
 MOST_SKIPPED = {"fp16": 25, "others": 5}
@@ -15,13 +15,13 @@ MOST_SKIPPED = {"fp16": 25, "others": 5}
 scale is low enough: it begins at 2^16 and is halved after each skipped step."""
 
 
-def set_rates(optimizer: torch.optim.Optimizer, share: float, retriever_learns: bool) -> None:
-    """Set the learning rate of each group to `share` times its `base`.
+def set_rates(optimizer: torch.optim.Optimizer, fraction: float, retriever_learns: bool) -> None:
+    """Set the learning rate of each group to `fraction` times its `base`.
 
     Call this before `backward`: DeepSpeed steps inside it.
     """
     for number, group in enumerate(optimizer.param_groups):
-        group["lr"] = group["base"] * share if number == 0 or retriever_learns else 0.0
+        group["lr"] = group["base"] * fraction if number == 0 or retriever_learns else 0.0
 
 
 def forget_steps(optimizer: torch.optim.Optimizer) -> None:
@@ -58,9 +58,9 @@ class Skips:
         folder: the run's folder.
     """
 
-    def __init__(self, asked: TrainFlags, folder: Path):
-        most = MOST_SKIPPED["fp16" if asked.precision == "fp16" else "others"]
-        self.most = max(1, min(most, asked.total_steps // asked.accumulation_steps))
+    def __init__(self, flags: TrainFlags, folder: Path):
+        most = MOST_SKIPPED["fp16" if flags.precision == "fp16" else "others"]
+        self.most = max(1, min(most, flags.total_steps // flags.accumulation_steps))
         self.folder, self.in_a_row = folder, 0
 
     def note(self, skipped: bool, step: int) -> None:

@@ -16,9 +16,9 @@ import torch
 
 from teacherlm.atlas import learner, steps, workers
 from teacherlm.atlas.answering import Evaluation, evaluate, read_questions
+from teacherlm.atlas.flags import TrainFlags, read_training, say_notes, unused_flags
 from teacherlm.atlas.flat_search import FlatVectors
 from teacherlm.atlas.model import describe_sources, embed_passages, load_model, make_index
-from teacherlm.atlas.options import TrainFlags, read_training, say_notes, unused_flags
 from teacherlm.atlas.schedules import IndexRefresh, learning_rate
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
@@ -43,30 +43,30 @@ NOT_SHAPING += ("generation_min_length", "generation_num_beams", "generation_len
 
 
 def main() -> int:
-    asked = read_training(__doc__)
-    folder = asked.checkpoint_dir / asked.name
+    flags = read_training(__doc__)
+    folder = flags.checkpoint_dir / flags.name
     require_writable(folder)
-    device = workers.join_workers(asked.main_port)
-    run = StageRun(STAGE, folder, says="train", processes=workers)
-    if asked.list_missing:
-        run.compare(*describe_run(asked, folder, run.known))
+    device = workers.join_workers(flags.main_port)
+    run = StageRun(STAGE, folder, label="train", processes=workers)
+    if flags.list_missing:
+        run.compare(*describe_run(flags, folder, run.known))
         print("" if run.is_done else "0")
         return 0
-    say_notes(asked, "train")
+    say_notes(flags, "train")
     with run:
-        run.compare(*workers.from_first(lambda: describe_run(asked, folder, run.known)))
+        run.compare(*workers.from_first(lambda: describe_run(flags, folder, run.known)))
         if run.is_done:
             run.say_done()
             return 0
         stop = Stop()
         try:
-            return Training(asked, run, device, stop).run()
+            return Training(flags, run, device, stop).run()
         finally:
             stop.restore()
 
 
 def describe_run(
-    asked: TrainFlags, folder: Path, known: dict[str, Any]
+    flags: TrainFlags, folder: Path, known: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """What the weights depend on: (flags, digests of the inputs).
 
@@ -76,12 +76,12 @@ def describe_run(
     Raises:
         UserError: the folder holds a run that was begun with other settings.
     """
-    found = {**vars(asked), "retrieves": asked.retrieves, "compressed": asked.compressed}
+    found = {**vars(flags), "retrieves": flags.retrieves, "compressed": flags.compressed}
     left_out = {*NOT_SHAPING, *(one.name for one in unused_flags())}
     arguments = {name: value for name, value in found.items() if name not in left_out}
-    arguments["effective_batch"] = asked.per_gpu_batch_size * workers.size() * asked.accumulation_steps
-    inputs = describe_sources(asked, known)
-    for number, file in enumerate(asked.train_data):
+    arguments["effective_batch"] = flags.per_gpu_batch_size * workers.size() * flags.accumulation_steps
+    inputs = describe_sources(flags, known)
+    for number, file in enumerate(flags.train_data):
         inputs[f"questions {number}"] = manifests.describe(file, known.get(f"questions {number}"))
     work = json.loads(json.dumps({**arguments, **{name: value["sha256"] for name, value in inputs.items()}}))
     begun = folder / BEGUN
@@ -97,56 +97,56 @@ def describe_run(
 class Training:
     """A training run: its models, its data and its current step."""
 
-    def __init__(self, asked: TrainFlags, stage_run: StageRun, device: torch.device, stop: Stop):
+    def __init__(self, flags: TrainFlags, stage_run: StageRun, device: torch.device, stop: Stop):
         folder = stage_run.output
         self.folder, self.stage_run, self.stop = folder, stage_run, stop
-        questions = [question for file in asked.train_data for question in read_questions(asked, file)]
-        kind = asked.multiple_choice_train_permutations
-        self.examples = learner.Examples(questions, kind, asked.shuffle, asked.seed)
-        self.tests = [(file, read_questions(asked, file)) for file in asked.eval_data]
+        questions = [question for file in flags.train_data for question in read_questions(flags, file)]
+        kind = flags.multiple_choice_train_permutations
+        self.examples = learner.Examples(questions, kind, flags.shuffle, flags.seed)
+        self.tests = [(file, read_questions(flags, file)) for file in flags.eval_data]
         self.step = workers.from_first(lambda: learner.last_step(folder))
         if self.step:
-            asked = replace(asked, model_path=str(folder / "checkpoint" / f"step-{self.step}"))
-            workers.say(f"train: resuming from {asked.model_path}")
-        self.asked = asked
-        self.model = load_model(asked, device, precision="fp32", trains=True)
-        self.index = make_index(asked, self.model, device, trained=self.step > 0) if asked.retrieves else None
-        self.trainee = learner.Trainee(asked, self.model)
-        self.raw_optimizer = learner.optimizer_of(self.trainee, asked)
-        self.accelerator, self.wrapped, self.optimizer = learner.share(asked, self.trainee, self.raw_optimizer)
+            flags = replace(flags, model_path=str(folder / "checkpoint" / f"step-{self.step}"))
+            workers.say(f"train: resuming from {flags.model_path}")
+        self.flags = flags
+        self.model = load_model(flags, device, precision="fp32", trains=True)
+        self.index = make_index(flags, self.model, device, trained=self.step > 0) if flags.retrieves else None
+        self.trainee = learner.Trainee(flags, self.model)
+        self.raw_optimizer = learner.optimizer_of(self.trainee, flags)
+        self.accelerator, self.wrapped, self.optimizer = learner.distribute(flags, self.trainee, self.raw_optimizer)
         self.log = Log(folder / "log.jsonl", self.step)
         if self.step:
             self.log.losses = learner.load_state(folder, self.step, self.wrapped, self.optimizer, self.index)
-        self.trains_passages = asked.train_retriever and not asked.query_side_retriever_training
-        self.refresh = IndexRefresh(asked.refresh_index, asked.freeze_retriever_steps, self.trains_passages)
-        total = asked.scheduler_steps or asked.total_steps
-        self.share = learning_rate(asked.scheduler, asked.warmup_steps, total)
-        self.skips = steps.Skips(asked, folder)
+        self.trains_passages = flags.train_retriever and not flags.query_side_retriever_training
+        self.refresh = IndexRefresh(flags.refresh_index, flags.freeze_retriever_steps, self.trains_passages)
+        total = flags.scheduler_steps or flags.total_steps
+        self.rate_fraction = learning_rate(flags.scheduler, flags.warmup_steps, total)
+        self.skips = steps.Skips(flags, folder)
 
     def run(self) -> int:
-        asked = self.asked
+        flags = self.flags
         if workers.is_first():
             with whole_file(self.folder / BEGUN) as file:
                 json.dump(self.stage_run.work, file, indent=1)
         workers.say(
-            f"train: {len(self.examples)} examples, steps {self.step} to {asked.total_steps}, "
-            f"{asked.per_gpu_batch_size} x {workers.size()} workers examples per step on the "
+            f"train: {len(self.examples)} examples, steps {self.step} to {flags.total_steps}, "
+            f"{flags.per_gpu_batch_size} x {workers.size()} workers examples per step on the "
             f"{self.model.reader.device.type.upper()}"
         )
         if self.step and not self.evaluate():
             return REQUEUE
-        while self.step < asked.total_steps:
+        while self.step < flags.total_steps:
             if self.index and self.refresh.is_due(self.step):
                 self.trainee.eval()
-                self.index.vectors = embed_passages(asked, self.model, self.index.passages)
+                self.index.vectors = embed_passages(flags, self.model, self.index.passages)
             self.log.add(self.learn())
             self.step += 1
-            if self.step % asked.log_freq == 0 or self.step == asked.total_steps:
+            if self.step % flags.log_freq == 0 or self.step == flags.total_steps:
                 self.log.write(self.step, [group["lr"] for group in self.raw_optimizer.param_groups])
-            whole = self.step % asked.accumulation_steps == 0
-            stopped = whole and any(workers.gather(self.stop.asked))
-            if whole and self.step % asked.save_freq == 0 and not stopped:
-                self.save(asked.save_optimizer)
+            whole = self.step % flags.accumulation_steps == 0
+            stopped = whole and any(workers.gather(self.stop.flags))
+            if whole and self.step % flags.save_freq == 0 and not stopped:
+                self.save(flags.save_optimizer)
             if stopped or not self.evaluate():
                 self.save(with_state=True)
                 workers.say(
@@ -154,7 +154,7 @@ class Training:
                     "from it"
                 )
                 return REQUEUE
-        self.save(asked.save_optimizer)
+        self.save(flags.save_optimizer)
         if workers.is_first():
             self.conclude()
         workers.wait_for_all()
@@ -162,22 +162,22 @@ class Training:
 
     def learn(self) -> dict[str, float]:
         """Compute one batch, take the optimizer step if the batch is its last one, and return the losses."""
-        asked = self.asked
-        torch.manual_seed((asked.seed * 1_000_003 + self.step) * 1024 + workers.rank())
-        learns = asked.train_retriever and self.step >= asked.freeze_retriever_steps
-        examples = self.examples.of_step(self.step, asked.per_gpu_batch_size)
+        flags = self.flags
+        torch.manual_seed((flags.seed * 1_000_003 + self.step) * 1024 + workers.rank())
+        learns = flags.train_retriever and self.step >= flags.freeze_retriever_steps
+        examples = self.examples.of_step(self.step, flags.per_gpu_batch_size)
         self.trainee.eval()
-        with learner.autocast(asked, self.model.reader.device):
-            batch = learner.Batch(asked, self.model, examples, self.index, learns)
+        with learner.autocast(flags, self.model.reader.device):
+            batch = learner.Batch(flags, self.model, examples, self.index, learns)
         self.trainee.train()
-        first_batch = self.step - self.step % asked.accumulation_steps
+        first_batch = self.step - self.step % flags.accumulation_steps
         skipped = False
         with self.accelerator.accumulate(self.wrapped):
             reader_loss, retriever_loss = self.wrapped(batch)
-            steps.set_rates(self.raw_optimizer, self.share(first_batch), learns)
+            steps.set_rates(self.raw_optimizer, self.rate_fraction(first_batch), learns)
             self.accelerator.backward(reader_loss if retriever_loss is None else reader_loss + retriever_loss)
             if self.accelerator.sync_gradients:
-                skipped = not steps.take_step(self.accelerator, self.trainee, self.optimizer, asked.clip)
+                skipped = not steps.take_step(self.accelerator, self.trainee, self.optimizer, flags.clip)
                 self.skips.note(skipped, self.step + 1)
             if not learns:
                 steps.forget_steps(self.raw_optimizer)
@@ -187,14 +187,14 @@ class Training:
 
     def evaluate(self) -> bool:
         """Evaluate all files if that is due and not done. Returns False if it was interrupted."""
-        if self.step % self.asked.eval_freq:
+        if self.step % self.flags.eval_freq:
             return True
         digest = hashlib.sha256(json.dumps([self.stage_run.work, self.step], sort_keys=True).encode()).hexdigest()
         source = {"run": {"path": str(self.folder), "sha256": digest, "files": {}}}
         self.trainee.eval()
         for path, questions in self.tests:
-            evaluation = Evaluation(self.asked, path, self.step, lambda known: source)
-            with evaluation.run, learner.autocast(self.asked, self.model.reader.device):
+            evaluation = Evaluation(self.flags, path, self.step, lambda known: source)
+            with evaluation.run, learner.autocast(self.flags, self.model.reader.device):
                 done = evaluation.is_done()
                 if not done and not evaluate(evaluation, questions, self.model, self.index, self.stop):
                     return False

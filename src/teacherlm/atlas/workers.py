@@ -92,7 +92,7 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
-def share_of(count: int) -> tuple[int, int]:
+def rows_of(count: int) -> tuple[int, int]:
     """The rows (start, end) of `count` that belong to this worker. The workers' parts cover all rows in order."""
     return count * rank() // size(), count * (rank() + 1) // size()
 

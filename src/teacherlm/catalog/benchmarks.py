@@ -197,12 +197,12 @@ class Benchmark:
 
         A source field with one of these names is kept under another one, such as `origin_question`.
         """
-        asked = self.ask(sample, where)
-        added = {"task_name": self.title, "question": asked.with_choices, "answer": asked.answer}
-        if asked.preamble:
-            added["preamble"] = asked.preamble
-        own = {f"origin_{name}" if name in added else name: value for name, value in sample.items()}
-        return {**own, **added}
+        question = self.ask(sample, where)
+        added = {"task_name": self.title, "question": question.with_choices, "answer": question.answer}
+        if question.preamble:
+            added["preamble"] = question.preamble
+        kept = {f"origin_{name}" if name in added else name: value for name, value in sample.items()}
+        return {**kept, **added}
 
     def refuse_reserved(self, sample: Record, where: str) -> None:
         taken = [name for name in RESERVED if name in sample]

@@ -239,14 +239,14 @@ def check_folder(folder: Path) -> Path:
     return folder
 
 
-def fetch(hub: str, revision: str, weights: tuple[str, ...], **options: Any) -> Path:
+def fetch(hub: str, revision: str, weights: tuple[str, ...], **kwargs: Any) -> Path:
     """The folder of a model in the hub's cache, with these weights. Missing files are downloaded."""
     import huggingface_hub
 
     patterns = [*SMALL_FILES, *weights]
     return Path(
         huggingface_hub.snapshot_download(
-            hub, revision=revision, allow_patterns=patterns, ignore_patterns="*/*", **options
+            hub, revision=revision, allow_patterns=patterns, ignore_patterns="*/*", **kwargs
         )
     )
 
@@ -326,10 +326,10 @@ def main() -> None:
     get.add_argument("fields", nargs="+", help="name, or for example finetune.batch")
     folder = commands.add_parser("folder", help="print the model's folder; it is made or downloaded first if needed")
     folder.add_argument("name")
-    asked = commands.add_parser("request", help="print the arguments of sbatch for a stage's job, one per line")
-    asked.add_argument("name")
-    asked.add_argument("stage", choices=STAGES)
-    asked.add_argument("--gpu_type", default="", help="type of GPU for --gres")
+    of_sbatch = commands.add_parser("request", help="print the arguments of sbatch for a stage's job, one per line")
+    of_sbatch.add_argument("name")
+    of_sbatch.add_argument("stage", choices=STAGES)
+    of_sbatch.add_argument("--gpu_type", default="", help="type of GPU for --gres")
     args = parser.parse_args()
     model = find_model(args.name)
     if args.command == "folder":

@@ -69,7 +69,7 @@ def completion_start(text: str) -> int | None:
     return None if position < 0 else position + len(ANSWER_MARK)
 
 
-def take_apart(text: str) -> tuple[str, tuple[str, ...]]:
+def split_question(text: str) -> tuple[str, tuple[str, ...]]:
     """Split a sample's `text` or a test's context into (question, choices). If it has several questions, use the last.
 
     If the question itself contains letters in brackets, the choices are the longest sequence of letters; of several
@@ -90,7 +90,7 @@ def split_choices(question: str) -> tuple[str, tuple[str, ...]]:
 
 
 MARK = re.compile(r"(?= \(([A-Z])\) )")
-"""A letter in brackets. The matches overlap, because with an empty choice two letters share the space between them."""
+"""A letter in brackets. The matches overlap: if a choice is empty, the marks of two letters share a space."""
 
 
 def longest_row(question: str) -> list[int]:
@@ -129,9 +129,9 @@ def prompts_digest() -> dict[str, str]:
 
     It is computed from the texts of two questions (with double spaces, an empty choice, a preamble), not from the code.
     """
-    asked = [Question("Is  it so? ", ("yes", "no"), 1), Question("Which\tone", ("a ", "", " c"), 0, "On birds. ")]
+    samples = [Question("Is  it so? ", ("yes", "no"), 1), Question("Which\tone", ("a ", "", " c"), 0, "On birds. ")]
     made: list[object] = [PROMPTS, KINDS, TAILS]
-    for question in asked:
+    for question in samples:
         fields = prompt_fields(question)
         made += [fields, full_tail(fields["text"], {field: f" {kind}  . " for field, kind in KINDS.items()})]
     return {"path": "prompts", "sha256": hashlib.sha256(json.dumps(made).encode()).hexdigest()}

@@ -170,7 +170,7 @@ class RowLines:
         self.begin_row()
 
     def begin_row(self) -> None:
-        self.letters = self.commas = 0
+        self.characters = self.commas = 0
 
     def __iter__(self) -> "RowLines":
         return self
@@ -183,9 +183,9 @@ class RowLines:
         if not line:
             raise StopIteration
         self.number += 1
-        self.letters += len(line)
+        self.characters += len(line)
         self.commas += line.count(",")
-        if self.letters > LINE_BYTES or self.commas > ROW_COMMAS:
+        if self.characters > LINE_BYTES or self.commas > ROW_COMMAS:
             raise UserError(
                 f"{self.file}, line {self.number}: a row of at most {LINE_BYTES:,} characters and {ROW_COMMAS:,} "
                 "commas was expected; is a quote missing?"

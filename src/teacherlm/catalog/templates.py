@@ -26,8 +26,8 @@ from teacherlm.core.errors import UserError, reason
 from teacherlm.core.limits import (
     LOOP_STEP,
     TEMPLATE_BITS,
+    TEMPLATE_CHARACTERS,
     TEMPLATE_KEPT,
-    TEMPLATE_LETTERS,
     TEMPLATE_SECONDS,
     TEMPLATE_WORK,
 )
@@ -90,18 +90,18 @@ class TooMuch(jinja2.TemplateRuntimeError):
 class Work(threading.local):
     """What this thread's rendering has made so far, and the processor time at which it is stopped."""
 
-    letters = kept = 0
+    characters = kept = 0
     end = 0.0
 
     def begin(self) -> None:
-        self.letters, self.kept, self.end = 0, 0, time.thread_time() + TEMPLATE_SECONDS
+        self.characters, self.kept, self.end = 0, 0, time.thread_time() + TEMPLATE_SECONDS
 
-    def spend(self, letters: int) -> None:
+    def spend(self, characters: int) -> None:
         """Raises:
         TooMuch: with these characters the rendering exceeds TEMPLATE_WORK, or it takes too long.
         """
-        self.letters += letters
-        if self.letters > TEMPLATE_WORK:
+        self.characters += characters
+        if self.characters > TEMPLATE_WORK:
             raise TooMuch(f"it makes more than {TEMPLATE_WORK:,} characters (a step of a loop counts as {LOOP_STEP})")
         if time.thread_time() > self.end:
             raise TooMuch(f"it takes more than {TEMPLATE_SECONDS:g} seconds")
@@ -126,10 +126,10 @@ class Work(threading.local):
                 waiting += part
         return value
 
-    def steps(self, values: Iterable[Any], letters: int) -> Iterator[Any]:
+    def steps(self, values: Iterable[Any], characters: int) -> Iterator[Any]:
         """The values of a loop. Each step is counted, plus the characters of fixed text in the loop's body."""
         for value in values:
-            self.spend(LOOP_STEP + letters)
+            self.spend(LOOP_STEP + characters)
             yield value
 
     def expand(self, value: Any) -> None:
@@ -263,8 +263,8 @@ STEPS, CONCATENATED, MADE, SLICED = "for", "~", "[]", "[:]"
 
 
 @jinja2.pass_context
-def steps(context: Any, values: Iterable[Any], letters: int) -> Iterator[Any]:
-    return WORK.steps(values, letters)
+def steps(context: Any, values: Iterable[Any], characters: int) -> Iterator[Any]:
+    return WORK.steps(values, characters)
 
 
 @jinja2.pass_context
@@ -320,8 +320,8 @@ class Bounded(NodeTransformer):
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
-        letters = sum(len(fixed.data) for fixed in node.find_all(nodes.TemplateData))
-        node.iter = as_filter(node.iter, STEPS, nodes.Const(letters))
+        characters = sum(len(fixed.data) for fixed in node.find_all(nodes.TemplateData))
+        node.iter = as_filter(node.iter, STEPS, nodes.Const(characters))
         return node
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:
@@ -358,8 +358,8 @@ def compile_template(source: str, where: str) -> jinja2.Template:
     Raises:
         UserError: it is not valid Jinja2, is too long, or uses a part of Jinja2 that is refused here.
     """
-    if len(source) > TEMPLATE_LETTERS:
-        raise UserError(f"{where}: a template of at most {TEMPLATE_LETTERS:,} characters was expected")
+    if len(source) > TEMPLATE_CHARACTERS:
+        raise UserError(f"{where}: a template of at most {TEMPLATE_CHARACTERS:,} characters was expected")
     try:
         return SANDBOX.from_string(Bounded().visit(SANDBOX.parse(source)))
     except jinja2.TemplateSyntaxError as error:

@@ -32,7 +32,7 @@ def atlas_graph(settings: AtlasSettings) -> Graph:
 
 
 def locked_by(work: str) -> Callable[[int], str]:
-    return lambda task: f"{work}-{task}"
+    return lambda index: f"{work}-{index}"
 
 
 def to_data(layout: AtlasLayout) -> dict[str, str]:
@@ -51,7 +51,7 @@ def prepare(settings: AtlasSettings, layout: AtlasLayout) -> Stage:
     return Stage(
         name="prepare",
         made=layout.questions,
-        commands=lambda task, more: [Command([*program("prepare-mmlu"), *words, *more], to_data(layout))],
+        commands=lambda index, more: [Command([*program("prepare-mmlu"), *words, *more], to_data(layout))],
         work=work,
         lock=locked_by(work),
         request=few_processors("16G"),
@@ -70,7 +70,7 @@ def evaluate(settings: AtlasSettings, layout: AtlasLayout) -> Stage:
     return Stage(
         name="evaluate",
         made=layout.results,
-        commands=lambda task, more: [experiment(settings, more)],
+        commands=lambda index, more: [experiment(settings, more)],
         work=work,
         lock=locked_by(work),
         request=whole_node,
@@ -82,16 +82,16 @@ def train(settings: AtlasSettings, layout: AtlasLayout) -> Stage:
     """The stage that trains. In the 5-shot setting it has a task per domain, in the others one task."""
     array, work = settings.setting == "5-shot", f"train-{settings.name}"
 
-    def commands(task: int | None, more: Sequence[str]) -> list[Command]:
-        if task is None or not array:
+    def commands(index: int | None, more: Sequence[str]) -> list[Command]:
+        if index is None or not array:
             return [experiment(settings, more)]
         domains = layout.data.domains()
-        return [experiment(settings, more, domains[task])] if task < len(domains) else []
+        return [experiment(settings, more, domains[index])] if index < len(domains) else []
 
     def missing() -> list[int]:
         """The domains without a manifest. A full check would take minutes; each task checks itself when it starts."""
         domains = layout.data.domains()
-        return [task for task, domain in enumerate(domains) if not layout.domain_manifest(domain).is_file()]
+        return [index for index, domain in enumerate(domains) if not layout.domain_manifest(domain).is_file()]
 
     return Stage(
         name="train",
@@ -100,7 +100,7 @@ def train(settings: AtlasSettings, layout: AtlasLayout) -> Stage:
         work=work,
         lock=locked_by(work),
         request=whole_node,
-        tasks=Domains(layout.data) if array else (0,),
+        indices=Domains(layout.data) if array else (0,),
         array=array,
         needs=needed(settings, layout.data),
         missing=missing if array else None,
@@ -131,7 +131,7 @@ def score(layout: AtlasLayout) -> Stage:
     return Stage(
         name="score",
         made=None,
-        commands=lambda task, more: [Command([*program("atlas-scores"), *words], to_data(layout))],
+        commands=lambda index, more: [Command([*program("atlas-scores"), *words], to_data(layout))],
         work=work,
         lock=locked_by(work),
         request=few_processors("16G"),
@@ -145,7 +145,7 @@ def report(layout: AtlasLayout) -> Stage:
     return Stage(
         name="report",
         made=None,
-        commands=lambda task, more: [Command([*program("report"), str(layout.experiments)], to_data(layout))],
+        commands=lambda index, more: [Command([*program("report"), str(layout.experiments)], to_data(layout))],
         work=work,
         lock=locked_by(work),
         request=few_processors("16G"),

@@ -26,12 +26,12 @@ class Stage:
     Attributes:
         made: a path that exists after the stage has made something. A dry run calls --list_missing only if it exists,
             or if `made` is None.
-        commands: (task, words) -> the commands that do the task one after the other, each with `words` added. The task
-            None means all tasks in one process. An empty list means that there is nothing to do.
+        commands: (index, words) -> the commands that do the task one after the other, each with `words` added. The
+            index None means all tasks in one process. An empty list means that there is nothing to do.
         work: the name of the stage's work. Chains whose stages have the same work must not do it at the same time.
-        lock: task -> the name of the file that is locked while the task is done.
+        lock: index -> the name of the file that is locked while the task is done.
         request: the arguments of sbatch with the resources of its job.
-        tasks: the numbers of the tasks.
+        indices: the array indices of the stage's tasks.
         array: whether the job is an array with one element per task.
         needs: the models or paths that must be on the disks; see `Absence`.
         gpus: the number of GPUs of one task, if tasks can run side by side on one machine, otherwise 0.
@@ -48,7 +48,7 @@ class Stage:
     work: str
     lock: Callable[[int], str]
     request: Callable[[Site], list[str]]
-    tasks: Sequence[int] = (0,)
+    indices: Sequence[int] = (0,)
     array: bool = False
     needs: tuple[str, ...] = ()
     gpus: int = 0
@@ -91,14 +91,14 @@ class Graph:
         return next(stage for stage in self.stages if stage.name == name)
 
 
-def missing_tasks(stage: Stage) -> list[int]:
+def missing_indices(stage: Stage) -> list[int]:
     """The tasks of a stage that are not done.
 
     Raises:
         SystemExit: the stage refuses its settings; a message on stderr says why.
     """
     if stage.always:
-        return list(stage.tasks)
+        return list(stage.indices)
     if stage.missing is not None:
         return stage.missing()
     found: set[int] = set()

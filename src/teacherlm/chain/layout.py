@@ -98,7 +98,7 @@ class Layout:
 
     Attributes:
         title: the benchmark's title, which the names of its files begin with.
-        explained: TEACHER_seedN.
+        teacher_run: TEACHER_seedN.
         filtered: the ending of names for outputs from which a filter dropped samples, or an empty text.
         name: the name of the run. It has the student, the task, the teacher and the settings of finetuning.
     """
@@ -106,7 +106,7 @@ class Layout:
     folder: RunFolder
     title: str
     student: str
-    explained: str
+    teacher_run: str
     filtered: str
     name: str
 
@@ -128,7 +128,7 @@ class Layout:
 
     @property
     def enhanced(self) -> Path:
-        return self.folder.path / "enhance" / self.explained
+        return self.folder.path / "enhance" / self.teacher_run
 
     def explanations(self, kind: str) -> Path:
         return self.enhanced / f"{self.title}_{kind}.jsonl"

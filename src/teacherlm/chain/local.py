@@ -11,7 +11,7 @@ import shlex
 import signal
 from collections.abc import Mapping, Sequence
 
-from teacherlm.chain.graph import Graph, Stage, missing_tasks
+from teacherlm.chain.graph import Graph, Stage, missing_indices
 from teacherlm.chain.locks import lock_task
 from teacherlm.core.interrupts import REQUEUE
 from teacherlm.core.owners import make_own_folder
@@ -38,9 +38,9 @@ def print_plan(graph: Graph) -> None:
     """Print the commands that `run_here` would start, in a shell's syntax. Nothing is written."""
     for stage in graph.stages:
         print(f"\n== {stage.heading or stage.name}")
-        tasks = [None] if stage.together or not stage.array else list(stage.tasks)
-        for task in tasks:
-            for command in stage.commands(task, []):
+        indices = [None] if stage.together or not stage.array else list(stage.indices)
+        for index in indices:
+            for command in stage.commands(index, []):
                 print(shlex.join([*(f"{name}={value}" for name, value in command.variables.items()), *command.words]))
 
 
@@ -50,29 +50,29 @@ def cut_for_devices(graph: Graph, stage: Stage) -> Graph:
     if stage.name != "enhance" or graph.with_shards is None:
         return graph
     places = len(device_groups(stage))
-    if places < 2 or not missing_tasks(stage):
+    if places < 2 or not missing_indices(stage):
         return graph
     return graph.with_shards(places)
 
 
 def run_stage(graph: Graph, stage: Stage) -> int:
     groups = device_groups(stage)
-    if stage.array and len(groups) > 1 and len(stage.tasks) > 1:
+    if stage.array and len(groups) > 1 and len(stage.indices) > 1:
         return run_on_devices(graph, stage, groups)
     if stage.together or not stage.array:
         return run_task(graph, stage, None)
-    for task in stage.tasks:
-        status = run_task(graph, stage, task)
+    for index in stage.indices:
+        status = run_task(graph, stage, index)
         if status:
             return status
     return 0
 
 
-def run_task(graph: Graph, stage: Stage, task: int | None) -> int:
+def run_task(graph: Graph, stage: Stage, index: int | None) -> int:
     """Do a task, or all tasks in one process, when no other process is doing it."""
-    lock = lock_task(graph, stage, task or 0)
+    lock = lock_task(graph, stage, index or 0)
     try:
-        commands = stage.commands(task, [])
+        commands = stage.commands(index, [])
         for command in commands:
             one = Command(command.words, command.variables, [lock])
             status = run_side_by_side([one], in_front=True, more_follows=True)
@@ -91,13 +91,13 @@ def run_on_devices(graph: Graph, stage: Stage, groups: Sequence[Mapping[str, str
     If one process can also do all tasks together, that process runs afterwards. It prints their common result and does
     the work of failed tasks, and its status is returned.
     """
-    tasks = missing_tasks(stage) if stage.together else list(stage.tasks)
+    indices = missing_indices(stage) if stage.together else list(stage.indices)
     locks: list[int] = []
     try:
         commands = []
-        for task in tasks:
-            locks.append(lock_task(graph, stage, task))
-            commands += [Command(one.words, one.variables, locks[-1:]) for one in stage.commands(task, [])]
+        for index in indices:
+            locks.append(lock_task(graph, stage, index))
+            commands += [Command(one.words, one.variables, locks[-1:]) for one in stage.commands(index, [])]
         print(f"{stage.name}: {len(commands)} tasks, {len(groups)} at a time", flush=True)
         status = run_side_by_side(commands, groups, keep_going=stage.together, more_follows=True)
     finally:

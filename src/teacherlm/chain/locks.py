@@ -13,14 +13,14 @@ from teacherlm.chain.settings import plain
 from teacherlm.core.errors import UserError
 
 
-def lock_task(graph: Graph, stage: Stage, task: int) -> int:
+def lock_task(graph: Graph, stage: Stage, index: int) -> int:
     """Wait until no other process is doing a task; return the descriptor that holds the task's lock.
 
     Raises:
         UserError: the lock's file cannot be written.
     """
     graph.folder.locks.mkdir(parents=True, exist_ok=True)
-    number = open_lock(graph.folder.locks / stage.lock(task))
+    number = open_lock(graph.folder.locks / stage.lock(index))
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -13,7 +13,7 @@ from teacherlm.runtime.launcher import Command, own_program, program
 
 
 def sample_graph(settings: Settings, facts: Facts) -> Graph:
-    """The chain for these settings. If the task is only `text`, the chain needs no teacher."""
+    """The chain for these settings. If only `text` is trained on, the chain needs no teacher."""
     layout = layout_of(settings, facts)
     stages = [prepare(settings, layout)]
     if settings.kinds:
@@ -22,7 +22,8 @@ def sample_graph(settings: Settings, facts: Facts) -> Graph:
     student, teacher = facts.student.name, facts.teacher.name
     models = tuple(dict.fromkeys((settings.student, settings.teacher)))
     can_shard = settings.kinds and settings.shards is None and facts.teacher.gpus
-    summary = f"{settings.benchmark}: student {student}, teacher {teacher}, task {settings.task}, seed {settings.seed}"
+    summary = f"{settings.benchmark}: student {student}, teacher {teacher}, "
+    summary += f"task {settings.training_fields}, seed {settings.seed}"
 
     def with_shards(count: int) -> Graph:
         return sample_graph(dataclasses.replace(settings, shards=count), facts)
@@ -41,8 +42,8 @@ def sample_graph(settings: Settings, facts: Facts) -> Graph:
 
 
 def layout_of(settings: Settings, facts: Facts) -> Layout:
-    name = f"{facts.student.name}_{settings.task.replace(':', '-').replace(',', '-')}"
-    name += "" if settings.task == "text" else f"_{facts.teacher.name}"
+    name = f"{facts.student.name}_{settings.training_fields.replace(':', '-').replace(',', '-')}"
+    name += "" if settings.training_fields == "text" else f"_{facts.teacher.name}"
     filtered = f"_without-{settings.filter.replace(',', '-')}" if settings.filter else ""
     name += filtered
     for label, value in (
@@ -55,7 +56,7 @@ def layout_of(settings: Settings, facts: Facts) -> Layout:
         folder=run_folder(settings.runs, settings.benchmark, settings.limit),
         title=facts.title,
         student=facts.student.name,
-        explained=f"{facts.teacher.name}_seed{settings.seed}",
+        teacher_run=f"{facts.teacher.name}_seed{settings.seed}",
         filtered=filtered,
         name=f"{name}_seed{settings.seed}",
     )
@@ -68,9 +69,9 @@ def prepare(settings: Settings, layout: Layout) -> Stage:
     return Stage(
         name="prepare",
         made=None,
-        commands=lambda task, more: [Command([*program("prepare"), *words, *more])],
+        commands=lambda index, more: [Command([*program("prepare"), *words, *more])],
         work="prepare",
-        lock=lambda task: "prepare",
+        lock=lambda index: "prepare",
         request=few_processors("4G"),
     )
 
@@ -84,19 +85,19 @@ def enhance(settings: Settings, facts: Facts, layout: Layout) -> Stage:
     words += ["--num_tokens", settings.num_tokens or facts.teacher.values["enhance.num_tokens"]]
     words += ["--temperature", settings.temperature, "--seed", settings.seed]
     words += ["--max_failures", settings.max_failures, "--restart"]
-    work = f"enhance-{layout.explained}"
+    work = f"enhance-{layout.teacher_run}"
 
-    def commands(task: int | None, more: Sequence[str]) -> list[Command]:
-        return [Command([*program("enhance"), *words, "--shard", f"{task or 0}/{shards}", *more])]
+    def commands(index: int | None, more: Sequence[str]) -> list[Command]:
+        return [Command([*program("enhance"), *words, "--shard", f"{index or 0}/{shards}", *more])]
 
     return Stage(
         name="enhance",
         made=layout.enhanced,
         commands=commands,
         work=work,
-        lock=lambda task: f"{work}-{task}-of-{shards}",
+        lock=lambda index: f"{work}-{index}-of-{shards}",
         request=as_the_model_asks(facts.teacher.requests.get("enhance"), "ENHANCE_ARGS"),
-        tasks=range(shards),
+        indices=range(shards),
         array=True,
         needs=(settings.teacher,),
         gpus=max(facts.teacher.gpus["enhance"], 1) if facts.teacher.gpus else 0,
@@ -107,11 +108,11 @@ def enhance(settings: Settings, facts: Facts, layout: Layout) -> Stage:
 def merge(settings: Settings, layout: Layout) -> Stage:
     """The stage that merges the shards and post-processes the result."""
     shards = settings.shards or 1
-    work = f"enhance-{layout.explained}"
+    work = f"enhance-{layout.teacher_run}"
     made = ["--benchmark", settings.benchmark, "--output_dir", str(layout.enhanced), "--test_dir", str(layout.tests)]
     made += ["--post_process", *(["--filter", settings.filter] if settings.filter else [])]
 
-    def commands(task: int | None, more: Sequence[str]) -> list[Command]:
+    def commands(index: int | None, more: Sequence[str]) -> list[Command]:
         found = []
         for kind in settings.kinds if shards > 1 else ():
             files = ["--input", str(layout.prompts), "--output", str(layout.explanations(kind))]
@@ -123,7 +124,7 @@ def merge(settings: Settings, layout: Layout) -> Stage:
         made=layout.enhanced,
         commands=commands,
         work=work,
-        lock=lambda task: work,
+        lock=lambda index: work,
         request=few_processors("4G"),
         heading="merge and post-process",
     )
@@ -134,16 +135,20 @@ def finetune(settings: Settings, facts: Facts, layout: Layout) -> Stage:
     data = layout.enhanced_dataset if settings.kinds else layout.prepared_dataset
     words = [settings.student, str(data), settings.batch or values["finetune.batch"]]
     words += [settings.accumulation or values["finetune.accumulation"]]
-    words += [settings.learning_rate or values["finetune.learning_rate"], str(settings.epochs), settings.task]
+    words += [
+        settings.learning_rate or values["finetune.learning_rate"],
+        str(settings.epochs),
+        settings.training_fields,
+    ]
     words += [layout.name, str(layout.store), settings.wandb_project]
     words += ["--gradient_checkpointing", values["finetune.gradient_checkpointing"], "--seed", settings.seed]
     words += ["--report_to", settings.report_to, "--restart"]
     return Stage(
         name="finetune",
         made=layout.checkpoints,
-        commands=lambda task, more: [Command([*own_program("finetune-here", "finetune.sh"), *words, *more])],
+        commands=lambda index, more: [Command([*own_program("finetune-here", "finetune.sh"), *words, *more])],
         work=f"finetune-{layout.name}",
-        lock=lambda task: f"finetune-{layout.name}",
+        lock=lambda index: f"finetune-{layout.name}",
         request=as_the_model_asks(facts.student.requests.get("finetune"), "FINETUNE_ARGS"),
         needs=(settings.student,),
     )
@@ -152,14 +157,14 @@ def finetune(settings: Settings, facts: Facts, layout: Layout) -> Stage:
 def evaluate(settings: Settings, facts: Facts, layout: Layout) -> Stage:
     """The stage that scores. Task 0 is the untrained student, task N its Nth checkpoint."""
 
-    def commands(task: int | None, more: Sequence[str]) -> list[Command]:
-        checkpoint = layout.checkpoint(task) if task else None
-        if task and checkpoint is None:
+    def commands(index: int | None, more: Sequence[str]) -> list[Command]:
+        checkpoint = layout.checkpoint(index) if index else None
+        if index and checkpoint is None:
             return []
         words = ["--model_args", f"pretrained={checkpoint or settings.student}", "--tasks", settings.benchmark]
         words += ["--datasets", str(layout.tests), "--output_path", str(layout.evaluated)]
         words += ["--tokenization", settings.tokenization]
-        words += ["--checkpoints", str(layout.checkpoints)] if task is None else []
+        words += ["--checkpoints", str(layout.checkpoints)] if index is None else []
         return [Command([*program("evaluate"), *words, *more])]
 
     return Stage(
@@ -167,9 +172,9 @@ def evaluate(settings: Settings, facts: Facts, layout: Layout) -> Stage:
         made=layout.evaluated,
         commands=commands,
         work=f"evaluate-{layout.name}",
-        lock=lambda task: f"evaluate-{layout.name}-{task}" if task else f"evaluate-{layout.student}",
+        lock=lambda index: f"evaluate-{layout.name}-{index}" if index else f"evaluate-{layout.student}",
         request=as_the_model_asks(facts.student.requests.get("evaluate"), "EVALUATE_ARGS"),
-        tasks=range(settings.epochs + 1),
+        indices=range(settings.epochs + 1),
         array=True,
         needs=(settings.student,),
         gpus=max(facts.student.gpus.get("evaluate", 1), 1),
@@ -183,7 +188,7 @@ def report(settings: Settings, layout: Layout) -> Stage:
     table = ["--task", settings.benchmark, "--untrained", str(layout.untrained_scores)]
     table += ["--checkpoints", str(layout.scores), "--log", str(layout.training_log)]
 
-    def commands(task: int | None, more: Sequence[str]) -> list[Command]:
+    def commands(index: int | None, more: Sequence[str]) -> list[Command]:
         return [Command([*program("table"), *table]), Command([*program("report"), str(layout.folder.path)])]
 
     return Stage(
@@ -191,7 +196,7 @@ def report(settings: Settings, layout: Layout) -> Stage:
         made=None,
         commands=commands,
         work=f"report-{layout.name}",
-        lock=lambda task: "report",
+        lock=lambda index: "report",
         request=few_processors("4G"),
         always=True,
     )

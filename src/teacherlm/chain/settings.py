@@ -48,7 +48,7 @@ class Settings:
     benchmark: str
     student: str
     teacher: str
-    task: str
+    training_fields: str
     kinds: tuple[str, ...]
     seed: str
     epochs: int
@@ -96,21 +96,21 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
 
     check_numbers(variables)
     student = variables.get("STUDENT") or get("MODEL", "smollm2-135m")
-    task, tokenization = get("TASK", "cot_tail"), get("TOKENIZATION", "auto")
+    fields, tokenization = get("TASK", "cot_tail"), get("TOKENIZATION", "auto")
     if tokenization not in ("auto", "apart", "joint"):
         raise UserError(plain(f"TOKENIZATION={tokenization}: auto, apart or joint was expected"))
-    kinds = kinds_of(task)
+    kinds = kinds_of(fields)
     flags = variables.get("FILTER") or None
     for flag in (flags or "").split(",") if flags else []:
         if flag not in FLAGS:
             raise UserError(plain(f"FILTER: there is no flag '{flag}'; the flags are: {', '.join(FLAGS)}"))
     if flags and not kinds:
-        raise UserError(plain(f"FILTER={flags} drops samples by their explanations, but TASK={task} has none"))
+        raise UserError(plain(f"FILTER={flags} drops samples by their explanations, but TASK={fields} has none"))
     return Settings(
         benchmark=benchmark,
         student=student,
         teacher=get("TEACHER", student),
-        task=task,
+        training_fields=fields,
         kinds=kinds,
         seed=get("SEED", "0"),
         epochs=int(get("EPOCHS", "10")),
@@ -179,16 +179,16 @@ def check_numbers(variables: Mapping[str, str]) -> None:
         raise UserError(f"EPOCHS and SHARDS: fewer than {MOST} were expected")
 
 
-def kinds_of(task: str) -> tuple[str, ...]:
-    """The kinds of explanation that a task consists of. A task is a field or several fields: text:1,cot_tail:2.
+def kinds_of(fields: str) -> tuple[str, ...]:
+    """The kinds of explanation that training fields need: one field or several, such as text:1,cot_tail:2.
 
     Raises:
-        UserError: the text is not a task.
+        UserError: the text does not have this form, or there is no such field.
     """
-    if not TASK.fullmatch(task):
-        raise UserError(plain(f"TASK={task}: a field, or several fields such as text:1,cot_tail:2, was expected"))
+    if not TASK.fullmatch(fields):
+        raise UserError(plain(f"TASK={fields}: a field, or several fields such as text:1,cot_tail:2, was expected"))
     kinds: set[str] = set()
-    for part in task.split(","):
+    for part in fields.split(","):
         field = part.partition(":")[0]
         if field not in KINDS_OF:
             raise UserError(

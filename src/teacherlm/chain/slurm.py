@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from teacherlm.chain.controller import NoAnswer, lines_of, never_runs
-from teacherlm.chain.graph import Graph, Stage, missing_tasks
+from teacherlm.chain.graph import Graph, Stage, missing_indices
 from teacherlm.chain.job_list import Job, columns, ranges, under_way
 from teacherlm.chain.layout import ChainFolder
 from teacherlm.chain.locks import open_lock
@@ -142,15 +142,15 @@ class Submitting:
         started, after = False, ""
         for stage in self.graph.stages:
             self.end_if_stopped()
-            tasks = list(stage.tasks) if started else self.missing(stage, absent)
-            if not tasks:
+            indices = list(stage.indices) if started else self.missing(stage, absent)
+            if not indices:
                 continue
             started = True
             others = under_way(self.queue, self.others, stage.work)
-            number = self.submit_stage(stage, tasks, after, others)
+            number = self.submit_stage(stage, indices, after, others)
             waits = " ".join([*([after] if after else []), *others]) or "-"
             log = self.chain.log(stage.name, stage.array)
-            self.jobs.append(Job(stage.name, number, ranges(tasks), waits, stage.work, log))
+            self.jobs.append(Job(stage.name, number, ranges(indices), waits, stage.work, log))
             if not self.dry_run:
                 self.note(self.jobs[-1])
             after = number
@@ -159,14 +159,14 @@ class Submitting:
     def missing(self, stage: Stage, absent: set[str]) -> list[int]:
         """The tasks that are not done. A dry run does not call stages that have made nothing: some make folders."""
         if self.dry_run and (absent & set(stage.needs) or (stage.made is not None and not stage.made.exists())):
-            return list(stage.tasks)
-        return missing_tasks(stage)
+            return list(stage.indices)
+        return missing_indices(stage)
 
     def end_if_stopped(self) -> None:
         if self.stopped:
             raise SystemExit(self.stopped)
 
-    def submit_stage(self, stage: Stage, tasks: Sequence[int], after: str, others: Sequence[str]) -> str:
+    def submit_stage(self, stage: Stage, indices: Sequence[int], after: str, others: Sequence[str]) -> str:
         """Call sbatch for a stage; return the job's number.
 
         The job waits until the job `after` has succeeded and the jobs `others`, which do the same work, have ended.
@@ -177,7 +177,7 @@ class Submitting:
         command += [f"--signal=B:USR1@{self.seconds}", "--kill-on-invalid-dep=yes"]
         command += [f"--dependency={','.join(waits)}"] if waits else []
         command += stage.request(self.site)
-        command += [f"--array={ranges(tasks)}"] if stage.array else []
+        command += [f"--array={ranges(indices)}"] if stage.array else []
         command += [str(SLURM / "job.sh"), stage.name, str(ROOT), str(self.chain.path / self.settings)]
         command += [os.environ.get(name) or "-" for name in ("SITE", "PYTHON", "CONTAINER")]
         if self.dry_run:

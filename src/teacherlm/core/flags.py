@@ -190,7 +190,7 @@ def require_number(name: str, value: float | None, **bounds: Unpack[Range]) -> N
             raise UserError(f"--{name}: {words} {bound} was expected, found {value}")
 
 
-def share_of(text: str) -> tuple[int, int]:
+def parse_shard(text: str) -> tuple[int, int]:
     """(I, N) of `--shard I/N`: the shard with index I of N shards, counted from 0."""
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):

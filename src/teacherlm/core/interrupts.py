@@ -15,12 +15,12 @@ class Stop:
     """
 
     def __init__(self) -> None:
-        self.asked = False
-        self.before = {number: signal.signal(number, self.ask) for number in SIGNALS}
+        self.requested = False
+        self.before = {number: signal.signal(number, self.request) for number in SIGNALS}
         active.append(self)
 
-    def ask(self, *_: Any) -> None:
-        self.asked = True
+    def request(self, *_: Any) -> None:
+        self.requested = True
 
     def restore(self) -> None:
         """Restore the previous signal handlers."""
@@ -36,7 +36,7 @@ active: list[Stop] = []
 
 def is_asked() -> bool:
     """Whether one of the signals arrived. Code that waits for something calls this."""
-    return any(stop.asked for stop in active)
+    return any(stop.requested for stop in active)
 
 
 def hold_back() -> None:

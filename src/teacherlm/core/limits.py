@@ -25,7 +25,7 @@ YAML_DEPTH = 16
 YAML_EXPANDED = 4_000_000
 """Maximum number of characters and values of a YAML file after each alias (`*name`) is replaced by its value."""
 
-TEMPLATE_LETTERS = 20_000
+TEMPLATE_CHARACTERS = 20_000
 """Maximum number of characters in the source of one template."""
 TEMPLATE_WORK = 5_000_000
 """Maximum number of characters that one rendering of a template may make, in its output and in intermediate values."""
@@ -64,7 +64,7 @@ PAGE_BYTES = 64_000_000
 PAGE_SAMPLES = 20_000
 PAGE_ROWS = 2000
 """Maximum number of rows of one table on a page."""
-PAGE_CODE_LETTERS = 1_000_000
+PAGE_CODE_CHARACTERS = 1_000_000
 """Maximum number of characters of the manifests that a page shows as text."""
 PAGE_MISSING = 200
 """Maximum number of lines about missing results on a page."""

@@ -128,10 +128,10 @@ def describe(path: Path, known: Mapping[str, Any] | None = None, files: list[Pat
         old = known_files.get(name, {})
         same = all(old.get(key) == found.get(key) for key in ("bytes", "mtime_ns", "real"))
         described[name] = old if same else {**found, "sha256": sha256(file)}
-    return {**together(path, described), **({} if real is None else {"real": real})}
+    return {**combined(path, described), **({} if real is None else {"real": real})}
 
 
-def together(path: Path, described: Mapping[str, Mapping[str, Any]]) -> Description:
+def combined(path: Path, described: Mapping[str, Mapping[str, Any]]) -> Description:
     """The description of a file or a folder, made from the descriptions of its files by name."""
     if path.is_file():
         digest = described[path.name]["sha256"]
@@ -146,7 +146,7 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def changes(
+def reasons_not_done(
     manifest: Mapping[str, Any] | None, stage: str, arguments: Mapping[str, Any], inputs: Mapping[str, Description]
 ) -> list[str]:
     """The reasons why a manifest does not show that this work is done, as texts. An empty list means that it is done.

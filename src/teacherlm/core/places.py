@@ -29,8 +29,8 @@ def yaml_names(folder: Path) -> list[str]:
 
 
 def yaml_folders(folder: Path) -> list[Path]:
-    own = Path.cwd() / folder.name
-    return [folder] if own == ROOT / folder.name else [own, folder]
+    here = Path.cwd() / folder.name
+    return [folder] if here == ROOT / folder.name else [here, folder]
 
 
 def runs_folder() -> Path:

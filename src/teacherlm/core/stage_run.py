@@ -26,10 +26,10 @@ from teacherlm.core.lock import one_writer
 from teacherlm.core.manifests import (
     Description,
     Manifest,
-    changes,
     describe,
     manifest_of,
     read_manifest,
+    reasons_not_done,
     write_manifest,
 )
 
@@ -77,20 +77,20 @@ class StageRun:
         output: the file or folder that the manifest belongs to.
         locks: the paths to lock, by default the output. They may be more outputs, or inputs that must not be made again
             while they are read.
-        says: the word at the beginning of the stage's printed lines, by default its name.
+        label: the word at the beginning of the stage's printed lines, by default its name.
         read: the function that reads a manifest. A stage can check more there, or fill in what older manifests lack.
-        processes: the processes that do the work, if there are several. All of them call `compare`, `look_again` and
+        processes: the processes that do the work, if there are several. All of them call `compare`, `compare_again` and
             `finish` together.
 
     Attributes:
         started: seconds since the epoch at which the locks were taken or the object was made. A stage whose work began
             earlier sets it.
-        arguments, inputs, why: set by `compare`.
+        arguments, inputs, reasons: set by `compare`.
     """
 
     arguments: Mapping[str, Any]
     inputs: Mapping[str, Description]
-    why: list[str]
+    reasons: list[str]
 
     def __init__(
         self,
@@ -98,13 +98,13 @@ class StageRun:
         output: Path,
         *,
         locks: Sequence[Path] | None = None,
-        says: str | None = None,
+        label: str | None = None,
         read: Callable[[Path], Manifest | None] = read_manifest,
         processes: Processes | None = None,
     ):
         self.stage, self.output, self.manifest_path = stage, output, manifest_of(output)
         self.locks = [output] if locks is None else list(locks)
-        self.says = says or stage
+        self.label = label or stage
         self.read = read
         self.processes = processes or OneProcess()
         self.started = time.time()
@@ -146,16 +146,16 @@ class StageRun:
         return counts
 
     def compare(self, arguments: Mapping[str, Any], inputs: Mapping[str, Description]) -> None:
-        """Compare this work with the manifest: sets `why`, the reasons why the work is not done, and thus `is_done`.
+        """Compare this work with the manifest. Sets `reasons`, why the work is not done, and thus `is_done`.
 
         Args:
             arguments: the JSON values that the outputs depend on: no secrets, and no settings of place or speed.
             inputs: descriptions by name (see `manifests.describe`), taken before the work begins.
         """
         self.arguments, self.inputs, self.is_compared = arguments, inputs, True
-        self.why = self.processes.from_first(lambda: changes(self.manifest, self.stage, arguments, inputs))
+        self.reasons = self.processes.from_first(lambda: reasons_not_done(self.manifest, self.stage, arguments, inputs))
 
-    def look_again(self) -> None:
+    def compare_again(self) -> None:
         """Compare the same work again with the current manifest and outputs: another process may have done the work."""
         self.forget_manifest()
         self.compare(self.arguments, self.inputs)
@@ -165,7 +165,7 @@ class StageRun:
 
     @property
     def is_done(self) -> bool:
-        return not self.why
+        return not self.reasons
 
     @property
     def work(self) -> dict[str, Any]:
@@ -181,14 +181,14 @@ class StageRun:
             of: what is done, if the stage does several things in one call.
             because: the reason, by default that the manifest matches the inputs.
         """
-        subject = f"{self.says}: {of}" if of else self.says
+        subject = f"{self.label}: {of}" if of else self.label
         because = because or f"{self.manifest_path} matches its inputs"
         self.processes.say(f"{subject}: done already, nothing to do ({because})")
 
     def say_again(self) -> None:
         """Print why the stage does its work again. If it is the first time, nothing is printed."""
         if self.manifest is not None and self.manifest["stage"] == self.stage:
-            self.processes.say(f"{self.says}: runs again, because {'; '.join(self.why)}")
+            self.processes.say(f"{self.label}: runs again, because {'; '.join(self.reasons)}")
 
     # --- the end
 

@@ -42,20 +42,20 @@ def fits(words: str, is_right: Callable[[Any], object]) -> AfterValidator:
     return AfterValidator(check)
 
 
-def named(kind: type, own: Mapping[str, Any] | None = None) -> BeforeValidator:
+def named(kind: type, given: Mapping[str, Any] | None = None) -> BeforeValidator:
     """The fields of a dataclass from a mapping. Nulls are left out, so that these fields have their defaults.
 
     Args:
-        own: values of fields that the caller sets and that the file must not have.
+        given: values of fields that the caller sets and that the file must not have.
     """
-    known = [field.name for field in dataclasses.fields(kind) if field.name not in (own or {})]
+    known = [field.name for field in dataclasses.fields(kind) if field.name not in (given or {})]
 
     def fields(content: Any) -> Any:
         if not isinstance(content, dict):
             return content
         if unknown := [name for name in content if name not in known]:
             raise ValueError(f"unknown field {shown(unknown[0])}; known: {', '.join(known)}")
-        return {name: value for name, value in content.items() if value is not None} | dict(own or {})
+        return {name: value for name, value in content.items() if value is not None} | dict(given or {})
 
     return BeforeValidator(fields)
 
@@ -66,18 +66,18 @@ Switch = Annotated[bool, Strict(), reading(lambda text: BOOLEANS[text.lower()])]
 Kind = TypeVar("Kind")
 
 
-def read_yaml(path: Path, kind: type[Kind], own: Mapping[str, Any]) -> Kind:
+def read_yaml(path: Path, kind: type[Kind], given: Mapping[str, Any]) -> Kind:
     """The dataclass that a YAML file describes.
 
     Args:
-        own: see `named`.
+        given: see `named`.
 
     Raises:
         UserError: the message names the file, and the line or the field. A missing field is reported first, otherwise
             the first mistake in the file.
     """
     content = load_yaml(path)
-    described: Any = Annotated[kind, named(kind, own)]
+    described: Any = Annotated[kind, named(kind, given)]
     try:
         read: Kind = TypeAdapter(described).validate_python(content)
     except ValidationError as error:

@@ -58,11 +58,11 @@ class TestSplit:
         """(number of a test question, the common words) for the first few overlaps of a text, each question once."""
         if not self.lengths:
             return []
-        own = ngram_hashes(hashes_W, *self.lengths)
-        at = np.searchsorted(self.pieces_P, own)
+        hashes = ngram_hashes(hashes_W, *self.lengths)
+        at = np.searchsorted(self.pieces_P, hashes)
         at[at == len(self.pieces_P)] = 0
         found: dict[int, str] = {}
-        for place in np.flatnonzero(self.pieces_P[at] == own):
+        for place in np.flatnonzero(self.pieces_P[at] == hashes):
             piece = self.piece_at(words, int(place))
             for question in self.questions_with(int(at[place]), piece, found):
                 found[question] = " ".join(piece)

@@ -24,7 +24,7 @@ Stream = Callable[[], Iterator[Placed]]
 
 TYPE_ERRORS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
 
-BATCH_ROWS, BATCH_CELLS, BATCH_LETTERS = 1000, 1_000_000, 16_000_000
+BATCH_ROWS, BATCH_CELLS, BATCH_CHARACTERS = 1000, 1_000_000, 16_000_000
 """Limits of a batch of records: maximum number of records, of values, and of characters (the last record may exceed
 it)."""
 
@@ -99,23 +99,23 @@ def has_our_fingerprints(folder: Path) -> bool:
 
 def batches(records: Iterable[Placed], rows: int) -> Iterator[list[Placed]]:
     batch: list[Placed] = []
-    letters = 0
+    characters = 0
     for where, record in records:
         batch.append((where, record))
-        letters += count_letters(record)
-        if len(batch) == rows or letters > BATCH_LETTERS:
+        characters += count_characters(record)
+        if len(batch) == rows or characters > BATCH_CHARACTERS:
             yield batch
-            batch, letters = [], 0
+            batch, characters = [], 0
     if batch:
         yield batch
 
 
-def count_letters(value: Any) -> int:
+def count_characters(value: Any) -> int:
     if isinstance(value, str):
         return len(value)
     if isinstance(value, dict):
-        return sum(map(count_letters, value.values()))
-    return sum(map(count_letters, value)) if isinstance(value, list) else 8
+        return sum(map(count_characters, value.values()))
+    return sum(map(count_characters, value)) if isinstance(value, list) else 8
 
 
 def to_arrow(batch: list[Placed], schema: pa.Schema) -> pa.RecordBatch:

@@ -76,7 +76,7 @@ def quality_run(benchmark: Benchmark, enhanced: dict[str, Path], folder: Path, t
 def dataset_run(benchmark: Benchmark, enhanced: dict[str, Path], saved: Path, unwanted: Sequence[str]) -> StageRun:
     """The run of a dataset for finetuning, compared with its work: the enhanced files, the prompts, and the flags if
     samples are dropped."""
-    run = StageRun("post_process", saved, says="post-process")
+    run = StageRun("post_process", saved, label="post-process")
     inputs = {**enhanced_inputs(enhanced, run.known), "prompts": prompts_digest()}
     quality = quality_file(saved.parent, benchmark.title)
     if unwanted and quality.is_file():

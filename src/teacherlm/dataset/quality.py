@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 from teacherlm.catalog.benchmarks import Benchmark
-from teacherlm.catalog.prompts import LETTERS, completion_start, prompts_digest, take_apart
+from teacherlm.catalog.prompts import LETTERS, completion_start, prompts_digest, split_question
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.records import Record, dump_line, read_records, write_records
@@ -39,13 +39,13 @@ REPEATED = 0.3
 """Fraction of word 4-grams that occurred earlier in the text, above which the text has the flag `repeats`."""
 COPIED = 0.5
 """Fraction of word 4-grams that are in the question, above which the text has the flag `copies`."""
-FEWEST_LETTERS = 40
+MIN_LETTERS = 40
 """Minimum number of letters for language detection. The model is unreliable for shorter texts."""
 SURE = 0.5
 """Minimum probability of another language for the flag `language`. A sentence of names gets about 0.2."""
-READ_LETTERS = 1000
+READ_CHARACTERS = 1000
 """Number of characters given to the language detector."""
-KNOWN_SHARE = 0.2
+KNOWN_FRACTION = 0.2
 """Fraction of words that are common in the questions, from which on a text is taken to be in their language without
 language detection."""
 SAMPLES_OF_LANGUAGE = 500
@@ -107,13 +107,13 @@ def write_draft(
     foreign = make_language_check(stream)
     signatures = {kind: Signatures(folder) for kind in kinds}
     for _, record in stream():
-        question, choices = take_apart(record["text"])
+        question, choices = split_question(record["text"])
         gold = record["text"][completion_start(record["text"]) or 0 :][:1]
         flags, evidence = {}, []
-        asked = words_of(" ".join([question, *choices]))
-        asked_hashes = word_hashes(asked)
+        question_words = words_of(" ".join([question, *choices]))
+        asked_hashes = word_hashes(question_words)
         known = set(ngram_hashes(asked_hashes, 4).tolist())
-        if split and (found := split.overlaps(asked, asked_hashes)):
+        if split and (found := split.overlaps(question_words, asked_hashes)):
             flags[QUESTION] = ["overlap"]
             evidence += [{"of": QUESTION, "flag": "overlap", "test": n, "text": piece} for n, piece in found]
         for kind in kinds:
@@ -121,14 +121,14 @@ def write_draft(
             hashes = word_hashes(words)
             signatures[kind].add(hashes)
             found = split.overlaps(words, hashes) if split else []
-            own = faults(record[kind], words, hashes, known, foreign)
+            found_flags = faults(record[kind], words, hashes, known, foreign)
             if kind != "error" and names_another(record[kind], choices, gold):  # texts on mistakes name wrong choices
-                own.append("contradicts")
+                found_flags.append("contradicts")
             if found:
-                own.append("overlap")
+                found_flags.append("overlap")
                 evidence += [{"of": kind, "flag": "overlap", "test": n, "text": piece} for n, piece in found]
-            if own:
-                flags[kind] = own
+            if found_flags:
+                flags[kind] = found_flags
         draft.write(dump_line({"flags": flags, "evidence": evidence} if evidence else {"flags": flags}) + "\n")
     return {kind: found.duplicates() for kind, found in signatures.items()}
 
@@ -185,17 +185,17 @@ def make_language_check(stream: Stream) -> Callable[[str, list[str]], bool]:
     Common words suffice for most texts. For the others, py3langid detects the language with a naive Bayes model for 97
     languages (Lui and Baldwin 2012).
     """
-    first = [take_apart(record["text"])[0] for _, record in itertools.islice(stream(), SAMPLES_OF_LANGUAGE)]
+    first = [split_question(record["text"])[0] for _, record in itertools.islice(stream(), SAMPLES_OF_LANGUAGE)]
     counts = Counter(word for question in first for word in set(words_of(question)))
     common = {word for word, count in counts.items() if count > max(1, 0.02 * len(first)) and word.isalpha()}
-    language, _ = language_of(" ".join(question[:READ_LETTERS] for question in first))
+    language, _ = language_of(" ".join(question[:READ_CHARACTERS] for question in first))
 
     def foreign(text: str, words: list[str]) -> bool:
-        words = words[:READ_LETTERS]
-        if sum(word in common for word in words) >= KNOWN_SHARE * len(words):
+        words = words[:READ_CHARACTERS]
+        if sum(word in common for word in words) >= KNOWN_FRACTION * len(words):
             return False
-        start = text[:READ_LETTERS]
-        if sum(map(str.isalpha, start)) < FEWEST_LETTERS:
+        start = text[:READ_CHARACTERS]
+        if sum(map(str.isalpha, start)) < MIN_LETTERS:
             return False
         told, probability = language_of(start)
         return told != language and probability >= SURE

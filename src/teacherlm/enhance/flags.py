@@ -6,7 +6,7 @@ from pathlib import Path
 from teacherlm.catalog.prompts import KINDS
 from teacherlm.catalog.servers import is_address
 from teacherlm.core.errors import UserError
-from teacherlm.core.flags import HIDDEN, LIST_MISSING, flag, parse, share_of
+from teacherlm.core.flags import HIDDEN, LIST_MISSING, flag, parse, parse_shard
 
 WHAT = "what"
 HOW = "what the texts depend on"
@@ -51,7 +51,7 @@ class EnhanceFlags:
         (0, 1),
         help="I/N: enhance every Nth record, beginning with record I (counted from 0); merge.py merges the shards",
         group=WHAT,
-        parse=share_of,
+        parse=parse_shard,
     )
     restart: bool = flag(
         False,

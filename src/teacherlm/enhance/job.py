@@ -70,8 +70,8 @@ MADE = {
 def read_manifest(path: Path) -> dict[str, Any] | None:
     """A manifest, or None if there is none, or if it is from this stage and lacks required fields."""
     manifest = manifests.read_manifest(path)
-    own = manifest is not None and manifest["stage"] == "enhance"
-    return None if own and flaw_of_shape(manifest, MADE) else manifest
+    is_enhance = manifest is not None and manifest["stage"] == "enhance"
+    return None if is_enhance and flaw_of_shape(manifest, MADE) else manifest
 
 
 def make_jobs(flags: EnhanceFlags, teacher: Model) -> list["Job"]:
@@ -159,9 +159,9 @@ class Job:
                 return False
             run.say_done()
             return True
-        own = run.manifest is None and self.progress_path.exists()  # killed before the manifest was written
-        if self.output.exists() and not self.restart and not own:
-            why = "; ".join(run.why) if run.manifest else "without a manifest"
+        unfinished = run.manifest is None and self.progress_path.exists()  # killed before the manifest was written
+        if self.output.exists() and not self.restart and not unfinished:
+            why = "; ".join(run.reasons) if run.manifest else "without a manifest"
             raise UserError(
                 f"{self.output} is there already ({why}); move it away, or pass --restart, which renames it"
             )
@@ -203,7 +203,7 @@ class Job:
             failures: the indices of the failed records.
             counts: further counts for the manifest.
         """
-        self.run.look_again()
+        self.run.compare_again()
         old = None if self.run.is_done else set_aside(self.output)
         self.progress.close()
         written = write_records(self.output, self.enhanced(failures))

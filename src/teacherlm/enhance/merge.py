@@ -42,7 +42,7 @@ def main() -> None:
     require_file_place(flags.output)
     paths = [shard_path(flags.output, (index, flags.shards)) for index in range(flags.shards)]
     # The shards are locked too, so that none of them is rewritten while it is read.
-    run = StageRun("enhance", flags.output, locks=[flags.output, *paths], says="merge", read=read_manifest)
+    run = StageRun("enhance", flags.output, locks=[flags.output, *paths], label="merge", read=read_manifest)
     with contextlib.nullcontext() if flags.list_missing else run:
         merge(run, flags, paths)
 

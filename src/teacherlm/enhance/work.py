@@ -50,7 +50,7 @@ def do_work(flags: EnhanceFlags, teacher: Model, jobs: list[Job]) -> int:
             for attempt in range(ATTEMPTS):
                 prompts = missing_prompts(flags, jobs) if attempt == 0 else iter(again)
                 again = []
-                for result in engine.complete(itertools.takewhile(lambda _: not stop.asked, prompts)):
+                for result in engine.complete(itertools.takewhile(lambda _: not stop.requested, prompts)):
                     prompt = result.prompt
                     job = by_field[prompt.kind]
                     if isinstance(result, Completion):
@@ -68,7 +68,7 @@ def do_work(flags: EnhanceFlags, teacher: Model, jobs: list[Job]) -> int:
         counts |= progress.summary()
         stop.restore()
         done = sum(len(job.progress) for job in jobs)
-        if stop.asked and done < wanted:
+        if stop.requested and done < wanted:
             print(f"enhance: interrupted, {done} of {wanted} completions are done; the same command goes on from there")
             return REQUEUE
     conclude(flags, jobs, failed, counts)

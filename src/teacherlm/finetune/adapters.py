@@ -36,11 +36,11 @@ def load_with_adapters(folder: Path, name: str, kind: str, rank: int) -> torch.n
         from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     except ImportError as error:
         raise UserError("--peft needs the package peft; install it with make install") from error
-    options: dict[str, Any] = {"dtype": torch.float32}
+    kwargs: dict[str, Any] = {"dtype": torch.float32}
     if kind == "qlora":
         if not torch.cuda.is_available():
             raise UserError("--peft qlora needs a GPU (bitsandbytes); use --peft lora here")
-        options = {
+        kwargs = {
             "quantization_config": BitsAndBytesConfig(
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
@@ -48,7 +48,7 @@ def load_with_adapters(folder: Path, name: str, kind: str, rank: int) -> torch.n
                 bnb_4bit_compute_dtype=torch.bfloat16 if computes_bfloat16() else torch.float16,
             )
         }
-    model = load_model(folder, **options)
+    model = load_model(folder, **kwargs)
     if kind == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # the Trainer does that
     model.enable_input_require_grads()  # gradient checkpointing needs an input that has a gradient

@@ -200,30 +200,30 @@ def parse_arguments(argv: list[str]) -> tuple[FinetuneArguments, TrainingArgumen
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:
         refuse(f"unknown: {' '.join(unknown)}")
-    asked = vars(namespace)
-    given = set_flags(parser, asked)
-    check_values(asked)
+    values = vars(namespace)
+    given = set_flags(parser, values)
+    check_values(values)
     check_effects(given)
     argv = for_this_machine(argv)
     try:
         with gloo_for_deepspeed() if "--deepspeed" in argv else contextlib.nullcontext():
-            own, training = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+            flags, training = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     except ValueError as error:  # TrainingArguments found values that contradict one another
         refuse(one_line(error))
     check_optimizer(training, given)
-    if own.merge_adapters and training.deepspeed and training.hf_deepspeed_config.is_zero3():
+    if flags.merge_adapters and training.deepspeed and training.hf_deepspeed_config.is_zero3():
         raise UserError("--merge_adapters needs whole weights on each GPU: use a --deepspeed other than zero3")
     training.remove_unused_columns = False  # the collators use columns that the model does not know
     use_one_gpu(training)  # finetune.sh starts one process per GPU
-    return own, training
+    return flags, training
 
 
-def set_flags(parser: HfArgumentParser, asked: Mapping[str, Any]) -> dict[str, Any]:
+def set_flags(parser: HfArgumentParser, values: Mapping[str, Any]) -> dict[str, Any]:
     """The flags whose parsed value differs from the default."""
     fields = [one for kind in (FinetuneArguments, TrainingArguments) for one in dataclasses.fields(kind) if one.init]
     required = [one.name for one in fields if one.default is one.default_factory is dataclasses.MISSING]
     defaults = vars(parser.parse_args([word for name in required for word in (f"--{name}", "")]))
-    return {name: value for name, value in asked.items() if value != defaults[name]}
+    return {name: value for name, value in values.items() if value != defaults[name]}
 
 
 def underscored(word: str) -> str:
@@ -251,14 +251,14 @@ def without_former_flags(argv: list[str]) -> list[str]:
     return rest
 
 
-def check_values(asked: Mapping[str, Any]) -> None:
-    for name, value in asked.items():
+def check_values(values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
         if isinstance(value, float) or name in RANGES:
             require_number(name, value, **RANGES.get(name, {}))
-    if asked["max_steps"] != -1:
-        require_number("max_steps", asked["max_steps"], least=1)
+    if values["max_steps"] != -1:
+        require_number("max_steps", values["max_steps"], least=1)
     for name, choices in CHOICES.items():
-        value = asked[name]
+        value = values[name]
         if getattr(value, "value", value) not in choices:
             raise UserError(f"--{name}: {' or '.join(choices)} was expected, found {value!r}")
 
@@ -367,11 +367,11 @@ def has_wandb_key() -> bool:
         return False
 
 
-def deepspeed_config(asked: str | None, model: str | None, processes: int) -> Path | None:
+def deepspeed_config(wanted: str | None, model: str | None, processes: int) -> Path | None:
     """The DeepSpeed configuration to use, or None to train without DeepSpeed.
 
     Args:
-        asked: the flag --deepspeed: a path, a name in finetune/deepspeed, or "none". Without the flag, several
+        wanted: the flag --deepspeed: a path, a name in finetune/deepspeed, or "none". Without the flag, several
             processes use the configuration that the student's YAML names.
         model: the flag --model_name_or_path.
         processes: number of processes.
@@ -379,17 +379,17 @@ def deepspeed_config(asked: str | None, model: str | None, processes: int) -> Pa
     Raises:
         UserError: there is no such configuration, or DeepSpeed is not installed.
     """
-    if asked == "none":
+    if wanted == "none":
         return None
-    if asked is None and processes > 1 and model is not None:
-        asked = find_model(model).recommended("finetune.deepspeed")
-    if asked is None:
+    if wanted is None and processes > 1 and model is not None:
+        wanted = find_model(model).recommended("finetune.deepspeed")
+    if wanted is None:
         return None
-    places = (Path(asked), CONFIGS / asked, CONFIGS / f"{asked}.json", CONFIGS / Path(asked).name)
+    places = (Path(wanted), CONFIGS / wanted, CONFIGS / f"{wanted}.json", CONFIGS / Path(wanted).name)
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.json")))
-        raise UserError(f"--deepspeed {asked}: no such file; there are: {names}")
+        raise UserError(f"--deepspeed {wanted}: no such file; there are: {names}")
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError("--deepspeed: the package deepspeed is not installed; install it with make install")
     require_no_secrets(found)

@@ -112,9 +112,9 @@ def check_resumable(checkpoint: Path, training: TrainingArguments) -> None:
         require_own_states(checkpoint)
     state = require_object(checkpoint / STATE, {"global_step": int, "epoch": (float, None)})
     read_running_loss(checkpoint)
-    asked = {"max_steps": training.max_steps} if training.max_steps > 0 else {}
-    asked = asked or {"num_train_epochs": training.num_train_epochs}
-    for flag, length in asked.items():
+    wanted = {"max_steps": training.max_steps} if training.max_steps > 0 else {}
+    wanted = wanted or {"num_train_epochs": training.num_train_epochs}
+    for flag, length in wanted.items():
         reached = state["global_step"] if flag == "max_steps" else state["epoch"] or 0
         if reached > math.ceil(length):
             raise UserError(

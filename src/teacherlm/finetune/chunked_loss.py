@@ -24,31 +24,31 @@ SCALED = ("logit_scale", "logits_scaling", "final_logit_softcapping", "output_mu
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """The sum over positions of share x cross-entropy of softmax(hidden @ weight.T) with the label.
+    """The sum over positions of token weight x cross-entropy of softmax(hidden @ weight.T) with the label.
 
     Args (of apply):
         hidden_ND: the hidden states of the last layer.
         weight_VD: the weight of the output layer.
         labels_N: the next tokens, int64; positions with NO_LOSS are skipped.
-        shares_N: the weight of each position in the sum, float32.
+        weights_N: the weight of each position in the sum, float32.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND, weight_VD, labels_N, shares_N):
+    def forward(ctx: Any, hidden_ND, weight_VD, labels_N, weights_N):
         device = hidden_ND.device.type
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
         matrix_VD = weight_VD.to(compute)
         exact = torch.promote_types(compute, torch.float32)  # 16 bits are too few for sums over a vocabulary
-        # In float16, small gradients would vanish before the loss scale is applied: the largest share is 1 until then.
-        scale = shares_N.max().clamp(min=torch.finfo(shares_N.dtype).tiny)
+        # In float16, small gradients would vanish before the loss scale is applied: the largest weight is 1 until then.
+        scale = weights_N.max().clamp(min=torch.finfo(weights_N.dtype).tiny)
         hidden_grad_ND = torch.zeros_like(hidden_ND) if ctx.needs_input_grad[0] else None
         weight_grad_VD = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
         loss = torch.zeros((), dtype=exact, device=device)
         kept = (labels_N != NO_LOSS).nonzero()[:, 0]
         with torch.autocast(device, enabled=False):
             for places in kept.split(max(1, CHUNK // len(weight_VD))):
-                rows_ND, share_N1 = hidden_ND[places].to(compute), (shares_N[places, None] / scale).to(exact)
-                chunk_loss, grad_NV = loss_and_gradient((rows_ND @ matrix_VD.T).to(exact), labels_N[places], share_N1)
+                rows_ND, weight_N1 = hidden_ND[places].to(compute), (weights_N[places, None] / scale).to(exact)
+                chunk_loss, grad_NV = loss_and_gradient((rows_ND @ matrix_VD.T).to(exact), labels_N[places], weight_N1)
                 loss += chunk_loss
                 grad_NV = grad_NV.to(compute)
                 if hidden_grad_ND is not None:
@@ -66,17 +66,18 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return *(None if part is None else part.mul_((grad * scale).to(part.dtype)) for part in gradients), None, None
 
 
-def loss_and_gradient(logits_NV, labels_N, share_N1):
-    """The sum of share x cross-entropy, and its gradient with respect to the logits, which overwrites the logits."""
+def loss_and_gradient(logits_NV, labels_N, weight_N1):
+    """The sum of token weight x cross-entropy, and its gradient by the logits, which overwrites the logits."""
     logits_NV -= logits_NV.amax(1, keepdim=True)
     chosen_N1 = logits_NV.gather(1, labels_N[:, None])
     total_N1 = logits_NV.exp_().sum(1, keepdim=True)
-    loss = ((total_N1.log() - chosen_N1) * share_N1).sum()
-    return loss, logits_NV.mul_(share_N1 / total_N1).scatter_add_(1, labels_N[:, None], -share_N1)
+    loss = ((total_N1.log() - chosen_N1) * weight_N1).sum()
+    return loss, logits_NV.mul_(weight_N1 / total_N1).scatter_add_(1, labels_N[:, None], -weight_N1)
 
 
 def use_chunked_loss(model: PreTrainedModel, whole: bool = False) -> Callable[[], None]:
-    """Let a causal model return `loss`, the sum of share x cross-entropy, for `labels` and `shares` [B, T].
+    """Let a causal model return `loss`, the sum of token weight x cross-entropy, for `labels` and
+    `token_weights` [B, T].
 
     The labels are already the next tokens. The sum is computed in the call of the output layer, because ZeRO-3 gathers
     the layer's weights only there. A model computes all logits at once if it changes them after the matrix product, or
@@ -96,19 +97,19 @@ def use_chunked_loss(model: PreTrainedModel, whole: bool = False) -> Callable[[]
     batch: dict[str, torch.Tensor] = {}
 
     def begin(_: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        batch["labels"], batch["shares"] = kwargs["labels"].flatten(), kwargs.pop("shares").flatten()
+        batch["labels"], batch["token_weights"] = kwargs["labels"].flatten(), kwargs.pop("token_weights").flatten()
         return args, kwargs
 
     def chunked(self: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
-        return ChunkedCrossEntropy.apply(hidden.flatten(0, -2), self.weight, batch["labels"], batch["shares"])
+        return ChunkedCrossEntropy.apply(hidden.flatten(0, -2), self.weight, batch["labels"], batch["token_weights"])
 
-    def finish(logits: torch.Tensor, labels: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+    def finish(logits: torch.Tensor, labels: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if plain:
             return logits
         losses_N = torch.nn.functional.cross_entropy(
             logits.flatten(0, -2).float(), batch["labels"], ignore_index=NO_LOSS, reduction="none"
         )
-        return (losses_N * batch["shares"]).sum()
+        return (losses_N * batch["token_weights"]).sum()
 
     hook = model.register_forward_pre_hook(begin, with_kwargs=True)
     if plain:

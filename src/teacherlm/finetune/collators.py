@@ -20,7 +20,7 @@ def next_tokens(sample: Mapping[str, Any]) -> list[int]:
     return [NO_LOSS] * min(first - 1, len(ids)) + ids[first:] + [NO_LOSS] * (len(ids) >= first)
 
 
-def share_out(labels: list[list[int]], average: str) -> list[list[float]]:
+def token_weights(labels: list[list[int]], average: str) -> list[list[float]]:
     """The weight of each position of each sample in the mean of a step.
 
     Args:
@@ -36,11 +36,12 @@ def share_out(labels: list[list[int]], average: str) -> list[list[float]]:
 class PackingCollator:
     """Puts the samples of a batch into one row, for a model that `use_packing` has prepared.
 
-    The result has `input_ids`, `position_ids` (each sample begins at 0), `labels` (from next_tokens) and `shares` (from
-    share_out), each [1, N], and `lengths` and `samples` (their numbers in the dataset), each [B].
+    The result has `input_ids`, `position_ids` (each sample begins at 0), `labels` (from next_tokens) and
+    `token_weights` (from token_weights), each [1, N], and `lengths` and `samples` (their numbers in the dataset), each
+    [B].
 
     Args:
-        average: what has the same weight in the loss; see share_out.
+        average: what has the same weight in the loss; see token_weights.
     """
 
     def __init__(self, average: str):
@@ -53,7 +54,7 @@ class PackingCollator:
             "input_ids": torch.tensor([list(chain(*rows))]),
             "position_ids": torch.tensor([list(chain(*(range(len(row)) for row in rows)))]),
             "labels": torch.tensor([list(chain(*labels))]),
-            "shares": torch.tensor([list(chain(*share_out(labels, self.average)))]),
+            "token_weights": torch.tensor([list(chain(*token_weights(labels, self.average)))]),
             "lengths": torch.tensor(list(map(len, rows))),
             "samples": torch.tensor([sample["sample"] for sample in samples]),
         }
@@ -62,11 +63,11 @@ class PackingCollator:
 class PaddingCollator:
     """Pads the samples of a batch on the right to the longest one. No token sees padding, and padding has no loss.
 
-    The result has `input_ids`, `attention_mask`, `labels` (from next_tokens) and `shares` (from share_out), each
-    [B, T], and `samples` (their numbers in the dataset), [B].
+    The result has `input_ids`, `attention_mask`, `labels` (from next_tokens) and `token_weights` (from token_weights),
+    each [B, T], and `samples` (their numbers in the dataset), [B].
 
     Args:
-        average: what has the same weight in the loss; see share_out.
+        average: what has the same weight in the loss; see token_weights.
     """
 
     def __init__(self, average: str):
@@ -75,7 +76,7 @@ class PaddingCollator:
     def __call__(self, samples: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         rows = [torch.tensor(sample["input_ids"]) for sample in samples]
         labels = list(map(next_tokens, samples))
-        shares = share_out(labels, self.average)
+        weights = token_weights(labels, self.average)
         lengths_B = torch.tensor([len(row) for row in rows])
         pad = torch.nn.utils.rnn.pad_sequence
         mask_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
@@ -83,6 +84,6 @@ class PaddingCollator:
             "input_ids": pad(rows, batch_first=True),
             "attention_mask": mask_BT.long(),
             "labels": pad(list(map(torch.tensor, labels)), batch_first=True, padding_value=NO_LOSS),
-            "shares": pad(list(map(torch.tensor, shares)), batch_first=True),
+            "token_weights": pad(list(map(torch.tensor, weights)), batch_first=True),
             "samples": torch.tensor([sample["sample"] for sample in samples]),
         }

@@ -12,7 +12,7 @@ FORM = "FIELD, FIELD:WEIGHT,FIELD:WEIGHT (mixed) or FIELD,FIELD (one after the o
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainingFields:
     """The fields of a dataset to train on.
 
     Attributes:
@@ -25,7 +25,7 @@ class Task:
     in_order: bool
 
 
-def parse_task(text: str) -> Task:
+def parse_fields(text: str) -> TrainingFields:
     """Parse --task_type: `cot_tail`, `text:1,cot_tail:2` or `text,cot_tail`.
 
     Raises:
@@ -41,10 +41,10 @@ def parse_task(text: str) -> Task:
         if not re.fullmatch(r"\d+(\.\d+)?", number) or not float(number):
             raise UserError(f"--task_type {text}: the weight {number!r} is not a positive number")
     weights = dict(zip(names, map(float, numbers))) if numbers else dict.fromkeys(names, 1.0)
-    return Task(weights, in_order=len(names) > 1 and not numbers)
+    return TrainingFields(weights, in_order=len(names) > 1 and not numbers)
 
 
-def choose_samples(task: Task, count: int, seed: int) -> list[tuple[str, list[int]]]:
+def choose_samples(fields: TrainingFields, count: int, seed: int) -> list[tuple[str, list[int]]]:
     """For each field, the indices of the samples that an epoch has, some of them several times.
 
     Args:
@@ -53,7 +53,7 @@ def choose_samples(task: Task, count: int, seed: int) -> list[tuple[str, list[in
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = []
-    for field, weight in task.weights.items():
+    for field, weight in fields.weights.items():
         whole = int(weight)
         rest = torch.randperm(count, generator=generator)[: round((weight - whole) * count)]
         chosen.append((field, [*range(count)] * whole + sorted(rest.tolist())))

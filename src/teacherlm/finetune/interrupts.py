@@ -18,12 +18,12 @@ class Interrupts(TrainerCallback):
         self.stopped = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        asked = self.stop.asked
+        requested = self.stop.requested
         if args.world_size > 1:
-            flag = torch.tensor(int(asked), device=args.device)
+            flag = torch.tensor(int(requested), device=args.device)
             torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-            asked = bool(flag)
-        if asked and not state.global_step >= state.max_steps:
+            requested = bool(flag)
+        if requested and not state.global_step >= state.max_steps:
             self.stopped = True
             control.should_save = control.should_training_stop = True
 

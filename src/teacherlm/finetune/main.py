@@ -34,22 +34,22 @@ def main() -> int:
         join_processes()
         from teacherlm.finetune.arguments import parse_arguments
 
-        own, training = parse_arguments(sys.argv[1:])
+        flags, training = parse_arguments(sys.argv[1:])
         meet(training)
         output = Path(training.output_dir)
-        model_folder = local_folder(find_model(own.model_name_or_path))
-        own = fit_to_model(own, model_folder)
+        model_folder = local_folder(find_model(flags.model_name_or_path))
+        flags = fit_to_model(flags, model_folder)
         require_writable(output.parent)
         require_folder_place(output)
         run = StageRun("finetune", output, read=read_manifest, processes=processes)
-        if own.list_missing:
-            arguments, length, inputs = describe_run(own, training, model_folder, run.manifest)
+        if flags.list_missing:
+            arguments, length, inputs = describe_run(flags, training, model_folder, run.manifest)
             run.compare({**arguments, **length}, inputs)
             print("" if run.is_done else "0")
             return 0
     with run:
         run.started = started
-        return work(run, own, training, model_folder)
+        return work(run, flags, training, model_folder)
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
@@ -60,26 +60,26 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     return None if manifest is None else with_defaults(manifest)
 
 
-def work(run: StageRun, own: Any, training: Any, model_folder: Path) -> int:
+def work(run: StageRun, flags: Any, training: Any, model_folder: Path) -> int:
     """Train unless that is done already, and return the exit code."""
     with said_once():
-        arguments, length, inputs = from_first(lambda: describe_run(own, training, model_folder, run.manifest))
+        arguments, length, inputs = from_first(lambda: describe_run(flags, training, model_folder, run.manifest))
         run.compare({**arguments, **length}, inputs)
         if run.is_done:
             run.say_done()
             return 0
-        samples = load_samples(own, training, model_folder)
-        last = from_first(lambda: claim(arguments, inputs, own, training, samples.tokens))
+        samples = load_samples(flags, training, model_folder)
+        last = from_first(lambda: claim(arguments, inputs, flags, training, samples.tokens))
         last = None if last is None else Path(last)
     student = Student(model_folder, inputs["student"]["sha256"])
-    status, counts = train(own, training, samples, student, last)
+    status, counts = train(flags, training, samples, student, last)
     if status == 0 and is_first():
         conclude(run, counts)
     return status
 
 
 def describe_run(
-    own: Any, training: Any, model_folder: Path, manifest: dict[str, Any] | None
+    flags: Any, training: Any, model_folder: Path, manifest: dict[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """What the checkpoints depend on: (flags that change numbers, length of the training, digests of the inputs).
 
@@ -95,31 +95,31 @@ def describe_run(
             f"{model_folder}: these are adapters; give an ordinary model, such as the folder {MERGED} that "
             "--merge_adapters true makes"
         )
-    dataset_folder = Path(own.dataset_name)
+    dataset_folder = Path(flags.dataset_name)
     require_dataset(dataset_folder)
     known = (manifest or {}).get("inputs", {})
     inputs = {
         "dataset": manifests.describe(dataset_folder, known.get("dataset")),
         "student": describe_model(model_folder, known.get("student")),
     }
-    if own.dev_dataset:
-        require_dataset(Path(own.dev_dataset))
-        inputs["dev"] = manifests.describe(Path(own.dev_dataset), known.get("dev"))
-    arguments = recorded_arguments(own, training)
-    if own.list_missing and manifest:  # the login node's hardware differs from the compute nodes'
+    if flags.dev_dataset:
+        require_dataset(Path(flags.dev_dataset))
+        inputs["dev"] = manifests.describe(Path(flags.dev_dataset), known.get("dev"))
+    arguments = recorded_arguments(flags, training)
+    if flags.list_missing and manifest:  # the login node's hardware differs from the compute nodes'
         arguments |= {name: manifest["arguments"].get(name) for name in OF_THE_MACHINE}
-    return arguments, lengths(own, training), inputs
+    return arguments, lengths(flags, training), inputs
 
 
-def fit_to_model(own: Any, model_folder: Path) -> Any:
+def fit_to_model(flags: Any, model_folder: Path) -> Any:
     """The flags with a --max_source_length that is not above the student's maximum."""
     from teacherlm.runtime.model_config import load_config, position_count
 
     positions = position_count(load_config(model_folder))
-    if positions is None or own.max_source_length <= positions:
-        return own
+    if positions is None or flags.max_source_length <= positions:
+        return flags
     say(f"finetune: the student takes at most {positions} tokens, so --max_source_length is set to {positions}")
-    return dataclasses.replace(own, max_source_length=positions)
+    return dataclasses.replace(flags, max_source_length=positions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,46 +150,46 @@ class Student(NamedTuple):
     digest: str
 
 
-def load_samples(own: Any, training: Any, model_folder: Path) -> Samples:
+def load_samples(flags: Any, training: Any, model_folder: Path) -> Samples:
     """The samples of an epoch, and with --dev_dataset the dev samples, as tokens."""
     import datasets
 
-    from teacherlm.finetune.fields import dataset_order, parse_task
+    from teacherlm.finetune.fields import dataset_order, parse_fields
     from teacherlm.finetune.samples import load_split, tokenize
     from teacherlm.runtime.loading import load_tokenizer
     from teacherlm.runtime.model_config import load_config, vocabulary_size
 
     datasets.disable_progress_bars()
-    task = parse_task(own.task_type)
-    dataset = load_split(Path(own.dataset_name), task, train=True)
-    if own.max_train_samples:
-        dataset = dataset.select(range(min(len(dataset), own.max_train_samples)))
+    fields = parse_fields(flags.task_type)
+    dataset = load_split(Path(flags.dataset_name), fields, train=True)
+    if flags.max_train_samples:
+        dataset = dataset.select(range(min(len(dataset), flags.max_train_samples)))
     tokenizer = load_tokenizer(model_folder)
     vocabulary = vocabulary_size(load_config(model_folder))
-    how = (tokenizer, task, own.max_source_length, own.loss_on == "completion", training.seed, vocabulary)
+    how = (tokenizer, fields, flags.max_source_length, flags.loss_on == "completion", training.seed, vocabulary)
     tokens, counts = tokenize(dataset, *how)
-    if not own.shuffle and not task.in_order:
+    if not flags.shuffle and not fields.in_order:
         tokens = tokens.select(dataset_order(tokens["sample"]))
     dev = None
-    if own.dev_dataset:
-        dev, _ = tokenize(load_split(Path(own.dev_dataset), task, train=False), *how)
-    return Samples(tokens, counts if task.in_order else [len(tokens)], dev, tokenizer)
+    if flags.dev_dataset:
+        dev, _ = tokenize(load_split(Path(flags.dev_dataset), fields, train=False), *how)
+    return Samples(tokens, counts if fields.in_order else [len(tokens)], dev, tokenizer)
 
 
-def claim(arguments: dict[str, Any], inputs: dict[str, Any], own: Any, training: Any, tokens: Any) -> str | None:
+def claim(arguments: dict[str, Any], inputs: dict[str, Any], flags: Any, training: Any, tokens: Any) -> str | None:
     """Reserve the output folder for this run, list the samples that were cut, and return the checkpoint to resume."""
     from teacherlm.core.records import write_records
     from teacherlm.finetune.checkpoints import check_resumable, claim_folder
     from teacherlm.finetune.samples import cut_samples
 
     output = Path(training.output_dir)
-    last = claim_folder(output, arguments, inputs, own.restart)
+    last = claim_folder(output, arguments, inputs, flags.restart)
     if last is not None:
         check_resumable(last, training)
-    if cut := cut_samples(tokens, own.max_source_length):
+    if cut := cut_samples(tokens, flags.max_source_length):
         write_records(output / "cut.jsonl", cut)
         print(
-            f"finetune: {len(cut)} of {len(tokens)} samples had more than {own.max_source_length} tokens; they lost "
+            f"finetune: {len(cut)} of {len(tokens)} samples had more than {flags.max_source_length} tokens; they lost "
             f"tokens on their left and are listed in {output / 'cut.jsonl'}"
         )
     if last is not None:
@@ -197,7 +197,9 @@ def claim(arguments: dict[str, Any], inputs: dict[str, Any], own: Any, training:
     return None if last is None else str(last)
 
 
-def train(own: Any, training: Any, samples: Samples, student: Student, last: Path | None) -> tuple[int, dict[str, Any]]:
+def train(
+    flags: Any, training: Any, samples: Samples, student: Student, last: Path | None
+) -> tuple[int, dict[str, Any]]:
     """Train to the full number of epochs, from the checkpoint `last` if there is one; return exit code and counts."""
     from transformers import set_seed
 
@@ -210,7 +212,7 @@ def train(own: Any, training: Any, samples: Samples, student: Student, last: Pat
     device, accumulated = training.train_batch_size, training.gradient_accumulation_steps
     effective = effective_batch(training)
     say(
-        f"finetune: {len(samples.tokens)} samples of {own.task_type} per epoch, {effective} per step "
+        f"finetune: {len(samples.tokens)} samples of {flags.task_type} per epoch, {effective} per step "
         f"({device} x {accumulated} accumulated batches x {training.world_size} processes)"
     )
     if training.world_size > 1:
@@ -219,7 +221,7 @@ def train(own: Any, training: Any, samples: Samples, student: Student, last: Pat
     interrupts = Interrupts()
     start_wandb(training)
     try:
-        trainer = make_trainer(own, training, samples, student, last, interrupts)
+        trainer = make_trainer(flags, training, samples, student, last, interrupts)
         with without_code(state_classes() if training.deepspeed else ()):
             trainer.train(resume_from_checkpoint=str(last) if last else None)
     except pickle.UnpicklingError as error:
@@ -241,14 +243,14 @@ def train(own: Any, training: Any, samples: Samples, student: Student, last: Pat
         step = trainer.state.global_step
         say(f"finetune: interrupted after step {step}; a checkpoint was saved, and the same command resumes from it")
         return REQUEUE, {}
-    cut = sum(count > own.max_source_length for count in samples.tokens["tokens"])
+    cut = sum(count > flags.max_source_length for count in samples.tokens["tokens"])
     counts = {"samples": len(samples.tokens), "cut": cut}
     counts |= {"steps": trainer.state.global_step, "effective_batch": effective, "processes": training.world_size}
     return 0, {**counts, "device_batch": device, "accumulation": accumulated}
 
 
 def make_trainer(
-    own: Any, training: Any, samples: Samples, student: Student, last: Path | None, interrupts: Any
+    flags: Any, training: Any, samples: Samples, student: Student, last: Path | None, interrupts: Any
 ) -> Any:
     """The trainer, with the student on its device."""
     from teacherlm.finetune.dev import DevLoss
@@ -256,7 +258,7 @@ def make_trainer(
     from teacherlm.finetune.trainer import FinetuneTrainer
     from teacherlm.finetune.watching import LOG, LossLog
 
-    model, collate = load_student(own, training, *student, samples.longest(own.max_source_length))
+    model, collate = load_student(flags, training, *student, samples.longest(flags.max_source_length))
     return FinetuneTrainer(
         model=model,
         args=training,
@@ -265,13 +267,13 @@ def make_trainer(
         processing_class=samples.tokenizer,
         data_collator=collate,
         phases=samples.phases,
-        shuffle=own.shuffle,
+        shuffle=flags.shuffle,
         resumed=last,
-        merge_adapters=own.merge_adapters,
+        merge_adapters=flags.merge_adapters,
         student=student.digest,
         callbacks=[
             LossLog(Path(training.output_dir) / LOG, last),
-            *([DevLoss(own.early_stop)] if samples.dev is not None else []),
+            *([DevLoss(flags.early_stop)] if samples.dev is not None else []),
             interrupts,
         ],
     )

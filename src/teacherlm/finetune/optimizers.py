@@ -63,8 +63,8 @@ def check_optimizer_options(training: TrainingArguments, given: Mapping[str, Any
                 setattr(other, field, value if getattr(other, field) != value else value / 2)
             if Trainer.get_optimizer_cls_and_kwargs(other) == chosen:
                 raise UserError(f"{flag} has no effect with --optim {name}; leave it out")
-        optimizer, options = chosen
-        optimizer([torch.nn.Parameter(torch.zeros(1))], **options)
+        optimizer, kwargs = chosen
+        optimizer([torch.nn.Parameter(torch.zeros(1))], **kwargs)
     except (ImportError, TypeError, ValueError) as error:
         raise UserError(f"--optim {name}: {one_line(error)}") from error
 

@@ -43,26 +43,26 @@ LOSS_SCALING = {"loss_scale", "initial_scale_power", "loss_scale_window", "hyste
 """Settings of DeepSpeed's section fp16. The scale only decides which steps float16 skips. The precision is recorded."""
 
 
-def recorded_arguments(own: FinetuneArguments, training: TrainingArguments) -> dict[str, Any]:
+def recorded_arguments(flags: FinetuneArguments, training: TrainingArguments) -> dict[str, Any]:
     """The arguments that the checkpoints depend on. The run's length is included only if the schedule depends on it."""
     arguments = {name: plain(getattr(training, name)) for name in recorded_flags(training)}
-    arguments |= {name: plain(getattr(own, name)) for name in own_flags()}
+    arguments |= {name: plain(getattr(flags, name)) for name in own_flags()}
     arguments["effective_batch"] = effective_batch(training)
     arguments["precision"] = "bf16" if training.bf16 else "fp16" if training.fp16 else "fp32"
     arguments["deepspeed"] = deepspeed_settings(training.deepspeed)
-    if own.loss_average == "batch":  # the mean within each batch of a device
+    if flags.loss_average == "batch":  # the mean within each batch of a device
         arguments["per_device_train_batch_size"] = training.per_device_train_batch_size
-        if own.dev_dataset:
+        if flags.dev_dataset:
             arguments["per_device_eval_batch_size"] = training.per_device_eval_batch_size
     if length_matters(training):
-        arguments |= {name: value for name, value in lengths(own, training).items() if name != "early_stop"}
+        arguments |= {name: value for name, value in lengths(flags, training).items() if name != "early_stop"}
     return arguments
 
 
-def lengths(own: FinetuneArguments, training: TrainingArguments) -> dict[str, Any]:
+def lengths(flags: FinetuneArguments, training: TrainingArguments) -> dict[str, Any]:
     """The length of the run. A longer run continues a shorter one, unless `length_matters`."""
     epochs = {"num_train_epochs": training.num_train_epochs, "max_steps": training.max_steps}
-    return {**epochs, "early_stop": own.early_stop}
+    return {**epochs, "early_stop": flags.early_stop}
 
 
 def length_matters(training: TrainingArguments) -> bool:

@@ -39,7 +39,7 @@ class RunningLoss(TrainerCallback, ExportableState):
         self.since = step
         return mean
 
-    def share(self, over_processes: Callable[[torch.Tensor], float]) -> None:
+    def average(self, over_processes: Callable[[torch.Tensor], float]) -> None:
         """Compute the mean over the processes for the next checkpoint. All processes must call this together."""
         self.saved = over_processes(self.total)
 

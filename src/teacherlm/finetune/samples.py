@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict, Value, concatenate_datasets
 from teacherlm.catalog.prompts import completion_start
 from teacherlm.core.errors import UserError
 from teacherlm.core.saved_datasets import load_saved
-from teacherlm.finetune.fields import Task, choose_samples
+from teacherlm.finetune.fields import TrainingFields, choose_samples
 from teacherlm.runtime.tokens import require_embeddings, special_tokens
 
 
@@ -19,7 +19,7 @@ def require_dataset(folder: Path) -> None:
         raise UserError(f"{folder}: no such dataset; data_prepare.py makes it")
 
 
-def load_split(folder: Path, task: Task, train: bool) -> Dataset:
+def load_split(folder: Path, fields: TrainingFields, train: bool) -> Dataset:
     """The samples of a `datasets` folder, which must have the fields to train on.
 
     Args:
@@ -38,7 +38,7 @@ def load_split(folder: Path, task: Task, train: bool) -> Dataset:
             raise UserError(f"{folder}: {wanted} was expected; there are: {', '.join(dataset)}")
         dataset = dataset[splits[0]]
     texts = [name for name, kind in dataset.features.items() if kind in (Value("string"), Value("large_string"))]
-    for field in task.weights:
+    for field in fields.weights:
         if field not in texts:
             raise UserError(f"{folder}: no text field {field!r}; there are: {', '.join(texts)}")
     if not len(dataset):
@@ -49,7 +49,7 @@ def load_split(folder: Path, task: Task, train: bool) -> Dataset:
 def tokenize(
     dataset: Dataset,
     tokenizer: Any,
-    task: Task,
+    fields: TrainingFields,
     max_length: int,
     completion_only: bool,
     seed: int,
@@ -74,7 +74,7 @@ def tokenize(
             are too long.
     """
     parts = []
-    for field, numbers in choose_samples(task, len(dataset), seed):
+    for field, numbers in choose_samples(fields, len(dataset), seed):
         samples = dataset.select_columns([field]).select(numbers)
         encode = partial(encode_batch, tokenizer, field, numbers, max_length, completion_only, vocabulary)
         parts.append(samples.map(encode, batched=True, with_indices=True, remove_columns=[field], keep_in_memory=True))
@@ -118,8 +118,8 @@ def encode_batch(
     skipped = [0] * len(rows)
     if completion_only:
         starts = [find_completion(text, field, numbers[place] + 1) for place, text in zip(places, texts)]
-        asked = [sum(end <= start for _, end in row) for row, start in zip(encoded["offset_mapping"], starts)]
-        skipped = [len(before) + max(0, count - gone) for count, gone in zip(asked, long)]
+        prompts = [sum(end <= start for _, end in row) for row, start in zip(encoded["offset_mapping"], starts)]
+        skipped = [len(before) + max(0, count - gone) for count, gone in zip(prompts, long)]
     return {
         "input_ids": [row[: len(before)] + row[len(before) + gone :] for row, gone in zip(rows, long)],
         "skipped": skipped,

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 
 from teacherlm.finetune.collators import NO_LOSS
-from teacherlm.runtime.plain_pass import plain_options
+from teacherlm.runtime.plain_pass import plain_arguments
 
 
 def use_single_samples(model: torch.nn.Module) -> Callable[[], None]:
-    """Let a causal model return `loss`, the sum of share x cross-entropy, for a batch from PaddingCollator.
+    """Let a causal model return `loss`, the sum of token weight x cross-entropy, for a batch from PaddingCollator.
 
     Each sample passes through the model's original forward alone, without padding.
 
@@ -18,20 +18,24 @@ def use_single_samples(model: torch.nn.Module) -> Callable[[], None]:
         A function that restores the original forward.
     """
     forward = model.forward
-    options = plain_options(model)
-    options.pop("logits_to_keep", None)
+    kwargs = plain_arguments(model)
+    kwargs.pop("logits_to_keep", None)
 
     def one_at_a_time(
-        input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor, **_: Any
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        labels: torch.Tensor,
+        token_weights: torch.Tensor,
+        **_: Any,
     ) -> dict[str, torch.Tensor]:
         losses = []
-        for ids_T, mask_T, labels_T, shares_T in zip(input_ids, attention_mask, labels, shares):
+        for ids_T, mask_T, labels_T, weights_T in zip(input_ids, attention_mask, labels, token_weights):
             count = int(mask_T.sum())
-            logits_TV = forward(input_ids=ids_T[None, :count], **options).logits[0]
+            logits_TV = forward(input_ids=ids_T[None, :count], **kwargs).logits[0]
             losses_T = torch.nn.functional.cross_entropy(
                 logits_TV.float(), labels_T[:count], ignore_index=NO_LOSS, reduction="none"
             )
-            losses.append((losses_T * shares_T[:count]).sum())
+            losses.append((losses_T * weights_T[:count]).sum())
         return {"loss": torch.stack(losses).sum()}
 
     model.forward = one_at_a_time

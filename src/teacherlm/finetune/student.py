@@ -41,7 +41,9 @@ WORDS = {
 }
 
 
-def load_student(own: Any, training: Any, folder: Path, digest: str, longest: int) -> tuple[torch.nn.Module, Callable]:
+def load_student(
+    flags: Any, training: Any, folder: Path, digest: str, longest: int
+) -> tuple[torch.nn.Module, Callable]:
     """The model in float32 (mixed precision and DeepSpeed make further copies), and its collator.
 
     Args:
@@ -51,8 +53,14 @@ def load_student(own: Any, training: Any, folder: Path, digest: str, longest: in
     Raises:
         UserError: the model cannot be loaded or does not support --attention, or no path computes it exactly.
     """
-    model = load(own, folder)
-    key = {"stage": "finetune", "model": digest, "attention": own.attention, "packing": own.packing, "peft": own.peft}
+    model = load(flags, folder)
+    key = {
+        "stage": "finetune",
+        "model": digest,
+        "attention": flags.attention,
+        "packing": flags.packing,
+        "peft": flags.peft,
+    }
     key |= {
         "checkpointing": training.gradient_checkpointing,
         "longest": window_beyond(base_model(model).config, longest),
@@ -65,32 +73,32 @@ def load_student(own: Any, training: Any, folder: Path, digest: str, longest: in
     def find() -> Verdict:
         # The check does not change the random numbers of the training, on the CPU and on this process's GPU.
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with torch.random.fork_rng(devices), whole_model(own, training, folder, model) as checked:
-            return find_path(checked, own, training, folder, longest)
+        with torch.random.fork_rng(devices), whole_model(flags, training, folder, model) as checked:
+            return find_path(checked, flags, training, folder, longest)
 
     verdict = Verdict(**from_first(lambda: asdict(remembered(key, find))))
     set_attention(model, verdict.attention)
-    if verdict.path != PATHS[0] and own.packing:
+    if verdict.path != PATHS[0] and flags.packing:
         say(f"finetune: {base_model(model).config.model_type}: trained {WORDS[verdict.path]} ({verdict.why})")
-    use_path(model, verdict.path, own.attention, longest)
-    return model, collator(verdict.path, own.loss_average)
+    use_path(model, verdict.path, flags.attention, longest)
+    return model, collator(verdict.path, flags.loss_average)
 
 
-def load(own: Any, folder: Path) -> torch.nn.Module:
-    if own.peft == "none":
+def load(flags: Any, folder: Path) -> torch.nn.Module:
+    if flags.peft == "none":
         return load_model(folder, dtype=torch.float32)
-    return load_with_adapters(folder, own.model_name_or_path, own.peft, own.peft_rank)
+    return load_with_adapters(folder, flags.model_name_or_path, flags.peft, flags.peft_rank)
 
 
 @contextlib.contextmanager
-def whole_model(own: Any, training: Any, folder: Path, model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+def whole_model(flags: Any, training: Any, folder: Path, model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     """The student with all its weights in this process, on the GPU if it fits there.
 
     Under ZeRO-3 each process has only a part of the weights. In that case this is a separate, temporary copy.
     """
     with whole_weights(training) as in_parts:
         if in_parts:
-            model = load(own, folder)
+            model = load(flags, folder)
     before = next(model.parameters()).device
     if torch.cuda.is_available() and before.type == "cpu":
         size = sum(part.nbytes for part in model.parameters())
@@ -102,26 +110,26 @@ def whole_model(own: Any, training: Any, folder: Path, model: torch.nn.Module) -
         model.to(before)
 
 
-def half_precision(own: Any, training: Any) -> torch.dtype | None:
+def half_precision(flags: Any, training: Any) -> torch.dtype | None:
     """The 16 bits that the self-check computes in; None: it computes in float32.
 
     Kernels of flash attention compute in 16 bits only: then the check has the training's arithmetic.
     """
-    if own.peft == "qlora":
+    if flags.peft == "qlora":
         return torch.bfloat16
-    if own.attention in KINDS or not (training.bf16 or training.fp16):
+    if flags.attention in KINDS or not (training.bf16 or training.fp16):
         return None
     return torch.bfloat16 if training.bf16 else torch.float16
 
 
-def find_path(model: torch.nn.Module, own: Any, training: Any, folder: Path, longest: int) -> Verdict:
+def find_path(model: torch.nn.Module, flags: Any, training: Any, folder: Path, longest: int) -> Verdict:
     """The first of PATHS that can be trained and whose logits and loss agree with the plain forward pass.
 
     Raises:
         UserError: there is no such path, or the model or the machine does not support --attention.
     """
-    half = half_precision(own, training)
-    arithmetic = torch.autocast(model.device.type, half, enabled=half is not None and own.peft != "qlora")
+    half = half_precision(flags, training)
+    arithmetic = torch.autocast(model.device.type, half, enabled=half is not None and flags.peft != "qlora")
     sequences = make_sequences(base_model(model).config, longest)
     model.eval()
     with arithmetic:
@@ -138,18 +146,18 @@ def find_path(model: torch.nn.Module, own: Any, training: Any, folder: Path, lon
             return NOT_FOR_THIS
         set_attention(model, attention)
         try:
-            undo = use_path(model, path, own.attention, longest, with_loss=False)
+            undo = use_path(model, path, flags.attention, longest, with_loss=False)
         except (ImportError, ValueError) as error:
-            raise UserError(f"--attention {own.attention}: {reason(error)}") from error
+            raise UserError(f"--attention {flags.attention}: {reason(error)}") from error
         if undo is None:
             return NOT_FOR_THIS
         with torch.no_grad(), arithmetic:
             found = fault_of(lambda: logits_of(model, path, samples), expected, tolerance)
         undo()
         with arithmetic:
-            return found or loss_fault(model, path, own.attention, longest, training, samples, loss, tolerance)
+            return found or loss_fault(model, path, flags.attention, longest, training, samples, loss, tolerance)
 
-    paths = PATHS if own.packing else PATHS[2:]
+    paths = PATHS if flags.packing else PATHS[2:]
     try:
         verdict = first_exact(paths, False, fault, base_model(model).config, folder, PATHS[:2])
     except UserError as error:
@@ -195,7 +203,7 @@ def logits_of(model: torch.nn.Module, path: str, samples: list[dict[str, Any]]) 
         return plain_logits(model, [sample["input_ids"] for sample in samples])
     inputs = collator(path, "token")(samples)
     inputs = {name: value.to(model.device) for name, value in inputs.items()}
-    for name in ("samples", "labels", "shares"):
+    for name in ("samples", "labels", "token_weights"):
         inputs.pop(name)
     logits = model(**inputs, use_cache=False).logits
     lengths = [len(sample["input_ids"]) for sample in samples]
@@ -225,7 +233,7 @@ def loss_fault(
 ) -> str:
     """What is wrong with a path's loss (in evaluation and in training) or its gradient; "" when nothing is wrong."""
     batch = collator(path, "token")(samples)
-    batch["shares"] = batch["shares"] / batch["shares"].sum()
+    batch["token_weights"] = batch["token_weights"] / batch["token_weights"].sum()
     batch = {name: value.to(model.device) for name, value in batch.items() if name != "samples"}
     inner = base_model(model)
     undo = use_path(model, path, attention, longest)

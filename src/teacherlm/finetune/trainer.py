@@ -48,10 +48,11 @@ def numbers(parameter: torch.Tensor) -> int:
 
 
 class FinetuneTrainer(StagedTrainer):
-    """Trains on batches whose `shares` are the weights of their tokens.
+    """Trains on batches whose `token_weights` are the weights of their tokens.
 
-    The loss of a step is the sum of share x cross-entropy over all its batches and processes, divided by the sum of the
-    shares. This is the exact weighted mean, however the samples are split over batches, accumulation and processes.
+    The loss of a step is the sum of token weight x cross-entropy over all its batches and processes, divided by the sum
+    of the weights. This is the exact weighted mean, however the samples are split over batches, accumulation and
+    processes.
 
     `checkpoint-N` is written under a hidden name and renamed when it is complete. So a checkpoint that a kill or a full
     disk interrupted is never resumed from, evaluated or counted. A loss that is not finite ends the training without
@@ -76,12 +77,12 @@ class FinetuneTrainer(StagedTrainer):
         train_dataset: Dataset,
         eval_dataset: Dataset | None = None,
         callbacks: list[TrainerCallback],
-        **options: Any,
+        **kwargs: Any,
     ):
         dev = None if eval_dataset is None else with_filler(eval_dataset)
         self.running = RunningLoss(*(read_running_loss(resumed) if resumed else (0.0, 0)))
         callbacks = [self.running, *callbacks]
-        super().__init__(train_dataset=with_filler(train_dataset), eval_dataset=dev, callbacks=callbacks, **options)
+        super().__init__(train_dataset=with_filler(train_dataset), eval_dataset=dev, callbacks=callbacks, **kwargs)
         self.callback_handler.callbacks.insert(
             0, Publisher(self)
         )  # first, so that the others find the checkpoint in its place
@@ -90,9 +91,9 @@ class FinetuneTrainer(StagedTrainer):
         self.dev_batches: DataLoader | None = None
         self.tokens, self.clock = 0, time.monotonic()
 
-    def train(self, *args: Any, **options: Any) -> Any:
+    def train(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return super().train(*args, **options)
+            return super().train(*args, **kwargs)
         finally:
             if self.args.should_save:
                 shutil.rmtree(self.staging, ignore_errors=True)
@@ -135,10 +136,11 @@ class FinetuneTrainer(StagedTrainer):
     ) -> tuple[list[dict[str, torch.Tensor]], Any]:
         """The batches of a step, and the number by which each process divides its loss.
 
-        That is the sum of all shares divided by the number of processes, because gradients are averaged over processes.
+        That is the sum of all token weights divided by the number of processes, because gradients are averaged over
+        processes.
         """
         batches = list(islice(epoch_iterator, num_batches))
-        total = sum(batch["shares"].double().sum() for batch in batches)
+        total = sum(batch["token_weights"].double().sum() for batch in batches)
         if self.args.world_size > 1:
             total = self.accelerator.gather(torch.as_tensor(total, device=device)).sum() / self.args.world_size
         return batches, total
@@ -149,7 +151,7 @@ class FinetuneTrainer(StagedTrainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         samples_B = inputs.pop("samples")
-        inputs["shares"] = inputs["shares"] / num_items_in_batch.float()
+        inputs["token_weights"] = inputs["token_weights"] / num_items_in_batch.float()
         outputs = model(**inputs, use_cache=False)
         loss = outputs["loss"]
         if not torch.isfinite(loss):
@@ -164,21 +166,21 @@ class FinetuneTrainer(StagedTrainer):
             )
         return (loss, outputs) if return_outputs else loss
 
-    def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
-        loss = super().training_step(*args, **options)
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
         self.running.add(loss)
         return loss
 
-    def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The weighted mean loss over all dev samples, however they are split over batches and processes."""
         self.model.eval()
-        sums = torch.zeros(2, dtype=torch.float64)  # the sum of share x loss, and the sum of the shares
+        sums = torch.zeros(2, dtype=torch.float64)  # the sum of weight x loss, and the sum of the weights
         with torch.no_grad():
             for batch in self.get_eval_dataloader():
                 inputs = self.prepared(batch)
                 inputs.pop("samples")
-                shares = inputs["shares"].sum()
-                sums += torch.stack([self.model_wrapped(**inputs, use_cache=False)["loss"], shares]).double().cpu()
+                weights = inputs["token_weights"].sum()
+                sums += torch.stack([self.model_wrapped(**inputs, use_cache=False)["loss"], weights]).double().cpu()
         if self.args.world_size > 1:
             sums = self.accelerator.gather(sums.to(self.args.device)[None]).sum(0).cpu()
         metrics = {"eval_loss": float(sums[0] / sums[1])}
@@ -186,12 +188,12 @@ class FinetuneTrainer(StagedTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
             logs = {**logs, "loss": self.running.mean(self.state.global_step, self.all_mean), **self.speed()}
             if self.args.device.type == "cpu":  # only a CPU keeps freed memory (processes.py)
                 give_back_freed_memory()
-        super().log(logs, *args, **options)
+        super().log(logs, *args, **kwargs)
 
     def all_mean(self, number: torch.Tensor) -> float:
         """The mean of a number over the processes."""
@@ -215,14 +217,14 @@ class FinetuneTrainer(StagedTrainer):
 
     # ----------------------------------------------------------------------------------------------------- checkpoints
 
-    def save_model(self, *args: Any, **options: Any) -> None:
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
         """Save the model, which is the first step of a checkpoint. The Trainer then saves the optimizer states."""
         self.require_finite()
         if self.args.should_save:
             make_anew(self.staging)
         self.accelerator.wait_for_everyone()
-        self.running.share(self.all_mean)
-        super().save_model(*args, **options)
+        self.running.average(self.all_mean)
+        super().save_model(*args, **kwargs)
 
     def publish(self, whole: Path, checkpoint: Path) -> None:
         """Move a complete checkpoint to its final name."""

@@ -90,17 +90,17 @@ def start_wandb(training: Any) -> None:
     import wandb
 
     store, name = Path(training.output_dir).parent, training.run_name
-    options = {"project": os.environ.get("WANDB_PROJECT"), "name": name, "group": name}
-    options["dir"] = str(Path(os.environ.get("WANDB_DIR", str(store))).absolute())
+    kwargs = {"project": os.environ.get("WANDB_PROJECT"), "name": name, "group": name}
+    kwargs["dir"] = str(Path(os.environ.get("WANDB_DIR", str(store))).absolute())
     with without_settings_here():
         wandb.setup()
     try:
-        wandb.init(**options, settings=wandb.Settings(silent=True, base_url=server_address()))
+        wandb.init(**kwargs, settings=wandb.Settings(silent=True, base_url=server_address()))
     except Exception as error:  # the network, the server or the key may be at fault
         say(f"finetune: wandb cannot be reached ({reason(error)})")
-        wandb.init(**options, mode="offline", settings=wandb.Settings(silent=True))
+        wandb.init(**kwargs, mode="offline", settings=wandb.Settings(silent=True))
     if wandb.run.settings.mode == "offline":
-        say(f"finetune: wandb: offline, in {options['dir']}/wandb; sync_wandb.py sends it later")
+        say(f"finetune: wandb: offline, in {kwargs['dir']}/wandb; sync_wandb.py sends it later")
 
 
 def machine_memory() -> int:

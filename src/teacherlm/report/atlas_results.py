@@ -79,7 +79,7 @@ def read_experiments(folder: Path, missing: list[str]) -> list[Experiment]:
         marks = (experiment.test if match[1] == "test" else experiment.valid)[int(match[2])]
         try:
             for found in read_predictions(path):
-                answer = found.asked.get("answer")
+                answer = found.record.get("answer")
                 right = (found.choice == answer, found.debiased == answer)
                 marks[found.domain, found.question, found.options] = right
         except UserError as error:

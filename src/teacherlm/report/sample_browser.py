@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from teacherlm.catalog.prompts import ANSWER_MARK, KINDS, LETTERS, take_apart
+from teacherlm.catalog.prompts import ANSWER_MARK, KINDS, LETTERS, split_question
 from teacherlm.core.errors import UserError, one_line
 from teacherlm.core.limits import PAGE_BYTES, PAGE_SAMPLES
 from teacherlm.core.records import Record, read_records
@@ -139,7 +139,7 @@ def question_key(text: str) -> str:
 
 
 def new_row(of_set: str, name: int | str, text: str) -> Row:
-    question, choices = take_apart(text)
+    question, choices = split_question(text)
     letter = text.rpartition(ANSWER_MARK)[2][:1]
     gold = LETTERS.find(letter) if letter else -1
     return {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from teacherlm.core import manifests
-from teacherlm.core.limits import PAGE_CODE_LETTERS, PAGE_POINTS
+from teacherlm.core.limits import PAGE_CODE_CHARACTERS, PAGE_POINTS
 from teacherlm.core.terminal import LONGEST, cut
 from teacherlm.report.figures import Line, draw
 from teacherlm.report.page import Cell, Part, Section
@@ -249,13 +249,13 @@ def place_of(path: Path, root: Path) -> str:
 
 def all_details(told: Sequence[tuple[Path, dict[str, Any]]], root: Path) -> str:
     """The details of the stages, as many as fit on a page."""
-    pieces, letters = [], 0
+    pieces, characters = [], 0
     for number, (path, manifest) in enumerate(told):
         pieces.append(details(path, manifest, root))
-        letters += len(pieces[-1])
-        if letters > PAGE_CODE_LETTERS:
+        characters += len(pieces[-1])
+        if characters > PAGE_CODE_CHARACTERS:
             left = len(told) - number - 1
-            return cut("\n\n".join(pieces), PAGE_CODE_LETTERS) + f"\n\n({left} more stages are not on this page)"
+            return cut("\n\n".join(pieces), PAGE_CODE_CHARACTERS) + f"\n\n({left} more stages are not on this page)"
     return "\n\n".join(pieces)
 
 

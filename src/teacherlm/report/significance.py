@@ -66,8 +66,8 @@ def bootstrap(n: int, only_first: int, only_second: int) -> tuple[float, float]:
 
     A paired difference is -1, 0 or 1. A resample is therefore a multinomial draw of the numbers of these three values.
     """
-    shares = [only_first / n, (n - only_first - only_second) / n, only_second / n]
-    drawn = np.random.default_rng(0).multinomial(n, shares, RESAMPLES)
+    probabilities = [only_first / n, (n - only_first - only_second) / n, only_second / n]
+    drawn = np.random.default_rng(0).multinomial(n, probabilities, RESAMPLES)
     low, high = np.percentile((drawn[:, 2] - drawn[:, 0]) / n, [2.5, 97.5])
     return float(low), float(high)
 

@@ -44,9 +44,9 @@ def run_names(folder: Path) -> list[str]:
 
 
 def read_run(folder: Path, name: str, untrained: list[Scored], missing: list[str]) -> Run:
-    own = folder / "finetune" / name
-    log = read_log(own / "log.jsonl", missing)
-    about = read_about(own / "run.json", missing)
+    run_folder = folder / "finetune" / name
+    log = read_log(run_folder / "log.jsonl", missing)
+    about = read_about(run_folder / "run.json", missing)
     run = Run(name, about.get("arguments", {}).get("task_type", ""), log)
     found = list(read_results((folder / "evaluate" / name).glob("checkpoint-*/*.json"), missing))
     before = find_untrained(name, about, untrained)
@@ -106,12 +106,12 @@ def digest_of_model(scored: Scored) -> str | None:
 
 
 def untrained_or_unscored(folder: Path, run: Run, before: list[Scored]) -> Iterator[str]:
-    own = folder / "finetune" / run.name
-    if not (own / manifests.NAME).is_file():
+    run_folder = folder / "finetune" / run.name
+    if not (run_folder / manifests.NAME).is_file():
         reached = f"it reached step {run.log[-1]['step']}" if run.log else "it has not logged a step"
         yield f"finetune: {run.name} is not finished: {reached}"
     scored = {one.path.parent.name for one in run.checkpoints}
-    for path in sorted(own.glob("checkpoint-*"), key=step_of):
+    for path in sorted(run_folder.glob("checkpoint-*"), key=step_of):
         if step_of(path) and path.name not in scored:
             yield f"evaluate: {path.name} of {run.name} is not scored"
     if not before:

@@ -16,16 +16,16 @@ def unprepared(folder: Path) -> Iterator[str]:
 
 def unexplained(folder: Path) -> Iterator[str]:
     """Sentences about missing texts of teachers, and about missing post-processing."""
-    for own in sorted(path for path in (folder / "enhance").glob("*") if path.is_dir()):
-        for progress in sorted(own.glob(".*.progress")):
+    for teacher in sorted(path for path in (folder / "enhance").glob("*") if path.is_dir()):
+        for progress in sorted(teacher.glob(".*.progress")):
             try:
                 texts = max(0, count_lines(progress) - 1)
             except (OSError, ValueError) as error:
                 yield f"enhance: {progress}: {one_line(error)}"
                 continue
             output = progress.name.removeprefix(".").removesuffix(".progress")
-            yield f"enhance: {own.name}/{output} is not finished: {texts} texts so far"
-        for failures in sorted(own.glob("*.failures.jsonl")):
+            yield f"enhance: {teacher.name}/{output} is not finished: {texts} texts so far"
+        for failures in sorted(teacher.glob("*.failures.jsonl")):
             try:
                 listed = read_records(failures)
                 _, first = next(listed)
@@ -34,14 +34,14 @@ def unexplained(folder: Path) -> Iterator[str]:
                 yield f"enhance: {one_line(error)}"
                 continue
             yield (
-                f"enhance: {count} records have no text in {own.name}/{failures.name.split('.')[0]}.jsonl; "
+                f"enhance: {count} records have no text in {teacher.name}/{failures.name.split('.')[0]}.jsonl; "
                 f"the first is that of line {first.get('line')}: {first.get('reason')}"
             )
-        done = [path for path in own.glob(f"*_*.{manifests.NAME}") if "shard-" not in path.name]
-        if done and not list(own.glob(f"*/{manifests.NAME}")):
-            yield f"post-process: not done for {own.name}: there is no dataset to finetune on"
-        elif done and not list(own.glob(f"*_quality.{manifests.NAME}")):
-            yield f"quality: not measured for {own.name}; data_prepare.py --post_process does it"
+        done = [path for path in teacher.glob(f"*_*.{manifests.NAME}") if "shard-" not in path.name]
+        if done and not list(teacher.glob(f"*/{manifests.NAME}")):
+            yield f"post-process: not done for {teacher.name}: there is no dataset to finetune on"
+        elif done and not list(teacher.glob(f"*_quality.{manifests.NAME}")):
+            yield f"quality: not measured for {teacher.name}; data_prepare.py --post_process does it"
 
 
 def count_lines(path: Path) -> int:

@@ -166,14 +166,14 @@ def lengthening(part: Any) -> float:
     if not isinstance(part, dict):
         return 1
     parts = [one for name in ("normalizers", "decoders") if isinstance(part.get(name), list) for one in part[name]]
-    own = 1.0
+    factor = 1.0
     if part.get("type") == "Replace" and isinstance(part.get("content"), str):
         content, pattern = len(part["content"]), part.get("pattern")
         if isinstance(pattern, dict) and isinstance(pattern.get("String"), str):
-            own = content / max(1, len(pattern["String"])) + (not pattern["String"])
+            factor = content / max(1, len(pattern["String"])) + (not pattern["String"])
         else:
-            own = content + matches_nothing(pattern.get("Regex") if isinstance(pattern, dict) else pattern)
-    return math.prod([max(1.0, own), *map(lengthening, parts)])
+            factor = content + matches_nothing(pattern.get("Regex") if isinstance(pattern, dict) else pattern)
+    return math.prod([max(1.0, factor), *map(lengthening, parts)])
 
 
 def matches_nothing(pattern: Any) -> bool:

@@ -85,8 +85,8 @@ def processes_here() -> int:
     Raises:
         UserError: NUM_GPUS is not a number.
     """
-    asked = os.environ.get("NUM_GPUS")
-    return require_number("NUM_GPUS", asked, 0) if asked else seen_gpus()
+    number = os.environ.get("NUM_GPUS")
+    return require_number("NUM_GPUS", number, 0) if number else seen_gpus()
 
 
 def seen_gpus() -> int:
@@ -184,10 +184,10 @@ def run_side_by_side(
     free = [{}] * len(commands) if places is None else list(places)
     with pool:
         while True:
-            while waiting and free and not pool.asked and (keep_going or not pool.status):
+            while waiting and free and not pool.stopped and (keep_going or not pool.status):
                 pool.start(waiting.popleft(), free.pop(0))
             if not pool.running:
-                return pool.status or (REQUEUE if waiting or (pool.asked and more_follows) else 0)
+                return pool.status or (REQUEUE if waiting or (pool.stopped and more_follows) else 0)
             time.sleep(POLL_SECONDS)
             free += pool.reap()
 
@@ -197,14 +197,14 @@ class Pool:
 
     Attributes:
         status: the first exit status that is not 0.
-        asked: whether a signal has asked this process to stop.
+        stopped: whether a signal has asked this process to stop.
     """
 
     def __init__(self, keep_going: bool, in_front: bool) -> None:
         self.keep_going, self.in_front = keep_going, in_front
         self.running: dict[subprocess.Popen[bytes], Mapping[str, str]] = {}
         self.status = 0
-        self.asked = False
+        self.stopped = False
 
     def __enter__(self) -> None:
         self.before = {number: signal.signal(number, self.hand_on) for number in HAND_ON}
@@ -214,7 +214,7 @@ class Pool:
             signal.signal(number, handler)
 
     def hand_on(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self.stopped = True
         if not (self.in_front and number == signal.SIGINT):  # the terminal has sent it to the process as well
             self.send(HAND_ON[signal.Signals(number)])
 

@@ -35,7 +35,7 @@ def without_warnings() -> Iterator[None]:
         transformers.logging.set_verbosity(verbosity)
 
 
-def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, **kwargs: Any) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder.
 
     If the tokenizer has no padding token, or the model in the folder has no embedding for that token, it pads with its
@@ -47,7 +47,7 @@ def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
     require_bounded_file(folder)
     try:
         with without_panics():
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **kwargs)
     except BaseException as error:  # a broken file can raise anything
         if not isinstance(error, Exception) and not is_panic(error):
             raise
@@ -61,7 +61,7 @@ def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
     return guarded(tokenizer, folder)
 
 
-def load_model(folder: Path, **options: Any) -> PreTrainedModel:
+def load_model(folder: Path, **kwargs: Any) -> PreTrainedModel:
     """The causal decoder in a folder, with all its weights. Pickled weights are read with weights_only=True.
 
     A model with capped attention scores gets the library's eager attention, because the other kernels ignore the cap.
@@ -70,16 +70,16 @@ def load_model(folder: Path, **options: Any) -> PreTrainedModel:
         UserError: the model cannot be loaded, is not a causal decoder, or its weights are incomplete (see
             check_weights).
     """
-    if "gguf_file" not in options:
+    if "gguf_file" not in kwargs:
         config = load_config(folder)
         require_causal_decoder(config, folder)
         if getattr(config.get_text_config(), "attn_logit_softcapping", None):
-            options.setdefault("attn_implementation", "eager")
+            kwargs.setdefault("attn_implementation", "eager")
     source = base_folder(folder) if is_adapter(folder) else folder
     with without_warnings():  # check_weights reports these problems instead
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
-                source, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
+                source, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **kwargs
             )
         except Exception as error:  # a broken file, or a missing package, can raise anything
             raise UserError(f"the model in {source} cannot be loaded: {loading_fault(error)}") from error

@@ -218,7 +218,7 @@ def attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     is_causal: bool | None = None,
-    **options: Any,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Compute attention within each sample.
 
@@ -233,7 +233,7 @@ def attend(
         NotPackable: the model needs more than causal attention, such as capped scores, biases or sinks, or a sample is
             longer than the window.
     """
-    unknown = sorted(name for name, value in options.items() if value is not None and name not in HARMLESS)
+    unknown = sorted(name for name, value in kwargs.items() if value is not None and name not in HARMLESS)
     unknown += ["its own mask"] * (attention_mask is not None) + ["attention to later tokens"] * (is_causal is False)
     if sliding_window is not None and sliding_window < module.packing.longest:
         unknown.append(f"a window of {sliding_window} tokens")
@@ -290,7 +290,7 @@ class PackedBloomAttention(BloomAttention):
     """
 
     def forward(
-        self, hidden_states: torch.Tensor, residual: torch.Tensor, *args: Any, **options: Any
+        self, hidden_states: torch.Tensor, residual: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, None]:
         query, key, value = self.heads(hidden_states)
         size = query.shape[3]
@@ -304,7 +304,7 @@ class PackedBloomAttention(BloomAttention):
         return self.finish(mixed.flatten(2), residual), None
 
 
-def no_mask(*args: Any, **options: Any) -> None:
+def no_mask(*args: Any, **kwargs: Any) -> None:
     """The mask function for `attend`: it makes no mask."""
 
 

@@ -23,20 +23,20 @@ def plain_logits(
 
     The model computes one sequence at a time.
     """
-    options = plain_options(model, last)
+    kwargs = plain_arguments(model, last)
     logits = []
     for tokens in sequences:
-        outputs = model(input_ids=torch.tensor([list(tokens)], device=model.device), **options)
+        outputs = model(input_ids=torch.tensor([list(tokens)], device=model.device), **kwargs)
         logits.append(outputs.logits[0, -last:].float().cpu())
     return logits
 
 
-def plain_options(model: PreTrainedModel, last: int = COMPARED) -> dict[str, Any]:
+def plain_arguments(model: PreTrainedModel, last: int = COMPARED) -> dict[str, Any]:
     """Arguments for a model's forward, as far as it takes them: no cache, and logits of the last positions only."""
     known = inspect.signature(base_model(model).forward).parameters
     hands_on = any(one.kind is one.VAR_KEYWORD for one in known.values())  # passed on to an inner model with a cache
-    options: dict[str, Any] = {"use_cache": False} if "use_cache" in known or hands_on else {}
-    return options | ({"logits_to_keep": last} if "logits_to_keep" in known else {})
+    kwargs: dict[str, Any] = {"use_cache": False} if "use_cache" in known or hands_on else {}
+    return kwargs | ({"logits_to_keep": last} if "logits_to_keep" in known else {})
 
 
 def set_attention(model: PreTrainedModel, name: str) -> None:

@@ -204,8 +204,8 @@ def library_tasks(name: str, num_fewshot: int | None, seed: int, include: Path |
         )
     manager = library()
     if name not in manager.all_tasks:
-        own = own_names(include)
-        near = difflib.get_close_matches(name, [*own, *manager.all_tasks], cutoff=0.6) or own
+        names = own_names(include)
+        near = difflib.get_close_matches(name, [*names, *manager.all_tasks], cutoff=0.6) or names
         raise UserError(f"no task {name!r}; there are: {', '.join(near)}")
     require_hub_cache()
     try:

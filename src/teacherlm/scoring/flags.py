@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from teacherlm.core.errors import UserError
-from teacherlm.core.flags import HIDDEN, LIST_MISSING, flag, parse, share_of
+from teacherlm.core.flags import HIDDEN, LIST_MISSING, flag, parse, parse_shard
 from teacherlm.scoring.task_inputs import DATASETS
 
 FAMILIES = ("hf", "hf-causal", "hf-causal-experimental", "bloom", "opt")
@@ -94,7 +94,7 @@ class EvaluateFlags:
     )
     shard: tuple[int, int] = flag(
         (0, 1),
-        parse=share_of,
+        parse=parse_shard,
         help="I/N: score shard I (counted from 0) of N; the process that ends last merges the shards",
         group=FAST,
     )

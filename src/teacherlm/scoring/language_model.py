@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from teacherlm.core.errors import UserError
-from teacherlm.runtime.compat.of_lm_eval import OpenModel, asked_tokens, longest_input
+from teacherlm.runtime.compat.of_lm_eval import OpenModel, longest_input, requested_tokens
 from teacherlm.runtime.compat.of_transformers import attention_of
 from teacherlm.runtime.generation_check import generation_fault, make_continuations
 from teacherlm.runtime.loading import load_tokenizer
@@ -21,7 +21,7 @@ from teacherlm.runtime.self_check import tolerance_of
 from teacherlm.runtime.tokens import decode_completion, require_embeddings, special_tokens
 from teacherlm.scoring.batching import Group, Tokens, make_batches
 from teacherlm.scoring.scored_model import ScoredModel
-from teacherlm.scoring.shares import Answer, Share
+from teacherlm.scoring.shards import Answer, Shard
 
 CPU_STATES = 1 << 19
 """Number of values in one layer's hidden states for a batch on a CPU. Larger batches are not faster there."""
@@ -71,13 +71,13 @@ class LanguageModel(OpenModel):
         self.before, _ = special_tokens(self.tokenizer)
         self.rows = vocabulary_size(self.config)
         self.generates: tuple[bool, bool] | None = None
-        self.begin(Share())
+        self.begin(Shard())
         self.encode = functools.lru_cache(maxsize=16)(self.tok_encode)
         self.cuts: dict[str, int] = {}
 
-    def begin(self, share: Share) -> None:
+    def begin(self, shard: Shard) -> None:
         """Begin a new piece of work with the requests that follow. All counts are reset."""
-        self.share = share
+        self.shard = shard
         self.joint = self.tokenization == "joint"
         self.truncated = self.differing = self.looked_at = 0
 
@@ -222,7 +222,7 @@ class LanguageModel(OpenModel):
                 ) from error
 
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        for batch, found in zip(batches, self.share.do(len(batches), compute)):
+        for batch, found in zip(batches, self.shard.do(len(batches), compute)):
             order = [request for group in batch for member in group.members for request in asked[member]]
             for request, answer in zip(order, found or []):
                 answers[request] = (answer[0], answer[1])
@@ -256,7 +256,7 @@ class LanguageModel(OpenModel):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
         for number, request in enumerate(requests):
-            asked = asked_tokens(dict(request.args[1]), self.max_gen_toks)
+            asked = requested_tokens(dict(request.args[1]), self.max_gen_toks)
             if asked >= self.max_length:
                 raise UserError(
                     f"request {number + 1}: the task asks for {asked} new tokens, but the model takes at most "
@@ -328,7 +328,7 @@ class LanguageModel(OpenModel):
         """The answers of a library method, which is called with a part of the requests at a time."""
         size = int(self.batch_size)
         parts = [requests[start : start + size] for start in range(0, len(requests), size)]
-        share, self.share = self.share, Share()  # calls within the method are not split again
-        found = share.do(len(parts), lambda part: answer(parts[part]))
-        self.share = share
+        shard, self.shard = self.shard, Shard()  # calls within the method are not split again
+        found = shard.do(len(parts), lambda part: answer(parts[part]))
+        self.shard = shard
         return [one for part, answers in zip(parts, found) for one in (answers or [nothing] * len(part))]

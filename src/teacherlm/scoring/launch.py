@@ -10,11 +10,11 @@ from teacherlm.core.errors import UserError
 from teacherlm.runtime.launcher import Command, processes_here, program, run_side_by_side
 
 USAGE = """\
-usage: teacherlm evaluate-shares MODEL TASK[,TASK ...] [FLAG ...]      (the same as run_hf.sh)
+usage: teacherlm evaluate-shards MODEL TASK[,TASK ...] [FLAG ...]      (the same as run_hf.sh)
        FLAG ... as teacherlm evaluate --help lists them; NUM_GPUS is the number of processes
 
 example:
-  teacherlm evaluate-shares smollm2-135m creak --limit 100
+  teacherlm evaluate-shards smollm2-135m creak --limit 100
 """
 
 
@@ -30,5 +30,5 @@ def main() -> int:
     if processes <= 1:
         os.execvp(words[0], [*words, *more])
     # The process that ends last writes the results. If one fails, all are terminated.
-    shares = [["--shard", f"{share}/{processes}", "--device", str(share)] for share in range(processes)]
-    return run_side_by_side([Command([*words, *share, *more]) for share in shares])
+    shards = [["--shard", f"{index}/{processes}", "--device", str(index)] for index in range(processes)]
+    return run_side_by_side([Command([*words, *shard, *more]) for shard in shards])

@@ -28,7 +28,7 @@ from teacherlm.scoring.flags import EvaluateFlags, read_flags
 from teacherlm.scoring.loader import Loader, Unusable
 from teacherlm.scoring.result_names import OWNER, owner_of, require_name, take_name
 from teacherlm.scoring.result_tables import curve, table
-from teacherlm.scoring.shares import remove_progress, score_share, share_lock
+from teacherlm.scoring.shards import remove_progress, score_shard, shard_lock
 from teacherlm.scoring.task_files import is_pattern
 from teacherlm.scoring.task_inputs import describe_task
 
@@ -115,11 +115,11 @@ def evaluate(of: Scoring, owner: dict[str, str], loaded: Loader) -> list[dict[st
     The list is empty if other processes have not finished their shards. Only one process at a time scores a shard.
     """
     require_file_place(of.path)
-    with one_writer(share_lock(of.path, *of.flags.shard)):
-        return evaluate_share(of, owner, loaded)
+    with one_writer(shard_lock(of.path, *of.flags.shard)):
+        return evaluate_shard(of, owner, loaded)
 
 
-def evaluate_share(of: Scoring, owner: dict[str, str], loaded: Loader) -> list[dict[str, Any]]:
+def evaluate_shard(of: Scoring, owner: dict[str, str], loaded: Loader) -> list[dict[str, Any]]:
     flags, task, path = of.flags, of.task, of.path
     run = of.compared_run()
     if run.is_done:
@@ -143,9 +143,9 @@ def evaluate_share(of: Scoring, owner: dict[str, str], loaded: Loader) -> list[d
     take_name(path.parent, owner, digest)
     work = run.work | {"tokens": model.tokens_at_a_time(), "samples": model.samples}
     work["version"] = manifests.stage_version("evaluate")
-    scored, missing = score_share(model, tasks, flags.limit, path, flags.shard, work)
+    scored, missing = score_shard(model, tasks, flags.limit, path, flags.shard, work)
     with run:
-        run.look_again()
+        run.compare_again()
         if run.is_done:
             print(f"evaluate: {of.label} on {task}: another process has merged the shards")
             remove_progress(path)

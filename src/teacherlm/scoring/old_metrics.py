@@ -32,13 +32,13 @@ class Metric:
         self.pairs += zip(predictions, references, strict=True)
 
     def compute(
-        self, *, predictions: Sequence[Any] | None = None, references: Sequence[Any] | None = None, **options: Any
+        self, *, predictions: Sequence[Any] | None = None, references: Sequence[Any] | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """The metric over all pairs that were added, including these. Afterwards the list of pairs is empty."""
         if predictions is not None and references is not None:
             self.add_batch(predictions=predictions, references=references)
         pairs, self.pairs = self.pairs, []
-        return self.formula([one for one, _ in pairs], [other for _, other in pairs], **options)
+        return self.formula([one for one, _ in pairs], [other for _, other in pairs], **kwargs)
 
 
 def load_metric(path: str, config_name: str | None = None, **_: Any) -> Any:
@@ -67,27 +67,27 @@ def load_metric(path: str, config_name: str | None = None, **_: Any) -> Any:
         ) from error
 
 
-def accuracy(predictions: Sequence[Any], references: Sequence[Any], **options: Any) -> dict[str, Any]:
-    return {"accuracy": float(metrics.accuracy_score(references, predictions, **options))}
+def accuracy(predictions: Sequence[Any], references: Sequence[Any], **kwargs: Any) -> dict[str, Any]:
+    return {"accuracy": float(metrics.accuracy_score(references, predictions, **kwargs))}
 
 
-def f1(predictions: Sequence[Any], references: Sequence[Any], **options: Any) -> dict[str, Any]:
-    found = metrics.f1_score(references, predictions, **options)
+def f1(predictions: Sequence[Any], references: Sequence[Any], **kwargs: Any) -> dict[str, Any]:
+    found = metrics.f1_score(references, predictions, **kwargs)
     return {"f1": float(found) if found.size == 1 else found}
 
 
-def matthews(predictions: Sequence[Any], references: Sequence[Any], **options: Any) -> dict[str, Any]:
-    return {"matthews_correlation": float(metrics.matthews_corrcoef(references, predictions, **options))}
+def matthews(predictions: Sequence[Any], references: Sequence[Any], **kwargs: Any) -> dict[str, Any]:
+    return {"matthews_correlation": float(metrics.matthews_corrcoef(references, predictions, **kwargs))}
 
 
-def exact_match(predictions: Sequence[str], references: Sequence[str], **options: Any) -> dict[str, Any]:
+def exact_match(predictions: Sequence[str], references: Sequence[str], **kwargs: Any) -> dict[str, Any]:
     """The exact match in percent, as in `datasets`."""
-    found = exact_match_hf_evaluate(predictions=predictions, references=references, **options)
+    found = exact_match_hf_evaluate(predictions=predictions, references=references, **kwargs)
     return {"exact_match": 100 * float(found["exact_match"])}
 
 
-def sacre_bleu(predictions: Sequence[str], references: Sequence[Sequence[str]], **options: Any) -> dict[str, Any]:
-    found = sacrebleu.corpus_bleu(predictions, [list(one) for one in zip(*references, strict=True)], **options)
+def sacre_bleu(predictions: Sequence[str], references: Sequence[Sequence[str]], **kwargs: Any) -> dict[str, Any]:
+    found = sacrebleu.corpus_bleu(predictions, [list(one) for one in zip(*references, strict=True)], **kwargs)
     return {
         name: getattr(found, name) for name in ("score", "counts", "totals", "precisions", "bp", "sys_len", "ref_len")
     }

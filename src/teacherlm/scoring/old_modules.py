@@ -26,11 +26,11 @@ def yesno(value: object) -> str:
     return "yes" if value else "no"
 
 
-def load_metric(path: str, config_name: str | None = None, **options: Any) -> Any:
+def load_metric(path: str, config_name: str | None = None, **kwargs: Any) -> Any:
     """`datasets.load_metric`. Its libraries are loaded only when a task calls it."""
     from teacherlm.scoring import old_metrics
 
-    return old_metrics.load_metric(path, config_name, **options)
+    return old_metrics.load_metric(path, config_name, **kwargs)
 
 
 def install() -> None:

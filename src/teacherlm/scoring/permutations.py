@@ -29,8 +29,8 @@ def use_permutations(task: Any, kind: str, name: str) -> None:
         raise UserError(f"--permutations: {name} is a task of lm-eval; only tasks of this project can be permuted")
     doc = next(iter(task.eval_docs))
     choices = len(split_question(doc, name)[1])
-    asked = [request.arguments[1:] for request in task.requests(doc)]
-    if asked != [(letter,) for letter in LETTERS[:choices]]:
+    continuations = [request.arguments[1:] for request in task.requests(doc)]
+    if continuations != [(letter,) for letter in LETTERS[:choices]]:
         raise UserError(
             f"--permutations: {name} does not ask for the letters of the {choices} choices of its questions"
         )

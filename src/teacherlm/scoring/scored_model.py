@@ -21,7 +21,7 @@ from teacherlm.runtime.memory import keep_freed_memory
 from teacherlm.runtime.model_config import attention_windows, picks_tokens
 from teacherlm.runtime.packed_attention import stop_packing, use_packing
 from teacherlm.runtime.packed_linear import PackedLinear, pack_linears
-from teacherlm.runtime.plain_pass import COMPARED, plain_options, set_attention
+from teacherlm.runtime.plain_pass import COMPARED, plain_arguments, set_attention
 from teacherlm.runtime.self_check import expected_logits, fault_of, tolerance_of
 from teacherlm.runtime.verdicts import NOT_FOR_THIS, Verdict, first_exact, remembered
 from teacherlm.scoring.batching import SHORTEST_PREFIX, Group, Tokens
@@ -212,7 +212,7 @@ class ScoredModel:
 
     def single_logits(self, tokens: Tokens, scored: int) -> torch.Tensor:
         row = torch.tensor([tokens], device=self.device)
-        return self.model(input_ids=row, **plain_options(self.model, scored)).logits[0, -scored:]
+        return self.model(input_ids=row, **plain_arguments(self.model, scored)).logits[0, -scored:]
 
     def padded_logits(self, members: list[int], inputs: Sequence[Tokens], scored: Sequence[int]) -> torch.Tensor:
         lengths = [len(inputs[member]) for member in members]
@@ -221,9 +221,9 @@ class ScoredModel:
         for row, member in enumerate(members):
             ids_BT[row, : lengths[row]] = torch.tensor(inputs[member])
             mask_BT[row, : lengths[row]] = 1
-        options = plain_options(self.model, max(lengths))
+        kwargs = plain_arguments(self.model, max(lengths))
         logits_BTV = self.model(
-            input_ids=ids_BT.to(self.device), attention_mask=mask_BT.to(self.device), **options
+            input_ids=ids_BT.to(self.device), attention_mask=mask_BT.to(self.device), **kwargs
         ).logits
         parts = [logits_BTV[row, lengths[row] - scored[member] : lengths[row]] for row, member in enumerate(members)]
         return torch.cat(parts)
@@ -261,7 +261,7 @@ class ScoredModel:
         return places
 
     def forward(
-        self, tokens: Sequence[int], positions: list[int], lengths: list[int], places: list[int], **options: Any
+        self, tokens: Sequence[int], positions: list[int], lengths: list[int], places: list[int], **kwargs: Any
     ) -> torch.Tensor:
         """Logits [len(places), V] at the given places of a row of samples."""
         row = [torch.tensor([numbers], device=self.device) for numbers in (tokens, positions)]
@@ -271,7 +271,7 @@ class ScoredModel:
             lengths=torch.tensor(lengths),
             logits_to_keep=torch.tensor(places, device=self.device),
             use_cache=False,
-            **options,
+            **kwargs,
         )
         return outputs.logits[0]
 

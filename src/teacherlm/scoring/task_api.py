@@ -89,9 +89,9 @@ class Task(lm_eval.api.task.Task):
         super().__init__(data_dir, cache_dir, download_mode)
 
     def download(self, data_dir: str | None = None, cache_dir: str | None = None, download_mode: Any = None) -> None:
-        options = {"data_dir": data_dir, "cache_dir": cache_dir, "download_mode": download_mode}
+        kwargs = {"data_dir": data_dir, "cache_dir": cache_dir, "download_mode": download_mode}
         try:
-            self.dataset = load_samples(self.DATASET_PATH, self.DATASET_NAME, **options)
+            self.dataset = load_samples(self.DATASET_PATH, self.DATASET_NAME, **kwargs)
         except Exception as error:  # from the data, the hub, the network or a loading script
             where = f"DATASET_PATH {self.DATASET_PATH!r}, DATASET_NAME {self.DATASET_NAME!r}"
             raise UserError(

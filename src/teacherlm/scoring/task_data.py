@@ -20,11 +20,11 @@ from teacherlm.core.saved_datasets import load_saved
 HOW_TO = "put the samples there (by save_to_disk, or as JSON lines: test.jsonl, validation.jsonl, train.jsonl)"
 
 
-def load_samples(path: str | None, name: str | None, **options: Any) -> Any:
+def load_samples(path: str | None, name: str | None, **kwargs: Any) -> Any:
     """The samples of a DATASET_PATH and a DATASET_NAME, as `datasets.load_dataset` gives them.
 
     Args:
-        options: data_dir, cache_dir and download_mode of `datasets.load_dataset`.
+        kwargs: data_dir, cache_dir and download_mode of `datasets.load_dataset`.
 
     Raises:
         UserError: there are no such samples. (The library's errors are passed on.)
@@ -34,33 +34,33 @@ def load_samples(path: str | None, name: str | None, **options: Any) -> Any:
     place = Path(path)
     if place.suffix == ".py":
         if place.is_file():
-            return run_script(place, name, options.get("data_dir"), options.get("cache_dir"))
+            return run_script(place, name, kwargs.get("data_dir"), kwargs.get("cache_dir"))
         if not place.parent.is_dir():
             raise UserError(
                 f"neither the loading script {place} nor the folder of its samples, {place.parent}, exists; {HOW_TO}"
             )
         place = place.parent
     if place.is_dir():
-        return load_folder(place, name, **options)
+        return load_folder(place, name, **kwargs)
     if place.is_absolute() or path.startswith((".", "~")):
         raise UserError(f"no such folder: {path}; {HOW_TO}")
     require_hub_cache()
-    return datasets.load_dataset(path, name, **options)
+    return datasets.load_dataset(path, name, **kwargs)
 
 
-def load_folder(folder: Path, name: str | None, **options: Any) -> Any:
+def load_folder(folder: Path, name: str | None, **kwargs: Any) -> Any:
     """The samples in a local folder, from `save_to_disk` or as JSON lines, CSV or Parquet files.
 
     The name may be that of a subfolder or of a configuration. Any other name is ignored, as the library did at the time
     of lm-eval 0.3.
     """
     if name and (folder / name).is_dir():
-        return load_folder(folder / name, None, **options)
+        return load_folder(folder / name, None, **kwargs)
     if any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
         return load_saved(folder)
     if name and name not in datasets.get_dataset_config_names(str(folder)):
         name = None
-    loaded = datasets.load_dataset(str(folder), name, **options)
+    loaded = datasets.load_dataset(str(folder), name, **kwargs)
     for part in loaded.values() if isinstance(loaded, dict) else [loaded]:
         part.data.validate(full=True)  # the Parquet reader does not check that texts are UTF-8
     return loaded

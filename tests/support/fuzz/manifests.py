@@ -51,7 +51,7 @@ def score(place: Path) -> None:
         manifest = manifests.read_manifest(path)
         known = (manifest or {}).get("inputs", {}).get("model")
         described = {"model": manifests.describe(place / "source", known)}
-        manifests.changes(manifest, "evaluate", {"limit": None}, described)
+        manifests.reasons_not_done(manifest, "evaluate", {"limit": None}, described)
         scored_models(path.parent)
         require_name(path.parent, {"identity": "one", "place": "two"}, "f" * 64)
 

@@ -72,12 +72,12 @@ def main() -> None:
         passages = [passage(place, relation, value) for (place, relation), value in facts.items()]
         draw.shuffle(passages)
         write_records(folder / "passages.jsonl", passages)
-        shares = {"train": places[: len(places) // 2], "valid": places[len(places) // 2 : len(places) * 3 // 4]}
-        shares["test"] = places[len(places) * 3 // 4 :]
-        for name, share in shares.items():
-            asked = [question(place, relation, facts, name, draw) for place in share for relation in RELATIONS]
-            draw.shuffle(asked)
-            write_records(folder / f"{name}.jsonl", asked)
+        splits = {"train": places[: len(places) // 2], "valid": places[len(places) // 2 : len(places) * 3 // 4]}
+        splits["test"] = places[len(places) * 3 // 4 :]
+        for name, members in splits.items():
+            questions = [question(place, relation, facts, name, draw) for place in members for relation in RELATIONS]
+            draw.shuffle(questions)
+            write_records(folder / f"{name}.jsonl", questions)
         syllables = [consonant + vowel for consonant in CONSONANTS for vowel in VOWELS]
         make_reader(folder / "reader", words(), syllables, flags.seed)
     print(f"made_up_facts: {len(passages)} passages about {len(places)} places -> {flags.output_directory}")

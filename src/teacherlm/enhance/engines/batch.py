@@ -53,7 +53,7 @@ class Batch:
         self.rows: list[Row] = []
         self.cache: KeyValues | None = None
 
-    def places(self) -> int:
+    def free_places(self) -> int:
         return self.engine.max_rows - len(self.rows)
 
     def joining(self, waiting: deque[Row]) -> int:
@@ -62,10 +62,10 @@ class Batch:
         No row joins before an eighth of the places is free, because joining copies the whole batch. An empty batch
         always accepts one row, which fails if it does not fit.
         """
-        if not waiting or self.places() < max(1, self.engine.max_rows // 8):
+        if not waiting or self.free_places() < max(1, self.engine.max_rows // 8):
             return 0
         count, width = 0, self.width()
-        for row in itertools.islice(waiting, self.places()):
+        for row in itertools.islice(waiting, self.free_places()):
             width = max(width, len(row.tokens))
             if (self.rows or count) and self.size(len(self.rows) + count + 1, width + 1) > self.engine.memory:
                 break

@@ -25,7 +25,7 @@ def attend(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
-    **options: Any,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Compute attention for one new token per row. Longer queries are passed to the library.
 
@@ -38,8 +38,8 @@ def attend(
         ([B, Q, heads, D], None); the second value stands for the attention weights, which are not kept.
     """
     rows, heads, length, size = query.shape
-    if length > 1 or options.get("s_aux") is not None or options.get("position_bias") is not None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    if length > 1 or kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     groups = key.shape[1]
     folded = query.reshape(rows, groups, heads // groups, size)
     scaling = size**-0.5 if scaling is None else scaling

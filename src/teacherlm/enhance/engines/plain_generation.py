@@ -8,7 +8,7 @@ from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from teacherlm.enhance.engines import Completion, Failure, Prompt
 from teacherlm.enhance.engines.sampling import choose_tokens
-from teacherlm.runtime.plain_pass import plain_options
+from teacherlm.runtime.plain_pass import plain_arguments
 
 if TYPE_CHECKING:
     from teacherlm.enhance.engines.batch import Row
@@ -84,10 +84,10 @@ def generate(engine: "TransformersEngine", row: "Row") -> None:
 @torch.inference_mode()
 def write(engine: "TransformersEngine", row: "Row") -> None:
     """Continue a row with plain forward passes."""
-    sampling, options = engine.sampling, plain_options(engine.model, 1)
+    sampling, kwargs = engine.sampling, plain_arguments(engine.model, 1)
     while not row.new or not engine.ended(row):
         ids_1T = torch.tensor([row.tokens + row.new], device=engine.device)
-        logits_1V = engine.model(input_ids=ids_1T, **options).logits[:, -1]
+        logits_1V = engine.model(input_ids=ids_1T, **kwargs).logits[:, -1]
         chosen_1 = choose_tokens(logits_1V, [row.generator], sampling.temperature, sampling.top_p)
         row.new.append(int(chosen_1))
         engine.steps += 1

@@ -39,7 +39,7 @@ WORDS = {"alone": "one prompt at a time", "uncached": "one prompt at a time, wit
 """Ways to compute a teacher, the fastest first: this project's batches; the library's generation, one prompt at a time;
 plain forward passes over the whole text, one pass per new token."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-MEMORY_SHARE = 0.8
+MEMORY_FRACTION = 0.8
 """Maximum share of the memory that is free after loading the weights that keys and values may use."""
 MAX_ROWS = 512
 """Maximum number of rows at a time. More rows bring nothing, because the processor is already busy."""
@@ -98,7 +98,7 @@ class TransformersEngine:
         if self.verdict.path != PATHS[0]:
             print(f"enhance: {config.model_type}: computed {WORDS[self.verdict.path]} ({self.verdict.why})", flush=True)
         self.max_rows = 1 if self.verdict.path != "batched" else batch_size or MAX_ROWS
-        self.memory = free_memory(self.device) * MEMORY_SHARE
+        self.memory = free_memory(self.device) * MEMORY_FRACTION
         self.window = position_count(config)
         self.vocabulary = vocabulary_size(config)
         end = self.model.generation_config.eos_token_id
@@ -167,7 +167,7 @@ class TransformersEngine:
 
     def take(self, prompts: Iterator[Prompt], waiting: deque[Row], batch: Batch) -> Iterator[Failure]:
         """Take enough prompts to fill the batch. A prompt that fills the model's window fails."""
-        while len(waiting) < batch.places():
+        while len(waiting) < batch.free_places():
             prompt = next(prompts, None)
             if prompt is None:
                 return

@@ -31,7 +31,7 @@ def gloo_for_deepspeed() -> Iterator[None]:
     if torch.cuda.is_available() or not several or finds_gloo():
         yield
         return
-    own = PartialState._prepare_backend
+    original = PartialState._prepare_backend
 
     def prepare_backend(*_: Any, **__: Any) -> tuple[str, DistributedType]:
         return GLOO
@@ -40,4 +40,4 @@ def gloo_for_deepspeed() -> Iterator[None]:
     try:
         yield
     finally:
-        PartialState._prepare_backend = own
+        PartialState._prepare_backend = original

@@ -12,9 +12,9 @@ from lm_eval.models.utils import normalize_gen_kwargs, resolve_max_length
 Pair = tuple[list[int], list[int]]
 
 
-def asked_tokens(options: dict[str, Any], default: int) -> int:
+def requested_tokens(kwargs: dict[str, Any], default: int) -> int:
     """Maximum number of new tokens in a generation request. The library accepts several names for this option."""
-    return normalize_gen_kwargs(options, default)["max_gen_toks"]
+    return normalize_gen_kwargs(kwargs, default)["max_gen_toks"]
 
 
 def longest_input(config: Any, tokenizer: Any) -> int:
@@ -29,11 +29,11 @@ class OpenModel(HFLM):
     of are private there, and a subclass here replaces some of them.
     """
 
-    def __init__(self, model: Any, **options: Any):
+    def __init__(self, model: Any, **kwargs: Any):
         # The library ties the head to the embedding of every model, even if the checkpoint stores both tensors.
         model.tie_weights = lambda: None
         try:
-            super().__init__(pretrained=model, **options)
+            super().__init__(pretrained=model, **kwargs)
         finally:
             del model.tie_weights
 
@@ -66,13 +66,13 @@ class OpenModel(HFLM):
     ) -> list[tuple[float, bool]]:
         return self.score_tokens(requests)
 
-    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
+    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **kwargs: Any) -> torch.Tensor:
         if self.uses_cache():
-            return super()._model_generate(context, max_length, stop, **options)
+            return super()._model_generate(context, max_length, stop, **kwargs)
         generate = self.model.generate
         self.model.generate = lambda **others: generate(**{**others, "use_cache": False})
         try:
-            return super()._model_generate(context, max_length, stop, **options)
+            return super()._model_generate(context, max_length, stop, **kwargs)
         finally:
             del self.model.generate
 

@@ -26,8 +26,8 @@ class StagedTrainer(Trainer):
 
     staging: Path
 
-    def __init__(self, **options: Any):
-        super().__init__(**options)
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
         # Without this attribute, the Trainer divides the loss by the number of accumulated batches.
         self.loss_is_scaled_for_ga = True
 

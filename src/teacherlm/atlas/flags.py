@@ -262,94 +262,94 @@ def read_evaluation(description: str | None, words: Sequence[str] | None = None)
     return check(replace(parse(EvaluateFlags, description, rest, example), notes=notes))
 
 
-def say_notes(asked: AtlasFlags, stage: str) -> None:
+def say_notes(flags: AtlasFlags, stage: str) -> None:
     """Print in the first worker which flags have no effect."""
-    for note in asked.notes:
+    for note in flags.notes:
         workers.say(f"{stage}: {note}")
 
 
-def check_training(asked: TrainFlags) -> TrainFlags:
+def check_training(flags: TrainFlags) -> TrainFlags:
     """Check the flags of training, and switch off those that need a retriever if there is none.
 
     Raises:
         UserError: flags contradict one another, or a number is out of range.
     """
-    if not asked.train_data:
+    if not flags.train_data:
         raise UserError("--train_data: at least one file of questions was expected")
     positive = ("total_steps", "accumulation_steps", "eval_freq", "log_freq", "save_freq", "temperature_gold")
     for name in (*positive, "temperature_score", "retriever_n_context"):
-        if getattr(asked, name) <= 0:
-            raise UserError(f"--{name}: a positive number was expected, found {getattr(asked, name)}")
-    parse_schedule(asked.refresh_index)
-    if asked.retrieve_only:
+        if getattr(flags, name) <= 0:
+            raise UserError(f"--{name}: a positive number was expected, found {getattr(flags, name)}")
+    parse_schedule(flags.refresh_index)
+    if flags.retrieve_only:
         raise UserError("--retrieve_only is a flag of evaluate.py: in train.py nothing would learn")
     of_retriever = ("train_retriever", "query_side_retriever_training", "use_gradient_checkpoint_retriever")
-    off = [name for name in of_retriever if getattr(asked, name) and not asked.retrieves]
+    off = [name for name in of_retriever if getattr(flags, name) and not flags.retrieves]
     if off:
-        why = "--closed_book" if asked.closed_book else "--use_file_passages"
+        why = "--closed_book" if flags.closed_book else "--use_file_passages"
         note = f"switched off, because {why} uses no retriever: {', '.join(f'--{name}' for name in off)}"
-        asked = replace(asked, notes=(*asked.notes, note), **dict.fromkeys(off, False))
-    if asked.shard_grads and not asked.shard_optim:
+        flags = replace(flags, notes=(*flags.notes, note), **dict.fromkeys(off, False))
+    if flags.shard_grads and not flags.shard_optim:
         raise UserError("--shard_grads also shards the optimizer states: give --shard_optim too")
-    if asked.retrieves and asked.retriever_n_context < asked.n_context:
+    if flags.retrieves and flags.retriever_n_context < flags.n_context:
         raise UserError(
-            f"--retriever_n_context {asked.retriever_n_context}: the reader learns from the first --n_context "
-            f"{asked.n_context} of these passages, so at least {asked.n_context} was expected"
+            f"--retriever_n_context {flags.retriever_n_context}: the reader learns from the first --n_context "
+            f"{flags.n_context} of these passages, so at least {flags.n_context} was expected"
         )
-    return asked
+    return flags
 
 
-def check(asked: Flags) -> Flags:
+def check(flags: Flags) -> Flags:
     """Check and complete the flags. Closed book means one empty passage, as in the reference.
 
     Raises:
         UserError: flags contradict one another, or a number is out of range.
     """
-    unused = [one for one in unused_flags() if getattr(asked, one.name) is not one.default]
+    unused = [one for one in unused_flags() if getattr(flags, one.name) is not one.default]
     said = [f"--{one.name} is not used: {one.metadata['help']}" for one in unused]
-    asked = replace(asked, notes=(*asked.notes, *said))
+    flags = replace(flags, notes=(*flags.notes, *said))
     positive = ("per_gpu_batch_size", "text_maxlength", "n_context", "per_gpu_embedder_batch_size")
     for name in (*positive, "generation_num_beams", "save_index_n_shards"):
-        if getattr(asked, name) < 1:
-            raise UserError(f"--{name}: a positive number was expected, found {getattr(asked, name)}")
-    if asked.closed_book and asked.retrieve_only:
+        if getattr(flags, name) < 1:
+            raise UserError(f"--{name}: a positive number was expected, found {getattr(flags, name)}")
+    if flags.closed_book and flags.retrieve_only:
         raise UserError("--closed_book retrieves nothing; leave out --retrieve_only")
-    if asked.use_file_passages and asked.retrieve_only:
+    if flags.use_file_passages and flags.retrieve_only:
         raise UserError("--use_file_passages retrieves nothing; leave out --retrieve_only")
-    if asked.closed_book:
-        asked = replace(asked, n_context=1, retriever_n_context=1, encoder_format="{query}")
-    if asked.retrieves and not (asked.passages or asked.load_index_path):
+    if flags.closed_book:
+        flags = replace(flags, n_context=1, retriever_n_context=1, encoder_format="{query}")
+    if flags.retrieves and not (flags.passages or flags.load_index_path):
         raise UserError(
             "there are no passages to retrieve from: give --passages FILE ... or --load_index_path FOLDER (or "
             "--closed_book)"
         )
-    for file in asked.passages:
+    for file in flags.passages:
         if not file.is_file():
             raise UserError(f"{file}: no such file; JSON lines of passages were expected (--passages)")
-    if not asked.list_missing:  # with --list_missing, an earlier stage may not have made the files yet
-        for file in asked.eval_data:
+    if not flags.list_missing:  # with --list_missing, an earlier stage may not have made the files yet
+        for file in flags.eval_data:
             require_questions(file, "--eval_data")
-        for file in asked.train_data if isinstance(asked, TrainFlags) else ():
+        for file in flags.train_data if isinstance(flags, TrainFlags) else ():
             require_questions(file, "--train_data")
-    if asked.retrieve_with_rerank and asked.n_to_rerank_with_retrieve_with_rerank < asked.n_context:
+    if flags.retrieve_with_rerank and flags.n_to_rerank_with_retrieve_with_rerank < flags.n_context:
         raise UserError(
-            f"--n_to_rerank_with_retrieve_with_rerank {asked.n_to_rerank_with_retrieve_with_rerank}: at least "
-            f"--n_context {asked.n_context} was expected"
+            f"--n_to_rerank_with_retrieve_with_rerank {flags.n_to_rerank_with_retrieve_with_rerank}: at least "
+            f"--n_context {flags.n_context} was expected"
         )
-    if asked.passages and asked.load_index_path:
+    if flags.passages and flags.load_index_path:
         raise UserError("--passages and --load_index_path: only one of them was expected")
-    if asked.save_index_path and asked.load_index_path:
+    if flags.save_index_path and flags.load_index_path:
         raise UserError("--save_index_path has no effect with --load_index_path; leave it out")
-    if asked.faiss_code_size and asked.index_mode == "flat":
+    if flags.faiss_code_size and flags.index_mode == "flat":
         raise UserError("--faiss_code_size needs --index_mode faiss")
     for name, texts in FORMATS.items():
-        if getattr(asked, name) is not None:
-            check_format(name, getattr(asked, name), texts)
-    if asked.decoder_format is not None and "{target}" not in asked.decoder_format:
-        raise UserError(f"--decoder_format: {asked.decoder_format!r}: it must contain {{target}}")
-    if asked.save_index_path and not asked.list_missing:
-        require_writable(asked.save_index_path)  # checked before the passages are embedded
-    return asked
+        if getattr(flags, name) is not None:
+            check_format(name, getattr(flags, name), texts)
+    if flags.decoder_format is not None and "{target}" not in flags.decoder_format:
+        raise UserError(f"--decoder_format: {flags.decoder_format!r}: it must contain {{target}}")
+    if flags.save_index_path and not flags.list_missing:
+        require_writable(flags.save_index_path)  # checked before the passages are embedded
+    return flags
 
 
 def unused_flags() -> list[Field[Any]]:

@@ -18,7 +18,7 @@ Answer = Any
 rolling log-likelihood."""
 
 
-class Share:
+class Shard:
     """The parts of the work that belong to this process, and the answers so far.
 
     Args:
@@ -55,7 +55,7 @@ class Share:
                 answers.append(compute(part))
                 if self.progress is not None:
                     self.progress.append(key, {"answers": answers[-1]})
-                if self.stop is not None and self.stop.asked:
+                if self.stop is not None and self.stop.requested:
                     print(f"evaluate: interrupted after {len(self.progress)} batches; the same command continues")
                     sys.exit(REQUEUE)
             else:
@@ -64,7 +64,7 @@ class Share:
         return answers
 
 
-def score_share(
+def score_shard(
     model: Any, tasks: dict[str, Any], limit: int | None, path: Path, shard: tuple[int, int], work: dict[str, Any]
 ) -> tuple[tuple[list[dict[str, Any]], list[dict[str, Any]]], int]:
     """Score this process's shard of the work. Each batch is written to disk as soon as it ends.
@@ -77,50 +77,50 @@ def score_share(
     from teacherlm.scoring.evaluator import score
 
     index, count = shard
-    own = progress_file(path, index, count)
-    progress = ProgressFile(own, work, restart=True)
+    file = progress_file(path, index, count)
+    progress = ProgressFile(file, work, restart=True)
     if len(progress):
         print(f"evaluate: {len(progress)} batches were done before; continuing with the others")
-    others = read_others(path, own, work)
+    others = read_others(path, file, work)
     stop = Stop()
     try:
         while True:
-            share = Share(progress, index, count, others, stop)
-            model.begin(share)
+            mine = Shard(progress, index, count, others, stop)
+            model.begin(mine)
             scored = score(model, tasks, limit)
-            others = read_others(path, own, work)  # batches that they have finished in the meantime
-            if not share.missing or not share.missing <= set(others):
-                return scored, len(share.missing)
+            others = read_others(path, file, work)  # batches that they have finished in the meantime
+            if not mine.missing or not mine.missing <= set(others):
+                return scored, len(mine.missing)
     finally:
         progress.close()
         stop.restore()
 
 
-def read_others(path: Path, own: Path, work: dict[str, Any]) -> dict[int, dict[str, Any]]:
+def read_others(path: Path, mine: Path, work: dict[str, Any]) -> dict[int, dict[str, Any]]:
     """The batches that other processes have finished so far, by their numbers."""
     others: dict[int, dict[str, Any]] = {}
     for file in progress_files(path):
-        others |= peek(file, work) if file != own else {}
+        others |= peek(file, work) if file != mine else {}
     return others
 
 
 def progress_file(path: Path, index: int, count: int) -> Path:
-    return path.with_name(f".{path.stem}.share-{index}-of-{count}.progress")
+    return path.with_name(f".{path.stem}.shard-{index}-of-{count}.progress")
 
 
 def progress_files(path: Path) -> list[Path]:
-    return sorted(path.parent.glob(f".{glob.escape(path.stem)}.share-*-of-*.progress"))
+    return sorted(path.parent.glob(f".{glob.escape(path.stem)}.shard-*-of-*.progress"))
 
 
-def share_lock(path: Path, index: int, count: int) -> Path:
+def shard_lock(path: Path, index: int, count: int) -> Path:
     """The file that a process locks to score a shard. If there is only one shard, it is the result itself."""
-    return path if count == 1 else path.with_name(f"{path.stem}.share-{index}-of-{count}")
+    return path if count == 1 else path.with_name(f"{path.stem}.shard-{index}-of-{count}")
 
 
 def remove_progress(path: Path) -> None:
     """Remove the progress files of a finished result, except those to which a running process still appends."""
     for file in progress_files(path):
-        index, count = re.fullmatch(r".*\.share-(\d+)-of-(\d+)\.progress", file.name).groups()
-        with if_free(share_lock(path, int(index), int(count))) as free:
+        index, count = re.fullmatch(r".*\.shard-(\d+)-of-(\d+)\.progress", file.name).groups()
+        with if_free(shard_lock(path, int(index), int(count))) as free:
             if free:
                 file.unlink(missing_ok=True)

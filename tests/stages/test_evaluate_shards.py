@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.programs import ROOT, STAGES, warm_python
 from support.scoring import words
-from support.shares import results
+from support.shards import results
 from support.warm_python import kill
 
 TASKS = "sample"
@@ -32,15 +32,15 @@ def alone(tiny_llama: Path, prepared: Path, tmp_path: Path, small_batches: list[
     return output
 
 
-def test_four_shares_in_any_order(
+def test_four_shards_in_any_order(
     alone: Path, tiny_llama: Path, prepared: Path, tmp_path: Path, small_batches: list[object], inside: Callable
 ) -> None:
     output = tmp_path / "shared"
     command = words(tiny_llama, TASKS, prepared / "tests", output, *small_batches)
-    for share in (2, 0, 3):
-        done = inside("evaluate", *command, "--shard", f"{share}/4")
+    for index in (2, 0, 3):
+        done = inside("evaluate", *command, "--shard", f"{index}/4")
         assert done.returncode == 0, done.stderr
-        assert f"shard {share}/4 is done" in done.stdout
+        assert f"shard {index}/4 is done" in done.stdout
         assert not (output / "tiny" / "sample.json").exists()
     last = inside("evaluate", *command, "--shard", "1/4")
     assert last.returncode == 0, last.stderr
@@ -73,7 +73,7 @@ def test_killed_and_started_again_nothing_is_scored_twice_or_lost(
 ) -> None:
     output = tmp_path / "killed"
     command = words(tiny_llama, TASKS, prepared / "tests", output, *small_batches)
-    progress = output / "tiny" / ".sample.share-0-of-1.progress"
+    progress = output / "tiny" / ".sample.shard-0-of-1.progress"
     draw = random.Random(0)
     counts = []
     for batches in (1, 9, 20):
