@@ -192,7 +192,9 @@ def values(action: argparse.Action) -> str:
         return ""
     if action.nargs == "?" and action.const is True:
         return "true or false"
-    if action.choices is not None:
+    if isinstance(action.metavar, str) and action.metavar.startswith("{"):
+        said = action.metavar.strip("{}").replace(",", ", ")
+    elif action.choices is not None:
         said = ", ".join(str(getattr(one, "value", one)) for one in action.choices)
     else:
         said = KINDS.get(action.type, "text") if isinstance(action.type, type) else "text"

@@ -6,8 +6,9 @@ usage() {
     cat <<'EOF'
 usage: bash enhance.sh TEACHER INPUT.jsonl OUTPUT.jsonl {cot_text|error_text|fundamental_text} [FLAG ...]
 
-  TEACHER   a name in models/, a folder with a model, or a hub id
-  FLAG ...  flags for enhance.py: --batch_size, --num_tokens, --temperature, --seed, ... (see enhance.py --help)
+  TEACHER   a name in models/, a folder with a model, a hub id, a server's model (http://host:port/model), or field:FIELD,
+            which takes texts that the records have
+  FLAG ...  flags for enhance.py: --batch_size, --num_tokens, --temperature, --seed, ... (enhance.py --help lists them)
 
 After an interruption the same command continues the work.
 example: bash enhance.sh /weights/TeacherLM-7.1B-COT ./CREAK.jsonl ./CREAK_cot.jsonl cot_text

@@ -156,6 +156,13 @@ def test_missing_tasks_are_those_that_the_stage_names(tmp_path: Path) -> None:
     assert ended.value.code == 2
 
 
+def test_adapters_have_a_run_of_their_own() -> None:
+    assert layout_of(settings(PEFT="none"), FACTS).name == layout_of(settings(), FACTS).name
+    assert layout_of(settings(PEFT="lora"), FACTS).name == "tiny_cot_tail_big_lora_seed0"
+    with pytest.raises(UserError, match="PEFT=lorra: none, lora or qlora was expected"):
+        settings(PEFT="lorra")
+
+
 @pytest.fixture
 def experiment(tmp_path: Path) -> dict[str, str]:
     folder = tmp_path / "data" / "mmlu_data" / "5-shot" / "individual_train"

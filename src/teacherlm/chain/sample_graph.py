@@ -52,6 +52,7 @@ def layout_of(settings: Settings, facts: Facts) -> Layout:
         ("lr", settings.learning_rate),
     ):
         name += f"_{label}{value}" if value else ""
+    name += f"_{settings.peft}" if settings.peft else ""
     return Layout(
         folder=run_folder(settings.runs, settings.benchmark, settings.limit),
         title=facts.title,

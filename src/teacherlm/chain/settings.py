@@ -13,7 +13,8 @@ from teacherlm.runtime.launcher import require_number, stage_python
 SAVED = (
     *("STUDENT", "MODEL", "TEACHER", "TASK", "LIMIT", "EPOCHS", "SEED", "NUM_TOKENS", "TEMPERATURE", "MAX_FAILURES"),
     *("FILTER", "BATCH", "ACCUMULATION", "LEARNING_RATE", "TOKENIZATION", "SHARDS", "RUNS", "PYTHON", "WANDB_PROJECT"),
-    *("REPORT_TO", "SIGNAL_SECONDS", "SITE", "CONTAINER", "APPTAINER_BIND"),
+    *("REPORT_TO", "WANDB_MODE", "PEFT", "AUTO_BATCH", "SAVE_TOTAL_LIMIT"),
+    *("SIGNAL_SECONDS", "SITE", "CONTAINER", "APPTAINER_BIND"),
 )
 """Variables whose values at submission are saved for the jobs. The benchmark's `data_variable` is saved as well."""
 ATLAS_SAVED = (
@@ -22,7 +23,7 @@ ATLAS_SAVED = (
     "APPTAINER_BIND",
 )
 COUNTS = {"LIMIT": 1, "EPOCHS": 1, "NUM_TOKENS": 1, "SHARDS": 1, "BATCH": 1, "ACCUMULATION": 1}
-COUNTS |= {"SEED": 0, "MAX_FAILURES": 0}
+COUNTS |= {"SAVE_TOTAL_LIMIT": 1, "SEED": 0, "MAX_FAILURES": 0}
 """Variable that is a whole number -> its minimum."""
 DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{0,20})?([eE][-+]?[0-9]{1,3})?|\.[0-9]{1,20}")
 MOST = 10_000
@@ -65,6 +66,7 @@ class Settings:
     batch: str | None
     accumulation: str | None
     learning_rate: str | None
+    peft: str | None
     data: str | None
 
 
@@ -100,6 +102,9 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
     if tokenization not in ("auto", "apart", "joint"):
         raise UserError(plain(f"TOKENIZATION={tokenization}: auto, apart or joint was expected"))
     kinds = kinds_of(fields)
+    peft = get("PEFT", "none")
+    if peft not in ("none", "lora", "qlora"):
+        raise UserError(plain(f"PEFT={peft}: none, lora or qlora was expected"))
     flags = variables.get("FILTER") or None
     for flag in (flags or "").split(",") if flags else []:
         if flag not in FLAGS:
@@ -127,6 +132,7 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
         batch=variables.get("BATCH") or None,
         accumulation=variables.get("ACCUMULATION") or None,
         learning_rate=variables.get("LEARNING_RATE") or None,
+        peft=None if peft == "none" else peft,
         data=variables.get(data_variable(benchmark)) or None,
     )
 

@@ -19,7 +19,7 @@ MAKE, SITE, PLACES = "Single targets of make", "A site's settings", "Folders, ke
 GROUPS = {
     CHAIN: "`make creak`, `make NAME` for any `benchmarks/NAME.yaml`, `bash slurm/chain.sh NAME`, and `make download`.",
     RUNNING: "All chains: those of a benchmark and those of ATLAS.",
-    FINETUNING: "`finetune/finetune.sh`, and the stage `finetune` of a chain that runs on this machine.",
+    FINETUNING: "`finetune/finetune.sh`, and the stage `finetune` of a chain.",
     ATLAS: "`make atlas-SETTING`, and the scripts in `atlas/examples/`.",
     MAKE: "Each is read by the targets that its meaning names.",
     SITE: "`slurm/site.env` sets them, or the file that `SITE` names; `make site` writes a first version of it.",
@@ -55,7 +55,7 @@ VARIABLES = (
     ),
     Variable("LIMIT", "maximum number of training samples", "all", CHAIN),
     Variable("EPOCHS", "number of epochs of finetuning", "10", CHAIN),
-    Variable("SEED", "seed of the teacher's sampling and of finetuning", "0", CHAIN),
+    Variable("SEED", "seed of the teacher's sampling and of finetuning; fuzz: seed of the damages", "0", CHAIN),
     Variable("NUM_TOKENS", "maximum number of tokens that the teacher writes per text", "the teacher's YAML", CHAIN),
     Variable("TEMPERATURE", "the teacher's temperature; 0 takes the likeliest token", "1", CHAIN),
     Variable("MAX_FAILURES", "maximum number of samples that may stay without an explanation", "0", CHAIN),
@@ -86,7 +86,7 @@ VARIABLES = (
         "the hub",
         CHAIN,
     ),
-    Variable("RUNS", "the folder for all outputs", "runs", RUNNING),
+    Variable("RUNS", "the folder for all outputs; compare: the folders of the runs to compare", "runs", RUNNING),
     Variable("LAUNCHER", "slurm, or local for this machine", "slurm where there is sbatch", RUNNING),
     Variable("DRY_RUN", "1: print what would be submitted or started, and make nothing", "", RUNNING),
     Variable(
@@ -168,6 +168,9 @@ VARIABLES = (
     Variable("HF_ENDPOINT", "the address of the hub or of a mirror", "https://huggingface.co", PLACES),
     Variable("HF_HUB_OFFLINE", "1: ask no server; jobs on Slurm have it set", "", PLACES),
     Variable("TEACHERLM_CACHE", "the folder of what this project makes once and keeps", "~/.cache/teacherlm", PLACES),
+    Variable(
+        "TEACHERLM_WEIGHTS", "the folder of the teachers that are on no hub (models/teacherlm-*.yaml)", "", PLACES
+    ),
     Variable("OPENAI_API_KEY", "the key of the server that TEACHER names", "", PLACES),
     Variable("TEACHERLM_KEY_OVER_HTTP", "1: send a key to a server without encryption", "", PLACES),
     Variable("WANDB_API_KEY", "the key of wandb", "", PLACES),
@@ -228,7 +231,7 @@ def nearest(name: str, known: Iterable[str], most: int) -> str | None:
 
 
 def edits(one: str, other: str) -> int:
-    """Number of letters to add, remove, replace, or swap with the next one, to turn a word into the other."""
+    """Number of characters to add, remove, replace, or swap with the next one, to turn a word into the other."""
     rows = [list(range(len(other) + 1))]
     for i, left in enumerate(one, 1):
         row = [i]

@@ -7,7 +7,7 @@ import importlib.util
 import netrc
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,7 +23,7 @@ from teacherlm.core.json_files import load_json
 from teacherlm.core.places import ROOT
 from teacherlm.core.redaction import is_secret, secret_settings
 from teacherlm.core.terminal import shown
-from teacherlm.finetune.known_flags import FORMER, HARMLESS, REFUSED
+from teacherlm.finetune.known_flags import FORMER, HARMLESS, HELP, OPTIMIZERS, REFUSED, SCHEDULES_WITH_LOSS
 from teacherlm.finetune.optimizers import check_optimizer
 from teacherlm.finetune.processes import meet_alone
 from teacherlm.runtime import gpu
@@ -138,6 +138,9 @@ RANGES: dict[str, Range] = {
 }
 
 
+ACCEPTED: dict[str, tuple[str, ...]] = CHOICES | {"optim": OPTIMIZERS, "deepspeed": ("NAME", "PATH", "none")}
+"""The values of flags as --help shows them."""
+
 OWN, NUMBERS, NO_NUMBERS = (
     "what is trained on what",
     "transformers' TrainingArguments that may change a checkpoint's numbers",
@@ -171,6 +174,8 @@ class FinetuneParser(HfArgumentParser):
         field = name if name in ALL_FIELDS else name.removeprefix("no_")
         if field in REFUSED:
             settings["help"] = argparse.SUPPRESS
+        else:
+            settings |= shown_settings(name, field, settings.get("choices"))
         title = OWN if field in OWN_FIELDS else NO_NUMBERS if field in HARMLESS else NUMBERS
         if not self.titled:
             self.titled |= {one: self.add_argument_group(one) for one in (OWN, NUMBERS, NO_NUMBERS)}
@@ -178,6 +183,22 @@ class FinetuneParser(HfArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         refuse(message)  # the library's own answer is the usage of 130 flags
+
+
+def shown_settings(name: str, field: str, choices: Sequence[Any] | None) -> dict[str, Any]:
+    """What --help says about a flag, where the library's text would list values that are refused here.
+
+    Args:
+        name: the flag; `no_packing` is the negation of the field `packing`.
+        choices: the values that the library accepts, or None.
+    """
+    if name != field:
+        return {"help": f"the same as --{field} false"}
+    accepted = ACCEPTED.get(field)
+    if field == "lr_scheduler_type" and choices:
+        accepted = tuple(one for one in map(str, choices) if one not in SCHEDULES_WITH_LOSS)
+    found = {"metavar": f"{{{','.join(accepted)}}}"} if accepted else {}
+    return found | ({"help": HELP[field]} if field in HELP else {})
 
 
 OWN_FIELDS = {one.name for one in dataclasses.fields(FinetuneArguments)}
@@ -290,7 +311,7 @@ def check_effects(given: Mapping[str, Any]) -> None:
         if name in given and (other not in given or (values and given[other] not in values)):
             raise UserError(f"--{name} needs --{other}{' ' + ' or '.join(values) if values else ''}")
     schedule = getattr(given.get("lr_scheduler_type"), "value", given.get("lr_scheduler_type"))
-    if schedule in ("reduce_lr_on_plateau", "greedy"):
+    if schedule in SCHEDULES_WITH_LOSS:
         raise UserError(f"--lr {schedule} is not supported here: it needs the loss of an evaluation at each step")
     if given.get("packing") is False and "attention" in given:
         raise UserError("--attention has no effect with --packing false: padded batches use the library's attention")

@@ -169,6 +169,23 @@ FORMER = {
 """Maps each flag of the reference or of an older transformers to (the accepted value, what to use instead). The
 accepted value asks for what this trainer does in any case; None accepts any value."""
 
+HELP = {
+    "optim": "the optimizer; those with 8bit, 32bit, lion, ademamix or bnb in their names need a GPU and bitsandbytes",
+    "optim_args": "further arguments of the optimizer: NAME=VALUE,NAME=VALUE; one that changes nothing is refused",
+    "lr_scheduler_type": "the schedule of the learning rate; --lr is a short form of this flag",
+    "save_strategy": "when a checkpoint is written: after each epoch, or every --save_steps steps",
+    "save_total_limit": "maximum number of checkpoints to keep; the oldest ones are removed, but never the best one "
+    "(--dev_dataset)",
+    "deepspeed": "a name in finetune/deepspeed (zero1, zero2, zero3, ...), the path of a JSON file, or none (default: "
+    "what the student's models/NAME.yaml says, if there are several processes)",
+    "report_to": "wandb, tensorboard, other loggers of transformers, all, or none",
+    "use_cache": "accepted and without an effect: training never uses a cache of keys and values",
+}
+"""The help of flags whose own text in transformers names values that are refused here."""
+
+SCHEDULES_WITH_LOSS = ("reduce_lr_on_plateau", "greedy")
+"""Schedules that need the loss of an evaluation at each step. They are refused."""
+
 OPTIMIZERS = (
     "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop",
     # from bitsandbytes, on a GPU
