@@ -31,6 +31,7 @@ LIBRARIES = (
     *("transformers.models.llama.modeling_llama", "transformers.models.t5.modeling_t5", "lm_eval.evaluator"),
     *("transformers.models.bert.modeling_bert", "transformers.models.bloom.modeling_bloom", "scipy.stats"),
     *("lm_eval.models.huggingface", "jinja2", "yaml", "deepspeed", "pydantic", "jsonlines", "py3langid"),
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # imported when ATLAS shards its optimizer; it loads the compiler
     *("matplotlib.figure", "matplotlib.backends.backend_svg"),
 )
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)

@@ -107,7 +107,7 @@ def keep_predictions(progress: ProgressFile, made: Iterator[tuple[int, dict[str,
     """Write each prediction to disk as soon as it is made. Returns False if it was interrupted."""
     for number, prediction in made:
         progress.append(number, prediction)
-        if stop.flags:
+        if stop.requested:
             return False
     return True
 

@@ -144,7 +144,7 @@ class Training:
             if self.step % flags.log_freq == 0 or self.step == flags.total_steps:
                 self.log.write(self.step, [group["lr"] for group in self.raw_optimizer.param_groups])
             whole = self.step % flags.accumulation_steps == 0
-            stopped = whole and any(workers.gather(self.stop.flags))
+            stopped = whole and any(workers.gather(self.stop.requested))
             if whole and self.step % flags.save_freq == 0 and not stopped:
                 self.save(flags.save_optimizer)
             if stopped or not self.evaluate():
