@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.files import SHARED, sample_claims
-from support.programs import STAGES, program, warm_python
+from support.programs import STAGES, plain_python, program, warm_python
 from support.tiny_models import make_tiny_model
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
     several = config.getoption("numprocesses", default=None) and not hasattr(config, "workerinput")
     if several and any(Path(word.partition("::")[0]).resolve() != UNIT_TESTS for word in config.args):
         warm_python()
+        plain_python()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -74,7 +75,7 @@ def stage() -> Callable[..., subprocess.CompletedProcess]:
     """Run a stage's script to its end: stage("enhance", "--name", folder, ...); stdout and stderr are kept as text."""
 
     def run(name: str, *words: object, **options: object) -> subprocess.CompletedProcess:
-        python = sys.executable if "env" in options else warm_python()  # imported libraries may read it
+        python = plain_python() if "env" in options else warm_python()  # imported libraries may read it
         command = [python, *program(name), *map(str, words)]
         return subprocess.run(command, capture_output=True, text=True, **options)
 

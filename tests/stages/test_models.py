@@ -4,13 +4,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from support.programs import ROOT
+from support.programs import ROOT, plain_python
 
 from teacherlm.catalog import models
 from teacherlm.catalog.models import Model, find_model, local_folder, names
@@ -29,7 +28,7 @@ def mistake(work: Callable[[], object]) -> str:
 
 
 def shell(*words: str, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "teacherlm.catalog.models", *words]
+    command = [plain_python(), "-m", "teacherlm.catalog.models", *words]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | environment)
 
 

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from support.programs import ROOT
+from support.programs import ROOT, warm_python
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_unpacked_elsewhere_it_finds_its_benchmarks_and_models(wheel: Path, tmp_
         "print(*task_files.task_files(task_files.TASKS), *sorted(path.stem for path in CONFIGS.iterdir()))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-    command = [sys.executable, "-P", "-c", code]
+    command = [warm_python(), "-P", "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     root, names, files = done.stdout.splitlines()

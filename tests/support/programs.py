@@ -6,12 +6,12 @@ import os
 import subprocess
 from pathlib import Path
 
-from support.warm_python import WarmPython, take_over
+from support.warm_python import LIBRARIES, NEUTRAL, WarmPython, take_over
 
 ROOT = Path(__file__).resolve().parents[2]
 
-SHARED_PYTHON = "TEACHERLM_TESTS_PYTHON"
-"""The variable that holds the executable of `warm_python` for the processes that this one starts."""
+SHARED_PYTHON, PLAIN_PYTHON = "TEACHERLM_TESTS_PYTHON", "TEACHERLM_TESTS_PLAIN_PYTHON"
+"""The variables that hold the executables of `warm_python` and `plain_python` for processes that this one starts."""
 
 STAGES = {
     "data_prepare": ROOT / "enhance" / "data_prepare.py",
@@ -34,14 +34,24 @@ def warm_python() -> str:
 
     All processes of a test run share the one that the first of them starts.
     """
-    if SHARED_PYTHON in os.environ:
+    return shared(SHARED_PYTHON, LIBRARIES)
+
+
+@functools.cache
+def plain_python() -> str:
+    """Like `warm_python`, but without the libraries that read variables such as HF_HOME when they are imported."""
+    return shared(PLAIN_PYTHON, NEUTRAL)
+
+
+def shared(variable: str, libraries: tuple[str, ...]) -> str:
+    if variable in os.environ:
         take_over()
     else:
-        started = WarmPython()
+        started = WarmPython(libraries)
         started.__enter__()
         atexit.register(started.__exit__)
-        os.environ[SHARED_PYTHON] = str(started.executable)
-    return os.environ[SHARED_PYTHON]
+        os.environ[variable] = str(started.executable)
+    return os.environ[variable]
 
 
 def only_error(result: subprocess.CompletedProcess) -> str:

@@ -4,7 +4,7 @@
 start many programs (PYTHON=...). Each program is a separate process with the environment, the folder, the files and the
 address limit (`ulimit -v`) of its caller. The executable forwards signals to it, and `kill` forwards SIGKILL. Variables
 that a library reads when it is imported (HF_HOME, OMP_NUM_THREADS) are those of the tests. A test that changes such a
-variable needs `sys.executable`.
+variable needs `plain_python` of programs.py, or `sys.executable`.
 """
 
 import atexit
@@ -34,6 +34,11 @@ LIBRARIES = (
     "deepspeed.runtime.zero.muon.muon_optimizer",  # imported when ATLAS shards its optimizer; it loads the compiler
     *("matplotlib.figure", "matplotlib.backends.backend_svg"),
 )
+NEUTRAL = (
+    *("numpy", "pandas", "pyarrow.dataset", "pyarrow.parquet", "fsspec", "httpx", "aiohttp", "requests", "filelock"),
+    *("pydantic", "yaml", "jsonlines", "jinja2", "dill", "multiprocess", "xxhash"),
+)
+"""Libraries that read no variable of the hub when they are imported. `datasets` takes most of its time for these."""
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 KILL = signal.SIGRTMAX
 """This signal is forwarded as SIGKILL. A SIGKILL to the executable itself would reach the program a little later.
@@ -73,9 +78,15 @@ os._exit(code)
 class WarmPython:
     """The process with the libraries, as a context manager.
 
+    Args:
+        libraries: the modules that it imports.
+
     Attributes:
         executable: the executable that takes the arguments of `python`.
     """
+
+    def __init__(self, libraries: tuple[str, ...] = LIBRARIES):
+        self.libraries = libraries
 
     def __enter__(self) -> "WarmPython":
         take_over()
@@ -86,7 +97,7 @@ class WarmPython:
         text = CLIENT.format(python=sys.executable, address=address, **numbers)
         self.executable.write_text(text)
         self.executable.chmod(0o755)
-        self.server = subprocess.Popen([sys.executable, __file__, address], stdin=-1, stdout=-1)
+        self.server = subprocess.Popen([sys.executable, __file__, address, *self.libraries], stdin=-1, stdout=-1)
         self.server.stdout.readline()  # it listens
         return self
 
@@ -244,9 +255,10 @@ if __name__ == "__main__":
     place.listen(64)
     print("ready: who calls waits for the libraries", flush=True)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    for library in LIBRARIES:
+    for library in sys.argv[2:]:
         importlib.import_module(library)
-    sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("llama")  # kept from now on
+    if "transformers" in sys.modules:
+        sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("llama")  # kept from now on
     gc.collect()
     gc.freeze()  # a collection would write to, and so copy, all pages that a fork shares with this process
     if (asked := serve(place)) is not None:
