@@ -123,7 +123,7 @@ def test_another_seed_reruns_what_depends_on_it_and_no_more(
 def make(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     """Run `make TARGET VARIABLE=value ...` in a copy of the checkout that has one more benchmark."""
     checkout = tmp_path_factory.mktemp("checkout")
-    for name in ("atlas", "benchmarks", "enhance", "evaluate", "finetune", "models", "slurm", "src"):
+    for name in ("atlas", "benchmarks", "enhance", "evaluate", "finetune", "models", "prompts", "slurm", "src"):
         ignore = shutil.ignore_patterns("__pycache__", "site.env")
         shutil.copytree(ROOT / name, checkout / name, ignore=ignore)
     shutil.copy(ROOT / "Makefile", checkout)

@@ -10,7 +10,7 @@ from support.enhancing import edit_record, progress_of, prompts
 from support.files import contents, read_lines
 from support.programs import only_error
 
-from teacherlm.catalog.prompts import full_tail
+from teacherlm.catalog.prompt_sets import load_prompts
 from teacherlm.core import manifests
 
 RECORDS, SHARDS = 15, 4
@@ -145,9 +145,9 @@ def test_all_kinds_in_one_pass_are_those_of_single_runs_and_make_full_tail(folde
     rows = datasets.load_from_disk(str(folder.output.with_name("SAMPLE"))).to_list()
     texts = [read_lines(folder.output.with_name(f"SAMPLE_{kind}.jsonl")) for kind in kinds]
     for row, *parts in zip(rows, *texts, strict=True):
-        by_field = {f"{kind}_text": part[kind] for kind, part in zip(kinds, parts)}
-        assert row["full_tail"] == full_tail(row["text"], by_field)
-        assert all(text.split()[-1] in row["full_tail"] for text in by_field.values())
+        explanations = {kind: part[kind] for kind, part in zip(kinds, parts)}
+        assert row["full_tail"] == load_prompts().training_texts(row, explanations, "")["full_tail"]
+        assert all(text.split()[-1] in row["full_tail"] for text in explanations.values())
 
 
 def test_a_kind_that_is_named_twice_is_made_once(folder: Folder) -> None:

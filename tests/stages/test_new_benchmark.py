@@ -11,6 +11,7 @@ import pytest
 from support.new_benchmarks import SAMPLE, mistake, written
 
 from teacherlm.catalog.benchmarks import load_benchmark
+from teacherlm.catalog.prompt_sets import load_prompts
 from teacherlm.catalog.sources import read_split
 from teacherlm.core.records import write_records
 
@@ -52,12 +53,13 @@ def test_a_mistake_in_a_sample_is_named_with_its_place(tmp_path: Path, change: d
     write_records(tmp_path / "train.json", [CLAIM] * 6 + [{**CLAIM, **change}] + [CLAIM])
     creak = load_benchmark("creak")
     samples = read_split(creak, "train", tmp_path)
-    message = mistake(lambda: [creak.prepare(sample, where) for where, sample in samples])
+    message = mistake(lambda: [creak.prepare(sample, where, load_prompts()) for where, sample in samples])
     assert message.startswith(f"{tmp_path / 'train.json'}, line 7: {words}")
 
 
 def test_a_missing_field_is_named_with_all_that_are_needed() -> None:
-    message = mistake(lambda: load_benchmark("creak").prepare({"claim": "x", "label": "true"}, "train.json, line 7"))
+    creak, sample = load_benchmark("creak"), {"claim": "x", "label": "true"}
+    message = mistake(lambda: creak.prepare(sample, "train.json, line 7", load_prompts()))
     assert message == "train.json, line 7: the field 'sentence' is missing; CREAK needs sentence, label"
 
 

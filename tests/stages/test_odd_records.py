@@ -13,7 +13,8 @@ from backports import zstd
 from support.files import contents, sample_claims
 from support.programs import only_error
 
-from teacherlm.catalog.benchmarks import RESERVED, load_benchmark
+from teacherlm.catalog.benchmarks import load_benchmark
+from teacherlm.catalog.prompt_sets import load_prompts
 from teacherlm.catalog.sources import read_split
 from teacherlm.core.errors import UserError
 from teacherlm.core.records import read_records
@@ -271,7 +272,7 @@ def test_a_value_of_the_test_split_is_named_before_anything_is_written(work: Wor
     work.refused(f"{dev}, line 2: the field 'text' is already there")
 
 
-@pytest.mark.parametrize("name", RESERVED)
+@pytest.mark.parametrize("name", load_prompts().reserved)
 def test_a_field_that_the_pipeline_writes_is_refused(work: Workplace, name: str) -> None:
     work.put(claim(), claim(**{name: "mine"}))
     work.refused(f"{work.train}, line 2: the field {name!r} is already there, and the pipeline writes it; rename it")

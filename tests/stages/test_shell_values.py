@@ -78,7 +78,7 @@ def test_a_number_of_the_site_s_file(call: Callable, tmp_path: Path, content: st
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project with the test's models/."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("benchmarks", "enhance", "models", "slurm", "src"):
+    for name in ("benchmarks", "enhance", "models", "prompts", "slurm", "src"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "site.env"))
     return folder
 

@@ -12,7 +12,7 @@ from support.finetuning import flags
 from support.programs import ROOT, only_error
 from support.scoring import words as evaluate_words
 
-from teacherlm.catalog import benchmarks, prompts
+from teacherlm.catalog import benchmarks, prompt_sets, prompts
 from teacherlm.core import manifests
 
 
@@ -65,7 +65,10 @@ def test_changed_prompts_make_what_has_them_stale(sample: Sample, monkeypatch: p
     sample.prepare("--post_process")
     assert "post-process: done already" in sample.prepare("--post_process")
 
-    monkeypatch.setitem(prompts.PROMPTS, "cot_text", " Let's think.")
+    (sample.folder / "prompts").mkdir()
+    changed = (prompt_sets.FOLDER / "teacherlm.yaml").read_text().replace("Let's think step by step.", "Let's think.")
+    (sample.folder / "prompts" / "teacherlm.yaml").write_text(changed)
+    monkeypatch.setattr(prompt_sets, "FOLDER", sample.folder / "prompts")
     assert "prepare: runs again, because the prompts changed" in (said := sample.prepare())
     assert "quality: runs again, because the prompts changed" in said
     assert "post-process: runs again, because the prompts changed" in said

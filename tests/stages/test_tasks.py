@@ -68,7 +68,7 @@ def test_a_task_in_the_reference_s_api_runs_unchanged_and_is_tokenized_apart(tin
     evaluate = tmp_path / "evaluate"
     shutil.copytree(ROOT / "evaluate", evaluate, ignore=shutil.ignore_patterns("datasets", "results", "__pycache__"))
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for name in ("benchmarks", "models", "slurm"):
+    for name in ("benchmarks", "models", "prompts", "slurm"):
         (tmp_path / name).symlink_to(ROOT / name)
     (evaluate / "lm_eval" / "tasks" / "weather.py").write_text(OLD_TASK)
     questions = ["The rain is f", "The forecast is f", "The wind is f"]  # a choice ends the last word

@@ -29,7 +29,7 @@ def test_every_module_and_every_yaml_is_in_it(wheel: Path) -> None:
     packed = set(zipfile.ZipFile(wheel).namelist())
     code = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*") if path.is_file()}
     code = {name for name in code if "__pycache__" not in name and ".egg-info" not in name}
-    folders = ("benchmarks", "models", "finetune/deepspeed", "evaluate/lm_eval/tasks")
+    folders = ("benchmarks", "models", "prompts", "finetune/deepspeed", "evaluate/lm_eval/tasks")
     data = {f"teacherlm/data/{path.relative_to(ROOT)}" for folder in folders for path in tracked_files(folder)}
     assert packed >= code | data, sorted((code | data) - packed)
     assert not [name for name in packed if name.endswith("site.env")]

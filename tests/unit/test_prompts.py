@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teacherlm.catalog.prompts import Question, full_tail, prompt_fields, remove_duplicated_block
+from teacherlm.catalog.prompt_sets import load_prompts
+from teacherlm.catalog.prompts import Question, remove_duplicated_block
 from teacherlm.catalog.prompts import test_context as context_at_test  # otherwise pytest would take it for a test
 
 SENTENCE = "Marlboro used iconic imagery to promote its brand."
@@ -18,7 +19,7 @@ texts = st.text(alphabet=" ab.\t\n\u00a0\u3000", max_size=24)
 
 
 def test_the_four_prompts_are_those_of_the_paper() -> None:
-    assert prompt_fields(CLAIM) == {
+    assert load_prompts().prompt_fields(CLAIM, {}, "") == {
         "text": TEXT,
         "cot_text": TEXT + " Let's think step by step.",
         "error_text": TEXT + " The common mistakes are:",
@@ -35,7 +36,7 @@ def test_a_preamble_stands_before_the_question() -> None:
     asked = Question("What falls?", ("An apple", "A star", "Rain", "Night"), gold=2, preamble=preamble)
     expected = preamble + "Q: What falls? (A) An apple (B) A star (C) Rain (D) Night A: The answer is ("
     assert context_at_test(asked.with_choices, asked.preamble) == expected
-    assert prompt_fields(asked)["text"] == expected + "C)."
+    assert asked.text == expected + "C)."
 
 
 def test_the_fields_of_a_test_set_are_the_references() -> None:
@@ -44,7 +45,7 @@ def test_the_fields_of_a_test_set_are_the_references() -> None:
 
 
 def test_only_what_the_teacher_reads_is_cleaned_of_double_blanks() -> None:
-    fields = prompt_fields(Question("Two  blanks", ("True", "False"), gold=1))
+    fields = load_prompts().prompt_fields(Question("Two  blanks", ("True", "False"), gold=1), {}, "")
     assert fields["text"] == "Q: Two  blanks (A) True (B) False A: The answer is (B)."
     assert fields["cot_text"] == "Q: Two blanks (A) True (B) False A: The answer is (B). Let's think step by step."
 
@@ -92,17 +93,30 @@ def test_runs_of_blanks_are_halved_and_a_trailing_one_costs_both_ends(text: str)
     assert remove_duplicated_block(text) == halved_runs(text)
 
 
+def training_texts(cot: str, error: str, fundamental: str) -> dict[str, str]:
+    explanations = {"cot": cot, "error": error, "fundamental": fundamental}
+    return load_prompts().training_texts(load_prompts().prompt_fields(CLAIM, {}, ""), explanations, "")
+
+
 def test_full_tail_has_all_three_explanations_in_the_order_of_the_papers_figure() -> None:
-    explanations = {"cot_text": " Step one.", "error_text": " Mixing up.", "fundamental_text": " Brands."}
-    assert full_tail(TEXT, explanations) == (
+    made = training_texts(" Step one.", " Mixing up.", " Brands.")
+    assert made["full_tail"] == (
         TEXT
         + " The fundamental of this question is: Brands."
         + " Let's think step by step. Step one."
         + " The common mistakes are: Mixing up."
     )
+    assert made["cot_tail"] == TEXT + " Let's think step by step. Step one."
+    assert made["error_tail"] == TEXT + " The common mistakes are: Mixing up."
 
 
 def test_full_tail_is_cleaned_once_at_the_end() -> None:
-    explanations = {"cot_text": " ", "error_text": "  x   ", "fundamental_text": ""}
-    expected = "Q The fundamental of this question is: Let's think step by step. The common mistakes are: x"
-    assert full_tail("Q", explanations) == expected
+    made = training_texts(" ", "  x   ", "")
+    ending = " The fundamental of this question is: Let's think step by step. The common mistakes are: x"
+    assert made["full_tail"] == TEXT + ending
+    assert made["cot_tail"] == TEXT + " Let's think step by step."
+
+
+def test_an_explanation_can_stand_before_the_answer() -> None:
+    start = TEXT.removesuffix(" The answer is (A).")
+    assert training_texts("It did.", "", "")["cot_first"] == f"{start} It did. The answer is (A)."

@@ -19,7 +19,8 @@ from typing import Annotated, Self
 import jinja2
 from pydantic import FailFast, InstanceOf, model_validator
 
-from teacherlm.catalog.prompts import KINDS, LETTERS, PROMPTS, TAILS, Question, prompt_fields
+from teacherlm.catalog.prompt_sets import PromptSet
+from teacherlm.catalog.prompts import LETTERS, Question
 from teacherlm.catalog.templates import ERRORS, compile_template, fields_of, render
 from teacherlm.core.errors import UserError
 from teacherlm.core.flags import Parser
@@ -32,11 +33,6 @@ from teacherlm.core.yaml_fields import fits, read_yaml
 from teacherlm.core.yaml_files import Unquoted
 
 FOLDER = ROOT / "benchmarks"
-RESERVED = ("text", *PROMPTS, *KINDS.values(), *(f"{kind}_completions" for kind in KINDS.values()), "all", *TAILS)
-RESERVED += ("full_tail",)
-"""Fields that the pipeline adds to a sample. They would overwrite a dataset's fields of the same names."""
-
-
 HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 """A dataset's id. `datasets` would take any other text for a folder, a file, or a loader such as `imagefolder`."""
 MOST_PARTS, NAME_MAX = 32, 255
@@ -187,10 +183,10 @@ class Benchmark:
             if isinstance(label, Unquoted) and label.lower() in ("true", "false")
         }
 
-    def prepare(self, sample: Record, where: str) -> Record:
-        """A training sample with the four prompt fields added. The teacher reads three of them."""
-        self.refuse_reserved(sample, where)
-        return {**sample, **prompt_fields(self.ask(sample, where))}
+    def prepare(self, sample: Record, where: str, prompts: PromptSet) -> Record:
+        """A training sample with its prompt fields added: `text`, and those that the teacher reads."""
+        self.refuse_reserved(sample, where, prompts)
+        return {**sample, **prompts.prompt_fields(self.ask(sample, where), sample, where)}
 
     def test_sample(self, sample: Record, where: str) -> Record:
         """A test sample for the tasks: its fields with `task_name`, `question`, `answer` and perhaps `preamble` added.
@@ -204,8 +200,8 @@ class Benchmark:
         kept = {f"origin_{name}" if name in added else name: value for name, value in sample.items()}
         return {**kept, **added}
 
-    def refuse_reserved(self, sample: Record, where: str) -> None:
-        taken = [name for name in RESERVED if name in sample]
+    def refuse_reserved(self, sample: Record, where: str, prompts: PromptSet) -> None:
+        taken = [name for name in prompts.reserved if name in sample]
         if taken:
             raise UserError(
                 f"{where}: the field {taken[0]!r} is already there, and the pipeline writes it; rename it first"

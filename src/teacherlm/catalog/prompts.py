@@ -1,30 +1,14 @@
-"""The text of a question for the teacher, for finetuning and for the test. No other module makes this text.
+"""The text of a question for finetuning and for the test. No other module makes this text.
 
-Source: the prompts in the code of TeacherLM (He et al. 2023, arXiv 2310.19019), byte for byte.
+prompt_sets.py makes the teacher's prompts from it. Source: the code of TeacherLM (He et al. 2023, arXiv 2310.19019),
+byte for byte.
 """
 
-import hashlib
-import json
 import re
 import string
 from dataclasses import dataclass
 
 LETTERS = string.ascii_uppercase
-
-PROMPTS = {
-    "cot_text": " Let's think step by step.",
-    "error_text": " The common mistakes are:",
-    "fundamental_text": " The fundamental of this question is:",
-}
-"""Prompt field -> the text that it adds to the field `text`."""
-
-KINDS = {"cot_text": "cot", "error_text": "error", "fundamental_text": "fundamental"}
-"""Prompt field -> the kind of explanation that the teacher writes after it."""
-
-TAILS = tuple(f"{kind}_tail" for kind in KINDS.values())
-
-FULL_ORDER = ("fundamental_text", "cot_text", "error_text")
-"""The order of the three explanations in `full_tail`, which is the order in the paper's figure 1."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +36,11 @@ class Question:
     def answer(self) -> str:
         """`(B)`: the field `answer` of a test set."""
         return f"({LETTERS[self.gold]})"
+
+    @property
+    def text(self) -> str:
+        """The question with its answer: the field `text` of a training sample."""
+        return f"{test_context(self.with_choices, self.preamble)}{LETTERS[self.gold]})."
 
 
 ANSWER_MARK = " A: The answer is ("
@@ -116,35 +105,6 @@ def longest_row(question: str) -> list[int]:
         row.append(best)
         best = following[best]
     return row
-
-
-def prompt_fields(question: Question) -> dict[str, str]:
-    """The four prompt fields of a sample: `text`, and three for the teacher, in which double spaces are removed."""
-    text = test_context(question.with_choices, question.preamble) + question.answer.removeprefix("(") + "."
-    return {"text": text, **{field: remove_duplicated_block(text + ending) for field, ending in PROMPTS.items()}}
-
-
-def prompts_digest() -> dict[str, str]:
-    """A digest of the texts that this module makes. A stage whose output has prompts in it records it as an input.
-
-    It is computed from the texts of two questions (with double spaces, an empty choice, a preamble), not from the code.
-    """
-    samples = [Question("Is  it so? ", ("yes", "no"), 1), Question("Which\tone", ("a ", "", " c"), 0, "On birds. ")]
-    made: list[object] = [PROMPTS, KINDS, TAILS]
-    for question in samples:
-        fields = prompt_fields(question)
-        made += [fields, full_tail(fields["text"], {field: f" {kind}  . " for field, kind in KINDS.items()})]
-    return {"path": "prompts", "sha256": hashlib.sha256(json.dumps(made).encode()).hexdigest()}
-
-
-def full_tail(text: str, explanations: dict[str, str]) -> str:
-    """The question, the answer and all three explanations, each after its prompt.
-
-    Args:
-        text: the sample's field `text`.
-        explanations: prompt field -> completion, for all three prompt fields.
-    """
-    return remove_duplicated_block(text + "".join(PROMPTS[field] + explanations[field] for field in FULL_ORDER))
 
 
 def remove_duplicated_block(text: str) -> str:

@@ -3,7 +3,7 @@
 The name of a folder tells what it depends on, so another student, task or seed has another folder:
 
     RUNS/BENCHMARK/all|limit-N/
-      prepare/                    prompts, the dataset, test/ with the test set
+      prepare/                    prompts, the dataset, test/ with the test set; prepare_PROMPTS/ with other prompts
       enhance/TEACHER_seedN/      the explanations, and the datasets that a student reads
       finetune/RUN/               a student's checkpoints
       evaluate/STUDENT/, RUN/     scores of the untrained student, and of the checkpoints
@@ -98,7 +98,8 @@ class Layout:
 
     Attributes:
         title: the benchmark's title, which the names of its files begin with.
-        teacher_run: TEACHER_seedN.
+        of_prompts: _PROMPTS for other prompts than the default, or an empty text.
+        teacher_run: TEACHER_seedN, with the prompts' name after TEACHER if they are not the default.
         filtered: the ending of names for outputs from which a filter dropped samples, or an empty text.
         name: the name of the run. It has the student, the task, the teacher and the settings of finetuning.
     """
@@ -106,13 +107,14 @@ class Layout:
     folder: RunFolder
     title: str
     student: str
+    of_prompts: str
     teacher_run: str
     filtered: str
     name: str
 
     @property
     def prepared(self) -> Path:
-        return self.folder.path / "prepare"
+        return self.folder.path / f"prepare{self.of_prompts}"
 
     @property
     def prompts(self) -> Path:

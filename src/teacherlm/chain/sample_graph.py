@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from teacherlm.catalog.prompt_sets import DEFAULT
 from teacherlm.chain.facts import Facts, absent_models
 from teacherlm.chain.graph import Absence, Graph, Stage, few_processors
 from teacherlm.chain.layout import Layout, run_folder
@@ -43,7 +44,8 @@ def sample_graph(settings: Settings, facts: Facts) -> Graph:
 
 def layout_of(settings: Settings, facts: Facts) -> Layout:
     name = f"{facts.student.name}_{settings.training_fields.replace(':', '-').replace(',', '-')}"
-    name += "" if settings.training_fields == "text" else f"_{facts.teacher.name}"
+    of_prompts = "" if settings.prompts == DEFAULT else f"_{Path(settings.prompts).stem}"
+    name += "" if settings.training_fields == "text" else f"_{facts.teacher.name}{of_prompts}"
     filtered = f"_without-{settings.filter.replace(',', '-')}" if settings.filter else ""
     name += filtered
     for label, value in (
@@ -57,7 +59,8 @@ def layout_of(settings: Settings, facts: Facts) -> Layout:
         folder=run_folder(settings.runs, settings.benchmark, settings.limit),
         title=facts.title,
         student=facts.student.name,
-        teacher_run=f"{facts.teacher.name}_seed{settings.seed}",
+        of_prompts=of_prompts,
+        teacher_run=f"{facts.teacher.name}{of_prompts}_seed{settings.seed}",
         filtered=filtered,
         name=f"{name}_seed{settings.seed}",
     )
@@ -65,14 +68,15 @@ def layout_of(settings: Settings, facts: Facts) -> Layout:
 
 def prepare(settings: Settings, layout: Layout) -> Stage:
     words = ["--benchmark", settings.benchmark, "--output_dir", str(layout.prepared), "--test_dir", str(layout.tests)]
+    words += ["--prompts", settings.prompts] if settings.prompts != DEFAULT else []
     words += ["--data", settings.data] if settings.data else []
     words += ["--limit", settings.limit] if settings.limit else []
     return Stage(
         name="prepare",
         made=None,
         commands=lambda index, more: [Command([*program("prepare"), *words, *more])],
-        work="prepare",
-        lock=lambda index: "prepare",
+        work=layout.prepared.name,
+        lock=lambda index: layout.prepared.name,
         request=few_processors("4G"),
     )
 
@@ -83,6 +87,7 @@ def enhance(settings: Settings, facts: Facts, layout: Layout) -> Stage:
     words = ["--name", settings.teacher, "--input", str(layout.prompts)]
     words += ["--output", str(layout.explanations("{kind}"))]
     words += ["--task_type", ",".join(f"{kind}_text" for kind in settings.kinds)]
+    words += ["--prompts", settings.prompts] if settings.prompts != DEFAULT else []
     words += ["--num_tokens", settings.num_tokens or facts.teacher.values["enhance.num_tokens"]]
     words += ["--temperature", settings.temperature, "--seed", settings.seed]
     words += ["--max_failures", settings.max_failures, "--restart"]
@@ -111,6 +116,7 @@ def merge(settings: Settings, layout: Layout) -> Stage:
     shards = settings.shards or 1
     work = f"enhance-{layout.teacher_run}"
     made = ["--benchmark", settings.benchmark, "--output_dir", str(layout.enhanced), "--test_dir", str(layout.tests)]
+    made += ["--prompts", settings.prompts] if settings.prompts != DEFAULT else []
     made += ["--post_process", *(["--filter", settings.filter] if settings.filter else [])]
 
     def commands(index: int | None, more: Sequence[str]) -> list[Command]:

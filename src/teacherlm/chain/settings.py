@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from teacherlm.catalog.prompt_sets import DEFAULT, PromptSet, load_prompts
 from teacherlm.chain.variables import data_variable
 from teacherlm.core.errors import UserError
 from teacherlm.runtime.launcher import require_number, stage_python
 
 SAVED = (
-    *("STUDENT", "MODEL", "TEACHER", "TASK", "LIMIT", "EPOCHS", "SEED", "NUM_TOKENS", "TEMPERATURE", "MAX_FAILURES"),
-    *("FILTER", "BATCH", "ACCUMULATION", "LEARNING_RATE", "TOKENIZATION", "SHARDS", "RUNS", "PYTHON", "WANDB_PROJECT"),
-    *("REPORT_TO", "WANDB_MODE", "PEFT", "AUTO_BATCH", "SAVE_TOTAL_LIMIT"),
+    *("STUDENT", "MODEL", "TEACHER", "TASK", "PROMPTS", "LIMIT", "EPOCHS", "SEED", "NUM_TOKENS", "TEMPERATURE"),
+    *("MAX_FAILURES", "FILTER", "BATCH", "ACCUMULATION", "LEARNING_RATE", "TOKENIZATION", "SHARDS", "RUNS", "PYTHON"),
+    *("REPORT_TO", "WANDB_PROJECT", "WANDB_MODE", "PEFT", "AUTO_BATCH", "SAVE_TOTAL_LIMIT"),
     *("SIGNAL_SECONDS", "SITE", "CONTAINER", "APPTAINER_BIND"),
 )
 """Variables whose values at submission are saved for the jobs. The benchmark's `data_variable` is saved as well."""
@@ -27,15 +28,7 @@ COUNTS |= {"SAVE_TOTAL_LIMIT": 1, "SEED": 0, "MAX_FAILURES": 0}
 """Variable that is a whole number -> its minimum."""
 DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{0,20})?([eE][-+]?[0-9]{1,3})?|\.[0-9]{1,20}")
 MOST = 10_000
-TASK = re.compile(r"[a-z_]+(:[0-9.]+)?(,[a-z_]+(:[0-9.]+)?)*")
-KINDS_OF = {
-    "text": (),
-    **dict.fromkeys(("cot_tail", "cot", "all"), ("cot",)),
-    **dict.fromkeys(("error_tail", "error"), ("error",)),
-    **dict.fromkeys(("fundamental_tail", "fundamental"), ("fundamental",)),
-    "full_tail": ("cot", "error", "fundamental"),
-}
-"""Field -> the kinds of explanation that it consists of."""
+TASK = re.compile(r"[a-z0-9_]+(:[0-9.]+)?(,[a-z0-9_]+(:[0-9.]+)?)*")
 FLAGS = ("empty", "cut", "repeats", "copies", "language", "contradicts", "duplicate", "overlap")
 """The flags of dataset/quality.py. FILTER is checked here to refuse a wrong flag before the teacher's work."""
 SIGNAL_SECONDS = "180"
@@ -50,6 +43,7 @@ class Settings:
     student: str
     teacher: str
     training_fields: str
+    prompts: str
     kinds: tuple[str, ...]
     seed: str
     epochs: int
@@ -101,7 +95,10 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
     fields, tokenization = get("TASK", "cot_tail"), get("TOKENIZATION", "auto")
     if tokenization not in ("auto", "apart", "joint"):
         raise UserError(plain(f"TOKENIZATION={tokenization}: auto, apart or joint was expected"))
-    kinds = kinds_of(fields)
+    prompts = load_prompts(get("PROMPTS", DEFAULT))
+    if not EXPERIMENT.fullmatch(prompts.name):
+        raise UserError(plain(f"PROMPTS: {prompts.name}: a name of letters, digits, dots and dashes was expected"))
+    kinds = kinds_of(fields, prompts)
     peft = get("PEFT", "none")
     if peft not in ("none", "lora", "qlora"):
         raise UserError(plain(f"PEFT={peft}: none, lora or qlora was expected"))
@@ -116,6 +113,7 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
         student=student,
         teacher=get("TEACHER", student),
         training_fields=fields,
+        prompts=get("PROMPTS", DEFAULT),
         kinds=kinds,
         seed=get("SEED", "0"),
         epochs=int(get("EPOCHS", "10")),
@@ -185,23 +183,22 @@ def check_numbers(variables: Mapping[str, str]) -> None:
         raise UserError(f"EPOCHS and SHARDS: fewer than {MOST} were expected")
 
 
-def kinds_of(fields: str) -> tuple[str, ...]:
+def kinds_of(fields: str, prompts: PromptSet) -> tuple[str, ...]:
     """The kinds of explanation that training fields need: one field or several, such as text:1,cot_tail:2.
 
     Raises:
-        UserError: the text does not have this form, or there is no such field.
+        UserError: the text does not have this form, or the prompts make no such field.
     """
     if not TASK.fullmatch(fields):
         raise UserError(plain(f"TASK={fields}: a field, or several fields such as text:1,cot_tail:2, was expected"))
+    known = prompts.training_fields
     kinds: set[str] = set()
     for part in fields.split(","):
         field = part.partition(":")[0]
-        if field not in KINDS_OF:
-            raise UserError(
-                f"no task type '{part}'; there are: text, cot_tail, error_tail, fundamental_tail, full_tail, all"
-            )
-        kinds.update(KINDS_OF[field])
-    return tuple(sorted(kinds))
+        if field not in known:
+            raise UserError(plain(f"TASK={fields}: there is no field '{field}'; there are: {', '.join(known)}"))
+        kinds.update(known[field])
+    return tuple(kind for kind in prompts.kinds if kind in kinds)
 
 
 def saved_variables(benchmark: str) -> tuple[str, ...]:

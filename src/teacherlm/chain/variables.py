@@ -53,6 +53,7 @@ VARIABLES = (
         "cot_tail",
         CHAIN,
     ),
+    Variable("PROMPTS", "what the teacher is asked: a name in prompts/, or a path", "teacherlm", CHAIN),
     Variable("LIMIT", "maximum number of training samples", "all", CHAIN),
     Variable("EPOCHS", "number of epochs of finetuning", "10", CHAIN),
     Variable("SEED", "seed of the teacher's sampling and of finetuning; fuzz: seed of the damages", "0", CHAIN),

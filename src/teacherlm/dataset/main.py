@@ -4,11 +4,11 @@ Without arguments, this program does the next step for CREAK in the current fold
 reads the samples from ./CREAK if you saved a dataset there with save_to_disk (a copy is kept in CREAK.source),
 otherwise from the source of the previous call, otherwise from the hub.
 
-1. prepare: write CREAK.jsonl (each training sample with its four prompt fields), the test set for evaluate/, and
+1. prepare: write CREAK.jsonl (each training sample with its prompt fields), the test set for evaluate/, and
    CREAK/, a DatasetDict with the same fields.
-2. post-process, if CREAK_cot.jsonl (or _error, _fundamental) exists: write CREAK_quality.jsonl with the faults of each
-   text, and replace CREAK/ by the train Dataset with `cot`, `all` and `cot_tail` (also `error_tail`,
-   `fundamental_tail`, and `full_tail` if all three kinds exist).
+2. post-process, if CREAK_cot.jsonl (or another kind of explanation) exists: write CREAK_quality.jsonl with the faults
+   of each text, and replace CREAK/ by the train Dataset with `cot`, `all`, `cot_tail` and `cot_first`, and the same of
+   the other kinds (also `full_tail` if all three kinds exist).
 
 Work that is done and unchanged is skipped.
 """
@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from teacherlm.catalog.benchmarks import Benchmark, load_benchmark
-from teacherlm.catalog.prompts import prompts_digest
+from teacherlm.catalog.prompt_sets import DEFAULT, PromptSet, load_prompts
 from teacherlm.catalog.sources import read_split
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
@@ -49,6 +49,7 @@ class PrepareFlags:
     """The benchmark to prepare or post-process, and the folders."""
 
     benchmark: str = flag("creak", help="name of a YAML in benchmarks/, or its path (default: creak)")
+    prompts: str = flag(DEFAULT, help="name of a YAML in prompts/, or its path (default: teacherlm)")
     data: Path | None = flag(
         None,
         help="local folder with the benchmark's files, or a DatasetDict saved with save_to_disk (default: TITLE/ in "
@@ -76,14 +77,14 @@ def main() -> None:
     flags = parse(
         PrepareFlags, __doc__, example="teacherlm prepare --benchmark creak --data /data/creak --output_dir creak"
     )
-    benchmark = load_benchmark(flags.benchmark)
+    benchmark, prompts = load_benchmark(flags.benchmark), load_prompts(flags.prompts)
     jsonl, test = flags.output_dir / f"{benchmark.title}.jsonl", flags.test_dir / benchmark.name
     if flags.test_only:
         require_writable(flags.test_dir)
         with StageRun("prepare", test) as run:
-            prepare_tests(run, benchmark, flags.data, flags.output_dir)
+            prepare_tests(run, benchmark, prompts, flags.data, flags.output_dir)
     elif flags.list_missing:
-        if not is_done(flags, benchmark):
+        if not is_done(flags, benchmark, prompts):
             print(0)
     else:
         require_writable(flags.output_dir)
@@ -91,45 +92,50 @@ def main() -> None:
             require_writable(flags.test_dir)
         # The command takes the locks of all its outputs here, so its stages take none.
         with one_writer(jsonl, *([] if flags.post_process else [test])):
-            make(flags, benchmark)
+            make(flags, benchmark, prompts)
 
 
-def make(flags: PrepareFlags, benchmark: Benchmark) -> None:
+def make(flags: PrepareFlags, benchmark: Benchmark, prompts: PromptSet) -> None:
     """Prepare and post-process, unless it is already done."""
-    enhanced = enhanced_files(benchmark, flags.output_dir)
+    enhanced = enhanced_files(benchmark, flags.output_dir, prompts)
     if flags.post_process and not enhanced:
-        expected = flags.output_dir / f"{benchmark.title}_cot.jsonl"
-        raise UserError(f"{expected}: no such file, and no _error or _fundamental file; run enhance.sh first")
+        first, *others = (f"{benchmark.title}_{kind}.jsonl" for kind in prompts.kinds)
+        none = f", and no {' or '.join(others)}" if others else ""
+        raise UserError(f"{flags.output_dir / first}: no such file{none}; run enhance.sh first")
     if not flags.post_process:
-        prepare(benchmark, flags.data, flags.output_dir, flags.test_dir, flags.limit)
+        prepare(benchmark, prompts, flags.data, flags.output_dir, flags.test_dir, flags.limit)
     if enhanced:
         if is_theirs(flags.output_dir / benchmark.title):
             find_source(benchmark, None, flags.output_dir)
             keep_source(benchmark, flags.output_dir)
-        post_process(benchmark, enhanced, flags.output_dir, flags.test_dir / benchmark.name, flags.filter)
+        test = flags.test_dir / benchmark.name
+        post_process(benchmark, prompts, enhanced, flags.output_dir, test, flags.filter)
 
 
-def is_done(flags: PrepareFlags, benchmark: Benchmark) -> bool:
+def is_done(flags: PrepareFlags, benchmark: Benchmark, prompts: PromptSet) -> bool:
     """Whether the command without --list_missing would do nothing."""
     folder = flags.output_dir
     jsonl = folder / f"{benchmark.title}.jsonl"
-    enhanced = enhanced_files(benchmark, folder)
+    enhanced = enhanced_files(benchmark, folder, prompts)
+    test = flags.test_dir / benchmark.name
     if flags.post_process and not enhanced:
         return False
     if not flags.post_process:
         run = StageRun("prepare", jsonl)
-        compare_records(run, benchmark, find_source(benchmark, flags.data, folder), flags.limit)
+        compare_records(run, benchmark, prompts, find_source(benchmark, flags.data, folder), flags.limit)
         if not run.is_done:
             return False
     if enhanced:
-        return is_post_processed(benchmark, enhanced, folder, flags.test_dir / benchmark.name, flags.filter)
-    return prompts_run(benchmark, folder / benchmark.title, jsonl, flags.test_dir / benchmark.name).is_done
+        return is_post_processed(benchmark, prompts, enhanced, folder, test, flags.filter)
+    return prompts_run(benchmark, prompts, folder / benchmark.title, jsonl, test).is_done
 
 
 # ---------------------------------------------------------------------------------------------------------- prepare
 
 
-def prepare(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Path, limit: int | None) -> None:
+def prepare(
+    benchmark: Benchmark, prompts: PromptSet, data: Path | None, folder: Path, test_dir: Path, limit: int | None
+) -> None:
     """Write TITLE.jsonl, the test set and the DatasetDict TITLE/, unless they exist and match their source."""
     source = find_source(benchmark, data, folder)
     jsonl, saved, test = folder / f"{benchmark.title}.jsonl", folder / benchmark.title, test_dir / benchmark.name
@@ -140,7 +146,7 @@ def prepare(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Pat
     if run.manifest is None and jsonl.exists() and not mark_of(jsonl).exists():
         print(f"prepare: {jsonl} exists without a manifest: it is used as it is; remove it to make it again")
         return
-    compare_records(run, benchmark, source, limit)
+    compare_records(run, benchmark, prompts, source, limit)
     words = source_in_words(run.inputs["source"])
     if run.is_done:
         run.say_done(because=f"{run.manifest_path} matches {benchmark.title}'s source, {words}")
@@ -149,9 +155,9 @@ def prepare(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Pat
         if run.manifest is not None:
             print(f"prepare: the source is {words}")
         # A mistake in one split leaves both outputs unchanged.
-        with own_work(jsonl), saving_tests(benchmark, source, test) as tested:
+        with own_work(jsonl), saving_tests(benchmark, prompts, source, test) as tested:
             # Only the dataset below needs the types. They are gathered here so that incompatible types fail first.
-            train = write_records(jsonl, gather_types(prepared(benchmark, "train", source, limit), {}))
+            train = write_records(jsonl, gather_types(prepared(benchmark, prompts, "train", source, limit), {}))
         said = f", {test} has {tested} test samples" if tested is not None else ""
         print(f"prepare: {jsonl} has {train} training samples{said}")
         counts = {"train": train} | ({"test": tested} if tested is not None else {})
@@ -159,15 +165,17 @@ def prepare(benchmark: Benchmark, data: Path | None, folder: Path, test_dir: Pat
         mark_of(jsonl).unlink()
     if source == saved:
         source = keep_source(benchmark, folder)
-    if enhanced := enhanced_files(benchmark, folder):
+    if enhanced := enhanced_files(benchmark, folder, prompts):
         say_stale(enhanced, jsonl)
     else:
-        save_prompts(benchmark, source, saved, jsonl, test)
+        save_prompts(benchmark, prompts, source, saved, jsonl, test)
 
 
-def compare_records(run: StageRun, benchmark: Benchmark, source: Path | None, limit: int | None) -> None:
+def compare_records(
+    run: StageRun, benchmark: Benchmark, prompts: PromptSet, source: Path | None, limit: int | None
+) -> None:
     """Compare the run of TITLE.jsonl with its work: the samples of this source."""
-    inputs = describe_source(benchmark, source, run.output.parent, run.known)
+    inputs = describe_source(benchmark, prompts, source, run.output.parent, run.known)
     run.compare({"benchmark": benchmark.name, "limit": limit}, inputs)
 
 
@@ -180,16 +188,16 @@ def say_stale(enhanced: dict[str, Path], jsonl: Path) -> None:
             print(f"prepare: {file} was made from an earlier {jsonl.name}; run enhance.sh again")
 
 
-def prepare_tests(run: StageRun, benchmark: Benchmark, data: Path | None, folder: Path) -> None:
+def prepare_tests(run: StageRun, benchmark: Benchmark, prompts: PromptSet, data: Path | None, folder: Path) -> None:
     """Write only the test set, with few-shot examples if the source has their split."""
     test = run.output
     require_folder_place(test)
     source = find_source(benchmark, data, folder)
-    run.compare({}, describe_source(benchmark, source, folder, run.known, ("test",)))
+    run.compare({}, describe_source(benchmark, prompts, source, folder, run.known, ("test",)))
     if run.is_done:
         run.say_done(because=f"{run.manifest_path} matches {benchmark.title}'s source")
         return
-    with saving_tests(benchmark, source, test) as tested:
+    with saving_tests(benchmark, prompts, source, test) as tested:
         pass
     if tested is not None:
         run.finish({"dataset": test}, {"test": tested})
@@ -214,19 +222,21 @@ def own_work(jsonl: Path) -> Iterator[None]:
         raise
 
 
-def prepared(benchmark: Benchmark, split: str, data: Path | None, limit: int | None) -> Iterator[tuple[str, Record]]:
+def prepared(
+    benchmark: Benchmark, prompts: PromptSet, split: str, data: Path | None, limit: int | None
+) -> Iterator[tuple[str, Record]]:
     for where, sample in read_split(benchmark, split, data, limit):
-        yield where, benchmark.prepare(sample, where)
+        yield where, benchmark.prepare(sample, where, prompts)
 
 
-def test_samples(benchmark: Benchmark, data: Path | None) -> Iterator[tuple[str, Record]]:
+def test_samples(benchmark: Benchmark, prompts: PromptSet, data: Path | None) -> Iterator[tuple[str, Record]]:
     for where, sample in read_split(benchmark, "test", data):
-        benchmark.refuse_reserved(sample, where)  # prompts are added to it in the DatasetDict
+        benchmark.refuse_reserved(sample, where, prompts)  # prompts are added to it in the DatasetDict
         yield where, benchmark.test_sample(sample, where)
 
 
 @contextlib.contextmanager
-def saving_tests(benchmark: Benchmark, source: Path | None, test: Path) -> Iterator[int | None]:
+def saving_tests(benchmark: Benchmark, prompts: PromptSet, source: Path | None, test: Path) -> Iterator[int | None]:
     """Write the test set with few-shot examples; yield its number of samples. It appears if the block raises no error.
 
     If the user has made the test set, it is not changed, and None is yielded.
@@ -236,7 +246,7 @@ def saving_tests(benchmark: Benchmark, source: Path | None, test: Path) -> Itera
         yield None
         return
     with whole_folder(test) as whole:
-        tested = write_dataset(partial(test_samples, benchmark, source), whole)
+        tested = write_dataset(partial(test_samples, benchmark, prompts, source), whole)
         save_fewshot(benchmark, source, whole)
         yield tested
 
@@ -257,25 +267,30 @@ def fewshot_samples(benchmark: Benchmark, data: Path | None) -> Iterator[tuple[s
         yield where, benchmark.test_sample(sample, where)
 
 
-def save_prompts(benchmark: Benchmark, source: Path | None, saved: Path, jsonl: Path, test: Path) -> None:
+def save_prompts(
+    benchmark: Benchmark, prompts: PromptSet, source: Path | None, saved: Path, jsonl: Path, test: Path
+) -> None:
     """Save the DatasetDict of the training samples and the test split's samples, both with prompts."""
-    run = prompts_run(benchmark, saved, jsonl, test)
+    run = prompts_run(benchmark, prompts, saved, jsonl, test)
     if run.is_done:
         return
     test_name = benchmark.splits["test"]
-    streams = {"train": partial(stream_file, jsonl), test_name: partial(prepared, benchmark, "test", source, None)}
+    streams = {
+        "train": partial(stream_file, jsonl),
+        test_name: partial(prepared, benchmark, prompts, "test", source, None),
+    }
     with whole_folder(saved) as whole:
         counts = write_dataset_dict(streams, whole)
     run.finish({"dataset": saved}, counts)
     print(f"prepare: {saved} is a DatasetDict of {', '.join(f'{name} {count}' for name, count in counts.items())}")
 
 
-def prompts_run(benchmark: Benchmark, saved: Path, jsonl: Path, test: Path) -> StageRun:
+def prompts_run(benchmark: Benchmark, prompts: PromptSet, saved: Path, jsonl: Path, test: Path) -> StageRun:
     """The run of a DatasetDict, compared with its work. Its test split and the test set have the same samples."""
     run = StageRun("prepare", saved)
     places = {"records": jsonl, "test set": test, "benchmark": benchmark.path}
     found = {name: manifests.describe(path, run.known.get(name)) for name, path in places.items() if path.exists()}
-    run.compare({}, {**found, "prompts": prompts_digest()})
+    run.compare({}, {**found, "prompts": prompts.digest()})
     return run
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from teacherlm.catalog.benchmarks import Benchmark
-from teacherlm.catalog.prompts import KINDS, full_tail, prompts_digest, remove_duplicated_block
+from teacherlm.catalog.prompt_sets import PromptSet
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.outputs import require_folder_place
@@ -19,27 +19,33 @@ from teacherlm.dataset.quality import dropped_samples, measure_quality, quality_
 from teacherlm.dataset.saved_folder import refuse_theirs, save
 
 
-def enhanced_files(benchmark: Benchmark, folder: Path) -> dict[str, Path]:
-    """Prompt field -> the file with the teacher's texts for it, if the file exists."""
-    files = {field: folder / f"{benchmark.title}_{kind}.jsonl" for field, kind in KINDS.items()}
-    return {field: file for field, file in files.items() if file.exists()}
+def enhanced_files(benchmark: Benchmark, folder: Path, prompts: PromptSet) -> dict[str, Path]:
+    """Kind of explanation -> the file with the teacher's texts, if the file exists."""
+    files = {kind: folder / f"{benchmark.title}_{kind}.jsonl" for kind in prompts.kinds}
+    return {kind: file for kind, file in files.items() if file.exists()}
 
 
 def post_process(
-    benchmark: Benchmark, enhanced: dict[str, Path], folder: Path, test: Path, unwanted: Sequence[str]
+    benchmark: Benchmark,
+    prompts: PromptSet,
+    enhanced: dict[str, Path],
+    folder: Path,
+    test: Path,
+    unwanted: Sequence[str],
 ) -> None:
-    """Save the train Dataset with the teacher's texts and the fields for finetuning, `*_tail`.
+    """Save the train Dataset with the teacher's texts and the fields for finetuning, such as `cot_tail`.
 
     Args:
+        enhanced: kind of explanation -> the file with the texts.
         test: the folder of the test set. Texts that overlap with it get a flag.
         unwanted: the flags whose samples are dropped.
     """
-    stream = partial(with_tails, enhanced)
-    kinds = [KINDS[field] for field in enhanced]
-    measure_quality(quality_run(benchmark, enhanced, folder, test), benchmark, kinds, stream, test)
+    stream = partial(with_training_texts, prompts, enhanced)
+    kinds = {kind: prompts.kinds[kind] for kind in enhanced}
+    measure_quality(quality_run(benchmark, prompts, enhanced, folder, test), benchmark, kinds, stream, test)
     saved = dataset_folder(benchmark, folder, unwanted)
     require_folder_place(saved)
-    run = dataset_run(benchmark, enhanced, saved, unwanted)
+    run = dataset_run(benchmark, prompts, enhanced, saved, unwanted)
     if run.is_done:
         run.say_done()
         return
@@ -58,26 +64,35 @@ def post_process(
 
 
 def is_post_processed(
-    benchmark: Benchmark, enhanced: dict[str, Path], folder: Path, test: Path, unwanted: Sequence[str]
+    benchmark: Benchmark,
+    prompts: PromptSet,
+    enhanced: dict[str, Path],
+    folder: Path,
+    test: Path,
+    unwanted: Sequence[str],
 ) -> bool:
     """Whether `post_process` would do nothing."""
-    if not quality_run(benchmark, enhanced, folder, test).is_done:
+    if not quality_run(benchmark, prompts, enhanced, folder, test).is_done:
         return False
-    return dataset_run(benchmark, enhanced, dataset_folder(benchmark, folder, unwanted), unwanted).is_done
+    return dataset_run(benchmark, prompts, enhanced, dataset_folder(benchmark, folder, unwanted), unwanted).is_done
 
 
-def quality_run(benchmark: Benchmark, enhanced: dict[str, Path], folder: Path, test: Path) -> StageRun:
+def quality_run(
+    benchmark: Benchmark, prompts: PromptSet, enhanced: dict[str, Path], folder: Path, test: Path
+) -> StageRun:
     """The run of TITLE_quality.jsonl, compared with its work."""
     run = StageRun("quality", quality_file(folder, benchmark.title))
-    run.compare({}, quality_inputs(benchmark, enhanced_inputs(enhanced, run.known), test, run.known))
+    run.compare({}, quality_inputs(benchmark, prompts, enhanced_inputs(enhanced, run.known), test, run.known))
     return run
 
 
-def dataset_run(benchmark: Benchmark, enhanced: dict[str, Path], saved: Path, unwanted: Sequence[str]) -> StageRun:
+def dataset_run(
+    benchmark: Benchmark, prompts: PromptSet, enhanced: dict[str, Path], saved: Path, unwanted: Sequence[str]
+) -> StageRun:
     """The run of a dataset for finetuning, compared with its work: the enhanced files, the prompts, and the flags if
     samples are dropped."""
     run = StageRun("post_process", saved, label="post-process")
-    inputs = {**enhanced_inputs(enhanced, run.known), "prompts": prompts_digest()}
+    inputs = {**enhanced_inputs(enhanced, run.known), "prompts": prompts.digest()}
     quality = quality_file(saved.parent, benchmark.title)
     if unwanted and quality.is_file():
         inputs["quality"] = manifests.describe(quality, run.known.get("quality"))
@@ -107,30 +122,29 @@ def without(stream: Stream, dropped: Container[int]) -> Iterator[tuple[str, Reco
 def enhanced_inputs(
     enhanced: dict[str, Path], known: Mapping[str, manifests.Description]
 ) -> dict[str, manifests.Description]:
-    return {KINDS[field]: manifests.describe(file, known.get(KINDS[field])) for field, file in enhanced.items()}
+    return {kind: manifests.describe(file, known.get(kind)) for kind, file in enhanced.items()}
 
 
-def with_tails(enhanced: dict[str, Path]) -> Iterator[tuple[str, Record]]:
+def with_training_texts(prompts: PromptSet, enhanced: dict[str, Path]) -> Iterator[tuple[str, Record]]:
     """The joined records of the enhanced files, which have the same samples in the same order.
 
     The field `all` is that of the first kind, which is cot if it exists.
     """
-    readers = {field: read_records(file) for field, file in enhanced.items()}
+    readers = {kind: read_records(file) for kind, file in enhanced.items()}
     for row in itertools.zip_longest(*readers.values()):
         parts = dict(zip(readers, row))
-        for field, part in parts.items():
+        for kind, part in parts.items():
             if part is None:
                 raise UserError(
-                    f"{enhanced[field]}: it ends before the other enhanced files; enhance all its samples first"
+                    f"{enhanced[kind]}: it ends before the other enhanced files; enhance all its samples first"
                 )
         (first, (number, record)), *_ = parts.items()
         where = f"{enhanced[first]}, line {number}"
         joined = dict(record)
         texts = {}
-        for field, (other_number, other) in parts.items():
-            kind = KINDS[field]
-            there = f"{enhanced[field]}, line {other_number}"
-            for needed in (kind, "all", "text"):
+        for kind, (other_number, other) in parts.items():
+            there = f"{enhanced[kind]}, line {other_number}"
+            for needed in (kind, f"{kind}_text", "all", "text"):
                 if not isinstance(other.get(needed), str):
                     raise UserError(
                         f"{there}: the field {needed!r} is missing or is not a text; enhance.py did not write this file"
@@ -139,10 +153,6 @@ def with_tails(enhanced: dict[str, Path]) -> Iterator[tuple[str, Record]]:
                 raise UserError(
                     f"{there}: the sample differs from that in {where}; the enhanced files must have the same samples"
                 )
-            texts[field] = joined[kind] = other[kind]
+            texts[kind] = joined[kind] = other[kind]
             joined["all"] = record["all"]
-        for field, part in parts.items():
-            joined[f"{KINDS[field]}_tail"] = remove_duplicated_block(part[1]["all"])
-        if len(texts) == len(KINDS):
-            joined["full_tail"] = full_tail(joined["text"], texts)
-        yield where, joined
+        yield where, {**joined, **prompts.training_texts(joined, texts, where)}

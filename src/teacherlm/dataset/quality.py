@@ -20,7 +20,8 @@ from typing import IO, Any
 import numpy as np
 
 from teacherlm.catalog.benchmarks import Benchmark
-from teacherlm.catalog.prompts import LETTERS, completion_start, prompts_digest, split_question
+from teacherlm.catalog.prompt_sets import Kind, PromptSet
+from teacherlm.catalog.prompts import LETTERS, completion_start, split_question
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.records import Record, dump_line, read_records, write_records
@@ -58,12 +59,12 @@ def quality_file(folder: Path, title: str) -> Path:
     return folder / f"{title}_quality.jsonl"
 
 
-def measure_quality(run: StageRun, benchmark: Benchmark, kinds: list[str], stream: Stream, test: Path) -> None:
+def measure_quality(run: StageRun, benchmark: Benchmark, kinds: Mapping[str, Kind], stream: Stream, test: Path) -> None:
     """Write TITLE_quality.jsonl and its manifest, unless they exist and match their inputs.
 
     Args:
         run: the run, already compared with `quality_inputs`.
-        kinds: the kinds of texts that each record has (`cot`, ...).
+        kinds: name -> kind of explanation, for the texts that each record has.
         stream: opens the joined records again at each call: (the record's place, the record).
         test: the folder of the test set. Without a test set, overlap is not checked, and its count is null.
     """
@@ -89,16 +90,20 @@ def measure_quality(run: StageRun, benchmark: Benchmark, kinds: list[str], strea
 
 
 def quality_inputs(
-    benchmark: Benchmark, enhanced: Mapping[str, manifests.Description], test: Path, known: Mapping[str, Any]
+    benchmark: Benchmark,
+    prompts: PromptSet,
+    enhanced: Mapping[str, manifests.Description],
+    test: Path,
+    known: Mapping[str, Any],
 ) -> dict[str, manifests.Description]:
     """The enhanced files, the benchmark's YAML, the prompts, and the test set if it exists."""
     places = {"benchmark": benchmark.path} | ({"test set": test} if (test / "state.json").is_file() else {})
     described = {name: manifests.describe(path, known.get(name)) for name, path in places.items()}
-    return {**enhanced, **described, "prompts": prompts_digest()}
+    return {**enhanced, **described, "prompts": prompts.digest()}
 
 
 def write_draft(
-    draft: IO[str], stream: Stream, kinds: list[str], split: TestSplit | None, folder: Path
+    draft: IO[str], stream: Stream, kinds: Mapping[str, Kind], split: TestSplit | None, folder: Path
 ) -> dict[str, np.ndarray]:
     """Write a line per sample without the flag `duplicate`; return for each kind the numbers of earlier duplicates.
 
@@ -116,13 +121,13 @@ def write_draft(
         if split and (found := split.overlaps(question_words, asked_hashes)):
             flags[QUESTION] = ["overlap"]
             evidence += [{"of": QUESTION, "flag": "overlap", "test": n, "text": piece} for n, piece in found]
-        for kind in kinds:
+        for kind, described in kinds.items():
             words = words_of(record[kind])
             hashes = word_hashes(words)
             signatures[kind].add(hashes)
             found = split.overlaps(words, hashes) if split else []
             found_flags = faults(record[kind], words, hashes, known, foreign)
-            if kind != "error" and names_another(record[kind], choices, gold):  # texts on mistakes name wrong choices
+            if not described.names_wrong_choices and names_another(record[kind], choices, gold):
                 found_flags.append("contradicts")
             if found:
                 found_flags.append("overlap")

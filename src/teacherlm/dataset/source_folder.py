@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from teacherlm.catalog.benchmarks import Benchmark
-from teacherlm.catalog.prompts import prompts_digest
+from teacherlm.catalog.prompt_sets import PromptSet
 from teacherlm.catalog.sources import source_files
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
@@ -77,6 +77,7 @@ def earlier_source(benchmark: Benchmark, folder: Path) -> Path | None:
 
 def describe_source(
     benchmark: Benchmark,
+    prompts: PromptSet,
     source: Path | None,
     folder: Path,
     known: Mapping[str, manifests.Description],
@@ -101,7 +102,7 @@ def describe_source(
     else:
         described = {"path": f"hub: {benchmark.hub}", "sha256": f"{benchmark.hub} {benchmark.hub_config or ''}".strip()}
     yaml = manifests.describe(benchmark.path, known.get("benchmark"))
-    return {"benchmark": yaml, "source": described, "prompts": prompts_digest()}
+    return {"benchmark": yaml, "source": described, "prompts": prompts.digest()}
 
 
 def source_in_words(described: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from teacherlm.catalog.prompts import KINDS
+from teacherlm.catalog.prompt_sets import DEFAULT
 from teacherlm.catalog.servers import is_address
 from teacherlm.core.errors import UserError
 from teacherlm.core.flags import HIDDEN, LIST_MISSING, flag, parse, parse_shard
@@ -17,11 +17,7 @@ ENGINES = ("transformers", "vllm", "openai")
 
 def task_types(text: str) -> tuple[str, ...]:
     """The prompt fields of --task_type, which are separated by commas. A repeated field counts once."""
-    fields = tuple(dict.fromkeys(text.split(",")))
-    for field in fields:
-        if field not in KINDS:
-            raise UserError(f"--task_type: one of {', '.join(KINDS)} was expected, found {field!r}")
-    return fields
+    return tuple(dict.fromkeys(text.split(",")))
 
 
 @dataclass(frozen=True)
@@ -33,13 +29,18 @@ class EnhanceFlags:
     )
     input: Path = flag(help="the records, JSON lines from data_prepare.py", group=WHAT)
     output: str = flag(
-        help="the file for the enhanced records, JSON lines; {kind} in the name becomes cot, error or fundamental",
+        help="the file for the enhanced records, JSON lines; {kind} in the name becomes the kind of explanation (cot)",
         group=WHAT,
     )
     task_type: tuple[str, ...] = flag(
         help="the prompt field that the teacher completes; separate several fields with commas",
         group=WHAT,
         parse=task_types,
+    )
+    prompts: str = flag(
+        DEFAULT,
+        help="name of the YAML in prompts/ that the records were prepared with, or its path (default: teacherlm)",
+        group=WHAT,
     )
     num_completions: int = flag(
         1,

@@ -1,7 +1,9 @@
 """One kind of explanation for one shard: its files, whether it is done, and how its output is written."""
 
+import dataclasses
 import filecmp
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from teacherlm.catalog.models import Model, describe_model, local_folder
-from teacherlm.catalog.prompts import KINDS
+from teacherlm.catalog.prompt_sets import Kind, PromptSet, load_prompts
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import set_aside
@@ -58,6 +60,16 @@ def settings(flags: EnhanceFlags, field: str) -> dict[str, Any]:
     }
 
 
+def of_kind(kind: Kind) -> dict[str, Any]:
+    """The settings of a kind of explanation that are not in the records: what a teacher sees before a prompt, and how
+    often it is asked. They are empty for a kind that only has a prompt."""
+    described = dataclasses.asdict(kind)
+    found = {name: described[name] for name in ("system", "examples") if described[name]}
+    return found if kind.sees_answer else found | {"sees_answer": False, "attempts": kind.attempts}
+
+
+JUDGED = ("attempts", "accepted", "rationalized", "dropped")
+"""What is counted where the teacher does not see the answer."""
 MADE = {
     "arguments": dict,
     "inputs": {"records": dict},
@@ -76,14 +88,20 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 
 def make_jobs(flags: EnhanceFlags, teacher: Model) -> list["Job"]:
     jobs = []
+    prompts = load_prompts(flags.prompts)
     for field in flags.task_type:
-        output = shard_path(Path(flags.output.replace("{kind}", KINDS[field])), flags.shard)
+        kind = field.removesuffix("_text")
+        if kind not in prompts.kinds or kind == field:
+            known = ", ".join(f"{kind}_text" for kind in prompts.kinds)
+            raise UserError(f"--task_type: one of {known} was expected, found {field!r} (--prompts {prompts.name})")
+        output = shard_path(Path(flags.output.replace("{kind}", kind)), flags.shard)
         if output.suffix not in (".jsonl", ".json"):
             raise UserError(f"--output: a name that ends with .jsonl was expected, found {output}")
         require_file_place(output)
         if output.resolve() == flags.input.resolve():
             raise UserError(f"--output: {output} is the input; give another file")
-        jobs.append(Job(field, output, flags.input, flags.shard, settings(flags, field), teacher, flags.restart))
+        arguments = settings(flags, field) | of_kind(prompts.kinds[kind])
+        jobs.append(Job(kind, prompts, output, flags.input, flags.shard, arguments, teacher, flags.restart))
     return jobs
 
 
@@ -92,13 +110,14 @@ class Job:
     """The texts of one kind for the records of one shard.
 
     Attributes:
-        field: the prompt field (`cot_text`).
+        kind: the kind of explanation (`cot`).
         output: the file for the enhanced records.
         arguments: the result of `settings`.
         restart: whether an output with other settings is kept under another name; otherwise the job is refused.
     """
 
-    field: str
+    kind: str
+    prompts: PromptSet
     output: Path
     input: Path
     shard: Shard
@@ -107,8 +126,19 @@ class Job:
     restart: bool
 
     @property
-    def kind(self) -> str:
-        return KINDS[self.field]
+    def field(self) -> str:
+        """The prompt field (`cot_text`)."""
+        return f"{self.kind}_text"
+
+    @property
+    def described(self) -> Kind:
+        return self.prompts.kinds[self.kind]
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """The fields that this job adds to the records."""
+        suffixes = ("completions", *(() if self.described.sees_answer else ("source", "attempts")))
+        return (self.kind, "all", *(f"{self.kind}_{suffix}" for suffix in suffixes))
 
     @property
     def completions(self) -> int:
@@ -118,6 +148,10 @@ class Job:
     @property
     def failures_path(self) -> Path:
         return self.output.with_suffix(".failures.jsonl")
+
+    @property
+    def dropped_path(self) -> Path:
+        return self.output.with_suffix(".dropped.jsonl")
 
     @property
     def progress_path(self) -> Path:
@@ -177,13 +211,12 @@ class Job:
         """Numbers of the completions that a record still needs."""
         return (n for n in range(self.completions) if index * self.completions + n not in self.progress)
 
-    def keep(self, index: int, number: int, prompt: str, text: str, tokens: int) -> None:
-        """Write a completion to disk, with the digest of its prompt."""
-        piece = {"text": text, "tokens": tokens, "prompt": prompt_digest(prompt)}
-        self.progress.append(index * self.completions + number, piece)
+    def keep(self, index: int, number: int, prompt: str, piece: dict[str, Any]) -> None:
+        """Write what came of a completion to disk, with the digest of the record's prompt."""
+        self.progress.append(index * self.completions + number, {**piece, "prompt": prompt_digest(prompt)})
 
-    def texts(self, index: int, line: int, prompt: str) -> list[str]:
-        """The completions of a record.
+    def pieces(self, index: int, line: int, prompt: str) -> list[dict[str, Any]]:
+        """What came of the completions of a record.
 
         Raises:
             UserError: a completion belongs to a different prompt than the record has now.
@@ -194,7 +227,7 @@ class Job:
                 f"{self.input}, line {line}: the field {self.field!r} is not the prompt that the teacher completed; "
                 "the file was changed during the run; run the same command again with --restart"
             )
-        return [piece["text"] for piece in pieces]
+        return pieces
 
     def finish(self, failures: set[int], counts: dict[str, Any]) -> None:
         """Write the output without the failed records, and the manifest.
@@ -206,32 +239,69 @@ class Job:
         self.run.compare_again()
         old = None if self.run.is_done else set_aside(self.output)
         self.progress.close()
-        written = write_records(self.output, self.enhanced(failures))
+        judged: Counter[str] = Counter()
+        written = write_records(self.output, self.enhanced(failures, judged))
         if old and filecmp.cmp(old, self.output, shallow=False):  # the same job was killed before its manifest
             old.unlink()
         elif old:
             print(f"enhance: the former {self.output} is kept as {old}")
-        counts = {"records": written, "failures": len(failures), **counts, "seconds": self.run.seconds}
+        counts = {"records": written, "failures": len(failures), **judged, **counts, "seconds": self.run.seconds}
         self.run.finish({"enhanced": self.output}, counts)
         if not failures:
             self.progress.remove()
-        print(f"enhance: {self.output} has {written} records" + (f", {len(failures)} failed" if failures else ""))
+        said = f", {len(failures)} failed" if failures else ""
+        if not self.described.sees_answer:
+            said += "".join(f", {judged[name]} {name}" for name in JUDGED[1:])
+        print(f"enhance: {self.output} has {written} records{said}")
 
     def write_failures(self, failures: list[tuple[int, int, str]]) -> None:
         """List the records without a text in a file beside the output: {"record", "line", "reason"}.
 
         If there are none, the file is removed.
         """
-        if failures:
-            rows = ({"record": index, "line": line, "reason": reason} for index, line, reason in failures)
-            write_records(self.failures_path, rows)
-        else:
-            self.failures_path.unlink(missing_ok=True)
+        rows = [{"record": index, "line": line, "reason": reason} for index, line, reason in failures]
+        write_list(self.failures_path, rows)
 
-    def enhanced(self, failures: set[int]) -> Iterator[Record]:
-        """The shard's records with the teacher's texts, in the order of the input, without the failed records."""
+    def enhanced(self, failures: set[int], judged: Counter[str]) -> Iterator[Record]:
+        """The shard's records with the teacher's texts, in the order of the input, without those that have no text.
+
+        A record that was dropped is listed in a file beside the output: {"record", "line", "reason"}.
+
+        Args:
+            judged: gets the numbers of texts that were accepted, rationalized and dropped, and of all attempts.
+        """
+        dropped: list[dict[str, Any]] = []
+        if not self.described.sees_answer:
+            judged.update(dict.fromkeys(JUDGED, 0))
         for index, line, record in shard_records(self.input, self.shard):
-            if index not in failures:
-                texts = self.texts(index, line, record[self.field])
-                added = {self.kind: texts[0], "all": record[self.field] + texts[0]}
-                yield {**record, **added, **({f"{self.kind}_completions": texts} if self.completions > 1 else {})}
+            if index in failures:
+                continue
+            pieces = self.pieces(index, line, record[self.field])
+            for piece in pieces:
+                if "source" in piece or "dropped" in piece:
+                    judged[piece.get("source", "dropped")] += 1
+                    judged["attempts"] += piece["attempts"]
+            kept = [piece for piece in pieces if "text" in piece]
+            if kept:
+                yield {**record, **self.fields_of(record[self.field], kept)}
+            else:
+                dropped.append({"record": index, "line": line, "reason": pieces[0]["dropped"]})
+        write_list(self.dropped_path, dropped)
+
+    def fields_of(self, prompt: str, pieces: list[dict[str, Any]]) -> Record:
+        """The fields that are added to a record."""
+        first = pieces[0]
+        added = {self.kind: first["text"], "all": prompt + first.get("whole", first["text"])}
+        if "source" in first:
+            added |= {f"{self.kind}_source": first["source"], f"{self.kind}_attempts": first["attempts"]}
+        if self.completions > 1:
+            added[f"{self.kind}_completions"] = [piece["text"] for piece in pieces]
+        return added
+
+
+def write_list(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a list beside an output. If it is empty, the file is removed."""
+    if rows:
+        write_records(path, rows)
+    else:
+        path.unlink(missing_ok=True)

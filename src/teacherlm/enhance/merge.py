@@ -21,7 +21,7 @@ from teacherlm.core.flags import LIST_MISSING, flag, parse
 from teacherlm.core.outputs import require_file_place, require_writable
 from teacherlm.core.records import Record, read_records, write_records
 from teacherlm.core.stage_run import StageRun
-from teacherlm.enhance.job import read_manifest, shard_path
+from teacherlm.enhance.job import JUDGED, read_manifest, shard_path
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ def merge(run: StageRun, flags: MergeFlags, paths: list[Path]) -> None:
     """Merge the shards at `paths` unless that is done already. With --list_missing, only print whether it is done."""
     parts = [read_part(path) for path in paths]
     run.compare(*agreed(paths, parts, flags))
-    failures = {path: part["counts"]["failures"] for path, part in zip(paths, parts)}
+    failures = sum(part["counts"]["failures"] for part in parts)
     # If a failed record succeeded since the last merge, the numbers of failures differ.
-    done = run.is_done and run.counts["failures"] == sum(failures.values())
+    done = run.is_done and run.counts["failures"] == failures
     if flags.list_missing:
         print("" if done else "0")
         return
@@ -63,12 +63,14 @@ def merge(run: StageRun, flags: MergeFlags, paths: list[Path]) -> None:
     if not run.is_done:
         run.say_again()
     old = set_aside(flags.output)
-    written = write_records(flags.output, merged(flags.input, paths, failures))
+    lacking = {path: part["counts"]["failures"] + part["counts"].get("dropped", 0) for path, part in zip(paths, parts)}
+    written = write_records(flags.output, merged(flags.input, paths, lacking))
     if old and filecmp.cmp(old, flags.output, shallow=False):  # the same merge was killed before its manifest
         old.unlink()
     elif old:
         print(f"merge: the former {flags.output} is kept as {old}")
-    counts = {"records": written, "failures": sum(failures.values()), "shards": flags.shards}
+    judged = {name: sum(part["counts"][name] for part in parts) for name in JUDGED if name in parts[0]["counts"]}
+    counts = {"records": written, "failures": failures, **judged, "shards": flags.shards}
     run.finish({"enhanced": flags.output}, counts)
     print(f"merge: {flags.output} has {written} records of {flags.shards} shards")
 
@@ -104,14 +106,15 @@ def agreed(paths: list[Path], parts: list[dict[str, Any]], flags: MergeFlags) ->
     return {**parts[0]["arguments"], "shard": [0, 1]}, inputs
 
 
-def merged(path: Path, paths: list[Path], failures: dict[Path, int]) -> Iterator[Record]:
-    """The enhanced records in the order of the input. Each shard may lack as many records as it has failures.
+def merged(path: Path, paths: list[Path], lacking: dict[Path, int]) -> Iterator[Record]:
+    """The enhanced records in the order of the input. Each shard may lack as many records as failed or were
+    dropped in it.
 
     Raises:
         UserError: more records are missing, or a record is not in the input.
     """
     readers = [peekable(read_enhanced(part)) for part in paths]
-    left = dict(failures)
+    left = dict(lacking)
     for (line, record), part, reader in zip(read_records(path), itertools.cycle(paths), itertools.cycle(readers)):
         enhanced = reader.peek(None)
         if enhanced is not None and all(enhanced.get(name) == value for name, value in record.items()):

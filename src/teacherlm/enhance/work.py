@@ -10,15 +10,13 @@ from typing import Any
 from tqdm import tqdm
 
 from teacherlm.catalog.models import Model, local_folder
-from teacherlm.catalog.prompts import KINDS
 from teacherlm.core.errors import UserError
 from teacherlm.core.interrupts import REQUEUE, Stop
 from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
 from teacherlm.enhance.flags import EnhanceFlags
 from teacherlm.enhance.job import Job, shard_records
+from teacherlm.enhance.judging import Question, judge, question_of
 
-ATTEMPTS = 3
-"""Total number of attempts for an empty sampled completion. Each attempt has other random numbers."""
 SPECIAL_TOKENS = 8
 """Upper bound for the number of special tokens around a prompt."""
 
@@ -37,6 +35,7 @@ def do_work(flags: EnhanceFlags, teacher: Model, jobs: list[Job]) -> int:
     before = sum(len(job.progress) for job in jobs)
     counts: dict[str, Any] = {}
     failed: dict[str, dict[int, str]] = {job.field: {} for job in jobs}
+    asked: dict[tuple[str, int, int], Question] = {}
     if before:
         print(f"enhance: {before} of {wanted} completions were done before; continuing with the others")
     if before < wanted:
@@ -47,8 +46,10 @@ def do_work(flags: EnhanceFlags, teacher: Model, jobs: list[Job]) -> int:
         stop = Stop()
         with Progress(wanted, before, engine) as progress:
             again: list[Prompt] = []
-            for attempt in range(ATTEMPTS):
-                prompts = missing_prompts(flags, jobs) if attempt == 0 else iter(again)
+            for attempt in itertools.count():
+                if attempt and not again:
+                    break
+                prompts = missing_prompts(flags, jobs, asked) if attempt == 0 else iter(again)
                 again = []
                 for result in engine.complete(itertools.takewhile(lambda _: not stop.requested, prompts)):
                     prompt = result.prompt
@@ -57,14 +58,21 @@ def do_work(flags: EnhanceFlags, teacher: Model, jobs: list[Job]) -> int:
                         counts["prompt_tokens"] += result.prompt_tokens
                         counts["new_tokens"] += result.new_tokens
                         progress.update(result)
-                    if isinstance(result, Completion) and result.text.strip():
-                        job.keep(prompt.index, prompt.number, prompt.text, result.text, result.new_tokens)
-                    elif isinstance(result, Failure):
+                    key = (prompt.kind, prompt.index, prompt.number)
+                    if isinstance(result, Failure):
                         failed[prompt.kind][prompt.index] = result.reason
-                    elif flags.temperature > 0 and attempt < ATTEMPTS - 1:
-                        again.append(reseeded(flags.seed, prompt, attempt + 1))
+                        asked.pop(key)
+                        continue
+                    verdict = judge(job.described, asked[key], prompt, result.text, attempt, flags.temperature > 0)
+                    if verdict.again is not None:
+                        again.append(reseeded(flags.seed, prompt, verdict.again, attempt + 1))
+                        continue
+                    question = asked.pop(key)
+                    if verdict.failed is not None:
+                        failed[prompt.kind][prompt.index] = verdict.failed
                     else:
-                        failed[prompt.kind][prompt.index] = "the completion is empty"
+                        piece = verdict.kept or {"dropped": verdict.dropped, "attempts": attempt + 1}
+                        job.keep(prompt.index, prompt.number, question.prompt, {**piece, "tokens": result.new_tokens})
         counts |= progress.summary()
         stop.restore()
         done = sum(len(job.progress) for job in jobs)
@@ -115,12 +123,13 @@ def check_records(flags: EnhanceFlags, jobs: list[Job]) -> tuple[int, int]:
         count += 1
         for job in jobs:
             if not isinstance(record.get(job.field), str) or not record[job.field]:
-                texts = [name for name in KINDS if isinstance(record.get(name), str)]
+                fields = [f"{kind}_text" for kind in job.prompts.kinds]
+                texts = [name for name in fields if isinstance(record.get(name), str)]
                 raise UserError(
                     f"{flags.input}, line {line}: the field {job.field!r} is missing, empty or not a text; "
-                    f"this record has {', '.join(texts) or 'none of ' + ', '.join(KINDS)}"
+                    f"this record has {', '.join(texts) or 'none of ' + ', '.join(fields)}"
                 )
-            for added in (job.kind, "all", f"{job.kind}_completions"):
+            for added in job.added:
                 if added in record:
                     raise UserError(
                         f"{flags.input}, line {line}: the field {added!r} is already there; rename it first"
@@ -129,12 +138,19 @@ def check_records(flags: EnhanceFlags, jobs: list[Job]) -> tuple[int, int]:
     return count, longest
 
 
-def missing_prompts(flags: EnhanceFlags, jobs: list[Job]) -> Iterator[Prompt]:
-    """The prompts of the completions that are not on disk yet, record by record."""
+def missing_prompts(
+    flags: EnhanceFlags, jobs: list[Job], asked: dict[tuple[str, int, int], Question]
+) -> Iterator[Prompt]:
+    """The prompts of the completions that are not on disk yet, record by record.
+
+    Args:
+        asked: gets (prompt field, index, number) -> the question, for each prompt.
+    """
     for index, _, record in shard_records(flags.input, flags.shard):
         for job in jobs:
             text = record[job.field]
             for number in job.missing(index):
+                asked[job.field, index, number] = question_of(record, job.kind)
                 yield Prompt(job.field, index, number, text, draw_seed(flags.seed, index, number, text))
 
 
@@ -145,9 +161,10 @@ def draw_seed(seed: int, index: int, number: int, text: str, attempt: int = 0) -
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def reseeded(seed: int, prompt: Prompt, attempt: int) -> Prompt:
-    new = draw_seed(seed, prompt.index, prompt.number, prompt.text, attempt)
-    return Prompt(prompt.kind, prompt.index, prompt.number, prompt.text, new)
+def reseeded(seed: int, prompt: Prompt, text: str, attempt: int) -> Prompt:
+    """The prompt of another attempt, with this text and other random numbers."""
+    new = draw_seed(seed, prompt.index, prompt.number, text, attempt)
+    return Prompt(prompt.kind, prompt.index, prompt.number, text, new)
 
 
 def make_engine(flags: EnhanceFlags, teacher: Model, sampling: Sampling, digest: str, longest: int) -> tuple[Any, str]:

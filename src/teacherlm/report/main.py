@@ -93,7 +93,7 @@ def make_page(run: StageRun, folder: Path, page: Path) -> None:
 
 def describe_inputs(folder: Path, known: dict[str, Any]) -> dict[str, Any]:
     """The digests of a page's inputs: the run's files without weights and datasets, and the code of this folder."""
-    patterns = ["prepare/*.json*", "enhance/*/*.json*", "enhance/*/.*.progress", "enhance/*/*/manifest.json"]
+    patterns = ["prepare*/*.json*", "enhance/*/*.json*", "enhance/*/.*.progress", "enhance/*/*/manifest.json"]
     patterns += ["finetune/*/*.json*", "evaluate/*/*.json*", "evaluate/*/*/*.json*", "chains/*/states/*"]
     if is_atlas_folder(folder):
         patterns = ["*/*.json*", "*/*/*.json*"]

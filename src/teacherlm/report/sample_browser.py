@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from teacherlm.catalog.prompts import ANSWER_MARK, KINDS, LETTERS, split_question
+from teacherlm.catalog.prompts import ANSWER_MARK, LETTERS, split_question
+from teacherlm.core import manifests
 from teacherlm.core.errors import UserError, one_line
 from teacherlm.core.limits import PAGE_BYTES, PAGE_SAMPLES
 from teacherlm.core.records import Record, read_records
@@ -51,16 +52,16 @@ def browse(run: RunFolder) -> dict[str, Any]:
     rows: dict[Key, Row] = {}
     data: dict[str, Any] = {"sources": [], "models": [], "students": [], "left_out": 0, "texts_left_out": 0}
     room, left_out = Room(PAGE_BYTES), set()
-    for file in enhanced_files(run.folder):
-        data["sources"].append(f"{file.parent.name}: {kind_of(file)}")
+    for kind, file in enhanced_files(run.folder):
+        data["sources"].append(f"{file.parent.name}: {kind}")
         source = len(data["sources"]) - 1
         seen: Counter[bytes] = Counter()
         try:
-            for (number, record), quality in with_quality(file, run.missing):
+            for (number, record), quality in with_quality(file, kind, run.missing):
                 key = nth(record["text"], seen)
                 if key not in rows and not add_row(rows, key, new_row("train", number, record["text"]), room):
                     left_out.add(key)
-                elif not add_text(rows[key], source, record[kind_of(file)], quality, kind_of(file), room):
+                elif not add_text(rows[key], source, record[kind], quality, kind, room):
                     data["texts_left_out"] += 1
         except UserError as error:
             run.missing.append(f"enhance: {one_line(error)}")
@@ -108,25 +109,29 @@ def with_unique_ids(rows: list[Row]) -> list[Row]:
     return rows
 
 
-def enhanced_files(folder: Path) -> list[Path]:
-    found = [path for kind in KINDS.values() for path in sorted((folder / "enhance").glob(f"*/*_{kind}.jsonl"))]
-    return [path for path in found if not path.name.startswith(".")]
+def enhanced_files(folder: Path) -> list[tuple[str, Path]]:
+    """(kind of explanation, enhanced file) for each file with a teacher's texts, without the files of shards."""
+    files = [file for file in (folder / "enhance").glob("*/*_*.jsonl") if "." not in file.stem]
+    return sorted((kind_of(file), file) for file in files if not file.stem.endswith("_quality"))
 
 
 def kind_of(file: Path) -> str:
-    return file.stem.rpartition("_")[2]
+    """The kind of an enhanced file's texts. Its manifest says it; without one, the end of its name does."""
+    manifest = manifests.read_manifest(manifests.manifest_of(file))
+    said = (manifest or {}).get("arguments", {}).get("task_type")
+    return said.removesuffix("_text") if isinstance(said, str) else file.stem.rpartition("_")[2]
 
 
-def with_quality(file: Path, missing: list[str]) -> Iterator[tuple[tuple[int, Record], Record]]:
+def with_quality(file: Path, kind: str, missing: list[str]) -> Iterator[tuple[tuple[int, Record], Record]]:
     """Each record of an enhanced file with its line number, and its record of quality, or {} if there is none.
 
     Raises:
         UserError: enhance.py has not written a record.
     """
-    quality = file.with_name(f"{file.stem.rpartition('_')[0]}_quality.jsonl")
+    quality = file.with_name(f"{file.stem.removesuffix(f'_{kind}')}_quality.jsonl")
     said = read_shaped(quality, QUALITY, "line of post-processing", "quality", missing)
     for number, record in read_records(file):
-        for name in ("text", kind_of(file)):
+        for name in ("text", kind):
             if not isinstance(record.get(name), str):
                 raise UserError(f"{file}, line {number}: the field {name!r} is missing or is not a text")
         yield (number, record), next(said, {})

@@ -10,7 +10,7 @@ from teacherlm.core.records import read_records
 
 
 def unprepared(folder: Path) -> Iterator[str]:
-    if not list((folder / "prepare").glob(f"*{manifests.NAME}")):
+    if not list(folder.glob(f"prepare*/*{manifests.NAME}")):
         yield "prepare: not done: there are no prompts and no test set yet"
 
 

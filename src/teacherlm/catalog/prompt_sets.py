@@ -1,0 +1,293 @@
+"""Prompt sets: what the teacher is asked, and how its text is joined to a sample. Each is a YAML file in `prompts/`.
+
+From a kind of explanation `cot` follow the field `cot_text` (the teacher's prompt), `cot` (its text), `cot_tail` (the
+explanation after the answer), and `cot_first` (the explanation before it). docs/reference/prompts.md describes the
+YAML. Its templates are Jinja2 in a sandbox, because a prompt is data and not code.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import jinja2
+from pydantic import model_validator
+
+from teacherlm.catalog.prompts import ANSWER_MARK, LETTERS, Question, remove_duplicated_block, split_choices
+from teacherlm.catalog.templates import ERRORS, compile_template, fields_of, render
+from teacherlm.core.errors import UserError
+from teacherlm.core.places import ROOT, yaml_file, yaml_names
+from teacherlm.core.records import Record
+from teacherlm.core.yaml_fields import Switch, Whole, named, read_yaml
+
+FOLDER = ROOT / "prompts"
+DEFAULT = "teacherlm"
+NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+SUFFIXES = ("text", "hint", "tail", "first", "completions", "thinking", "ended", "source", "attempts")
+"""What a kind's fields in a record end with, apart from the field of the kind's own name."""
+TAKEN = ("text", "all", "question", "answer", "preamble", "task_name", "prompt", "explanation", "sample", "letter")
+"""Names that no kind and no field of several kinds may have, because they mean something else."""
+OF_QUESTION = ("preamble", "question", "choices", "sample")
+"""What a template knows of a sample without its answer."""
+OF_ANSWER = ("text", "letter", "answer")
+ANSWER = re.compile(r"\b(?i:answer)(?i:\s+is\b|\s*:)[\s:*\"'“(]*([A-Z])(?![A-Za-z'’])")
+"""A conclusion such as `The answer is (B).`, of which the last one in a text counts."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and the text that a teacher should write after it."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of explanation.
+
+    Attributes:
+        prompt: the template of the teacher's prompt.
+        system: the system message, for chat teachers. Other teachers get it before the prompt.
+        examples: conversations that the teacher sees before the prompt.
+        sees_answer: whether the template `prompt` may have the right answer. If not, a text counts only if its
+            conclusion is the right answer.
+        hint: the template of a prompt with the right answer, for samples whose attempts all had another conclusion.
+        attempts: maximum number of texts per sample and explanation, before the hint, if the teacher does not see the
+            answer.
+        names_wrong_choices: whether a good text may end with another choice than the right one.
+        tail, first: the templates of the fields KIND_tail and KIND_first.
+    """
+
+    prompt: str
+    system: str = ""
+    examples: tuple[Annotated[Example, named(Example)], ...] = ()
+    sees_answer: Switch = True
+    hint: str = ""
+    attempts: Whole = 4
+    names_wrong_choices: Switch = False
+    tail: str = "{{ text }} {{ explanation | trim }}"
+    first: str = "{{ preamble }}Q: {{ question }} A: {{ explanation | trim }} The answer is ({{ letter }})."
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """A set of prompts as its YAML file describes it.
+
+    Attributes:
+        kinds: name -> kind of explanation.
+        fields: name -> template of a field that is made of several explanations (`full_tail`).
+        single_spaces: whether double spaces become single in prompts and in the fields made of explanations.
+    """
+
+    path: Path
+    kinds: Mapping[str, Annotated[Kind, named(Kind)]]
+    fields: Mapping[str, str] = field(default_factory=dict)
+    single_spaces: Switch = False
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        """Refuse names that clash, and templates that are invalid or read what they cannot know.
+
+        Raises:
+            ValueError, UserError: the message names the field or the template.
+        """
+        if not self.kinds:
+            raise ValueError("kinds: at least one kind of explanation was expected")
+        made: dict[str, str] = dict.fromkeys(TAKEN, "the pipeline")
+        for name, kind in self.kinds.items():
+            require_name(f"kinds: {name}", name)
+            for taken in (name, *(f"{name}_{suffix}" for suffix in SUFFIXES)):
+                if taken in made:
+                    raise ValueError(f"kinds: {name}: the field {taken!r} is already made by {made[taken]}")
+                made[taken] = f"the kind {name}"
+            if kind.hint and kind.sees_answer:
+                raise ValueError(f"kinds: {name}: a hint needs `sees_answer: false`")
+            if not 1 <= kind.attempts <= 100:
+                raise ValueError(f"kinds: {name}: attempts: a number from 1 to 100 was expected, found {kind.attempts}")
+        for name in self.fields:
+            require_name(f"fields: {name}", name)
+            if name in made:
+                raise ValueError(f"fields: {name}: this field is already made by {made[name]}")
+            made[name] = "another field"
+        self.compile()
+        return self
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @cached_property
+    def templates(self) -> dict[str, jinja2.Template]:
+        return self.compile()
+
+    def compile(self) -> dict[str, jinja2.Template]:
+        """The templates by name: `cot prompt`, `cot hint`, `cot tail`, `cot first`, and each field of several kinds.
+
+        Raises:
+            UserError: a template is invalid, or reads a variable that it cannot know.
+        """
+        sources: dict[str, tuple[str, tuple[str, ...]]] = {}
+        for name, kind in self.kinds.items():
+            known = OF_QUESTION + (OF_ANSWER if kind.sees_answer else ())
+            everything = (*OF_QUESTION, *OF_ANSWER, "prompt", "explanation")
+            sources |= {f"{name} prompt": (kind.prompt, known), f"{name} hint": (kind.hint, OF_QUESTION + OF_ANSWER)}
+            sources |= {f"{name} tail": (kind.tail, everything), f"{name} first": (kind.first, everything)}
+        for name, source in self.fields.items():
+            sources[name] = (source, (*OF_QUESTION, *OF_ANSWER, *self.kinds))
+        templates = {}
+        for name, (source, known) in sources.items():
+            where = f"{self.path}: the template {name}"
+            templates[name] = compile_template(source, where)
+            if unknown := [word for word in fields_of(source) if word not in known]:
+                raise UserError(f"{where} reads {unknown[0]!r}; it knows {', '.join(known)}{hidden(unknown[0], known)}")
+        return templates
+
+    @cached_property
+    def reserved(self) -> tuple[str, ...]:
+        """Fields that the pipeline adds to a sample. They would overwrite a dataset's fields of the same names."""
+        of_kinds = [f"{name}_{suffix}" for name in self.kinds for suffix in SUFFIXES]
+        return ("text", "all", *self.kinds, *of_kinds, *self.fields)
+
+    @cached_property
+    def training_fields(self) -> dict[str, tuple[str, ...]]:
+        """Field that a student can be trained on -> the kinds of explanation that it needs."""
+        found: dict[str, tuple[str, ...]] = {"text": (), "all": (next(iter(self.kinds)),)}
+        for name in self.kinds:
+            found |= dict.fromkeys((name, f"{name}_tail", f"{name}_first"), (name,))
+        for name, source in self.fields.items():
+            found[name] = tuple(kind for kind in self.kinds if kind in fields_of(source))
+        return found
+
+    def prompt_fields(self, question: Question, sample: Record, where: str) -> dict[str, str]:
+        """The prompt fields of a training sample: `text`, KIND_text for each kind, and KIND_hint where there is one.
+
+        Raises:
+            UserError: a template fails.
+        """
+        values = values_of(question, sample)
+        made = {"text": values["text"]}
+        for name, kind in self.kinds.items():
+            made[f"{name}_text"] = self.cleaned(self.render(f"{name} prompt", values, where))
+            if kind.hint:
+                made[f"{name}_hint"] = self.cleaned(self.render(f"{name} hint", values, where))
+        return made
+
+    def training_texts(self, record: Record, explanations: Mapping[str, str], where: str) -> dict[str, str]:
+        """The fields that are made of explanations: KIND_tail and KIND_first for each kind, and those of several kinds.
+
+        Args:
+            record: the sample with its prompt fields, of which `text` says what the question is.
+            explanations: kind -> the teacher's text, for the kinds that there are.
+
+        Raises:
+            UserError: a template fails.
+        """
+        values = values_of_text(record)
+        made = {}
+        for form in ("tail", "first"):
+            for name, text in explanations.items():
+                of_kind = {**values, "prompt": record[f"{name}_text"], "explanation": text}
+                made[f"{name}_{form}"] = self.cleaned(self.render(f"{name} {form}", of_kind, where))
+        for name in self.fields:
+            if all(kind in explanations for kind in self.training_fields[name]):
+                made[name] = self.cleaned(self.render(name, {**values, **explanations}, where))
+        return made
+
+    def render(self, template: str, values: Mapping[str, Any], where: str) -> str:
+        try:
+            return render(self.templates[template], values)
+        except ERRORS as error:
+            raise UserError(f"{where}: the template {template} of {self.path.name} fails: {error}") from error
+
+    def cleaned(self, text: str) -> str:
+        return remove_duplicated_block(text) if self.single_spaces else text
+
+    def digest(self) -> dict[str, str]:
+        """A digest of what this set makes. A stage whose output has prompts in it records it as an input.
+
+        It is computed from the set's fields and from the texts of two questions (with double spaces, an empty choice
+        and a preamble), so that a change of the code that makes texts changes it too.
+        """
+        questions = [
+            Question("Is  it so? ", ("yes", "no"), 1),
+            Question("Which\tone", ("a ", "", " c"), 0, "On birds. "),
+        ]
+        described = {**dataclasses.asdict(self), "path": self.name}
+        made: list[object] = [described]
+        for question in questions:
+            fields = self.prompt_fields(question, {}, self.name)
+            made += [fields, self.training_texts(fields, {kind: f" {kind}  . " for kind in self.kinds}, "")]
+        return {"path": f"prompts/{self.name}", "sha256": hashlib.sha256(json.dumps(made).encode()).hexdigest()}
+
+
+def conclusion(text: str) -> tuple[str, str] | None:
+    """The text before its last `The answer is (B)`, and the letter; None if there is no such conclusion."""
+    last = next(iter(reversed(list(ANSWER.finditer(text)))), None)
+    if last is None:
+        return None
+    start = max(text.rfind(end, 0, last.start()) for end in (".", "!", "?", "\n"))
+    return text[: start + 1].rstrip(), last[1]
+
+
+def values_of(question: Question, sample: Record) -> dict[str, Any]:
+    """What the templates know of a sample."""
+    return {
+        "text": question.text,
+        "preamble": question.preamble,
+        "question": question.with_choices,
+        "choices": list(question.choices),
+        "letter": LETTERS[question.gold],
+        "answer": question.choices[question.gold],
+        "sample": sample,
+    }
+
+
+def values_of_text(record: Record) -> dict[str, Any]:
+    """What the templates know of a sample whose question is read from its field `text`."""
+    before, _, after = record["text"].rpartition(ANSWER_MARK)
+    preamble, _, question = before.partition("Q: ")
+    _, choices = split_choices(question)
+    gold = LETTERS.find(after[:1])
+    return {
+        "text": record["text"],
+        "preamble": preamble,
+        "question": question,
+        "choices": list(choices),
+        "letter": after[:1],
+        "answer": choices[gold] if 0 <= gold < len(choices) else "",
+        "sample": record,
+    }
+
+
+def hidden(name: str, known: tuple[str, ...]) -> str:
+    return "; the teacher does not see the answer" if name in OF_ANSWER and "text" not in known else ""
+
+
+def require_name(where: str, name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{where}: a name of small letters, digits and single underscores was expected")
+
+
+def names() -> list[str]:
+    return yaml_names(FOLDER)
+
+
+def load_prompts(name: str = DEFAULT) -> PromptSet:
+    """Read `prompts/NAME.yaml` of the current folder or of the project, or the YAML file at the path `name`.
+
+    Raises:
+        UserError: there is no such file (similar names are listed), or a field of the YAML is missing, unknown or
+            malformed.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else yaml_file(FOLDER, name)
+    if not path.is_file():
+        near = difflib.get_close_matches(name, names(), cutoff=0.4) or names()
+        raise UserError(f"no prompts {name!r}; there are: {', '.join(near)} (or give the path of a YAML file)")
+    return read_yaml(path, PromptSet, {"path": path})

@@ -1,0 +1,163 @@
+"""A teacher that does not see the answer: its texts count only if their conclusion is right."""
+
+import http.server
+import json
+import re
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.files import read_lines
+from support.programs import only_error
+
+from teacherlm.core import manifests
+
+SAMPLES = 24
+
+
+class Reasoner(http.server.ThreadingHTTPServer):
+    """A teacher whose conclusion depends on the sample and on how often it was asked about it.
+
+    Of four samples, the first is right at once, the second at the third attempt, the third only with a hint, and the
+    fourth never.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.lock = threading.Lock()
+        self.numbers: dict[str, int] = {}
+        self.asked: dict[str, int] = {}
+        self.requests = 0
+        self.most: int | None = None  # maximum number of requests that are answered
+        self.url = f"http://127.0.0.1:{self.server_port}/model"
+
+    def text(self, prompt: str) -> str | None:
+        question = re.search(r"Question: (.*)", prompt)[1]
+        with self.lock:
+            self.requests += 1
+            if self.most is not None and self.requests > self.most:
+                return None
+            number = self.numbers[question]
+            self.asked[question] = self.asked.get(question, 0) + 1
+            hinted, count = "Hint:" in prompt, self.asked[question]
+        right = number % 4 == 0 or (number % 4 == 1 and count == 3) or (number % 4 == 2 and hinted)
+        return f" Reason {number}, text {count}. The answer is ({'GOLD' if right else 'OTHER'})."
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.answer(200, {"data": []})
+
+    def do_POST(self) -> None:
+        prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["prompt"]
+        text = self.server.text(prompt)
+        if text is None:
+            self.answer(400, {"error": "no more"})
+            return
+        gold = self.server.gold[re.search(r"Question: (.*)", prompt)[1]]
+        text = text.replace("GOLD", gold).replace("OTHER", "B" if gold == "A" else "A")
+        self.answer(200, {"choices": [{"text": text, "finish_reason": "stop"}]})
+
+    def answer(self, status: int, content: dict) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def teacher() -> Iterator[Reasoner]:
+    with Reasoner() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def records(tmp_path: Path, inside: Callable, teacher: Reasoner) -> Path:
+    words = ["--benchmark", "sample", "--limit", SAMPLES, "--output_dir", tmp_path, "--test_dir", tmp_path / "tests"]
+    done = inside("data_prepare", *words, "--prompts", "reason_first")
+    assert done.returncode == 0, done.stderr
+    records = read_lines(tmp_path / "SAMPLE.jsonl")
+    questions = [re.search(r"Question: (.*)", record["reason_text"])[1] for record in records]
+    teacher.numbers = {question: number for number, question in enumerate(questions)}
+    teacher.gold = {question: record["text"][-3] for question, record in zip(questions, records)}
+    return tmp_path / "SAMPLE.jsonl"
+
+
+def enhance(inside: Callable, teacher: Reasoner, records: Path, *more: object) -> subprocess.CompletedProcess:
+    words = ["--name", teacher.url, "--input", records, "--output", records.with_name("SAMPLE_reason.jsonl")]
+    return inside("enhance", *words, "--task_type", "reason_text", "--prompts", "reason_first", *more)
+
+
+def test_attempts_accepted_rationalized_and_dropped_add_up(
+    records: Path, teacher: Reasoner, inside: Callable, tmp_path: Path
+) -> None:
+    done = enhance(inside, teacher, records)
+    assert done.returncode == 0, done.stderr
+    each = SAMPLES // 4
+    assert f"has {3 * each} records, {2 * each} accepted, {each} rationalized, {each} dropped" in done.stdout
+    output = records.with_name("SAMPLE_reason.jsonl")
+    counts = manifests.read_manifest(manifests.manifest_of(output))["counts"]
+    attempts = each * (1 + 3 + 5 + 5)
+    expected = {"records": 3 * each, "failures": 0, "attempts": attempts}
+    expected |= {"accepted": 2 * each, "rationalized": each, "dropped": each}
+    assert {name: counts[name] for name in expected} == expected
+    assert teacher.requests == attempts
+
+    made = read_lines(output)
+    for number, record in zip([n for n in range(SAMPLES) if n % 4 != 3], made, strict=True):
+        count = (1, 3, 5)[number % 4]
+        assert record["reason"] == f"Reason {number}, text {count}."
+        assert record["all"].startswith(record["reason_text"] + f" Reason {number}")
+        assert (record["reason_source"], record["reason_attempts"]) == (
+            ("rationalized" if number % 4 == 2 else "accepted"),
+            count,
+        )
+    dropped = read_lines(output.with_suffix(".dropped.jsonl"))
+    assert [one["record"] for one in dropped] == list(range(3, SAMPLES, 4))
+    assert re.fullmatch(r"the answer is \(.\), and the conclusions were: (\(.\)(, )?){5}", dropped[0]["reason"])
+
+    done = inside(
+        "data_prepare", "--benchmark", "sample", "--output_dir", tmp_path, "--post_process", "--prompts", "reason_first"
+    )
+    assert done.returncode == 0, done.stderr
+    import datasets
+
+    rows = datasets.load_from_disk(str(tmp_path / "SAMPLE")).to_list()
+    assert len(rows) == 3 * each
+    start = rows[0]["text"].partition(" A: The answer is")[0]
+    assert rows[0]["reason_first"] == f"{start} A: Reason 0, text 1. The answer is ({rows[0]['text'][-3]})."
+
+
+def test_interrupted_by_a_server_that_stops_nothing_is_lost(records: Path, teacher: Reasoner, inside: Callable) -> None:
+    """What was decided is kept; the others are asked again, with the same result as without the interruption."""
+    teacher.most = 20
+    error = only_error(enhance(inside, teacher, records, "--batch_size", 1))
+    assert "records got no reason" in error
+    teacher.most, teacher.asked = None, {}
+    done = enhance(inside, teacher, records)
+    assert done.returncode == 0, done.stderr
+    counts = manifests.read_manifest(manifests.manifest_of(records.with_name("SAMPLE_reason.jsonl")))["counts"]
+    each = SAMPLES // 4
+    assert [counts[name] for name in ("accepted", "rationalized", "dropped")] == [2 * each, each, each]
+
+
+def test_shards_are_merged_though_they_lack_what_was_dropped(
+    records: Path, teacher: Reasoner, inside: Callable
+) -> None:
+    for index in range(2):
+        assert enhance(inside, teacher, records, "--shard", f"{index}/2").returncode == 0
+    output = records.with_name("SAMPLE_reason.jsonl")
+    done = inside("merge", "--input", records, "--output", output, "--shards", 2)
+    assert done.returncode == 0, done.stderr
+    counts = manifests.read_manifest(manifests.manifest_of(output))["counts"]
+    each = SAMPLES // 4
+    assert [counts[name] for name in ("accepted", "rationalized", "dropped")] == [2 * each, each, each]
+    assert len(read_lines(output)) == 3 * each
