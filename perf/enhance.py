@@ -16,6 +16,7 @@ from pathlib import Path
 from perf.measure import HERE, Contender, choose, run_alternately, summarize, table, write_results
 from teacherlm.catalog.benchmarks import load_benchmark
 from teacherlm.catalog.models import find_model, local_folder
+from teacherlm.catalog.prompt_sets import load_prompts
 from teacherlm.catalog.sources import read_split
 
 VLLM = Contender("vllm-bf16", "vLLM, through this project's engine", "bfloat16", peer=True)
@@ -64,7 +65,7 @@ def measure(contender: Contender, args: argparse.Namespace) -> dict[str, float]:
     """Generate once, and return records and new tokens per second."""
     benchmark = load_benchmark("creak")
     samples = read_split(benchmark, "train", args.data, args.records)
-    prompts = [benchmark.prepare(sample, where)["cot_text"] for where, sample in samples]
+    prompts = [benchmark.prepare(sample, where, load_prompts())["cot_text"] for where, sample in samples]
     ways = {"reference": with_generate, "generate": with_generate, "ours": with_engine, "vllm": with_vllm}
     generate = ways[contender.name.split("-")[0]](contender, args)
     started = time.perf_counter()

@@ -22,6 +22,7 @@ from typing import Any
 from perf.measure import HERE, Contender, choose, run_alternately, summarize, table, write_results
 from teacherlm.catalog.benchmarks import load_benchmark
 from teacherlm.catalog.models import find_model, local_folder
+from teacherlm.catalog.prompt_sets import load_prompts
 from teacherlm.catalog.sources import read_split
 from teacherlm.runtime.memory import keep_freed_memory
 
@@ -165,7 +166,8 @@ def make_samples(scenario: Scenario, data: Path | None, tokenizer: Any, vocabula
 
     benchmark = load_benchmark("creak")
     count = 64 * scenario.batch
-    records = [benchmark.prepare(sample, where) for where, sample in read_split(benchmark, "train", data, count)]
+    samples = read_split(benchmark, "train", data, count)
+    records = [benchmark.prepare(sample, where, load_prompts()) for where, sample in samples]
     rows = [tokenizer(record["text"])["input_ids"] for record in records]
     if scenario.lengths:
         draw = random.Random(0)

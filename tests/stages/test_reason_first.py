@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from support.files import read_lines
-from support.programs import only_error
 
 from teacherlm.core import manifests
 
@@ -139,8 +138,8 @@ def test_attempts_accepted_rationalized_and_dropped_add_up(
 def test_interrupted_by_a_server_that_stops_nothing_is_lost(records: Path, teacher: Reasoner, inside: Callable) -> None:
     """What was decided is kept; the others are asked again, with the same result as without the interruption."""
     teacher.most = 20
-    error = only_error(enhance(inside, teacher, records, "--batch_size", 1))
-    assert "records got no reason" in error
+    done = enhance(inside, teacher, records, "--batch_size", 1)
+    assert done.returncode == 2 and "records got no reason" in done.stderr
     teacher.most, teacher.asked = None, {}
     done = enhance(inside, teacher, records)
     assert done.returncode == 0, done.stderr

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from support.files import read_lines, sample_claims
 from teacherlm.catalog.benchmarks import load_benchmark
+from teacherlm.catalog.prompt_sets import load_prompts
 
 
 def prompts(path: Path, count: int) -> Path:
     """A file of records with prompts in the format of data_prepare.py."""
     benchmark = load_benchmark("sample")
-    records = [benchmark.prepare(claim, "here") for claim in sample_claims()][:count]
+    records = [benchmark.prepare(claim, "here", load_prompts()) for claim in sample_claims()][:count]
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
 

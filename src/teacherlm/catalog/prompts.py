@@ -4,6 +4,8 @@ prompt_sets.py makes the teacher's prompts from it. Source: the code of TeacherL
 byte for byte.
 """
 
+import hashlib
+import json
 import re
 import string
 from dataclasses import dataclass
@@ -50,6 +52,16 @@ ANSWER_MARK = " A: The answer is ("
 def test_context(question_with_choices: str, preamble: str = "") -> str:
     """The context of the letters that are scored at test time."""
     return f"{preamble}Q: {question_with_choices}{ANSWER_MARK}"
+
+
+def contexts_digest() -> dict[str, str]:
+    """A digest of the texts that this module makes. A result of scoring records it as an input.
+
+    It is computed from the texts of two questions (with double spaces, an empty choice, a preamble), not from the code.
+    """
+    samples = [Question("Is  it so? ", ("yes", "no"), 1), Question("Which\tone", ("a ", "", " c"), 0, "On birds. ")]
+    made = [(question.with_choices, question.answer, question.text) for question in samples]
+    return {"path": "prompts", "sha256": hashlib.sha256(json.dumps(made).encode()).hexdigest()}
 
 
 def completion_start(text: str) -> int | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from teacherlm.catalog import benchmarks
-from teacherlm.catalog.prompts import prompts_digest
+from teacherlm.catalog.prompts import contexts_digest
 from teacherlm.core import manifests
 from teacherlm.scoring import task_files
 
@@ -33,7 +33,7 @@ def describe_task(name: str, folder: Path, include: Path | None, known: Mapping[
     for number, path in enumerate(sets):
         places["test set" if len(sets) == 1 else f"test set {number}"] = path
     found = {key: manifests.describe(path, known.get(key)) for key, path in places.items()}
-    return {**found, "prompts": prompts_digest()} if found else {}
+    return {**found, "prompts": contexts_digest()} if found else {}
 
 
 def data_of(path: str) -> Path:

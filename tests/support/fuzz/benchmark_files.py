@@ -9,6 +9,7 @@ from support.fuzz.mutation import Files, damage_one
 from support.programs import ROOT
 
 from teacherlm.catalog.benchmarks import load_benchmark
+from teacherlm.catalog.prompt_sets import load_prompts
 from teacherlm.catalog.sources import read_split, source_files
 
 BOMBS = [
@@ -85,7 +86,7 @@ def read(place: Path) -> None:
         for split in ("train", "test"):
             source_files(benchmark, place / "data")
             for where, sample in read_split(benchmark, split, place / "data"):
-                benchmark.prepare(sample, where)
+                benchmark.prepare(sample, where, load_prompts())
                 benchmark.test_sample(sample, where)
 
 

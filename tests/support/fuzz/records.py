@@ -13,6 +13,7 @@ from support.fuzz.harness import Subject
 from support.fuzz.mutation import Files, damage_of, mutate
 
 from teacherlm.catalog.benchmarks import load_benchmark
+from teacherlm.catalog.prompt_sets import load_prompts
 from teacherlm.catalog.sources import read_split
 from teacherlm.core.errors import UserError
 from teacherlm.core.records import read_records
@@ -22,7 +23,7 @@ MUCH = b"a" * 2**20
 """A part of a line that is longer than the memory and compressed to a few hundred kilobytes."""
 WHOLE = 4
 """Every WHOLE-th damage runs all of data_prepare's `prepare`. The others run only its reading."""
-CREAK = load_benchmark("creak")
+CREAK, PROMPTS = load_benchmark("creak"), load_prompts()
 
 
 def example(folder: Path) -> None:
@@ -52,14 +53,14 @@ def read(place: Path) -> None:
     data, output = place / "data", place / "output"
     if sum(zlib.crc32(file.read_bytes()) for file in data.iterdir()) % WHOLE:
         for where, sample in read_split(CREAK, "train", data):
-            CREAK.prepare(sample, where)
+            CREAK.prepare(sample, where, PROMPTS)
         return
     try:
         prepare(CREAK, data, output, output / "tests", None)
     except UserError:
         assert contents(output) == {}
         raise
-    samples = [CREAK.prepare(sample, where) for where, sample in read_split(CREAK, "train", data)]
+    samples = [CREAK.prepare(sample, where, PROMPTS) for where, sample in read_split(CREAK, "train", data)]
     assert [record for _, record in read_records(output / "CREAK.jsonl")] == samples
     assert len(datasets.load_from_disk(str(output / "CREAK"))["train"]) == len(samples)
 

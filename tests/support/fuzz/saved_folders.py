@@ -8,13 +8,14 @@ from support.fuzz.harness import Subject, changed_folders, files_in
 from support.fuzz.mutation import Files
 
 from teacherlm.catalog.benchmarks import load_benchmark
+from teacherlm.catalog.prompt_sets import load_prompts
 from teacherlm.catalog.test_sets import load_test_set
 from teacherlm.dataset.main import prepare
 from teacherlm.finetune.fields import parse_fields
 from teacherlm.finetune.samples import load_split
 from teacherlm.scoring.task_api import Task
 
-CREAK = load_benchmark("creak")
+CREAK, PROMPTS = load_benchmark("creak"), load_prompts()
 EXAMPLE: Files = {}
 
 
@@ -23,7 +24,7 @@ def example(folder: Path) -> None:
     claims = [claim for _, claim in zip(range(6), sample_claims())]
     whole = datasets.Dataset.from_list(claims)
     datasets.DatasetDict({"train": whole, "validation": whole}).save_to_disk(str(folder / "source"))
-    trained = [CREAK.prepare(claim, "here") for claim in claims]
+    trained = [CREAK.prepare(claim, "here", PROMPTS) for claim in claims]
     datasets.Dataset.from_list(trained).save_to_disk(str(folder / "training"))
     datasets.Dataset.from_list([CREAK.test_sample(claim, "here") for claim in claims]).save_to_disk(
         str(folder / "test")
