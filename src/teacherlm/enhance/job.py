@@ -18,6 +18,7 @@ from teacherlm.core.progress_file import ProgressFile
 from teacherlm.core.records import Record, read_records, write_records
 from teacherlm.core.shapes import flaw_of_shape
 from teacherlm.core.stage_run import StageRun
+from teacherlm.core.terminal import plural
 from teacherlm.enhance.flags import EnhanceFlags
 
 Shard = tuple[int, int]
@@ -130,7 +131,7 @@ class Job:
     def compare(self) -> None:
         """Compare the existing output with this job: the arguments, and the current records and teacher."""
         known = self.run.known
-        if name := self.teacher.server or self.teacher.explanations:
+        if (name := self.teacher.texts_from) is not None:
             teacher = {"path": name, "sha256": name}
         else:
             teacher = describe_model(local_folder(self.teacher), known.get("teacher"))
@@ -155,7 +156,7 @@ class Job:
         if run.is_done:
             failures = run.counts["failures"]
             if failures:
-                print(f"enhance: {self.output}: trying the {failures} records without a text again")
+                print(f"enhance: {self.output}: trying {plural(failures, 'record')} without a text again")
                 return False
             run.say_done()
             return True
@@ -215,7 +216,8 @@ class Job:
         self.run.finish({"enhanced": self.output}, counts)
         if not failures:
             self.progress.remove()
-        print(f"enhance: {self.output} has {written} records" + (f", {len(failures)} failed" if failures else ""))
+        failed = f", {len(failures)} failed" if failures else ""
+        print(f"enhance: {self.output} has {plural(written, 'record')}{failed}")
 
     def write_failures(self, failures: list[tuple[int, int, str]]) -> None:
         """List the records without a text in a file beside the output: {"record", "line", "reason"}.

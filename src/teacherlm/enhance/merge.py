@@ -21,6 +21,7 @@ from teacherlm.core.flags import LIST_MISSING, flag, parse
 from teacherlm.core.outputs import require_file_place, require_writable
 from teacherlm.core.records import Record, read_records, write_records
 from teacherlm.core.stage_run import StageRun
+from teacherlm.core.terminal import plural
 from teacherlm.enhance.job import read_manifest, shard_path
 
 
@@ -70,7 +71,7 @@ def merge(run: StageRun, flags: MergeFlags, paths: list[Path]) -> None:
         print(f"merge: the former {flags.output} is kept as {old}")
     counts = {"records": written, "failures": sum(failures.values()), "shards": flags.shards}
     run.finish({"enhanced": flags.output}, counts)
-    print(f"merge: {flags.output} has {written} records of {flags.shards} shards")
+    print(f"merge: {flags.output} has {plural(written, 'record')} of {plural(flags.shards, 'shard')}")
 
 
 def read_part(path: Path) -> dict[str, Any]:
