@@ -23,4 +23,4 @@ EOF
 
 # shellcheck source=slurm/python.bash
 source "$(dirname -- "${BASH_SOURCE[0]}")/../slurm/python.bash"
-become "$(basename -- "$0")" evaluate-shares "$@"
+become "$(basename -- "$0")" evaluate-shards "$@"

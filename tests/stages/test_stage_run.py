@@ -336,7 +336,7 @@ def test_of_several_processes_the_first_looks_and_writes_and_all_agree(
     with first, other:
         for run in (first, other):
             run.compare(ARGUMENTS, inputs)
-        assert first.reasons == other.why == ["not done yet"]
+        assert first.reasons == other.reasons == ["not done yet"]
         output.write_text("WORDS")
         for run in (other, first):
             run.finish({"text": output}, {})

@@ -10,7 +10,7 @@ from support.fuzz.mutation import Files
 from teacherlm.catalog.benchmarks import load_benchmark
 from teacherlm.catalog.test_sets import load_test_set
 from teacherlm.dataset.main import prepare
-from teacherlm.finetune.fields import parse_task
+from teacherlm.finetune.fields import parse_fields
 from teacherlm.finetune.samples import load_split
 from teacherlm.scoring.task_api import Task
 
@@ -42,7 +42,7 @@ def asked(folder: Path) -> type[Task]:
 
 READERS = {
     "source": lambda place: prepare(CREAK, place / "source", place / "output", place / "output" / "tests", None),
-    "training": lambda place: list(load_split(place / "training", parse_task("text"), train=True)["text"]),
+    "training": lambda place: list(load_split(place / "training", parse_fields("text"), train=True)["text"]),
     "test": lambda place: list(load_test_set(place / "test", "creak", 2)),
     "parquet": lambda place: list(asked(place / "parquet")().eval_docs),
 }
