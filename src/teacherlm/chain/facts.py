@@ -138,7 +138,7 @@ def is_there(name: str, make: bool) -> bool:
     from teacherlm.catalog.models import cached_folder, find_model, local_folder
 
     model = find_model(name)
-    if model.texts_from is not None:
+    if model.server is not None or model.explanations is not None:
         return True
     if not make and model.package is not None:
         return True  # a stage makes it from the package
