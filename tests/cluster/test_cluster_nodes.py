@@ -31,7 +31,7 @@ def test_two_nodes_learn_what_one_does(named: Cluster) -> None:
     assert {state for states in named.await_end("two").values() for state in states} == {"COMPLETED"}
 
     log = only_log(named, "two", "finetune")
-    assert "4 per step (2 x 1 accumulated batches x 2 processes)" in log
+    assert "at most 4 per step (batches of 2, 2 processes)" in log
     assert "the processes run on node1 node2" in log
     logs = [next((named.place / runs).glob("*/*/finetune/*/log.jsonl")) for runs in ("one", "two")]
     one, two = map(curve, logs)

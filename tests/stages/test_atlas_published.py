@@ -106,7 +106,8 @@ def test_the_published_format_is_read(tmp_path: Path) -> None:
     passages, vectors = source(3)
     folder = publish(tmp_path / "index", [{**passage, "section": "x"} for passage in passages], vectors, 3)
     assert_is(load(folder, 3), passages, vectors)
-    for shards, message in ((4, r"embeddings.3.pt: this shard is missing"), (2, r"embeddings.2.pt: 2 shards were exp")):
+    missing, extra = r"embeddings.3.pt: this shard is missing", r"embeddings.2.pt: an index of 2 shards was expected"
+    for shards, message in ((4, missing), (2, extra)):
         with pytest.raises(UserError, match=message):
             load(folder, shards)
     (folder / "passages.1.pt").unlink()
@@ -142,9 +143,9 @@ def shard_without(field: str) -> Callable[[list], object]:
     [
         (
             lambda passages: passages[:-1],
-            r"passages.1.pt: 3 passages were expected, one per vector of embeddings.1.pt, found 2",
+            r"passages.1.pt: a list of 3 passages was expected, one per vector of embeddings.1.pt, found 2",
         ),
-        (lambda passages: {"a": passages}, r"passages.1.pt: 3 passages were expected, .* found dict"),
+        (lambda passages: {"a": passages}, r"passages.1.pt: a list of 3 passages was expected, .* found dict"),
         (lambda passages: [*passages[:2], "a text"], r"passages.1.pt, passage 2: a mapping .* found 'a text'"),
         (lambda passages: [None, *passages[:2]], r"passages.1.pt, passage 0: a mapping .* found 'None'"),
         (shard_without("text"), r"passages.1.pt, passage 0: the field 'text' is missing"),
@@ -163,9 +164,9 @@ def test_what_is_wrong_with_a_shard_is_said(change: Callable, message: str, tmp_
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\x80\x04]r\xff\xff\xff\x7f.", "passages.1.pt: 3 passages were expected, .* found 0"),  # reference 2**31
+        (b"\x80\x04]r\xff\xff\xff\x7f.", "passages.1.pt: a list of 3 passages was expected, .* found 0"),  # 2**31
         (b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b".", "passages.1.pt: not a pickled list .*instruction 150"),
-        (b"\x80\x04\x8a\xff" + b"\x01" * 255 + b".", "passages.1.pt: 3 passages were expected, .* found int"),
+        (b"\x80\x04\x8a\xff" + b"\x01" * 255 + b".", "passages.1.pt: a list of 3 passages was expected, .* found int"),
     ],
 )
 def test_a_few_bytes_that_ask_for_memory(content: bytes, message: str, tmp_path: Path) -> None:
@@ -185,7 +186,7 @@ def test_other_numbers_of_vectors_are_found_though_the_passages_were_converted(t
     torch.save(vectors[:2].T.clone(), folder / "embeddings.0.pt")
     torch.save(vectors[2:].T.clone(), folder / "embeddings.1.pt")
     with pytest.raises(
-        UserError, match=r"passages.0.pt: 2 passages were expected, one per vector of embeddings.0.pt, found 3"
+        UserError, match=r"passages.0.pt: a list of 2 passages was expected, one per vector of embeddings.0.pt, found 3"
     ):
         load(folder, 2)
 

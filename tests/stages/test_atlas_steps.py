@@ -200,7 +200,7 @@ def test_too_many_in_a_row_end_the_run(bad_place: Path, tmp_path: Path) -> None:
     more = ["--train_data", file, "--closed_book", "--dropout", 0, "--total_steps", 12]
     done = train(bad_place, tmp_path, *more)
     message = only_error(done)
-    assert "5 steps in a row, up to step 10, had a gradient that is not finite" in message
+    assert "skipped 5 steps in a row, up to step 10, because the gradient is not finite" in message
     assert "checkpoint/step-8; use a lower --lr" in message
     assert not (tmp_path / "run" / "manifest.json").exists()
     after = saved(tmp_path, 8)
@@ -212,7 +212,7 @@ def test_too_many_in_a_row_end_the_run(bad_place: Path, tmp_path: Path) -> None:
 def test_a_run_all_of_whose_steps_are_skipped_fails(bad_place: Path, tmp_path: Path) -> None:
     file = write_lines(tmp_path / "train.jsonl", good_and_bad("BB"))
     done = train(bad_place, tmp_path, "--train_data", file, "--closed_book", "--dropout", 0, "--total_steps", 2)
-    assert "2 steps in a row, up to step 2" in only_error(done)
+    assert "skipped 2 steps in a row, up to step 2" in only_error(done)
     assert not list(tmp_path.glob("run/checkpoint/*"))
 
 

@@ -240,4 +240,4 @@ def test_filter_drops_samples_into_a_dataset_and_a_run_of_their_own(chain: Chain
     assert run.name == "tiny_cot_tail_field-explanation_without-cut-empty_batch4_seed0"
     assert json.loads((run / "manifest.json").read_text())["counts"]["samples"] == 6
     page = (tmp_path / "runs/creak/limit-8/report/index.html").read_text()
-    assert "2 of 8 samples were dropped" in page
+    assert "the filter dropped 2 of 8 samples" in page

@@ -201,9 +201,18 @@ def test_a_bad_line_7_is_named_and_earlier_results_stay(work: Workplace, split: 
     before = work.contents()
     change_field(work.claims / "train.json", 1, "sentence", "Another claim now.")  # so that there is something to redo
     change_line(work.claims / f"{split}.json", 7, change)
-    error = only_error(work.prepare())
-    assert f"{work.claims / split}.json, {expected}" in error
+    result = work.prepare()
+    assert f"{work.claims / split}.json, {expected}" in only_error(result)
+    assert "few-shot" not in result.stdout  # the same mistake is not reported twice
     assert work.contents() == before
+
+
+def test_a_test_set_without_training_samples_says_why_it_has_no_few_shot_examples(work: Workplace) -> None:
+    (work.claims / "train.json").unlink()
+    done = work.prepare("--test_only")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"there are no few-shot examples: {work.claims / 'train.json'}: no such file" in done.stdout
+    assert f"{work.tests / 'creak'} has 8 test samples" in done.stdout
 
 
 @pytest.mark.parametrize("text", ["", "\n\n"])

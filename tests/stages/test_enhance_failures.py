@@ -40,7 +40,7 @@ def test_a_record_without_a_text_is_listed_and_the_rest_is_kept(
     output = tmp_path / "SAMPLE_cot.jsonl"
     command = words(tiny_llama, records, output)
     error = last_error(inside("enhance", *command))
-    assert f"1 records got no cot (--max_failures 0), the first in {records}, line 7: the prompt has 12" in error
+    assert f"1 record got no cot (--max_failures 0), the first in {records}, line 7: the prompt has 12" in error
     assert "the teacher's window is 512" in error
     (failure,) = failures_of(output)
     assert (failure["record"], failure["line"]) == (6, 7)
@@ -51,7 +51,7 @@ def test_a_record_without_a_text_is_listed_and_the_rest_is_kept(
 
     allowed = inside("enhance", *command, "--max_failures", 1)
     assert allowed.returncode == 0, allowed.stderr
-    assert "11 of 12 completions were done before" in allowed.stdout
+    assert "an earlier run made 11 of 12 completions" in allowed.stdout
     texts = {row["key"]: row["text"] for row in kept}
     others = [(key, record) for key, record in enumerate(read_lines(records)) if key != 6]
     for (key, record), made in zip(others, read_lines(output), strict=True):
@@ -62,7 +62,7 @@ def test_a_record_without_a_text_is_listed_and_the_rest_is_kept(
     before = output.read_bytes()
     again = inside("enhance", *command, "--max_failures", 1)
     assert again.returncode == 0, again.stderr
-    assert "trying the 1 records without a text again" in again.stdout
+    assert "trying 1 record without a text again" in again.stdout
     assert output.read_bytes() == before
     assert failures_of(output) == [failure]
 

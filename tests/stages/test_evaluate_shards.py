@@ -91,7 +91,7 @@ def test_killed_and_started_again_nothing_is_scored_twice_or_lost(
     assert counts[0] > 0
     last = inside("evaluate", *command)
     assert last.returncode == 0, last.stderr
-    assert "batches were done before; continuing with the others" in last.stdout
+    assert "; continuing with the others" in last.stdout
     assert results(output) == results(alone)
 
 

@@ -153,7 +153,7 @@ def test_bad_answers_end_a_run_with_one_line_each_time_and_the_rest_is_kept(
         for _ in range(2):
             server.count = 0 if server.count == 0 else 1  # the second run asks for one record
             error = last_error(inside("enhance", *command))
-            assert "1 records got no cot (--max_failures 0)" in error
+            assert "1 record got no cot (--max_failures 0)" in error
             assert "line 2: the server's answer is no completion: its usage is" in error
         server.count = 2
         assert inside("enhance", *command).returncode == 0
@@ -266,7 +266,7 @@ def test_sigterm_ends_the_waiting_for_a_server_within_seconds(kind: str, tmp_pat
         over.set()
     assert run.returncode == 75, errors
     assert time.monotonic() - began < 10
-    assert "interrupted, 0 of 3 completions are done; the same command goes on from there" in output
+    assert "interrupted after 0 of 3 completions; the same command goes on from there" in output
 
 
 # ----------------------------------------------------------------------------------------- where the key and prompts go

@@ -101,7 +101,7 @@ def test_a_part_is_not_scored(tmp_path: Path) -> None:
     lines = [prediction(q, 1, 1) for q in read_lines(gold) if q["question"] not in ("philosophy 2", "virology 0")]
     file = write_lines(tmp_path / "part.jsonl", lines)
     message = only_error(score("--predictions_path", file, "--gold_path", gold))
-    assert "2 predictions are missing: philosophy (1 of 4), virology (1 of 1)" in message
+    assert "it lacks 2 predictions: philosophy (1 of 4), virology (1 of 1)" in message
 
 
 def test_what_is_no_prediction_is_named(tmp_path: Path) -> None:

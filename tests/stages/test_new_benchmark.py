@@ -143,7 +143,8 @@ def test_labels_without_quotes_are_what_people_wrote(tmp_path: Path, labels: str
 def test_a_boolean_is_no_yes(tmp_path: Path) -> None:
     benchmark = load_benchmark(written(tmp_path, "", "labels: {yes: A, no: B}\n"))
     message = mistake(lambda: benchmark.ask({**SAMPLE, "answerKey": True}, "line 1"))
-    assert message == "line 1: the field 'answerKey' is 'True'; expected one of 'yes', 'no'"
+    expected = "expected one of 'yes', 'no' (the labels of commonsense_qa.yaml)"
+    assert message == f"line 1: the field 'answerKey' is 'True'; {expected}"
 
 
 def test_choices_and_texts_without_quotes_are_what_people_wrote(tmp_path: Path) -> None:
@@ -194,3 +195,4 @@ def test_an_answer_that_is_none_of_the_choices_is_named(tmp_path: Path, kind: st
     benchmark = load_benchmark(written(tmp_path, "", f"answer_is: {kind}\n"))
     message = mistake(lambda: benchmark.ask({**SAMPLE, "answerKey": answer}, "train.jsonl, line 7"))
     assert message.startswith(f"train.jsonl, line 7: the field 'answerKey' is '{answer}'; expected one of ")
+    assert message.endswith(f"(answer_is of commonsense_qa.yaml is {kind}; it can be letter, index or text)")

@@ -267,7 +267,7 @@ class Mine(MultipleChoiceTask):
         ({"gold": [0]}, "its gold is [0]; "),
         ({"gold": 0.0}, "its gold is 0.0; "),
         ({"choices": []}, "it has no choices; at least two were expected"),
-        ({"choices": ["hives"]}, "it has 1 choices; at least two were expected"),
+        ({"choices": ["hives"]}, "it has only one choice; at least two were expected"),
         ({"choices": ["hives", ""]}, "its choice 1 is ''; a text that is not empty was expected"),
         ({"choices": ["hives", None]}, "its choice 1 is 'None'; "),
         ({"choices": ["hives", 3]}, "its choice 1 is '3'; "),

@@ -263,7 +263,7 @@ def test_what_is_wrong_with_an_archive_is_said(archive_folder: Path, tmp_path: P
     broken.unlink()
     broken.write_text("a question,one,two,three,four,A\nanother,one,two,three,A\n")
     message = only_error(prepare(tmp_path / "out", "--data_directory", five))
-    assert "virology_val.csv, line 2: 6 columns were expected, found 5" in message
+    assert "virology_val.csv, line 2: a row of 6 columns was expected, found 5" in message
     assert not (tmp_path / "out" / "data" / "mmlu_data" / "5-shot").exists()
     rows = [b"question %d,one,two,three,four,A\n" % number for number in range(300)]
     rows[250] = b"caf\xe9,one,two,three,four,A\n"  # Latin-1, behind a decoder's first block

@@ -95,8 +95,8 @@ def test_files_of_a_pattern_are_read_in_the_order_of_their_names(tmp_path: Path)
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("q,a,b,c,d,A\nq,a,b,c,A\n", ", line 2: 6 columns were expected, found 5"),
-        ('"q\nq",a,b,c,d,A\n\nq,a,b,c,d,A,A\n', ", line 4: 6 columns were expected, found 7"),
+        ("q,a,b,c,d,A\nq,a,b,c,A\n", ", line 2: a row of 6 columns was expected, found 5"),
+        ('"q\nq",a,b,c,d,A\n\nq,a,b,c,d,A,A\n', ", line 4: a row of 6 columns was expected, found 7"),
         ('q,a,b,c,d,"A\n', ", line 1: not valid CSV in UTF-8"),
         ("", ": empty; at least one row was expected"),
     ],

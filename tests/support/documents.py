@@ -1,7 +1,8 @@
 """The Markdown files of the project: their headings, their links, and the shell blocks that the tests run.
 
-A block is run when the comment `<!-- tested -->` stands before it, or `<!-- tested: slow -->`: `make prove` alone runs
-those. `<!-- output -->` before a block says that it is what the commands above print, stdout and stderr in their order.
+A block is run when the comment `<!-- tested -->` stands before it. `make prove` alone runs the blocks after
+`<!-- tested: slow -->`, and `make test-cluster` those after `<!-- tested: cluster -->`, on the Slurm of the tests.
+`<!-- output -->` before a block says that it is what the commands above print, stdout and stderr in their order.
 A line `...` in it stands for any lines, and `...` within a line for any text. The tested blocks of a page are run one
 after the other, in a copy of the checkout. `/tmp/` in them is a folder of the test.
 """
@@ -9,24 +10,29 @@ after the other, in a copy of the checkout. `/tmp/` in them is a folder of the t
 import os
 import re
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from support.programs import ROOT
+from teacherlm.chain.variables import NAMES
 
 FENCE = re.compile(r"^(?P<mark>```+|~~~+).*?\n(?P<text>.*?)^(?P=mark)[ \t]*$", re.MULTILINE | re.DOTALL)
-MARK = re.compile(r"^<!-- (tested(?:: slow)?|output) -->\n+", re.MULTILINE)
+MARK = re.compile(r"^<!-- (?:tested(?:: (?P<where>slow|cluster))?|(?P<output>output)) -->\n+", re.MULTILINE)
 LINK = re.compile(r"(?<!\\)\]\(\s*<?([^)\s>]+)>?[^)]*\)")
 
 
 @dataclass(frozen=True)
 class Block:
-    """Commands of a page that are run, and what they print, where the page says it."""
+    """Commands of a page that are run, and what they print, where the page says it.
+
+    Attributes:
+        where: "" if `make test` runs it, otherwise "slow" or "cluster".
+    """
 
     line: int
     commands: str
     output: str | None
-    is_slow: bool
+    where: str = ""
 
 
 def markdown_files() -> list[Path]:
@@ -47,13 +53,34 @@ def blocks_to_run(text: str) -> list[Block]:
         fence = FENCE.match(text, mark.end())
         if fence is None:
             raise ValueError(f"line {line}: no block follows this mark")
-        if mark[1] != "output":
-            blocks.append(Block(line, fence["text"], None, mark[1].endswith("slow")))
+        if not mark["output"]:
+            blocks.append(Block(line, fence["text"], None, mark["where"] or ""))
         elif not blocks or blocks[-1].output is not None:
             raise ValueError(f"line {line}: no commands stand before this output")
         else:
-            blocks[-1] = Block(blocks[-1].line, blocks[-1].commands, fence["text"], blocks[-1].is_slow)
+            blocks[-1] = replace(blocks[-1], output=fence["text"])
     return blocks
+
+
+def pages_with_blocks(*where: str) -> dict[str, list[Block]]:
+    """Page -> its blocks that are run at these places, for each page that has a block for the last of them."""
+    found = {}
+    for file in markdown_files():
+        blocks = blocks_to_run(file.read_text(encoding="utf-8"))
+        if any(block.where == where[-1] for block in blocks):
+            found[str(file.relative_to(ROOT))] = [block for block in blocks if block.where in where]
+    return found
+
+
+def make_places(folder: Path, python: str) -> tuple[Path, Path, dict[str, str]]:
+    """A copy of the checkout, the folder that stands for /tmp, and an environment without this project's variables."""
+    checkout, scratch = folder / "checkout", folder / "scratch"
+    checkout.mkdir()
+    scratch.mkdir()
+    copy_checkout(checkout, python)
+    kept = {"OMP_NUM_THREADS", "TEACHERLM_CACHE", "HF_HOME"}
+    removed = (NAMES - kept) | {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHONPATH"}
+    return checkout, scratch, {name: value for name, value in os.environ.items() if name not in removed}
 
 
 def run_blocks(blocks: list[Block], checkout: Path, scratch: Path, environment: dict[str, str]) -> list[str]:

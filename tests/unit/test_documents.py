@@ -33,6 +33,7 @@ def test_each_link_leads_to_a_file_and_a_heading(file: Path) -> None:
 def test_the_marks_of_blocks_to_run_stand_before_blocks() -> None:
     blocks = [block for file in FILES for block in blocks_to_run(file.read_text(encoding="utf-8"))]
     assert any(block.output for block in blocks)
+    assert {"", "cluster"} <= {block.where for block in blocks}
 
 
 def test_pages_that_code_and_messages_name_are_there() -> None:
@@ -84,10 +85,11 @@ def test_an_output_is_compared_line_by_line(printed: str, said: str, alike: bool
 
 def test_blocks_are_found_with_their_output() -> None:
     page = "text\n\n<!-- tested -->\n```sh\necho a\n```\n\n<!-- output -->\n```\na\n```\n"
-    page += "\n<!-- tested: slow -->\n\n```\nls\n```\n```\nno\n```\n"
-    first, second = blocks_to_run(page)
-    assert (first.line, first.commands, first.output, first.is_slow) == (3, "echo a\n", "a\n", False)
-    assert (second.commands, second.output, second.is_slow) == ("ls\n", None, True)
+    page += "\n<!-- tested: slow -->\n\n```\nls\n```\n```\nno\n```\n<!-- tested: cluster -->\n```\nsinfo\n```\n"
+    first, second, third = blocks_to_run(page)
+    assert (first.line, first.commands, first.output, first.where) == (3, "echo a\n", "a\n", "")
+    assert (second.commands, second.output, second.where) == ("ls\n", None, "slow")
+    assert (third.commands, third.where) == ("sinfo\n", "cluster")
     for mistake in ("<!-- tested -->\n\ntext\n", "<!-- output -->\n```\na\n```\n"):
         with pytest.raises(ValueError, match=r"line 1: no "):
             blocks_to_run(mistake)

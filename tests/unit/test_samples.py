@@ -28,7 +28,7 @@ def test_a_sample_that_is_too_long_keeps_its_last_tokens_and_is_listed(tiny_llam
 
 
 def test_samples_that_are_all_too_long_are_refused(tiny_llama: Path) -> None:
-    with pytest.raises(UserError, match="all 2 samples have more than 2 tokens; the shortest"):
+    with pytest.raises(UserError, match="every sample has more than 2 tokens; the shortest"):
         tokenize(
             Dataset.from_dict({"text": SENTENCES[:2]}), AutoTokenizer.from_pretrained(tiny_llama), TEXT, 2, False, 0
         )

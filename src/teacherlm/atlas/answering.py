@@ -21,7 +21,7 @@ from teacherlm.core.interrupts import Stop
 from teacherlm.core.progress_file import ProgressFile, done_keys
 from teacherlm.core.records import Record, dump_line
 from teacherlm.core.stage_run import StageRun
-from teacherlm.core.terminal import shown
+from teacherlm.core.terminal import plural, shown
 
 STAGE = "atlas evaluate"
 SHAPING = ("precision", "reader_model_type", "retriever_model_path", "query_side_retriever_training")
@@ -88,7 +88,8 @@ def evaluate(of: Evaluation, questions: list[Record], model: Model, index: Index
     workers.wait_for_all()
     done = set().union(*(done_keys(file, of.run.work) for file in of.progress_files()))
     missing = sorted(set(range(len(questions))) - done)
-    workers.say(f"evaluate: {of.path}: {len(questions)} questions, {len(done)} of them were done before")
+    before = f"; an earlier run answered {len(done)} of them" if done else ""
+    workers.say(f"evaluate: {of.path}: {plural(len(questions), 'question')}{before}")
     mine = [(number, questions[number]) for number in missing[workers.rank() :: workers.size()]]
     workers.wait_for_all()  # all workers must read the files before one of them appends to a file
     try:

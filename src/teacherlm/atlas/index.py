@@ -13,6 +13,7 @@ from teacherlm.atlas.flat_search import first_bad_row
 from teacherlm.atlas.passages import Passages
 from teacherlm.atlas.retriever import CHUNK, Retriever, embed
 from teacherlm.core.errors import UserError
+from teacherlm.core.terminal import plural
 
 QUERIES = 2048
 """Maximum number of queries of all workers together that are searched at a time."""
@@ -113,7 +114,7 @@ def embed_rows(
         if done - said >= ROWS_BETWEEN_NOTES:
             said = done
             rate = done / (time.monotonic() - began)
-            workers.say(f"index: {done} of {end - start} passages are embedded, {rate:.0f} per second")
+            workers.say(f"index: embedded {done} of {plural(end - start, 'passage')}, {rate:.0f} per second")
     return vectors_ND
 
 

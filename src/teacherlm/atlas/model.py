@@ -18,6 +18,7 @@ from teacherlm.atlas.retriever import Retriever
 from teacherlm.atlas.saved_index import describe_index, load_index, save_index
 from teacherlm.catalog.models import describe_model, find_model, local_folder, small_files
 from teacherlm.core import manifests
+from teacherlm.core.terminal import plural
 from teacherlm.runtime.loading import load_tokenizer
 from teacherlm.runtime.packed_linear import pack_linears
 
@@ -125,7 +126,7 @@ def make_index(flags: AtlasFlags, model: Model, device: torch.device, trained: b
         encoder = None if trained else model.encoder
         return load_index(place, kind, code_size, encoder, retriever.dimension, device, flags.save_index_n_shards)
     passages = Passages(Path(workers.from_first(lambda: str(converted(flags.passages, flags.max_passages)))))
-    workers.say(f"index: {len(passages)} passages to embed with {workers.size()} workers")
+    workers.say(f"index: {plural(len(passages), 'passage')} to embed with {plural(workers.size(), 'worker')}")
     vectors = embed_passages(flags, model, passages)
     index = Index(passages, vectors, retriever.dimension, model.encoder)
     if flags.save_index_path:

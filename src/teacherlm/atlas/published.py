@@ -23,7 +23,7 @@ from teacherlm.atlas.index import Index
 from teacherlm.atlas.passages import Passages, converted_once, passage_of
 from teacherlm.core.errors import UserError, reason
 from teacherlm.core.records import checked
-from teacherlm.core.terminal import shown
+from teacherlm.core.terminal import plural, shown
 from teacherlm.runtime.compat.of_python import PlainUnpickler
 
 SHARDS = 128
@@ -59,8 +59,8 @@ def shard_files(folder: Path, count: int) -> list[Path]:
             )
         if extra := sorted(there - set(range(count))):
             raise UserError(
-                f"{folder / f'{kind}.{extra[0]}.pt'}: {count} shards were expected, but this is a further one; an "
-                "index that was saved in another number of shards needs --save_index_n_shards"
+                f"{folder / f'{kind}.{extra[0]}.pt'}: an index of {plural(count, 'shard')} was expected, but this is a "
+                "further one; an index that was saved in another number of shards needs --save_index_n_shards"
             )
     return [folder / f"{kind}.{number}.pt" for kind in KINDS for number in range(count)]
 
@@ -177,7 +177,8 @@ def pickled_passages(folder: Path, counts: Sequence[int]) -> Iterator[dict[str, 
         if not isinstance(passages, list) or len(passages) != count:
             found = len(passages) if isinstance(passages, list) else type(passages).__name__
             raise UserError(
-                f"{file}: {count} passages were expected, one per vector of embeddings.{number}.pt, found {found}"
+                f"{file}: a list of {plural(count, 'passage')} was expected, one per vector of embeddings.{number}.pt, "
+                f"found {found}"
             )
         for place, passage in enumerate(passages):
             where = f"{file}, passage {place}"

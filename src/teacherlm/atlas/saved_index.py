@@ -32,7 +32,7 @@ from teacherlm.core.errors import UserError, reason
 from teacherlm.core.files import whole_file, whole_path
 from teacherlm.core.json_files import load_json
 from teacherlm.core.manifests import sha256
-from teacherlm.core.terminal import shown
+from teacherlm.core.terminal import plural, shown
 
 NAME = "index.json"
 PASSAGES = "passages.arrow"
@@ -258,7 +258,8 @@ def load_own(
     passages = Passages(folder / PASSAGES)
     if len(passages) != count or sum(rows for _, rows in shards) != count:
         raise UserError(
-            f"{folder}: {NAME} says {count} passages, but {PASSAGES} has {len(passages)}; copy the index again"
+            f"{folder}: {NAME} says {plural(count, 'passage')}, but {PASSAGES} has {len(passages)}; "
+            "copy the index again"
         )
     wanted = kind and compressed_name(kind, code_size)
     if saved_as is not None and saved_as != wanted:
@@ -315,8 +316,8 @@ def load_compressed(shards: list[tuple[Path, int]]) -> CompressedVectors:
 
     if len(shards) < workers.size():
         raise UserError(
-            f"{shards[0][0].parent}: its {len(shards)} FAISS files allow at most {len(shards)} workers, but there are "
-            f"{workers.size()}; start fewer workers"
+            f"{shards[0][0].parent}: each worker needs a FAISS file, but there are {workers.size()} workers and "
+            f"{plural(len(shards), 'FAISS file')}; start fewer workers"
         )
     low, high = workers.rows_of(len(shards))
     joined = None

@@ -21,7 +21,7 @@ from teacherlm.core.errors import UserError
 from teacherlm.core.flags import flag, parse
 from teacherlm.core.names import is_plain_name
 from teacherlm.core.records import read_records
-from teacherlm.core.terminal import shown
+from teacherlm.core.terminal import plural, shown
 from teacherlm.core.trees import files_below
 
 CATEGORIES = {"humanities": "humanities", "Soc Sci.": "social_sciences", "STEM": "stem", "other": "other"}
@@ -139,7 +139,7 @@ def select_step(folder: Path, gold: dict[str, dict[Key, str]]) -> int:
         require_all(gold, predictions, folder)
         right = [predictions[d][key][1] == answer for d, answers in gold.items() for key, answer in answers.items()]
         scores[step] = 100 * sum(right) / len(right)
-        print(f"step {step}: {scores[step]:.2f} on {len(right)} validation questions")
+        print(f"step {step}: {scores[step]:.2f} on {plural(len(right), 'validation question')}")
     return max(scores, key=lambda step: (scores[step], -step))
 
 
@@ -183,7 +183,8 @@ def require_all(gold: Mapping[str, Mapping[Key, str]], predictions: Predictions,
     }
     if missing:
         listed = ", ".join(f"{domain} ({count} of {len(gold[domain])})" for domain, count in missing.items())
-        raise UserError(f"{path}: {sum(missing.values())} predictions are missing: {listed}; evaluate them first")
+        lacking = plural(sum(missing.values()), "prediction")
+        raise UserError(f"{path}: it lacks {lacking}: {listed}; evaluate them first")
 
 
 def categories(gold: Mapping[str, Any]) -> dict[str, list[str]]:

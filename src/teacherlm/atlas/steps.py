@@ -9,6 +9,7 @@ from torch import nn
 from teacherlm.atlas import workers
 from teacherlm.atlas.flags import TrainFlags
 from teacherlm.core.errors import UserError
+from teacherlm.core.terminal import plural
 
 MOST_SKIPPED = {"fp16": 25, "others": 5}
 """Maximum number of consecutive steps that are skipped. With fp16 the first steps are usually skipped until the loss
@@ -76,8 +77,8 @@ class Skips:
             return
         saved = max(self.folder.glob("checkpoint/step-*"), key=lambda path: path.stat().st_mtime, default=None)
         mistake = (
-            f"{self.folder}: {self.in_a_row} steps in a row, up to step {step}, had a gradient that is not finite (NaN "
-            f"or infinity) and were skipped; the last saved checkpoint is {saved or 'none'}; use a lower --lr, or "
-            "--precision fp32 or bf16"
+            f"{self.folder}: the training skipped {plural(self.in_a_row, 'step')} in a row, up to step {step}, because "
+            f"the gradient is not finite (NaN or infinity); the last saved checkpoint is {saved or 'none'}; use a "
+            "lower --lr, or --precision fp32 or bf16"
         )
         raise UserError(mistake) if workers.is_first() else SystemExit(2)

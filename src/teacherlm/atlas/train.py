@@ -28,6 +28,7 @@ from teacherlm.core.json_files import require_object
 from teacherlm.core.outputs import require_writable
 from teacherlm.core.records import drop_torn_line, dump_line, write_records
 from teacherlm.core.stage_run import StageRun
+from teacherlm.core.terminal import plural
 from teacherlm.core.training_log import read_log
 
 STAGE = "atlas train"
@@ -129,9 +130,9 @@ class Training:
             with whole_file(self.folder / BEGUN) as file:
                 json.dump(self.stage_run.work, file, indent=1)
         workers.say(
-            f"train: {len(self.examples)} examples, steps {self.step} to {flags.total_steps}, "
-            f"{flags.per_gpu_batch_size} x {workers.size()} workers examples per step on the "
-            f"{self.model.reader.device.type.upper()}"
+            f"train: {plural(len(self.examples), 'example')}, steps {self.step} to {flags.total_steps}, "
+            f"{plural(flags.per_gpu_batch_size, 'example')} per step on each of {plural(workers.size(), 'worker')}, "
+            f"on the {self.model.reader.device.type.upper()}"
         )
         if self.step and not self.evaluate():
             return REQUEUE
@@ -215,7 +216,7 @@ class Training:
             "seconds": self.stage_run.seconds,
         }
         self.stage_run.finish({checkpoint.name: checkpoint}, counts)
-        print(f"train: {self.step} steps -> {checkpoint}", flush=True)
+        print(f"train: {plural(self.step, 'step')} -> {checkpoint}", flush=True)
 
 
 class Log:

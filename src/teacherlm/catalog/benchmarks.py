@@ -156,7 +156,9 @@ class Benchmark:
     def gold(self, answer: str, choices: tuple[str, ...], where: str) -> int:
         """The index of the choice that an answer names, by the YAML's `labels`, or by the letter, index or text."""
         letters = LETTERS[: len(choices)]
+        decides = f"answer_is of {self.path.name} is {self.answer_is}; it can be letter, index or text"
         if self.labels is not None:
+            decides = f"the labels of {self.path.name}"
             accepted = {
                 label: letters.index(letter) for label, letter in {**self.boolean_labels, **self.labels}.items()
             }
@@ -169,7 +171,8 @@ class Benchmark:
         if answer not in accepted:
             fields = ", ".join(map(repr, fields_of(self.answer)))
             raise UserError(
-                f"{where}: the field {fields} is {shown(answer)}; expected one of {', '.join(map(repr, accepted))}"
+                f"{where}: the field {fields} is {shown(answer)}; expected one of {', '.join(map(repr, accepted))} "
+                f"({decides})"
             )
         return accepted[answer]
 

@@ -119,6 +119,11 @@ class Model:
     finetune: Annotated[Finetune, named(Finetune)] = Finetune()
     slurm: Annotated[Slurm, named(Slurm)] = Slurm()
 
+    @property
+    def texts_from(self) -> str | None:
+        """The server or the field that the texts of a teacher without weights come from. None if it has weights."""
+        return self.server if self.server is not None else self.explanations
+
     def recommended(self, dotted: str) -> Any:
         """A recommended value: "finetune.batch", "slurm.finetune.gpus"."""
         value: Any = {stage: asdict(getattr(self, stage)) for stage in ("enhance", "finetune", "slurm")}
@@ -174,7 +179,7 @@ def local_folder(model: Model) -> Path:
     Raises:
         UserError: the folder cannot be downloaded or made, or it is not a model's folder.
     """
-    if model.server is not None or model.explanations is not None:
+    if model.texts_from is not None:
         raise UserError(
             f"{model.server or model.name}: this can only be a teacher (TEACHER, --name); give a folder or a name here"
         )

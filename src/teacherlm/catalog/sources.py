@@ -17,7 +17,7 @@ from teacherlm.core.limits import LINE_BYTES, LIST_BYTES, LIST_PARTS, LIST_VALUE
 from teacherlm.core.places import require_hub_cache
 from teacherlm.core.records import COMPRESSED, Flaw, Record, checked, open_bytes, parse_json, read_records
 from teacherlm.core.saved_datasets import is_saved, load_saved, require_plain, saved_files
-from teacherlm.core.terminal import shown
+from teacherlm.core.terminal import plural, shown
 
 Sample = tuple[str, Record]
 """(its place, for messages; its fields)"""
@@ -139,7 +139,7 @@ def read_csv(file: Path, columns: tuple[str, ...] | None) -> Iterator[Sample]:
                 if not row:
                     continue
                 if len(row) != len(names):
-                    raise UserError(f"{where}: {len(names)} columns were expected, found {len(row)}")
+                    raise UserError(f"{where}: a row of {plural(len(names), 'column')} was expected, found {len(row)}")
                 sample: Record = {}
                 for name, value in zip(names, row):
                     if counts[name] == 1:

@@ -115,7 +115,7 @@ def model_facts(name: str, gpu_type: str) -> ModelFacts:
     dotted = ("enhance.num_tokens", *(f"finetune.{one}" for one in fields))
     values = {one: one_line_name(for_shell(model.recommended(one))) for one in dotted}
     found = ModelFacts(one_line_name(model.name), values)
-    if model.server is None and model.explanations is None:
+    if model.texts_from is None:
         for stage in STAGES:
             found.requests[stage] = [one_line_name(word) for word in request(model, stage, gpu_type)]
             found.gpus[stage] = model.recommended(f"slurm.{stage}.gpus")

@@ -19,6 +19,7 @@ from teacherlm.core.json_files import parse_bounded
 from teacherlm.core.lock import lock_descriptor
 from teacherlm.core.opening import open_ordinary, open_unlinked
 from teacherlm.core.records import cut_torn_line, dump_line
+from teacherlm.core.terminal import plural
 
 FLUSH_SECONDS = 1.0
 """Seconds between syncs to disk. A crash of the machine loses the pieces since the last sync; a crash of the program
@@ -54,7 +55,7 @@ class ProgressFile:
         self.count = 0
         self.open()
         if dropped := cut_torn_line(self.file):
-            print(f"{path}: an interruption left the last line incomplete ({dropped} bytes); it is dropped")
+            print(f"{path}: an interruption left the last line incomplete ({plural(dropped, 'byte')}); it is dropped")
         if differing := self.differences(work):
             if not restart:
                 raise UserError(

@@ -33,6 +33,7 @@ from teacherlm.core.outputs import require_file_place, require_folder_place, req
 from teacherlm.core.places import ROOT
 from teacherlm.core.records import Record, read_records, write_records
 from teacherlm.core.stage_run import StageRun
+from teacherlm.core.terminal import plural
 from teacherlm.dataset.dataset_folder import gather_types, write_dataset, write_dataset_dict
 from teacherlm.dataset.post_process import enhanced_files, is_post_processed, post_process
 from teacherlm.dataset.quality import FLAGS, read_filter
@@ -158,8 +159,8 @@ def prepare(
         with own_work(jsonl), saving_tests(benchmark, prompts, source, test) as tested:
             # Only the dataset below needs the types. They are gathered here so that incompatible types fail first.
             train = write_records(jsonl, gather_types(prepared(benchmark, prompts, "train", source, limit), {}))
-        said = f", {test} has {tested} test samples" if tested is not None else ""
-        print(f"prepare: {jsonl} has {train} training samples{said}")
+        said = f", {test} has {plural(tested, 'test sample')}" if tested is not None else ""
+        print(f"prepare: {jsonl} has {plural(train, 'training sample')}{said}")
         counts = {"train": train} | ({"test": tested} if tested is not None else {})
         run.finish({"records": jsonl, "test set": test}, counts)
         mark_of(jsonl).unlink()
@@ -201,7 +202,7 @@ def prepare_tests(run: StageRun, benchmark: Benchmark, prompts: PromptSet, data:
         pass
     if tested is not None:
         run.finish({"dataset": test}, {"test": tested})
-        print(f"prepare: {test} has {tested} test samples")
+        print(f"prepare: {test} has {plural(tested, 'test sample')}")
 
 
 def mark_of(jsonl: Path) -> Path:
@@ -247,16 +248,24 @@ def saving_tests(benchmark: Benchmark, prompts: PromptSet, source: Path | None, 
         return
     with whole_folder(test) as whole:
         tested = write_dataset(partial(test_samples, benchmark, prompts, source), whole)
-        save_fewshot(benchmark, source, whole)
+        flaw = save_fewshot(benchmark, source, whole)
         yield tested
+    # A flaw in the training split ends the block above with the same words, so they are printed only here.
+    if flaw:
+        print(f"prepare: there are no few-shot examples: {flaw}")
 
 
-def save_fewshot(benchmark: Benchmark, data: Path | None, test: Path) -> None:
-    """Save examples for few-shot prompts in the test set's folder, if the source has their split."""
+def save_fewshot(benchmark: Benchmark, data: Path | None, test: Path) -> str:
+    """Save examples for few-shot prompts in the test set's folder.
+
+    Returns:
+        Why there are none, for example because the source does not have their split; "" if they are saved.
+    """
     try:
         save(partial(fewshot_samples, benchmark, data), test / FEWSHOT)
     except UserError as error:
-        print(f"prepare: there are no few-shot examples: {error}")
+        return str(error)
+    return ""
 
 
 def fewshot_samples(benchmark: Benchmark, data: Path | None) -> Iterator[tuple[str, Record]]:

@@ -14,6 +14,7 @@ from teacherlm.core.errors import UserError
 from teacherlm.core.outputs import require_folder_place
 from teacherlm.core.records import Record, read_records
 from teacherlm.core.stage_run import StageRun
+from teacherlm.core.terminal import plural
 from teacherlm.dataset.dataset_folder import Stream
 from teacherlm.dataset.quality import dropped_samples, measure_quality, quality_file, quality_inputs
 from teacherlm.dataset.saved_folder import refuse_theirs, save
@@ -59,8 +60,8 @@ def post_process(
         reasons = Counter(why for reasons in dropped.values() for why in reasons)
         counts |= {"dropped": len(dropped), "dropped_for": dict(sorted(reasons.items())), "dropped_samples": [*dropped]}
     run.finish({"dataset": saved}, counts)
-    said = f", {len(dropped)} were dropped" if unwanted else ""
-    print(f"post-process: {saved} has {count} samples with {', '.join(kinds)}{said}")
+    said = f"; the filter dropped {len(dropped)}" if unwanted else ""
+    print(f"post-process: {saved} has {plural(count, 'sample')} with {', '.join(kinds)}{said}")
 
 
 def is_post_processed(

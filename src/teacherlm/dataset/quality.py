@@ -26,6 +26,7 @@ from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.records import Record, dump_line, read_records, write_records
 from teacherlm.core.stage_run import StageRun
+from teacherlm.core.terminal import plural
 from teacherlm.dataset.contamination import TestSplit, read_test_split
 from teacherlm.dataset.near_duplicates import Signatures
 from teacherlm.dataset.ngrams import ngram_hashes, word_hashes, words_of
@@ -86,7 +87,7 @@ def measure_quality(run: StageRun, benchmark: Benchmark, kinds: Mapping[str, Kin
     run.finish({"quality": output}, {"records": written, **tested, **found, "seconds": run.seconds})
     flagged = {kind: ", ".join(f"{n} {flag}" for flag, n in flags.items() if n) for kind, flags in found.items()}
     said = "; ".join(f"{kind}: {words}" for kind, words in flagged.items() if words)
-    print(f"quality: {output} has {written} samples; {said or 'no flags'}")
+    print(f"quality: {output} has {plural(written, 'sample')}; {said or 'no flags'}")
 
 
 def quality_inputs(

@@ -20,6 +20,7 @@ from teacherlm.core.progress_file import ProgressFile
 from teacherlm.core.records import Record, read_records, write_records
 from teacherlm.core.shapes import flaw_of_shape
 from teacherlm.core.stage_run import StageRun
+from teacherlm.core.terminal import plural
 from teacherlm.enhance.flags import EnhanceFlags
 
 Shard = tuple[int, int]
@@ -164,7 +165,7 @@ class Job:
     def compare(self) -> None:
         """Compare the existing output with this job: the arguments, and the current records and teacher."""
         known = self.run.known
-        if name := self.teacher.server or self.teacher.explanations:
+        if (name := self.teacher.texts_from) is not None:
             teacher = {"path": name, "sha256": name}
         else:
             teacher = describe_model(local_folder(self.teacher), known.get("teacher"))
@@ -189,7 +190,7 @@ class Job:
         if run.is_done:
             failures = run.counts["failures"]
             if failures:
-                print(f"enhance: {self.output}: trying the {failures} records without a text again")
+                print(f"enhance: {self.output}: trying {plural(failures, 'record')} without a text again")
                 return False
             run.say_done()
             return True
@@ -252,7 +253,7 @@ class Job:
         said = f", {len(failures)} failed" if failures else ""
         if not self.described.sees_answer:
             said += "".join(f", {judged[name]} {name}" for name in JUDGED[1:])
-        print(f"enhance: {self.output} has {written} records{said}")
+        print(f"enhance: {self.output} has {plural(written, 'record')}{said}")
 
     def write_failures(self, failures: list[tuple[int, int, str]]) -> None:
         """List the records without a text in a file beside the output: {"record", "line", "reason"}.

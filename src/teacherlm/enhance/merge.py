@@ -21,6 +21,7 @@ from teacherlm.core.flags import LIST_MISSING, flag, parse
 from teacherlm.core.outputs import require_file_place, require_writable
 from teacherlm.core.records import Record, read_records, write_records
 from teacherlm.core.stage_run import StageRun
+from teacherlm.core.terminal import plural
 from teacherlm.enhance.job import JUDGED, read_manifest, shard_path
 
 
@@ -72,7 +73,7 @@ def merge(run: StageRun, flags: MergeFlags, paths: list[Path]) -> None:
     judged = {name: sum(part["counts"][name] for part in parts) for name in JUDGED if name in parts[0]["counts"]}
     counts = {"records": written, "failures": failures, **judged, "shards": flags.shards}
     run.finish({"enhanced": flags.output}, counts)
-    print(f"merge: {flags.output} has {written} records of {flags.shards} shards")
+    print(f"merge: {flags.output} has {plural(written, 'record')} of {plural(flags.shards, 'shard')}")
 
 
 def read_part(path: Path) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from teacherlm.catalog.models import Model, local_folder
 from teacherlm.core.errors import UserError
 from teacherlm.core.interrupts import REQUEUE, Stop
-from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
+from teacherlm.core.terminal import plural
+from teacherlm.enhance.engines import Completion, Engine, Failure, Prompt, Sampling
 from teacherlm.enhance.flags import EnhanceFlags
 from teacherlm.enhance.job import Job, shard_records
 from teacherlm.enhance.judging import Question, judge, question_of
@@ -37,11 +38,11 @@ def do_work(flags: EnhanceFlags, teacher: Model, jobs: list[Job]) -> int:
     failed: dict[str, dict[int, str]] = {job.field: {} for job in jobs}
     asked: dict[tuple[str, int, int], Question] = {}
     if before:
-        print(f"enhance: {before} of {wanted} completions were done before; continuing with the others")
+        print(f"enhance: an earlier run made {before} of {plural(wanted, 'completion')}; continuing with the others")
     if before < wanted:
         sampling = Sampling(flags.num_tokens, flags.temperature, flags.top_p, flags.stop)
         engine, described = make_engine(flags, teacher, sampling, jobs[0].run.inputs["teacher"]["sha256"], longest)
-        print(f"enhance: {total} records, {', '.join(by_field)}, {described}", flush=True)
+        print(f"enhance: {plural(total, 'record')}, {', '.join(by_field)}, {described}", flush=True)
         counts = {"engine": flags.engine, "prompt_tokens": 0, "new_tokens": 0}
         stop = Stop()
         with Progress(wanted, before, engine) as progress:
@@ -77,7 +78,8 @@ def do_work(flags: EnhanceFlags, teacher: Model, jobs: list[Job]) -> int:
         stop.restore()
         done = sum(len(job.progress) for job in jobs)
         if stop.requested and done < wanted:
-            print(f"enhance: interrupted, {done} of {wanted} completions are done; the same command goes on from there")
+            made = f"{done} of {plural(wanted, 'completion')}"
+            print(f"enhance: interrupted after {made}; the same command goes on from there")
             return REQUEUE
     conclude(flags, jobs, failed, counts)
     return 0
@@ -100,8 +102,8 @@ def conclude(flags: EnhanceFlags, jobs: list[Job], failed: dict[str, dict[int, s
         if len(failures) > flags.max_failures:
             _, line, why = failures[0]
             too_many.append(
-                f"{len(failures)} records got no {job.kind} (--max_failures {flags.max_failures}), the first in "
-                f"{flags.input}, line {line}: {why}; all are in {job.failures_path}"
+                f"{plural(len(failures), 'record')} got no {job.kind} (--max_failures {flags.max_failures}), the first "
+                f"in {flags.input}, line {line}: {why}; all are in {job.failures_path}"
             )
         else:
             job.finish({index for index, *_ in failures}, counts)
@@ -167,8 +169,10 @@ def reseeded(seed: int, prompt: Prompt, text: str, attempt: int) -> Prompt:
     return Prompt(prompt.kind, prompt.index, prompt.number, text, new)
 
 
-def make_engine(flags: EnhanceFlags, teacher: Model, sampling: Sampling, digest: str, longest: int) -> tuple[Any, str]:
-    """The engine, and a description of it for the log.
+def make_engine(
+    flags: EnhanceFlags, teacher: Model, sampling: Sampling, digest: str, longest: int
+) -> tuple[Engine, str]:
+    """The engine, and a description of it for the log, which follows the prompt fields in a line of messages.
 
     Args:
         digest: the teacher's digest.
@@ -201,7 +205,7 @@ def make_engine(flags: EnhanceFlags, teacher: Model, sampling: Sampling, digest:
 class Progress:
     """Shows texts, tokens per second, mean rows and time left: a bar on a terminal, else one line per minute."""
 
-    def __init__(self, wanted: int, before: int, engine: Any):
+    def __init__(self, wanted: int, before: int, engine: Engine):
         interactive = sys.stderr.isatty()
         self.engine = engine
         self.bar = tqdm(

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from teacherlm.core.terminal import plural
 from teacherlm.runtime.processes import is_first, say
 
 BEST = "best"
@@ -44,7 +45,8 @@ class DevLoss(TrainerCallback):
             link(Path(args.output_dir), f"checkpoint-{best}")
         worse = sum(step > best for step, _ in losses)
         if self.patience is not None and worse >= self.patience:
-            say(f"finetune: no better loss on the dev samples for {worse} epochs; the best is checkpoint-{best}")
+            epochs = plural(worse, "epoch")
+            say(f"finetune: no better loss on the dev samples for {epochs}; the best is checkpoint-{best}")
             control.should_training_stop = True
 
 

@@ -21,6 +21,7 @@ from teacherlm.core.errors import UserError, reason
 from teacherlm.core.interrupts import REQUEUE
 from teacherlm.core.outputs import require_folder_place, require_writable
 from teacherlm.core.stage_run import StageRun
+from teacherlm.core.terminal import plural
 from teacherlm.finetune import processes
 from teacherlm.finetune.launch import OUT_OF_MEMORY
 from teacherlm.finetune.processes import is_lost_peer, join_processes, meet, said_once
@@ -189,8 +190,8 @@ def claim(arguments: dict[str, Any], inputs: dict[str, Any], flags: Any, trainin
     if cut := cut_samples(tokens, flags.max_source_length):
         write_records(output / "cut.jsonl", cut)
         print(
-            f"finetune: {len(cut)} of {len(tokens)} samples had more than {flags.max_source_length} tokens; they lost "
-            f"tokens on their left and are listed in {output / 'cut.jsonl'}"
+            f"finetune: {len(cut)} of {plural(len(tokens), 'sample')} had more than {flags.max_source_length} tokens; "
+            f"tokens were cut on the left, and {output / 'cut.jsonl'} has the list"
         )
     if last is not None:
         print(f"finetune: resuming from {last}")
@@ -211,9 +212,12 @@ def train(
 
     device, accumulated = training.train_batch_size, training.gradient_accumulation_steps
     effective = effective_batch(training)
+    division = [f"batches of {device}"]
+    division += [f"{accumulated} of them accumulated"] if accumulated > 1 else []
+    division += [f"{training.world_size} processes"] if training.world_size > 1 else []
     say(
-        f"finetune: {len(samples.tokens)} samples of {flags.task_type} per epoch, {effective} per step "
-        f"({device} x {accumulated} accumulated batches x {training.world_size} processes)"
+        f"finetune: {plural(len(samples.tokens), 'sample')} of {flags.task_type} per epoch, at most {effective} per "
+        f"step ({', '.join(division)})"
     )
     if training.world_size > 1:
         say(f"finetune: the processes run on {' '.join(gather(socket.gethostname()))}")
@@ -297,4 +301,5 @@ def conclude(run: StageRun, counts: dict[str, Any]) -> None:
     output = run.output
     checkpoints = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     run.finish({path.name: describe_files(path) for path in checkpoints}, {**counts, "seconds": run.seconds})
-    print(f"finetune: {len(checkpoints)} checkpoints in {output}: {', '.join(path.name for path in checkpoints)}")
+    names = ", ".join(path.name for path in checkpoints)
+    print(f"finetune: {plural(len(checkpoints), 'checkpoint')} in {output}: {names}")

@@ -81,7 +81,7 @@ def tokenize(
     tokens = concatenate_datasets(parts)
     if all(count > max_length for count in tokens["tokens"]):
         raise UserError(
-            f"all {len(tokens)} samples have more than {max_length} tokens; the shortest has {min(tokens['tokens'])}: "
+            f"every sample has more than {max_length} tokens; the shortest has {min(tokens['tokens'])}: "
             "increase --max_source_length, or use a student with a longer context"
         )
     return tokens, [len(part) for part in parts]

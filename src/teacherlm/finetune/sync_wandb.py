@@ -15,6 +15,7 @@ from teacherlm.core.errors import UserError, reason
 from teacherlm.core.flags import Parser
 from teacherlm.core.lock import one_writer
 from teacherlm.core.outputs import require_writable
+from teacherlm.core.terminal import plural
 from teacherlm.core.trees import files_below
 from teacherlm.finetune.wandb_server import ADDRESS, NO_SETTINGS, server_address
 
@@ -42,7 +43,7 @@ def send_all(folder: Path) -> int:
     """Send the runs that were not sent before, and return the exit code."""
     runs = sorted({place for file in files_below(folder) for place in file.parents if is_run(place, folder)})
     waiting = [path for path in runs if not any(path.glob("*.synced"))]
-    print(f"sync_wandb: {len(runs)} offline runs below {folder}; {len(waiting)} of them have to be sent")
+    print(f"sync_wandb: {plural(len(runs), 'offline run')} below {folder}; {len(waiting)} to be sent")
     address = server_address()
     if waiting:
         require_server(address)

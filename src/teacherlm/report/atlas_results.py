@@ -18,6 +18,7 @@ from teacherlm.catalog.benchmarks import load_benchmark
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError, one_line
 from teacherlm.core.records import Record
+from teacherlm.core.terminal import plural
 from teacherlm.report import sections
 from teacherlm.report.figures import Line, draw
 from teacherlm.report.page import Part, Section
@@ -85,7 +86,8 @@ def read_experiments(folder: Path, missing: list[str]) -> list[Experiment]:
         except UserError as error:
             missing.append(f"atlas: {one_line(error)}")
         if not manifests.manifest_of(path).is_file():
-            missing.append(f"atlas: {path.relative_to(folder)} is not finished: {len(marks)} questions so far")
+            so_far = plural(len(marks), "question")
+            missing.append(f"atlas: {path.relative_to(folder)} is not finished: {so_far} so far")
     for experiment in experiments.values():
         experiment.test = {step: marks for step, marks in experiment.test.items() if marks}
         experiment.valid = {step: marks for step, marks in experiment.valid.items() if marks}

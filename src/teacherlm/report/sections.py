@@ -7,7 +7,7 @@ from typing import Any
 
 from teacherlm.core import manifests
 from teacherlm.core.limits import PAGE_CODE_CHARACTERS, PAGE_POINTS
-from teacherlm.core.terminal import LONGEST, cut
+from teacherlm.core.terminal import LONGEST, cut, plural
 from teacherlm.report.figures import Line, draw
 from teacherlm.report.page import Cell, Part, Section
 from teacherlm.report.run_folder import RunFolder
@@ -198,7 +198,7 @@ def quality(run: RunFolder) -> Section:
             )
         elif dropped := manifest.get("counts", {}).get("dropped"):
             of_all = dropped + manifest["counts"].get("train", 0)
-            words = f"{path.parent.name}: {dropped} of {of_all} samples were dropped."
+            words = f"{path.parent.name}: the filter dropped {dropped} of {plural(of_all, 'sample')}."
             rows = list(manifest["counts"].get("dropped_for", {}).items())
             parts.append(Part(words=words, head=("reason", "samples"), rows=rows))
     return Section("quality", "Quality of the explanations", parts)
@@ -255,7 +255,8 @@ def all_details(told: Sequence[tuple[Path, dict[str, Any]]], root: Path) -> str:
         characters += len(pieces[-1])
         if characters > PAGE_CODE_CHARACTERS:
             left = len(told) - number - 1
-            return cut("\n\n".join(pieces), PAGE_CODE_CHARACTERS) + f"\n\n({left} more stages are not on this page)"
+            more = f"({plural(left, 'stage')} more, not on this page)"
+            return cut("\n\n".join(pieces), PAGE_CODE_CHARACTERS) + f"\n\n{more}"
     return "\n\n".join(pieces)
 
 

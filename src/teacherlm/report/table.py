@@ -11,7 +11,7 @@ from teacherlm.core.flags import flag, parse
 from teacherlm.core.names import file_name
 from teacherlm.core.records import Record
 from teacherlm.core.results import read_result
-from teacherlm.core.terminal import printable
+from teacherlm.core.terminal import plural, printable
 from teacherlm.report.scored import step_of
 from teacherlm.report.training_run import read_log
 
@@ -71,7 +71,8 @@ def table(results: list[tuple[int, dict[str, Any]]], log: list[Record]) -> str:
         )
         before = step
     first = results[0][1]
-    note = f"accuracy on {first['n']} test questions of {first['task']}; the loss is the mean since the row above"
+    asked = plural(first["n"], "test question")
+    note = f"accuracy on {asked} of {first['task']}; the loss is the mean since the row above"
     return f"{tables.table(rows)}\n\n{printable(note)}"
 
 

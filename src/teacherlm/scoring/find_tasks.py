@@ -22,6 +22,7 @@ from teacherlm.catalog.benchmarks import Benchmark
 from teacherlm.catalog.test_sets import load_test_set
 from teacherlm.core.errors import UserError, reason
 from teacherlm.core.places import require_hub_cache
+from teacherlm.core.terminal import plural
 from teacherlm.scoring import task_files
 from teacherlm.scoring.task_api import Task, file_of
 from teacherlm.scoring.task_classes import Kind, read_task_file, require_methods, require_no_arguments, task_errors
@@ -232,4 +233,4 @@ def check_fewshot(task: Task, name: str, count: int) -> None:
         return
     pool = len(list(task.training_docs()))
     if pool < count:
-        raise UserError(f"--num_fewshot {count}: {name} has only {pool} examples")
+        raise UserError(f"--num_fewshot {count}: {name} has only {plural(pool, 'example')}")

@@ -10,6 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from teacherlm.core.errors import UserError
+from teacherlm.core.terminal import plural
 from teacherlm.runtime.compat.of_lm_eval import OpenModel, longest_input, requested_tokens
 from teacherlm.runtime.compat.of_transformers import attention_of
 from teacherlm.runtime.generation_check import generation_fault, make_continuations
@@ -99,13 +100,13 @@ class LanguageModel(OpenModel):
             if not self.joint:
                 how = "here they are tokenized apart, as --tokenization asks; in training they are tokenized jointly"
             print(
-                f"evaluate: {self.differing} of {self.looked_at} sampled requests get different tokens when context "
-                f"and choice are tokenized jointly instead of apart; {how} (see --tokenization)"
+                f"evaluate: in {self.differing} of {plural(self.looked_at, 'sampled request')}, context and choice get "
+                f"different tokens when they are tokenized jointly instead of apart; {how} (see --tokenization)"
             )
         if self.truncated:
             print(
-                f"evaluate: {self.truncated} requests have more than {self.max_length} tokens; they were cut on their "
-                "left"
+                f"evaluate: {plural(self.truncated, 'request')} had more than {self.max_length} tokens; tokens were "
+                "cut on the left"
             )
         return said
 

@@ -28,7 +28,7 @@ from teacherlm.scoring.flags import EvaluateFlags, read_flags
 from teacherlm.scoring.loader import Loader, Unusable
 from teacherlm.scoring.result_names import OWNER, owner_of, require_name, take_name
 from teacherlm.scoring.result_tables import curve, table
-from teacherlm.scoring.shards import remove_progress, score_shard, shard_lock
+from teacherlm.scoring.shards import batches, remove_progress, score_shard, shard_lock
 from teacherlm.scoring.task_files import is_pattern
 from teacherlm.scoring.task_inputs import describe_task
 
@@ -153,7 +153,8 @@ def evaluate_shard(of: Scoring, owner: dict[str, str], loaded: Loader) -> list[d
             return [known_result(path)]
         if missing:
             index, count = flags.shard
-            print(f"evaluate: shard {index}/{count} is done; other processes still have to score {missing} batches")
+            left = batches(missing)
+            print(f"evaluate: shard {index}/{count} is done; other processes still have to score {left}")
             return []
         results, samples = scored
         result = results[0] if list(tasks) == [task] else combine(task, results, categories(task, tasks))

@@ -18,6 +18,11 @@ Answer = Any
 rolling log-likelihood."""
 
 
+def batches(count: int) -> str:
+    """A number of batches in words."""
+    return f"{count} batch" if count == 1 else f"{count} batches"
+
+
 class Shard:
     """The parts of the work that belong to this process, and the answers so far.
 
@@ -56,7 +61,7 @@ class Shard:
                 if self.progress is not None:
                     self.progress.append(key, {"answers": answers[-1]})
                 if self.stop is not None and self.stop.requested:
-                    print(f"evaluate: interrupted after {len(self.progress)} batches; the same command continues")
+                    print(f"evaluate: interrupted after {batches(len(self.progress))}; the same command continues")
                     sys.exit(REQUEUE)
             else:
                 answers.append(None)
@@ -80,7 +85,7 @@ def score_shard(
     file = progress_file(path, index, count)
     progress = ProgressFile(file, work, restart=True)
     if len(progress):
-        print(f"evaluate: {len(progress)} batches were done before; continuing with the others")
+        print(f"evaluate: an earlier run scored {batches(len(progress))}; continuing with the others")
     others = read_others(path, file, work)
     stop = Stop()
     try:

@@ -357,7 +357,7 @@ def choices_fault(doc: Any) -> str:
         return f"its choices are {shown(choices)}; a list of texts was expected"
     choices = list(choices)
     if len(choices) < 2:
-        return f"it has {len(choices) or 'no'} choices; at least two were expected"
+        return f"it has {'only one choice' if choices else 'no choices'}; at least two were expected"
     for number, choice in enumerate(choices):
         if not is_text(choice):
             return f"its choice {number} is {shown(choice)}; a text that is not empty was expected"

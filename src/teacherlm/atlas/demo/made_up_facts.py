@@ -15,6 +15,7 @@ from teacherlm.atlas.demo.small_reader import make_reader
 from teacherlm.core.files import whole_folder
 from teacherlm.core.flags import flag, parse
 from teacherlm.core.records import Record, write_records
+from teacherlm.core.terminal import plural
 
 # Maps each relation to (the sentence of a passage, the question, the possible values).
 RELATIONS = {
@@ -80,7 +81,8 @@ def main() -> None:
             write_records(folder / f"{name}.jsonl", questions)
         syllables = [consonant + vowel for consonant in CONSONANTS for vowel in VOWELS]
         make_reader(folder / "reader", words(), syllables, flags.seed)
-    print(f"made_up_facts: {len(passages)} passages about {len(places)} places -> {flags.output_directory}")
+    said = f"{plural(len(passages), 'passage')} about {plural(len(places), 'place')}"
+    print(f"made_up_facts: {said} -> {flags.output_directory}")
 
 
 def names(count: int, draw: random.Random) -> list[str]:

@@ -5,12 +5,12 @@ vllm           the teacher runs in vLLM (an optional extra), on GPUs
 openai         the teacher is behind an OpenAI-compatible server
 field          people wrote the explanations; they are in a field of the records
 
-An engine is a function `complete(prompts) -> Iterator[Completion | Failure]`. It takes a prompt from the iterator only
-when it has room for it, so its memory does not depend on the number or the order of the prompts.
+`Engine` says what an engine does. CONTRIBUTING.md has the steps to add one.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -67,4 +67,14 @@ class Failure:
     reason: str
 
 
-Engine = Callable[[Iterator[Prompt]], Iterator[Completion | Failure]]
+class Engine(Protocol):
+    """What completes prompts. It is made with a `Sampling`, whose settings it follows by itself."""
+
+    def complete(self, prompts: Iterator[Prompt]) -> Iterator[Completion | Failure]:
+        """Yield a completion or a failure for each prompt, as soon as it is there and in any order.
+
+        An engine takes a prompt from the iterator only when it has room for it, so its memory does not depend on the
+        number or the order of the prompts. After a signal that asks to stop, the iterator ends early. The engine then
+        ends the completions that it has begun; what it leaves out is made by the next run.
+        """
+        ...
