@@ -32,6 +32,11 @@ def cut(text: str, longest: int) -> str:
 CUT = " [...] "
 
 
+def plural(count: int, noun: str) -> str:
+    """A number with its noun: 1 text, 2 texts."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
 def shown(value: object) -> str:
     """The beginning of a value of the user's data, quoted for a message."""
     return repr(str(value)[:60])
