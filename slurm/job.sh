@@ -39,6 +39,10 @@ main() {
         wait $! || true # a signal ends the `wait`, and then its trap runs
     done
     wait "$child" || status=$?
+    if ((kill_at == 0 && (status == STOPPED || status == ENDED))); then
+        sleep 1 & # scancel signals all processes one by one, so the signal to this script may still be on its way
+        wait $! || true
+    fi
     if ((kill_at && (status == STOPPED || status > 128))); then # a stage without a handler dies from the signal
         come_back interrupted "$stage" "$number"
     elif ((status == KILLED)) && first_time "$stage" "$number"; then
