@@ -184,7 +184,7 @@ def test_runs_are_found_by_their_benchmark_and_samples(inside: Callable, run: Pa
     (run.parent / "notes").mkdir()
     runs = run.parent.parent
     result = inside("report", "--runs", runs)
-    assert [line.split(", ")[0] for line in result.stdout.splitlines()] == [
+    assert [line.split("; ")[0] for line in result.stdout.splitlines()] == [
         f"report: {run}/report/index.html",
         f"report: {run.parent}/limit-5/report/index.html",
     ]

@@ -119,6 +119,28 @@ def test_scored_checkpoints_are_counted_of_all(steer: Steer, chain: Path) -> Non
     assert rows(steer("status"))["evaluate"][2] == "1 of 2 checkpoints scored"
 
 
+def test_texts_are_those_of_the_newest_work(steer: Steer, chain: Path) -> None:
+    """A first run with SHARDS=4 left a shard and a progress file; then the output was made of two shards."""
+    made = chain.parent.parent / "enhance" / "tiny_seed0"
+    made.mkdir(parents=True)
+
+    def write(name: str, records: int, at: int) -> None:
+        counts = {"stage": "enhance", "outputs": {}, "counts": {"records": records, "shards": 2}}
+        text = "\n" * (records + 1) if name.endswith(".progress") else json.dumps(counts)
+        (made / name).write_text(text)
+        os.utime(made / name, (at, at))
+
+    write("SAMPLE_cot.shard-0-of-4.manifest.json", 2, 100)
+    write(".SAMPLE_cot.shard-1-of-4.jsonl.progress", 1, 100)
+    assert rows(steer("status"))["enhance"][2] == "3 texts"
+    for shard in ("0-of-2", "1-of-2"):
+        write(f"SAMPLE_cot.shard-{shard}.manifest.json", 4, 200)
+    write("SAMPLE_cot.manifest.json", 8, 300)
+    assert rows(steer("status"))["enhance"][2] == "8 texts"
+    write(".SAMPLE_cot.shard-0-of-2.jsonl.progress", 1, 400)  # the work is done again
+    assert rows(steer("status"))["enhance"][2] == "1 text"
+
+
 def test_two_chains_of_one_name_are_told_apart(steer: Steer, tmp_path: Path) -> None:
     chains = [make_chain(tmp_path / f"runs/sample/limit-{limit}/chains" / NAME, f"merge {limit} 0") for limit in (4, 5)]
     waiting = queue("4|N/A|PENDING|None", "5|N/A|PENDING|None", logs=[f"{n} {c}/logs/x" for n, c in zip("45", chains)])

@@ -14,6 +14,11 @@ import pytest
 from support.programs import ROOT, only_error, program, warm_python
 from support.slurm_stand_in import accepting, slurm_path
 
+from teacherlm.chain import slurm
+from teacherlm.chain.graph import Graph, Stage
+from teacherlm.chain.layout import RunFolder
+from teacherlm.chain.site import Site
+
 CHAIN = ["bash", str(ROOT / "slurm" / "chain.sh")]
 SINFO = "echo 'main*|gpu:2(S:0)|2|4000|1:00:00|3'"
 Chain = Callable[..., subprocess.CompletedProcess]
@@ -66,6 +71,21 @@ def status(place: Path) -> str:
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_what_cancelled_shards_left_is_not_missing(finished: Path, inside: Callable) -> None:
+    """The output was made since then, with another number of shards."""
+    run = finished.parent.parent
+    (whole,) = run.glob("enhance/*/SAMPLE_cot.manifest.json")
+    left = whole.with_name(".SAMPLE_cot.shard-1-of-4.jsonl.progress")
+    left.write_text("{}\n")
+    try:
+        assert "missing" in inside("report", run).stdout
+        os.utime(left, (1, 1))
+        assert "missing" not in inside("report", run).stdout
+    finally:
+        left.unlink()
+        inside("report", run)
 
 
 def page(folder: Path) -> str:
@@ -122,17 +142,46 @@ def test_a_failure_of_the_newest_submission_is_on_the_page(finished: Path, insid
     assert f"merge: task 0 of {finished.name} was cancelled" in page(finished)
 
 
-def test_one_shard_that_failed_is_listed_beside_those_that_are_done(chain: Chain, place: Path) -> None:
-    runs = place / "shards"
-    assert chain("local", SHARDS=2, RUNS=runs, TASK="cot_tail").returncode == 0
-    run = runs / "sample" / "limit-8"
-    for file in run.glob("enhance/*/SAMPLE_cot.shard-1-of-2*"):
-        file.unlink()
-    done = chain("slurm", SHARDS=2, RUNS=runs)
-    assert done.returncode == 0, done.stderr
-    (folder,) = run.glob("chains/*")
-    assert [row[::2] for row in listed(folder)[:3]] == [("prepare", "0"), ("enhance", "0"), ("enhance", "1")]
-    assert [row[1] for row in listed(folder)[:2]] == ["-", "-"]
+def made_up(tmp_path: Path, missing: dict[str, list[int]]) -> Graph:
+    """A chain whose stages say which of their tasks are missing. Like an experiment of ATLAS, it prints its scores."""
+
+    def stage(name: str, tasks: int = 1, **more: object) -> Stage:
+        return Stage(
+            name=name,
+            made=None,
+            commands=lambda index, words: [],
+            work=name,
+            lock=lambda index: name,
+            request=lambda site: [],
+            indices=range(tasks),
+            array=tasks > 1,
+            missing=None if more else lambda: missing.get(name, []),
+            **more,
+        )
+
+    runs = tmp_path / "runs"
+    stages = (stage("prepare"), stage("enhance", 4), stage("score", always=True), stage("report"))
+    return Graph("sample", "run", "", runs, RunFolder(runs / "sample" / "all"), stages, lambda make: [])
+
+
+@pytest.mark.parametrize(
+    ("missing", "rows"),
+    [
+        ({}, []),
+        ({"enhance": [1]}, ["prepare - 0", "enhance - 0,2-3", "enhance 1 1", "score 2 0", "report 3 0"]),
+        ({"report": [0]}, ["prepare - 0", "enhance - 0-3", "score 1 0", "report 2 0"]),
+    ],
+)
+def test_what_is_done_is_listed_beside_what_is_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: dict[str, list[int]], rows: list[str]
+) -> None:
+    """A stage that only prints is submitted with another one, and is no reason to submit."""
+    monkeypatch.setenv("PATH", slurm_path(tmp_path / "bin", **accepting(tmp_path)))
+    monkeypatch.setattr(sys, "argv", ["chain.sh"])
+    graph = made_up(tmp_path, missing)
+    assert slurm.submit(graph, Site(), False) == 0
+    list_of_jobs = graph.chain.jobs
+    assert ([" ".join(row) for row in listed(list_of_jobs.parent)] if list_of_jobs.exists() else []) == rows
 
 
 def test_jobs_of_other_chains_are_named_as_such(chain: Chain, place: Path) -> None:

@@ -56,7 +56,7 @@ def excess(request: Sequence[str], partitions: Sequence[Partition]) -> str:
     kinds = [one for one in partitions if (one.name == name if name else one.default)]
     if not kinds:
         return ""
-    found = [
+    found: list[tuple[str, float, dict[str, float]]] = [
         ("--time", seconds_requested(asked.get("--time", "")), {one.limit: seconds_of(one.limit) for one in kinds}),
         ("--mem", megabytes(asked.get("--mem", "")), {f"{one.memory}M": whole(one.memory) for one in kinds}),
         ("--cpus-per-task", processors(asked), {one.cpus: whole(one.cpus) for one in kinds}),

@@ -25,6 +25,7 @@ from teacherlm.core.job_records import DONE, Task, newest_tasks
 from teacherlm.core.owners import is_own, user_name
 from teacherlm.core.places import runs_folder
 from teacherlm.core.programs import called, print_error
+from teacherlm.core.progress_file import is_outdated, whole_manifest
 from teacherlm.core.terminal import cut, escaped, plural
 
 TAIL = 20
@@ -161,22 +162,30 @@ def progress(chain: ChainFolder, tasks: list[Task]) -> str:
 def count_progress(chain: ChainFolder, tasks: list[Task]) -> str:
     stage = tasks[0].stage
     if stage == "enhance":
-        made = chain.enhanced(tasks[0].work)
-        texts = sum(count_lines(file) - 1 for file in made.glob(".*.progress") if file.is_file())
-        for path in made.glob("*_*.manifest.json"):
-            manifest = manifests.read_manifest(path)
-            # The texts of a merged file are counted in the manifests of its shards.
-            if manifest and manifest["stage"] == "enhance" and "shards" not in manifest["counts"]:
-                texts += int(manifest["counts"]["records"])
-        return plural(texts, "text")
+        return plural(count_texts(chain.enhanced(tasks[0].work)), "text")
     if stage == "finetune":
         log = chain.training_log
         return f"step {int(json.loads(last_line(log))['step'])}" if log.is_file() and log.stat().st_size else ""
     if stage == "evaluate" and not is_atlas(chain):
-        made = len(list(chain.checkpoints.glob("checkpoint-*")))
-        scored = {file.parent for file in chain.scores.glob("checkpoint-*/*.manifest.json")}
-        return f"{len(scored)} of {plural(max(made, len(scored)), 'checkpoint')} scored" if made or scored else ""
+        checkpoints = len(list(chain.checkpoints.glob("checkpoint-*")))
+        scored = len({file.parent for file in chain.scores.glob("checkpoint-*/*.manifest.json")})
+        checkpoints = max(checkpoints, scored)  # checkpoints may have been removed since
+        return f"{scored} of {plural(checkpoints, 'checkpoint')} scored" if checkpoints else ""
     return ""
+
+
+def count_texts(made: Path) -> int:
+    """The number of texts: of the whole files, or if there are shards or progress files that are newer, of those."""
+    files = [file for pattern in (".*.progress", "*_*.manifest.json") for file in made.glob(pattern) if file.is_file()]
+    files = [file for file in files if not is_outdated(file)]
+    redone = {whole_manifest(file) for file in files if file != whole_manifest(file)}
+    texts = 0
+    for file in files:
+        if file.suffix == ".progress":
+            texts += max(0, count_lines(file) - 1)
+        elif file not in redone and (manifest := manifests.read_manifest(file)) and manifest["stage"] == "enhance":
+            texts += int(manifest["counts"]["records"])
+    return texts
 
 
 def count_lines(file: Path) -> int:

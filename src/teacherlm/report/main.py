@@ -106,7 +106,9 @@ def make_page(run: StageRun, folder: Path, page: Path) -> None:
         file.writelines(html)
     run.finish({"page": page}, counts)
     missing = counts["missing"]
-    what = f"; {missing} {'thing is' if missing == 1 else 'things are'} missing, see its first section" if missing else ""
+    what = (
+        f"; {missing} {'thing is' if missing == 1 else 'things are'} missing, see its first section" if missing else ""
+    )
     print(f"report: {printable(str(page))}{what}")
 
 
