@@ -91,7 +91,7 @@ def test_what_can_never_run_is_said_at_submission(cluster: Cluster) -> None:
         f"warning: finetune (job {cluster.job('wrong', 'finetune')}) will wait for ever: it requests more time"
         in warning
     )
-    assert "(2-00:00:00) than its partition main allows" in warning
+    assert "(2-00:00:00) than its partition main allows; run make cancel" in warning
     assert "cancelled jobs" in cluster.steer("cancel", "wrong").stdout
     site.write_text("PARTITION=none\nCPU_PARTITION=none\n")
     refused = cluster.make("refused", SITE=site)

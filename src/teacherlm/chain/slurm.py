@@ -309,13 +309,17 @@ class Submitting:
 
     def say_what_does_not_fit(self) -> None:
         """Name each stage that requests more than its partition has. sbatch itself names one obstacle at a time."""
+        for stage, too_much in self.excess_of_stages().items():
+            say(f"note: {stage} requests more than its partition has: {too_much}; change it in {site_file()}")
+
+    def excess_of_stages(self) -> dict[str, str]:
+        """What each stage requests beyond its partition. Stages that fit are left out."""
         try:
             partitions = read_partitions()
         except (NoAnswer, ValueError):  # ValueError: a sinfo that prints something else
-            return
-        for stage in self.graph.stages:
-            if too_much := excess(stage.request(self.site), partitions):
-                say(f"note: {stage.name} requests more than its partition has: {too_much}; change it in {site_file()}")
+            return {}
+        found = {stage.name: excess(stage.request(self.site), partitions) for stage in self.graph.stages}
+        return {name: too_much for name, too_much in found.items() if too_much}
 
     def waits_for(self, job: Job) -> str:
         """The jobs that a job waits for, for people: jobs of other chains are named as such."""
@@ -327,9 +331,12 @@ class Submitting:
 
     def warn_of_what_cannot_run(self) -> None:
         """Warn of jobs that wait for ever. Slurm accepts a job that requests more time than its partition allows."""
+        too_much = self.excess_of_stages()
         for job in self.jobs:
             with contextlib.suppress(NoAnswer, ValueError, IndexError):  # the job has already ended
                 if reason := never_runs(job.number):
+                    if ", " in too_much.get(job.stage, ""):  # Slurm names one obstacle at a time
+                        reason += f" (in all: {too_much[job.stage]})"
                     say(
                         f"warning: {job.stage} (job {job.number}) will wait for ever: {reason}; run make cancel, then "
                         f"change the request in {site_file()} (make site shows the limits)"
