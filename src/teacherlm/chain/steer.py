@@ -25,7 +25,6 @@ from teacherlm.core.job_records import DONE, Task, newest_tasks
 from teacherlm.core.owners import is_own, user_name
 from teacherlm.core.places import runs_folder
 from teacherlm.core.programs import called, print_error
-from teacherlm.core.progress_file import is_outdated, whole_manifest
 from teacherlm.core.terminal import cut, escaped, plural
 
 TAIL = 20
@@ -177,8 +176,8 @@ def count_progress(chain: ChainFolder, tasks: list[Task]) -> str:
 def count_texts(made: Path) -> int:
     """The number of texts: of the whole files, or if there are shards or progress files that are newer, of those."""
     files = [file for pattern in (".*.progress", "*_*.manifest.json") for file in made.glob(pattern) if file.is_file()]
-    files = [file for file in files if not is_outdated(file)]
-    redone = {whole_manifest(file) for file in files if file != whole_manifest(file)}
+    files = [file for file in files if not manifests.is_outdated(file)]
+    redone = {whole for file in files if (whole := manifests.whole_manifest(file)) != file}
     texts = 0
     for file in files:
         if file.suffix == ".progress":

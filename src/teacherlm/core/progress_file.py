@@ -7,7 +7,6 @@ the input's order.
 
 import contextlib
 import os
-import re
 import time
 from array import array
 from collections.abc import Iterator, Mapping
@@ -182,18 +181,3 @@ def pieces(path: Path, work: Mapping[str, Any]) -> Iterator[tuple[int, dict[str,
         for line in file:  # the last line may be incomplete: its error ends the loop
             piece = parse_bounded(line)
             yield piece.pop("key"), piece
-
-
-def whole_manifest(part: Path) -> Path:
-    """The manifest of the whole output that a progress file or a shard's manifest belongs to."""
-    name = re.sub(r"\.shard-[0-9]+-of-[0-9]+", "", part.name.removeprefix("."))
-    return part.with_name(name.removesuffix(".jsonl.progress").removesuffix(".manifest.json") + ".manifest.json")
-
-
-def is_outdated(part: Path) -> bool:
-    """Whether the whole output was completed after this progress file or shard was last written.
-
-    Shards of another number, which an earlier run began, stay beside the output.
-    """
-    whole = whole_manifest(part)
-    return whole != part and whole.is_file() and whole.stat().st_mtime_ns > part.stat().st_mtime_ns

@@ -8,7 +8,6 @@ from teacherlm.core import manifests
 from teacherlm.core.errors import UserError, one_line
 from teacherlm.core.job_records import LARGEST, newest_tasks, read_jobs, state_in
 from teacherlm.core.opening import open_ordinary
-from teacherlm.core.progress_file import is_outdated
 from teacherlm.core.records import read_records
 
 
@@ -22,7 +21,7 @@ def unexplained(folder: Path) -> Iterator[str]:
     for teacher in sorted(path for path in (folder / "enhance").glob("*") if path.is_dir()):
         for progress in sorted(teacher.glob(".*.progress")):
             try:
-                if is_outdated(progress):
+                if manifests.is_outdated(progress):
                     continue
                 texts = max(0, count_lines(progress) - 1)
             except (OSError, ValueError) as error:
