@@ -77,28 +77,28 @@ atlas-demo: $(INSTALLED) ## run retrieval and a reader on a small corpus, some m
 
 ##@ look
 report: $(INSTALLED) ## make a page for each run: make report [RUN=runs/creak/all | BENCHMARK=creak LIMIT=200] OPEN=1
-	@$(LOAD_SITE) RUNS="$${RUNS:-runs}" $(STAGE_PYTHON) -P -m teacherlm report $${RUN:+"$$RUN"} $${BENCHMARK:+--benchmark "$$BENCHMARK"} \
+	@$(LOAD_SITE) RUNS="$${RUNS:-runs}" $(STAGE_PYTHON) -P -m teacherlm --called "make report" report $${RUN:+"$$RUN"} $${BENCHMARK:+--benchmark "$$BENCHMARK"} \
 	    $${LIMIT:+--samples "limit-$$LIMIT"} $${OPEN:+--open}
 
 compare: $(INSTALLED) ## make a page and tables that compare runs: make compare RUNS="creak/all sample/limit-48"
 	@compared="$${RUNS:?which ones? make compare RUNS=\"creak/all creak/limit-200\"}"; unset RUNS; \
-	    $(LOAD_SITE) RUNS="$${RUNS:-runs}" $(STAGE_PYTHON) -P -m teacherlm compare $$compared $${OPEN:+--open}
+	    $(LOAD_SITE) RUNS="$${RUNS:-runs}" $(STAGE_PYTHON) -P -m teacherlm --called "make compare" compare $$compared $${OPEN:+--open}
 
 ##@ cluster
 status: $(INSTALLED) ## show how far each stage of the chains on Slurm is, and why a stage failed
-	@$(LOAD_SITE) $(HOST_PYTHON) -P -m teacherlm steer status
+	@$(LOAD_SITE) $(HOST_PYTHON) -P -m teacherlm --called "make status" steer status
 
 logs: $(INSTALLED) ## show the last lines of the jobs' logs: make logs STAGE=finetune
-	@$(LOAD_SITE) $(HOST_PYTHON) -P -m teacherlm steer logs
+	@$(LOAD_SITE) $(HOST_PYTHON) -P -m teacherlm --called "make logs" steer logs
 
 cancel: $(INSTALLED) ## cancel the chain that is under way; with CHAIN=... if there are several
-	@$(LOAD_SITE) $(HOST_PYTHON) -P -m teacherlm steer cancel
+	@$(LOAD_SITE) $(HOST_PYTHON) -P -m teacherlm --called "make cancel" steer cancel
 
-download: $(INSTALLED) ## download what jobs without internet need: make download BENCHMARK=creak STUDENT=... TEACHER=...
+download: $(INSTALLED) ## download what jobs without internet need, with the chain's variables: make download BENCHMARK=creak STUDENT=... LIMIT=...
 	@bash slurm/download.sh "$${BENCHMARK:?which one? make download BENCHMARK=creak}"
 
-site: $(INSTALLED) ## write slurm/site.env from what Slurm reports about this site, and print it
-	@$(HOST_PYTHON) -P -m teacherlm site
+site: $(INSTALLED) ## show the partitions and their limits; write slurm/site.env from them if there is none
+	@$(HOST_PYTHON) -P -m teacherlm --called "make site" site
 
 ##@ container
 container: ## build an image from its lock: make container IMAGE=cpu|gpu OUTPUT=teacherlm-cpu.sif

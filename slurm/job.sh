@@ -6,11 +6,12 @@ set -euo pipefail
 usage="usage: sbatch [...] slurm/job.sh STAGE ROOT SETTINGS SITE PYTHON IMAGE      (slurm/chain.sh submits it; - means none)"
 STOPPED=75 # exit code of a stage that was interrupted and can resume
 KILLED=137 # exit code of a stage that SIGKILL ended
+ENDED=143 # exit code of a stage that SIGTERM ended
 
 main() {
     [[ ${1:-} == -h || ${1:-} == --help ]] && { echo "$usage"; exit 0; }
     (($# == 6)) || { echo "$usage" >&2; exit 2; }
-    local stage=$1 number=${SLURM_ARRAY_TASK_ID:-0} status=0 grace=90 kill_at=0 child='' program
+    local stage=$1 number=${SLURM_ARRAY_TASK_ID:-0} status=0 grace=90 kill_at=0 cancelled=0 child='' program
     export SITE=${4#-} PYTHON=${5#-} CONTAINER=${6#-}
     states=$(dirname -- "$3")/states
     # shellcheck source=slurm/python.bash
@@ -19,14 +20,16 @@ main() {
     source "$2/slurm/site.bash"
     require_number SLURM_ARRAY_TASK_ID "$number" 0
     trap 'kill_at=$((SECONDS + grace)); kill -USR1 "$child" 2>/dev/null || true' USR1
-    trap 'kill -TERM "$child" 2>/dev/null || true' TERM # scancel, or a preemption, after which Slurm requeues the job
+    trap 'cancelled=1; kill -TERM "$child" 2>/dev/null || true' TERM # scancel, or a preemption, after which Slurm requeues the job
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}} # otherwise torch uses all CPUs of the node
     export HF_HUB_OFFLINE=1 # compute nodes have no internet: a missing file is an error at once, not after a timeout
     load_site # before choosing the Python, which may need the site's modules
     program=("$(choose_host_python)" -P -m teacherlm --called job.sh chain-job)
     grace=$("${program[@]}" check "$stage" "$3" "$number") # seconds from the warning until the stage is killed
     require_number grace "$grace" 1
-    echo "== $stage${SLURM_ARRAY_TASK_ID:+ $number}, job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $(date '+%F %T')"
+    # One task of an array may share its SLURM_JOB_ID with the whole array, so Slurm's programs get NUMBER_INDEX.
+    job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
+    echo "== $stage, job $job on $SLURM_JOB_NODELIST, $(date '+%F %T')"
     note "$stage" "$number" running
     "${program[@]}" run "$stage" "$3" "$number" &
     child=$!
@@ -36,12 +39,18 @@ main() {
         wait $! || true # a signal ends the `wait`, and then its trap runs
     done
     wait "$child" || status=$?
+    if ((kill_at == 0 && (status == STOPPED || status == ENDED))); then
+        sleep 1 & # scancel signals all processes one by one, so the signal to this script may still be on its way
+        wait $! || true
+    fi
     if ((kill_at && (status == STOPPED || status > 128))); then # a stage without a handler dies from the signal
         come_back interrupted "$stage" "$number"
     elif ((status == KILLED)) && first_time "$stage" "$number"; then
         come_back killed "$stage" "$number"
     elif ((status == KILLED)); then
         note "$stage" "$number" "failed: killed again, perhaps out of memory; request more with --mem in slurm/site.env"
+    elif ((cancelled && (status == STOPPED || status == ENDED))); then
+        note "$stage" "$number" cancelled
     elif ((status == STOPPED)); then
         note "$stage" "$number" "failed: stopped by SIGTERM"
     elif ((status)); then
@@ -55,8 +64,7 @@ main() {
 come_back() { # WHY STAGE TASK
     note "$2" "$3" requeued
     echo "== $1: requeued"
-    # One task of an array may share its job id with the whole array; requeueing that id would requeue all tasks.
-    scontrol requeue "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+    scontrol requeue "$job"
     sleep 60 # until Slurm ends this run
 }
 

@@ -24,7 +24,7 @@ COMMANDS = {
     "chain-job": ("chain.job", "run a stage of a submitted chain; slurm/job.sh starts this"),
     "chain-facts": ("chain.facts", "answer a chain's questions about its benchmark and models, in JSON"),
     "steer": ("chain.steer", "show how far the chains on Slurm are, show their logs, or cancel them"),
-    "site": ("chain.describe_site", "write slurm/site.env from what Slurm reports about this site"),
+    "site": ("chain.describe_site", "show the partitions and their limits; write slurm/site.env if there is none"),
     "doctor": ("chain.doctor", "print what this machine has and lacks for each stage"),
     "atlas-train": ("atlas.train", "train a reader on multiple-choice questions, and its retriever with it"),
     "atlas-evaluate": ("atlas.evaluate", "evaluate a reader and its retriever on multiple-choice questions"),

@@ -31,6 +31,12 @@ def test_a_chain_of_jobs_makes_what_the_local_launcher_makes(
     assert table.strip() in report.read_text()
     assert outputs(cluster.place / "runs") == outputs(cluster.place / "here")
 
+    again = cluster.make(SHARDS=4)
+    assert again.returncode == 0, again.stderr
+    said = [f"{row[0]}: done already" for row in jobs]
+    assert again.stdout.splitlines()[1:] == [*said, "nothing to submit: all stages are done"]
+    assert cluster.jobs() == jobs
+
 
 def test_the_doctor_says_what_slurm_offers(cluster: Cluster) -> None:
     result = cluster.run(sys.executable, *program("doctor"))
@@ -85,7 +91,7 @@ def test_what_can_never_run_is_said_at_submission(cluster: Cluster) -> None:
         f"warning: finetune (job {cluster.job('wrong', 'finetune')}) will wait for ever: it requests more time"
         in warning
     )
-    assert "(2-00:00:00) than its partition main allows" in warning
+    assert "(2-00:00:00) than its partition main allows; run make cancel" in warning
     assert "cancelled jobs" in cluster.steer("cancel", "wrong").stdout
     site.write_text("PARTITION=none\nCPU_PARTITION=none\n")
     refused = cluster.make("refused", SITE=site)
@@ -118,6 +124,6 @@ def test_make_site_asks_slurm_and_the_chain_takes_what_it_wrote(cluster: Cluster
     assert "main*" in shown
     assert "gpu:2" in shown
     assert "PARTITION=main # gpu:2, at most 1:00:00" in site.read_text()
-    assert "exists already" in cluster.run(*describe).stderr
+    assert "exists already" in cluster.run(*describe).stdout
     lines = cluster.make("asked", SITE=site, DRY_RUN=1).stdout.splitlines()
     assert all("--partition=main" in line for line in lines if line.startswith("sbatch "))

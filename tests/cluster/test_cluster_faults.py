@@ -39,9 +39,10 @@ def test_a_shard_that_fails_ends_the_chain_and_alone_is_submitted_again(cluster:
     before = len(cluster.jobs("broken"))
     assert cluster.make("broken", SHARDS=4).returncode == 0
     again = cluster.jobs("broken")[before:]
-    assert [row[:1] + row[2:3] for row in again[:2]] == [["enhance", "1"], ["merge", "0"]]
+    assert [row[:3] for row in again[:1]] == [["enhance", "-", "0,2-3"]]
+    assert [row[:1] + row[2:3] for row in again[1:3]] == [["enhance", "1"], ["merge", "0"]]
     ended = cluster.await_end("broken")
-    assert {state for row in again for state in ended[row[1]]} == {"COMPLETED"}
+    assert {state for row in again[1:] for state in ended[row[1]]} == {"COMPLETED"}
 
 
 def test_preempted_twice_the_loss_curve_is_the_uninterrupted_one(cluster: Cluster) -> None:
@@ -71,9 +72,13 @@ def test_cancelled_in_the_middle_and_submitted_again(cluster: Cluster) -> None:
     cluster.await_that(lambda: cluster.state(job) == "RUNNING")
     assert "cancelled jobs" in cluster.steer("cancel", runs).stdout
     cluster.await_end(runs)
+    status = cluster.steer("status", runs).stdout
+    assert "cancelled" in status and "failed" not in status
     assert cluster.make(runs).returncode == 0
     assert cluster.jobs(runs)[6][0] == "enhance"
     cluster.await_end(runs)
+    status = cluster.steer("status", runs).stdout
+    assert "done" in status and "cancelled" not in status
     assert outputs(cluster.place / runs) == outputs(cluster.place / "here")
     assert not list(cluster.place.rglob("pwned"))
 

@@ -113,8 +113,8 @@ def test_a_hub_that_cannot_be_reached_is_a_note_with_the_way_around(endpoint: st
             "ok",
             "Slurm 25.05.2; GPUs per node: none; arrays of up to 1001 tasks; jobs are not requeued",
         ),
-        ("exit 0", "note", "sbatch is here, but no controller answers"),
-        ("echo no configuration >&2; exit 1", "note", "sbatch is here, but no controller answers"),
+        ("exit 0", "note", "sbatch is here, but no controller answers: LAUNCHER=local runs a chain on this machine"),
+        ("echo no configuration >&2; exit 1", "note", "sbatch is here, but no controller answers: LAUNCHER=local runs"),
     ],
 )
 def test_slurm_is_there_when_its_controller_answers(tmp_path: Path, script: str, state: str, text: str) -> None:
@@ -123,6 +123,15 @@ def test_slurm_is_there_when_its_controller_answers(tmp_path: Path, script: str,
         (tmp_path / name).chmod(0o755)
     _, found = examine(*bare(), PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert (found["Slurm"][0], found["Slurm"][1][: len(text)]) == (state, text)
+
+
+def test_a_node_without_a_driver_is_not_told_to_ask_a_node() -> None:
+    if Path("/proc/driver/nvidia/version").exists():
+        pytest.skip("this machine has the driver of NVIDIA's GPUs")
+    _, found = examine(*bare(), SLURM_JOB_ID="7")
+    assert found["GPU driver"][1].startswith("none on this node (")
+    _, found = examine(*bare(), SLURM_JOB_ID="")
+    assert "srun --gres=gpu:1 make doctor" in found["GPU driver"][1]
 
 
 def test_it_can_be_read_by_the_python_of_an_old_login_node() -> None:

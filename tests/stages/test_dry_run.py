@@ -46,8 +46,9 @@ def test_a_laptop_plans_with_models_that_are_not_downloaded(plan: Callable, tmp_
     assert done.returncode == 0, done.stderr
     notes = done.stderr.splitlines()
     assert all(note.startswith("chain.sh: note: ") for note in notes)
-    for name in ("bloomz-560m", "teacherlm-7b1-cot"):
-        assert sum(f"{name} is not on this machine's disks" in note for note in notes) == 1
+    download = "make download BENCHMARK=sample STUDENT=bloomz-560m TEACHER=teacherlm-7b1-cot"
+    assert sum(f"bloomz-560m is not on this machine's disks, and jobs have no internet: {download}" in n for n in notes)
+    assert sum("model teacherlm-7b1-cot: set TEACHERLM_WEIGHTS to the folder that holds its" in n for n in notes) == 1
     assert sum("there is no squeue here: the plan assumes that nothing is under way" in note for note in notes) == 1
     lines = sbatch(done)
     assert list(lines) == ["prepare", "enhance", "merge", "finetune", "evaluate", "report"]
@@ -93,6 +94,18 @@ def test_the_plan_of_this_machine(plan: Callable, tmp_path: Path) -> None:
     (prepare,) = [line for line in done.stdout.splitlines() if "data_prepare.py" in line]
     assert shlex.split(prepare)[2:4] == ["--benchmark", "sample"]
     assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_a_run_on_this_machine_takes_the_folders_of_the_site_and_not_its_requests(
+    plan: Callable, tmp_path: Path
+) -> None:
+    site = tmp_path / "site.env"
+    site.write_text(f"RUNS={tmp_path}/large\nPARTITION=gpu\nSBATCH_ARGS=(--qos=low)\nexport HF_HOME={tmp_path}/hub\n")
+    done = plan("sample", LAUNCHER="local", TASK="text", EPOCHS=1, SITE=site)
+    assert done.returncode == 0, done.stderr
+    assert f"outputs go to {tmp_path}/large/sample/all" in done.stdout
+    own = plan("sample", LAUNCHER="local", TASK="text", EPOCHS=1, SITE=site, RUNS="mine")
+    assert "outputs go to mine/sample/all" in own.stdout
 
 
 def test_a_mistake_is_one_line_in_a_plan_too(plan: Callable, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_test_sample_keeps_the_sources_own_question(tmp_path: Path) -> None:
 
 
 def test_an_unknown_benchmark_lists_the_near_names() -> None:
-    assert "there are: strategy_qa, " in mistake(lambda: load_benchmark("strategyqa"))
+    assert "no benchmark 'strategyqa'; did you mean strategy_qa" in mistake(lambda: load_benchmark("strategyqa"))
 
 
 def test_an_unknown_benchmark_that_is_near_to_none_lists_all() -> None:

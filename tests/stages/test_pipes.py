@@ -75,7 +75,10 @@ def test_a_report_of_pipes(tmp_path: Path) -> None:
         "evaluate/student/task.manifest.json",
         "enhance/teacher/.X_cot.jsonl.progress",
         "chains/one/states/finetune-0",
+        "chains/two/jobs.tsv",
     )
+    (tmp_path / "chains" / "one").mkdir(parents=True)
+    (tmp_path / "chains" / "one" / "jobs.tsv").write_text("finetune\t1\t0\t-\tw\t/x/logs/finetune.log\n")
     for place in places:
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         os.mkfifo(tmp_path / place)

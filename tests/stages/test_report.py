@@ -119,6 +119,15 @@ def remove(*names: str) -> Callable[[Path], None]:
     return change
 
 
+def fail_a_job(run: Path) -> None:
+    """The last job of finetuning failed. Another one had failed before, and a later one did its work."""
+    row = "{}\t{}\t0\t-\tw\t/x/logs/{}.log\n"
+    rows = [row.format(stage, job, stage) for stage, job in (("merge", 16), ("finetune", 17), ("merge", 18))]
+    write("chains/mine/jobs.tsv", "".join(rows))(run)
+    for note, said in (("finetune-0", "failed with 2\t17"), ("merge-0", "failed with 2\t16")):
+        write(f"chains/mine/states/{note}", f"{said}\tnode1\t1795286496\n")(run)
+
+
 RESULT = f"evaluate/{RUNS[0]}/checkpoint-6/creak.json"
 
 
@@ -143,8 +152,12 @@ RESULT = f"evaluate/{RUNS[0]}/checkpoint-6/creak.json"
             "enhance: 1 records have no text in teacher_seed0/CREAK_cot.jsonl; the first is that of line 4: too long",
         ),
         (
-            write("chains/mine/states/finetune-0", "failed with 2\t17\tnode1\t1795286496\n"),
+            fail_a_job,
             "finetune: task 0 of mine failed with 2",
+        ),
+        (
+            write("chains/mine/jobs.tsv", "finetune\t17\n"),
+            "chains/mine/jobs.tsv, line 1: 6 columns were expected",
         ),
         (
             write(
@@ -171,7 +184,7 @@ def test_runs_are_found_by_their_benchmark_and_samples(inside: Callable, run: Pa
     (run.parent / "notes").mkdir()
     runs = run.parent.parent
     result = inside("report", "--runs", runs)
-    assert [line.split(", ")[0] for line in result.stdout.splitlines()] == [
+    assert [line.split("; ")[0] for line in result.stdout.splitlines()] == [
         f"report: {run}/report/index.html",
         f"report: {run.parent}/limit-5/report/index.html",
     ]

@@ -141,7 +141,7 @@ def test_a_task_without_an_accuracy_is_scored_by_what_it_has(
 def test_an_unknown_task_lists_the_near_ones(tiny_llama: Path, tmp_path: Path, inside: Callable) -> None:
     for name in ("stategy_qa", "strategyqa"):
         error = only_error(inside("evaluate", *words(tiny_llama, name, tmp_path, tmp_path / "results")))
-        assert f"no task {name!r}; there are: strategy_qa" in error
+        assert f"no task {name!r}; did you mean strategy_qa" in error
     error = only_error(inside("evaluate", *words(tiny_llama, "nonesuch_*", tmp_path, tmp_path / "results")))
     assert "no task matches 'nonesuch_*'; there are: creak, ecqa, " in error
     none = inside("evaluate", *words(tiny_llama, ",", tmp_path, tmp_path / "results"))

@@ -66,7 +66,7 @@ class Cluster:
 
     def await_end(self, runs: str = "runs", seconds: float = 400) -> dict[str, list[str]]:
         """Wait until a chain has ended, and return a mapping of jobs to the final states of their tasks."""
-        jobs = [row[1] for row in self.jobs(runs)]
+        jobs = [row[1] for row in self.jobs(runs) if row[1] != "-"]
         self.await_that(lambda: not self.run("squeue", "--noheader", f"--jobs={','.join(jobs)}").stdout, seconds)
         return {job: [record["JobState"] for record in self.states(job).values()] for job in jobs}
 

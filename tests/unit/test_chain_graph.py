@@ -224,7 +224,7 @@ def test_where_a_submission_lies(tmp_path: Path) -> None:
     assert chain.path == tmp_path / "creak" / "limit-8" / "chains" / "50%_run"
     assert chain.log("enhance", True) == f"{tmp_path}/creak/limit-8/chains/50%%_run/logs/enhance-%a.log"
     assert chain.log("merge", False).endswith("/logs/merge.log")
-    assert chain.note("enhance", 3) == chain.path / "states" / "enhance-3"
+    assert chain.checkpoints == tmp_path / "creak" / "limit-8" / "finetune" / "50%_run"
     assert chain.enhanced("enhance-big_seed0") == tmp_path / "creak" / "limit-8" / "enhance" / "big_seed0"
     assert submitted_chains(tmp_path) == []
     chain.path.mkdir(parents=True)

@@ -234,8 +234,9 @@ def load_benchmark(name: str) -> Benchmark:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else yaml_file(FOLDER, name)
     if not path.is_file():
-        near = difflib.get_close_matches(name, names(), cutoff=0.4) or names()
-        raise UserError(f"no benchmark {name!r}; there are: {', '.join(near)} (or give the path of a YAML file)")
+        near = difflib.get_close_matches(name, names(), cutoff=0.4)
+        said = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names())}"
+        raise UserError(f"no benchmark {name!r}; {said} (or give the path of a YAML file)")
     return read_yaml(path, Benchmark, {"path": path})
 
 

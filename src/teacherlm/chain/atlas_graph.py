@@ -144,12 +144,11 @@ def report(layout: AtlasLayout) -> Stage:
     work = f"report-{layout.name}"
     return Stage(
         name="report",
-        made=None,
-        commands=lambda index, more: [Command([*program("report"), str(layout.experiments)], to_data(layout))],
+        made=layout.page,
+        commands=lambda index, more: [Command([*program("report"), str(layout.experiments), *more], to_data(layout))],
         work=work,
         lock=locked_by(work),
         request=few_processors("16G"),
-        always=True,
     )
 
 

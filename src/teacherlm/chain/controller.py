@@ -1,7 +1,9 @@
 """Calls of Slurm's programs: the lines that they print, or one line that says why there are none."""
 
+import contextlib
 import re
 import subprocess
+from collections.abc import Iterator
 
 from teacherlm.core.errors import UserError
 
@@ -44,10 +46,21 @@ def ask(*command: str) -> list[str]:
     Raises:
         UserError: see `NoAnswer`.
     """
-    try:
+    with as_user_errors(command[0]):
         return lines_of(*command)
+
+
+@contextlib.contextmanager
+def as_user_errors(program: str) -> Iterator[None]:
+    """Turn NoAnswer into a UserError.
+
+    Raises:
+        UserError: see `NoAnswer`.
+    """
+    try:
+        yield
     except NoProgram:
-        raise UserError(f"{command[0]}: no such command; is this a login node of the cluster?") from None
+        raise UserError(f"{program}: no such command; is this a login node of the cluster?") from None
     except NoAnswer as error:
         raise UserError(f"Slurm does not answer ({error}); try again later") from error
 

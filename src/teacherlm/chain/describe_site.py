@@ -1,67 +1,58 @@
-"""Write slurm/site.env from what Slurm reports (partitions, GPUs per node, time limits, accounts), and print it."""
+"""Show the partitions with their nodes and limits, and write slurm/site.env from them if there is none."""
 
 import getpass
 import os
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 
-from teacherlm.chain.controller import ask
+from teacherlm.chain.controller import as_user_errors, ask, seconds_of
+from teacherlm.chain.graph import CPU_TIME
+from teacherlm.chain.partitions import Partition, read_partitions, seconds_requested
 from teacherlm.core import tables
 from teacherlm.core.errors import UserError
 from teacherlm.core.flags import Parser
 from teacherlm.core.places import ROOT
 
 SITE = ROOT / "slurm" / "site.env"
-
-
-@dataclass(frozen=True)
-class Partition:
-    """A partition with the properties of one kind of its nodes, as sinfo prints them."""
-
-    name: str
-    default: bool
-    gpus: str
-    cpus: str
-    memory: str
-    limit: str
-    nodes: str
+GPU_ARGS = ("ENHANCE_ARGS", "FINETUNE_ARGS", "EVALUATE_ARGS")
+GPU_TIME = "24:00:00"
+"""The longest time that a model's YAML asks for."""
 
 
 def main() -> None:
     parser = Parser(description=__doc__, epilog="example: teacherlm site --output slurm/site.env")
-    parser.add_argument("--output", type=Path, default=SITE, help="the file to write (default: slurm/site.env)")
-    args = parser.parse_args()
-    if args.output.exists():
-        raise UserError(f"{args.output} exists already; remove it first to write it again")
-    partitions = read_partitions()
+    parser.add_argument("--output", type=Path, help="the file to write (default: $SITE, or slurm/site.env)")
+    file = parser.parse_args().output or Path(os.environ.get("SITE") or SITE)
+    partitions = partitions_with_most_gpus()
     rows = [("partition", "nodes", "GPUs per node", "CPUs", "memory (MB)", "time limit")]
     rows += [(p.name + "*" * p.default, p.nodes, p.gpus or "-", p.cpus, p.memory, p.limit) for p in partitions]
     print(tables.table(rows))
+    if file.exists():
+        print(f"\n{file} exists already and stays as it is; remove it first to write it again")
+        return
     text = site_env(partitions, read_accounts())
-    with open(os.open(args.output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
-        file.write(text)  # only this user can read it, because people put keys there
-    print(f"\n{args.output}:\n\n{text}", end="")
+    try:
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as opened:
+            opened.write(text)  # only this user can read it, because people put keys there
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written ({error.strerror})") from None
+    print(f"\n{file}:\n\n{text}", end="")
 
 
-def read_partitions() -> list[Partition]:
-    """The partitions, each with the kind of its nodes that has the most GPUs."""
+def partitions_with_most_gpus() -> list[Partition]:
+    """The partitions, each with the kind of its nodes that has the most GPUs.
+
+    Raises:
+        UserError: Slurm does not answer.
+    """
     found: dict[str, Partition] = {}
-    for line in ask("sinfo", "--noheader", "--format=%P|%G|%c|%m|%l|%D"):
-        name, gres, cpus, memory, limit, nodes = line.split("|")
-        gpus = ",".join(part.split("(")[0] for part in gres.split(",") if part.startswith("gpu"))
-        one = Partition(name.rstrip("*"), name.endswith("*"), gpus, cpus, memory, limit, nodes)
-        if one.name not in found or count(one) > count(found[one.name]):
-            found[one.name] = one
+    with as_user_errors("sinfo"):
+        for one in read_partitions():
+            if one.name not in found or one.gpus_per_node > found[one.name].gpus_per_node:
+                found[one.name] = one
     if not found:
         raise UserError("sinfo shows no partition")
     return list(found.values())
-
-
-def count(partition: Partition) -> int:
-    """The number of GPUs per node: 4 for `gpu:a100:4`."""
-    last = partition.gpus.rpartition(":")[2]
-    return int(last) if last.isdigit() else 0
 
 
 def read_accounts() -> list[str]:
@@ -74,8 +65,8 @@ def read_accounts() -> list[str]:
 
 
 def site_env(partitions: list[Partition], accounts: list[str]) -> str:
-    with_gpus = max(partitions, key=lambda partition: (count(partition), partition.default))
-    without = [partition for partition in partitions if not count(partition)] or [with_gpus]
+    with_gpus = max(partitions, key=lambda partition: (partition.gpus_per_node, partition.default))
+    without = [partition for partition in partitions if not partition.gpus_per_node] or [with_gpus]
     for_cpus = max(without, key=lambda partition: partition.default)
     account = shlex.quote(accounts[0]) if accounts else ""
     others = f" # one of: {', '.join(accounts)}" if accounts[1:] else ""
@@ -85,4 +76,8 @@ def site_env(partitions: list[Partition], accounts: list[str]) -> str:
         f"PARTITION={shlex.quote(with_gpus.name)} # {with_gpus.gpus or 'no GPUs'}, at most {with_gpus.limit}",
         f"CPU_PARTITION={shlex.quote(for_cpus.name)} # at most {for_cpus.limit}",
     ]
+    for names, partition, usual in ((("CPU_ARGS",), for_cpus, CPU_TIME), (GPU_ARGS, with_gpus, GPU_TIME)):
+        if seconds_of(partition.limit) < seconds_requested(usual):
+            lines.append(f"# Some stages ask for up to {usual}, which is more than {partition.name} allows:")
+            lines += [f"{name}=(--time={partition.limit})" for name in names]
     return "\n".join(lines) + "\n"

@@ -161,6 +161,9 @@ def driver() -> Finding:
     except OSError:
         if Path("/dev/kfd").exists():
             return NOTE, "GPU driver", "AMD's; the packages are for NVIDIA's GPUs, so stages run on the CPU"
+        if os.environ.get("SLURM_JOB_ID"):  # srun make doctor
+            words = "none on this node ({}); does it have GPUs? make site shows which partitions do"
+            return NOTE, "GPU driver", words.format(socket.gethostname())
         return NOTE, "GPU driver", "none here; on a cluster, check a node with GPUs: srun --gres=gpu:1 make doctor"
     found = re.search(r"Kernel Module\D+([0-9]+)([0-9.]*)", text)
     if found is None:
@@ -205,12 +208,11 @@ def quota() -> Finding:
 
 def slurm() -> Finding:
     """Check the features of Slurm that the chain uses."""
-    without = "chains run on this machine, one stage after the other"
     if shutil.which("sbatch") is None:
-        return NOTE, "Slurm", "no sbatch here: " + without
+        return NOTE, "Slurm", "no sbatch here: chains run on this machine, one stage after the other"
     settings = dict(re.findall(r"^(\w+)\s+= (.*)$", said(["scontrol", "show", "config"]), re.MULTILINE))
     if not settings:
-        return NOTE, "Slurm", "sbatch is here, but no controller answers: " + without
+        return NOTE, "Slurm", "sbatch is here, but no controller answers: LAUNCHER=local runs a chain on this machine"
     gpus = sorted(set(re.findall(r"gpu(?::\w+)?:[0-9]+", said(["sinfo", "--noheader", "--format=%G"]))))
     parts = ["Slurm " + settings.get("SLURM_VERSION", "?"), "GPUs per node: " + (", ".join(gpus[:4]) or "none")]
     parts.append("arrays of up to {} tasks".format(settings.get("MaxArraySize", "?")))

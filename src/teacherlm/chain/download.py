@@ -1,7 +1,10 @@
 """Download what a chain's jobs need, where there is internet: the models, and the benchmark's data (then prepared)."""
 
+import contextlib
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from teacherlm.catalog.servers import is_address
 from teacherlm.chain.local import run_task
@@ -10,10 +13,14 @@ from teacherlm.chain.settings import is_atlas, saved_variables
 from teacherlm.chain.site import has_scripts, load_site
 from teacherlm.core.errors import UserError
 from teacherlm.core.owners import make_own_folder
-from teacherlm.runtime.launcher import stage_python
+from teacherlm.core.programs import called
+from teacherlm.runtime.launcher import program
 
 USAGE = """\
-usage: [STUDENT=...] [TEACHER=...] [TASK=...] bash slurm/download.sh BENCHMARK
+usage: [STUDENT=...] [TEACHER=...] [TASK=...] [LIMIT=...] [RUNS=...] bash slurm/download.sh BENCHMARK
+
+Give the variables that the chain will have: TASK says whether it needs a teacher, and the data is prepared in the
+folder of LIMIT below RUNS.
 
 example:
   STUDENT=bloomz-7b1 bash slurm/download.sh creak"""
@@ -35,11 +42,21 @@ def main() -> int:
     if has_scripts():
         load_site(saved_variables(benchmark))
     graph = read_graph(benchmark)
-    make_own_folder(graph.folder.locks.absolute(), graph.runs.absolute())
+    new = [part for part in (graph.folder.locks, *graph.folder.locks.parents) if not part.exists()]
+    make_own_folder(graph.folder.locks.absolute(), graph.runs.absolute())  # before downloads that take hours
     for model in graph.models:
         if not model.startswith("field:") and not is_address(model):
-            command = [stage_python(), "-P", "-m", "teacherlm.catalog.models", "folder", model]
+            start = program("chain-facts")
+            command = [*start[:-1], "--called", called(), start[-1], "folder", model]
             status = subprocess.run(command).returncode
             if status:
+                remove_empty(new)
                 return status
     return run_task(graph, graph.stage("prepare"), None)
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove the folders that nothing was written into, the innermost first."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()

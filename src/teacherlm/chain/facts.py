@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from teacherlm.core.errors import UserError
+from teacherlm.core.errors import UserError, one_line
 from teacherlm.core.flags import Parser
-from teacherlm.core.programs import print_error
+from teacherlm.core.programs import print_for_shell
 from teacherlm.runtime.launcher import program
 
 STAGES_OF_STUDENT = ("finetune", "evaluate")
@@ -60,13 +60,13 @@ def ask(benchmark: str, student: str, teacher: str, gpu_type: str = "") -> Facts
     return Facts(found["title"], ModelFacts(**found["student"]), ModelFacts(**found["teacher"]))
 
 
-def absent_models(names: Sequence[str], *, make: bool) -> list[str]:
-    """The models among these that are not on this machine's disks.
+def absent_models(names: Sequence[str], *, make: bool) -> dict[str, str]:
+    """The models among these that are not on this machine's disks -> why. A text is empty for a model of the hub.
 
     Args:
         make: make the models that a package contains, so that the jobs need not. Without it, nothing is written.
     """
-    found: list[str] = answer(["absent", *(["--make"] if make else []), "--", *names], offline=True)
+    found: dict[str, str] = answer(["absent", *(["--make"] if make else []), "--", *names], offline=True)
     return found
 
 
@@ -93,11 +93,22 @@ def main() -> None:
     absent = commands.add_parser("absent", help="print which models are not on this machine's disks")
     absent.add_argument("names", nargs="*", help="models")
     absent.add_argument("--make", action="store_true", help="make the models that a package contains")
+    folder = commands.add_parser("folder", help="download or make a model if it is not there, and print its folder")
+    folder.add_argument("name", help="the model")
     args = parser.parse_args()
     if args.command == "of":
         print(json.dumps(asdict(facts_of(args.benchmark, args.student, args.teacher, args.gpu_type))))
+    elif args.command == "folder":
+        print_folder(args.name)
     else:
-        print(json.dumps([name for name in args.names if not is_there(name, args.make)]))
+        why = {name: absence(name, args.make) for name in args.names}
+        print(json.dumps({name: text for name, text in why.items() if text is not None}))
+
+
+def print_folder(name: str) -> None:
+    from teacherlm.catalog.models import find_model, local_folder
+
+    print_for_shell(str(local_folder(find_model(name))))
 
 
 def facts_of(benchmark: str, student: str, teacher: str, gpu_type: str) -> Facts:
@@ -133,21 +144,22 @@ def one_line_name(text: str) -> str:
     return text
 
 
-def is_there(name: str, make: bool) -> bool:
-    """Whether a model is on this machine's disks, or needs no disk because a server or the records have its texts."""
+def absence(name: str, make: bool) -> str | None:
+    """Why a model is not on this machine's disks; an empty text if the hub has it.
+
+    None if it is there, or needs no disk because a server or the records have its texts.
+    """
     from teacherlm.catalog.models import cached_folder, find_model, local_folder
 
     model = find_model(name)
     if model.server is not None or model.explanations is not None:
-        return True
+        return None
     if not make and model.package is not None:
-        return True  # a stage makes it from the package
-    if not make and model.hub is not None:
-        return cached_folder(model.hub, model.revision) is not None
+        return None  # a stage makes it from the package
+    if model.hub is not None:
+        return None if cached_folder(model.hub, model.revision) is not None else ""
     try:
         local_folder(model)
     except UserError as error:
-        if make:
-            print_error(error)
-        return False
-    return True
+        return one_line(error)
+    return None

@@ -17,6 +17,8 @@ from teacherlm.runtime.launcher import Command
 
 Absence = tuple[str, str]
 """(a model or path that is not on this machine's disks, the message that says so)"""
+CPU_TIME = "04:00:00"
+"""The time that jobs without a model ask for."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Stage:
         needs: the models or paths that must be on the disks; see `Absence`.
         gpus: the number of GPUs of one task, if tasks can run side by side on one machine, otherwise 0.
         together: whether one process can do all tasks, and prints their common result.
-        always: whether the stage runs every time. It then has no --list_missing.
+        always: whether the stage only prints, so that nothing shows whether it was done. It has no --list_missing, and
+            is submitted together with a stage before or after it that is not done.
         missing: a function that returns the tasks that are not done, if --list_missing would take too long.
         nothing: the message for a task without commands.
         heading: the heading that is printed before the stage runs, by default its name.
@@ -115,7 +118,7 @@ def few_processors(memory: str) -> Callable[[Site], list[str]]:
     """The request of a stage that uses no model: two CPUs, the given memory, four hours."""
 
     def request(site: Site) -> list[str]:
-        words = ["--cpus-per-task=2", f"--mem={memory}", "--time=04:00:00"]
+        words = ["--cpus-per-task=2", f"--mem={memory}", f"--time={CPU_TIME}"]
         return [*words, *site.partition("CPU_PARTITION"), *site.arguments["SBATCH_ARGS"], *site.arguments["CPU_ARGS"]]
 
     return request

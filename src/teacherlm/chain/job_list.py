@@ -1,47 +1,73 @@
-"""The list of a chain's jobs, jobs.tsv: its rows, and which of its jobs are still in Slurm's queue."""
+"""The list of a chain's jobs, jobs.tsv (core/job_records.py): which of them are in Slurm's queue, and what is done."""
 
 import contextlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+
+from teacherlm.chain.layout import ChainFolder
+from teacherlm.core.errors import UserError
+from teacherlm.core.job_records import DONE, LARGEST, Job, Task, newest_tasks, ranges, read_jobs, state_in
+from teacherlm.core.owners import read_own
 
 
-@dataclass(frozen=True)
-class Job:
-    """A row of jobs.tsv."""
-
-    stage: str
-    number: str
-    tasks: str
-    waits: str
-    work: str
-    log: str
-
-    def row(self) -> str:
-        return "\t".join((self.stage, self.number, self.tasks, self.waits, self.work, self.log))
-
-
-def under_way(queue: set[str], lists: Iterable[Path], work: str | None) -> list[str]:
-    """The jobs in these lists that are in the queue. If `work` is not None, only the jobs of that work."""
+def under_way(queue: set[str], chains: Iterable[ChainFolder], work: str | None) -> list[str]:
+    """The jobs of these chains that are in the queue. If `work` is not None, only the jobs of that work."""
     found = set()
-    for file in lists:
+    for chain in chains:
         with contextlib.suppress(OSError):
-            for line in file.read_text(encoding="utf-8", errors="surrogateescape").split("\n"):
+            for line in chain.jobs.read_text(encoding="utf-8", errors="surrogateescape").split("\n"):
                 cells = line.split("\t")
                 if len(cells) >= 5 and cells[1] in queue and work in (None, cells[4]):
                     found.add(cells[1])
     return sorted(found)
 
 
-def ranges(numbers: Sequence[int]) -> str:
-    """Numbers in sbatch's format: 0 1 2 5 -> 0-2,5."""
-    found: list[list[int]] = []
-    for number in numbers:
-        if found and number == found[-1][-1] + 1:
-            found[-1][1:] = [number]
-        else:
-            found.append([number])
-    return ",".join("-".join(map(str, part)) for part in found)
+def listed_jobs(chain: ChainFolder) -> list[Job]:
+    """The rows of a chain's list.
+
+    Raises:
+        UserError: the list is malformed, or belongs to another user.
+    """
+    return read_jobs(read_own(chain.jobs, LARGEST), chain.jobs)
+
+
+def read_state(chain: ChainFolder, task: Task) -> str | None:
+    """The state that a task's job has written, or None if it has written none."""
+    if task.job == DONE:
+        return "done already"
+    note = chain.states / task.note
+    if not note.is_file():
+        return None
+    try:
+        return state_in(read_own(note, 4096), task)
+    except UserError:
+        return None
+
+
+def done_row(chain: ChainFolder, stage: str, indices: Sequence[int], work: str, array: bool) -> Job:
+    """The row that says that these tasks were found done."""
+    return Job(stage, DONE, ranges(indices), "-", work, chain.log(stage, array))
+
+
+def says_done(chain: ChainFolder, stage: str) -> bool:
+    """Whether the list and the states say that a stage is done. A list that cannot be read says nothing."""
+    try:
+        tasks = [task for task in newest_tasks(listed_jobs(chain)) if task.stage == stage]
+    except UserError:
+        return False
+    return bool(tasks) and all((read_state(chain, task) or "").startswith("done") for task in tasks)
+
+
+def append(chain: ChainFolder, row: Job) -> None:
+    """Add a row to a chain's list.
+
+    Raises:
+        UserError: the list cannot be written.
+    """
+    try:
+        with open(chain.jobs, "a", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(row.row() + "\n")
+    except OSError:
+        raise UserError(f"{chain.jobs}: cannot be written; is the disk full?") from None
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:

@@ -47,11 +47,8 @@ class ChainFolder:
 
     @property
     def states(self) -> Path:
+        """The folder with the state of each task. slurm/job.sh writes them."""
         return self.path / "states"
-
-    def note(self, stage: str, task: int) -> Path:
-        """The file with the state of a task. slurm/job.sh writes it."""
-        return self.states / f"{stage}-{task}"
 
     def log(self, stage: str, array: bool) -> str:
         """The path of a stage's log in sbatch's format: % is doubled, and an array's log gets the array index."""
@@ -62,8 +59,12 @@ class ChainFolder:
         return self.run_folder / "enhance" / work.removeprefix("enhance-")
 
     @property
+    def checkpoints(self) -> Path:
+        return self.run_folder / "finetune" / self.name
+
+    @property
     def training_log(self) -> Path:
-        return self.run_folder / "finetune" / self.name / "log.jsonl"
+        return self.checkpoints / "log.jsonl"
 
     @property
     def scores(self) -> Path:
@@ -83,6 +84,10 @@ class RunFolder:
     @property
     def submission_lock(self) -> Path:
         return self.locks / "submission"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
 
     def chain(self, name: str) -> ChainFolder:
         return ChainFolder(self.path / "chains" / name)
@@ -195,6 +200,11 @@ class AtlasLayout:
     @property
     def experiments(self) -> Path:
         return Path(self.data.experiments)
+
+    @property
+    def page(self) -> Path:
+        """The folder of the page of all experiments."""
+        return self.experiments / "report"
 
     @property
     def results(self) -> Path:

@@ -12,6 +12,7 @@ import signal
 from collections.abc import Mapping, Sequence
 
 from teacherlm.chain.graph import Graph, Stage, missing_indices
+from teacherlm.chain.job_list import append, done_row, says_done
 from teacherlm.chain.locks import lock_task
 from teacherlm.core.interrupts import REQUEUE
 from teacherlm.core.owners import make_own_folder
@@ -31,7 +32,14 @@ def run_here(graph: Graph) -> int:
         status = run_stage(graph, stage)
         if status:
             return status
+        note_done(graph, stage)
     return 0
+
+
+def note_done(graph: Graph, stage: Stage) -> None:
+    """Tell the list of jobs that a stage is done, if the chain was submitted to Slurm before."""
+    if graph.chain.jobs.is_file() and not says_done(graph.chain, stage.name):
+        append(graph.chain, done_row(graph.chain, stage.name, list(stage.indices), stage.work, stage.array))
 
 
 def print_plan(graph: Graph) -> None:

@@ -54,6 +54,8 @@ def main() -> int:
     if launcher not in ("local", "slurm"):
         raise UserError(plain(f"LAUNCHER={launcher}: slurm or local was expected"))
     site = load_site(saved_variables(benchmark)) if launcher == "slurm" else Site()
+    if launcher == "local" and has_scripts():
+        load_site(("RUNS",))  # the folders of the site, where make report and make status look; not its requests
     graph = read_graph(benchmark, site.gpu_type)
     print(plain(graph.summary), flush=True)
     if launcher == "slurm":

@@ -1,6 +1,7 @@
 """The chain of a benchmark: prepare, enhance, merge, finetune, evaluate, report."""
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def sample_graph(settings: Settings, facts: Facts) -> Graph:
         runs=Path(settings.runs),
         folder=layout.folder,
         stages=tuple(stages),
-        absences=lambda make: absences(models, make),
+        absences=lambda make: absences(settings, models, make),
         models=models,
         with_shards=with_shards if can_shard else None,
     )
@@ -191,21 +192,21 @@ def evaluate(settings: Settings, facts: Facts, layout: Layout) -> Stage:
 
 
 def report(settings: Settings, layout: Layout) -> Stage:
-    """The stage that prints the run's table and makes the page of the run's folder."""
+    """The stage that prints the run's table and makes the page of the run's folder. It is done when the page is."""
     table = ["--task", settings.benchmark, "--untrained", str(layout.untrained_scores)]
     table += ["--checkpoints", str(layout.scores), "--log", str(layout.training_log)]
 
     def commands(index: int | None, more: Sequence[str]) -> list[Command]:
-        return [Command([*program("table"), *table]), Command([*program("report"), str(layout.folder.path)])]
+        page = Command([*program("report"), str(layout.folder.path), *more])
+        return [page] if more else [Command([*program("table"), *table]), page]
 
     return Stage(
         name="report",
-        made=None,
+        made=layout.folder.report,
         commands=commands,
         work=f"report-{layout.name}",
         lock=lambda index: "report",
         request=few_processors("4G"),
-        always=True,
     )
 
 
@@ -222,7 +223,11 @@ def as_the_model_asks(request: list[str] | None, arguments: str) -> Callable[[Si
     ]
 
 
-def absences(models: tuple[str, ...], make: bool) -> list[Absence]:
-    command = "make download BENCHMARK=... STUDENT=... TEACHER=..."
-    message = "{} is not on this machine's disks, and jobs have no internet: " + command
-    return [(name, message.format(name)) for name in absent_models(models, make=make)]
+def absences(settings: Settings, models: tuple[str, ...], make: bool) -> list[Absence]:
+    words = [f"BENCHMARK={settings.benchmark}", f"STUDENT={settings.student}", f"TEACHER={settings.teacher}"]
+    words += [f"TASK={settings.training_fields}"] if settings.training_fields != "cot_tail" else []
+    words += [f"LIMIT={settings.limit}"] if settings.limit else []
+    words += [f"RUNS={settings.runs}"] if settings.runs != "runs" else []
+    download = f"{{}} is not on this machine's disks, and jobs have no internet: make download {shlex.join(words)}"
+    found = absent_models(models, make=make)
+    return [(name, why or download.format(name)) for name, why in found.items()]

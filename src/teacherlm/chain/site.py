@@ -40,6 +40,11 @@ class Site:
         return [f"--partition={self.names[name]}"] if self.names.get(name) else []
 
 
+def site_file() -> str:
+    """The site's file as the user knows it."""
+    return os.environ.get("SITE") or "slurm/site.env"
+
+
 def has_scripts() -> bool:
     """Whether the scripts for Slurm exist. Only a checkout has them."""
     return (SLURM / "site.bash").is_file()

@@ -1,7 +1,7 @@
 """Submit a chain to Slurm: each stage is a job, or a job array, that waits for the stage before it.
 
-CHAIN/jobs.tsv lists the submitted jobs, one per line: stage, job, tasks, waits for, the work's name, log. A submission
-that ends early, because of a refusal, a full disk or a signal, cancels every job that it has submitted.
+CHAIN/jobs.tsv lists the submitted jobs (core/job_records.py). A submission that ends early, because of a refusal, a
+full disk or a signal, cancels every job that it has submitted.
 """
 
 import contextlib
@@ -18,13 +18,15 @@ from pathlib import Path
 
 from teacherlm.chain.controller import NoAnswer, lines_of, never_runs
 from teacherlm.chain.graph import Graph, Stage, missing_indices
-from teacherlm.chain.job_list import Job, columns, ranges, under_way
+from teacherlm.chain.job_list import append, columns, done_row, says_done, under_way
 from teacherlm.chain.layout import ChainFolder
 from teacherlm.chain.locks import open_lock
+from teacherlm.chain.partitions import excess, read_partitions
 from teacherlm.chain.settings import plain, saved_variables, signal_seconds, working_directory
 from teacherlm.chain.settings_file import Submission, save
-from teacherlm.chain.site import SLURM, Site
+from teacherlm.chain.site import ARGUMENTS, SLURM, Site, site_file
 from teacherlm.core.errors import UserError
+from teacherlm.core.job_records import Job, ranges
 from teacherlm.core.owners import make_own_folder
 from teacherlm.core.places import ROOT
 
@@ -68,7 +70,8 @@ class Submitting:
     Attributes:
         chain: the chain's folder, by a path that is valid on all nodes.
         queue: the numbers of this user's jobs in Slurm's queue.
-        others: the job lists of other chains in the same folder.
+        others: the other chains in the same folder.
+        found_done: the rows of tasks that were found done, and are not in the list yet.
         submitted: the numbers of the jobs that this call has submitted.
     """
 
@@ -79,9 +82,10 @@ class Submitting:
         self.seconds = signal_seconds(os.environ)
         self.settings = "settings-DRY_RUN.json"
         self.queue: set[str] = set()
-        self.others: list[Path] = []
+        self.others: list[ChainFolder] = []
         self.submitted: list[str] = []
         self.jobs: list[Job] = []
+        self.found_done: list[Job] = []
         self.stopped = 0
 
     def plan(self) -> None:
@@ -97,6 +101,7 @@ class Submitting:
         self.refuse_under_way()
         self.find_others()
         self.submit_stages(absent)
+        self.say_what_does_not_fit()
         self.show()
 
     def submit_all(self) -> int:
@@ -131,30 +136,55 @@ class Submitting:
         for chain in self.graph.folder.chains():
             found = chain.jobs.lstat()
             if found.st_uid == os.geteuid() and chain.path.resolve() != self.chain.path.resolve():
-                self.others.append(chain.jobs)
+                self.others.append(chain)
 
     def submit_stages(self, absent: set[str]) -> None:
         """Submit the first stage that has missing tasks, and all that come after it.
 
+        A stage that is always submitted leaves nothing that shows whether it was done. Alone it is no reason to submit.
+
         Args:
             absent: the models and paths that are missing. A stage that needs one cannot list its missing tasks.
         """
-        started, after = False, ""
+        always: list[Stage] = []
         for stage in self.graph.stages:
             self.end_if_stopped()
-            indices = list(stage.indices) if started else self.missing(stage, absent)
-            if not indices:
-                continue
-            started = True
-            others = under_way(self.queue, self.others, stage.work)
-            number = self.submit_stage(stage, indices, after, others)
-            waits = " ".join([*([after] if after else []), *others]) or "-"
-            log = self.chain.log(stage.name, stage.array)
-            self.jobs.append(Job(stage.name, number, ranges(indices), waits, stage.work, log))
-            if not self.dry_run:
-                self.note(self.jobs[-1])
-            after = number
+            if self.jobs:
+                self.submit_tasks(stage, list(stage.indices))
+            elif stage.always:
+                always.append(stage)
+            elif indices := self.missing(stage, absent):
+                for one in always:
+                    self.submit_tasks(one, list(one.indices))
+                self.skip(stage, [index for index in stage.indices if index not in indices])
+                self.submit_tasks(stage, indices)
+            else:
+                print(f"{stage.name}: done already")
+                self.skip(stage, list(stage.indices))
         self.end_if_stopped()
+        if not self.jobs and not self.dry_run and self.chain.jobs.exists():
+            self.note_done()
+
+    def submit_tasks(self, stage: Stage, indices: Sequence[int]) -> None:
+        after = self.jobs[-1].number if self.jobs else ""
+        others = under_way(self.queue, self.others, stage.work)
+        number = self.submit_stage(stage, indices, after, others)
+        waits = " ".join([*([after] if after else []), *others]) or "-"
+        log = self.chain.log(stage.name, stage.array)
+        self.jobs.append(Job(stage.name, number, ranges(indices), waits, stage.work, log))
+        if not self.dry_run:
+            self.note_done()
+            append(self.chain, self.jobs[-1])
+
+    def skip(self, stage: Stage, indices: Sequence[int]) -> None:
+        """Remember tasks that are done, unless the list says so already."""
+        whole = len(indices) == len(stage.indices)
+        if indices and not self.dry_run and not (whole and says_done(self.chain, stage.name)):
+            self.found_done.append(done_row(self.chain, stage.name, indices, stage.work, stage.array))
+
+    def note_done(self) -> None:
+        while self.found_done:
+            append(self.chain, self.found_done.pop(0))
 
     def missing(self, stage: Stage, absent: set[str]) -> list[int]:
         """The tasks that are not done. A dry run does not call stages that have made nothing: some make folders."""
@@ -188,18 +218,15 @@ class Submitting:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
         number = done.stdout.strip().partition(";")[0]  # a federation adds the cluster's name
         if done.returncode or not number:
+            self.say_what_does_not_fit()
             raise UserError(
-                plain(f"Slurm refused the stage {stage.name}, see its message above; the command: {in_shell(command)}")
+                plain(
+                    f"Slurm refused the stage {stage.name}, see its message above; change the request in {site_file()} "
+                    f"({', '.join(ARGUMENTS)}); the command: {in_shell(command)}"
+                )
             )
         self.submitted.append(number)
         return number
-
-    def note(self, job: Job) -> None:
-        try:
-            with open(self.chain.jobs, "a", encoding="utf-8", errors="surrogateescape") as file:
-                file.write(job.row() + "\n")
-        except OSError:
-            raise UserError(plain(f"{self.chain.jobs}: cannot be written; is the disk full?")) from None
 
     def withdraw(self, listed: int | None) -> None:
         """Cancel every job of this call, and restore the previous list of jobs.
@@ -246,7 +273,7 @@ class Submitting:
         Raises:
             UserError: the chain is under way.
         """
-        jobs = under_way(self.queue, [self.chain.jobs], None)
+        jobs = under_way(self.queue, [self.chain], None)
         try:
             unknown = [job for job in self.jobs_of_chain() if job not in jobs]
         except NoAnswer as error:
@@ -257,7 +284,7 @@ class Submitting:
         self.refuse_under_way()
 
     def refuse_under_way(self) -> None:
-        jobs = under_way(self.queue, [self.chain.jobs], None)
+        jobs = under_way(self.queue, [self.chain], None)
         if jobs:
             raise UserError(
                 f"this chain is under way (jobs {' '.join(jobs)}): make status shows it, and make cancel ends it"
@@ -266,11 +293,12 @@ class Submitting:
     def show(self) -> None:
         """Print a table of the jobs, and after a dry run also the graph."""
         if not self.jobs:
-            print("nothing to submit")
+            print("nothing to submit: all stages are done")
             return
         rows = [("stage", "job", "tasks", "waits for", "log")]
         for job in self.jobs:
-            rows.append((job.stage, job.number, job.tasks, job.waits, job.log.removeprefix(f"{self.here}/")))
+            log = job.log.removeprefix(f"{self.here}/")
+            rows.append((job.stage, job.number, job.tasks, self.waits_for(job), log))
         print(columns(rows))
         if self.dry_run:
             print("\ngraph LR")
@@ -279,14 +307,39 @@ class Submitting:
                 print(f'    {before and f"{before} --> "}{job.stage}["{job.stage} {job.tasks}"]')
                 before = job.stage
 
+    def say_what_does_not_fit(self) -> None:
+        """Name each stage that requests more than its partition has. sbatch itself names one obstacle at a time."""
+        for stage, too_much in self.excess_of_stages().items():
+            say(f"note: {stage} requests more than its partition has: {too_much}; change it in {site_file()}")
+
+    def excess_of_stages(self) -> dict[str, str]:
+        """What each stage requests beyond its partition. Stages that fit are left out."""
+        try:
+            partitions = read_partitions()
+        except (NoAnswer, ValueError):  # ValueError: a sinfo that prints something else
+            return {}
+        found = {stage.name: excess(stage.request(self.site), partitions) for stage in self.graph.stages}
+        return {name: too_much for name, too_much in found.items() if too_much}
+
+    def waits_for(self, job: Job) -> str:
+        """The jobs that a job waits for, for people: jobs of other chains are named as such."""
+        own = {one.number for one in self.jobs}
+        waits = job.waits.split() if job.waits != "-" else []
+        of_others = " ".join(number for number in waits if number not in own)
+        parts = [*(number for number in waits if number in own), *([f"{of_others} of other chains"] * bool(of_others))]
+        return " + ".join(parts) or "-"
+
     def warn_of_what_cannot_run(self) -> None:
         """Warn of jobs that wait for ever. Slurm accepts a job that requests more time than its partition allows."""
+        too_much = self.excess_of_stages()
         for job in self.jobs:
             with contextlib.suppress(NoAnswer, ValueError, IndexError):  # the job has already ended
                 if reason := never_runs(job.number):
+                    if ", " in too_much.get(job.stage, ""):  # Slurm names one obstacle at a time
+                        reason += f" (in all: {too_much[job.stage]})"
                     say(
                         f"warning: {job.stage} (job {job.number}) will wait for ever: {reason}; run make cancel, then "
-                        "change the request in slurm/site.env (make site shows the limits)"
+                        f"change the request in {site_file()} (make site shows the limits)"
                     )
 
 

@@ -1,57 +1,36 @@
 """Show how far the stages of submitted chains are (status), show their logs (logs), or end a chain (cancel).
 
 A chain's folder (layout.py) has the list of submitted jobs (jobs.tsv), the state that each task reports (states/), and
-the logs (logs/). Slurm's queue gives the rest. If Slurm no longer knows a job, the files still have its state.
+the logs (logs/). Slurm's queue gives the rest. If Slurm no longer knows a job, the files still have its state. Only
+the newest submission of a stage is shown.
 
 The files are data: chains of other users are skipped, malformed files are reported, and control characters are escaped.
 """
 
 import json
 import os
-import re
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from teacherlm.chain.controller import ask
+from teacherlm.chain.job_list import listed_jobs, read_state, under_way
 from teacherlm.chain.layout import ChainFolder, is_atlas, submitted_chains
 from teacherlm.core import manifests, tables
 from teacherlm.core.errors import UserError, one_line, reason
 from teacherlm.core.flags import flag, parse
-from teacherlm.core.owners import is_own, read_own, user_name
+from teacherlm.core.job_records import DONE, Task, newest_tasks
+from teacherlm.core.owners import is_own, user_name
 from teacherlm.core.places import runs_folder
-from teacherlm.core.terminal import cut, escaped, shown
+from teacherlm.core.programs import called, print_error
+from teacherlm.core.terminal import cut, escaped, plural
 
 TAIL = 20
 """Number of lines of a log that are shown."""
 TAIL_BYTES = 2**16
 """Number of bytes at the end of a log that are read to find these lines."""
-LARGEST = 2**22
-"""Maximum number of bytes of a jobs.tsv."""
-STAGES = ("prepare", "enhance", "merge", "finetune", "train", "evaluate", "score", "report")
-RANGES = re.compile(r"[0-9]{1,6}(-[0-9]{1,6})?(,[0-9]{1,6}(-[0-9]{1,6})?)*")
-COLUMNS = {
-    "stage": re.compile("|".join(STAGES)),
-    "job": re.compile("[0-9]{1,18}"),
-    "tasks": RANGES,
-    "waits for": re.compile("-|[0-9 ]+"),
-    "work": re.compile(r"[^/\0]+"),
-    "log": re.compile(r".*/[a-z]+(-%a)?[.]log"),
-}
-"""Column of a jobs.tsv -> the pattern of its cells."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """One task of a stage, from the last submission that had it."""
-
-    stage: str
-    job: str
-    number: int
-    work: str
-    log: Path
 
 
 @dataclass(frozen=True)
@@ -63,7 +42,8 @@ class SteerFlags:
     )
     runs: Path = flag(factory=runs_folder, help="folder of the chains (default: $RUNS, or runs)")
     chain: str | None = flag(
-        factory=lambda: os.environ.get("CHAIN"), help="only chains whose path has this text (default: $CHAIN, or all)"
+        factory=lambda: os.environ.get("CHAIN"),
+        help="only chains with this text in their path below RUNS (default: $CHAIN, or all)",
     )
     stage: str | None = flag(
         factory=lambda: os.environ.get("STAGE"), help="show only the logs of this stage (default: $STAGE, or all)"
@@ -82,7 +62,7 @@ def main() -> int:
         queue = read_queue()
         print("\n\n".join(status(chain, tasks, queue) for chain, tasks in chains.items()))
     else:
-        cancel(chains, read_queue())
+        cancel(list(chains), read_queue(), flags.runs)
     return 2 if malformed else 0
 
 
@@ -101,11 +81,11 @@ def find_chains(runs: Path, name: str | None) -> list[ChainFolder]:
         else:
             owner = user_name(chain.jobs.lstat().st_uid)
             print(
-                f"teacherlm steer: {one_line(str(chain.path))}: this chain belongs to {owner} and is skipped",
+                f"{called()}: {one_line(str(chain.path))}: this chain belongs to {owner} and is skipped",
                 file=sys.stderr,
             )
     if not found:
-        raise UserError(f"{runs}: no chain{f' with {name!r} in its name' if name else ''} was submitted from here")
+        raise UserError(f"{runs}: no chain{f' with {name!r} in its path' if name else ''} was submitted from here")
     return found
 
 
@@ -117,7 +97,7 @@ def read_chains(folders: list[ChainFolder]) -> tuple[dict[ChainFolder, list[Task
         try:
             found[folder] = read_tasks(folder)
         except UserError as error:
-            print(f"teacherlm steer: error: {one_line(error)}", file=sys.stderr)
+            print_error(error)
             malformed = True
     return found, malformed
 
@@ -133,55 +113,23 @@ def read_queue() -> dict[tuple[str, int], str]:
 
 
 def read_tasks(chain: ChainFolder) -> list[Task]:
-    """The tasks of a chain in the order of its stages. A task that was submitted several times has its last job.
+    """The tasks of a chain, from the newest submission of each stage, in the order of its stages.
 
     Raises:
         UserError: the chain's jobs.tsv is malformed.
     """
-    file = chain.jobs
-    tasks: dict[tuple[str, int], Task] = {}
-    text = read_own(file, LARGEST).decode("utf-8", "surrogateescape")
-    for line, row in enumerate(text.split("\n")[:-1], 1):
-        cells = row.split("\t")
-        if len(cells) != len(COLUMNS):
-            raise UserError(f"{file}, line {line}: {len(COLUMNS)} columns were expected, found {len(cells)}")
-        for (name, pattern), cell in zip(COLUMNS.items(), cells):
-            if not pattern.fullmatch(cell):
-                raise UserError(f"{file}, line {line}: {shown(cell)} is not valid in the column {name!r}")
-        stage, job, ranges, _, work, log = cells
-        for number in numbers(ranges):
-            name = Path(log).name.replace("%a", str(number))  # the chain's folder may have moved since the submission
-            tasks[stage, number] = Task(stage, job, number, work, chain.logs / name)
-    return sorted(tasks.values(), key=lambda task: (STAGES.index(task.stage), task.number))
-
-
-def numbers(ranges: str) -> list[int]:
-    """0-2,5 -> 0 1 2 5."""
-    found: list[int] = []
-    for part in ranges.split(",")[:10_000]:  # Slurm's arrays are far smaller
-        first, _, last = part.partition("-")
-        found += range(int(first), min(int(last or first), int(first) + 10_000) + 1)
-    return found[:10_000]
+    return newest_tasks(listed_jobs(chain))
 
 
 def state_of(chain: ChainFolder, task: Task, queue: Mapping[tuple[str, int], str]) -> str:
     if (task.job, task.number) in queue:
         return queue[task.job, task.number]
-    said, job = read_note(chain.note(task.stage, task.number))
-    if job != task.job:
+    said = read_state(chain, task)
+    if said is None:
         return "cancelled before it began"
-    return "ended without a report (killed, cancelled, or node failure)" if said in ("running", "requeued") else said
-
-
-def read_note(note: Path) -> tuple[str, str]:
-    """The state that a task has written, and the number of its job. Both texts are empty if it has written none."""
-    if not note.is_file():
-        return "", ""
-    try:
-        said, job = read_own(note, 4096).decode("utf-8", "replace").split("\t")[:2]
-    except (UserError, ValueError):
-        return "", ""
-    return cut(escaped(said), 200), job
+    if said in ("running", "requeued"):
+        return "ended without a report (killed, cancelled, or node failure)"
+    return cut(escaped(said), 200)
 
 
 def status(chain: ChainFolder, tasks: list[Task], queue: Mapping[tuple[str, int], str]) -> str:
@@ -192,11 +140,13 @@ def status(chain: ChainFolder, tasks: list[Task], queue: Mapping[tuple[str, int]
         of_stage = [task for task in tasks if task.stage == stage]
         counted = Counter(states[task] for task in of_stage)
         said = ", ".join(f"{count} {state}" if len(of_stage) > 1 else state for state, count in counted.items())
-        rows.append((stage, " ".join(dict.fromkeys(task.job for task in of_stage)), said, progress(chain, of_stage)))
+        jobs = dict.fromkeys(task.job for task in of_stage if task.job != DONE)
+        rows.append((stage, " ".join(jobs) or DONE, said, progress(chain, of_stage)))
     lines = [escaped(str(chain.path)), tables.table(rows)]
     for task in tasks:
         if states[task].startswith(("failed", "ended")):
-            lines.append(f"{task.stage} {task.number}: {last_line(task.log)}  ({escaped(str(task.log))})")
+            log = chain.logs / task.log
+            lines.append(f"{task.stage} {task.number}: {last_line(log)}  ({escaped(str(log))})")
     return "\n".join(lines)
 
 
@@ -211,21 +161,30 @@ def progress(chain: ChainFolder, tasks: list[Task]) -> str:
 def count_progress(chain: ChainFolder, tasks: list[Task]) -> str:
     stage = tasks[0].stage
     if stage == "enhance":
-        made = chain.enhanced(tasks[0].work)
-        texts = sum(count_lines(file) - 1 for file in made.glob(".*.progress") if file.is_file())
-        for path in made.glob("*_*.manifest.json"):
-            manifest = manifests.read_manifest(path)
-            # The texts of a merged file are counted in the manifests of its shards.
-            if manifest and manifest["stage"] == "enhance" and "shards" not in manifest["counts"]:
-                texts += int(manifest["counts"]["records"])
-        return f"{texts} texts"
+        return plural(count_texts(chain.enhanced(tasks[0].work)), "text")
     if stage == "finetune":
         log = chain.training_log
         return f"step {int(json.loads(last_line(log))['step'])}" if log.is_file() and log.stat().st_size else ""
     if stage == "evaluate" and not is_atlas(chain):
-        scored = list(chain.scores.glob("checkpoint-*/*.manifest.json"))
-        return f"{len(scored)} checkpoints scored"
+        checkpoints = len(list(chain.checkpoints.glob("checkpoint-*")))
+        scored = len({file.parent for file in chain.scores.glob("checkpoint-*/*.manifest.json")})
+        checkpoints = max(checkpoints, scored)  # checkpoints may have been removed since
+        return f"{scored} of {plural(checkpoints, 'checkpoint')} scored" if checkpoints else ""
     return ""
+
+
+def count_texts(made: Path) -> int:
+    """The number of texts: of the whole files, or if there are shards or progress files that are newer, of those."""
+    files = [file for pattern in (".*.progress", "*_*.manifest.json") for file in made.glob(pattern) if file.is_file()]
+    files = [file for file in files if not manifests.is_outdated(file)]
+    redone = {whole for file in files if (whole := manifests.whole_manifest(file)) != file}
+    texts = 0
+    for file in files:
+        if file.suffix == ".progress":
+            texts += max(0, count_lines(file) - 1)
+        elif file not in redone and (manifest := manifests.read_manifest(file)) and manifest["stage"] == "enhance":
+            texts += int(manifest["counts"]["records"])
+    return texts
 
 
 def count_lines(file: Path) -> int:
@@ -254,27 +213,31 @@ def logs(chain: ChainFolder, tasks: list[Task], stage: str | None) -> None:
     if not tasks:
         raise UserError(f"{chain.path}: no stage {stage!r} was submitted")
     for task in tasks:
-        print(f"== {escaped(str(task.log))}")
-        if task.log.is_file():
-            print("\n".join(last_lines(task.log)))
+        log = chain.logs / task.log
+        if task.job == DONE and not log.is_file():  # another run did the work, and this chain has no log of it
+            continue
+        print(f"== {escaped(str(log))}")
+        if not log.is_file():
+            print("(there is no such file: the task has not begun)")
+        else:
+            print("\n".join(last_lines(log)) or "(the file is empty)")
 
 
-def cancel(chains: Mapping[ChainFolder, list[Task]], queue: Mapping[tuple[str, int], str]) -> None:
+def cancel(chains: Sequence[ChainFolder], queue: Mapping[tuple[str, int], str], runs: Path) -> None:
     """Cancel the jobs of the chain that is under way.
 
     Raises:
         UserError: several chains are under way; or Slurm does not answer.
     """
     waiting = {job for job, _ in queue}
-    jobs = {chain: sorted({task.job for task in tasks} & waiting, key=int) for chain, tasks in chains.items()}
+    jobs = {chain: sorted(under_way(waiting, [chain], None), key=int) for chain in chains}
     if any(jobs.values()):
         logged = read_log_folders()
         jobs = {chain: [job for job in found if logged.get(job) == log_folder(chain)] for chain, found in jobs.items()}
     jobs = {chain: found for chain, found in jobs.items() if found}
     if len(jobs) > 1:
-        raise UserError(
-            f"several chains are under way; choose one with CHAIN=...: {', '.join(chain.name for chain in jobs)}"
-        )
+        paths = ", ".join(str(chain.path.relative_to(runs)) for chain in jobs)
+        raise UserError(f"several chains are under way; choose one with CHAIN=..., a part of its path: {paths}")
     for chain, found in jobs.items():
         ask("scancel", *found)
         print(f"{escaped(str(chain.path))}: cancelled jobs {' '.join(found)}")

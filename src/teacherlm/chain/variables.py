@@ -99,7 +99,7 @@ VARIABLES = (
     Variable("CONTAINER", "the image in which the stages run (docs/how-to/container.md)", "none: .venv", RUNNING),
     Variable("APPTAINER_BIND", "further folders that the image sees, in Apptainer's own form", "", RUNNING),
     Variable("PYTHON", "the Python that runs the stages", ".venv, or python3", RUNNING),
-    Variable("SITE", "the file with the site's settings", "slurm/site.env", RUNNING),
+    Variable("SITE", "the file with the site's settings; make site writes it", "slurm/site.env", RUNNING),
     Variable(
         "SIGNAL_SECONDS", "a job is warned this many seconds before its time limit, and then saves", "180", RUNNING
     ),
@@ -130,7 +130,12 @@ VARIABLES = (
     Variable("BENCHMARK", "report: only this benchmark's runs; download: the benchmark", "", MAKE),
     Variable("OPEN", "report, compare: 1 opens the page in a browser", "", MAKE),
     Variable("STAGE", "logs: only this stage; perf: the stage that is measured", "", MAKE),
-    Variable("CHAIN", "status, logs, cancel: a part of the chain's name", "all chains", MAKE),
+    Variable(
+        "CHAIN",
+        "status, logs, cancel: a part of the chain's path below RUNS, such as limit-48 or cot_tail",
+        "all chains",
+        MAKE,
+    ),
     Variable("IMAGE", "container, container-test: cpu or gpu", "cpu", MAKE),
     Variable(
         "OUTPUT",

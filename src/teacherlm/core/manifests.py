@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -48,6 +49,21 @@ VERSIONS = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "lm
 def manifest_of(output: Path) -> Path:
     """The path of an output's manifest: beside a file (.json, .jsonl), or in a folder (opt-1.3b_seed0 is a folder)."""
     return output.with_suffix("." + NAME) if output.suffix in (".json", ".jsonl") else output / NAME
+
+
+def whole_manifest(part: Path) -> Path:
+    """The manifest of the whole output that a progress file or a shard's manifest belongs to."""
+    name = re.sub(r"\.shard-[0-9]+-of-[0-9]+", "", part.name.removeprefix("."))
+    return part.with_name(name.removesuffix(".jsonl.progress").removesuffix(".manifest.json") + ".manifest.json")
+
+
+def is_outdated(part: Path) -> bool:
+    """Whether the whole output was completed after this progress file or shard was last written.
+
+    Shards of another number, which an earlier run began, stay beside the output.
+    """
+    whole = whole_manifest(part)
+    return whole != part and whole.is_file() and whole.stat().st_mtime_ns > part.stat().st_mtime_ns
 
 
 def read_manifest(path: Path) -> Manifest | None:

@@ -88,6 +88,11 @@ def run_module(name: str) -> None:
     run(main)
 
 
+def called() -> str:
+    """The name with which this program was called. Its messages begin with it."""
+    return Path(sys.argv[0]).name
+
+
 def print_error(error: UserError) -> None:
     """Print an error as one line on stderr. A script may then do other work, and end with status 2 afterwards."""
-    print(f"{Path(sys.argv[0]).name}: error: {one_line(error)}", file=sys.stderr, flush=True)
+    print(f"{called()}: error: {one_line(error)}", file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ The page is FOLDER/report/index.html, a single file that needs no server and no 
 changed since then is skipped. An unfinished or failed run also gets a page, which lists what is missing.
 """
 
+import hashlib
 import webbrowser
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import whole_file
-from teacherlm.core.flags import flag, parse
+from teacherlm.core.flags import LIST_MISSING, flag, parse
 from teacherlm.core.outputs import require_file_place, require_writable
 from teacherlm.core.places import runs_folder
 from teacherlm.core.stage_run import StageRun
@@ -26,6 +27,7 @@ from teacherlm.report.page import render
 from teacherlm.report.run_folder import STAGES, RunFolder, is_run_folder, read_run_folder
 from teacherlm.report.sample_browser import browse
 from teacherlm.report.shown_manifests import read_manifests
+from teacherlm.report.unfinished import failed_jobs
 
 HERE = Path(__file__).resolve().parent
 
@@ -39,11 +41,16 @@ class ReportFlags:
     benchmark: str | None = flag(None, help="under --runs, only the runs of this benchmark")
     samples: str | None = flag(None, help="under --runs, only the runs named all or limit-N")
     open: bool = flag(False, help="open the pages in the browser")
+    list_missing: bool = flag(False, help=LIST_MISSING)
 
 
 def main() -> None:
     flags = parse(ReportFlags, __doc__, example="teacherlm report runs/sample/limit-48 --open")
     folders = flags.folders or find_folders(flags.runs, flags.benchmark, flags.samples)
+    if flags.list_missing:
+        if not all(map(has_page, folders)):
+            print(0)
+        return
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; a run's folder, such as runs/creak/all, was expected")
@@ -67,9 +74,20 @@ def find_folders(runs: Path, benchmark: str | None, samples: str | None) -> list
     return found
 
 
+def page_of_folder(folder: Path) -> Path:
+    return folder / "report" / "index.html"
+
+
+def has_page(folder: Path) -> bool:
+    """Whether a folder's page was made from the files that are there now."""
+    run = StageRun("report", page_of_folder(folder).parent)
+    run.compare({}, describe_inputs(folder, run.known))
+    return run.is_done
+
+
 def write_page(folder: Path) -> Path:
     """Write a folder's page, unless it was already made from the same files."""
-    page = folder / "report" / "index.html"
+    page = page_of_folder(folder)
     require_writable(page.parent)
     require_file_place(page)
     with StageRun("report", page.parent, locks=[page]) as run:
@@ -88,20 +106,28 @@ def make_page(run: StageRun, folder: Path, page: Path) -> None:
         file.writelines(html)
     run.finish({"page": page}, counts)
     missing = counts["missing"]
-    print(f"report: {printable(str(page))}" + (f", which lists what is missing ({missing})" if missing else ""))
+    what = (
+        f"; {missing} {'thing is' if missing == 1 else 'things are'} missing, see its first section" if missing else ""
+    )
+    print(f"report: {printable(str(page))}{what}")
 
 
 def describe_inputs(folder: Path, known: dict[str, Any]) -> dict[str, Any]:
-    """The digests of a page's inputs: the run's files without weights and datasets, and the code of this folder."""
+    """The digests of a page's inputs: the run's files without weights and datasets, its failed jobs, and this code.
+
+    The states of jobs are no inputs themselves: they have times, and one is that of the job that makes the page.
+    """
     patterns = ["prepare*/*.json*", "enhance/*/*.json*", "enhance/*/.*.progress", "enhance/*/*/manifest.json"]
-    patterns += ["finetune/*/*.json*", "evaluate/*/*.json*", "evaluate/*/*/*.json*", "chains/*/states/*"]
+    patterns += ["finetune/*/*.json*", "evaluate/*/*.json*", "evaluate/*/*/*.json*"]
     if is_atlas_folder(folder):
         patterns = ["*/*.json*", "*/*/*.json*"]
     found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     files = sorted(path for path in found if path.parent != folder / "report")
     code = sorted(path for path in HERE.iterdir() if path.suffix in (".py", ".js", ".css", ".html"))
+    jobs = "\n".join(failed_jobs(folder))
     return {
         "run": manifests.describe(folder, known.get("run"), files),
+        "jobs": {"sha256": hashlib.sha256(jobs.encode("utf-8", "surrogateescape")).hexdigest()},
         "code": manifests.describe(HERE, known.get("code"), code),
     }
 

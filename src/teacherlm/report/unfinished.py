@@ -1,10 +1,12 @@
 """Unfinished and failed work of a run's folder: in the stages before finetuning, and in its jobs on Slurm."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError, one_line
+from teacherlm.core.job_records import LARGEST, newest_tasks, read_jobs, state_in
 from teacherlm.core.opening import open_ordinary
 from teacherlm.core.records import read_records
 
@@ -19,6 +21,8 @@ def unexplained(folder: Path) -> Iterator[str]:
     for teacher in sorted(path for path in (folder / "enhance").glob("*") if path.is_dir()):
         for progress in sorted(teacher.glob(".*.progress")):
             try:
+                if manifests.is_outdated(progress):
+                    continue
                 texts = max(0, count_lines(progress) - 1)
             except (OSError, ValueError) as error:
                 yield f"enhance: {progress}: {one_line(error)}"
@@ -51,14 +55,31 @@ def count_lines(path: Path) -> int:
 
 
 def failed_jobs(folder: Path) -> Iterator[str]:
-    """Sentences about failed jobs on Slurm, from the states that slurm/job.sh writes."""
-    for state in sorted(folder.glob("chains/*/states/*")):
+    """Sentences about jobs on Slurm that failed or were cancelled, and whose work was not done since then.
+
+    Jobs that make the page are left out, because there is a page.
+    """
+    for listed in sorted(folder.glob("chains/*/jobs.tsv")):
         try:
-            with open_ordinary(state) as file:
-                said = file.read(1000).decode("utf-8", "replace").split("\t")[0]
-        except (OSError, ValueError) as error:
-            yield f"chain: {state}: {one_line(error)}"
+            tasks = newest_tasks(read_jobs(read_bytes(listed, LARGEST), listed))
+        except (OSError, ValueError, UserError) as error:
+            yield f"chain: {one_line(error)}"
             continue
-        if said.startswith("failed") and not state.suffix:
-            stage, _, number = state.name.rpartition("-")
-            yield f"{stage}: task {number} of {state.parent.parent.name} {said}"
+        for task in tasks:
+            note = listed.parent / "states" / task.note
+            if task.stage == "report" or not os.path.lexists(note):
+                continue
+            try:
+                said = state_in(read_bytes(note, 1000), task) or ""
+            except (OSError, ValueError) as error:
+                yield f"chain: {note}: {one_line(error)}"
+                continue
+            if said.startswith(("failed", "cancelled")):
+                was = "was " * said.startswith("cancelled")
+                yield f"{task.stage}: task {task.number} of {listed.parent.name} {was}{said}"
+
+
+def read_bytes(file: Path, most: int) -> bytes:
+    """The first bytes of an ordinary file."""
+    with open_ordinary(file) as opened:
+        return opened.read(most)

@@ -206,8 +206,9 @@ def library_tasks(name: str, num_fewshot: int | None, seed: int, include: Path |
     manager = library()
     if name not in manager.all_tasks:
         names = own_names(include)
-        near = difflib.get_close_matches(name, [*names, *manager.all_tasks], cutoff=0.6) or names
-        raise UserError(f"no task {name!r}; there are: {', '.join(near)}")
+        near = difflib.get_close_matches(name, [*names, *manager.all_tasks], cutoff=0.6)
+        said = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names)}"
+        raise UserError(f"no task {name!r}; {said}")
     require_hub_cache()
     try:
         tasks = manager.load([name])["tasks"]

@@ -81,8 +81,8 @@ def example(folder: Path) -> None:
     chain = run / "chains" / "one"
     (chain / "states").mkdir(parents=True)
     rows = [
-        ("prepare", "11", "0", "", "w", f"{chain}/p.log"),
-        ("enhance", "12", "0-1", "11", "enhance-t", f"{chain}/%a.log"),
+        ("prepare", "11", "0", "-", "w", f"{chain}/logs/prepare.log"),
+        ("enhance", "12", "0-1", "11", "enhance-t", f"{chain}/logs/enhance-%a.log"),
     ]
     (chain / "jobs.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
     (chain / "states" / "prepare-0").write_text("failed (1)\t11\n")
