@@ -127,12 +127,14 @@ test-fast: $(VENV)/installed.txt ## run the tests of single modules, which start
 	@$(PYTHON) -P -m pytest --numprocesses $${TEST_WORKERS:-2} --dist worksteal tests/unit
 
 coverage: $(VENV)/installed.txt ## run the tests of single modules, and print how much of each module they run
-	@$(PYTHON) -P -m coverage run -m pytest -q tests/unit
+	@$(PYTHON) -P -m coverage erase
+	@$(PYTHON) -P -m coverage run -m pytest -q --numprocesses $${TEST_WORKERS:-2} --dist worksteal tests/unit
+	@$(PYTHON) -P -m coverage combine --quiet
 	@$(PYTHON) -P -m coverage report
 
 test-cluster: $(VENV)/installed.txt ## run the tests on a real Slurm on this machine (as root; installs its packages); WHOLE=1 runs all
 	@bash tests/cluster/install.sh
-	@$(PYTHON) -P -m pytest -m "$(if $(WHOLE),cluster,cluster and not slow)"
+	@$(PYTHON) -P -m pytest -m "$(if $(WHOLE),cluster,cluster and not slow)" --numprocesses $${TEST_WORKERS:-2} --dist loadgroup tests/cluster
 
 test-newcomer: ## run the README's commands as an ordinary user in a minimal Debian (needs root): make test-newcomer [SUITE=bookworm|trixie|forky]
 	@bash tests/newcomer/run.sh "$${SUITE:-trixie}"

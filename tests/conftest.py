@@ -30,13 +30,13 @@ os.environ["WANDB_MODE"] = "disabled"  # the tests of wandb enable it
 
 os.environ["TEACHERLM_REVISION"] = "tests"  # otherwise each manifest would call git; one test does
 
-UNIT_TESTS = Path(__file__).resolve().parent / "unit"
+NEED_NONE = [Path(__file__).resolve().parent / name for name in ("unit", "cluster")]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let the workers share one Python that has the libraries loaded; the unit tests need none."""
+    """Let the workers share one Python that has the libraries loaded; unit tests and those on a Slurm need none."""
     several = config.getoption("numprocesses", default=None) and not hasattr(config, "workerinput")
-    if several and any(Path(word.partition("::")[0]).resolve() != UNIT_TESTS for word in config.args):
+    if several and any(Path(word.partition("::")[0]).resolve() not in NEED_NONE for word in config.args):
         warm_python()
         plain_python()
 

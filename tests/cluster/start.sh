@@ -8,6 +8,8 @@ usage: [VARIABLE=value ...] bash start.sh FOLDER      (stop.sh FOLDER ends it)
 
   NODES=3 CPUS=2 MEMORY=4000 GPUS=2   the number of nodes, and the resources that each declares; GPUs are fake
   NAMED=1                             each node has its own network, address and host name
+  PORT=16817 FIRST_JOB=1              the controller's port, which the nodes' ports follow; the number of the first job.
+                                      Two clusters on a machine need different ones. Only one can be NAMED.
 
 All files are written to FOLDER. To use this Slurm: export SLURM_CONF=FOLDER/etc/slurm.conf
 EOF
@@ -19,7 +21,8 @@ main() {
     export PATH=$PATH:/usr/sbin:/sbin
     folder=$(realpath -m -- "$1")
     nodes=${NODES:-3} cpus=${CPUS:-2} memory=${MEMORY:-4000} gpus=${GPUS:-2} named=${NAMED:-0}
-    for number in "$nodes" "$cpus" "$memory" "$gpus" "$named"; do
+    port=${PORT:-16817} first_job=${FIRST_JOB:-1}
+    for number in "$nodes" "$cpus" "$memory" "$gpus" "$named" "$port" "$first_job"; do
         [[ $number =~ ^(0|[1-9][0-9]{0,8})$ ]] || { echo "start.sh: error: $number: a number was expected" >&2; exit 2; }
     done
     network=10.77.0 controller=127.0.0.1
@@ -69,7 +72,8 @@ write_configuration() {
     cat >"$SLURM_CONF" <<EOF
 ClusterName=test
 SlurmctldHost=$(hostname -s)($controller)
-SlurmctldPort=$((16817 + named))
+SlurmctldPort=$port
+FirstJobId=$first_job
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -104,7 +108,7 @@ JobRequeue=1
 JobCompType=jobcomp/filetxt
 JobCompLoc=$folder/log/completed.txt
 EOF
-    local names=() name address port device
+    local names=() name address device
     for ((device = 0; device < gpus; device++)); do
         [[ -e $folder/dev/gpu$device ]] || mknod "$folder/dev/gpu$device" c 1 3
     done
@@ -112,9 +116,9 @@ EOF
         name=node$node
         names+=("$name")
         mkdir -p "$folder/spool/$name"
-        address=127.0.0.1 port=$((17000 + node))
+        address=127.0.0.1
         ((named == 0)) || address=$network.$((10 + node))
-        echo "NodeName=$name NodeHostname=$name NodeAddr=$address Port=$port CPUs=$cpus RealMemory=$memory" \
+        echo "NodeName=$name NodeHostname=$name NodeAddr=$address Port=$((port + node)) CPUs=$cpus RealMemory=$memory" \
             "Gres=gpu:$gpus State=UNKNOWN" >>"$SLURM_CONF"
         echo "NodeName=$name Name=gpu File=$folder/dev/gpu[0-$((gpus - 1))]" >>"$folder/etc/gres.conf"
     done

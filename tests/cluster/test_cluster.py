@@ -12,6 +12,7 @@ from support.slurm_cluster import Cluster, outputs
 pytestmark = pytest.mark.cluster
 
 
+@pytest.mark.xdist_group("compared")
 def test_a_chain_of_jobs_makes_what_the_local_launcher_makes(
     cluster: Cluster, local_chain: subprocess.CompletedProcess
 ) -> None:

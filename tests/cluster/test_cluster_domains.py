@@ -11,7 +11,7 @@ from support.files import read_lines
 from support.programs import ROOT
 from support.slurm_cluster import Cluster, only_log
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.xdist_group("named"), pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def test_an_array_over_all_domains(cluster: Cluster, shared_data: Path) -> None:

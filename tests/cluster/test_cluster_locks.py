@@ -11,7 +11,7 @@ from support.finetuning import flags, read_log, weights
 from support.programs import STAGES
 from support.slurm_cluster import Cluster, start
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("named")]
 TEXTS = ["--task_type", "cot_text", "--num_tokens", 100, "--dtype", "float32", "--batch_size", 1]
 
 

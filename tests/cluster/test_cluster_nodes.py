@@ -12,7 +12,7 @@ from support.scoring import words
 from support.shards import results
 from support.slurm_cluster import Cluster, curve, only_log, start
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("named")]
 WORDS = {"LIMIT": 24, "EPOCHS": 2, "TASK": "text"}
 
 

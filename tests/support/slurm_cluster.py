@@ -64,13 +64,13 @@ class Cluster:
         records = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in shown]
         return {record.get("ArrayTaskId", "0"): record for record in records}
 
-    def await_end(self, runs: str = "runs", seconds: float = 400) -> dict[str, list[str]]:
+    def await_end(self, runs: str = "runs", seconds: float = 600) -> dict[str, list[str]]:
         """Wait until a chain has ended, and return a mapping of jobs to the final states of their tasks."""
         jobs = [row[1] for row in self.jobs(runs) if row[1] != "-"]
         self.await_that(lambda: not self.run("squeue", "--noheader", f"--jobs={','.join(jobs)}").stdout, seconds)
         return {job: [record["JobState"] for record in self.states(job).values()] for job in jobs}
 
-    def await_that(self, true: Callable[[], object], seconds: float = 120) -> None:
+    def await_that(self, true: Callable[[], object], seconds: float = 240) -> None:
         end = time.monotonic() + seconds
         while not true():
             if time.monotonic() > end:
@@ -85,7 +85,9 @@ def start(place: Path, **variables: str) -> Iterator[Cluster]:
         pytest.skip("needs Slurm and root: make test-cluster")
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     folder.chmod(0o755)  # munge wants its socket where all may look, which pytest's folders are not
-    environment = {**os.environ, **variables}
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    ports = {"PORT": str(16817 + 200 * worker + 100 * int(variables.get("NAMED", 0)))}
+    environment = {**os.environ, **ports, "FIRST_JOB": str(1 + 10_000 * worker), **variables}
     (place / "site.env").write_text(SITE)
     for name in ("json", "random", "teacherlm", "torch", "yaml"):  # where all is called and all jobs begin
         (place / f"{name}.py").write_text("raise SystemExit('a module of the current folder was imported')\n")
