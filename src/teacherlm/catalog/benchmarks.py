@@ -32,8 +32,8 @@ from teacherlm.core.yaml_fields import fits, read_yaml
 from teacherlm.core.yaml_files import Unquoted
 
 FOLDER = ROOT / "benchmarks"
-RESERVED = ("text", *PROMPTS, *KINDS.values(), *(f"{kind}_completions" for kind in KINDS.values()), "all", *TAILS)
-RESERVED += ("full_tail",)
+RESERVED = ("text", *PROMPTS, *KINDS.values(), "all", *TAILS, "full_tail")
+RESERVED += tuple(f"{kind}_{more}" for kind in KINDS.values() for more in ("completions", "ended", "thinking"))
 """Fields that the pipeline adds to a sample. They would overwrite a dataset's fields of the same names."""
 
 

@@ -43,7 +43,8 @@ def sample_graph(settings: Settings, facts: Facts) -> Graph:
 
 def layout_of(settings: Settings, facts: Facts) -> Layout:
     name = f"{facts.student.name}_{settings.training_fields.replace(':', '-').replace(',', '-')}"
-    name += "" if settings.training_fields == "text" else f"_{facts.teacher.name}"
+    teacher = facts.teacher.name + {"true": "_chat", "false": "_plain"}.get(settings.chat or "", "")
+    name += "" if settings.training_fields == "text" else f"_{teacher}"
     filtered = f"_without-{settings.filter.replace(',', '-')}" if settings.filter else ""
     name += filtered
     for label, value in (
@@ -57,7 +58,7 @@ def layout_of(settings: Settings, facts: Facts) -> Layout:
         folder=run_folder(settings.runs, settings.benchmark, settings.limit),
         title=facts.title,
         student=facts.student.name,
-        teacher_run=f"{facts.teacher.name}_seed{settings.seed}",
+        teacher_run=f"{teacher}_seed{settings.seed}",
         filtered=filtered,
         name=f"{name}_seed{settings.seed}",
     )
@@ -85,6 +86,7 @@ def enhance(settings: Settings, facts: Facts, layout: Layout) -> Stage:
     words += ["--task_type", ",".join(f"{kind}_text" for kind in settings.kinds)]
     words += ["--num_tokens", settings.num_tokens or facts.teacher.values["enhance.num_tokens"]]
     words += ["--temperature", settings.temperature, "--seed", settings.seed]
+    words += ["--chat", settings.chat] if settings.chat else []
     words += ["--max_failures", settings.max_failures, "--restart"]
     work = f"enhance-{layout.teacher_run}"
 

@@ -15,7 +15,7 @@ from teacherlm.core.outputs import require_folder_place
 from teacherlm.core.records import Record, read_records
 from teacherlm.core.stage_run import StageRun
 from teacherlm.dataset.dataset_folder import Stream
-from teacherlm.dataset.quality import dropped_samples, measure_quality, quality_file, quality_inputs
+from teacherlm.dataset.quality import dropped_samples, kinds_with_ends, measure_quality, quality_file, quality_inputs
 from teacherlm.dataset.saved_folder import refuse_theirs, save
 
 
@@ -69,7 +69,11 @@ def is_post_processed(
 def quality_run(benchmark: Benchmark, enhanced: dict[str, Path], folder: Path, test: Path) -> StageRun:
     """The run of TITLE_quality.jsonl, compared with its work."""
     run = StageRun("quality", quality_file(folder, benchmark.title))
-    run.compare({}, quality_inputs(benchmark, enhanced_inputs(enhanced, run.known), test, run.known))
+    ended = kinds_with_ends({KINDS[field]: file for field, file in enhanced.items()})
+    run.compare(
+        {"ended": ended} if ended else {},
+        quality_inputs(benchmark, enhanced_inputs(enhanced, run.known), test, run.known),
+    )
     return run
 
 
@@ -140,6 +144,7 @@ def with_tails(enhanced: dict[str, Path]) -> Iterator[tuple[str, Record]]:
                     f"{there}: the sample differs from that in {where}; the enhanced files must have the same samples"
                 )
             texts[field] = joined[kind] = other[kind]
+            joined |= {name: other[name] for name in (f"{kind}_ended", f"{kind}_thinking") if name in other}
             joined["all"] = record["all"]
         for field, part in parts.items():
             joined[f"{KINDS[field]}_tail"] = remove_duplicated_block(part[1]["all"])

@@ -1,7 +1,9 @@
 """One kind of explanation for one shard: its files, whether it is done, and how its output is written."""
 
+import dataclasses
 import filecmp
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +20,8 @@ from teacherlm.core.progress_file import ProgressFile
 from teacherlm.core.records import Record, read_records, write_records
 from teacherlm.core.shapes import flaw_of_shape
 from teacherlm.core.stage_run import StageRun
+from teacherlm.enhance.chat import conversation, is_chat
+from teacherlm.enhance.engines import Completion, Message, asked_text
 from teacherlm.enhance.flags import EnhanceFlags
 
 Shard = tuple[int, int]
@@ -83,7 +87,8 @@ def make_jobs(flags: EnhanceFlags, teacher: Model) -> list["Job"]:
         require_file_place(output)
         if output.resolve() == flags.input.resolve():
             raise UserError(f"--output: {output} is the input; give another file")
-        jobs.append(Job(field, output, flags.input, flags.shard, settings(flags, field), teacher, flags.restart))
+        chat = flags.chat or teacher.chat
+        jobs.append(Job(field, output, flags.input, flags.shard, settings(flags, field), teacher, flags.restart, chat))
     return jobs
 
 
@@ -96,6 +101,8 @@ class Job:
         output: the file for the enhanced records.
         arguments: the result of `settings`.
         restart: whether an output with other settings is kept under another name; otherwise the job is refused.
+        chat: whether the teacher gets conversations; see `is_chat`.
+        ended: how many of the written texts ended why; "unknown" for texts of versions that did not keep it.
     """
 
     field: str
@@ -105,6 +112,8 @@ class Job:
     arguments: dict[str, Any]
     teacher: Model
     restart: bool
+    chat: str
+    ended: Counter[str] = dataclasses.field(default_factory=Counter)
 
     @property
     def kind(self) -> str:
@@ -127,15 +136,26 @@ class Job:
     def run(self) -> StageRun:
         return StageRun("enhance", self.output, read=read_manifest)
 
+    @cached_property
+    def is_chat(self) -> bool:
+        """Whether the teacher gets its prompts as conversations."""
+        return is_chat(self.chat, self.teacher)
+
+    def messages(self, prompt: str) -> tuple[Message, ...]:
+        """The conversation that a chat teacher gets in place of a prompt; none for other teachers."""
+        return conversation(prompt) if self.is_chat else ()
+
     def compare(self) -> None:
         """Compare the existing output with this job: the arguments, and the current records and teacher."""
         known = self.run.known
-        if name := self.teacher.server or self.teacher.explanations:
+        name = self.teacher.server or self.teacher.explanations
+        if name:
+            name += f" {self.teacher.served}" if self.teacher.served else ""
             teacher = {"path": name, "sha256": name}
         else:
             teacher = describe_model(local_folder(self.teacher), known.get("teacher"))
         inputs = {"records": manifests.describe(self.input, known.get("records")), "teacher": teacher}
-        self.run.compare(self.arguments, inputs)
+        self.run.compare(self.arguments | ({"chat": True} if self.is_chat else {}), inputs)
 
     def is_missing(self) -> bool:
         """Whether the command has something to do. Failed records count, because another attempt may succeed."""
@@ -177,24 +197,29 @@ class Job:
         """Numbers of the completions that a record still needs."""
         return (n for n in range(self.completions) if index * self.completions + n not in self.progress)
 
-    def keep(self, index: int, number: int, prompt: str, text: str, tokens: int) -> None:
+    def keep(self, completion: Completion) -> None:
         """Write a completion to disk, with the digest of its prompt."""
-        piece = {"text": text, "tokens": tokens, "prompt": prompt_digest(prompt)}
-        self.progress.append(index * self.completions + number, piece)
+        prompt = completion.prompt
+        piece = {"text": completion.text, "tokens": completion.new_tokens, "prompt": prompt_digest(prompt.asked)}
+        piece |= {"ended": completion.ended}
+        piece |= {"thinking": completion.thinking} if completion.thinking else {}
+        self.progress.append(prompt.index * self.completions + prompt.number, piece)
 
-    def texts(self, index: int, line: int, prompt: str) -> list[str]:
-        """The completions of a record.
+    def pieces(self, index: int, line: int, prompt: str) -> list[dict[str, Any]]:
+        """The completions of a record, each as an object: its text, its number of tokens, why it ended, what the
+        teacher thought.
 
         Raises:
             UserError: a completion belongs to a different prompt than the record has now.
         """
         pieces = [self.progress.read(index * self.completions + number) for number in range(self.completions)]
-        if any(piece["prompt"] != prompt_digest(prompt) for piece in pieces):
+        digest = prompt_digest(asked_text(prompt, self.messages(prompt)))
+        if any(piece.pop("prompt") != digest for piece in pieces):
             raise UserError(
                 f"{self.input}, line {line}: the field {self.field!r} is not the prompt that the teacher completed; "
                 "the file was changed during the run; run the same command again with --restart"
             )
-        return [piece["text"] for piece in pieces]
+        return pieces
 
     def finish(self, failures: set[int], counts: dict[str, Any]) -> None:
         """Write the output without the failed records, and the manifest.
@@ -211,7 +236,8 @@ class Job:
             old.unlink()
         elif old:
             print(f"enhance: the former {self.output} is kept as {old}")
-        counts = {"records": written, "failures": len(failures), **counts, "seconds": self.run.seconds}
+        counts = {"records": written, "failures": len(failures), "ended": dict(sorted(self.ended.items())), **counts}
+        counts["seconds"] = self.run.seconds
         self.run.finish({"enhanced": self.output}, counts)
         if not failures:
             self.progress.remove()
@@ -232,6 +258,17 @@ class Job:
         """The shard's records with the teacher's texts, in the order of the input, without the failed records."""
         for index, line, record in shard_records(self.input, self.shard):
             if index not in failures:
-                texts = self.texts(index, line, record[self.field])
-                added = {self.kind: texts[0], "all": record[self.field] + texts[0]}
-                yield {**record, **added, **({f"{self.kind}_completions": texts} if self.completions > 1 else {})}
+                pieces = self.pieces(index, line, record[self.field])
+                self.ended.update(piece.get("ended", "unknown") for piece in pieces)
+                yield {**record, **added_fields(self.kind, record[self.field], pieces)}
+
+
+def added_fields(kind: str, prompt: str, pieces: list[dict[str, Any]]) -> Record:
+    """The fields that a record gets: the first completion, and all completions if there are several."""
+    first = pieces[0]
+    added = {kind: first["text"], "all": prompt + first["text"]}
+    if first.get("ended", "stop") != "stop":
+        added[f"{kind}_ended"] = first["ended"]
+    if "thinking" in first:
+        added[f"{kind}_thinking"] = first["thinking"]
+    return added | ({f"{kind}_completions": pieces} if len(pieces) > 1 else {})

@@ -7,6 +7,7 @@ would have written them. Memory does not grow with the number of records.
 import contextlib
 import filecmp
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,9 +69,19 @@ def merge(run: StageRun, flags: MergeFlags, paths: list[Path]) -> None:
         old.unlink()
     elif old:
         print(f"merge: the former {flags.output} is kept as {old}")
-    counts = {"records": written, "failures": sum(failures.values()), "shards": flags.shards}
+    ended = sum((count_ended(part["counts"]) for part in parts), Counter())
+    counts = {"records": written, "failures": sum(failures.values()), "ended": dict(sorted(ended.items()))}
+    counts["shards"] = flags.shards
     run.finish({"enhanced": flags.output}, counts)
     print(f"merge: {flags.output} has {written} records of {flags.shards} shards")
+
+
+def count_ended(counts: dict[str, Any]) -> Counter[str]:
+    """How many texts of a shard ended why. Shards of earlier versions do not say it."""
+    ended = counts.get("ended")
+    if isinstance(ended, dict) and all(type(count) is int for count in ended.values()):
+        return Counter(ended)
+    return Counter(unknown=counts["records"])
 
 
 def read_part(path: Path) -> dict[str, Any]:

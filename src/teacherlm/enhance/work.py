@@ -5,15 +5,22 @@ import itertools
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from tqdm import tqdm
 
+from teacherlm.catalog.chat_templates import template_size
 from teacherlm.catalog.models import Model, local_folder
 from teacherlm.catalog.prompts import KINDS
+from teacherlm.catalog.servers import KEY
 from teacherlm.core.errors import UserError
 from teacherlm.core.interrupts import REQUEUE, Stop
-from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
+from teacherlm.enhance.budget import open_budget
+from teacherlm.enhance.chat import explanation_of
+from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling, asked_text
+from teacherlm.enhance.engines.budget import Budget
+from teacherlm.enhance.engines.pace import Pace
 from teacherlm.enhance.flags import EnhanceFlags
 from teacherlm.enhance.job import Job, shard_records
 
@@ -39,9 +46,12 @@ def do_work(flags: EnhanceFlags, teacher: Model, jobs: list[Job]) -> int:
     failed: dict[str, dict[int, str]] = {job.field: {} for job in jobs}
     if before:
         print(f"enhance: {before} of {wanted} completions were done before; continuing with the others")
+    budget = None
     if before < wanted:
         sampling = Sampling(flags.num_tokens, flags.temperature, flags.top_p, flags.stop)
-        engine, described = make_engine(flags, teacher, sampling, jobs[0].run.inputs["teacher"]["sha256"], longest)
+        digest, chat = jobs[0].run.inputs["teacher"]["sha256"], jobs[0].is_chat
+        budget = open_budget(flags, jobs[0])
+        engine, described = make_engine(flags, teacher, sampling, digest, longest, chat, budget)
         print(f"enhance: {total} records, {', '.join(by_field)}, {described}", flush=True)
         counts = {"engine": flags.engine, "prompt_tokens": 0, "new_tokens": 0}
         stop = Stop()
@@ -57,21 +67,29 @@ def do_work(flags: EnhanceFlags, teacher: Model, jobs: list[Job]) -> int:
                         counts["prompt_tokens"] += result.prompt_tokens
                         counts["new_tokens"] += result.new_tokens
                         progress.update(result)
+                        result = explanation_of(result, flags.num_tokens) if prompt.messages else result
                     if isinstance(result, Completion) and result.text.strip():
-                        job.keep(prompt.index, prompt.number, prompt.text, result.text, result.new_tokens)
+                        job.keep(result)
                     elif isinstance(result, Failure):
                         failed[prompt.kind][prompt.index] = result.reason
                     elif flags.temperature > 0 and attempt < ATTEMPTS - 1:
                         again.append(reseeded(flags.seed, prompt, attempt + 1))
                     else:
                         failed[prompt.kind][prompt.index] = "the completion is empty"
-        counts |= progress.summary()
+        counts |= progress.summary() | getattr(engine, "summary", dict)()
         stop.restore()
         done = sum(len(job.progress) for job in jobs)
         if stop.requested and done < wanted:
             print(f"enhance: interrupted, {done} of {wanted} completions are done; the same command goes on from there")
             return REQUEUE
+        if budget is not None and budget.stopped:
+            raise UserError(
+                f"the budget is used up ({budget.words()}): {done} of {wanted} completions are done and kept; the same "
+                "command with a higher --max_tokens_total or --max_cost goes on from there"
+            )
     conclude(flags, jobs, failed, counts)
+    if budget is not None and not any(failed.values()):
+        budget.file.remove()
     return 0
 
 
@@ -120,12 +138,13 @@ def check_records(flags: EnhanceFlags, jobs: list[Job]) -> tuple[int, int]:
                     f"{flags.input}, line {line}: the field {job.field!r} is missing, empty or not a text; "
                     f"this record has {', '.join(texts) or 'none of ' + ', '.join(KINDS)}"
                 )
-            for added in (job.kind, "all", f"{job.kind}_completions"):
+            for added in ("all", *(job.kind + ending for ending in ("", "_completions", "_ended", "_thinking"))):
                 if added in record:
                     raise UserError(
                         f"{flags.input}, line {line}: the field {added!r} is already there; rename it first"
                     )
-            longest = max(longest, len(record[job.field].encode(errors="surrogatepass")))
+            asked = asked_text(record[job.field], job.messages(record[job.field]))
+            longest = max(longest, len(asked.encode(errors="surrogatepass")))
     return count, longest
 
 
@@ -135,7 +154,8 @@ def missing_prompts(flags: EnhanceFlags, jobs: list[Job]) -> Iterator[Prompt]:
         for job in jobs:
             text = record[job.field]
             for number in job.missing(index):
-                yield Prompt(job.field, index, number, text, draw_seed(flags.seed, index, number, text))
+                prompt = Prompt(job.field, index, number, text, 0, job.messages(text))
+                yield reseeded(flags.seed, prompt, 0)
 
 
 def draw_seed(seed: int, index: int, number: int, text: str, attempt: int = 0) -> int:
@@ -146,22 +166,38 @@ def draw_seed(seed: int, index: int, number: int, text: str, attempt: int = 0) -
 
 
 def reseeded(seed: int, prompt: Prompt, attempt: int) -> Prompt:
-    new = draw_seed(seed, prompt.index, prompt.number, prompt.text, attempt)
-    return Prompt(prompt.kind, prompt.index, prompt.number, prompt.text, new)
+    """The same prompt with the seed of an attempt."""
+    return replace(prompt, seed=draw_seed(seed, prompt.index, prompt.number, prompt.asked, attempt))
 
 
-def make_engine(flags: EnhanceFlags, teacher: Model, sampling: Sampling, digest: str, longest: int) -> tuple[Any, str]:
+def make_engine(
+    flags: EnhanceFlags,
+    teacher: Model,
+    sampling: Sampling,
+    digest: str,
+    longest: int,
+    chat: bool,
+    budget: Budget | None,
+) -> tuple[Any, str]:
     """The engine, and a description of it for the log.
 
     Args:
         digest: the teacher's digest.
         longest: number of bytes of the longest prompt.
+        chat: whether the prompts are conversations.
+        budget: what a server may cost.
     """
     if teacher.server is not None:
-        from teacherlm.enhance.engines.openai_engine import OpenAIEngine
+        from teacherlm.enhance.engines.openai_engine import CONCURRENCY, OpenAIEngine
 
         server = OpenAIEngine(
-            teacher.server, sampling, **({"concurrency": flags.batch_size} if flags.batch_size else {})
+            teacher.server,
+            sampling,
+            flags.batch_size or CONCURRENCY,
+            teacher.served,
+            flags.key_variable or KEY,
+            Pace(flags.requests_per_minute, flags.tokens_per_minute),
+            budget,
         )
         return server, f"{server.model} at {server.address}, {server.concurrency} at a time"
     if teacher.explanations is not None:
@@ -176,8 +212,9 @@ def make_engine(flags: EnhanceFlags, teacher: Model, sampling: Sampling, digest:
 
     batch_size = flags.batch_size or teacher.recommended("enhance.batch")
     # A token has at least one byte, so no prompt with its completion has more tokens than `bound`.
-    bound = longest + flags.num_tokens + SPECIAL_TOKENS
-    engine = TransformersEngine(local_folder(teacher), flags.dtype, sampling, batch_size, digest, bound)
+    folder = local_folder(teacher)
+    bound = longest + flags.num_tokens + SPECIAL_TOKENS + (template_size(folder) if chat else 0)
+    engine = TransformersEngine(folder, flags.dtype, sampling, batch_size, digest, bound)
     return engine, f"on {engine.device.type} in {engine.dtype}, {engine.max_rows} at a time"
 
 

@@ -1,0 +1,22 @@
+"""The chat template in a model's folder, and the marks around the thinking in a chat model's answer."""
+
+from pathlib import Path
+
+from teacherlm.core.json_files import load_object
+
+THINKING, ANSWER = "<think>", "</think>"
+"""The texts around what a model thinks before its answer."""
+
+
+def template_size(folder: Path) -> int:
+    """Number of bytes of the chat templates in a model's folder; 0 if there is none.
+
+    The fixed text of a template has at most as many tokens.
+    """
+    file = folder / "chat_template.jinja"
+    size = file.stat().st_size if file.is_file() else 0
+    try:
+        described = load_object(folder / "tokenizer_config.json").get("chat_template")
+    except (OSError, ValueError):  # loading the tokenizer reports it
+        return size
+    return size + (len(str(described).encode(errors="replace")) if described else 0)
