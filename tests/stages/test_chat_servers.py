@@ -18,6 +18,7 @@ from support.programs import STAGES, only_error, warm_python
 from support.teacher_server import Answer, TeacherServer, serve, usage
 
 from teacherlm.core import manifests
+from teacherlm.enhance import job
 from teacherlm.enhance.engines import openai_engine
 
 KEY = "sk-not-for-others-0123"
@@ -160,7 +161,29 @@ def test_the_maximum_of_tokens_gets_its_other_name(tmp_path: Path, inside: Calla
     assert result.returncode == 0, result.stderr
     assert [body.get("max_completion_tokens") for _, _, body, _ in server.asked] == [None, 8, 8, 8]
     assert manifest(tmp_path)["counts"]["refused_parameters"] == {"max_tokens": "max_completion_tokens"}
-    assert result.stdout.count("the server's model takes max_completion_tokens in place of max_tokens") == 1
+    assert (
+        result.stdout.count("the server's model takes no max_tokens, but max_completion_tokens; the same number") == 1
+    )
+
+
+def test_a_system_message_that_is_refused_begins_the_user_s(
+    tmp_path: Path, inside: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "conversation", lambda text: (("system", "Be brief."), ("user", text)))
+
+    def respond(answer: Answer, body: dict[str, Any]) -> None:
+        if body["messages"][0]["role"] == "system":
+            answer.send({"error": {"message": "System role not supported", "code": 400}}, 400)
+        else:
+            echo(answer, body)
+
+    with serve(respond) as server:
+        result = inside("enhance", *words(server, tmp_path, 2))
+    assert result.returncode == 0, result.stderr
+    records = read_lines(tmp_path / "SAMPLE.jsonl")
+    asked = [[message["content"] for message in body["messages"]] for _, _, body, _ in server.asked]
+    assert asked == [["Be brief.", records[0]["cot_text"]], *([f"Be brief.\n\n{one['cot_text']}"] for one in records)]
+    assert result.stdout.count("the server's model takes no system message") == 1
 
 
 def test_a_value_that_is_refused_is_a_failure(tmp_path: Path, inside: Callable) -> None:

@@ -24,12 +24,10 @@ TEMPLATES = {
 
 
 def with_template(model: Path, folder: Path, template: str) -> Path:
-    """A copy of a tiny model whose tokenizer has a beginning-of-text token, which it puts before texts, and a chat
-    template."""
+    """A copy of a tiny model with a chat template, and with its end-of-text token as the token that begins texts."""
     shutil.copytree(model, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_special_tokens({"bos_token": "<s>"})
-    tokenizer.bos_token = "</s>"  # the model has no row for a further token
+    tokenizer.bos_token = tokenizer.eos_token  # the model has no row for a further token
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
     return folder

@@ -1,11 +1,21 @@
-"""The chat template in a model's folder, and the marks around the thinking in a chat model's answer."""
+"""What chat models have in common: conversations, the template in a model's folder, the marks around thinking."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from teacherlm.core.json_files import load_object
 
+Messages = Sequence[tuple[str, str]]
+"""A conversation: (role, content) of each message. The roles are system, user and assistant."""
+
 THINKING, ANSWER = "<think>", "</think>"
 """The texts around what a model thinks before its answer."""
+
+
+def without_system(messages: Messages) -> list[tuple[str, str]]:
+    """A conversation whose system message stands before the text of the first user's message."""
+    (_, system), (role, content), *others = messages
+    return [(role, f"{system}\n\n{content}"), *others]
 
 
 def template_size(folder: Path) -> int:

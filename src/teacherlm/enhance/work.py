@@ -89,6 +89,7 @@ def do_work(flags: EnhanceFlags, teacher: Model, jobs: list[Job]) -> int:
             )
     conclude(flags, jobs, failed, counts)
     if budget is not None and not any(failed.values()):
+        budget.file.close()
         budget.file.remove()
     return 0
 

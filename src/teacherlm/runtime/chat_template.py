@@ -10,12 +10,9 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from teacherlm.catalog.chat_templates import ANSWER, THINKING
+from teacherlm.catalog.chat_templates import ANSWER, THINKING, Messages, without_system
 from teacherlm.core.errors import UserError, one_line
 from teacherlm.runtime.tokens import decode_completion
-
-Messages = Sequence[tuple[str, str]]
-"""A conversation: (role, content) of each message."""
 
 PROBE, SYSTEM_PROBE = "Is water wet?", "You are a careful teacher."
 
@@ -92,9 +89,3 @@ class ChatTemplate:
                 start = position + 1
         pieces.append(decode_completion(self.tokenizer, [*prompt, *new[:start]], new[start:]))
         return "".join(pieces)
-
-
-def without_system(messages: Messages) -> list[tuple[str, str]]:
-    """A conversation whose system message stands before the text of the first user's message."""
-    (_, system), (role, content), *others = messages
-    return [(role, f"{system}\n\n{content}"), *others]

@@ -5,6 +5,7 @@ import re
 import threading
 from typing import Any
 
+from teacherlm.catalog.chat_templates import Messages, without_system
 from teacherlm.enhance.engines import Prompt, Sampling
 
 UNSUPPORTED = re.compile(
@@ -20,6 +21,8 @@ LEFT_OUT = {
     "stop": "texts are cut at the stop texts here, after the server has written more",
 }
 """Parameter that can be left out -> what that means."""
+SYSTEM = "system message"
+"""The name of a system message among the changes."""
 
 
 class Requests:
@@ -41,10 +44,14 @@ class Requests:
     def body(self, prompt: Prompt) -> dict[str, Any]:
         """The body of the request for a prompt."""
         sampling = self.sampling
+        with self.lock:
+            changes = dict(self.changes)
+        asked: dict[str, Any] = {"prompt": prompt.text}
         if prompt.messages:
-            asked: dict[str, Any] = {"messages": [{"role": role, "content": text} for role, text in prompt.messages]}
-        else:
-            asked = {"prompt": prompt.text}
+            messages: Messages = prompt.messages
+            if SYSTEM in changes and messages[0][0] == "system":
+                messages = without_system(messages)
+            asked = {"messages": [{"role": role, "content": text} for role, text in messages]}
         parameters = {
             "max_tokens": sampling.num_tokens,
             "temperature": sampling.temperature,
@@ -55,8 +62,6 @@ class Requests:
             del parameters["top_p"]  # it changes nothing, and some models refuse it beside the temperature
         if sampling.stop:
             parameters["stop"] = list(sampling.stop)
-        with self.lock:
-            changes = dict(self.changes)
         kept = {changes.get(name, name): value for name, value in parameters.items() if changes.get(name) != "left out"}
         return {"model": self.model, **asked, **kept}
 
@@ -71,6 +76,10 @@ class Requests:
         if "max_tokens" in body and parameter in (None, "max_tokens") and "max_completion_tokens" in said:
             self.change("max_tokens", "max_completion_tokens", "the same number is sent under that name")
             return True
+        has_system = body.get("messages", [{}])[0].get("role") == "system"
+        if has_system and parameter in (None, "messages") and "system" in said.lower():
+            self.change(SYSTEM, "in the first user's message", "its text begins that message")
+            return True
         for name, meaning in LEFT_OUT.items():
             if name in body and (parameter == name or (parameter is None and is_named(name, said))):
                 self.change(name, "left out", meaning)
@@ -84,7 +93,7 @@ class Requests:
         if is_new and how == "left out":
             print(f"enhance: warning: the server's model takes no {name}; {meaning}", flush=True)
         elif is_new:
-            print(f"enhance: the server's model takes {how} in place of {name}; {meaning}", flush=True)
+            print(f"enhance: the server's model takes no {name}, but {how}; {meaning}", flush=True)
 
 
 def is_named(parameter: str, said: str) -> bool:
