@@ -5,10 +5,7 @@ TEACHER=http://host:port/model names it. If the server needs a key, the key come
 either a completion or a failure of one record.
 """
 
-import email.utils
 import http.client
-import http.cookiejar
-import os
 import queue
 import threading
 import time
@@ -16,17 +13,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import requests
-from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
 
-from teacherlm.catalog.servers import KEY, key_for, split_address
+from teacherlm.catalog.servers import KEY, split_address
 from teacherlm.core import interrupts
 from teacherlm.core.errors import UserError
 from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
 from teacherlm.enhance.engines.budget import Budget
 from teacherlm.enhance.engines.pace import Pace
-from teacherlm.enhance.engines.server_answers import BadAnswer, completion_of, quoted, used_tokens, words_of
+from teacherlm.enhance.engines.server_answers import BadAnswer, LostAnswer, completion_of, quoted, used_tokens, words_of
 from teacherlm.enhance.engines.server_requests import Requests
+from teacherlm.enhance.engines.server_session import asked_wait, make_session
 
 CONCURRENCY = 64
 """Maximum number of requests at a time, by default."""
@@ -189,6 +186,8 @@ class OpenAIEngine:
                     ending.set()  # so that no thread waits for another attempt
                     asked_since = asked_since or now
                     if now - asked_since > GRACE:
+                        for prompt, _ in under_way.values():
+                            self.account(prompt, None)
                         return
                 for late in [one for one, (_, began) in under_way.items() if now - began > WHOLE_ANSWER]:
                     prompt, _ = under_way.pop(late)
@@ -238,10 +237,13 @@ class OpenAIEngine:
                 content = self.post(self.requests.body(prompt), began)
                 self.account(prompt, content)
                 return completion_of(prompt, content, self.sampling)
+            except LostAnswer as error:
+                self.account(prompt, None)
+                return Failure(prompt, str(error))
             except BadAnswer as error:
                 return Failure(prompt, str(error))
             except RefusedParameter:
-                continue
+                self.pace.correct(sum(self.most_tokens(prompt)), 0)
             except TryAgain as error:
                 if not self.goes_on(prompt, error, attempt, began, ending):
                     return Failure(prompt, str(error))
@@ -253,6 +255,8 @@ class OpenAIEngine:
             self.account(prompt, None)
             if self.budget is not None and not self.budget.may_repeat():
                 return False
+        else:
+            self.pace.correct(sum(self.most_tokens(prompt)), 0)
         wait = 2**attempt if error.wait is None else error.wait
         if wait > LONGEST_WAIT and error.wait is not None and not self.said.is_set():
             self.said.set()
@@ -296,56 +300,22 @@ class OpenAIEngine:
         raise TryAgain(words + (f" (it asks to wait {wait:.0f} seconds)" if wait else ""), wait)
 
 
-def make_session(address: str, concurrency: int, key_variable: str) -> requests.Session:
-    """A session for requests to a server. From the environment it takes only the key, and for https:// the proxy and
-    the certificates.
-
-    Without `trust_env`, ~/.netrc cannot replace the key. A proxy is used for https:// only: it then sees the name of
-    the server, but neither the key nor the prompts.
-    """
-    session = requests.Session()
-    session.trust_env = False
-    session.headers["Accept-Encoding"] = "identity"  # a small compressed answer could become huge
-    session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
-    if (key := key_for(address, key_variable)) is not None:
-        session.headers["Authorization"] = f"Bearer {key}"
-    if address.startswith("https://"):
-        session.proxies = requests.utils.get_environ_proxies(address)
-        session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(pool_maxsize=concurrency))
-    return session
-
-
 def read(answer: requests.Response, began: float) -> bytes:
     """The body of an answer. It is read piece by piece, so that a slow server cannot block the thread for hours.
 
     Raises:
-        BadAnswer: the answer is too long or too late, or compressed although that was not requested.
+        LostAnswer: the answer is too long or too late, or compressed although that was not requested.
     """
     if answer.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
-        raise BadAnswer("the server's answer is compressed, although that was not requested")
+        raise LostAnswer("the server's answer is compressed, although that was not requested")
     content = bytearray()
     try:
         while piece := answer.raw.read1(1 << 16, decode_content=False):
             content += piece
             if len(content) > LARGEST:
-                raise BadAnswer(f"the server's answer has more than {LARGEST} bytes")
+                raise LostAnswer(f"the server's answer has more than {LARGEST} bytes")
             if time.monotonic() - began > WHOLE_ANSWER:
-                raise BadAnswer(f"the server did not answer within {WHOLE_ANSWER} seconds")
+                raise LostAnswer(f"the server did not answer within {WHOLE_ANSWER} seconds")
     except (HTTPError, http.client.HTTPException) as error:
         raise TryAgain(f"the server's answer broke off: {words_of(error)}", is_paid=True) from error
     return bytes(content)
-
-
-def asked_wait(header: str | None) -> float | None:
-    """Seconds that a `Retry-After` header asks to wait, as a number or a date; None if it is missing or unreadable."""
-    if header is None:
-        return None
-    header = header.strip()
-    if header.isascii() and header.isdigit():
-        return float(header[:18])
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError, IndexError):
-        return None

@@ -22,6 +22,10 @@ class BadAnswer(Exception):
     """An answer that is not a usable completion. The message says why."""
 
 
+class LostAnswer(BadAnswer):
+    """An answer whose text the server has written, and which cannot be read."""
+
+
 def completion_of(prompt: Prompt, content: bytes, sampling: Sampling) -> Completion:
     """The completion in a server's answer.
 
