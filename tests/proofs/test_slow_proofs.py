@@ -112,4 +112,4 @@ def test_a_chat_server_s_texts_are_those_of_the_same_weights_here(
     finally:
         server.kill()
     assert (tmp_path / "theirs.jsonl").read_bytes() == (tmp_path / "ours.jsonl").read_bytes()
-    assert len({record["cot"] for record in read_lines(tmp_path / "ours.jsonl")}) == 24
+    assert len({record["cot"] for record in read_lines(tmp_path / "ours.jsonl")}) > 12
