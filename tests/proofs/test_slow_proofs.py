@@ -9,9 +9,11 @@ from pathlib import Path
 
 import datasets
 import pytest
+from support.enhancing import prompts
 from support.files import read_lines
 from support.programs import ROOT
 from support.scoring import reference_likelihoods, words
+from support.transformers_server import Server
 
 from teacherlm.core.files import whole_file
 from teacherlm.core.places import cache_folder
@@ -91,3 +93,23 @@ def likelihoods_of_lm_eval(model: Path, prompts: list[str], file: Path) -> list[
         with whole_file(file) as out:
             json.dump([dict(zip("ABCD", values[start : start + 4])) for start in range(0, len(values), 4)], out)
     return json.loads(file.read_text())
+
+
+def test_a_chat_server_s_texts_are_those_of_the_same_weights_here(
+    smollm2: Path, tmp_path: Path, inside: Callable
+) -> None:
+    """SmolLM2 with its own chat template, greedily: through `transformers serve`, and in this process."""
+    server = Server(smollm2, tmp_path / "log.txt")
+    server.start()
+    try:
+        server.wait()
+        records = prompts(tmp_path / "SAMPLE.jsonl", 24)
+        flags = ["--input", records, "--task_type", "cot_text", "--num_tokens", 64, "--temperature", 0]
+        flags += ["--dtype", "float32", "--batch_size", 2, "--chat", "true"]
+        for name, output in ((server.url, "theirs"), (smollm2, "ours")):
+            result = inside("enhance", "--name", name, "--output", tmp_path / f"{output}.jsonl", *flags)
+            assert result.returncode == 0, result.stderr
+    finally:
+        server.kill()
+    assert (tmp_path / "theirs.jsonl").read_bytes() == (tmp_path / "ours.jsonl").read_bytes()
+    assert len({record["cot"] for record in read_lines(tmp_path / "ours.jsonl")}) > 12

@@ -225,19 +225,19 @@ def test_slurm_that_does_not_answer_is_one_line_and_names_the_way_out(chain: Cha
 
 
 def test_filter_drops_samples_into_a_dataset_and_a_run_of_their_own(chain: Chain, claims: Path, tmp_path: Path) -> None:
-    """The teacher's texts are explanations that people wrote. Two of eight have no full stop, so they look cut off."""
+    """The teacher's texts are explanations that people wrote. Two of eight are copies of the first."""
     samples = [json.loads(line) for line in (claims / "train.json").read_text().splitlines()]
     for number in (3, 5):
-        samples[number - 1]["explanation"] = samples[number - 1]["explanation"].removesuffix(".")
+        samples[number - 1]["explanation"] = samples[0]["explanation"]
     (claims / "train.json").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     settings = {"TEACHER": "field:explanation", "CREAK_DATA": claims, "RUNS": tmp_path / "runs", "EPOCHS": 1}
-    result = chain("creak", **settings, FILTER="cut,empty")
+    result = chain("creak", **settings, FILTER="duplicate,empty")
     assert result.returncode == 0, result.stderr
-    (manifest,) = tmp_path.glob("runs/creak/limit-8/enhance/*/CREAK_without-cut-empty/manifest.json")
+    (manifest,) = tmp_path.glob("runs/creak/limit-8/enhance/*/CREAK_without-duplicate-empty/manifest.json")
     counts = json.loads(manifest.read_text())["counts"]
-    assert counts == {"train": 6, "dropped": 2, "dropped_for": {"cot cut": 2}, "dropped_samples": [3, 5]}
+    assert counts == {"train": 6, "dropped": 2, "dropped_for": {"cot duplicate": 2}, "dropped_samples": [3, 5]}
     (run,) = tmp_path.glob("runs/creak/limit-8/finetune/*")
-    assert run.name == "tiny_cot_tail_field-explanation_without-cut-empty_batch4_seed0"
+    assert run.name == "tiny_cot_tail_field-explanation_without-duplicate-empty_batch4_seed0"
     assert json.loads((run / "manifest.json").read_text())["counts"]["samples"] == 6
     page = (tmp_path / "runs/creak/limit-8/report/index.html").read_text()
     assert "the filter dropped 2 of 8 samples" in page

@@ -47,9 +47,12 @@ def again(done: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
 
 def test_every_record_comes_back_in_order_with_the_completion_and_all(done: tuple[Path, Path]) -> None:
     records, enhanced = map(read_lines, done)
-    assert [{k: v for k, v in record.items() if k not in ("cot", "all")} for record in enhanced] == records
+    assert [{k: v for k, v in record.items() if k not in ("cot", "all", "cot_ended")} for record in enhanced] == records
     assert [record["all"] for record in enhanced] == [record["cot_text"] + record["cot"] for record in enhanced]
     assert len({record["cot"] for record in enhanced}) == RECORDS  # each has a text of its own
+    ended = json.loads(done[1].with_suffix(".manifest.json").read_text())["counts"]["ended"]
+    assert sum(ended.values()) == RECORDS
+    assert sum(record.get("cot_ended") == "length" for record in enhanced) == ended.get("length", 0) > 0
     assert sorted(path.name for path in done[1].parent.iterdir()) == [
         "SAMPLE.jsonl",
         "SAMPLE_cot.jsonl",

@@ -52,9 +52,10 @@ def test_a_record_without_a_text_is_listed_and_the_rest_is_kept(
     allowed = inside("enhance", *command, "--max_failures", 1)
     assert allowed.returncode == 0, allowed.stderr
     assert "an earlier run made 11 of 12 completions" in allowed.stdout
-    texts = {row["key"]: row["text"] for row in kept}
+    texts, ended = ({row["key"]: row[name] for row in kept} for name in ("text", "ended"))
     others = [(key, record) for key, record in enumerate(read_lines(records)) if key != 6]
     for (key, record), made in zip(others, read_lines(output), strict=True):
+        assert made.pop("cot_ended", "stop") == ended[key]
         assert made == {**record, "cot": texts[key], "all": record["cot_text"] + texts[key]}
     counts = manifests.read_manifest(manifests.manifest_of(output))["counts"]
     assert (counts["records"], counts["failures"]) == (11, 1)

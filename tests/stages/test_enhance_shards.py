@@ -159,8 +159,10 @@ def test_several_completions_are_a_list_whose_first_is_the_field(folder: Folder)
     folder.unsharded()
     assert folder.enhance("--num_completions", 3).returncode == 0
     for record, single in zip(read_lines(folder.output), read_lines(folder.output.with_name("whole.jsonl"))):
-        texts = record.pop("cot_completions")
+        completions = record.pop("cot_completions")
         assert record == single
-        assert texts[0] == record["cot"]
-        assert len(set(texts)) == 3
+        assert completions[0]["text"] == record["cot"]
+        assert completions[0]["ended"] == record.get("cot_ended", "stop")
+        assert len({one["text"] for one in completions}) == 3
+        assert all(one["tokens"] == 12 for one in completions if one["ended"] == "length")
     assert not progress_of(folder.output).exists()

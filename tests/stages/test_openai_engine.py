@@ -3,7 +3,6 @@
 import http.server
 import json
 import os
-import socket
 import subprocess
 import threading
 import time
@@ -11,54 +10,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import requests
+from support.chat_models import TEMPLATES, with_template
 from support.enhancing import progress_of, prompts
 from support.failed_records import failures_of, last_error
 from support.files import read_lines
 from support.programs import ROOT, only_error, warm_python
-from support.warm_python import kill
+from support.transformers_server import Server, free_port
 
 from teacherlm.core import manifests
 
 SETTINGS = ["--num_tokens", 24, "--temperature", 0, "--dtype", "float32", "--batch_size", 2]
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
-
-
-class Server:
-    """`transformers serve` of one model's folder."""
-
-    def __init__(self, teacher: Path, log: Path):
-        self.teacher, self.log, self.port = teacher, log, free_port()
-        self.address = f"http://127.0.0.1:{self.port}"
-        self.url = f"{self.address}/{teacher.name}"
-
-    def start(self) -> None:
-        command = [warm_python(), "-m", "transformers.cli.transformers", "serve", self.teacher.name]
-        command += ["--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu", "--dtype", "float32"]
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(command, cwd=self.teacher.parent, stdout=log, stderr=log)
-
-    def wait(self) -> None:
-        """Wait until the server answers."""
-        until = time.monotonic() + 120
-        while time.monotonic() < until and self.process.poll() is None:
-            try:
-                return requests.get(f"{self.address}/health", timeout=10).raise_for_status()
-            except requests.ConnectionError:
-                time.sleep(0.2)
-        pytest.fail(self.log.read_text())
-
-    def kill(self) -> None:
-        kill(self.process)
-
-
 @pytest.fixture(scope="module")
 def server(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tiny_llama, tmp_path_factory.mktemp("server") / "log.txt")
+    """It serves a copy of `tiny_llama` that has a chat template."""
+    folder = tmp_path_factory.mktemp("server")
+    server = Server(with_template(tiny_llama, folder / "tiny", TEMPLATES["with BOS"]), folder / "log.txt")
     server.start()
     server.wait()
     yield server
@@ -96,6 +64,24 @@ def test_a_server_s_texts_are_those_of_the_same_teacher_here(
     )
     assert counts["prompt_tokens"] == own["prompt_tokens"]
     assert counts["new_tokens"] == own["new_tokens"]
+
+
+def test_a_chat_server_s_texts_are_those_of_the_same_teacher_here(
+    server: Server, tmp_path: Path, inside: Callable
+) -> None:
+    records, output = prompts(tmp_path / "SAMPLE.jsonl", 15), tmp_path / "SAMPLE_cot.jsonl"
+    result = enhance(server.url, records, output, "--chat", "true")
+    assert result.returncode == 0, result.stderr
+    assert output.read_bytes() == own_texts(server.teacher, records, tmp_path / "own.jsonl", inside)
+    assert output.read_bytes() != own_texts(
+        server.teacher, records, tmp_path / "plain.jsonl", inside, "--chat", "false"
+    )
+    made, own = (
+        manifests.read_manifest(manifests.manifest_of(tmp_path / name)) for name in ("SAMPLE_cot.jsonl", "own.jsonl")
+    )
+    for name in ("prompt_tokens", "new_tokens", "ended"):
+        assert made["counts"][name] == own["counts"][name]
+    assert made["arguments"]["chat"] is own["arguments"]["chat"] is True
 
 
 def test_a_server_that_dies_and_comes_back_loses_nothing(

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from teacherlm.core.records import read_records, write_records
 from teacherlm.dataset.contamination import LONGEST, TestSplit
 from teacherlm.dataset.near_duplicates import Signatures
 from teacherlm.dataset.ngrams import ngram_hashes, word_hashes, words_of
-from teacherlm.dataset.quality import FLAGS, names_another
+from teacherlm.dataset.quality import CLOSING, FLAGS, names_another
 
 WORDS = [
     "river",
@@ -251,3 +252,37 @@ def test_a_filter_that_leaves_nothing_is_one_line(inside: Callable, prepared: Pa
     words = ("--benchmark", "sample", "--output_dir", tmp_path, "--post_process", "--filter", "cut")
     assert "none is left" in only_error(inside("data_prepare", *words))
     assert not list(tmp_path.glob("SAMPLE_without*"))
+
+
+# ------------------------------------------------------------------------------------------------- why the texts ended
+
+
+def cut_flags(folder: Path) -> list[bool]:
+    lines = [said for _, said in read_records(folder / "SAMPLE_quality.jsonl")]
+    return ["cut" in said["flags"].get("cot", []) for said in lines]
+
+
+@pytest.mark.parametrize("teacher", ["a model", "people"])
+def test_a_text_is_cut_if_a_limit_ended_it_whatever_its_last_character(
+    teacher: str, tiny_llama: Path, prepared: Path, tmp_path: Path, inside: Callable
+) -> None:
+    folder = Path(shutil.copytree(prepared, tmp_path / "prepared"))
+    output = folder / "SAMPLE_cot.jsonl"
+    flags = ["--input", folder / "SAMPLE.jsonl", "--output", output, "--task_type", "cot_text", "--num_tokens", 6]
+    flags += ["--name", tiny_llama if teacher == "a model" else "field:explanation", "--stop", "w"]
+    assert inside("enhance", *flags, "--max_failures", 24).returncode == 0
+    where = ["--benchmark", "sample", "--output_dir", folder, "--test_dir", folder / "tests", "--post_process"]
+    assert inside("data_prepare", *where).returncode == 0
+    records = [record for _, record in read_records(output)]
+    assert cut_flags(folder) == [record.get("cot_ended") == "length" for record in records]
+    assert any(cut_flags(folder)) == (teacher == "a model")
+
+    # A file of an earlier version: nobody knows why its texts ended.
+    manifest = output.with_suffix(".manifest.json")
+    content = json.loads(manifest.read_text())
+    ended = content["counts"].pop("ended")
+    manifest.write_text(json.dumps(content))
+    result = inside("data_prepare", *where)
+    assert "quality: runs again, because" in result.stdout
+    assert cut_flags(folder) == [record["cot"].rstrip()[-1] not in CLOSING for record in records]
+    assert sum(ended.values()) == len(records)

@@ -156,6 +156,17 @@ def test_missing_tasks_are_those_that_the_stage_names(tmp_path: Path) -> None:
     assert ended.value.code == 2
 
 
+def test_conversations_have_folders_of_their_own() -> None:
+    assert layout_of(settings(CHAT="auto"), FACTS) == layout_of(settings(), FACTS)
+    chat = layout_of(settings(CHAT="true"), FACTS)
+    assert (chat.teacher_run, chat.name) == ("big_chat_seed0", "tiny_cot_tail_big_chat_seed0")
+    assert layout_of(settings(CHAT="false"), FACTS).teacher_run == "big_plain_seed0"
+    (enhance,) = [one for one in sample_graph(settings(CHAT="true"), FACTS).stages if one.name == "enhance"]
+    assert "--chat true" in " ".join(enhance.commands(0, [])[0].words)
+    with pytest.raises(UserError, match="CHAT=yes: auto, true or false was expected"):
+        settings(CHAT="yes")
+
+
 def test_adapters_have_a_run_of_their_own() -> None:
     assert layout_of(settings(PEFT="none"), FACTS).name == layout_of(settings(), FACTS).name
     assert layout_of(settings(PEFT="lora"), FACTS).name == "tiny_cot_tail_big_lora_seed0"

@@ -22,14 +22,14 @@ from typing import Annotated, Any
 from pydantic import SkipValidation
 
 from teacherlm.catalog.adapters import base_folder, check_base_digest, is_adapter
-from teacherlm.catalog.servers import check_address, is_address
+from teacherlm.catalog.servers import KEY, check_address, is_address
 from teacherlm.core.errors import UserError, reason
 from teacherlm.core.flags import Parser
 from teacherlm.core.manifests import describe
 from teacherlm.core.names import plain_name
 from teacherlm.core.places import ROOT, in_home, require_hub_cache, yaml_file, yaml_names
 from teacherlm.core.programs import print_for_shell, run
-from teacherlm.core.yaml_fields import Number, Switch, Whole, fits, named, read_yaml
+from teacherlm.core.yaml_fields import BOOLEANS, Number, Switch, Whole, fits, named, read_yaml, reading
 
 FOLDER = ROOT / "models"
 
@@ -45,6 +45,13 @@ MEMORY, TIME = re.compile(r"[0-9]{1,9}[KMGT]?"), re.compile(r"([0-9]{1,4}-)?[0-9
 Count = Annotated[Whole, fits("a whole number from 1 to 1000000", range(1, 10**6 + 1).__contains__)]
 CountOfGpus = Annotated[Whole, fits("a whole number from 0 to 1000000", range(10**6 + 1).__contains__)]
 Rate = Annotated[Number, fits("a positive number", lambda number: 0 < number < math.inf)]
+CHAT = ("auto", "true", "false")
+Chat = Annotated[
+    str,
+    fits("auto, true or false", CHAT.__contains__),
+    reading(lambda text: str(BOOLEANS.get(text.lower(), text)).lower()),
+]
+"""Whether a teacher gets its prompts as conversations; auto: if its tokenizer has a chat template."""
 Memory = Annotated[str, fits("an amount in sbatch's format, for example 48G,", MEMORY.fullmatch)]
 Time = Annotated[str, fits("a time in sbatch's format, for example 24:00:00,", TIME.fullmatch)]
 
@@ -114,7 +121,9 @@ class Model:
     path: str | None = None
     package: Mapping[str, str] | None = None
     server: str | None = None
+    served: str | None = None
     explanations: str | None = None
+    chat: Chat = "auto"
     enhance: Annotated[Enhance, named(Enhance)] = Enhance()
     finetune: Annotated[Finetune, named(Finetune)] = Finetune()
     slurm: Annotated[Slurm, named(Slurm)] = Slurm()
@@ -138,12 +147,16 @@ def names() -> list[str]:
     return yaml_names(FOLDER)
 
 
-def find_model(name: str) -> Model:
+def find_model(name: str, served: str | None = None, key_variable: str = KEY) -> Model:
     """The model that a name stands for: `models/NAME.yaml`, otherwise a folder, otherwise a hub id `owner/name`.
 
     A YAML file in the current folder's `models/` takes precedence over the project's.
 
     A teacher may also be an address, `http://host:port/model`, or a field of the records, `field:explanation`.
+
+    Args:
+        served: the name of a server's model, if the address does not contain it.
+        key_variable: the environment variable with the server's key.
 
     Raises:
         UserError: it is none of these (similar names are listed); or a server's address contains a secret; or a key
@@ -151,13 +164,13 @@ def find_model(name: str) -> Model:
     """
     described = yaml_file(FOLDER, name) if "/" not in name else None
     if described is not None and described.is_file():
-        model = read_yaml(described, Model, {"name": name, "server": None, "explanations": None})
+        model = read_yaml(described, Model, {"name": name, "server": None, "served": None, "explanations": None})
         if sum(source is not None for source in (model.hub, model.path, model.package)) != 1:
             raise UserError(f"{described}: exactly one of hub, path and package was expected, for the weights' place")
         return model
     if is_address(name):
-        check_address(name)
-        return Model(name=plain_name(name.rstrip("/").rsplit("/", 1)[1], f"the model of {name}"), server=name)
+        last = check_address(name, served, key_variable).model.rsplit("/", 1)[-1]
+        return Model(name=plain_name(last, f"the model of {name}"), server=name, served=served)
     if name.startswith("field:"):
         return Model(name=re.sub("[:/]", "-", name), explanations=name.removeprefix("field:"))
     folder = in_home(name, "HOME")

@@ -46,7 +46,8 @@ def sample_graph(settings: Settings, facts: Facts) -> Graph:
 def layout_of(settings: Settings, facts: Facts) -> Layout:
     name = f"{facts.student.name}_{settings.training_fields.replace(':', '-').replace(',', '-')}"
     of_prompts = "" if settings.prompts == DEFAULT else f"_{Path(settings.prompts).stem}"
-    name += "" if settings.training_fields == "text" else f"_{facts.teacher.name}{of_prompts}"
+    teacher = facts.teacher.name + {"true": "_chat", "false": "_plain"}.get(settings.chat or "", "") + of_prompts
+    name += "" if settings.training_fields == "text" else f"_{teacher}"
     filtered = f"_without-{settings.filter.replace(',', '-')}" if settings.filter else ""
     name += filtered
     for label, value in (
@@ -61,7 +62,7 @@ def layout_of(settings: Settings, facts: Facts) -> Layout:
         title=facts.title,
         student=facts.student.name,
         of_prompts=of_prompts,
-        teacher_run=f"{facts.teacher.name}{of_prompts}_seed{settings.seed}",
+        teacher_run=f"{teacher}_seed{settings.seed}",
         filtered=filtered,
         name=f"{name}_seed{settings.seed}",
     )
@@ -91,6 +92,7 @@ def enhance(settings: Settings, facts: Facts, layout: Layout) -> Stage:
     words += ["--prompts", settings.prompts] if settings.prompts != DEFAULT else []
     words += ["--num_tokens", settings.num_tokens or facts.teacher.values["enhance.num_tokens"]]
     words += ["--temperature", settings.temperature, "--seed", settings.seed]
+    words += ["--chat", settings.chat] if settings.chat else []
     words += ["--max_failures", settings.max_failures, "--restart"]
     work = f"enhance-{layout.teacher_run}"
 

@@ -14,7 +14,7 @@ from teacherlm.runtime.launcher import require_number, stage_python
 SAVED = (
     *("STUDENT", "MODEL", "TEACHER", "TASK", "PROMPTS", "LIMIT", "EPOCHS", "SEED", "NUM_TOKENS", "TEMPERATURE"),
     *("MAX_FAILURES", "FILTER", "BATCH", "ACCUMULATION", "LEARNING_RATE", "TOKENIZATION", "SHARDS", "RUNS", "PYTHON"),
-    *("REPORT_TO", "WANDB_PROJECT", "WANDB_MODE", "PEFT", "AUTO_BATCH", "SAVE_TOTAL_LIMIT"),
+    *("CHAT", "REPORT_TO", "WANDB_PROJECT", "WANDB_MODE", "PEFT", "AUTO_BATCH", "SAVE_TOTAL_LIMIT"),
     *("SIGNAL_SECONDS", "SITE", "CONTAINER", "APPTAINER_BIND"),
 )
 """Variables whose values at submission are saved for the jobs. The benchmark's `data_variable` is saved as well."""
@@ -56,6 +56,7 @@ class Settings:
     shards: int | None
     limit: str | None
     num_tokens: str | None
+    chat: str | None
     filter: str | None
     batch: str | None
     accumulation: str | None
@@ -99,6 +100,9 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
     if not EXPERIMENT.fullmatch(prompts.name):
         raise UserError(plain(f"PROMPTS: {prompts.name}: a name of letters, digits, dots and dashes was expected"))
     kinds = kinds_of(fields, prompts)
+    chat = variables.get("CHAT") or None
+    if chat not in (None, "auto", "true", "false"):
+        raise UserError(plain(f"CHAT={chat}: auto, true or false was expected"))
     peft = get("PEFT", "none")
     if peft not in ("none", "lora", "qlora"):
         raise UserError(plain(f"PEFT={peft}: none, lora or qlora was expected"))
@@ -126,6 +130,7 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
         shards=int(variables["SHARDS"]) if variables.get("SHARDS") else None,
         limit=variables.get("LIMIT") or None,
         num_tokens=variables.get("NUM_TOKENS") or None,
+        chat=chat,
         filter=flags,
         batch=variables.get("BATCH") or None,
         accumulation=variables.get("ACCUMULATION") or None,

@@ -59,6 +59,13 @@ VARIABLES = (
     Variable("SEED", "seed of the teacher's sampling and of finetuning; fuzz: seed of the damages", "0", CHAIN),
     Variable("NUM_TOKENS", "maximum number of tokens that the teacher writes per text", "the teacher's YAML", CHAIN),
     Variable("TEMPERATURE", "the teacher's temperature; 0 takes the likeliest token", "1", CHAIN),
+    Variable(
+        "CHAT",
+        "true: the teacher gets its prompts as conversations; false: it completes them; auto: as conversations if its "
+        "tokenizer has a chat template",
+        "the teacher's YAML, otherwise auto",
+        CHAIN,
+    ),
     Variable("MAX_FAILURES", "maximum number of samples that may stay without an explanation", "0", CHAIN),
     Variable(
         "FILTER",

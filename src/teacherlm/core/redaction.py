@@ -19,12 +19,24 @@ PAIR = re.compile(
     r"([\w.-]{0,32}" + NEAR + r"[\w.-]{0,32})([\"']?\s{0,9}[=:]\s{0,9}[\"']?)([^\s\"',&;}\]]+)", re.IGNORECASE
 )
 """A setting whose name may be a secret's, with its value: NAME=VALUE, or "NAME": "VALUE" in JSON."""
+HIDDEN_VARIABLES: set[str] = set()
+"""Environment variables that hold a secret although their names may not say so; see `hide_variable`."""
 LOGIN = re.compile(r"(?<=://)([^/@\s]+)@")
 """The name and the password before the host of an address."""
 
 
+def hide_variable(name: str) -> None:
+    """Hide the value of this environment variable from now on, whatever its name."""
+    HIDDEN_VARIABLES.add(name)
+
+
 def is_secret(name: str) -> bool:
-    """Whether a flag, a setting or a variable of that name holds a secret: `hub_token` does, `num_tokens` does not."""
+    """Whether a flag, a setting or a variable of that name holds a secret: `hub_token` does, `num_tokens` does not.
+
+    `key_variable` holds the name of a variable.
+    """
+    if name.lower().endswith("key_variable"):
+        return False
     words = re.split(r"[^A-Za-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name))
     return not NAMES.isdisjoint(word.lower() for word in words)
 
@@ -84,7 +96,7 @@ def is_text_secret(name: Any, value: Any) -> bool:
 
 def known_secrets() -> set[str]:
     """The values of this process's secrets that are long enough to be hidden everywhere."""
-    found = {value for name, value in os.environ.items() if is_secret(name)}
+    found = {value for name, value in os.environ.items() if is_secret(name) or name in HIDDEN_VARIABLES}
     found |= set(secrets_in(sys.argv[1:]))
     for text in (*os.environ.values(), *sys.argv[1:]):  # for example HTTPS_PROXY=http://name:password@host
         found |= {login.partition(":")[2] or login for login in LOGIN.findall(text)}

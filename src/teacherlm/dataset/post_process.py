@@ -16,7 +16,7 @@ from teacherlm.core.records import Record, read_records
 from teacherlm.core.stage_run import StageRun
 from teacherlm.core.terminal import plural
 from teacherlm.dataset.dataset_folder import Stream
-from teacherlm.dataset.quality import dropped_samples, measure_quality, quality_file, quality_inputs
+from teacherlm.dataset.quality import dropped_samples, kinds_with_ends, measure_quality, quality_file, quality_inputs
 from teacherlm.dataset.saved_folder import refuse_theirs, save
 
 
@@ -83,7 +83,11 @@ def quality_run(
 ) -> StageRun:
     """The run of TITLE_quality.jsonl, compared with its work."""
     run = StageRun("quality", quality_file(folder, benchmark.title))
-    run.compare({}, quality_inputs(benchmark, prompts, enhanced_inputs(enhanced, run.known), test, run.known))
+    ended = kinds_with_ends(enhanced)
+    run.compare(
+        {"ended": ended} if ended else {},
+        quality_inputs(benchmark, prompts, enhanced_inputs(enhanced, run.known), test, run.known),
+    )
     return run
 
 
@@ -155,5 +159,6 @@ def with_training_texts(prompts: PromptSet, enhanced: dict[str, Path]) -> Iterat
                     f"{there}: the sample differs from that in {where}; the enhanced files must have the same samples"
                 )
             texts[kind] = joined[kind] = other[kind]
+            joined |= {name: other[name] for name in (f"{kind}_ended", f"{kind}_thinking") if name in other}
             joined["all"] = record["all"]
         yield where, {**joined, **prompts.training_texts(joined, texts, where)}

@@ -36,7 +36,8 @@ QUESTION = "question"
 """The name of a sample's question among the kinds of text. The question can have the flag `overlap`."""
 
 CLOSING = ".!?…。！？”’\"')]}»"
-"""Characters that end a complete text. A text with another last character has the flag `cut`."""
+"""Characters that end a complete text. A text with another last character has the flag `cut`, if it is not known why
+the text ended."""
 REPEATED = 0.3
 """Fraction of word 4-grams that occurred earlier in the text, above which the text has the flag `repeats`."""
 COPIED = 0.5
@@ -60,11 +61,31 @@ def quality_file(folder: Path, title: str) -> Path:
     return folder / f"{title}_quality.jsonl"
 
 
+def kinds_with_ends(enhanced: Mapping[str, Path]) -> list[str]:
+    """The kinds of text of which it is known why each text ended.
+
+    Args:
+        enhanced: kind -> the file with the texts. Its manifest says whether the records have `KIND_ended` wherever a
+            text was cut.
+    """
+    found = []
+    for kind, file in enhanced.items():
+        manifest = manifests.read_manifest(manifests.manifest_of(file))
+        made = manifest is not None and manifest["stage"] == "enhance" and manifest["outputs"].get("enhanced")
+        if manifest is None or not made or not manifests.still_there(made):
+            continue
+        ended = manifest.get("counts", {}).get("ended")
+        if isinstance(ended, dict) and "unknown" not in ended:
+            found.append(kind)
+    return found
+
+
 def measure_quality(run: StageRun, benchmark: Benchmark, kinds: Mapping[str, Kind], stream: Stream, test: Path) -> None:
     """Write TITLE_quality.jsonl and its manifest, unless they exist and match their inputs.
 
     Args:
-        run: the run, already compared with `quality_inputs`.
+        run: the run, already compared with `quality_inputs`, and with the kinds of `kinds_with_ends` as its argument
+            `ended`.
         kinds: name -> kind of explanation, for the texts that each record has.
         stream: opens the joined records again at each call: (the record's place, the record).
         test: the folder of the test set. Without a test set, overlap is not checked, and its count is null.
@@ -77,7 +98,7 @@ def measure_quality(run: StageRun, benchmark: Benchmark, kinds: Mapping[str, Kin
     split = read_test_split(benchmark, test) if "test set" in run.inputs else None
     counts = {kind: dict.fromkeys(FLAGS, 0) for kind in kinds} | {QUESTION: {"overlap": 0}}
     with tempfile.TemporaryFile("w+", dir=folder, encoding="utf-8") as draft:
-        duplicates = write_draft(draft, stream, kinds, split, folder)
+        duplicates = write_draft(draft, stream, kinds, run.arguments.get("ended", []), split, folder)
         draft.seek(0)
         written = write_records(output, counted(with_duplicates(draft, duplicates), counts))
     found: Mapping[str, Mapping[str, int | None]] = counts
@@ -104,11 +125,19 @@ def quality_inputs(
 
 
 def write_draft(
-    draft: IO[str], stream: Stream, kinds: Mapping[str, Kind], split: TestSplit | None, folder: Path
+    draft: IO[str],
+    stream: Stream,
+    kinds: Mapping[str, Kind],
+    with_ends: list[str],
+    split: TestSplit | None,
+    folder: Path,
 ) -> dict[str, np.ndarray]:
     """Write a line per sample without the flag `duplicate`; return for each kind the numbers of earlier duplicates.
 
     Duplicates are known only after all texts are read. A text without an earlier duplicate has the number -1.
+
+    Args:
+        with_ends: the kinds of which it is known why the texts ended.
     """
     foreign = make_language_check(stream)
     signatures = {kind: Signatures(folder) for kind in kinds}
@@ -127,7 +156,11 @@ def write_draft(
             hashes = word_hashes(words)
             signatures[kind].add(hashes)
             found = split.overlaps(words, hashes) if split else []
-            found_flags = faults(record[kind], words, hashes, known, foreign)
+            if kind in with_ends:
+                is_cut = record.get(f"{kind}_ended", "stop") != "stop"
+            else:
+                is_cut = record[kind].rstrip()[-1:] not in CLOSING
+            found_flags = faults(record[kind], words, hashes, is_cut, known, foreign)
             if not described.names_wrong_choices and names_another(record[kind], choices, gold):
                 found_flags.append("contradicts")
             if found:
@@ -166,13 +199,18 @@ def counted(lines: Iterable[Record], counts: dict[str, dict[str, int]]) -> Itera
 
 
 def faults(
-    text: str, words: list[str], hashes_W: np.ndarray, question: set[int], foreign: Callable[[str, list[str]], bool]
+    text: str,
+    words: list[str],
+    hashes_W: np.ndarray,
+    is_cut: bool,
+    question: set[int],
+    foreign: Callable[[str, list[str]], bool],
 ) -> list[str]:
-    """The flags of a text that depend only on the text and on the 4-grams of its question."""
+    """The flags of a text that depend only on the text, on why it ended, and on the 4-grams of its question."""
     if not words:
         return ["empty"]
     found = []
-    if text.rstrip()[-1:] not in CLOSING:
+    if is_cut:
         found.append("cut")
     grams = ngram_hashes(hashes_W, 4).tolist()
     distinct = set(grams)

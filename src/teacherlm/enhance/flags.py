@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from teacherlm.catalog.models import CHAT
 from teacherlm.catalog.prompt_sets import DEFAULT
 from teacherlm.catalog.servers import is_address
 from teacherlm.core.errors import UserError
@@ -11,8 +12,15 @@ from teacherlm.core.flags import HIDDEN, LIST_MISSING, flag, parse, parse_shard
 WHAT = "what"
 HOW = "what the texts depend on"
 FAST = "how fast"
+SERVED = "a teacher behind a server"
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 ENGINES = ("transformers", "vllm", "openai")
+
+OF_SERVERS = (
+    *("model", "key_variable", "requests_per_minute", "tokens_per_minute", "max_tokens_total", "max_cost"),
+    *("price_in", "price_out"),
+)
+"""Flags that need a teacher behind a server."""
 
 
 def task_types(text: str) -> tuple[str, ...]:
@@ -75,6 +83,13 @@ class EnhanceFlags:
     stop: tuple[str, ...] = flag(
         (), help="a text that ends a completion; the flag may be given several times", group=HOW, repeated=True
     )
+    chat: str | None = flag(
+        None,
+        help="true: the teacher gets its prompts as conversations; false: it completes them; auto: as conversations if "
+        "its tokenizer has a chat template, and not for a server (default: from the teacher's YAML, otherwise auto)",
+        group=HOW,
+        choices=CHAT,
+    )
     seed: int = flag(
         0,
         help="seed of the random numbers, which also depend on the record and its prompt (default: 0)",
@@ -96,6 +111,32 @@ class EnhanceFlags:
         group=FAST,
         least=1,
     )
+    model: str | None = flag(
+        None, help="the model's name, if the address has none: --name https://host/api/v1 --model NAME", group=SERVED
+    )
+    key_variable: str | None = flag(
+        None, help="name of the environment variable with the key (default: OPENAI_API_KEY)", group=SERVED
+    )
+    requests_per_minute: float | None = flag(
+        None, help="maximum number of requests in a minute (default: no limit)", group=SERVED, above=0
+    )
+    tokens_per_minute: float | None = flag(
+        None,
+        help="maximum number of tokens in a minute, of prompts and texts together (default: no limit)",
+        group=SERVED,
+        above=0,
+    )
+    max_tokens_total: int | None = flag(
+        None,
+        help="budget: no request begins that could exceed this number of tokens, of prompts and texts together",
+        group=SERVED,
+        least=1,
+    )
+    max_cost: float | None = flag(
+        None, help="budget: no request begins that could exceed this cost, in the prices' unit", group=SERVED, above=0
+    )
+    price_in: float | None = flag(None, help="price of a million tokens of prompts", group=SERVED, least=0)
+    price_out: float | None = flag(None, help="price of a million tokens of texts", group=SERVED, least=0)
     local_rank: int | None = flag(None, help=HIDDEN)  # torchrun passes it in the reference's commands
 
 
@@ -114,9 +155,15 @@ def read_flags(description: str | None) -> EnhanceFlags:
         raise UserError("--num_completions: with --temperature 0 all completions of a record would be the same")
     if len(flags.task_type) > 1 and "{kind}" not in flags.output:
         raise UserError("--output: with several task types the name needs {kind}, for example CREAK_{kind}.jsonl")
+    if not is_address(flags.name):
+        for name in OF_SERVERS:
+            if getattr(flags, name) is not None:
+                raise UserError(f"--{name}: only for a teacher behind a server, --name http://host:port/model")
+    if flags.max_cost is not None and not (flags.price_in or flags.price_out):
+        raise UserError("--max_cost: without prices there is no cost; give --price_in and --price_out")
     if flags.name.startswith("field:"):
-        if flags.engine or flags.num_completions > 1:
-            raise UserError(f"--name {flags.name}: a field takes neither --engine nor --num_completions")
+        if flags.engine or flags.num_completions > 1 or flags.chat == "true":
+            raise UserError(f"--name {flags.name}: a field takes no --engine, no --num_completions and no --chat true")
         return replace(flags, engine="field")
     remote = is_address(flags.name)
     engine = flags.engine or ("openai" if remote else "transformers")

@@ -21,6 +21,8 @@ from teacherlm.core.records import Record, read_records, write_records
 from teacherlm.core.shapes import flaw_of_shape
 from teacherlm.core.stage_run import StageRun
 from teacherlm.core.terminal import plural
+from teacherlm.enhance.chat import conversation, is_chat, plain_prompt
+from teacherlm.enhance.engines import Message, asked_text
 from teacherlm.enhance.flags import EnhanceFlags
 
 Shard = tuple[int, int]
@@ -102,7 +104,8 @@ def make_jobs(flags: EnhanceFlags, teacher: Model) -> list["Job"]:
         if output.resolve() == flags.input.resolve():
             raise UserError(f"--output: {output} is the input; give another file")
         arguments = settings(flags, field) | of_kind(prompts.kinds[kind])
-        jobs.append(Job(kind, prompts, output, flags.input, flags.shard, arguments, teacher, flags.restart))
+        chat = flags.chat or teacher.chat
+        jobs.append(Job(kind, prompts, output, flags.input, flags.shard, arguments, teacher, flags.restart, chat))
     return jobs
 
 
@@ -115,6 +118,8 @@ class Job:
         output: the file for the enhanced records.
         arguments: the result of `settings`.
         restart: whether an output with other settings is kept under another name; otherwise the job is refused.
+        chat: whether the teacher gets conversations; see `is_chat`.
+        ended: how many of the written texts ended why; "unknown" for texts of versions that did not keep it.
     """
 
     kind: str
@@ -125,6 +130,8 @@ class Job:
     arguments: dict[str, Any]
     teacher: Model
     restart: bool
+    chat: str
+    ended: Counter[str] = dataclasses.field(default_factory=Counter)
 
     @property
     def field(self) -> str:
@@ -138,7 +145,8 @@ class Job:
     @property
     def added(self) -> tuple[str, ...]:
         """The fields that this job adds to the records."""
-        suffixes = ("completions", *(() if self.described.sees_answer else ("source", "attempts")))
+        suffixes: tuple[str, ...] = ("completions", "ended", "thinking")
+        suffixes += () if self.described.sees_answer else ("source", "attempts")
         return (self.kind, "all", *(f"{self.kind}_{suffix}" for suffix in suffixes))
 
     @property
@@ -162,15 +170,29 @@ class Job:
     def run(self) -> StageRun:
         return StageRun("enhance", self.output, read=read_manifest)
 
+    @cached_property
+    def is_chat(self) -> bool:
+        """Whether the teacher gets its prompts as conversations."""
+        return is_chat(self.chat, self.teacher)
+
+    def messages(self, prompt: str) -> tuple[Message, ...]:
+        """The conversation that a chat teacher gets in place of a prompt; none for other teachers."""
+        return conversation(self.described, prompt) if self.is_chat else ()
+
+    def text(self, prompt: str) -> str:
+        """The text that a teacher without a chat template completes."""
+        return prompt if self.is_chat else plain_prompt(self.described, prompt)
+
     def compare(self) -> None:
         """Compare the existing output with this job: the arguments, and the current records and teacher."""
         known = self.run.known
         if (name := self.teacher.texts_from) is not None:
+            name += f" {self.teacher.served}" if self.teacher.served else ""
             teacher = {"path": name, "sha256": name}
         else:
             teacher = describe_model(local_folder(self.teacher), known.get("teacher"))
         inputs = {"records": manifests.describe(self.input, known.get("records")), "teacher": teacher}
-        self.run.compare(self.arguments, inputs)
+        self.run.compare(self.arguments | ({"chat": True} if self.is_chat else {}), inputs)
 
     def is_missing(self) -> bool:
         """Whether the command has something to do. Failed records count, because another attempt may succeed."""
@@ -213,29 +235,36 @@ class Job:
         return (n for n in range(self.completions) if index * self.completions + n not in self.progress)
 
     def keep(self, index: int, number: int, prompt: str, piece: dict[str, Any]) -> None:
-        """Write what came of a completion to disk, with the digest of the record's prompt."""
-        self.progress.append(index * self.completions + number, {**piece, "prompt": prompt_digest(prompt)})
+        """Write what came of a completion to disk, with the digest of what the teacher was asked.
+
+        Args:
+            prompt: the text of the record's prompt field.
+        """
+        asked = prompt_digest(asked_text(prompt, self.messages(prompt)))
+        self.progress.append(index * self.completions + number, {**piece, "prompt": asked})
 
     def pieces(self, index: int, line: int, prompt: str) -> list[dict[str, Any]]:
-        """What came of the completions of a record.
+        """What came of the completions of a record: each has the text, its number of tokens, why it ended, and what the
+        teacher thought; or why it was dropped.
 
         Raises:
             UserError: a completion belongs to a different prompt than the record has now.
         """
         pieces = [self.progress.read(index * self.completions + number) for number in range(self.completions)]
-        if any(piece["prompt"] != prompt_digest(prompt) for piece in pieces):
+        digest = prompt_digest(asked_text(prompt, self.messages(prompt)))
+        if any(piece.pop("prompt") != digest for piece in pieces):
             raise UserError(
                 f"{self.input}, line {line}: the field {self.field!r} is not the prompt that the teacher completed; "
                 "the file was changed during the run; run the same command again with --restart"
             )
         return pieces
 
-    def finish(self, failures: set[int], counts: dict[str, Any]) -> None:
+    def finish(self, failures: set[int], counts_of_engine: dict[str, Any]) -> None:
         """Write the output without the failed records, and the manifest.
 
         Args:
             failures: the indices of the failed records.
-            counts: further counts for the manifest.
+            counts_of_engine: further counts for the manifest.
         """
         self.run.compare_again()
         old = None if self.run.is_done else set_aside(self.output)
@@ -246,7 +275,8 @@ class Job:
             old.unlink()
         elif old:
             print(f"enhance: the former {self.output} is kept as {old}")
-        counts = {"records": written, "failures": len(failures), **judged, **counts, "seconds": self.run.seconds}
+        counts = {"records": written, "failures": len(failures), "ended": dict(sorted(self.ended.items())), **judged}
+        counts |= {**counts_of_engine, "seconds": self.run.seconds}
         self.run.finish({"enhanced": self.output}, counts)
         if not failures:
             self.progress.remove()
@@ -284,20 +314,22 @@ class Job:
                     judged["attempts"] += piece["attempts"]
             kept = [piece for piece in pieces if "text" in piece]
             if kept:
-                yield {**record, **self.fields_of(record[self.field], kept)}
+                self.ended.update(piece.get("ended", "unknown") for piece in kept)
+                several = self.completions > 1
+                yield {**record, **added_fields(self.kind, record[self.field], kept, several)}
             else:
                 dropped.append({"record": index, "line": line, "reason": pieces[0]["dropped"]})
         write_list(self.dropped_path, dropped)
 
-    def fields_of(self, prompt: str, pieces: list[dict[str, Any]]) -> Record:
-        """The fields that are added to a record."""
-        first = pieces[0]
-        added = {self.kind: first["text"], "all": prompt + first.get("whole", first["text"])}
-        if "source" in first:
-            added |= {f"{self.kind}_source": first["source"], f"{self.kind}_attempts": first["attempts"]}
-        if self.completions > 1:
-            added[f"{self.kind}_completions"] = [piece["text"] for piece in pieces]
-        return added
+
+def added_fields(kind: str, prompt: str, pieces: list[dict[str, Any]], several: bool) -> Record:
+    """The fields that a record gets: those of the first completion, and all completions if there may be several."""
+    first = pieces[0]
+    added = {kind: first["text"], "all": prompt + first.get("whole", first["text"])}
+    if first.get("ended", "stop") != "stop":
+        added[f"{kind}_ended"] = first["ended"]
+    added |= {f"{kind}_{name}": first[name] for name in ("thinking", "source", "attempts") if name in first}
+    return added | ({f"{kind}_completions": pieces} if several else {})
 
 
 def write_list(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 from teacherlm.catalog.prompt_sets import Kind, conclusion
 from teacherlm.catalog.prompts import completion_start
 from teacherlm.core.records import Record
-from teacherlm.enhance.engines import Prompt
 
 EMPTY_ATTEMPTS = 3
 """Total number of attempts for an empty sampled completion. Each attempt has other random numbers."""
@@ -26,12 +25,14 @@ class Question:
         gold: the letter of the right answer; "" if the record has none.
         hint: the prompt with the right answer; "" if there is none.
         conclusions: the conclusions of the texts so far, as letters, or "none".
+        hinted: whether the teacher is being asked with the hint.
     """
 
     prompt: str
     gold: str
     hint: str
     conclusions: list[str] = field(default_factory=list)
+    hinted: bool = False
 
 
 def question_of(record: Record, kind: str) -> Question:
@@ -49,7 +50,7 @@ class Verdict:
 
     Attributes:
         kept: the fields of the text that is kept.
-        again: the prompt's text of the next attempt.
+        again: the record's prompt or its hint, for the next attempt.
         failed: why the sample has no text. It counts as a failure.
         dropped: why the sample has no text, although the teacher answered as it should. It does not count as a failure.
     """
@@ -60,7 +61,7 @@ class Verdict:
     dropped: str | None = None
 
 
-def judge(kind: Kind, question: Question, prompt: Prompt, text: str, attempt: int, sampled: bool) -> Verdict:
+def judge(kind: Kind, question: Question, text: str, attempt: int, sampled: bool) -> Verdict:
     """Decide about a text.
 
     Args:
@@ -71,20 +72,17 @@ def judge(kind: Kind, question: Question, prompt: Prompt, text: str, attempt: in
         if text.strip():
             return Verdict(kept={"text": text})
         more = sampled and attempt + 1 < EMPTY_ATTEMPTS
-        return Verdict(again=prompt.text) if more else Verdict(failed="the completion is empty")
+        return Verdict(again=question.prompt) if more else Verdict(failed="the completion is empty")
     found = conclusion(text)
     if found and found[1] == question.gold and found[0].strip():
-        source = "rationalized" if is_hinted(question, prompt) else "accepted"
+        source = "rationalized" if question.hinted else "accepted"
         return Verdict(kept={"text": found[0].strip(), "whole": text, "source": source, "attempts": attempt + 1})
     question.conclusions.append("none" if found is None else f"({found[1]})" if found[0].strip() else "an empty text")
-    if not is_hinted(question, prompt):
+    if not question.hinted:
         if sampled and attempt + 1 < kind.attempts:
-            return Verdict(again=prompt.text)
+            return Verdict(again=question.prompt)
         if question.hint:
+            question.hinted = True
             return Verdict(again=question.hint)
     said = ", ".join(question.conclusions)
     return Verdict(dropped=f"the answer is ({question.gold}), and the conclusions were: {said}")
-
-
-def is_hinted(question: Question, prompt: Prompt) -> bool:
-    return bool(question.hint) and prompt.text == question.hint

@@ -11,6 +11,7 @@ Source: TeacherLM (He et al. 2023, arXiv 2310.19019), section 3.
 from dataclasses import replace
 
 from teacherlm.catalog.models import Model, find_model
+from teacherlm.catalog.servers import KEY
 from teacherlm.core.outputs import require_file_place, require_writable
 from teacherlm.core.stage_run import locked
 from teacherlm.enhance.flags import EnhanceFlags, read_flags
@@ -20,7 +21,7 @@ from teacherlm.enhance.work import do_work
 
 def main() -> int:
     flags = read_flags(__doc__)
-    teacher = find_model(flags.name)
+    teacher = find_model(flags.name, flags.model, flags.key_variable or KEY)
     if flags.list_missing:
         return list_missing(flags, teacher)
     jobs: list[Job] = make_jobs(flags, teacher)

@@ -7,6 +7,7 @@ would have written them. Memory does not grow with the number of records.
 import contextlib
 import filecmp
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,9 +72,19 @@ def merge(run: StageRun, flags: MergeFlags, paths: list[Path]) -> None:
     elif old:
         print(f"merge: the former {flags.output} is kept as {old}")
     judged = {name: sum(part["counts"][name] for part in parts) for name in JUDGED if name in parts[0]["counts"]}
-    counts = {"records": written, "failures": failures, **judged, "shards": flags.shards}
+    ended = sum((count_ended(part["counts"]) for part in parts), Counter())
+    counts = {"records": written, "failures": failures, "ended": dict(sorted(ended.items())), **judged}
+    counts["shards"] = flags.shards
     run.finish({"enhanced": flags.output}, counts)
     print(f"merge: {flags.output} has {plural(written, 'record')} of {plural(flags.shards, 'shard')}")
+
+
+def count_ended(counts: dict[str, Any]) -> Counter[str]:
+    """How many texts of a shard ended why. Shards of earlier versions do not say it."""
+    ended = counts.get("ended")
+    if isinstance(ended, dict) and all(type(count) is int for count in ended.values()):
+        return Counter(ended)
+    return Counter(unknown=counts["records"])
 
 
 def read_part(path: Path) -> dict[str, Any]:

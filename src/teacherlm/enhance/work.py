@@ -5,15 +5,22 @@ import itertools
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from tqdm import tqdm
 
+from teacherlm.catalog.chat_templates import template_size
 from teacherlm.catalog.models import Model, local_folder
+from teacherlm.catalog.servers import KEY
 from teacherlm.core.errors import UserError
 from teacherlm.core.interrupts import REQUEUE, Stop
 from teacherlm.core.terminal import plural
-from teacherlm.enhance.engines import Completion, Engine, Failure, Prompt, Sampling
+from teacherlm.enhance.budget import open_budget
+from teacherlm.enhance.chat import explanation_of
+from teacherlm.enhance.engines import Completion, Engine, Failure, Prompt, Sampling, asked_text
+from teacherlm.enhance.engines.budget import Budget
+from teacherlm.enhance.engines.pace import Pace
 from teacherlm.enhance.flags import EnhanceFlags
 from teacherlm.enhance.job import Job, shard_records
 from teacherlm.enhance.judging import Question, judge, question_of
@@ -39,9 +46,12 @@ def do_work(flags: EnhanceFlags, teacher: Model, jobs: list[Job]) -> int:
     asked: dict[tuple[str, int, int], Question] = {}
     if before:
         print(f"enhance: an earlier run made {before} of {plural(wanted, 'completion')}; continuing with the others")
+    budget = None
     if before < wanted:
         sampling = Sampling(flags.num_tokens, flags.temperature, flags.top_p, flags.stop)
-        engine, described = make_engine(flags, teacher, sampling, jobs[0].run.inputs["teacher"]["sha256"], longest)
+        digest, chat = jobs[0].run.inputs["teacher"]["sha256"], jobs[0].is_chat
+        budget = open_budget(flags, jobs[0])
+        engine, described = make_engine(flags, teacher, sampling, digest, longest, chat, budget)
         print(f"enhance: {plural(total, 'record')}, {', '.join(by_field)}, {described}", flush=True)
         counts = {"engine": flags.engine, "prompt_tokens": 0, "new_tokens": 0}
         stop = Stop()
@@ -59,29 +69,39 @@ def do_work(flags: EnhanceFlags, teacher: Model, jobs: list[Job]) -> int:
                         counts["prompt_tokens"] += result.prompt_tokens
                         counts["new_tokens"] += result.new_tokens
                         progress.update(result)
+                        result = explanation_of(result, flags.num_tokens) if prompt.messages else result
                     key = (prompt.kind, prompt.index, prompt.number)
                     if isinstance(result, Failure):
                         failed[prompt.kind][prompt.index] = result.reason
                         asked.pop(key)
                         continue
-                    verdict = judge(job.described, asked[key], prompt, result.text, attempt, flags.temperature > 0)
+                    verdict = judge(job.described, asked[key], result.text, attempt, flags.temperature > 0)
                     if verdict.again is not None:
-                        again.append(reseeded(flags.seed, prompt, verdict.again, attempt + 1))
+                        text = verdict.again
+                        again.append(prompt_of(flags.seed, job, prompt.index, prompt.number, text, attempt + 1))
                         continue
                     question = asked.pop(key)
                     if verdict.failed is not None:
                         failed[prompt.kind][prompt.index] = verdict.failed
                     else:
                         piece = verdict.kept or {"dropped": verdict.dropped, "attempts": attempt + 1}
-                        job.keep(prompt.index, prompt.number, question.prompt, {**piece, "tokens": result.new_tokens})
-        counts |= progress.summary()
+                        job.keep(prompt.index, prompt.number, question.prompt, {**piece, **about(result)})
+        counts |= progress.summary() | getattr(engine, "summary", dict)()
         stop.restore()
         done = sum(len(job.progress) for job in jobs)
         if stop.requested and done < wanted:
             made = f"{done} of {plural(wanted, 'completion')}"
             print(f"enhance: interrupted after {made}; the same command goes on from there")
             return REQUEUE
+        if budget is not None and budget.stopped:
+            raise UserError(
+                f"the budget is used up ({budget.words()}): {done} of {wanted} completions are done and kept; the same "
+                "command with a higher --max_tokens_total or --max_cost goes on from there"
+            )
     conclude(flags, jobs, failed, counts)
+    if budget is not None and not any(failed.values()):
+        budget.file.close()
+        budget.file.remove()
     return 0
 
 
@@ -136,7 +156,10 @@ def check_records(flags: EnhanceFlags, jobs: list[Job]) -> tuple[int, int]:
                     raise UserError(
                         f"{flags.input}, line {line}: the field {added!r} is already there; rename it first"
                     )
-            longest = max(longest, len(record[job.field].encode(errors="surrogatepass")))
+            hint = record.get(f"{job.kind}_hint")
+            for text in (record[job.field], *([hint] if isinstance(hint, str) else [])):
+                asked = asked_text(job.text(text), job.messages(text))
+                longest = max(longest, len(asked.encode(errors="surrogatepass")))
     return count, longest
 
 
@@ -153,7 +176,7 @@ def missing_prompts(
             text = record[job.field]
             for number in job.missing(index):
                 asked[job.field, index, number] = question_of(record, job.kind)
-                yield Prompt(job.field, index, number, text, draw_seed(flags.seed, index, number, text))
+                yield prompt_of(flags.seed, job, index, number, text)
 
 
 def draw_seed(seed: int, index: int, number: int, text: str, attempt: int = 0) -> int:
@@ -163,26 +186,50 @@ def draw_seed(seed: int, index: int, number: int, text: str, attempt: int = 0) -
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def reseeded(seed: int, prompt: Prompt, text: str, attempt: int) -> Prompt:
-    """The prompt of another attempt, with this text and other random numbers."""
-    new = draw_seed(seed, prompt.index, prompt.number, text, attempt)
-    return Prompt(prompt.kind, prompt.index, prompt.number, text, new)
+def prompt_of(seed: int, job: Job, index: int, number: int, text: str, attempt: int = 0) -> Prompt:
+    """The prompt of an attempt, with its own random numbers.
+
+    Args:
+        text: the record's prompt field, or its hint.
+    """
+    prompt = Prompt(job.field, index, number, job.text(text), 0, job.messages(text))
+    return replace(prompt, seed=draw_seed(seed, index, number, prompt.asked, attempt))
+
+
+def about(completion: Completion) -> dict[str, Any]:
+    """What is kept of a completion beside its text."""
+    found = {"tokens": completion.new_tokens, "ended": completion.ended}
+    return found | ({"thinking": completion.thinking} if completion.thinking else {})
 
 
 def make_engine(
-    flags: EnhanceFlags, teacher: Model, sampling: Sampling, digest: str, longest: int
+    flags: EnhanceFlags,
+    teacher: Model,
+    sampling: Sampling,
+    digest: str,
+    longest: int,
+    chat: bool,
+    budget: Budget | None,
 ) -> tuple[Engine, str]:
     """The engine, and a description of it for the log, which follows the prompt fields in a line of messages.
 
     Args:
         digest: the teacher's digest.
         longest: number of bytes of the longest prompt.
+        chat: whether the prompts are conversations.
+        budget: what a server may cost.
     """
     if teacher.server is not None:
-        from teacherlm.enhance.engines.openai_engine import OpenAIEngine
+        from teacherlm.enhance.engines.openai_engine import CONCURRENCY, OpenAIEngine
 
         server = OpenAIEngine(
-            teacher.server, sampling, **({"concurrency": flags.batch_size} if flags.batch_size else {})
+            teacher.server,
+            sampling,
+            flags.batch_size or CONCURRENCY,
+            teacher.served,
+            flags.key_variable or KEY,
+            Pace(flags.requests_per_minute, flags.tokens_per_minute),
+            budget,
         )
         return server, f"{server.model} at {server.address}, {server.concurrency} at a time"
     if teacher.explanations is not None:
@@ -197,8 +244,9 @@ def make_engine(
 
     batch_size = flags.batch_size or teacher.recommended("enhance.batch")
     # A token has at least one byte, so no prompt with its completion has more tokens than `bound`.
-    bound = longest + flags.num_tokens + SPECIAL_TOKENS
-    engine = TransformersEngine(local_folder(teacher), flags.dtype, sampling, batch_size, digest, bound)
+    folder = local_folder(teacher)
+    bound = longest + flags.num_tokens + SPECIAL_TOKENS + (template_size(folder) if chat else 0)
+    engine = TransformersEngine(folder, flags.dtype, sampling, batch_size, digest, bound)
     return engine, f"on {engine.device.type} in {engine.dtype}, {engine.max_rows} at a time"
 
 

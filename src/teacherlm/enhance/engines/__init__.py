@@ -8,9 +8,13 @@ field          people wrote the explanations; they are in a field of the records
 `Engine` says what an engine does. CONTRIBUTING.md has the steps to add one.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
+
+Message = tuple[str, str]
+"""A message of a conversation: (role, content). The roles are system, user and assistant."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Prompt:
         number: number of the completion, from 0, if a record gets several.
         text: the text to complete.
         seed: seed (63 bits) for the random numbers of this completion.
+        messages: a conversation for a chat teacher, which ends with a user's message. If there is none, the teacher
+            completes `text`.
     """
 
     kind: str
@@ -47,16 +53,36 @@ class Prompt:
     number: int
     text: str
     seed: int
+    messages: tuple[Message, ...] = ()
+
+    @property
+    def asked(self) -> str:
+        """What the teacher is asked, as one text: the text to complete, or the conversation as JSON."""
+        return asked_text(self.text, self.messages)
+
+
+def asked_text(text: str, messages: tuple[Message, ...]) -> str:
+    """The text from which the seed and the digest of a prompt are computed."""
+    return json.dumps(messages) if messages else text
 
 
 @dataclass(frozen=True)
 class Completion:
-    """The text that the teacher wrote after a prompt. `new_tokens` includes the end-of-text token."""
+    """The text that the teacher wrote after a prompt.
+
+    Attributes:
+        new_tokens: number of new tokens, which includes the end-of-text token.
+        ended: why the text ended: "stop" if the teacher ended it or a stop text came, "length" if the maximum number
+            of tokens was reached, "filter" if the server withheld the rest.
+        thinking: what the teacher thought before the text, if a server separates it.
+    """
 
     prompt: Prompt
     text: str
     prompt_tokens: int
     new_tokens: int
+    ended: str
+    thinking: str = ""
 
 
 @dataclass(frozen=True)

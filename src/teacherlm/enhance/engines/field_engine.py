@@ -27,6 +27,6 @@ class FieldEngine:
                 index, (_, record) = next(numbered)
             text = record.get(self.field)
             if isinstance(text, str) and text.strip():
-                yield Completion(prompt, f" {text.strip()}", 0, 0)
+                yield Completion(prompt, f" {text.strip()}", 0, 0, "stop")
             else:
                 yield Failure(prompt, f"the field {self.field!r} has no text")

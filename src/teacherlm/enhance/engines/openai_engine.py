@@ -1,15 +1,11 @@
 """A teacher behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, transformers or a paid service.
 
 TEACHER=http://host:port/model names it. If the server needs a key, the key comes only from the environment
-(OPENAI_API_KEY). The server's answers are not trusted: any answer becomes either a completion or a failure of one
-record.
+(OPENAI_API_KEY, or the variable that --key_variable names). The server's answers are not trusted: any answer becomes
+either a completion or a failure of one record.
 """
 
-import email.utils
 import http.client
-import http.cookiejar
-import json
-import os
 import queue
 import threading
 import time
@@ -17,16 +13,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import requests
-from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
 
-from teacherlm.catalog.servers import key_for, split_address
+from teacherlm.catalog.servers import KEY, split_address
 from teacherlm.core import interrupts
-from teacherlm.core.errors import UserError, one_line
-from teacherlm.core.redaction import redacted
-from teacherlm.core.terminal import printable
+from teacherlm.core.errors import UserError
 from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
+from teacherlm.enhance.engines.budget import Budget
+from teacherlm.enhance.engines.pace import Pace
+from teacherlm.enhance.engines.server_answers import BadAnswer, LostAnswer, completion_of, quoted, used_tokens, words_of
+from teacherlm.enhance.engines.server_requests import Requests
+from teacherlm.enhance.engines.server_session import asked_wait, make_session
 
+CONCURRENCY = 64
+"""Maximum number of requests at a time, by default."""
 RETRIES = 8
 LONGEST_WAIT = 60
 """Maximum number of seconds between two attempts, even if the server asks for more. By default the waits are 1, 2, 4,
@@ -40,17 +40,16 @@ FIRST_ANSWER = 600
 """Maximum number of seconds for the answer to the first request, which asks for no text."""
 LARGEST = 4 << 20
 """Maximum number of bytes of an answer. A completion of 2,048 tokens has about 10 kB."""
-MOST_TOKENS = 10**9
 GRACE = 3
 """Seconds that running requests may still take after a signal. The next run repeats those that did not finish."""
 LOOK = 0.2
 """Seconds between two checks whether a signal has arrived."""
-SHOWN = 200
-"""Maximum number of characters of a server's answer that a message quotes."""
+TEMPLATE_TOKENS = 64
+"""Tokens that a server is assumed to put around a prompt."""
 
 
-class BadAnswer(Exception):
-    """An answer that is not a usable completion. The message says why."""
+class RefusedParameter(Exception):
+    """The server refused a parameter of a request. The next request does without it."""
 
 
 class TryAgain(Exception):
@@ -58,30 +57,47 @@ class TryAgain(Exception):
 
     Attributes:
         wait: seconds that the server asks to wait; None if it does not ask.
+        is_paid: whether the server may have written a text, which was lost on the way.
     """
 
-    def __init__(self, why: str, wait: float | None = None):
+    def __init__(self, why: str, wait: float | None = None, is_paid: bool = False):
         super().__init__(why)
-        self.wait = wait
+        self.wait, self.is_paid = wait, is_paid
 
 
 class OpenAIEngine:
     """A teacher that gets prompts over HTTP, several at a time.
 
     Args:
-        url: http://host:port/model, or http://host:port/v1/model.
+        url: http://host:port/model, or http://host:port/v1/model; or the address without the model.
         sampling: how the next token is chosen.
         concurrency: maximum number of requests at a time; the server batches them.
+        model: the model's name, if the address does not contain it.
+        key_variable: the environment variable with the key.
+        pace: how many requests may begin in a minute.
+        budget: how many tokens may be spent; None means no limit.
 
     Raises:
         UserError: the server does not answer or redirects to another address, or the key must not be sent to it.
     """
 
-    def __init__(self, url: str, sampling: Sampling, concurrency: int = 64):
-        self.address, self.model = split_address(url)
+    def __init__(
+        self,
+        url: str,
+        sampling: Sampling,
+        concurrency: int = CONCURRENCY,
+        model: str | None = None,
+        key_variable: str = KEY,
+        pace: Pace | None = None,
+        budget: Budget | None = None,
+    ):
+        server = split_address(url, model)
+        self.address, self.base, self.model = server.address, server.base, server.model
         self.sampling = sampling
         self.concurrency = concurrency
-        self.session = make_session(self.address, concurrency)
+        self.pace, self.budget = pace or Pace(), budget
+        self.requests = Requests(self.model, sampling)
+        self.session = make_session(self.address, concurrency, key_variable)
         self.said = threading.Event()
         answer = self.first_answer()
         if answer.is_redirect:
@@ -89,6 +105,11 @@ class OpenAIEngine:
                 f"the server at {self.address} redirects to {quoted(answer.headers.get('Location', ''))}; prompts and "
                 "key are not sent there; if you trust that server, give its address as TEACHER"
             )
+
+    def summary(self) -> dict[str, Any]:
+        """Counts for the manifest: the parameters that the server refused, and what was spent."""
+        counts: dict[str, Any] = {"refused_parameters": dict(self.requests.changes)} if self.requests.changes else {}
+        return counts | (self.budget.summary() if self.budget is not None else {})
 
     def first_answer(self) -> requests.Response:
         """The server's answer to a request for its models, which shows that it is running. The body is not read.
@@ -102,7 +123,7 @@ class OpenAIEngine:
         answers: queue.SimpleQueue[requests.Response | Exception] = queue.SimpleQueue()
 
         def ask() -> None:
-            url = f"{self.address}/v1/models"
+            url = f"{self.base}/models"
             try:
                 answers.put(self.session.get(url, timeout=TIMEOUT, stream=True, allow_redirects=False))
             except Exception as error:  # untrusted data can make a library raise anything
@@ -131,19 +152,30 @@ class OpenAIEngine:
         under_way: dict[int, tuple[Prompt, float]] = {}
         ending = threading.Event()
         number, exhausted, asked_since = 0, False, None
+        waiting: Prompt | None = None
         try:
             while under_way or not exhausted:
+                pause = LOOK
                 while not exhausted and len(under_way) < self.concurrency:
-                    prompt = next(prompts, None)
-                    if prompt is None:
+                    waiting = waiting or next(prompts, None)
+                    if waiting is None:
                         exhausted = True
                         break
+                    if self.budget is not None and not self.budget.reserve(*self.most_tokens(waiting)):
+                        if not under_way:  # otherwise running requests may need less than was reserved for them
+                            self.budget.stopped = exhausted = True
+                        break
+                    if wait := self.pace.begin(sum(self.most_tokens(waiting))):
+                        self.release(waiting)
+                        pause = min(pause, wait)
+                        break
+                    prompt, waiting = waiting, None
                     number += 1
                     under_way[number] = prompt, time.monotonic()
                     # The thread is a daemon, so that neither an exit nor a signal waits for a server.
                     threading.Thread(target=self.work, args=(number, prompt, answers, ending), daemon=True).start()
                 try:
-                    done, result = answers.get(timeout=LOOK)
+                    done, result = answers.get(timeout=pause)
                 except queue.Empty:
                     pass
                 else:
@@ -154,12 +186,30 @@ class OpenAIEngine:
                     ending.set()  # so that no thread waits for another attempt
                     asked_since = asked_since or now
                     if now - asked_since > GRACE:
+                        for prompt, _ in under_way.values():
+                            self.account(prompt, None)
                         return
                 for late in [one for one, (_, began) in under_way.items() if now - began > WHOLE_ANSWER]:
                     prompt, _ = under_way.pop(late)
                     yield Failure(prompt, f"the server did not answer within {WHOLE_ANSWER} seconds")
         finally:
             ending.set()
+
+    def most_tokens(self, prompt: Prompt) -> tuple[int, int]:
+        """Upper bounds for the tokens of a prompt, which has at most one token per byte, and of its completion."""
+        return len(prompt.asked.encode(errors="replace")) + TEMPLATE_TOKENS, self.sampling.num_tokens
+
+    def release(self, prompt: Prompt) -> None:
+        if self.budget is not None:
+            self.budget.release(*self.most_tokens(prompt))
+
+    def account(self, prompt: Prompt, content: bytes | None) -> None:
+        """Count what an answer cost. An answer that does not say it, or was lost, counts with the upper bounds."""
+        most = self.most_tokens(prompt)
+        used = most if content is None else used_tokens(content) or most
+        self.pace.correct(sum(most), sum(used))
+        if self.budget is not None:
+            self.budget.spend(*used)
 
     def work(self, number: int, prompt: Prompt, answers: queue.SimpleQueue, ending: threading.Event) -> None:
         """Run in a separate thread: request one completion, and put the result or the failure into `answers`."""
@@ -172,171 +222,100 @@ class OpenAIEngine:
     def ask(self, prompt: Prompt, ending: threading.Event) -> Completion | Failure:
         """Request one completion. If it still fails after all retries, or when `ending` is set, return a Failure that
         quotes the server."""
-        began = time.monotonic()
-        for attempt in range(RETRIES + 1):
+        try:
+            return self.ask_until(prompt, ending, time.monotonic())
+        finally:
+            self.release(prompt)
+
+    def ask_until(self, prompt: Prompt, ending: threading.Event, began: float) -> Completion | Failure:
+        attempt, is_first = 0, True
+        while True:
+            if not is_first and not self.pace.begin_later(sum(self.most_tokens(prompt)), ending):
+                return Failure(prompt, "interrupted")
+            is_first = False
             try:
-                return completion_of(prompt, self.post(self.body_for(prompt), began), self.sampling.stop)
+                content = self.post(self.requests.body(prompt), began)
+                self.account(prompt, content)
+                return completion_of(prompt, content, self.sampling)
+            except LostAnswer as error:
+                self.account(prompt, None)
+                return Failure(prompt, str(error))
             except BadAnswer as error:
                 return Failure(prompt, str(error))
+            except RefusedParameter:
+                self.pace.correct(sum(self.most_tokens(prompt)), 0)
             except TryAgain as error:
-                why = str(error)
-                wait = 2**attempt if error.wait is None else error.wait
-                if wait > LONGEST_WAIT and error.wait is not None and not self.said.is_set():
-                    self.said.set()
-                    print(
-                        f"enhance: the server asks to wait {wait:.0f} seconds (Retry-After); requests are repeated "
-                        f"every {LONGEST_WAIT} seconds, at most {RETRIES} times",
-                        flush=True,
-                    )
-                out_of_time = time.monotonic() + min(wait, LONGEST_WAIT) - began > WHOLE_ANSWER
-                if attempt == RETRIES or out_of_time or ending.wait(min(wait, LONGEST_WAIT)):
-                    break
-        return Failure(prompt, why)
+                if not self.goes_on(prompt, error, attempt, began, ending):
+                    return Failure(prompt, str(error))
+                attempt += 1
 
-    def body_for(self, prompt: Prompt) -> dict[str, Any]:
-        body = {
-            "model": self.model,
-            "prompt": prompt.text,
-            "max_tokens": self.sampling.num_tokens,
-            "temperature": self.sampling.temperature,
-            "top_p": self.sampling.top_p,
-            "seed": prompt.seed % 2**31,  # llama.cpp accepts 31 bits
-        }
-        return body | ({"stop": list(self.sampling.stop)} if self.sampling.stop else {})
+    def goes_on(self, prompt: Prompt, error: TryAgain, attempt: int, began: float, ending: threading.Event) -> bool:
+        """Wait before another attempt. False if there is none."""
+        if error.is_paid:
+            self.account(prompt, None)
+            if self.budget is not None and not self.budget.may_repeat():
+                return False
+        else:
+            self.pace.correct(sum(self.most_tokens(prompt)), 0)
+        wait = 2**attempt if error.wait is None else error.wait
+        if wait > LONGEST_WAIT and error.wait is not None and not self.said.is_set():
+            self.said.set()
+            print(
+                f"enhance: the server asks to wait {wait:.0f} seconds (Retry-After); requests are repeated "
+                f"every {LONGEST_WAIT} seconds, at most {RETRIES} times",
+                flush=True,
+            )
+        wait = min(wait, LONGEST_WAIT)
+        if error.wait is not None:
+            self.pace.hold(wait)
+        out_of_time = time.monotonic() + wait - began > WHOLE_ANSWER
+        return attempt < RETRIES and not out_of_time and not ending.wait(wait)
 
     def post(self, body: dict[str, Any], began: float) -> bytes:
         """The bytes of the server's answer.
 
         Raises:
             BadAnswer: the answer is an error, or too large, or too late.
+            RefusedParameter: the answer refuses a parameter.
             TryAgain: the request failed for a reason that may be temporary.
         """
-        url = f"{self.address}/v1/completions"
+        url = f"{self.base}/{'chat/completions' if 'messages' in body else 'completions'}"
         try:
             with self.session.post(url, json=body, timeout=TIMEOUT, stream=True, allow_redirects=False) as answer:
                 content = read(answer, began)
         except (requests.RequestException, OSError) as error:
-            raise TryAgain(f"the server did not answer: {words_of(error)}") from error
+            is_paid = isinstance(error, requests.ReadTimeout)
+            raise TryAgain(f"the server did not answer: {words_of(error)}", is_paid=is_paid) from error
         if answer.is_redirect:
             where = quoted(answer.headers.get("Location", ""))
             raise BadAnswer(f"the server redirects to {where}; prompts are not sent there")
         if answer.status_code == 200:
             return content
         words = f"the server answered {answer.status_code}: {quoted(content.decode('utf-8', 'replace'))}"
+        if answer.status_code in (400, 422) and self.requests.adapt(content, body):
+            raise RefusedParameter
         if answer.status_code not in TRIED_AGAIN:
             raise BadAnswer(words)
         wait = asked_wait(answer.headers.get("Retry-After"))
         raise TryAgain(words + (f" (it asks to wait {wait:.0f} seconds)" if wait else ""), wait)
 
 
-def make_session(address: str, concurrency: int) -> requests.Session:
-    """A session for requests to a server. From the environment it takes only the key, and for https:// the proxy and
-    the certificates.
-
-    Without `trust_env`, ~/.netrc cannot replace the key. A proxy is used for https:// only: it then sees the name of
-    the server, but neither the key nor the prompts.
-    """
-    session = requests.Session()
-    session.trust_env = False
-    session.headers["Accept-Encoding"] = "identity"  # a small compressed answer could become huge
-    session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
-    if (key := key_for(address)) is not None:
-        session.headers["Authorization"] = f"Bearer {key}"
-    if address.startswith("https://"):
-        session.proxies = requests.utils.get_environ_proxies(address)
-        session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(pool_maxsize=concurrency))
-    return session
-
-
 def read(answer: requests.Response, began: float) -> bytes:
     """The body of an answer. It is read piece by piece, so that a slow server cannot block the thread for hours.
 
     Raises:
-        BadAnswer: the answer is too long or too late, or compressed although that was not requested.
+        LostAnswer: the answer is too long or too late, or compressed although that was not requested.
     """
     if answer.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
-        raise BadAnswer("the server's answer is compressed, although that was not requested")
+        raise LostAnswer("the server's answer is compressed, although that was not requested")
     content = bytearray()
     try:
         while piece := answer.raw.read1(1 << 16, decode_content=False):
             content += piece
             if len(content) > LARGEST:
-                raise BadAnswer(f"the server's answer has more than {LARGEST} bytes")
+                raise LostAnswer(f"the server's answer has more than {LARGEST} bytes")
             if time.monotonic() - began > WHOLE_ANSWER:
-                raise BadAnswer(f"the server did not answer within {WHOLE_ANSWER} seconds")
+                raise LostAnswer(f"the server did not answer within {WHOLE_ANSWER} seconds")
     except (HTTPError, http.client.HTTPException) as error:
-        raise TryAgain(f"the server's answer broke off: {words_of(error)}") from error
+        raise TryAgain(f"the server's answer broke off: {words_of(error)}", is_paid=True) from error
     return bytes(content)
-
-
-def asked_wait(header: str | None) -> float | None:
-    """Seconds that a `Retry-After` header asks to wait, as a number or a date; None if it is missing or unreadable."""
-    if header is None:
-        return None
-    header = header.strip()
-    if header.isascii() and header.isdigit():
-        return float(header[:18])
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError, IndexError):
-        return None
-
-
-def completion_of(prompt: Prompt, content: bytes, stops: tuple[str, ...]) -> Completion:
-    """The completion in a server's answer.
-
-    Raises:
-        BadAnswer: the answer contains no completion that can be kept.
-    """
-    no_completion = "the server's answer is no completion:"
-    try:
-        answer = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise BadAnswer(f"{no_completion} {type(error).__name__} {words_of(error)}") from error
-    try:
-        text = answer["choices"][0]["text"]
-    except (LookupError, TypeError) as error:
-        raise BadAnswer(
-            f"{no_completion} it has no choices[0].text: {quoted(content.decode('utf-8', 'replace'))}"
-        ) from error
-    if not isinstance(text, str):
-        raise BadAnswer(f"{no_completion} its text is {quoted(repr(text))}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise BadAnswer(f"{no_completion} its text has a lone surrogate, which is not a character") from error
-    for stop in stops:  # some servers, for example that of transformers, keep the stop text and what follows
-        text = text.partition(stop)[0]
-    return Completion(
-        prompt, text, *(tokens_of(answer.get("usage"), f"{kind}_tokens") for kind in ("prompt", "completion"))
-    )
-
-
-def tokens_of(usage: Any, name: str) -> int:
-    """A number of tokens from an answer's `usage`; 0 if it is missing.
-
-    Raises:
-        BadAnswer: the value is not a number of tokens.
-    """
-    if usage is None:
-        return 0
-    count = usage.get(name, 0) if isinstance(usage, dict) else None
-    if type(count) is not int or not 0 <= count <= MOST_TOKENS:
-        raise BadAnswer(
-            f"the server's answer is no completion: its usage is {quoted(repr(usage))}; {name} must be a number"
-        )
-    return count
-
-
-def quoted(text: str) -> str:
-    """Text from a server in the form in which a message quotes it: printable, redacted and shortened."""
-    return printable(redacted(text), SHOWN)
-
-
-def words_of(error: BaseException) -> str:
-    """The original cause of an error (connection refused, unknown name), which the libraries wrap several times."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return quoted(one_line(error))

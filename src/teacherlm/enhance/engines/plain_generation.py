@@ -36,7 +36,7 @@ class Ended(StoppingCriteria):
         self.row.new = input_ids[0, len(self.row.tokens) :].tolist()
         self.engine.steps += 1
         self.engine.rows_filled += 1
-        return torch.tensor([self.engine.ended(self.row)], device=input_ids.device)
+        return torch.tensor([bool(self.engine.ended(self.row))], device=input_ids.device)
 
 
 def complete_alone(

@@ -24,6 +24,7 @@ from teacherlm.enhance.engines.decode_attention import use_decode_attention
 from teacherlm.enhance.engines.key_values import KeyValues
 from teacherlm.enhance.engines.plain_generation import complete_alone
 from teacherlm.runtime import gpu
+from teacherlm.runtime.chat_template import ChatTemplate
 from teacherlm.runtime.check_sequences import window_beyond
 from teacherlm.runtime.generation_check import generation_fault, make_continuations
 from teacherlm.runtime.loading import load_model, load_tokenizer
@@ -108,6 +109,11 @@ class TransformersEngine:
         self.rows_filled = self.steps = 0  # the steps of the check do not count
 
     @cached_property
+    def template(self) -> ChatTemplate:
+        """The tokenizer's chat template, for prompts that are conversations."""
+        return ChatTemplate(self.tokenizer, self.folder)
+
+    @cached_property
     def takes_positions(self) -> bool:
         """Whether the model's forward takes `position_ids`. BLOOM and state-space models do not take it."""
         return "position_ids" in inspect.signature(self.model.forward).parameters
@@ -183,7 +189,8 @@ class TransformersEngine:
         Raises:
             UserError: the tokenizer gives tokens for which the model has no embedding.
         """
-        tokens = encode_prompt(self.tokenizer, prompt.text)
+        messages = prompt.messages
+        tokens = self.template.encode(messages) if messages else encode_prompt(self.tokenizer, prompt.text)
         require_embeddings(tokens, self.vocabulary, f"record {prompt.index + 1}")
         if not tokens:
             return Failure(prompt, "the prompt has no tokens")
@@ -211,12 +218,12 @@ class TransformersEngine:
                 yield Failure(row.prompt, f"{len(row.tokens) + len(row.new)} tokens do not fit into the GPU's memory")
         yield from batch.retire()
 
-    def ended(self, row: Row) -> bool:
-        if row.new[-1] in self.end_tokens or len(row.new) >= self.sampling.num_tokens:
-            return True
-        if self.window is not None and len(row.tokens) + len(row.new) >= self.window:
-            return True
-        return bool(self.sampling.stop) and self.stop_position(row) >= 0
+    def ended(self, row: Row) -> str:
+        """Why a row has ended: "stop" or "length"; "" if it goes on."""
+        if row.new[-1] in self.end_tokens or (self.sampling.stop and self.stop_position(row) >= 0):
+            return "stop"
+        full = self.window is not None and len(row.tokens) + len(row.new) >= self.window
+        return "length" if full or len(row.new) >= self.sampling.num_tokens else ""
 
     def stop_position(self, row: Row) -> int:
         """Position of the first stop text in the row's new text; -1 if there is none."""
@@ -226,13 +233,15 @@ class TransformersEngine:
 
     def text(self, row: Row) -> str:
         new = row.new[:-1] if row.new[-1] in self.end_tokens else row.new  # the end token need not be a special token
+        if row.prompt.messages:
+            return self.template.decode(row.tokens, new)
         return decode_completion(self.tokenizer, row.tokens, new)
 
     def completion(self, row: Row) -> Completion:
         text = self.text(row)
         if self.sampling.stop and (position := self.stop_position(row)) >= 0:
             text = text[:position]
-        return Completion(row.prompt, text, len(row.tokens), len(row.new))
+        return Completion(row.prompt, text, len(row.tokens), len(row.new), self.ended(row))
 
 
 def load_teacher(folder: Path, dtype: str) -> torch.nn.Module:

@@ -2,10 +2,14 @@
 
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from teacherlm.catalog.chat_templates import THINKING
 from teacherlm.core.errors import UserError, reason
 from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
+from teacherlm.runtime.chat_template import ChatTemplate
 from teacherlm.runtime.compat.of_vllm import engine_within, window_of
 from teacherlm.runtime.tokens import encode_prompt
 
@@ -37,13 +41,18 @@ class VLLMEngine:
             ) from error
         if dtype == "int8":
             raise UserError("--dtype int8 works only with --engine transformers")
-        self.sampling, self.parameters, self.dtype = sampling, SamplingParams, dtype
+        self.folder, self.sampling, self.parameters, self.dtype = folder, sampling, SamplingParams, dtype
         try:
             self.engine = engine_within(LLM(model=str(folder), dtype=dtype, trust_remote_code=False))
         except (ValueError, OSError, RuntimeError) as error:
             raise UserError(f"vLLM cannot load the model in {folder}: {reason(error)}") from error
         self.window = window_of(self.engine)
         self.tokenizer = self.engine.get_tokenizer()
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The tokenizer's chat template, for prompts that are conversations."""
+        return ChatTemplate(self.tokenizer, self.folder)
 
     def complete(self, prompts: Iterator[Prompt]) -> Iterator[Completion | Failure]:
         """Complete all prompts. Each completion is yielded as soon as it ends."""
@@ -56,7 +65,8 @@ class VLLMEngine:
                 if prompt is None:
                     exhausted = True
                     break
-                tokens = encode_prompt(self.tokenizer, prompt.text)
+                messages = prompt.messages
+                tokens = self.template.encode(messages) if messages else encode_prompt(self.tokenizer, prompt.text)
                 if len(tokens) >= self.window:
                     yield Failure(
                         prompt, f"the prompt has {len(tokens)} tokens, but the teacher's window is {self.window}"
@@ -68,8 +78,15 @@ class VLLMEngine:
             for output in self.engine.step():
                 if output.finished:
                     prompt = under_way.pop(output.request_id)
-                    made = output.outputs[0]
-                    yield Completion(prompt, made.text, len(output.prompt_token_ids), len(made.token_ids))
+                    yield self.completion(prompt, output)
+
+    def completion(self, prompt: Prompt, output: Any) -> Completion:
+        made = output.outputs[0]
+        text = made.text
+        if prompt.messages and self.template.opens_thinking:
+            text = THINKING + text
+        ended = "length" if made.finish_reason == "length" else "stop"
+        return Completion(prompt, text, len(output.prompt_token_ids), len(made.token_ids), ended)
 
     def settings(self, prompt: Prompt, prompt_tokens: int) -> object:
         return self.parameters(

@@ -1,0 +1,62 @@
+"""Teachers that answer in a conversation: which teachers do, what they are asked, and what of their answer is kept."""
+
+from dataclasses import replace
+
+from teacherlm.catalog.chat_templates import ANSWER, THINKING, template_size
+from teacherlm.catalog.models import Model, local_folder
+from teacherlm.catalog.prompt_sets import Kind
+from teacherlm.core.errors import UserError
+from teacherlm.enhance.engines import Completion, Failure, Message
+
+
+def conversation(kind: Kind, prompt: str) -> tuple[Message, ...]:
+    """The messages that a chat teacher gets: the system message, the examples, and the prompt."""
+    system: tuple[Message, ...] = (("system", kind.system),) if kind.system else ()
+    turns = (turn for one in kind.examples for turn in (("user", one.prompt), ("assistant", one.completion)))
+    return (*system, *turns, ("user", prompt))
+
+
+def plain_prompt(kind: Kind, prompt: str) -> str:
+    """The text that another teacher completes: the same parts, with empty lines between them."""
+    examples = (f"{one.prompt} {one.completion}" for one in kind.examples)
+    return "\n\n".join(part for part in (kind.system, *examples, prompt) if part)
+
+
+def is_chat(chosen: str, teacher: Model) -> bool:
+    """Whether the teacher gets its prompts as conversations.
+
+    Args:
+        chosen: "true", "false", or "auto": if the teacher's tokenizer has a chat template. A server of unknown kind
+            completes prompts.
+
+    Raises:
+        UserError: "true" was chosen, and the tokenizer has no chat template.
+    """
+    if chosen == "false" or teacher.explanations is not None:
+        return False
+    if teacher.server is not None:
+        return chosen == "true"
+    folder = local_folder(teacher)
+    has_template = template_size(folder) > 0
+    if chosen == "true" and not has_template:
+        raise UserError(f"--chat true: the tokenizer in {folder} has no chat template; use --chat false")
+    return has_template
+
+
+def explanation_of(completion: Completion, num_tokens: int) -> Completion | Failure:
+    """The answer of a chat teacher without what it thought before, as a text that follows the prompt.
+
+    A space stands before the text, so that prompt and text can be joined as those of a completion.
+
+    Returns:
+        The completion, or a failure if the teacher did not come to an answer.
+    """
+    text, thinking = completion.text, completion.thinking
+    if ANSWER in text:
+        thought, _, text = text.partition(ANSWER)
+        thinking = thinking or thought.strip().removeprefix(THINKING)
+    elif text.lstrip().startswith(THINKING) or (thinking and not text.strip()):
+        why = f" within {num_tokens} tokens" if completion.ended == "length" else ""
+        return Failure(completion.prompt, f"the thinking did not end{why}")
+    text = text.strip()
+    return replace(completion, text=text and f" {text}", thinking=thinking.strip())
