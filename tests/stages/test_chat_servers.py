@@ -271,12 +271,11 @@ def test_the_rate_of_requests_is_held(tmp_path: Path, inside: Callable, monkeypa
         answer.send({"error": "oops"}, 500) if next(numbers) % 3 == 0 else echo(answer, body)
 
     with serve(respond) as server:
-        rate = ["--requests_per_minute", 1200, "--batch_size", 8]
+        rate = ["--requests_per_minute", 600, "--batch_size", 8]
         assert inside("enhance", *words(server, tmp_path, 16, *rate)).returncode == 0
     times = [when for when, *_ in server.asked]
     assert len(times) > 16
-    seconds = 0.05 * (len(times) - 1)
-    assert times[-1] - times[0] > 0.9 * seconds  # a request may arrive late, and the next one on time
+    assert times[-1] - times[0] > 0.6 * 0.1 * (len(times) - 1)  # the first request may arrive late
     assert texts(tmp_path) == expected_texts(tmp_path)
 
 
@@ -286,19 +285,19 @@ def test_the_rate_of_tokens_counts_what_was_used(tmp_path: Path, inside: Callabl
         began = time.monotonic()
         assert inside("enhance", *words(server, tmp_path, 12, *rate)).returncode == 0
     times = [when for when, *_ in server.asked]
-    assert 0.9 * 0.1 * 11 < times[-1] - times[0] < time.monotonic() - began + 1
+    assert 0.6 * 0.1 * 11 < times[-1] - times[0] < time.monotonic() - began + 1
     assert times[-1] - times[0] < 10  # with the upper bounds of about 250 tokens, it would take 18 s
 
 
 def test_a_server_that_asks_to_wait_gets_no_other_request_meanwhile(
     tmp_path: Path, inside: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openai_engine, "LONGEST_WAIT", 1)
+    monkeypatch.setattr(openai_engine, "LONGEST_WAIT", 2)
     numbers = itertools.count()
 
     def respond(answer: Answer, body: dict[str, Any]) -> None:
         if next(numbers) == 0:
-            answer.send({"error": "slow down"}, 429, Retry_After="1")
+            answer.send({"error": "slow down"}, 429, Retry_After="2")
         else:
             time.sleep(0.3)
             echo(answer, body)
@@ -306,7 +305,7 @@ def test_a_server_that_asks_to_wait_gets_no_other_request_meanwhile(
     with serve(respond) as server:
         assert inside("enhance", *words(server, tmp_path, 6, "--batch_size", 2)).returncode == 0
     times = [when for when, *_ in server.asked]
-    assert [when for when in times if times[0] + 0.2 < when < times[0] + 0.9] == []
+    assert [when for when in times if times[0] + 0.8 < when < times[0] + 1.9] == []
 
 
 # ---------------------------------------------------------------------------------------------------------- the budget

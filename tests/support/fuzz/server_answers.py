@@ -20,8 +20,20 @@ from teacherlm.enhance.engines import openai_engine as engine
 
 COUNT = 4
 TEXTS = [f" Because of reason {number}. So the answer is (A)." for number in range(COUNT)]
+MESSAGE = {"role": "assistant", "refusal": None, "reasoning_content": "The claim is about reasons."}
 BODIES = [
-    {"id": "cmpl-1", "choices": [{"text": text, "index": 0, "finish_reason": "stop", "logprobs": None}]}
+    {
+        "id": "cmpl-1",
+        "choices": [
+            {
+                "text": text,
+                "message": MESSAGE | {"content": text},
+                "index": 0,
+                "finish_reason": "stop",
+                "logprobs": None,
+            }
+        ],
+    }
     | {"object": "text_completion", "usage": {"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16}}
     for text in TEXTS
 ]
@@ -50,6 +62,7 @@ HEADS += [
     b"HTTP/1.1 200 OK\r\nX: \x1b[2J",
 ]
 HEADS += [
+    b"HTTP/1.1 400 No",
     b"HTTP/1.1 204 Empty",
     b"HTTP/1.1 100 Continue",
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked",
@@ -167,7 +180,8 @@ def read(place: Path) -> None:
 def ask(place: Path, server: Teacher) -> None:
     sys.argv = ["enhance.py", "--name", f"http://127.0.0.1:{server.server_address[1]}/model", "--task_type", "cot_text"]
     sys.argv += ["--input", str(place / "records.jsonl"), "--output", str(place / "output" / "X_cot.jsonl")]
-    sys.argv += ["--batch_size", "3", "--temperature", "0"]
+    size = sum(file.stat().st_size for file in (place / "answers").iterdir())
+    sys.argv += ["--batch_size", "3", "--temperature", "0", "--chat", "true" if size % 2 else "false"]
     enhance.main()
 
 

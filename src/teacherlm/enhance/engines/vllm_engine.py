@@ -9,6 +9,7 @@ from typing import Any
 from teacherlm.catalog.chat_templates import THINKING
 from teacherlm.core.errors import UserError, reason
 from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
+from teacherlm.enhance.engines.server_answers import cut_at
 from teacherlm.runtime.chat_template import ChatTemplate
 from teacherlm.runtime.compat.of_vllm import engine_within, window_of
 from teacherlm.runtime.tokens import encode_prompt
@@ -83,7 +84,9 @@ class VLLMEngine:
     def completion(self, prompt: Prompt, output: Any) -> Completion:
         made = output.outputs[0]
         text = made.text
-        if prompt.messages and self.template.opens_thinking:
+        if prompt.messages and self.template.marks:  # vLLM drops special tokens
+            text = cut_at(self.template.decode(output.prompt_token_ids, made.token_ids), self.sampling.stop)
+        elif prompt.messages and self.template.opens_thinking:
             text = THINKING + text
         ended = "length" if made.finish_reason == "length" else "stop"
         return Completion(prompt, text, len(output.prompt_token_ids), len(made.token_ids), ended)
