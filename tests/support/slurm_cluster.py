@@ -87,7 +87,7 @@ def start(place: Path, **variables: str) -> Iterator[Cluster]:
     folder.chmod(0o755)  # munge wants its socket where all may look, which pytest's folders are not
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     ports = {"PORT": str(16817 + 200 * worker + 100 * int(variables.get("NAMED", 0)))}
-    environment = {**os.environ, **ports, "FIRST_JOB": str(1 + 10_000 * worker), **variables}
+    environment = {**os.environ, **ports, "FIRST_JOB": str(1 + 500 * worker), **variables}
     (place / "site.env").write_text(SITE)
     for name in ("json", "random", "teacherlm", "torch", "yaml"):  # where all is called and all jobs begin
         (place / f"{name}.py").write_text("raise SystemExit('a module of the current folder was imported')\n")
