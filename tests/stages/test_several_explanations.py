@@ -1,6 +1,7 @@
 """Several explanations per sample: the dataset and the finetuning under each setting of --explanations."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,13 @@ import pytest
 import torch
 from support.enhancing import prompts
 from support.files import contents, read_lines
+from support.finetuning import flags, weights
 from support.programs import only_error
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from teacherlm.catalog.prompts import remove_duplicated_block
 from teacherlm.core import manifests
+from teacherlm.core.errors import UserError
 
 RECORDS, TEXTS = 6, 4
 
@@ -146,16 +149,63 @@ def test_interrupted_scoring_goes_on(folder: Folder, monkeypatch: pytest.MonkeyP
     def stopping(self: object, requests: list, *more: object) -> list:
         asked.append(len(requests))
         if len(asked) == 2:
-            raise MemoryError("interrupted")
+            raise UserError("interrupted")
         return plain(self, requests, *more)
 
     monkeypatch.setattr(language_model.LanguageModel, "loglikelihood", stopping)
-    with pytest.raises(BaseException):
-        folder.score()
+    assert "interrupted" in only_error(folder.score())
     assert not folder.scores().exists()
     assert folder.score().returncode == 0
     assert asked == [8, 8, 8, 8]  # the first two records were not scored again
     assert len(read_lines(folder.scores())) == RECORDS
+
+
+def finetune(folder: Folder, dataset: Path, output: str, *more: object) -> dict[str, bytes]:
+    """The weights of each checkpoint of a student that is trained on `cot_tail` in batches of 2."""
+    words = flags(folder.model, dataset, folder.path / output)
+    words[words.index("--task_type") + 1] = "cot_tail"
+    words[words.index("--per_device_train_batch_size") + 1] = 2
+    done = folder.inside("finetune", *words, *more)
+    assert done.returncode == 0, done.stderr
+    return weights(folder.path / output)
+
+
+def test_each_epoch_trains_on_another_text(folder: Folder) -> None:
+    """Four epochs are as one epoch on the first texts, then the second ones, and so on."""
+    rows = folder.dataset("each_epoch")
+    by_text = sorted(rows, key=lambda row: (row["text_number"], row["sample_number"]))
+    datasets.Dataset.from_list(by_text).save_to_disk(str(folder.path / "by_text"))
+    plain = ["--shuffle", "false", "--save_strategy", "steps", "--save_steps", 3]
+    several = ["--explanations", "each_epoch", "--num_train_epochs", TEXTS]
+    found = finetune(folder, folder.path / "SAMPLE_each_epoch", "several", *several, *plain)
+    expected = finetune(folder, folder.path / "by_text", "plain", "--num_train_epochs", 1, *plain)
+    assert sorted(found) == sorted(expected) == ["checkpoint-12", "checkpoint-3", "checkpoint-6", "checkpoint-9"]
+    assert found == expected
+
+
+def test_each_epoch_resumes_exactly(folder: Folder) -> None:
+    """From a checkpoint in the middle of an epoch, and a longer run from the end of a shorter one."""
+    folder.dataset("each_epoch")
+    words = ["--explanations", "each_epoch", "--save_strategy", "steps", "--save_steps", 2]
+    whole = finetune(folder, folder.path / "SAMPLE_each_epoch", "run", *words)
+    for number in (6, 8, 10, 12):
+        shutil.rmtree(folder.path / "run" / f"checkpoint-{number}")
+    resumed = finetune(folder, folder.path / "SAMPLE_each_epoch", "run", *words)
+    assert resumed == whole
+    for epochs in (1, 4):
+        longer = finetune(folder, folder.path / "SAMPLE_each_epoch", "longer", *words, "--num_train_epochs", epochs)
+    assert longer["checkpoint-12"] == whole["checkpoint-12"]
+    error = only_error(
+        folder.inside("finetune", *flags(folder.model, folder.path / "SAMPLE_each_epoch", folder.path / "run"))
+    )
+    assert "explanations was 'each_epoch', is 'all'" in error
+
+
+def test_a_dataset_without_numbers_has_no_other_text(folder: Folder) -> None:
+    folder.dataset("first")
+    words = flags(folder.model, folder.path / "SAMPLE", folder.path / "run")
+    error = only_error(folder.inside("finetune", *words, "--explanations", "each_epoch"))
+    assert "--explanations each_epoch needs the field 'sample_number'" in error
 
 
 def test_a_filter_drops_texts_and_lists_them(folder: Folder) -> None:
