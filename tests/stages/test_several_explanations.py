@@ -3,7 +3,9 @@
 import json
 import shutil
 import subprocess
+import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -15,9 +17,13 @@ from support.finetuning import flags, weights
 from support.programs import only_error
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from teacherlm.catalog.explanations import Explanations
+from teacherlm.catalog.prompt_sets import load_prompts
 from teacherlm.catalog.prompts import remove_duplicated_block
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
+from teacherlm.dataset.joined import with_training_texts
+from teacherlm.dataset.post_process import list_dropped, without_flagged
 
 RECORDS, TEXTS = 6, 4
 
@@ -266,6 +272,28 @@ def test_a_text_may_be_an_object(folder: Folder) -> None:
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     assert f"{file}, line 2: the field 'cot' is not a text" in only_error(folder.score())
     assert f"{file}, line 2: the field 'cot' is not a text" in only_error(folder.post_process("--explanations", "all"))
+
+
+def test_memory_does_not_grow_with_the_number_of_samples(folder: Folder) -> None:
+    """A filter of texts reads, joins, drops and lists as a stream. Each run of this mechanism has 8 times the samples
+    of the one before, and allocates no more at a time."""
+    record = read_lines(folder.path / "SAMPLE_cot.jsonl")[0]
+    flagged = {"sample": 1, "text": 2, "flags": {"cot": ["cut"]}}
+    peaks = []
+    for count in (50, 400, 3200):
+        file, quality = folder.path / f"{count}.jsonl", folder.path / f"{count}_quality.jsonl"
+        file.write_text(f"{json.dumps(record)}\n" * count)
+        lines = [{**flagged, "sample": number} for number in range(1, count + 1)]
+        quality.write_text("".join(f"{json.dumps({**said, 'flags': {}})}\n{json.dumps(said)}\n" * 2 for said in lines))
+        stream = partial(with_training_texts, load_prompts(), {"cot": file}, Explanations("all"))
+        next(stream())  # the templates are compiled
+        tracemalloc.start()
+        counts = list_dropped(quality, ["cut"], folder.path / "dropped.jsonl")
+        rows = sum(1 for _ in without_flagged(stream, quality, ["cut"]))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert (counts["dropped"], rows) == (2 * count, 2 * count)
+    assert peaks[2] < peaks[0] + 200_000, peaks
 
 
 def test_mistakes_are_one_line(folder: Folder) -> None:

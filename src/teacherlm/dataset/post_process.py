@@ -122,7 +122,8 @@ def quality_run(
     label = "_texts" if explanations.has_every_text else explanations.label
     run = StageRun("quality", quality_file(folder, f"{benchmark.title}{label}"))
     described = enhanced_inputs(enhanced, run.known, explanations)
-    run.compare({}, quality_inputs(benchmark, prompts, described, test, run.known))
+    texts = "all" if explanations.has_every_text else explanations.label.removeprefix("_")
+    run.compare({"texts": texts} if texts else {}, quality_inputs(benchmark, prompts, described, test, run.known))
     return run
 
 
