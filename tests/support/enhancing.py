@@ -1,5 +1,6 @@
 """Shared parts of the tests of enhance.py: prompts, progress and failures."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,8 @@ from teacherlm.catalog.prompt_sets import load_prompts
 
 def prompts(path: Path, count: int) -> Path:
     """A file of records with prompts in the format of data_prepare.py."""
-    benchmark = load_benchmark("sample")
-    records = [benchmark.prepare(claim, "here", load_prompts()) for claim in sample_claims()][:count]
+    benchmark, asked = load_benchmark("sample"), load_prompts()
+    records = [benchmark.prepare(claim, "here", asked) for claim in itertools.islice(sample_claims(), count)]
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
 

@@ -92,10 +92,63 @@ def test_a_stage_reads_what_the_one_before_makes() -> None:
         ({"TASK": "text:1,cot_tail:2"}, "tiny_text-1-cot_tail-2_big_seed0"),
         ({"BATCH": "4", "LEARNING_RATE": "1e-3", "SEED": "7"}, "tiny_cot_tail_big_batch4_lr1e-3_seed7"),
         ({"ACCUMULATION": "2", "FILTER": "cut"}, "tiny_cot_tail_big_without-cut_accumulation2_seed0"),
+        ({"NUM_COMPLETIONS": "4"}, "tiny_cot_tail_big_4texts_seed0"),
+        ({"NUM_COMPLETIONS": "4", "TASK": "text"}, "tiny_text_seed0"),
+        (
+            {"NUM_COMPLETIONS": "4", "EXPLANATIONS": "all", "FILTER": "cut"},
+            "tiny_cot_tail_big_4texts_all_without-cut_seed0",
+        ),
+        ({"NUM_COMPLETIONS": "4", "EXPLANATIONS": "each_epoch"}, "tiny_cot_tail_big_4texts_each_epoch_seed0"),
+        ({"NUM_COMPLETIONS": "4", "EXPLANATIONS": "best"}, "tiny_cot_tail_big_4texts_best_tiny_seed0"),
     ],
 )
 def test_a_name_tells_what_a_run_depends_on(variables: dict[str, str], name: str) -> None:
     assert graph(**variables).name == name
+
+
+def test_several_explanations_are_asked_for_scored_and_chosen() -> None:
+    asked = graph(NUM_COMPLETIONS="4", EXPLANATIONS="best", SCORER="teacher", TASK="full_tail", SHARDS="2")
+    made = "runs/creak/all/enhance/big_4texts_seed0"
+    [enhance] = words(asked.stage("enhance"), 1)
+    assert flag(enhance, "--num_completions") == "4" and flag(enhance, "--output") == f"{made}/CREAK_{{kind}}.jsonl"
+    merge = asked.stage("merge")
+    *merges, cot, error, fundamental, post_process = words(merge)
+    assert len(merges) == 3
+    for kind, score in (("cot", cot), ("error", error), ("fundamental", fundamental)):
+        assert "score-texts" in score and flag(score, "--name") == "big" and flag(score, "--kind") == kind
+        assert flag(score, "--input") == f"{made}/CREAK_{kind}.jsonl"
+    assert (flag(post_process, "--explanations"), flag(post_process, "--scorer")) == ("best", "big")
+    assert merge.needs == ("big",) and "--gres=gpu:evaluate" in merge.request(SITE)
+    [finetune] = [list(command.words) for command in asked.stage("finetune").commands(None, [])]
+    assert f"{made}/CREAK_best_big" in finetune and "--explanations" not in finetune
+    asked = graph(NUM_COMPLETIONS="2", EXPLANATIONS="each_epoch")
+    assert flag(words(asked.stage("merge"))[-1], "--explanations") == "each_epoch"
+    [finetune] = [list(command.words) for command in asked.stage("finetune").commands(None, [])]
+    assert flag(finetune, "--explanations") == "each_epoch"
+    assert "runs/creak/all/enhance/big_2texts_seed0/CREAK_each_epoch" in finetune
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"EXPLANATIONS": "some"}, "EXPLANATIONS=some: first, all, best or each_epoch was expected"),
+        ({"EXPLANATIONS": "all"}, "set NUM_COMPLETIONS above 1"),
+        ({"EXPLANATIONS": "all", "NUM_COMPLETIONS": "2", "TASK": "text"}, "TASK=text has none"),
+        ({"SCORER": "teacher"}, "only EXPLANATIONS=best scores texts"),
+        ({"SCORER": "x", "EXPLANATIONS": "best", "NUM_COMPLETIONS": "2"}, "student or teacher was expected"),
+        ({"NUM_COMPLETIONS": "0"}, "NUM_COMPLETIONS"),
+    ],
+)
+def test_explanations_that_do_not_fit_are_refused(variables: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        settings(**variables)
+
+
+def test_a_server_cannot_score() -> None:
+    server = dataclasses.replace(MODEL, name="server", requests={}, gpus={})
+    asked = settings(NUM_COMPLETIONS="2", EXPLANATIONS="best", SCORER="teacher")
+    with pytest.raises(UserError, match="server has no weights here"):
+        sample_graph(asked, dataclasses.replace(FACTS, teacher=server))
 
 
 def test_a_task_of_the_evaluation_is_a_checkpoint(tmp_path: Path) -> None:

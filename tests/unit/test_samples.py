@@ -8,7 +8,15 @@ from support.files import sample_claims
 from transformers import AutoTokenizer
 
 from teacherlm.core.errors import UserError
-from teacherlm.finetune.fields import PhaseSampler, TrainingFields, choose_samples, dataset_order, parse_fields
+from teacherlm.finetune.fields import (
+    PhaseSampler,
+    TrainingFields,
+    choose_samples,
+    choose_texts,
+    dataset_order,
+    parse_fields,
+    rows_by_sample,
+)
 from teacherlm.finetune.samples import cut_samples, tokenize
 
 SENTENCES = [claim["sentence"] for claim in sample_claims()]
@@ -134,3 +142,30 @@ def test_an_epoch_is_filled_up_with_no_sample_twice() -> None:
     assert sorted(order) == [*range(10), 10, 10]  # 10 is the filler
     assert order[10:] == [10, 10]
     assert len(PhaseSampler([8], seed=1, multiple=4)) == 8
+
+
+def test_each_epoch_has_one_text_of_each_sample(tiny_llama: Path) -> None:
+    """Text e mod k of a sample's k texts is in epoch e; a sample that an epoch has twice has two texts."""
+    numbers = [1, 1, 1, 1, 3, 4, 4]  # a filter has dropped the second sample, and texts of the others
+    groups = rows_by_sample(numbers)
+    assert groups == [range(4), range(4, 5), range(5, 7)]
+    words = [f"sample {number} text {row}" for row, number in enumerate(numbers)]
+    dataset = Dataset.from_dict({"text": words, "cot_tail": [f"tail of {text}" for text in words]})
+    fields, tokenizer = parse_fields("cot_tail:2,text:1"), AutoTokenizer.from_pretrained(tiny_llama)
+    tokens, counts = tokenize(dataset, tokenizer, fields, 50, False, 0, None, groups)
+    assert counts == [14, 7]
+    texts, phases, samples = choose_texts(fields, groups, seed=0)
+    assert phases == [6, 3] and samples == [0, 1, 2] * 3
+    sampler = PhaseSampler([9], seed=1, multiple=4, texts=texts)
+    assert len(sampler) == 12
+    for epoch in range(6):
+        sampler.set_epoch(epoch)
+        *order, last, other, third = list(sampler)
+        assert last == other == third == len(tokens)  # the filler
+        expected = [f"tail of {words[group[(epoch + n) % len(group)]]}" for n in range(2) for group in groups]
+        expected += [words[group[epoch % len(group)]] for group in groups]
+        found = [tokens[place]["input_ids"] for place in order]
+        assert sorted(found) == sorted(tokenizer(text)["input_ids"] for text in expected)
+    ordered = texts.select(dataset_order(samples))
+    plain = list(PhaseSampler([9], seed=1, shuffle=False, texts=ordered))
+    assert [tokens[place]["sample"] for place in plain] == [1, 2, 1, 5, 5, 5, 6, 7, 6]

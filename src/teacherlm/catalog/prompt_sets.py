@@ -31,7 +31,12 @@ DEFAULT = "teacherlm"
 NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 SUFFIXES = ("text", "hint", "tail", "first", "completions", "thinking", "ended", "source", "attempts")
 """What a kind's fields in a record end with, apart from the field of the kind's own name."""
-TAKEN = ("text", "all", "question", "answer", "preamble", "task_name", "prompt", "explanation", "sample", "letter")
+NUMBERS = ("sample_number", "text_number")
+"""The fields that number the rows of a dataset with a row per text. Both count from 1."""
+TAKEN = (
+    *("text", "all", "question", "answer", "preamble", "task_name", "prompt", "explanation", "sample", "letter"),
+    *NUMBERS,
+)
 """Names that no kind and no field of several kinds may have, because they mean something else."""
 OF_QUESTION = ("preamble", "question", "choices", "sample")
 """What a template knows of a sample without its answer."""
@@ -153,7 +158,7 @@ class PromptSet:
     def reserved(self) -> tuple[str, ...]:
         """Fields that the pipeline adds to a sample. They would overwrite a dataset's fields of the same names."""
         of_kinds = [f"{name}_{suffix}" for name in self.kinds for suffix in SUFFIXES]
-        return ("text", "all", *self.kinds, *of_kinds, *self.fields)
+        return ("text", "all", *NUMBERS, *self.kinds, *of_kinds, *self.fields)
 
     @cached_property
     def training_fields(self) -> dict[str, tuple[str, ...]]:

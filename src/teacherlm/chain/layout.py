@@ -104,7 +104,9 @@ class Layout:
     Attributes:
         title: the benchmark's title, which the names of its files begin with.
         of_prompts: _PROMPTS for other prompts than the default, or an empty text.
-        teacher_run: TEACHER_seedN, with the prompts' name after TEACHER if they are not the default.
+        teacher_run: TEACHER_seedN. After TEACHER follow the prompts' name if they are not the default, and the number
+            of texts per sample (_4texts) if it is not 1.
+        chosen: the ending of names for outputs with other texts than the first ones, or an empty text.
         filtered: the ending of names for outputs from which a filter dropped samples, or an empty text.
         name: the name of the run. It has the student, the task, the teacher and the settings of finetuning.
     """
@@ -114,6 +116,7 @@ class Layout:
     student: str
     of_prompts: str
     teacher_run: str
+    chosen: str
     filtered: str
     name: str
 
@@ -142,7 +145,7 @@ class Layout:
 
     @property
     def enhanced_dataset(self) -> Path:
-        return self.enhanced / f"{self.title}{self.filtered}"
+        return self.enhanced / f"{self.title}{self.chosen}{self.filtered}"
 
     @property
     def store(self) -> Path:

@@ -5,12 +5,14 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from teacherlm.catalog.explanations import Explanations
 from teacherlm.catalog.prompt_sets import DEFAULT
 from teacherlm.chain.facts import Facts, absent_models
 from teacherlm.chain.graph import Absence, Graph, Stage, few_processors
 from teacherlm.chain.layout import Layout, run_folder
 from teacherlm.chain.settings import Settings
 from teacherlm.chain.site import Site
+from teacherlm.core.errors import UserError
 from teacherlm.runtime.launcher import Command, own_program, program
 
 
@@ -19,7 +21,7 @@ def sample_graph(settings: Settings, facts: Facts) -> Graph:
     layout = layout_of(settings, facts)
     stages = [prepare(settings, layout)]
     if settings.kinds:
-        stages += [enhance(settings, facts, layout), merge(settings, layout)]
+        stages += [enhance(settings, facts, layout), merge(settings, facts, layout)]
     stages += [finetune(settings, facts, layout), evaluate(settings, facts, layout), report(settings, layout)]
     student, teacher = facts.student.name, facts.teacher.name
     models = tuple(dict.fromkeys((settings.student, settings.teacher)))
@@ -47,7 +49,9 @@ def layout_of(settings: Settings, facts: Facts) -> Layout:
     name = f"{facts.student.name}_{settings.training_fields.replace(':', '-').replace(',', '-')}"
     of_prompts = "" if settings.prompts == DEFAULT else f"_{Path(settings.prompts).stem}"
     teacher = facts.teacher.name + {"true": "_chat", "false": "_plain"}.get(settings.chat or "", "") + of_prompts
-    name += "" if settings.training_fields == "text" else f"_{teacher}"
+    teacher += f"_{settings.num_completions}texts" if settings.num_completions > 1 else ""
+    chosen = explanations_of(settings, facts).label
+    name += "" if settings.training_fields == "text" else f"_{teacher}{chosen}"
     filtered = f"_without-{settings.filter.replace(',', '-')}" if settings.filter else ""
     name += filtered
     for label, value in (
@@ -63,9 +67,24 @@ def layout_of(settings: Settings, facts: Facts) -> Layout:
         student=facts.student.name,
         of_prompts=of_prompts,
         teacher_run=f"{teacher}_seed{settings.seed}",
+        chosen=chosen,
         filtered=filtered,
         name=f"{name}_seed{settings.seed}",
     )
+
+
+def explanations_of(settings: Settings, facts: Facts) -> Explanations:
+    """Which of the teacher's texts the chain trains on.
+
+    Raises:
+        UserError: the model that is to score the texts has no weights.
+    """
+    if not settings.scorer:
+        return Explanations(settings.explanations)
+    scorer = facts.student if settings.scorer == "student" else facts.teacher
+    if not scorer.requests:
+        raise UserError(f"SCORER={settings.scorer}: {scorer.name} has no weights here that could score texts")
+    return Explanations(settings.explanations, scorer.name)
 
 
 def prepare(settings: Settings, layout: Layout) -> Stage:
@@ -93,6 +112,7 @@ def enhance(settings: Settings, facts: Facts, layout: Layout) -> Stage:
     words += ["--num_tokens", settings.num_tokens or facts.teacher.values["enhance.num_tokens"]]
     words += ["--temperature", settings.temperature, "--seed", settings.seed]
     words += ["--chat", settings.chat] if settings.chat else []
+    words += ["--num_completions", str(settings.num_completions)] if settings.num_completions > 1 else []
     words += ["--max_failures", settings.max_failures, "--restart"]
     work = f"enhance-{layout.teacher_run}"
 
@@ -114,19 +134,30 @@ def enhance(settings: Settings, facts: Facts, layout: Layout) -> Stage:
     )
 
 
-def merge(settings: Settings, layout: Layout) -> Stage:
-    """The stage that merges the shards and post-processes the result."""
+def merge(settings: Settings, facts: Facts, layout: Layout) -> Stage:
+    """The stage that merges the shards and post-processes the result. With EXPLANATIONS=best it also scores the texts,
+    so that it needs the scorer and asks for what an evaluation asks for."""
     shards = settings.shards or 1
     work = f"enhance-{layout.teacher_run}"
     made = ["--benchmark", settings.benchmark, "--output_dir", str(layout.enhanced), "--test_dir", str(layout.tests)]
     made += ["--prompts", settings.prompts] if settings.prompts != DEFAULT else []
     made += ["--post_process", *(["--filter", settings.filter] if settings.filter else [])]
+    texts = explanations_of(settings, facts)
+    made += ["--explanations", texts.setting] if texts.setting != "first" else []
+    made += ["--scorer", texts.scorer] if texts.scorer else []
+    scorer, of_scorer = settings.student, facts.student
+    if settings.scorer == "teacher":
+        scorer, of_scorer = settings.teacher, facts.teacher
 
     def commands(index: int | None, more: Sequence[str]) -> list[Command]:
         found = []
         for kind in settings.kinds if shards > 1 else ():
             files = ["--input", str(layout.prompts), "--output", str(layout.explanations(kind))]
             found.append(Command([*program("merge"), *files, "--shards", str(shards), *more]))
+        for kind in settings.kinds if texts.scorer else ():
+            words = ["--name", scorer, "--input", str(layout.explanations(kind)), "--kind", kind]
+            words += ["--prompts", settings.prompts] if settings.prompts != DEFAULT else []
+            found.append(Command([*program("score-texts"), *words, *more]))
         return [*found, Command([*program("prepare"), *made, *more])]
 
     return Stage(
@@ -135,8 +166,11 @@ def merge(settings: Settings, layout: Layout) -> Stage:
         commands=commands,
         work=work,
         lock=lambda index: work,
-        request=few_processors("4G"),
-        heading="merge and post-process",
+        request=as_the_model_asks(of_scorer.requests["evaluate"], "EVALUATE_ARGS")
+        if texts.scorer
+        else few_processors("4G"),
+        needs=(scorer,) if texts.scorer else (),
+        heading=f"merge{', score' * bool(texts.scorer)} and post-process",
     )
 
 
@@ -153,6 +187,7 @@ def finetune(settings: Settings, facts: Facts, layout: Layout) -> Stage:
     words += [layout.name, str(layout.store), settings.wandb_project]
     words += ["--gradient_checkpointing", values["finetune.gradient_checkpointing"], "--seed", settings.seed]
     words += ["--report_to", settings.report_to, "--restart"]
+    words += ["--explanations", "each_epoch"] if settings.explanations == "each_epoch" else []
     return Stage(
         name="finetune",
         made=layout.checkpoints,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from teacherlm.catalog.explanations import SETTINGS
 from teacherlm.catalog.prompt_sets import DEFAULT, PromptSet, load_prompts
 from teacherlm.chain.variables import data_variable
 from teacherlm.core.errors import UserError
@@ -13,6 +14,7 @@ from teacherlm.runtime.launcher import require_number, stage_python
 
 SAVED = (
     *("STUDENT", "MODEL", "TEACHER", "TASK", "PROMPTS", "LIMIT", "EPOCHS", "SEED", "NUM_TOKENS", "TEMPERATURE"),
+    *("NUM_COMPLETIONS", "EXPLANATIONS", "SCORER"),
     *("MAX_FAILURES", "FILTER", "BATCH", "ACCUMULATION", "LEARNING_RATE", "TOKENIZATION", "SHARDS", "RUNS", "PYTHON"),
     *("CHAT", "REPORT_TO", "WANDB_PROJECT", "WANDB_MODE", "PEFT", "AUTO_BATCH", "SAVE_TOTAL_LIMIT"),
     *("SIGNAL_SECONDS", "SITE", "CONTAINER", "APPTAINER_BIND"),
@@ -24,7 +26,7 @@ ATLAS_SAVED = (
     "APPTAINER_BIND",
 )
 COUNTS = {"LIMIT": 1, "EPOCHS": 1, "NUM_TOKENS": 1, "SHARDS": 1, "BATCH": 1, "ACCUMULATION": 1}
-COUNTS |= {"SAVE_TOTAL_LIMIT": 1, "SEED": 0, "MAX_FAILURES": 0}
+COUNTS |= {"NUM_COMPLETIONS": 1, "SAVE_TOTAL_LIMIT": 1, "SEED": 0, "MAX_FAILURES": 0}
 """Variable that is a whole number -> its minimum."""
 DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{0,20})?([eE][-+]?[0-9]{1,3})?|\.[0-9]{1,20}")
 MOST = 10_000
@@ -45,6 +47,9 @@ class Settings:
     training_fields: str
     prompts: str
     kinds: tuple[str, ...]
+    num_completions: int
+    explanations: str
+    scorer: str
     seed: str
     epochs: int
     temperature: str
@@ -112,6 +117,8 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
             raise UserError(plain(f"FILTER: there is no flag '{flag}'; the flags are: {', '.join(FLAGS)}"))
     if flags and not kinds:
         raise UserError(plain(f"FILTER={flags} drops samples by their explanations, but TASK={fields} has none"))
+    completions = int(get("NUM_COMPLETIONS", "1"))
+    explanations, scorer = read_explanations(variables, completions, fields, kinds)
     return Settings(
         benchmark=benchmark,
         student=student,
@@ -119,6 +126,9 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
         training_fields=fields,
         prompts=get("PROMPTS", DEFAULT),
         kinds=kinds,
+        num_completions=completions,
+        explanations=explanations,
+        scorer=scorer,
         seed=get("SEED", "0"),
         epochs=int(get("EPOCHS", "10")),
         temperature=get("TEMPERATURE", "1"),
@@ -138,6 +148,30 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
         peft=None if peft == "none" else peft,
         data=variables.get(data_variable(benchmark)) or None,
     )
+
+
+def read_explanations(
+    variables: Mapping[str, str], completions: int, fields: str, kinds: tuple[str, ...]
+) -> tuple[str, str]:
+    """EXPLANATIONS and SCORER. SCORER is an empty text if no text is scored.
+
+    Raises:
+        UserError: a value is unknown, or does not fit the other variables.
+    """
+    explanations, scorer = variables.get("EXPLANATIONS") or "first", variables.get("SCORER") or ""
+    if explanations not in SETTINGS:
+        raise UserError(
+            plain(f"EXPLANATIONS={explanations}: {', '.join(SETTINGS[:-1])} or {SETTINGS[-1]} was expected")
+        )
+    if explanations != "first" and not kinds:
+        raise UserError(plain(f"EXPLANATIONS={explanations} chooses explanations, but TASK={fields} has none"))
+    if explanations != "first" and completions == 1:
+        raise UserError(f"EXPLANATIONS={explanations} needs several texts per sample; set NUM_COMPLETIONS above 1")
+    if scorer and explanations != "best":
+        raise UserError("SCORER: only EXPLANATIONS=best scores texts")
+    if scorer not in ("", "student", "teacher"):
+        raise UserError(plain(f"SCORER={scorer}: student or teacher was expected"))
+    return explanations, (scorer or "student") if explanations == "best" else ""
 
 
 def read_atlas_settings(name: str, variables: Mapping[str, str]) -> AtlasSettings:

@@ -66,6 +66,20 @@ VARIABLES = (
         "the teacher's YAML, otherwise auto",
         CHAIN,
     ),
+    Variable("NUM_COMPLETIONS", "number of texts that the teacher writes per sample and kind", "1", CHAIN),
+    Variable(
+        "EXPLANATIONS",
+        "which of these texts are trained on: first; all (a sample per text); each_epoch (another text in each epoch); "
+        "best (the one with the highest score)",
+        "first",
+        CHAIN,
+    ),
+    Variable(
+        "SCORER",
+        "EXPLANATIONS=best: whose log-likelihood of the right answer is the score, student or teacher",
+        "student",
+        CHAIN,
+    ),
     Variable("MAX_FAILURES", "maximum number of samples that may stay without an explanation", "0", CHAIN),
     Variable(
         "FILTER",

@@ -8,7 +8,8 @@ otherwise from the source of the previous call, otherwise from the hub.
    CREAK/, a DatasetDict with the same fields.
 2. post-process, if CREAK_cot.jsonl (or another kind of explanation) exists: write CREAK_quality.jsonl with the faults
    of each text, and replace CREAK/ by the train Dataset with `cot`, `all`, `cot_tail` and `cot_first`, and the same of
-   the other kinds (also `full_tail` if all three kinds exist).
+   the other kinds (also `full_tail` if all three kinds exist). With --explanations, the dataset of several texts per
+   sample has a name of its own, such as CREAK_all/.
 
 Work that is done and unchanged is skipped.
 """
@@ -21,6 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from teacherlm.catalog.benchmarks import Benchmark, load_benchmark
+from teacherlm.catalog.explanations import SETTINGS, Explanations
 from teacherlm.catalog.prompt_sets import DEFAULT, PromptSet, load_prompts
 from teacherlm.catalog.sources import read_split
 from teacherlm.core import manifests
@@ -28,6 +30,7 @@ from teacherlm.core.errors import UserError
 from teacherlm.core.files import whole_folder
 from teacherlm.core.flags import LIST_MISSING, flag, parse
 from teacherlm.core.lock import one_writer
+from teacherlm.core.names import plain_name
 from teacherlm.core.opening import open_unlinked
 from teacherlm.core.outputs import require_file_place, require_folder_place, require_writable
 from teacherlm.core.places import ROOT
@@ -71,13 +74,33 @@ class PrepareFlags:
         help="drop samples with one of these flags in post-processing, and write TITLE_without-FLAG-FLAG; flags: "
         + ", ".join(FLAGS),
     )
+    explanations: str = flag(
+        "first",
+        choices=SETTINGS,
+        help="which of a sample's texts the dataset has, if the teacher wrote several: the first one; all, or "
+        "each_epoch (a row per text; finetuning with each_epoch takes one of them in each epoch); or the best one by "
+        "--scorer",
+    )
+    scorer: str = flag("", help="for --explanations best: the model whose scores count (see `teacherlm score-texts`)")
     list_missing: bool = flag(False, help=LIST_MISSING)
+
+    @property
+    def texts(self) -> Explanations:
+        """Which texts the dataset has.
+
+        Raises:
+            UserError: --scorer is missing, or does not fit.
+        """
+        if bool(self.scorer) != (self.explanations == "best"):
+            raise UserError("--scorer: --explanations best needs the name of a model, and no other value takes it")
+        return Explanations(self.explanations, self.scorer and plain_name(self.scorer, "--scorer"))
 
 
 def main() -> None:
     flags = parse(
         PrepareFlags, __doc__, example="teacherlm prepare --benchmark creak --data /data/creak --output_dir creak"
     )
+    _ = flags.texts  # a mistake in them is found before any work
     benchmark, prompts = load_benchmark(flags.benchmark), load_prompts(flags.prompts)
     jsonl, test = flags.output_dir / f"{benchmark.title}.jsonl", flags.test_dir / benchmark.name
     if flags.test_only:
@@ -110,7 +133,7 @@ def make(flags: PrepareFlags, benchmark: Benchmark, prompts: PromptSet) -> None:
             find_source(benchmark, None, flags.output_dir)
             keep_source(benchmark, flags.output_dir)
         test = flags.test_dir / benchmark.name
-        post_process(benchmark, prompts, enhanced, flags.output_dir, test, flags.filter)
+        post_process(benchmark, prompts, enhanced, flags.output_dir, test, flags.filter, flags.texts)
 
 
 def is_done(flags: PrepareFlags, benchmark: Benchmark, prompts: PromptSet) -> bool:
@@ -127,7 +150,7 @@ def is_done(flags: PrepareFlags, benchmark: Benchmark, prompts: PromptSet) -> bo
         if not run.is_done:
             return False
     if enhanced:
-        return is_post_processed(benchmark, prompts, enhanced, folder, test, flags.filter)
+        return is_post_processed(benchmark, prompts, enhanced, folder, test, flags.filter, flags.texts)
     return prompts_run(benchmark, prompts, folder / benchmark.title, jsonl, test).is_done
 
 

@@ -3,7 +3,8 @@
 docs/reference/quality-flags.md describes the flags.
 
 The result is TITLE_quality.jsonl, with a line per sample: {"flags": {"cot": ["cut"], "question": ["overlap"]},
-"evidence": [...]}. Its manifest has the counts. Time is linear in the number of samples; memory is about 30 bytes per
+"evidence": [...]}. If the dataset has a row per text, so has TITLE_texts_quality.jsonl; `sample` and `text` number its
+lines. Its manifest has the counts. Time is linear in the number of samples; memory is about 30 bytes per
 sample.
 """
 
@@ -20,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from teacherlm.catalog.benchmarks import Benchmark
-from teacherlm.catalog.prompt_sets import Kind, PromptSet
+from teacherlm.catalog.prompt_sets import NUMBERS, Kind, PromptSet
 from teacherlm.catalog.prompts import LETTERS, completion_start, split_question
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
@@ -168,12 +169,16 @@ def write_draft(
                 evidence += [{"of": kind, "flag": "overlap", "test": n, "text": piece} for n, piece in found]
             if found_flags:
                 flags[kind] = found_flags
-        draft.write(dump_line({"flags": flags, "evidence": evidence} if evidence else {"flags": flags}) + "\n")
+        said = {name.removesuffix("_number"): record[name] for name in NUMBERS if name in record}
+        draft.write(dump_line({**said, "flags": flags, **({"evidence": evidence} if evidence else {})}) + "\n")
     return {kind: found.duplicates() for kind, found in signatures.items()}
 
 
 def with_duplicates(draft: IO[str], duplicates: dict[str, np.ndarray]) -> Iterator[Record]:
-    """The draft's lines with the flag `duplicate` added, and the earlier sample (counted from 1) as evidence."""
+    """The draft's lines with the flag `duplicate` added, and the earlier sample as evidence, counted from 1.
+
+    If a sample has several lines, the evidence is the number of the earlier text's line.
+    """
     for number, line in enumerate(draft):
         said = json.loads(line)
         for kind, earlier in duplicates.items():
@@ -181,8 +186,9 @@ def with_duplicates(draft: IO[str], duplicates: dict[str, np.ndarray]) -> Iterat
                 flags = said["flags"].setdefault(kind, [])
                 flags.append("duplicate")
                 flags.sort(key=FLAGS.index)
+                where = "line" if "text" in said else "sample"
                 said.setdefault("evidence", []).append(
-                    {"of": kind, "flag": "duplicate", "sample": int(earlier[number]) + 1}
+                    {"of": kind, "flag": "duplicate", where: int(earlier[number]) + 1}
                 )
         yield said
 
@@ -310,7 +316,11 @@ def dropped_samples(quality: Path, flags: Sequence[str]) -> dict[int, list[str]]
     """Number of a sample (from 1) -> the reasons why it is dropped (`cot cut`), for samples with one of the flags."""
     dropped = {}
     for number, (_, said) in enumerate(read_records(quality), 1):
-        why = [f"{kind} {flag}" for kind, found in said["flags"].items() for flag in found if flag in flags]
-        if why:
+        if why := reasons_to_drop(said, flags):
             dropped[number] = why
     return dropped
+
+
+def reasons_to_drop(said: Record, flags: Sequence[str]) -> list[str]:
+    """Why a line of the quality file is dropped (`cot cut`)."""
+    return [f"{kind} {flag}" for kind, found in said["flags"].items() for flag in found if flag in flags]

@@ -55,6 +55,14 @@ class FinetuneArguments:
     max_train_samples: int | None = field(
         default=None, metadata={"help": "maximum number of samples; the first ones are used"}
     )
+    explanations: str = field(
+        default="all",
+        metadata={
+            "help": "all: an epoch has all rows of the dataset; each_epoch: the dataset has a row per text "
+            "(data_prepare.py --explanations each_epoch), and an epoch has one text of each sample, another one in the "
+            "next epoch"
+        },
+    )
     loss_on: str = field(
         default="all", metadata={"help": "train on all of the text, or on the completion after the question only"}
     )
@@ -103,6 +111,7 @@ class FinetuneArguments:
 
 
 CHOICES = {
+    "explanations": ("all", "each_epoch"),
     "loss_on": ("all", "completion"),
     "loss_average": ("token", "sample", "batch"),
     "attention": ("sdpa", "eager", "flash_attention_2"),

@@ -71,6 +71,63 @@ def dataset_order(samples: list[int]) -> list[int]:
     return sorted(range(len(samples)), key=samples.__getitem__)  # the sort is stable: fields keep their order
 
 
+@dataclass(frozen=True)
+class TextChoice:
+    """Which of its texts each sample has in an epoch, where the dataset has a row per text (`each_epoch`).
+
+    Text e mod k of k texts is in epoch e. A sample that an epoch has several times has the texts that follow.
+
+    Attributes:
+        first: for each sample of an epoch, the index of its first tokenized text.
+        count: for each sample of an epoch, the number of its texts, which follow one another.
+        shift: for each sample of an epoch, how often it is in the epoch before.
+    """
+
+    first: torch.Tensor
+    count: torch.Tensor
+    shift: torch.Tensor
+
+    @property
+    def rows(self) -> int:
+        """Number of tokenized texts."""
+        return int(self.count.sum())
+
+    def of_epoch(self, epoch: int) -> torch.Tensor:
+        """For each sample of an epoch, the index of the tokenized text that the epoch has."""
+        return self.first + (epoch + self.shift) % self.count
+
+    def select(self, order: list[int]) -> "TextChoice":
+        """The same samples in another order."""
+        return TextChoice(self.first[order], self.count[order], self.shift[order])
+
+
+def rows_by_sample(numbers: list[int]) -> list[range]:
+    """The rows of each sample.
+
+    Args:
+        numbers: for each row of the dataset, the number of its sample. The rows of a sample follow one another.
+    """
+    starts = [row for row, number in enumerate(numbers) if row == 0 or number != numbers[row - 1]]
+    return [range(start, end) for start, end in zip(starts, [*starts[1:], len(numbers)])]
+
+
+def choose_texts(fields: TrainingFields, groups: list[range], seed: int) -> tuple[TextChoice, list[int], list[int]]:
+    """The samples of an epoch where a sample has several texts.
+
+    Args:
+        groups: the rows of each sample.
+
+    Returns:
+        The choice of texts, which belongs to the texts that `tokenize` returns; the number of samples per field; for
+        each sample of the epoch, its index.
+    """
+    chosen = choose_samples(fields, len(groups), seed)
+    samples = [index for _, indices in chosen for index in indices]
+    count = torch.tensor([len(groups[index]) for index in samples])
+    shift = torch.tensor([place // len(groups) for _, indices in chosen for place in range(len(indices))])
+    return TextChoice(count.cumsum(0) - count, count, shift), [len(indices) for _, indices in chosen], samples
+
+
 class PhaseSampler(torch.utils.data.Sampler[int]):
     """The order of an epoch: one phase after the other, each shuffled, with a different order in each epoch.
 
@@ -83,11 +140,15 @@ class PhaseSampler(torch.utils.data.Sampler[int]):
         multiple: number of devices x batch per device. The epoch is filled up to a multiple of it with the index after
             the last sample. That index is a sample without a loss (trainer.with_filler), so all processes have the same
             number of batches and no sample counts twice.
+        texts: which text each sample has in an epoch, if samples have several texts.
     """
 
-    def __init__(self, phases: list[int], seed: int, shuffle: bool = True, multiple: int = 1):
-        self.phases, self.seed, self.shuffle, self.epoch = phases, seed, shuffle, 0
+    def __init__(
+        self, phases: list[int], seed: int, shuffle: bool = True, multiple: int = 1, texts: TextChoice | None = None
+    ):
+        self.phases, self.seed, self.shuffle, self.texts, self.epoch = phases, seed, shuffle, texts, 0
         self.samples = sum(phases)
+        self.filler = self.samples if texts is None else texts.rows
         self.length = -(-self.samples // multiple) * multiple
 
     def set_epoch(self, epoch: int) -> None:
@@ -99,8 +160,9 @@ class PhaseSampler(torch.utils.data.Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         first = 0
+        rows = None if self.texts is None else self.texts.of_epoch(self.epoch)
         for count in self.phases:
             order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
-            yield from (order + first).tolist()
+            yield from (order + first if rows is None else rows[order + first]).tolist()
             first += count
-        yield from [self.samples] * (self.length - self.samples)
+        yield from [self.filler] * (self.length - self.samples)

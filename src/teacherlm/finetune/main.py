@@ -128,16 +128,23 @@ class Samples:
     """The samples of a training.
 
     Attributes:
-        tokens: the samples of an epoch as tokens.
+        tokens: the samples of an epoch as tokens; with `texts`, all texts of these samples.
         phases: number of samples in each phase of the epoch.
         dev: the dev samples, on which the student is not trained, or None.
         tokenizer: the student's tokenizer.
+        texts: which text each sample has in an epoch, if the dataset has several of each and an epoch has one.
     """
 
     tokens: Any
     phases: list[int]
     dev: Any
     tokenizer: Any
+    texts: Any = None
+
+    @property
+    def per_epoch(self) -> int:
+        """Number of samples in an epoch."""
+        return sum(self.phases)
 
     def longest(self, most: int) -> int:
         """Number of tokens in the longest sample, at most `most`."""
@@ -155,26 +162,34 @@ def load_samples(flags: Any, training: Any, model_folder: Path) -> Samples:
     """The samples of an epoch, and with --dev_dataset the dev samples, as tokens."""
     import datasets
 
-    from teacherlm.finetune.fields import dataset_order, parse_fields
-    from teacherlm.finetune.samples import load_split, tokenize
+    from teacherlm.finetune.fields import choose_texts, dataset_order, parse_fields
+    from teacherlm.finetune.samples import load_split, sample_rows, tokenize
     from teacherlm.runtime.loading import load_tokenizer
     from teacherlm.runtime.model_config import load_config, vocabulary_size
 
     datasets.disable_progress_bars()
     fields = parse_fields(flags.task_type)
     dataset = load_split(Path(flags.dataset_name), fields, train=True)
-    if flags.max_train_samples:
+    groups = sample_rows(dataset, Path(flags.dataset_name)) if flags.explanations == "each_epoch" else None
+    if flags.max_train_samples and groups:
+        groups = groups[: flags.max_train_samples]
+    elif flags.max_train_samples:
         dataset = dataset.select(range(min(len(dataset), flags.max_train_samples)))
     tokenizer = load_tokenizer(model_folder)
     vocabulary = vocabulary_size(load_config(model_folder))
     how = (tokenizer, fields, flags.max_source_length, flags.loss_on == "completion", training.seed, vocabulary)
-    tokens, counts = tokenize(dataset, *how)
-    if not flags.shuffle and not fields.in_order:
+    tokens, counts = tokenize(dataset, *how, groups)
+    texts = None
+    if groups:
+        texts, counts, samples = choose_texts(fields, groups, training.seed)
+        if not flags.shuffle and not fields.in_order:
+            texts = texts.select(dataset_order(samples))
+    elif not flags.shuffle and not fields.in_order:
         tokens = tokens.select(dataset_order(tokens["sample"]))
     dev = None
     if flags.dev_dataset:
         dev, _ = tokenize(load_split(Path(flags.dev_dataset), fields, train=False), *how)
-    return Samples(tokens, counts if fields.in_order else [len(tokens)], dev, tokenizer)
+    return Samples(tokens, counts if fields.in_order else [sum(counts)], dev, tokenizer, texts)
 
 
 def claim(arguments: dict[str, Any], inputs: dict[str, Any], flags: Any, training: Any, tokens: Any) -> str | None:
@@ -216,7 +231,7 @@ def train(
     division += [f"{accumulated} of them accumulated"] if accumulated > 1 else []
     division += [f"{training.world_size} processes"] if training.world_size > 1 else []
     say(
-        f"finetune: {plural(len(samples.tokens), 'sample')} of {flags.task_type} per epoch, at most {effective} per "
+        f"finetune: {plural(samples.per_epoch, 'sample')} of {flags.task_type} per epoch, at most {effective} per "
         f"step ({', '.join(division)})"
     )
     if training.world_size > 1:
@@ -248,7 +263,7 @@ def train(
         say(f"finetune: interrupted after step {step}; a checkpoint was saved, and the same command resumes from it")
         return REQUEUE, {}
     cut = sum(count > flags.max_source_length for count in samples.tokens["tokens"])
-    counts = {"samples": len(samples.tokens), "cut": cut}
+    counts = {"samples": samples.per_epoch, "cut": cut}
     counts |= {"steps": trainer.state.global_step, "effective_batch": effective, "processes": training.world_size}
     return 0, {**counts, "device_batch": device, "accumulation": accumulated}
 
@@ -271,6 +286,7 @@ def make_trainer(
         processing_class=samples.tokenizer,
         data_collator=collate,
         phases=samples.phases,
+        texts=samples.texts,
         shuffle=flags.shuffle,
         resumed=last,
         merge_adapters=flags.merge_adapters,

@@ -7,10 +7,11 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, Value, concatenate_datasets
 
+from teacherlm.catalog.prompt_sets import NUMBERS
 from teacherlm.catalog.prompts import completion_start
 from teacherlm.core.errors import UserError
 from teacherlm.core.saved_datasets import load_saved
-from teacherlm.finetune.fields import TrainingFields, choose_samples
+from teacherlm.finetune.fields import TrainingFields, choose_samples, rows_by_sample
 from teacherlm.runtime.tokens import require_embeddings, special_tokens
 
 
@@ -46,6 +47,21 @@ def load_split(folder: Path, fields: TrainingFields, train: bool) -> Dataset:
     return dataset
 
 
+def sample_rows(dataset: Dataset, folder: Path) -> list[range]:
+    """The rows of each sample of a dataset with a row per text.
+
+    Raises:
+        UserError: the dataset has no numbers of samples.
+    """
+    column = NUMBERS[0]
+    if dataset.features.get(column) != Value("int64"):
+        raise UserError(
+            f"{folder}: --explanations each_epoch needs the field {column!r}, which data_prepare.py --explanations "
+            "each_epoch writes"
+        )
+    return rows_by_sample(dataset.with_format("numpy")[column][:].tolist())
+
+
 def tokenize(
     dataset: Dataset,
     tokenizer: Any,
@@ -54,6 +70,7 @@ def tokenize(
     completion_only: bool,
     seed: int,
     vocabulary: int | None = None,
+    groups: list[range] | None = None,
 ) -> tuple[Dataset, list[int]]:
     """The token ids of an epoch's samples, one field after the other, and the number of samples per field.
 
@@ -63,6 +80,8 @@ def tokenize(
 
     Args:
         vocabulary: number of rows of the model's embedding; None means unknown.
+        groups: the rows of each sample, if the dataset has a row per text. All texts of an epoch's samples are
+            converted, of which each epoch has one (fields.TextChoice).
 
     Returns:
         A dataset with the columns `input_ids`; `skipped`, the number of tokens on the left without a loss (0, or the
@@ -74,7 +93,9 @@ def tokenize(
             are too long.
     """
     parts = []
-    for field, numbers in choose_samples(fields, len(dataset), seed):
+    for field, numbers in choose_samples(fields, len(dataset if groups is None else groups), seed):
+        if groups is not None:
+            numbers = [row for index in numbers for row in groups[index]]
         samples = dataset.select_columns([field]).select(numbers)
         encode = partial(encode_batch, tokenizer, field, numbers, max_length, completion_only, vocabulary)
         parts.append(samples.map(encode, batched=True, with_indices=True, remove_columns=[field], keep_in_memory=True))

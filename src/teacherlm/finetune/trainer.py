@@ -20,7 +20,7 @@ from teacherlm.core.trees import files_below
 from teacherlm.finetune.adapters import MERGED, has_adapters, save_merged
 from teacherlm.finetune.checkpoints import PARTIAL, read_running_loss
 from teacherlm.finetune.dev import best_step
-from teacherlm.finetune.fields import PhaseSampler
+from teacherlm.finetune.fields import PhaseSampler, TextChoice
 from teacherlm.finetune.running_loss import RunningLoss
 from teacherlm.finetune.watching import machine_memory, model_flops_utilization
 from teacherlm.runtime.compat.of_deepspeed import numbers_of
@@ -59,7 +59,7 @@ class FinetuneTrainer(StagedTrainer):
     saving.
 
     Args:
-        phases, shuffle: see PhaseSampler.
+        phases, texts, shuffle: see PhaseSampler.
         resumed: the checkpoint from which training resumes.
         merge_adapters: whether each checkpoint of adapters also holds a merged model.
         student: the digest of the model in training, which a checkpoint of adapters records.
@@ -70,6 +70,7 @@ class FinetuneTrainer(StagedTrainer):
         self,
         *,
         phases: list[int],
+        texts: TextChoice | None = None,
         shuffle: bool = True,
         resumed: Path | None = None,
         merge_adapters: bool = False,
@@ -86,7 +87,8 @@ class FinetuneTrainer(StagedTrainer):
         self.callback_handler.callbacks.insert(
             0, Publisher(self)
         )  # first, so that the others find the checkpoint in its place
-        self.phases, self.shuffle, self.merge_adapters, self.student = phases, shuffle, merge_adapters, student
+        self.phases, self.texts, self.shuffle = phases, texts, shuffle
+        self.merge_adapters, self.student = merge_adapters, student
         self.staging = Path(self.args.output_dir) / PARTIAL
         self.dev_batches: DataLoader | None = None
         self.tokens, self.clock = 0, time.monotonic()
@@ -102,7 +104,7 @@ class FinetuneTrainer(StagedTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         size = self.args.train_batch_size
-        sampler = PhaseSampler(self.phases, self.args.seed, self.shuffle, self.at_once(size))
+        sampler = PhaseSampler(self.phases, self.args.seed, self.shuffle, self.at_once(size), self.texts)
         return self.batches(self.train_dataset, size, sampler)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:

@@ -112,7 +112,8 @@ def with_unique_ids(rows: list[Row]) -> list[Row]:
 def enhanced_files(folder: Path) -> list[tuple[str, Path]]:
     """(kind of explanation, enhanced file) for each file with a teacher's texts, without the files of shards."""
     files = [file for file in (folder / "enhance").glob("*/*_*.jsonl") if "." not in file.stem]
-    return sorted((kind_of(file), file) for file in files if not file.stem.endswith("_quality"))
+    texts = [file for file in files if not file.stem.endswith("_quality") and "_scores_" not in file.stem]
+    return sorted((kind_of(file), file) for file in texts)
 
 
 def kind_of(file: Path) -> str:

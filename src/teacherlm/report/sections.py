@@ -191,14 +191,15 @@ def quality(run: RunFolder) -> Section:
             kinds = [kind for kind, found in counts.items() if isinstance(found, dict)]
             flags = list(dict.fromkeys(flag for kind in kinds for flag in counts[kind]))
             rows = [(flag, *(counts[kind].get(flag) for kind in kinds)) for flag in flags]
-            words = f"Numbers of samples with each flag, of {counts['records']}."
+            texts = manifest["arguments"].get("texts")  # which ones, if not each sample's first
+            words = f"Numbers of {'texts' if texts == 'all' else 'samples'} with each flag, of {counts['records']}."
             words += " docs/reference/quality-flags.md describes the flags."
-            parts.append(
-                Part(path.parent.name, words, head=("flag", *kinds), rows=rows, name=f"quality-{path.parent.name}")
-            )
+            name = f"{path.parent.name}, {texts}" if texts else path.parent.name
+            parts.append(Part(name, words, head=("flag", *kinds), rows=rows, name=f"quality-{name}"))
         elif dropped := manifest.get("counts", {}).get("dropped"):
             of_all = dropped + manifest["counts"].get("train", 0)
-            words = f"{path.parent.name}: the filter dropped {dropped} of {plural(of_all, 'sample')}."
+            what = "text" if "samples_without_text" in manifest["counts"] else "sample"
+            words = f"{path.parent.name}: the filter dropped {dropped} of {plural(of_all, what)}."
             rows = list(manifest["counts"].get("dropped_for", {}).items())
             parts.append(Part(words=words, head=("reason", "samples"), rows=rows))
     return Section("quality", "Quality of the explanations", parts)
