@@ -1,5 +1,6 @@
 """Download what a chain's jobs need, where there is internet: the models, and the benchmark's data (then prepared)."""
 
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ from teacherlm.chain.local import run_task
 from teacherlm.chain.main import read_graph
 from teacherlm.chain.settings import is_atlas, saved_variables
 from teacherlm.chain.site import has_scripts, load_site
+from teacherlm.chain.variables import known_names
 from teacherlm.core.errors import UserError
 from teacherlm.core.owners import make_own_folder
 from teacherlm.runtime.launcher import stage_python
@@ -33,7 +35,7 @@ def main() -> int:
             "atlas/preprocessing/download_*.py download what ATLAS's experiments need (docs/how-to/atlas.md)"
         )
     if has_scripts():
-        load_site(saved_variables(benchmark))
+        load_site(saved_variables(benchmark, {*os.environ, *known_names()}))
     graph = read_graph(benchmark)
     make_own_folder(graph.folder.locks.absolute(), graph.runs.absolute())
     for model in graph.models:

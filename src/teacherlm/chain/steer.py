@@ -33,12 +33,12 @@ LARGEST = 2**22
 STAGES = ("prepare", "enhance", "merge", "finetune", "train", "evaluate", "score", "report")
 RANGES = re.compile(r"[0-9]{1,6}(-[0-9]{1,6})?(,[0-9]{1,6}(-[0-9]{1,6})?)*")
 COLUMNS = {
-    "stage": re.compile("|".join(STAGES)),
+    "stage": re.compile(f"({'|'.join(STAGES)})(-[a-z0-9_]+)?"),
     "job": re.compile("[0-9]{1,18}"),
     "tasks": RANGES,
     "waits for": re.compile("-|[0-9 ]+"),
     "work": re.compile(r"[^/\0]+"),
-    "log": re.compile(r".*/[a-z]+(-%a)?[.]log"),
+    "log": re.compile(r".*/[a-z]+(-[a-z0-9_]+)?(-%a)?[.]log"),
 }
 """Column of a jobs.tsv -> the pattern of its cells."""
 
@@ -152,7 +152,12 @@ def read_tasks(chain: ChainFolder) -> list[Task]:
         for number in numbers(ranges):
             name = Path(log).name.replace("%a", str(number))  # the chain's folder may have moved since the submission
             tasks[stage, number] = Task(stage, job, number, work, chain.logs / name)
-    return sorted(tasks.values(), key=lambda task: (STAGES.index(task.stage), task.number))
+    return sorted(tasks.values(), key=lambda task: (STAGES.index(kind_of(task.stage)), task.number))
+
+
+def kind_of(stage: str) -> str:
+    """The stage's name without the kind of explanation: enhance-cot is one of several stages that enhance."""
+    return stage.partition("-")[0]
 
 
 def numbers(ranges: str) -> list[int]:
@@ -209,7 +214,7 @@ def progress(chain: ChainFolder, tasks: list[Task]) -> str:
 
 
 def count_progress(chain: ChainFolder, tasks: list[Task]) -> str:
-    stage = tasks[0].stage
+    stage = kind_of(tasks[0].stage)
     if stage == "enhance":
         made = chain.enhanced(tasks[0].work)
         texts = sum(count_lines(file) - 1 for file in made.glob(".*.progress") if file.is_file())
@@ -223,7 +228,7 @@ def count_progress(chain: ChainFolder, tasks: list[Task]) -> str:
         log = chain.training_log
         return f"step {int(json.loads(last_line(log))['step'])}" if log.is_file() and log.stat().st_size else ""
     if stage == "evaluate" and not is_atlas(chain):
-        scored = list(chain.scores.glob("checkpoint-*/*.manifest.json"))
+        scored = list(chain.scores(tasks[0].work).glob("checkpoint-*/*.manifest.json"))
         return f"{len(scored)} checkpoints scored"
     return ""
 
@@ -250,7 +255,7 @@ def last_lines(file: Path) -> list[str]:
 
 
 def logs(chain: ChainFolder, tasks: list[Task], stage: str | None) -> None:
-    tasks = [task for task in tasks if stage in (None, task.stage)]
+    tasks = [task for task in tasks if stage in (None, task.stage, kind_of(task.stage))]
     if not tasks:
         raise UserError(f"{chain.path}: no stage {stage!r} was submitted")
     for task in tasks:

@@ -64,6 +64,11 @@ class PrepareFlags:
     test_only: bool = flag(False, help="only make the test set")
     limit: int | None = flag(None, help="maximum number of training samples", least=1)
     post_process: bool = flag(False, help="only post-process the teacher's texts in --output_dir")
+    enhanced: tuple[Path, ...] = flag(
+        (),
+        help="the teachers' files that are post-processed, TITLE_cot.jsonl, TITLE_error.jsonl and others, each in any "
+        "folder (default: those in --output_dir)",
+    )
     filter: tuple[str, ...] = flag(
         (),
         parse=read_filter,
@@ -79,6 +84,8 @@ def main() -> None:
         PrepareFlags, __doc__, example="teacherlm prepare --benchmark creak --data /data/creak --output_dir creak"
     )
     benchmark, prompts = load_benchmark(flags.benchmark), load_prompts(flags.prompts)
+    if flags.enhanced and not flags.post_process:
+        raise UserError("--enhanced: these files are read only with --post_process")
     jsonl, test = flags.output_dir / f"{benchmark.title}.jsonl", flags.test_dir / benchmark.name
     if flags.test_only:
         require_writable(flags.test_dir)
@@ -98,11 +105,14 @@ def main() -> None:
 
 def make(flags: PrepareFlags, benchmark: Benchmark, prompts: PromptSet) -> None:
     """Prepare and post-process, unless it is already done."""
-    enhanced = enhanced_files(benchmark, flags.output_dir, prompts)
+    enhanced = files_of(flags, benchmark, prompts)
     if flags.post_process and not enhanced:
         first, *others = (f"{benchmark.title}_{kind}.jsonl" for kind in prompts.kinds)
         none = f", and no {' or '.join(others)}" if others else ""
         raise UserError(f"{flags.output_dir / first}: no such file{none}; run enhance.sh first")
+    for file in flags.enhanced:
+        if not file.is_file():
+            raise UserError(f"{file}: no such file; run enhance.sh first")
     if not flags.post_process:
         prepare(benchmark, prompts, flags.data, flags.output_dir, flags.test_dir, flags.limit)
     if enhanced:
@@ -113,13 +123,32 @@ def make(flags: PrepareFlags, benchmark: Benchmark, prompts: PromptSet) -> None:
         post_process(benchmark, prompts, enhanced, flags.output_dir, test, flags.filter)
 
 
+def files_of(flags: PrepareFlags, benchmark: Benchmark, prompts: PromptSet) -> dict[str, Path]:
+    """Kind of explanation -> the file with the texts: the files of --enhanced, or those in --output_dir.
+
+    Raises:
+        UserError: a file of --enhanced does not have the name of a kind, or two files have the same name.
+    """
+    if not flags.enhanced:
+        return enhanced_files(benchmark, flags.output_dir, prompts)
+    kinds = {f"{benchmark.title}_{kind}.jsonl": kind for kind in prompts.kinds}
+    found: dict[str, Path] = {}
+    for file in flags.enhanced:
+        if file.name not in kinds:
+            raise UserError(f"--enhanced: {file}: one of the names {', '.join(kinds)} was expected")
+        if kinds[file.name] in found:
+            raise UserError(f"--enhanced: {file}: there is another file of this kind, {found[kinds[file.name]]}")
+        found[kinds[file.name]] = file
+    return {kind: found[kind] for kind in prompts.kinds if kind in found}
+
+
 def is_done(flags: PrepareFlags, benchmark: Benchmark, prompts: PromptSet) -> bool:
     """Whether the command without --list_missing would do nothing."""
     folder = flags.output_dir
     jsonl = folder / f"{benchmark.title}.jsonl"
-    enhanced = enhanced_files(benchmark, folder, prompts)
+    enhanced = files_of(flags, benchmark, prompts)
     test = flags.test_dir / benchmark.name
-    if flags.post_process and not enhanced:
+    if flags.post_process and not (enhanced and all(file.exists() for file in enhanced.values())):
         return False
     if not flags.post_process:
         run = StageRun("prepare", jsonl)

@@ -94,7 +94,7 @@ def make_page(run: StageRun, folder: Path, page: Path) -> None:
 def describe_inputs(folder: Path, known: dict[str, Any]) -> dict[str, Any]:
     """The digests of a page's inputs: the run's files without weights and datasets, and the code of this folder."""
     patterns = ["prepare*/*.json*", "enhance/*/*.json*", "enhance/*/.*.progress", "enhance/*/*/manifest.json"]
-    patterns += ["finetune/*/*.json*", "evaluate/*/*.json*", "evaluate/*/*/*.json*", "chains/*/states/*"]
+    patterns += ["finetune/*/*.json*", "evaluate*/*/*.json*", "evaluate*/*/*/*.json*", "chains/*/states/*"]
     if is_atlas_folder(folder):
         patterns = ["*/*.json*", "*/*/*.json*"]
     found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
