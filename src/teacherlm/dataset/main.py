@@ -43,31 +43,35 @@ from teacherlm.dataset.source_folder import describe_source, find_source, keep_s
 FEWSHOT = "fewshot"
 """Folder in a test set's folder with few-shot examples, which are not in the test set."""
 FEWSHOT_SAMPLES = 256
+SAMPLES, TEXTS = "which samples, and where", "the teacher's texts"
 
 
 @dataclass(frozen=True)
 class PrepareFlags:
     """The benchmark to prepare or post-process, and the folders."""
 
-    benchmark: str = flag("creak", help="name of a YAML in benchmarks/, or its path (default: creak)")
-    prompts: str = flag(DEFAULT, help="name of a YAML in prompts/, or its path (default: teacherlm)")
+    benchmark: str = flag("creak", help="name of a YAML in benchmarks/, or its path (default: creak)", group=SAMPLES)
+    prompts: str = flag(DEFAULT, help="name of a YAML in prompts/, or its path (default: teacherlm)", group=SAMPLES)
     data: Path | None = flag(
         None,
         help="local folder with the benchmark's files, or a DatasetDict saved with save_to_disk (default: TITLE/ in "
         "--output_dir if you saved it there, otherwise the source of the previous call, otherwise the hub)",
+        group=SAMPLES,
     )
-    output_dir: Path = flag(Path(), help="folder for the files (default: the current folder)")
+    output_dir: Path = flag(Path(), help="folder for the files (default: the current folder)", group=SAMPLES)
     test_dir: Path = flag(
         ROOT / "evaluate" / "lm_eval" / "datasets",
         help="folder in which the folder of the test set is made (default: evaluate/lm_eval/datasets)",
+        group=SAMPLES,
     )
-    test_only: bool = flag(False, help="only make the test set")
-    limit: int | None = flag(None, help="maximum number of training samples", least=1)
-    post_process: bool = flag(False, help="only post-process the teacher's texts in --output_dir")
+    test_only: bool = flag(False, help="only make the test set", group=SAMPLES)
+    limit: int | None = flag(None, help="maximum number of training samples", least=1, group=SAMPLES)
+    post_process: bool = flag(False, help="only post-process the teacher's texts in --output_dir", group=TEXTS)
     enhanced: tuple[Path, ...] = flag(
         (),
         help="the teachers' files that are post-processed, TITLE_cot.jsonl, TITLE_error.jsonl and others, each in any "
         "folder (default: those in --output_dir)",
+        group=TEXTS,
     )
     filter: tuple[str, ...] = flag(
         (),
@@ -75,8 +79,9 @@ class PrepareFlags:
         metavar="FLAG[,FLAG]",
         help="drop samples with one of these flags in post-processing, and write TITLE_without-FLAG-FLAG; flags: "
         + ", ".join(FLAGS),
+        group=TEXTS,
     )
-    list_missing: bool = flag(False, help=LIST_MISSING)
+    list_missing: bool = flag(False, help=LIST_MISSING, group=SAMPLES)
 
 
 def main() -> None:
