@@ -365,3 +365,13 @@ def test_the_chain_knows_the_flags_that_samples_can_have() -> None:
     from teacherlm.dataset import quality
 
     assert set(of_chain.FLAGS) == set(quality.FLAGS)
+
+
+def test_the_engine_of_a_local_teacher_is_ours_to_choose() -> None:
+    assert flag(words(graph().stage("enhance"), 0)[0], "--engine") == "auto"
+    assert flag(words(graph(ENGINE="vllm").stage("enhance"), 0)[0], "--engine") == "vllm"
+    server = dataclasses.replace(MODEL, name="served", requests={}, gpus={})
+    served = sample_graph(settings(ENGINE="vllm"), dataclasses.replace(FACTS, teachers={"big": server}))
+    assert flag(words(served.stage("enhance"), 0)[0], "--engine") == "auto"  # it takes the server's engine
+    with pytest.raises(UserError, match="ENGINE=vlm: auto, transformers or vllm was expected"):
+        graph(ENGINE="vlm")

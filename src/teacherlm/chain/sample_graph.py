@@ -144,6 +144,7 @@ def enhance(
     words += ["--num_tokens", settings.num_tokens or facts.values["enhance.num_tokens"]]
     words += ["--temperature", settings.temperature, "--seed", settings.seed]
     words += ["--max_failures", settings.max_failures, "--restart"]
+    words += ["--engine", settings.engine if facts.gpus else "auto"]
     words += further("ENHANCE_FLAGS", settings.enhance_flags, words, ("--prompts", "--shard", "--list_missing"))
     work = f"enhance-{layout.teacher_runs[kinds[0]]}"
 

@@ -14,7 +14,18 @@ from teacherlm.runtime.launcher import require_number, stage_python
 
 SAVED = (
     *("STUDENT", "MODEL", "TEACHER", "TASK", "PROMPTS", "LIMIT", "EPOCHS", "SEED", "NUM_TOKENS", "TEMPERATURE"),
-    *("MAX_FAILURES", "FILTER", "BATCH", "ACCUMULATION", "LEARNING_RATE", "TOKENIZATION", "SHARDS", "RUNS", "PYTHON"),
+    *(
+        "MAX_FAILURES",
+        "ENGINE",
+        "FILTER",
+        "BATCH",
+        "ACCUMULATION",
+        "LEARNING_RATE",
+        "TOKENIZATION",
+        "SHARDS",
+        "RUNS",
+        "PYTHON",
+    ),
     *("REPORT_TO", "WANDB_PROJECT", "WANDB_MODE", "PEFT", "AUTO_BATCH", "SAVE_TOTAL_LIMIT"),
     *("ENHANCE_FLAGS", "FINETUNE_FLAGS", "EVALUATE_FLAGS"),
     *("SIGNAL_SECONDS", "SITE", "CONTAINER", "APPTAINER_BIND"),
@@ -34,6 +45,8 @@ MOST = 10_000
 TASK = re.compile(r"[a-z0-9_]+(:[0-9.]+)?(,[a-z0-9_]+(:[0-9.]+)?)*")
 FLAGS = ("empty", "cut", "repeats", "copies", "language", "contradicts", "duplicate", "overlap")
 """The flags of dataset/quality.py. FILTER is checked here to refuse a wrong flag before the teacher's work."""
+ENGINES = ("auto", "transformers", "vllm")
+"""The engines that a local teacher can have. A server or a field of the records has its own."""
 SIGNAL_SECONDS = "180"
 EXPERIMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -58,6 +71,7 @@ class Settings:
     temperature: str
     tokenization: str
     max_failures: str
+    engine: str
     runs: str
     wandb_project: str
     report_to: str
@@ -130,6 +144,9 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
     teacher = get("TEACHER", student)
     teachers = {**dict.fromkeys(kinds_of(fields, prompts), teacher)}
     teachers |= {kind: one for kind, one in own_teachers(benchmark, prompts, variables).items() if kind in teachers}
+    engine = get("ENGINE", "auto")
+    if engine not in ENGINES:
+        raise UserError(plain(f"ENGINE={engine}: {', '.join(ENGINES[:-1])} or {ENGINES[-1]} was expected"))
     peft = get("PEFT", "none")
     if peft not in ("none", "lora", "qlora"):
         raise UserError(plain(f"PEFT={peft}: none, lora or qlora was expected"))
@@ -151,6 +168,7 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
         temperature=get("TEMPERATURE", "1"),
         tokenization=tokenization,
         max_failures=get("MAX_FAILURES", "0"),
+        engine=engine,
         runs=get("RUNS", "runs"),
         wandb_project=get("WANDB_PROJECT", "teacherlm"),
         report_to=get("REPORT_TO", "none"),

@@ -68,6 +68,13 @@ VARIABLES = (
     Variable("TEMPERATURE", "the teacher's temperature; 0 takes the likeliest token", "1", CHAIN),
     Variable("MAX_FAILURES", "maximum number of samples that may stay without an explanation", "0", CHAIN),
     Variable(
+        "ENGINE",
+        "what computes a local teacher's texts: transformers, vllm, or auto, which is vllm where it is installed, "
+        "there is a GPU, and it knows the teacher; what one engine has begun is continued with it",
+        "auto",
+        CHAIN,
+    ),
+    Variable(
         "FILTER",
         "flags whose samples are dropped: empty, cut, repeats, copies, language, contradicts, duplicate, overlap; "
         "several with commas (docs/reference/quality-flags.md)",

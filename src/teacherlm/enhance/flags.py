@@ -12,7 +12,7 @@ WHAT = "what"
 HOW = "what the texts depend on"
 FAST = "how fast"
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
-ENGINES = ("transformers", "vllm", "openai")
+ENGINES = ("auto", "transformers", "vllm", "openai")
 
 
 def task_types(text: str) -> tuple[str, ...]:
@@ -88,7 +88,11 @@ class EnhanceFlags:
         choices=DTYPES,
     )
     engine: str | None = flag(
-        None, help="default: openai for an http:// teacher, otherwise transformers", group=FAST, choices=ENGINES
+        None,
+        help="default: openai for an http:// teacher, otherwise transformers; auto: the engine that began the output, "
+        "otherwise vllm where it is installed, there is a GPU, and it knows the teacher",
+        group=FAST,
+        choices=ENGINES,
     )
     batch_size: int | None = flag(
         None,
@@ -100,7 +104,7 @@ class EnhanceFlags:
 
 
 def read_flags(description: str | None) -> EnhanceFlags:
-    """Read the flags, and choose the engine if none is given.
+    """Read the flags, and choose the engine if none is given. Of a local teacher, `auto` is decided for each output.
 
     Raises:
         UserError: a value is out of range, or flags contradict one another.
@@ -115,11 +119,12 @@ def read_flags(description: str | None) -> EnhanceFlags:
     if len(flags.task_type) > 1 and "{kind}" not in flags.output:
         raise UserError("--output: with several task types the name needs {kind}, for example CREAK_{kind}.jsonl")
     if flags.name.startswith("field:"):
-        if flags.engine or flags.num_completions > 1:
+        if flags.engine not in (None, "auto") or flags.num_completions > 1:
             raise UserError(f"--name {flags.name}: a field takes neither --engine nor --num_completions")
         return replace(flags, engine="field")
     remote = is_address(flags.name)
     engine = flags.engine or ("openai" if remote else "transformers")
+    engine = "openai" if remote and engine == "auto" else engine
     if remote != (engine == "openai"):
         raise UserError(
             f"--engine {engine} does not fit --name {flags.name}: openai, and no other engine, takes a teacher "
