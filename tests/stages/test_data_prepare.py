@@ -167,6 +167,35 @@ def test_enhanced_files_of_different_samples_are_refused(work: Workplace) -> Non
     assert work.contents() == before
 
 
+def test_enhanced_files_of_several_folders_are_joined(work: Workplace, tmp_path: Path) -> None:
+    work.prepare()
+    files = []
+    for kind in ("error", "cot"):
+        (tmp_path / kind).mkdir()
+        files.append(work.enhance(kind).rename(tmp_path / kind / f"CREAK_{kind}.jsonl"))
+    joined = [*("--output_dir", tmp_path / "joined"), "--post_process", "--enhanced"]
+    assert work.prepare(*joined, *files, "--list_missing").stdout == "0\n"
+    assert work.prepare(*joined, *files).returncode == 0
+    saved = datasets.load_from_disk(str(tmp_path / "joined" / "CREAK"))
+    assert (saved[0]["cot"], saved[0]["error"]) == tuple(
+        f" It is the {kind} of  {saved[0]['ex_id']}. " for kind in KINDS[:2]
+    )
+    assert saved[0]["all"] == saved[0]["cot_text"] + saved[0]["cot"]  # the order is that of the prompts
+    assert work.prepare(*joined, *files, "--list_missing").stdout == ""
+    again = work.prepare(*joined, *reversed(files))
+    assert again.stdout.count("done already, nothing to do") == 2
+    for wrong, said in (
+        (
+            [tmp_path / "x.jsonl"],
+            "x.jsonl: one of the names CREAK_cot.jsonl, CREAK_error.jsonl, CREAK_fundamental.jsonl",
+        ),
+        ([files[1], tmp_path / "CREAK_cot.jsonl"], "there is another file of this kind"),
+        ([tmp_path / "CREAK_cot.jsonl"], "CREAK_cot.jsonl: no such file; run enhance.sh first"),
+    ):
+        assert said in only_error(work.prepare(*joined, *wrong))
+    assert "are read only with --post_process" in only_error(work.prepare("--enhanced", files[0]))
+
+
 def test_an_enhanced_file_that_ends_early_is_refused(work: Workplace) -> None:
     work.prepare()
     work.enhance("cot")

@@ -14,7 +14,7 @@ from teacherlm.chain.facts import Facts, ModelFacts
 from teacherlm.chain.graph import Graph, Stage, missing_indices
 from teacherlm.chain.layout import ChainFolder, run_folder, submitted_chains
 from teacherlm.chain.sample_graph import layout_of, sample_graph
-from teacherlm.chain.settings import AtlasSettings, Settings, read_atlas_settings, read_settings
+from teacherlm.chain.settings import AtlasSettings, Settings, read_atlas_settings, read_settings, saved_variables
 from teacherlm.chain.site import ARGUMENTS, Site
 from teacherlm.core.errors import UserError
 from teacherlm.runtime.launcher import Command
@@ -23,7 +23,10 @@ VALUES = {"enhance.num_tokens": "2048", "finetune.batch": "8", "finetune.accumul
 VALUES |= {"finetune.learning_rate": "6e-06", "finetune.gradient_checkpointing": "true"}
 ASKED = {stage: ["--nodes=1", f"--gres=gpu:{stage}"] for stage in ("enhance", "finetune", "evaluate")}
 MODEL = ModelFacts("tiny", VALUES, ASKED, {"enhance": 2, "finetune": 8, "evaluate": 1})
-FACTS = Facts("CREAK", MODEL, dataclasses.replace(MODEL, name="big"))
+BIG = dataclasses.replace(MODEL, name="big")
+FACTS = Facts(
+    "CREAK", MODEL, {name: dataclasses.replace(MODEL, name=name) for name in ("big", "a", "b", "c", "long" * 50)}
+)
 SITE = Site({**{name: [f"--{name}"] for name in ARGUMENTS}}, {"PARTITION": "gpus", "CPU_PARTITION": "cpus"})
 
 
@@ -183,15 +186,139 @@ def test_what_a_job_asks_for() -> None:
     model = ["--nodes=1", "--gres=gpu:finetune", "--partition=gpus", "--SBATCH_ARGS", "--FINETUNE_ARGS"]
     assert asked["finetune"] == model
     server = dataclasses.replace(MODEL, name="field-x", requests={}, gpus={})
-    assert sample_graph(settings(), dataclasses.replace(FACTS, teacher=server)).stage("enhance").request(SITE) == few
+    assert (
+        sample_graph(settings(), dataclasses.replace(FACTS, teachers={"big": server})).stage("enhance").request(SITE)
+        == few
+    )
 
 
 def test_shards_are_ours_to_choose_only_where_the_user_has_not() -> None:
-    cut = graph().with_shards
-    assert cut is not None and list(cut(4).stage("enhance").indices) == [0, 1, 2, 3]
-    assert cut(4).with_shards is None
-    assert graph(SHARDS="1").with_shards is None
-    assert graph(TASK="text").with_shards is None
+    cut = graph().with_shards["enhance"]
+    assert list(cut(4).stage("enhance").indices) == [0, 1, 2, 3]
+    assert not cut(4).with_shards
+    assert not graph(SHARDS="1").with_shards
+    assert not graph(TASK="text").with_shards
+
+
+def test_each_teacher_has_a_stage_and_a_folder() -> None:
+    asked = graph(TASK="full_tail", TEACHER_COT="a", TEACHER_ERROR="b", TEACHER_FUNDAMENTAL="a", FILTER="cut")
+    names = [stage.name for stage in asked.stages]
+    assert names == ["prepare", "enhance-cot", "enhance-error", "merge", "finetune", "evaluate", "report"]
+    assert asked.models == ("tiny", "a", "b")
+    assert "teachers a (cot fundamental), b (error), task full_tail" in asked.summary
+    of_enhance = [words(asked.stage(name), 0)[0] for name in names[1:3]]
+    assert [(flag(one, "--name"), flag(one, "--task_type"), flag(one, "--output")) for one in of_enhance] == [
+        ("a", "cot_text,fundamental_text", "runs/creak/all/enhance/a_seed0/CREAK_{kind}.jsonl"),
+        ("b", "error_text", "runs/creak/all/enhance/b_seed0/CREAK_{kind}.jsonl"),
+    ]
+    assert [stage.needs for stage in asked.stages if stage.name.startswith("enhance")] == [("a",), ("b",)]
+    [post_process] = words(asked.stage("merge"))
+    joined = flag(post_process, "--output_dir")
+    name = joined.removeprefix("runs/creak/all/enhance/")
+    assert name.startswith("cot-a+error-b+fundamental-a_") and name.endswith("_seed0")
+    files = post_process[post_process.index("--enhanced") + 1 :]
+    folders = ("a_seed0/CREAK_cot", "b_seed0/CREAK_error", "a_seed0/CREAK_fundamental")
+    assert files == [f"runs/creak/all/enhance/{name}.jsonl" for name in folders]
+    [finetune] = [list(command.words) for command in asked.stage("finetune").commands(None, [])]
+    assert f"{joined}/CREAK_without-cut" in finetune
+    assert asked.name == f"tiny_full_tail_{name.removesuffix('_seed0')}_without-cut_seed0"
+
+
+def test_no_two_sets_of_teachers_share_a_folder() -> None:
+    """Teachers' names may contain what separates them in a folder's name."""
+    sets = [
+        {"TEACHER_COT": "a"},
+        {"TEACHER_ERROR": "a"},
+        {"TEACHER_COT": "a", "TEACHER_ERROR": "b"},
+        {"TEACHER_COT": "b", "TEACHER_ERROR": "a"},
+        {"TEACHER_COT": "a", "TEACHER_FUNDAMENTAL": "b"},
+        {"TEACHER": "a", "TEACHER_COT": "big"},
+    ]
+    layouts = [layout_of(settings(TASK="full_tail", **one), FACTS) for one in sets]
+    assert len({layout.joined for layout in layouts}) == len({layout.name for layout in layouts}) == len(sets)
+    odd = {"x": "a+error-b", "y": "c", "z": "b+fundamental-c", "w": "a"}
+    facts = dataclasses.replace(FACTS, teachers={name: dataclasses.replace(MODEL, name=odd[name]) for name in odd})
+    pairs = [({"TEACHER": "y", "TEACHER_COT": "x"}), ({"TEACHER": "y", "TEACHER_COT": "w", "TEACHER_ERROR": "z"})]
+    names = {layout_of(settings(TASK="full_tail", **one), facts).joined_run for one in pairs}
+    assert len(names) == 2
+
+
+def test_one_teacher_for_all_kinds_has_the_usual_paths() -> None:
+    usual = layout_of(settings(TASK="full_tail"), FACTS)
+    kinds = dict.fromkeys(("TEACHER_COT", "TEACHER_ERROR", "TEACHER_FUNDAMENTAL"), "big")
+    assert layout_of(settings(TASK="full_tail", TEACHER="a", **kinds), FACTS) == usual
+    assert layout_of(settings(TASK="cot_tail", TEACHER_ERROR="a"), FACTS) == layout_of(settings(), FACTS)
+    assert usual.joined == usual.teacher_folder("error") == Path("runs/creak/all/enhance/big_seed0")
+
+
+def test_long_names_fit_into_a_file_system() -> None:
+    student = dataclasses.replace(FACTS, student=dataclasses.replace(MODEL, name="s" * 150))
+    teachers = {"TEACHER_COT": "long" * 50, "TEACHER_ERROR": "a"}
+    asked = sample_graph(settings(TASK="full_tail", **teachers), student)
+    for stage in asked.stages:
+        assert len(stage.lock(999).encode()) <= 240, stage.lock(999)
+    other = sample_graph(settings(TASK="full_tail", **teachers, BATCH="2"), student)
+    assert asked.name != other.name
+
+
+def test_teachers_that_would_share_a_folder_are_refused() -> None:
+    facts = dataclasses.replace(FACTS, teachers={"/x/t": BIG, "/y/t": BIG})
+    with pytest.raises(UserError, match="the teachers /y/t and /x/t must have different names"):
+        layout_of(settings(TASK="full_tail", TEACHER="/x/t", TEACHER_COT="/y/t"), facts)
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        (
+            {"TEACHER_COTT": "a"},
+            "TEACHER_COTT: the prompts teacherlm have no such kind; there are: TEACHER_COT, TEACHER_ER",
+        ),
+        ({"TEACHER_COT": "a,b"}, "TEACHER_COT=a,b: one teacher was expected; a kind cannot have several"),
+        ({"ENHANCE_FLAGS": "--top_p '0.9"}, "ENHANCE_FLAGS: no closing quotation: flags as in a shell were expected"),
+        ({"FINETUNE_FLAGS": "0.1"}, "FINETUNE_FLAGS: a flag such as --seed was expected first, found 0.1"),
+        ({"ENHANCE_FLAGS": "--output x"}, "ENHANCE_FLAGS: --output: the chain sets this flag itself; leave it out"),
+        ({"ENHANCE_FLAGS": "--top_p 1 --see=3"}, "ENHANCE_FLAGS: --see: the chain sets this flag itself; leave it out"),
+        ({"FINETUNE_FLAGS": "--learning-rate 1"}, "FINETUNE_FLAGS: --learning_rate: the chain sets this flag itself"),
+        ({"EVALUATE_FLAGS": "--seed 1 -h"}, "EVALUATE_FLAGS: -h: the chain sets this flag itself; leave it out"),
+    ],
+)
+def test_what_a_chain_refuses(variables: dict[str, str], said: str) -> None:
+    with pytest.raises(UserError) as refused:
+        graph(**variables)
+    assert said in str(refused.value)
+
+
+def test_flags_reach_their_stage_and_have_folders_of_their_own() -> None:
+    given = {
+        "ENHANCE_FLAGS": "--stop 'a b'",
+        "FINETUNE_FLAGS": "--weight_decay 0.1",
+        "EVALUATE_FLAGS": "--num_fewshot 2",
+    }
+    plain, asked = graph(), graph(**given)
+    assert words(asked.stage("enhance"), 0)[0][-4:] == ["--stop", "a b", "--shard", "0/1"]
+    assert words(asked.stage("finetune"))[0][-2:] == ["--weight_decay", "0.1"]
+    assert words(asked.stage("evaluate"))[0][-2:] == ["--num_fewshot", "2"]
+    usual, of_one = (
+        layout_of(settings(), FACTS),
+        {name: layout_of(settings(**{name: given[name]}), FACTS) for name in given},
+    )
+    enhance, finetune, evaluate = of_one.values()
+    assert enhance.joined != usual.joined and enhance.name != usual.name and enhance.evaluated == usual.evaluated
+    assert finetune.joined == usual.joined and finetune.name not in (usual.name, enhance.name)
+    assert evaluate.name == usual.name and str(evaluate.evaluated).startswith("runs/creak/all/evaluate-")
+    same = {name: "--seed_of_nothing 1" for name in given}
+    assert len({layout_of(settings(**{name: text}), FACTS).name for name, text in same.items()}) == 3
+    assert plain.stage("evaluate").lock(0) != graph(EVALUATE_FLAGS="--num_fewshot 2").stage("evaluate").lock(0)
+    work = graph(EVALUATE_FLAGS="--num_fewshot 2").stage("evaluate").work
+    assert plain.chain.scores(work) == evaluate.scores
+    assert plain.chain.scores(plain.stage("evaluate").work) == usual.scores
+
+
+def test_the_settings_of_a_submission_have_the_teachers_of_single_kinds() -> None:
+    saved = saved_variables("creak", ["TEACHER_COT", "TEACHERLM_CACHE", "HOME"])
+    assert {"TEACHER_COT", "ENHANCE_FLAGS", "FINETUNE_FLAGS", "EVALUATE_FLAGS"} <= set(saved)
+    assert not {"TEACHERLM_CACHE", "HOME"} & set(saved)
 
 
 def stage(tmp_path: Path, code: str, **fields: object) -> Stage:
@@ -302,3 +429,13 @@ def test_the_chain_knows_the_flags_that_samples_can_have() -> None:
     from teacherlm.dataset import quality
 
     assert set(of_chain.FLAGS) == set(quality.FLAGS)
+
+
+def test_the_engine_of_a_local_teacher_is_ours_to_choose() -> None:
+    assert flag(words(graph().stage("enhance"), 0)[0], "--engine") == "auto"
+    assert flag(words(graph(ENGINE="vllm").stage("enhance"), 0)[0], "--engine") == "vllm"
+    server = dataclasses.replace(MODEL, name="served", requests={}, gpus={})
+    served = sample_graph(settings(ENGINE="vllm"), dataclasses.replace(FACTS, teachers={"big": server}))
+    assert flag(words(served.stage("enhance"), 0)[0], "--engine") == "auto"  # it takes the server's engine
+    with pytest.raises(UserError, match="ENGINE=vlm: auto, transformers or vllm was expected"):
+        graph(ENGINE="vlm")

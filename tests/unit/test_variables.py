@@ -11,6 +11,7 @@ from teacherlm.chain.variables import complaint, edits, misspelt
         ("STUDNET", "did you mean STUDENT?"),
         ("student", "did you mean STUDENT?"),
         ("CREAK_DTA", "did you mean CREAK_DATA?"),
+        ("TEACHER_COTT", "did you mean TEACHER_COT?"),
         ("COLOUR", "to hand it on to a program, put it first: COLOUR=... make"),
     ],
 )
@@ -20,7 +21,16 @@ def test_a_variable_that_nothing_reads_is_said_with_the_near_one(name: str, said
 
 
 def test_variables_of_chains_libraries_and_make_are_accepted() -> None:
-    of_chains = ["STUDENT", "CREAK_DATA", "STRATEGY_QA_DATA", "CONTAINER", "DATA_DIR", "OPEN"]
+    of_chains = [
+        "STUDENT",
+        "CREAK_DATA",
+        "STRATEGY_QA_DATA",
+        "CONTAINER",
+        "TEACHER_REASON",
+        "TEACHER_OWN_KIND",
+        "DATA_DIR",
+        "OPEN",
+    ]
     of_others = ["HF_TOKEN", "CUDA_VISIBLE_DEVICES", "WANDB_MODE", "MAKEFLAGS", "V", "CFLAGS", "https_proxy"]
     assert complaint(of_chains + of_others) is None
 
@@ -29,6 +39,7 @@ def test_only_long_names_one_edit_away_count_in_an_environment() -> None:
     odd = dict.fromkeys(("STUDNET", "CFLAGS", "MODE", "TASKS", "SITES", "RUN_ID", "LINES", "USER", "EPOCH_SECONDS"), "")
     assert misspelt(odd) == {"STUDNET": "STUDENT"}
     assert misspelt({**odd, "STUDENT": "x"}) == {}  # what was meant is set
+    assert misspelt({"TEACHR_COT": "a", "TEACHER_ERROR": "b"}) == {"TEACHR_COT": "TEACHER_COT"}
     others = misspelt({"TEMPERTURE": "1", "DRYRUN": "1", "EPOCH": "3"})
     assert others == {"TEMPERTURE": "TEMPERATURE", "DRYRUN": "DRY_RUN", "EPOCH": "EPOCHS"}
 

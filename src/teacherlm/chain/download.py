@@ -1,6 +1,7 @@
 """Download what a chain's jobs need, where there is internet: the models, and the benchmark's data (then prepared)."""
 
 import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from teacherlm.chain.local import run_task
 from teacherlm.chain.main import read_graph
 from teacherlm.chain.settings import is_atlas, saved_variables
 from teacherlm.chain.site import has_scripts, load_site
+from teacherlm.chain.variables import known_names
 from teacherlm.core.errors import UserError
 from teacherlm.core.owners import make_own_folder
 from teacherlm.core.programs import called
@@ -40,7 +42,7 @@ def main() -> int:
             "atlas/preprocessing/download_*.py download what ATLAS's experiments need (docs/how-to/atlas.md)"
         )
     if has_scripts():
-        load_site(saved_variables(benchmark))
+        load_site(saved_variables(benchmark, {*os.environ, *known_names()}))
     graph = read_graph(benchmark)
     new = [part for part in (graph.folder.locks, *graph.folder.locks.parents) if not part.exists()]
     make_own_folder(graph.folder.locks.absolute(), graph.runs.absolute())  # before downloads that take hours

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,21 +43,23 @@ class Facts:
 
     Attributes:
         title: the benchmark's title, which the names of its files begin with.
+        teachers: teacher as the settings name it -> what its YAML says.
     """
 
     title: str
     student: ModelFacts
-    teacher: ModelFacts
+    teachers: Mapping[str, ModelFacts]
 
 
-def ask(benchmark: str, student: str, teacher: str, gpu_type: str = "") -> Facts:
+def ask(benchmark: str, student: str, teachers: Sequence[str], gpu_type: str = "") -> Facts:
     """The facts of a chain.
 
     Raises:
         SystemExit: there is no such benchmark or model; a message on stderr says so.
     """
-    found = answer(["of", benchmark, student, teacher, "--gpu_type", gpu_type])
-    return Facts(found["title"], ModelFacts(**found["student"]), ModelFacts(**found["teacher"]))
+    found = answer(["of", benchmark, student, *teachers, "--gpu_type", gpu_type])
+    of_teachers = {name: ModelFacts(**facts) for name, facts in found["teachers"].items()}
+    return Facts(found["title"], ModelFacts(**found["student"]), of_teachers)
 
 
 def absent_models(names: Sequence[str], *, make: bool) -> dict[str, str]:
@@ -86,9 +88,10 @@ def main() -> None:
         epilog="example: teacherlm chain-facts of creak smollm2-135m smollm2-135m",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    of = commands.add_parser("of", help="print what the YAML files say about a benchmark, a student and a teacher")
-    for name in ("benchmark", "student", "teacher"):
+    of = commands.add_parser("of", help="print what the YAML files say about a benchmark, a student and its teachers")
+    for name in ("benchmark", "student"):
         of.add_argument(name, help="its name")
+    of.add_argument("teachers", nargs="+", help="the names of the teachers")
     of.add_argument("--gpu_type", default="", help="type of GPU for --gres")
     absent = commands.add_parser("absent", help="print which models are not on this machine's disks")
     absent.add_argument("names", nargs="*", help="models")
@@ -97,7 +100,7 @@ def main() -> None:
     folder.add_argument("name", help="the model")
     args = parser.parse_args()
     if args.command == "of":
-        print(json.dumps(asdict(facts_of(args.benchmark, args.student, args.teacher, args.gpu_type))))
+        print(json.dumps(asdict(facts_of(args.benchmark, args.student, args.teachers, args.gpu_type))))
     elif args.command == "folder":
         print_folder(args.name)
     else:
@@ -111,11 +114,12 @@ def print_folder(name: str) -> None:
     print_for_shell(str(local_folder(find_model(name))))
 
 
-def facts_of(benchmark: str, student: str, teacher: str, gpu_type: str) -> Facts:
+def facts_of(benchmark: str, student: str, teachers: Sequence[str], gpu_type: str) -> Facts:
     from teacherlm.catalog.benchmarks import load_benchmark
 
     title = one_line_name(load_benchmark(benchmark).title)
-    return Facts(title, model_facts(student, gpu_type), model_facts(teacher, gpu_type))
+    of_teachers = {name: model_facts(name, gpu_type) for name in teachers}
+    return Facts(title, model_facts(student, gpu_type), of_teachers)
 
 
 def model_facts(name: str, gpu_type: str) -> ModelFacts:

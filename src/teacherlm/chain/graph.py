@@ -7,8 +7,8 @@ runs one of its stages in a job.
 import os
 import re
 import subprocess
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from teacherlm.chain.layout import ChainFolder, RunFolder
@@ -72,8 +72,9 @@ class Graph:
         runs: the folder of all runs, which may be shared. The folders of the chain below it must belong to this user.
         absences: returns what the jobs would lack. With True, it first makes what can be made here without the network.
         models: the names of the models that the chain needs.
-        with_shards: returns the same chain with the given number of shards. None if the user has set the number, or if
-            the teacher's work cannot be split.
+        with_shards: name of a stage in which a teacher explains -> a function that returns the same chain with the
+            given number of shards of that stage. A stage is missing if the user has set the number, or if its work
+            cannot be split.
     """
 
     benchmark: str
@@ -84,7 +85,7 @@ class Graph:
     stages: tuple[Stage, ...]
     absences: Callable[[bool], list[Absence]]
     models: tuple[str, ...] = ()
-    with_shards: "Callable[[int], Graph] | None" = None
+    with_shards: "Mapping[str, Callable[[int], Graph]]" = field(default_factory=dict)
 
     @property
     def chain(self) -> ChainFolder:

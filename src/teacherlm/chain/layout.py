@@ -4,9 +4,10 @@ The name of a folder tells what it depends on, so another student, task or seed 
 
     RUNS/BENCHMARK/all|limit-N/
       prepare/                    prompts, the dataset, test/ with the test set; prepare_PROMPTS/ with other prompts
-      enhance/TEACHER_seedN/      the explanations, and the datasets that a student reads
+      enhance/TEACHER_seedN/      a teacher's explanations, and the datasets that a student reads
+      enhance/TEACHERS_seedN/     the datasets with the explanations of several teachers: cot-A+error-B_DIGEST_seedN
       finetune/RUN/               a student's checkpoints
-      evaluate/STUDENT/, RUN/     scores of the untrained student, and of the checkpoints
+      evaluate/STUDENT/, RUN/     scores of the untrained student, and of the checkpoints; evaluate-DIGEST/ with flags
       chains/RUN/                 a submission: jobs.tsv, settings-*.json, logs/, states/
       .locks/                     locks that keep two runs from doing the same work
       report/                     the page
@@ -14,12 +15,19 @@ The name of a folder tells what it depends on, so another student, task or seed 
 ATLAS's experiments have RUNS/atlas/SETTING/ with chains/ and .locks/. Their results are in DATA_DIR/experiments/NAME.
 """
 
+import hashlib
+import json
+import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from teacherlm.atlas.experiment import DataFolder
 
+LONGEST_NAME = 200
+"""Maximum number of bytes of a name that is made of several teachers' names. File systems allow 255, and names of locks
+and logs are made from it."""
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -66,9 +74,9 @@ class ChainFolder:
     def training_log(self) -> Path:
         return self.checkpoints / "log.jsonl"
 
-    @property
-    def scores(self) -> Path:
-        return self.run_folder / "evaluate" / self.name
+    def scores(self, work: str) -> Path:
+        """The folder of the scores that the jobs with this work make."""
+        return self.run_folder / work.removesuffix(f"-{self.name}") / self.name
 
 
 @dataclass(frozen=True)
@@ -104,21 +112,27 @@ class Layout:
     Attributes:
         title: the benchmark's title, which the names of its files begin with.
         of_prompts: _PROMPTS for other prompts than the default, or an empty text.
-        teacher_run: TEACHER_seedN. After TEACHER follow the prompts' name if they are not the default, and the number
-            of texts per sample (_4texts) if it is not 1.
+        teacher_runs: kind of explanation -> TEACHER_seedN, the folder of its texts. After TEACHER come `_chat` or
+            `_plain`
+            where CHAT says so, the name of the prompts if they are not the default, the number of texts per sample
+            (_4texts) if it is not 1, and a digest of the stage's further flags if there are some.
+        joined_run: the folder of the datasets for finetuning; that of the texts if one teacher makes all of them.
         chosen: the ending of names for outputs with other texts than the first ones, or an empty text.
         filtered: the ending of names for outputs from which a filter dropped samples, or an empty text.
-        name: the name of the run. It has the student, the task, the teacher and the settings of finetuning.
+        name: the name of the run. It has the student, the task, the teachers and the settings of finetuning.
+        of_evaluation: -DIGEST for further flags of the evaluation, or an empty text.
     """
 
     folder: RunFolder
     title: str
     student: str
     of_prompts: str
-    teacher_run: str
+    teacher_runs: Mapping[str, str]
+    joined_run: str
     chosen: str
     filtered: str
     name: str
+    of_evaluation: str
 
     @property
     def prepared(self) -> Path:
@@ -136,16 +150,20 @@ class Layout:
     def tests(self) -> Path:
         return self.prepared / "test"
 
-    @property
-    def enhanced(self) -> Path:
-        return self.folder.path / "enhance" / self.teacher_run
+    def teacher_folder(self, kind: str) -> Path:
+        """The folder of the teacher that explains in this way."""
+        return self.folder.path / "enhance" / self.teacher_runs[kind]
 
     def explanations(self, kind: str) -> Path:
-        return self.enhanced / f"{self.title}_{kind}.jsonl"
+        return self.teacher_folder(kind) / f"{self.title}_{kind}.jsonl"
+
+    @property
+    def joined(self) -> Path:
+        return self.folder.path / "enhance" / self.joined_run
 
     @property
     def enhanced_dataset(self) -> Path:
-        return self.enhanced / f"{self.title}{self.chosen}{self.filtered}"
+        return self.joined / f"{self.title}{self.chosen}{self.filtered}"
 
     @property
     def store(self) -> Path:
@@ -167,7 +185,7 @@ class Layout:
 
     @property
     def evaluated(self) -> Path:
-        return self.folder.path / "evaluate"
+        return self.folder.path / f"evaluate{self.of_evaluation}"
 
     @property
     def untrained_scores(self) -> Path:
@@ -223,6 +241,40 @@ class AtlasLayout:
     @property
     def chain(self) -> ChainFolder:
         return self.folder.chain(self.name)
+
+
+def digest_of(value: object) -> str:
+    """A short digest of a JSON value, for the name of a folder."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:8]
+
+
+def with_flags(stage: str, flags: Sequence[str]) -> str:
+    """What a name gets for further flags of a stage; an empty text if there are none."""
+    return f"_{stage}-{digest_of(list(flags))}" if flags else ""
+
+
+def joined_teachers(teachers: Mapping[str, str]) -> str:
+    """One name for all teachers: that of the teacher if it makes all kinds, otherwise cot-A+error-B_DIGEST.
+
+    Args:
+        teachers: kind of explanation -> name of its teacher.
+    """
+    if len(set(teachers.values())) == 1:
+        return next(iter(teachers.values()))
+    readable = "+".join(f"{kind}-{teacher}" for kind, teacher in teachers.items())
+    return f"{cut_name(readable, LONGEST_NAME // 2)}_{digest_of(sorted(teachers.items()))}"
+
+
+def short_name(name: str) -> str:
+    """A name of at most LONGEST_NAME bytes. A longer one is cut, and ends with the digest of the whole name."""
+    if len(os.fsencode(name)) <= LONGEST_NAME:
+        return name
+    return f"{cut_name(name, LONGEST_NAME - 9)}_{digest_of(name)}"
+
+
+def cut_name(name: str, most: int) -> str:
+    """The beginning of a name, with at most this number of bytes."""
+    return os.fsencode(name)[:most].decode("utf-8", "ignore")
 
 
 def run_folder(runs: str, benchmark: str, limit: str | None) -> RunFolder:

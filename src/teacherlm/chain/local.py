@@ -53,14 +53,15 @@ def print_plan(graph: Graph) -> None:
 
 
 def cut_for_devices(graph: Graph, stage: Stage) -> Graph:
-    """Split the teacher's work into as many shards as can run at once, unless the user has set the number or the work
+    """Split a teacher's work into as many shards as can run at once, unless the user has set the number or the work
     is done."""
-    if stage.name != "enhance" or graph.with_shards is None:
+    cut = graph.with_shards.get(stage.name)
+    if cut is None:
         return graph
     places = len(device_groups(stage))
     if places < 2 or not missing_indices(stage):
         return graph
-    return graph.with_shards(places)
+    return cut(places)
 
 
 def run_stage(graph: Graph, stage: Stage) -> int:

@@ -21,7 +21,7 @@ from teacherlm.chain.settings import (
     saved_variables,
 )
 from teacherlm.chain.site import Site, has_scripts, load_site
-from teacherlm.chain.variables import CHAIN, RUNNING, listing, misspelt
+from teacherlm.chain.variables import CHAIN, RUNNING, known_names, listing, misspelt
 from teacherlm.core.errors import UserError
 
 USAGE = f"""\
@@ -53,7 +53,7 @@ def main() -> int:
     launcher = os.environ.get("LAUNCHER") or ("slurm" if by_slurm else "local")
     if launcher not in ("local", "slurm"):
         raise UserError(plain(f"LAUNCHER={launcher}: slurm or local was expected"))
-    site = load_site(saved_variables(benchmark)) if launcher == "slurm" else Site()
+    site = load_site(saved_variables(benchmark, {*os.environ, *known_names()})) if launcher == "slurm" else Site()
     if launcher == "local" and has_scripts():
         load_site(("RUNS",))  # the folders of the site, where make report and make status look; not its requests
     graph = read_graph(benchmark, site.gpu_type)
@@ -75,7 +75,7 @@ def read_graph(benchmark: str, gpu_type: str = "") -> Graph:
     settings = take_settings(benchmark)
     if isinstance(settings, AtlasSettings):
         return atlas_graph(settings)
-    return sample_graph(settings, ask(benchmark, settings.student, settings.teacher, gpu_type))
+    return sample_graph(settings, ask(benchmark, settings.student, settings.models[1:], gpu_type))
 
 
 def take_settings(benchmark: str) -> Settings | AtlasSettings:

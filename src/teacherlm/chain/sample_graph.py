@@ -1,57 +1,95 @@
 """The chain of a benchmark: prepare, enhance, merge, finetune, evaluate, report."""
 
-import dataclasses
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from teacherlm.catalog.explanations import Explanations
 from teacherlm.catalog.prompt_sets import DEFAULT
-from teacherlm.chain.facts import Facts, absent_models
+from teacherlm.chain.facts import Facts, ModelFacts, absent_models
 from teacherlm.chain.graph import Absence, Graph, Stage, few_processors
-from teacherlm.chain.layout import Layout, run_folder
-from teacherlm.chain.settings import Settings
+from teacherlm.chain.layout import Layout, digest_of, joined_teachers, run_folder, short_name, with_flags
+from teacherlm.chain.settings import Settings, plain
 from teacherlm.chain.site import Site
 from teacherlm.core.errors import UserError
 from teacherlm.runtime.launcher import Command, own_program, program
 
 
-def sample_graph(settings: Settings, facts: Facts) -> Graph:
-    """The chain for these settings. If only `text` is trained on, the chain needs no teacher."""
-    layout = layout_of(settings, facts)
-    stages = [prepare(settings, layout)]
-    if settings.kinds:
-        stages += [enhance(settings, facts, layout), merge(settings, facts, layout)]
-    stages += [finetune(settings, facts, layout), evaluate(settings, facts, layout), report(settings, layout)]
-    student, teacher = facts.student.name, facts.teacher.name
-    models = tuple(dict.fromkeys((settings.student, settings.teacher)))
-    can_shard = settings.kinds and settings.shards is None and facts.teacher.gpus
-    summary = f"{settings.benchmark}: student {student}, teacher {teacher}, "
-    summary += f"task {settings.training_fields}, seed {settings.seed}"
+def sample_graph(settings: Settings, facts: Facts, shards: Mapping[str, int] | None = None) -> Graph:
+    """The chain for these settings. If only `text` is trained on, the chain needs no teacher.
 
-    def with_shards(count: int) -> Graph:
-        return sample_graph(dataclasses.replace(settings, shards=count), facts)
+    Args:
+        shards: stage in which a teacher explains -> the number of its shards, where the settings do not say it.
+    """
+    layout = layout_of(settings, facts)
+    chosen = shards or {}
+    of_teachers = {
+        enhance_name(settings, kinds): (teacher, kinds) for teacher, kinds in settings.kinds_by_teacher.items()
+    }
+    count = {name: settings.shards or chosen.get(name, 1) for name in of_teachers}
+    stages = [prepare(settings, layout)]
+    for name, (teacher, kinds) in of_teachers.items():
+        stages.append(enhance(settings, name, facts.teachers[teacher], teacher, kinds, count[name], layout))
+    if of_teachers:
+        shards_of = {kind: count[name] for name, (_, kinds) in of_teachers.items() for kind in kinds}
+        stages.append(merge(settings, facts, shards_of, layout))
+    stages += [finetune(settings, facts, layout), evaluate(settings, facts, layout), report(settings, layout)]
+
+    def with_shards(name: str) -> Callable[[int], Graph]:
+        return lambda count: sample_graph(settings, facts, {**chosen, name: count})
 
     return Graph(
         benchmark=settings.benchmark,
         name=layout.name,
-        summary=f"{summary}; outputs go to {layout.folder.path}",
+        summary=f"{summary(settings, facts)}; outputs go to {layout.folder.path}",
         runs=Path(settings.runs),
         folder=layout.folder,
         stages=tuple(stages),
-        absences=lambda make: absences(settings, models, make),
-        models=models,
-        with_shards=with_shards if can_shard else None,
+        absences=lambda make: absences(settings, tuple(dict.fromkeys(settings.models)), make),
+        models=tuple(dict.fromkeys(settings.models)),
+        with_shards={
+            name: with_shards(name)
+            for name, (teacher, _) in of_teachers.items()
+            if settings.shards is None and name not in chosen and facts.teachers[teacher].gpus
+        },
     )
 
 
+def summary(settings: Settings, facts: Facts) -> str:
+    """The first line that a chain prints, without its folder."""
+    names = {teacher: facts.teachers[teacher].name for teacher in settings.models[1:]}
+    shown = ", ".join(names.values())
+    if len(names) > 1:
+        shown = ", ".join(
+            f"{names[teacher]} ({' '.join(kinds)})" for teacher, kinds in settings.kinds_by_teacher.items()
+        )
+    said = f"{settings.benchmark}: student {facts.student.name}, teacher{'s' * (len(names) > 1)} {shown}, "
+    return f"{said}task {settings.training_fields}, seed {settings.seed}"
+
+
+def enhance_name(settings: Settings, kinds: Sequence[str]) -> str:
+    """The name of the stage in which a teacher explains. Of several teachers, each has a stage."""
+    return "enhance" if len(settings.kinds_by_teacher) == 1 else f"enhance-{kinds[0]}"
+
+
 def layout_of(settings: Settings, facts: Facts) -> Layout:
-    name = f"{facts.student.name}_{settings.training_fields.replace(':', '-').replace(',', '-')}"
+    """The chain's folders.
+
+    Raises:
+        UserError: two teachers have the same name, so that they would have the same folder.
+    """
     of_prompts = "" if settings.prompts == DEFAULT else f"_{Path(settings.prompts).stem}"
-    teacher = facts.teacher.name + {"true": "_chat", "false": "_plain"}.get(settings.chat or "", "") + of_prompts
-    teacher += f"_{settings.num_completions}texts" if settings.num_completions > 1 else ""
+    of_texts = {"true": "_chat", "false": "_plain"}.get(settings.chat or "", "") + of_prompts
+    of_texts += f"_{settings.num_completions}texts" if settings.num_completions > 1 else ""
+    of_texts += with_flags("enhance", settings.enhance_flags)
+    teachers = {kind: facts.teachers[teacher].name for kind, teacher in settings.teachers.items()}
+    if len(set(teachers.values())) < len(settings.kinds_by_teacher):
+        both = " and ".join(settings.kinds_by_teacher)
+        raise UserError(plain(f"the teachers {both} must have different names, because their folders have them"))
+    joined = joined_teachers(teachers or {"": facts.teachers[settings.teacher].name}) + of_texts
     chosen = explanations_of(settings, facts).label
-    name += "" if settings.training_fields == "text" else f"_{teacher}{chosen}"
+    name = f"{facts.student.name}_{settings.training_fields.replace(':', '-').replace(',', '-')}"
+    name += "" if settings.training_fields == "text" else f"_{joined}{chosen}"
     filtered = f"_without-{settings.filter.replace(',', '-')}" if settings.filter else ""
     name += filtered
     for label, value in (
@@ -61,15 +99,20 @@ def layout_of(settings: Settings, facts: Facts) -> Layout:
     ):
         name += f"_{label}{value}" if value else ""
     name += f"_{settings.peft}" if settings.peft else ""
+    name += with_flags("finetune", settings.finetune_flags)
+    name += f"_seed{settings.seed}"
+    is_long = len(set(teachers.values())) > 1 or settings.enhance_flags or settings.finetune_flags
     return Layout(
         folder=run_folder(settings.runs, settings.benchmark, settings.limit),
         title=facts.title,
         student=facts.student.name,
         of_prompts=of_prompts,
-        teacher_run=f"{teacher}_seed{settings.seed}",
+        teacher_runs={kind: f"{teacher}{of_texts}_seed{settings.seed}" for kind, teacher in teachers.items()},
+        joined_run=f"{joined}_seed{settings.seed}",
         chosen=chosen,
         filtered=filtered,
-        name=f"{name}_seed{settings.seed}",
+        name=short_name(name) if is_long else name,
+        of_evaluation=f"-{digest_of(list(settings.evaluate_flags))}" if settings.evaluate_flags else "",
     )
 
 
@@ -81,10 +124,24 @@ def explanations_of(settings: Settings, facts: Facts) -> Explanations:
     """
     if not settings.scorer:
         return Explanations(settings.explanations)
-    scorer = facts.student if settings.scorer == "student" else facts.teacher
+    _, scorer = scorer_of(settings, facts)
     if not scorer.requests:
         raise UserError(f"SCORER={settings.scorer}: {scorer.name} has no weights here that could score texts")
     return Explanations(settings.explanations, scorer.name)
+
+
+def scorer_of(settings: Settings, facts: Facts) -> tuple[str, ModelFacts]:
+    """The model that scores texts: the student, or the teacher.
+
+    Raises:
+        UserError: the teacher was chosen, and there are several.
+    """
+    if settings.scorer != "teacher":
+        return settings.student, facts.student
+    if len(settings.kinds_by_teacher) > 1:
+        raise UserError("SCORER=teacher: this chain has several teachers; SCORER=student scores the texts of all")
+    (teacher,) = settings.kinds_by_teacher
+    return teacher, facts.teachers[teacher]
 
 
 def prepare(settings: Settings, layout: Layout) -> Stage:
@@ -102,58 +159,71 @@ def prepare(settings: Settings, layout: Layout) -> Stage:
     )
 
 
-def enhance(settings: Settings, facts: Facts, layout: Layout) -> Stage:
-    """The stage that makes all kinds of explanations with one loaded teacher. A task is a shard."""
-    shards = settings.shards or 1
-    words = ["--name", settings.teacher, "--input", str(layout.prompts)]
-    words += ["--output", str(layout.explanations("{kind}"))]
-    words += ["--task_type", ",".join(f"{kind}_text" for kind in settings.kinds)]
+def enhance(
+    settings: Settings,
+    name: str,
+    facts: ModelFacts,
+    teacher: str,
+    kinds: Sequence[str],
+    shards: int,
+    layout: Layout,
+) -> Stage:
+    """The stage in which a loaded teacher makes all its kinds of explanations. A task is a shard."""
+    words = ["--name", teacher, "--input", str(layout.prompts)]
+    words += ["--output", str(layout.explanations(kinds[0]).with_name(f"{layout.title}_{{kind}}.jsonl"))]
+    words += ["--task_type", ",".join(f"{kind}_text" for kind in kinds)]
     words += ["--prompts", settings.prompts] if settings.prompts != DEFAULT else []
-    words += ["--num_tokens", settings.num_tokens or facts.teacher.values["enhance.num_tokens"]]
+    words += ["--num_tokens", settings.num_tokens or facts.values["enhance.num_tokens"]]
     words += ["--temperature", settings.temperature, "--seed", settings.seed]
     words += ["--chat", settings.chat] if settings.chat else []
     words += ["--num_completions", str(settings.num_completions)] if settings.num_completions > 1 else []
     words += ["--max_failures", settings.max_failures, "--restart"]
-    work = f"enhance-{layout.teacher_run}"
+    words += ["--engine", settings.engine if facts.gpus else "auto"]
+    words += further("ENHANCE_FLAGS", settings.enhance_flags, words, ("--prompts", "--shard", "--list_missing"))
+    work = f"enhance-{layout.teacher_runs[kinds[0]]}"
 
     def commands(index: int | None, more: Sequence[str]) -> list[Command]:
         return [Command([*program("enhance"), *words, "--shard", f"{index or 0}/{shards}", *more])]
 
     return Stage(
-        name="enhance",
-        made=layout.enhanced,
+        name=name,
+        made=layout.teacher_folder(kinds[0]),
         commands=commands,
         work=work,
         lock=lambda index: f"{work}-{index}-of-{shards}",
-        request=as_the_model_asks(facts.teacher.requests.get("enhance"), "ENHANCE_ARGS"),
+        request=as_the_model_asks(facts.requests.get("enhance"), "ENHANCE_ARGS"),
         indices=range(shards),
         array=True,
-        needs=(settings.teacher,),
-        gpus=max(facts.teacher.gpus["enhance"], 1) if facts.teacher.gpus else 0,
-        heading=f"enhance ({' '.join(settings.kinds)})",
+        needs=(teacher,),
+        gpus=max(facts.gpus["enhance"], 1) if facts.gpus else 0,
+        heading=f"enhance ({' '.join(kinds)})" + (f" with {facts.name}" if name != "enhance" else ""),
     )
 
 
-def merge(settings: Settings, facts: Facts, layout: Layout) -> Stage:
+def merge(settings: Settings, facts: Facts, shards: Mapping[str, int], layout: Layout) -> Stage:
     """The stage that merges the shards and post-processes the result. With EXPLANATIONS=best it also scores the texts,
-    so that it needs the scorer and asks for what an evaluation asks for."""
-    shards = settings.shards or 1
-    work = f"enhance-{layout.teacher_run}"
-    made = ["--benchmark", settings.benchmark, "--output_dir", str(layout.enhanced), "--test_dir", str(layout.tests)]
+    so that it needs the scorer and asks for what an evaluation asks for.
+
+    Args:
+        shards: kind of explanation -> the number of its shards.
+    """
+    work = f"enhance-{layout.joined_run}"
+    made = ["--benchmark", settings.benchmark, "--output_dir", str(layout.joined), "--test_dir", str(layout.tests)]
     made += ["--prompts", settings.prompts] if settings.prompts != DEFAULT else []
     made += ["--post_process", *(["--filter", settings.filter] if settings.filter else [])]
+    if len(settings.kinds_by_teacher) > 1:
+        made += ["--enhanced", *(str(layout.explanations(kind)) for kind in settings.kinds)]
     texts = explanations_of(settings, facts)
     made += ["--explanations", texts.setting] if texts.setting != "first" else []
     made += ["--scorer", texts.scorer] if texts.scorer else []
-    scorer, of_scorer = settings.student, facts.student
-    if settings.scorer == "teacher":
-        scorer, of_scorer = settings.teacher, facts.teacher
+    scorer, of_scorer = scorer_of(settings, facts)
 
     def commands(index: int | None, more: Sequence[str]) -> list[Command]:
         found = []
-        for kind in settings.kinds if shards > 1 else ():
-            files = ["--input", str(layout.prompts), "--output", str(layout.explanations(kind))]
-            found.append(Command([*program("merge"), *files, "--shards", str(shards), *more]))
+        for kind, count in shards.items():
+            if count > 1:
+                files = ["--input", str(layout.prompts), "--output", str(layout.explanations(kind))]
+                found.append(Command([*program("merge"), *files, "--shards", str(count), *more]))
         for kind in settings.kinds if texts.scorer else ():
             words = ["--name", scorer, "--input", str(layout.explanations(kind)), "--kind", kind]
             words += ["--prompts", settings.prompts] if settings.prompts != DEFAULT else []
@@ -162,7 +232,7 @@ def merge(settings: Settings, facts: Facts, layout: Layout) -> Stage:
 
     return Stage(
         name="merge",
-        made=layout.enhanced,
+        made=layout.joined,
         commands=commands,
         work=work,
         lock=lambda index: work,
@@ -188,6 +258,7 @@ def finetune(settings: Settings, facts: Facts, layout: Layout) -> Stage:
     words += ["--gradient_checkpointing", values["finetune.gradient_checkpointing"], "--seed", settings.seed]
     words += ["--report_to", settings.report_to, "--restart"]
     words += ["--explanations", "each_epoch"] if settings.explanations == "each_epoch" else []
+    words += further("FINETUNE_FLAGS", settings.finetune_flags, words, OF_FINETUNING)
     return Stage(
         name="finetune",
         made=layout.checkpoints,
@@ -201,6 +272,7 @@ def finetune(settings: Settings, facts: Facts, layout: Layout) -> Stage:
 
 def evaluate(settings: Settings, facts: Facts, layout: Layout) -> Stage:
     """The stage that scores. Task 0 is the untrained student, task N its Nth checkpoint."""
+    work = f"evaluate{layout.of_evaluation}"
 
     def commands(index: int | None, more: Sequence[str]) -> list[Command]:
         checkpoint = layout.checkpoint(index) if index else None
@@ -210,14 +282,17 @@ def evaluate(settings: Settings, facts: Facts, layout: Layout) -> Stage:
         words += ["--datasets", str(layout.tests), "--output_path", str(layout.evaluated)]
         words += ["--tokenization", settings.tokenization]
         words += ["--checkpoints", str(layout.checkpoints)] if index is None else []
+        words += further("EVALUATE_FLAGS", settings.evaluate_flags, words, OF_EVALUATION)
         return [Command([*program("evaluate"), *words, *more])]
+
+    commands(None, ())  # refuse the user's flags before any stage runs
 
     return Stage(
         name="evaluate",
         made=layout.evaluated,
         commands=commands,
-        work=f"evaluate-{layout.name}",
-        lock=lambda index: f"evaluate-{layout.name}-{index}" if index else f"evaluate-{layout.student}",
+        work=f"{work}-{layout.name}",
+        lock=lambda index: f"{work}-{layout.name}-{index}" if index else f"{work}-{layout.student}",
         request=as_the_model_asks(facts.student.requests.get("evaluate"), "EVALUATE_ARGS"),
         indices=range(settings.epochs + 1),
         array=True,
@@ -245,6 +320,34 @@ def report(settings: Settings, layout: Layout) -> Stage:
         lock=lambda index: "report",
         request=few_processors("4G"),
     )
+
+
+OF_FINETUNING = (
+    *("--model_name_or_path", "--dataset_name", "--per_device_train_batch_size", "--gradient_accumulation_steps"),
+    *("--learning_rate", "--num_train_epochs", "--task_type", "--run_name", "--output_dir", "--peft", "--do_train"),
+    *("--save_total_limit", "--list_missing"),
+)
+"""Flags of finetune.py that the chain sets by its positional arguments or by variables."""
+OF_EVALUATION = ("--checkpoints", "--watch", "--shard", "--list_missing", "--joint_tokenization")
+"""Flags of evaluate/main.py that the chain sets for some tasks, or in another way."""
+
+
+def further(variable: str, flags: Sequence[str], words: Sequence[str], others: Sequence[str]) -> list[str]:
+    """The flags that the user adds to a stage.
+
+    Args:
+        words: the arguments that the chain gives the stage.
+        others: flags that the chain sets in another way.
+
+    Raises:
+        UserError: the chain sets one of the flags itself, or it asks for help. A flag may be shortened.
+    """
+    own = {word for word in (*words, *others, "--help") if word.startswith("--")}
+    for word in flags:
+        name = f"{word[:2]}{word[2:].partition('=')[0].replace('-', '_')}"  # --learning-rate is --learning_rate
+        if word == "-h" or (word.startswith("--") and any(one.startswith(name) for one in own)):
+            raise UserError(plain(f"{variable}: {name}: the chain sets this flag itself; leave it out"))
+    return list(flags)
 
 
 def as_the_model_asks(request: list[str] | None, arguments: str) -> Callable[[Site], list[str]]:

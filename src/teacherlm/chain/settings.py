@@ -2,24 +2,26 @@
 
 import os
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from teacherlm.catalog.explanations import SETTINGS
 from teacherlm.catalog.prompt_sets import DEFAULT, PromptSet, load_prompts
-from teacherlm.chain.variables import data_variable
+from teacherlm.chain.variables import TEACHER_OF, data_variable, teacher_variable
 from teacherlm.core.errors import UserError
 from teacherlm.runtime.launcher import require_number, stage_python
 
 SAVED = (
     *("STUDENT", "MODEL", "TEACHER", "TASK", "PROMPTS", "LIMIT", "EPOCHS", "SEED", "NUM_TOKENS", "TEMPERATURE"),
-    *("NUM_COMPLETIONS", "EXPLANATIONS", "SCORER"),
-    *("MAX_FAILURES", "FILTER", "BATCH", "ACCUMULATION", "LEARNING_RATE", "TOKENIZATION", "SHARDS", "RUNS", "PYTHON"),
-    *("CHAT", "REPORT_TO", "WANDB_PROJECT", "WANDB_MODE", "PEFT", "AUTO_BATCH", "SAVE_TOTAL_LIMIT"),
+    *("NUM_COMPLETIONS", "EXPLANATIONS", "SCORER", "CHAT", "ENGINE", "MAX_FAILURES", "FILTER", "BATCH", "ACCUMULATION"),
+    *("LEARNING_RATE", "TOKENIZATION", "SHARDS", "RUNS", "PYTHON", "REPORT_TO", "WANDB_PROJECT", "WANDB_MODE", "PEFT"),
+    *("AUTO_BATCH", "SAVE_TOTAL_LIMIT", "ENHANCE_FLAGS", "FINETUNE_FLAGS", "EVALUATE_FLAGS"),
     *("SIGNAL_SECONDS", "SITE", "CONTAINER", "APPTAINER_BIND"),
 )
-"""Variables whose values at submission are saved for the jobs. The benchmark's `data_variable` is saved as well."""
+"""Variables whose values at submission are saved for the jobs. The benchmark's `data_variable` and the teachers of
+single kinds are saved as well."""
 ATLAS_SAVED = (
     *("DATA_DIR", "SIZE", "MODEL_PATH", "INDEX_PATH", "PASSAGES", "READER", "RETRIEVER", "PRECISION", "MMLU_DATA"),
     *("FLAGS", "EXPERIMENT_NAME", "NUM_GPUS", "RUNS", "PYTHON", "SIGNAL_SECONDS", "SITE", "CONTAINER"),
@@ -33,20 +35,27 @@ MOST = 10_000
 TASK = re.compile(r"[a-z0-9_]+(:[0-9.]+)?(,[a-z0-9_]+(:[0-9.]+)?)*")
 FLAGS = ("empty", "cut", "repeats", "copies", "language", "contradicts", "duplicate", "overlap")
 """The flags of dataset/quality.py. FILTER is checked here to refuse a wrong flag before the teacher's work."""
+ENGINES = ("auto", "transformers", "vllm")
+"""The engines that a local teacher can have. A server or a field of the records has its own."""
 SIGNAL_SECONDS = "180"
 EXPERIMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A chain's variables. A variable is None if it is not set and the model's YAML gives the value."""
+    """A chain's variables. A variable is None if it is not set and the model's YAML gives the value.
+
+    Attributes:
+        teachers: kind of explanation -> its teacher, for the kinds that the chain needs.
+        enhance_flags, finetune_flags, evaluate_flags: further flags of these stages.
+    """
 
     benchmark: str
     student: str
     teacher: str
     training_fields: str
     prompts: str
-    kinds: tuple[str, ...]
+    teachers: Mapping[str, str]
     num_completions: int
     explanations: str
     scorer: str
@@ -55,6 +64,7 @@ class Settings:
     temperature: str
     tokenization: str
     max_failures: str
+    engine: str
     runs: str
     wandb_project: str
     report_to: str
@@ -68,6 +78,27 @@ class Settings:
     learning_rate: str | None
     peft: str | None
     data: str | None
+    enhance_flags: tuple[str, ...]
+    finetune_flags: tuple[str, ...]
+    evaluate_flags: tuple[str, ...]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of explanation that the chain needs."""
+        return tuple(self.teachers)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The student, then the teachers. If only `text` is trained on, TEACHER is among them, but explains nothing."""
+        return (self.student, *(self.kinds_by_teacher or (self.teacher,)))
+
+    @property
+    def kinds_by_teacher(self) -> dict[str, tuple[str, ...]]:
+        """Teacher -> the kinds that it explains, in the order of the prompts."""
+        by_teacher: dict[str, tuple[str, ...]] = {}
+        for kind, teacher in self.teachers.items():
+            by_teacher[teacher] = (*by_teacher.get(teacher, ()), kind)
+        return by_teacher
 
 
 @dataclass(frozen=True)
@@ -104,7 +135,12 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
     prompts = load_prompts(get("PROMPTS", DEFAULT))
     if not EXPERIMENT.fullmatch(prompts.name):
         raise UserError(plain(f"PROMPTS: {prompts.name}: a name of letters, digits, dots and dashes was expected"))
-    kinds = kinds_of(fields, prompts)
+    teacher = get("TEACHER", student)
+    teachers = {**dict.fromkeys(kinds_of(fields, prompts), teacher)}
+    teachers |= {kind: one for kind, one in own_teachers(benchmark, prompts, variables).items() if kind in teachers}
+    engine = get("ENGINE", "auto")
+    if engine not in ENGINES:
+        raise UserError(plain(f"ENGINE={engine}: {', '.join(ENGINES[:-1])} or {ENGINES[-1]} was expected"))
     chat = variables.get("CHAT") or None
     if chat not in (None, "auto", "true", "false"):
         raise UserError(plain(f"CHAT={chat}: auto, true or false was expected"))
@@ -115,17 +151,17 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
     for flag in (flags or "").split(",") if flags else []:
         if flag not in FLAGS:
             raise UserError(plain(f"FILTER: there is no flag '{flag}'; the flags are: {', '.join(FLAGS)}"))
-    if flags and not kinds:
+    if flags and not teachers:
         raise UserError(plain(f"FILTER={flags} drops samples by their explanations, but TASK={fields} has none"))
     completions = int(get("NUM_COMPLETIONS", "1"))
-    explanations, scorer = read_explanations(variables, completions, fields, kinds)
+    explanations, scorer = read_explanations(variables, completions, fields, tuple(teachers))
     return Settings(
         benchmark=benchmark,
         student=student,
-        teacher=get("TEACHER", student),
+        teacher=teacher,
         training_fields=fields,
         prompts=get("PROMPTS", DEFAULT),
-        kinds=kinds,
+        teachers=teachers,
         num_completions=completions,
         explanations=explanations,
         scorer=scorer,
@@ -134,6 +170,7 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
         temperature=get("TEMPERATURE", "1"),
         tokenization=tokenization,
         max_failures=get("MAX_FAILURES", "0"),
+        engine=engine,
         runs=get("RUNS", "runs"),
         wandb_project=get("WANDB_PROJECT", "teacherlm"),
         report_to=get("REPORT_TO", "none"),
@@ -147,6 +184,9 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
         learning_rate=variables.get("LEARNING_RATE") or None,
         peft=None if peft == "none" else peft,
         data=variables.get(data_variable(benchmark)) or None,
+        enhance_flags=flags_in("ENHANCE_FLAGS", variables),
+        finetune_flags=flags_in("FINETUNE_FLAGS", variables),
+        evaluate_flags=flags_in("EVALUATE_FLAGS", variables),
     )
 
 
@@ -240,9 +280,55 @@ def kinds_of(fields: str, prompts: PromptSet) -> tuple[str, ...]:
     return tuple(kind for kind in prompts.kinds if kind in kinds)
 
 
-def saved_variables(benchmark: str) -> tuple[str, ...]:
-    """The names of the variables that belong to a chain."""
-    return ATLAS_SAVED if is_atlas(benchmark) else (*SAVED, data_variable(benchmark))
+def own_teachers(benchmark: str, prompts: PromptSet, variables: Mapping[str, str]) -> dict[str, str]:
+    """Kind of explanation -> the teacher that TEACHER_KIND gives it.
+
+    Raises:
+        UserError: the prompts have no such kind, or there are several teachers for one kind.
+    """
+    kinds = {teacher_variable(kind): kind for kind in prompts.kinds}
+    found = {}
+    for name in teachers_of_kinds(benchmark, variables):
+        teacher = variables[name]
+        if teacher and name not in kinds:
+            known = ", ".join(kinds)
+            raise UserError(plain(f"{name}: the prompts {prompts.name} have no such kind; there are: {known}"))
+        if "," in teacher and not Path(teacher).exists():
+            raise UserError(plain(f"{name}={teacher}: one teacher was expected; a kind cannot have several"))
+        if teacher:
+            found[kinds[name]] = teacher
+    return found
+
+
+def teachers_of_kinds(benchmark: str, names: Iterable[str]) -> list[str]:
+    """The names that say which teacher a kind of explanation has."""
+    return [name for name in names if TEACHER_OF.fullmatch(name) and name != data_variable(benchmark)]
+
+
+def flags_in(name: str, variables: Mapping[str, str]) -> tuple[str, ...]:
+    """The flags in a variable, which are separated as in a shell.
+
+    Raises:
+        UserError: a quotation is not closed, or the first word is no flag.
+    """
+    try:
+        flags = tuple(shlex.split(variables.get(name) or ""))
+    except ValueError as error:
+        raise UserError(plain(f"{name}: {str(error).lower()}: flags as in a shell were expected")) from None
+    if flags and not flags[0].startswith("--"):
+        raise UserError(plain(f"{name}: a flag such as --seed was expected first, found {flags[0]}"))
+    return flags
+
+
+def saved_variables(benchmark: str, given: Iterable[str]) -> tuple[str, ...]:
+    """The names of the variables that belong to a chain.
+
+    Args:
+        given: names among which the teachers of single kinds are looked for.
+    """
+    if is_atlas(benchmark):
+        return ATLAS_SAVED
+    return (*SAVED, data_variable(benchmark), *teachers_of_kinds(benchmark, given))
 
 
 def is_atlas(benchmark: str) -> bool:

@@ -112,7 +112,9 @@ class Submitting:
         try:
             self.find_others()
             variables = {
-                name: os.environ[name] for name in saved_variables(self.graph.benchmark) if os.environ.get(name)
+                name: os.environ[name]
+                for name in saved_variables(self.graph.benchmark, os.environ)
+                if os.environ.get(name)
             }
             self.settings = save(self.chain.path, Submission(self.graph.benchmark, self.here, variables))
             self.submit_stages(set())

@@ -21,7 +21,7 @@ from teacherlm.chain.layout import ChainFolder, is_atlas, submitted_chains
 from teacherlm.core import manifests, tables
 from teacherlm.core.errors import UserError, one_line, reason
 from teacherlm.core.flags import flag, parse
-from teacherlm.core.job_records import DONE, Task, newest_tasks
+from teacherlm.core.job_records import DONE, Task, kind_of, newest_tasks
 from teacherlm.core.owners import is_own, user_name
 from teacherlm.core.places import runs_folder
 from teacherlm.core.programs import called, print_error
@@ -159,7 +159,7 @@ def progress(chain: ChainFolder, tasks: list[Task]) -> str:
 
 
 def count_progress(chain: ChainFolder, tasks: list[Task]) -> str:
-    stage = tasks[0].stage
+    stage = kind_of(tasks[0].stage)
     if stage == "enhance":
         return plural(count_texts(chain.enhanced(tasks[0].work)), "text")
     if stage == "finetune":
@@ -167,7 +167,7 @@ def count_progress(chain: ChainFolder, tasks: list[Task]) -> str:
         return f"step {int(json.loads(last_line(log))['step'])}" if log.is_file() and log.stat().st_size else ""
     if stage == "evaluate" and not is_atlas(chain):
         checkpoints = len(list(chain.checkpoints.glob("checkpoint-*")))
-        scored = len({file.parent for file in chain.scores.glob("checkpoint-*/*.manifest.json")})
+        scored = len({file.parent for file in chain.scores(tasks[0].work).glob("checkpoint-*/*.manifest.json")})
         checkpoints = max(checkpoints, scored)  # checkpoints may have been removed since
         return f"{scored} of {plural(checkpoints, 'checkpoint')} scored" if checkpoints else ""
     return ""
@@ -209,7 +209,7 @@ def last_lines(file: Path) -> list[str]:
 
 
 def logs(chain: ChainFolder, tasks: list[Task], stage: str | None) -> None:
-    tasks = [task for task in tasks if stage in (None, task.stage)]
+    tasks = [task for task in tasks if stage in (None, task.stage, kind_of(task.stage))]
     if not tasks:
         raise UserError(f"{chain.path}: no stage {stage!r} was submitted")
     for task in tasks:

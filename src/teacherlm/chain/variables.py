@@ -46,6 +46,13 @@ VARIABLES = (
         CHAIN,
     ),
     Variable(
+        "TEACHER_KIND",
+        "the model that writes one kind of explanation; the variable has the kind's name: TEACHER_COT, TEACHER_ERROR, "
+        "TEACHER_FUNDAMENTAL, ...",
+        "TEACHER",
+        CHAIN,
+    ),
+    Variable(
         "TASK",
         "the field that is trained on: text, cot_tail, error_tail, fundamental_tail, full_tail or all; "
         "text:1,cot_tail:2 mixes fields, each sample once as text and twice as cot_tail per epoch; text,cot_tail "
@@ -82,6 +89,13 @@ VARIABLES = (
     ),
     Variable("MAX_FAILURES", "maximum number of samples that may stay without an explanation", "0", CHAIN),
     Variable(
+        "ENGINE",
+        "what computes a local teacher's texts: transformers, vllm, or auto, which is vllm where it is installed, "
+        "there is a GPU, and it knows the teacher; what one engine has begun is continued with it",
+        "auto",
+        CHAIN,
+    ),
+    Variable(
         "FILTER",
         "flags whose samples are dropped: empty, cut, repeats, copies, language, contradicts, duplicate, overlap; "
         "several with commas (docs/reference/quality-flags.md)",
@@ -102,6 +116,14 @@ VARIABLES = (
         "REPORT_TO", "where finetuning sends its losses beside log.jsonl: none, wandb or tensorboard", "none", CHAIN
     ),
     Variable("WANDB_PROJECT", "the project of wandb that gets them", "teacherlm", CHAIN),
+    Variable(
+        "ENHANCE_FLAGS",
+        "further flags of enhance.py, as in a shell: ENHANCE_FLAGS='--top_p 0.9'; outputs go to folders of their own",
+        "",
+        CHAIN,
+    ),
+    Variable("FINETUNE_FLAGS", "further flags of finetune.py, in the same way", "", CHAIN),
+    Variable("EVALUATE_FLAGS", "further flags of evaluate/main.py, in the same way", "", CHAIN),
     Variable(
         "BENCHMARK_DATA",
         "a folder with the benchmark's files; the variable has the benchmark's name: CREAK_DATA, ECQA_DATA, ...",
@@ -222,10 +244,28 @@ def data_variable(benchmark: str) -> str:
     return f"_{name}" if name[0].isdigit() else name  # no variable begins with a digit
 
 
+TEACHER_OF = re.compile(r"TEACHER_[A-Z][A-Z0-9_]*")
+"""The variables that name the teacher of one kind of explanation."""
+KIND = re.compile(r"^ +([a-z][a-z0-9_]*):[ \t]*(?:#.*)?$", re.MULTILINE)
+"""A line of a YAML file in prompts/ that begins the description of a kind."""
+
+
+def teacher_variable(kind: str) -> str:
+    """The variable that names the teacher of a kind of explanation: cot -> TEACHER_COT."""
+    return f"TEACHER_{kind.upper()}"
+
+
 def known_names() -> set[str]:
-    """All names, and a variable for each benchmark of the project and of the current folder."""
-    files = [file for place in {ROOT, Path()} for file in (place / "benchmarks").glob("*.yaml")]
-    return {*NAMES, *(data_variable(file.stem) for file in files)} - {"BENCHMARK_DATA"}
+    """All names, and a variable for each benchmark and each kind of explanation of the project and the current folder.
+
+    The YAML of prompts is only searched for what looks like a kind, because no YAML can be read here.
+    """
+    places = {ROOT, Path()}
+    benchmarks = [file for place in places for file in (place / "benchmarks").glob("*.yaml")]
+    prompts = [file for place in places for file in (place / "prompts").glob("*.yaml")]
+    kinds = {kind for file in prompts for kind in KIND.findall(file.read_text(errors="replace"))}
+    names = {*NAMES, *(data_variable(file.stem) for file in benchmarks), *map(teacher_variable, kinds)}
+    return names - {"BENCHMARK_DATA", "TEACHER_KIND"}
 
 
 def complaint(names: Iterable[str]) -> str | None:
@@ -234,6 +274,8 @@ def complaint(names: Iterable[str]) -> str | None:
     for name in names:
         if name not in known and not OF_OTHERS.fullmatch(name):
             near = nearest(name, known, 2)
+            if TEACHER_OF.fullmatch(name) and not near:
+                continue  # a kind of prompts that are elsewhere; the chain knows whether they have it
             meant = f"did you mean {near}?" if near else f"to hand it on to a program, put it first: {name}=... make"
             return f"nothing reads a variable {name}; {meant} (docs/reference/variables.md lists them)"
     return None
@@ -246,7 +288,8 @@ def misspelt(variables: Mapping[str, str]) -> dict[str, str]:
     variable that has at least six letters and is not set.
     """
     chains = {one.name for one in VARIABLES if one.group in (CHAIN, RUNNING) and len(one.name) >= 6}
-    strange = [name for name in variables if name not in NAMES and not OF_OTHERS.fullmatch(name)]
+    chains |= {name for name in known_names() if TEACHER_OF.fullmatch(name)}
+    strange = [name for name in variables if name not in {*NAMES, *chains} and not OF_OTHERS.fullmatch(name)]
     near = {name: nearest(name, chains - variables.keys(), 1) for name in strange}
     return {name: meant for name, meant in near.items() if meant}
 

@@ -24,12 +24,12 @@ LARGEST = 2**22
 """Maximum number of bytes of a jobs.tsv."""
 RANGES = re.compile(r"[0-9]{1,6}(-[0-9]{1,6})?(,[0-9]{1,6}(-[0-9]{1,6})?)*")
 COLUMNS = {
-    "stage": re.compile("|".join(STAGES)),
+    "stage": re.compile(f"({'|'.join(STAGES)})(-[a-z0-9_]+)?"),
     "job": re.compile("-|[0-9]{1,18}"),
     "tasks": RANGES,
     "waits for": re.compile("-|[0-9 ]+"),
     "work": re.compile(r"[^/\0]+"),
-    "log": re.compile(r".*/[a-z]+(-%a)?[.]log"),
+    "log": re.compile(r".*/[a-z]+(-[a-z0-9_]+)?(-%a)?[.]log"),
 }
 """Column of a jobs.tsv -> the pattern of its cells."""
 
@@ -101,7 +101,12 @@ def newest_tasks(rows: Iterable[Job]) -> list[Task]:
             found[row.stage][number] = Task(row.stage, row.number, number, row.work, log)
         before = row
     tasks = (task for of_stage in found.values() for task in of_stage.values())
-    return sorted(tasks, key=lambda task: (STAGES.index(task.stage), task.number))
+    return sorted(tasks, key=lambda task: (STAGES.index(kind_of(task.stage)), task.number))
+
+
+def kind_of(stage: str) -> str:
+    """The stage's name without the kind of explanation: enhance-cot is one of several stages that enhance."""
+    return stage.partition("-")[0]
 
 
 def state_in(note: bytes, task: Task) -> str | None:

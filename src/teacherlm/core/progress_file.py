@@ -165,6 +165,13 @@ class ProgressFile:
         self.path.unlink(missing_ok=True)
 
 
+def work_in(path: Path) -> dict[str, Any] | None:
+    """The work that a file of progress belongs to, or None if there is no such file or its first line is damaged."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open_ordinary(path) as file:
+        return dict(parse_bounded(file.readline())["work"])
+    return None
+
+
 def peek(path: Path, work: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
     """The pieces that another process has appended to its file so far; none if the file is of different work."""
     return dict(pieces(path, work))

@@ -46,33 +46,43 @@ from teacherlm.dataset.source_folder import describe_source, find_source, keep_s
 FEWSHOT = "fewshot"
 """Folder in a test set's folder with few-shot examples, which are not in the test set."""
 FEWSHOT_SAMPLES = 256
+SAMPLES, TEXTS = "which samples, and where", "the teacher's texts"
 
 
 @dataclass(frozen=True)
 class PrepareFlags:
     """The benchmark to prepare or post-process, and the folders."""
 
-    benchmark: str = flag("creak", help="name of a YAML in benchmarks/, or its path (default: creak)")
-    prompts: str = flag(DEFAULT, help="name of a YAML in prompts/, or its path (default: teacherlm)")
+    benchmark: str = flag("creak", help="name of a YAML in benchmarks/, or its path (default: creak)", group=SAMPLES)
+    prompts: str = flag(DEFAULT, help="name of a YAML in prompts/, or its path (default: teacherlm)", group=SAMPLES)
     data: Path | None = flag(
         None,
         help="local folder with the benchmark's files, or a DatasetDict saved with save_to_disk (default: TITLE/ in "
         "--output_dir if you saved it there, otherwise the source of the previous call, otherwise the hub)",
+        group=SAMPLES,
     )
-    output_dir: Path = flag(Path(), help="folder for the files (default: the current folder)")
+    output_dir: Path = flag(Path(), help="folder for the files (default: the current folder)", group=SAMPLES)
     test_dir: Path = flag(
         ROOT / "evaluate" / "lm_eval" / "datasets",
         help="folder in which the folder of the test set is made (default: evaluate/lm_eval/datasets)",
+        group=SAMPLES,
     )
-    test_only: bool = flag(False, help="only make the test set")
-    limit: int | None = flag(None, help="maximum number of training samples", least=1)
-    post_process: bool = flag(False, help="only post-process the teacher's texts in --output_dir")
+    test_only: bool = flag(False, help="only make the test set", group=SAMPLES)
+    limit: int | None = flag(None, help="maximum number of training samples", least=1, group=SAMPLES)
+    post_process: bool = flag(False, help="only post-process the teacher's texts in --output_dir", group=TEXTS)
+    enhanced: tuple[Path, ...] = flag(
+        (),
+        help="the teachers' files that are post-processed, TITLE_cot.jsonl, TITLE_error.jsonl and others, each in any "
+        "folder (default: those in --output_dir)",
+        group=TEXTS,
+    )
     filter: tuple[str, ...] = flag(
         (),
         parse=read_filter,
         metavar="FLAG[,FLAG]",
         help="drop samples with one of these flags in post-processing, and write TITLE_without-FLAG-FLAG; flags: "
         + ", ".join(FLAGS),
+        group=TEXTS,
     )
     explanations: str = flag(
         "first",
@@ -80,9 +90,12 @@ class PrepareFlags:
         help="which of a sample's texts the dataset has, if the teacher wrote several: the first one; all, or "
         "each_epoch (a row per text; finetuning with each_epoch takes one of them in each epoch); or the best one by "
         "--scorer",
+        group=TEXTS,
     )
-    scorer: str = flag("", help="for --explanations best: the model whose scores count (see `teacherlm score-texts`)")
-    list_missing: bool = flag(False, help=LIST_MISSING)
+    scorer: str = flag(
+        "", help="for --explanations best: the model whose scores count (see `teacherlm score-texts`)", group=TEXTS
+    )
+    list_missing: bool = flag(False, help=LIST_MISSING, group=SAMPLES)
 
     @property
     def texts(self) -> Explanations:
@@ -102,6 +115,8 @@ def main() -> None:
     )
     _ = flags.texts  # a mistake in them is found before any work
     benchmark, prompts = load_benchmark(flags.benchmark), load_prompts(flags.prompts)
+    if flags.enhanced and not flags.post_process:
+        raise UserError("--enhanced: these files are read only with --post_process")
     jsonl, test = flags.output_dir / f"{benchmark.title}.jsonl", flags.test_dir / benchmark.name
     if flags.test_only:
         require_writable(flags.test_dir)
@@ -121,11 +136,14 @@ def main() -> None:
 
 def make(flags: PrepareFlags, benchmark: Benchmark, prompts: PromptSet) -> None:
     """Prepare and post-process, unless it is already done."""
-    enhanced = enhanced_files(benchmark, flags.output_dir, prompts)
+    enhanced = files_of(flags, benchmark, prompts)
     if flags.post_process and not enhanced:
         first, *others = (f"{benchmark.title}_{kind}.jsonl" for kind in prompts.kinds)
         none = f", and no {' or '.join(others)}" if others else ""
         raise UserError(f"{flags.output_dir / first}: no such file{none}; run enhance.sh first")
+    for file in flags.enhanced:
+        if not file.is_file():
+            raise UserError(f"{file}: no such file; run enhance.sh first")
     if not flags.post_process:
         prepare(benchmark, prompts, flags.data, flags.output_dir, flags.test_dir, flags.limit)
     if enhanced:
@@ -136,13 +154,32 @@ def make(flags: PrepareFlags, benchmark: Benchmark, prompts: PromptSet) -> None:
         post_process(benchmark, prompts, enhanced, flags.output_dir, test, flags.filter, flags.texts)
 
 
+def files_of(flags: PrepareFlags, benchmark: Benchmark, prompts: PromptSet) -> dict[str, Path]:
+    """Kind of explanation -> the file with the texts: the files of --enhanced, or those in --output_dir.
+
+    Raises:
+        UserError: a file of --enhanced does not have the name of a kind, or two files have the same name.
+    """
+    if not flags.enhanced:
+        return enhanced_files(benchmark, flags.output_dir, prompts)
+    kinds = {f"{benchmark.title}_{kind}.jsonl": kind for kind in prompts.kinds}
+    found: dict[str, Path] = {}
+    for file in flags.enhanced:
+        if file.name not in kinds:
+            raise UserError(f"--enhanced: {file}: one of the names {', '.join(kinds)} was expected")
+        if kinds[file.name] in found:
+            raise UserError(f"--enhanced: {file}: there is another file of this kind, {found[kinds[file.name]]}")
+        found[kinds[file.name]] = file
+    return {kind: found[kind] for kind in prompts.kinds if kind in found}
+
+
 def is_done(flags: PrepareFlags, benchmark: Benchmark, prompts: PromptSet) -> bool:
     """Whether the command without --list_missing would do nothing."""
     folder = flags.output_dir
     jsonl = folder / f"{benchmark.title}.jsonl"
-    enhanced = enhanced_files(benchmark, folder, prompts)
+    enhanced = files_of(flags, benchmark, prompts)
     test = flags.test_dir / benchmark.name
-    if flags.post_process and not enhanced:
+    if flags.post_process and not (enhanced and all(file.exists() for file in enhanced.values())):
         return False
     if not flags.post_process:
         run = StageRun("prepare", jsonl)

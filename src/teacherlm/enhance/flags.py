@@ -14,7 +14,7 @@ HOW = "what the texts depend on"
 FAST = "how fast"
 SERVED = "a teacher behind a server"
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
-ENGINES = ("transformers", "vllm", "openai")
+ENGINES = ("auto", "transformers", "vllm", "openai")
 
 OF_SERVERS = (
     *("model", "key_variable", "requests_per_minute", "tokens_per_minute", "max_tokens_total", "max_cost"),
@@ -103,7 +103,11 @@ class EnhanceFlags:
         choices=DTYPES,
     )
     engine: str | None = flag(
-        None, help="default: openai for an http:// teacher, otherwise transformers", group=FAST, choices=ENGINES
+        None,
+        help="default: openai for an http:// teacher, otherwise transformers; auto: the engine that began the output, "
+        "otherwise vllm where it is installed, there is a GPU, and it knows the teacher",
+        group=FAST,
+        choices=ENGINES,
     )
     batch_size: int | None = flag(
         None,
@@ -141,7 +145,7 @@ class EnhanceFlags:
 
 
 def read_flags(description: str | None) -> EnhanceFlags:
-    """Read the flags, and choose the engine if none is given.
+    """Read the flags, and choose the engine if none is given. Of a local teacher, `auto` is decided for each output.
 
     Raises:
         UserError: a value is out of range, or flags contradict one another.
@@ -162,11 +166,12 @@ def read_flags(description: str | None) -> EnhanceFlags:
     if flags.max_cost is not None and not (flags.price_in or flags.price_out):
         raise UserError("--max_cost: without prices there is no cost; give --price_in and --price_out")
     if flags.name.startswith("field:"):
-        if flags.engine or flags.num_completions > 1 or flags.chat == "true":
+        if flags.engine not in (None, "auto") or flags.num_completions > 1 or flags.chat == "true":
             raise UserError(f"--name {flags.name}: a field takes no --engine, no --num_completions and no --chat true")
         return replace(flags, engine="field")
     remote = is_address(flags.name)
     engine = flags.engine or ("openai" if remote else "transformers")
+    engine = "openai" if remote and engine == "auto" else engine
     if remote != (engine == "openai"):
         raise UserError(
             f"--engine {engine} does not fit --name {flags.name}: openai, and no other engine, takes a teacher "

@@ -3,8 +3,9 @@
 import dataclasses
 import filecmp
 import hashlib
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import set_aside
 from teacherlm.core.outputs import require_file_place
-from teacherlm.core.progress_file import ProgressFile
+from teacherlm.core.progress_file import ProgressFile, work_in
 from teacherlm.core.records import Record, read_records, write_records
 from teacherlm.core.shapes import flaw_of_shape
 from teacherlm.core.stage_run import StageRun
@@ -25,6 +26,9 @@ from teacherlm.enhance.chat import conversation, is_chat, plain_prompt
 from teacherlm.enhance.engines import Message, asked_text
 from teacherlm.enhance.flags import EnhanceFlags
 
+TRANSFORMERS, VLLM = "transformers", "vllm"
+NO_ENGINE = re.compile("(?<=^engine was )None|(?<=, is )None(?=$)")
+"""No engine in the arguments of a manifest stands for transformers."""
 Shard = tuple[int, int]
 """(I, N): every Nth record, beginning with record I, counted from 0. (0, 1) means all records."""
 
@@ -48,7 +52,7 @@ def prompt_digest(prompt: str) -> str:
 
 
 def settings(flags: EnhanceFlags, field: str) -> dict[str, Any]:
-    """The settings that the texts of a job depend on, apart from records and teacher. Batch size and engine do not
+    """The settings that the texts of a job depend on, apart from records, teacher and engine. The batch size does not
     matter."""
     return {
         "task_type": field,
@@ -85,8 +89,13 @@ MADE = {
 def read_manifest(path: Path) -> dict[str, Any] | None:
     """A manifest, or None if there is none, or if it is from this stage and lacks required fields."""
     manifest = manifests.read_manifest(path)
-    is_enhance = manifest is not None and manifest["stage"] == "enhance"
-    return None if is_enhance and flaw_of_shape(manifest, MADE) else manifest
+    if manifest is None or manifest["stage"] != "enhance":
+        return manifest
+    if flaw_of_shape(manifest, MADE):
+        return None
+    if manifest["counts"].get("engine") == "vllm":  # older manifests have the engine only there
+        manifest["arguments"].setdefault("engine", "vllm")
+    return manifest
 
 
 def make_jobs(flags: EnhanceFlags, teacher: Model) -> list["Job"]:
@@ -105,7 +114,9 @@ def make_jobs(flags: EnhanceFlags, teacher: Model) -> list["Job"]:
             raise UserError(f"--output: {output} is the input; give another file")
         arguments = settings(flags, field) | of_kind(prompts.kinds[kind])
         chat = flags.chat or teacher.chat
-        jobs.append(Job(kind, prompts, output, flags.input, flags.shard, arguments, teacher, flags.restart, chat))
+        job = Job(kind, prompts, output, flags.input, flags.shard, arguments, teacher, flags.restart, chat)
+        jobs.append(job)
+        job.use_engine(flags.engine or TRANSFORMERS)
     return jobs
 
 
@@ -116,7 +127,8 @@ class Job:
     Attributes:
         kind: the kind of explanation (`cot`).
         output: the file for the enhanced records.
-        arguments: the result of `settings`.
+        arguments: the result of `settings`, and the engine if it is vLLM. Its texts differ from those of transformers.
+            (The other engines have teachers of their own.)
         restart: whether an output with other settings is kept under another name; otherwise the job is refused.
         chat: whether the teacher gets conversations; see `is_chat`.
         ended: how many of the written texts ended why; "unknown" for texts of versions that did not keep it.
@@ -131,6 +143,7 @@ class Job:
     teacher: Model
     restart: bool
     chat: str
+    engine: str = "auto"
     ended: Counter[str] = dataclasses.field(default_factory=Counter)
 
     @property
@@ -183,16 +196,46 @@ class Job:
         """The text that a teacher without a chat template completes."""
         return prompt if self.is_chat else plain_prompt(self.described, prompt)
 
+    def use_engine(self, engine: str) -> None:
+        self.engine = engine
+        self.arguments = {name: value for name, value in self.arguments.items() if name != "engine"}
+        if engine == VLLM:
+            self.arguments["engine"] = engine
+
+    def settle_engine(self, fastest: Callable[[], str]) -> None:
+        """Choose the engine of `--engine auto`: that of the output or of its unfinished work, if their settings are the
+        current ones, otherwise the fastest one."""
+        if self.engine != "auto":
+            return
+        begun = work_in(self.progress_path)
+        made = [] if self.run.manifest is None else [self.run.manifest.get("arguments", {})]
+        for arguments in [*made, *([] if begun is None else [begun])] if self.input.is_file() else []:
+            self.use_engine(VLLM if arguments.get("engine") == VLLM else TRANSFORMERS)
+            self.compare()
+            if self.run.is_done or begun == self.work:
+                return
+        self.use_engine(fastest())
+
+    @property
+    def work(self) -> dict[str, Any]:
+        """The description of this work in its file of progress."""
+        return {**self.run.work, "version": manifests.stage_version("enhance")}
+
     def compare(self) -> None:
         """Compare the existing output with this job: the arguments, and the current records and teacher."""
+        if not self.run.is_compared:
+            self.inputs = self.describe_inputs()
+        self.run.compare(self.arguments | ({"chat": True} if self.is_chat else {}), self.inputs)
+        self.run.reasons = [NO_ENGINE.sub(repr(TRANSFORMERS), why) for why in self.run.reasons]
+
+    def describe_inputs(self) -> dict[str, manifests.Description]:
         known = self.run.known
         if (name := self.teacher.texts_from) is not None:
             name += f" {self.teacher.served}" if self.teacher.served else ""
             teacher = {"path": name, "sha256": name}
         else:
             teacher = describe_model(local_folder(self.teacher), known.get("teacher"))
-        inputs = {"records": manifests.describe(self.input, known.get("records")), "teacher": teacher}
-        self.run.compare(self.arguments | ({"chat": True} if self.is_chat else {}), inputs)
+        return {"records": manifests.describe(self.input, known.get("records")), "teacher": teacher}
 
     def is_missing(self) -> bool:
         """Whether the command has something to do. Failed records count, because another attempt may succeed."""
@@ -227,8 +270,7 @@ class Job:
 
     @cached_property
     def progress(self) -> ProgressFile:
-        work = {**self.run.work, "version": manifests.stage_version("enhance")}
-        return ProgressFile(self.progress_path, work, self.restart)
+        return ProgressFile(self.progress_path, self.work, self.restart)
 
     def missing(self, index: int) -> Iterator[int]:
         """Numbers of the completions that a record still needs."""

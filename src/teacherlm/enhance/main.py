@@ -10,12 +10,14 @@ Source: TeacherLM (He et al. 2023, arXiv 2310.19019), section 3.
 
 from dataclasses import replace
 
-from teacherlm.catalog.models import Model, find_model
+from teacherlm.catalog.models import Model, find_model, local_folder
 from teacherlm.catalog.servers import KEY
+from teacherlm.core.errors import UserError
 from teacherlm.core.outputs import require_file_place, require_writable
 from teacherlm.core.stage_run import locked
+from teacherlm.enhance.engine_choice import fastest, vllm_lacks
 from teacherlm.enhance.flags import EnhanceFlags, read_flags
-from teacherlm.enhance.job import Job, make_jobs
+from teacherlm.enhance.job import TRANSFORMERS, Job, make_jobs
 from teacherlm.enhance.work import do_work
 
 
@@ -29,13 +31,37 @@ def main() -> int:
         require_writable(job.output.parent)
         require_file_place(job.output)
     with locked(*(job.run for job in jobs)):
+        for job in jobs:
+            job.settle_engine(lambda: fastest(teacher, flags.dtype))
         pending = [job for job in jobs if not job.is_done()]
-        return do_work(flags, teacher, pending) if pending else 0
+        for engine in dict.fromkeys(job.engine for job in pending):
+            of_engine = [job for job in pending if job.engine == engine]
+            if flags.engine == "auto":
+                require_engine(of_engine[0], flags.dtype)
+            if status := do_work(replace(flags, engine=engine), teacher, of_engine):
+                return status
+        return 0
+
+
+def require_engine(job: Job, dtype: str) -> None:
+    """Refuse to continue an output whose engine is not on this machine.
+
+    Raises:
+        UserError: the output was begun with vLLM, which cannot take the teacher here.
+    """
+    if job.engine == "vllm" and (why := vllm_lacks(local_folder(job.teacher), dtype)):
+        raise UserError(
+            f"{job.output} was begun with --engine vllm, which cannot go on here: {why}; go on where it can, or begin "
+            "again with --engine transformers --restart (in a chain ENGINE=transformers)"
+        )
 
 
 def list_missing(flags: EnhanceFlags, teacher: Model) -> int:
     _, count = flags.shard
     for index in range(count):
-        if any(job.is_missing() for job in make_jobs(replace(flags, shard=(index, count)), teacher)):
+        jobs = make_jobs(replace(flags, shard=(index, count)), teacher)
+        for job in jobs:
+            job.settle_engine(lambda: TRANSFORMERS)  # nothing is done with any engine, so which one does not matter
+        if any(job.is_missing() for job in jobs):
             print(index)
     return 0

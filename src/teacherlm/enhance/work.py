@@ -237,9 +237,12 @@ def make_engine(
 
         return FieldEngine(flags.input, teacher.explanations), f"from their field {teacher.explanations!r}"
     if flags.engine == "vllm":
+        from teacherlm.enhance.engine_choice import gpus_together
         from teacherlm.enhance.engines.vllm_engine import VLLMEngine
 
-        return VLLMEngine(local_folder(teacher), flags.dtype, sampling), "with vLLM"
+        gpus = gpus_together(local_folder(teacher), teacher.recommended("slurm.enhance.gpus"))
+        described = f"with vLLM on {gpus} GPUs" if gpus > 1 else "with vLLM"
+        return VLLMEngine(local_folder(teacher), flags.dtype, sampling, gpus), described
     from teacherlm.enhance.engines.transformers_engine import TransformersEngine
 
     batch_size = flags.batch_size or teacher.recommended("enhance.batch")

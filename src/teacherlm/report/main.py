@@ -118,7 +118,7 @@ def describe_inputs(folder: Path, known: dict[str, Any]) -> dict[str, Any]:
     The states of jobs are no inputs themselves: they have times, and one is that of the job that makes the page.
     """
     patterns = ["prepare*/*.json*", "enhance/*/*.json*", "enhance/*/.*.progress", "enhance/*/*/manifest.json"]
-    patterns += ["finetune/*/*.json*", "evaluate/*/*.json*", "evaluate/*/*/*.json*"]
+    patterns += ["finetune/*/*.json*", "evaluate*/*/*.json*", "evaluate*/*/*/*.json*"]
     if is_atlas_folder(folder):
         patterns = ["*/*.json*", "*/*/*.json*"]
     found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}

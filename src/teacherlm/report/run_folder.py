@@ -9,7 +9,7 @@ from typing import Any
 
 from teacherlm.report.scored import Scored, read_results
 from teacherlm.report.shown_manifests import read_manifests
-from teacherlm.report.training_run import Run, read_run, run_names
+from teacherlm.report.training_run import Run, read_run, run_names, with_other_flags
 from teacherlm.report.unfinished import failed_jobs, unexplained, unprepared
 
 STAGES = ("prepare", "enhance", "finetune", "evaluate")
@@ -57,9 +57,11 @@ def read_run_folder(folder: Path) -> RunFolder:
     evaluated = folder / "evaluate"
     untrained = list(read_results(evaluated.glob("*/*.json"), missing))
     runs = [read_run(folder, name, untrained, missing) for name in run_names(folder)]
+    runs += [other for run in runs for other in with_other_flags(folder, run, missing)]
     missing[:0] = [*failed_jobs(folder), *unprepared(folder), *unexplained(folder)]
+    stages = (*STAGES, *(path.name for path in sorted(folder.glob("evaluate-*"))))
     if not runs:
         missing.append("finetune: no student was finetuned yet")
     if not untrained and not any(run.scored for run in runs):
         missing.append("evaluate: no model was scored yet")
-    return RunFolder(folder, runs, untrained, read_manifests(folder, STAGES, missing), missing)
+    return RunFolder(folder, runs, untrained, read_manifests(folder, stages, missing), missing)

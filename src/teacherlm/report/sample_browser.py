@@ -6,6 +6,7 @@ A training sample and a test question with the same question are one row.
 import json
 from collections import Counter
 from collections.abc import Iterator
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -129,13 +130,24 @@ def with_quality(file: Path, kind: str, missing: list[str]) -> Iterator[tuple[tu
     Raises:
         UserError: enhance.py has not written a record.
     """
-    quality = file.with_name(f"{file.stem.removesuffix(f'_{kind}')}_quality.jsonl")
+    quality = quality_of(file, kind)
     said = read_shaped(quality, QUALITY, "line of post-processing", "quality", missing)
     for number, record in read_records(file):
         for name in ("text", kind):
             if not isinstance(record.get(name), str):
                 raise UserError(f"{file}, line {number}: the field {name!r} is missing or is not a text")
         yield (number, record), next(said, {})
+
+
+def quality_of(file: Path, kind: str) -> Path:
+    """The file with the quality of a teacher's texts. It is in another folder if other teachers wrote other kinds."""
+    own = file.with_name(f"{file.stem.removesuffix(f'_{kind}')}_quality.jsonl")
+    for other in [own, *sorted(file.parent.parent.glob(f"*/{escape(own.name)}"))]:
+        manifest = manifests.read_manifest(manifests.manifest_of(other))
+        path = (manifest or {}).get("inputs", {}).get(kind, {}).get("path")
+        if path is not None and Path(path).parts[-2:] == file.parts[-2:]:
+            return other
+    return own
 
 
 def question_key(text: str) -> str:

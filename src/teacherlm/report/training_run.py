@@ -1,7 +1,8 @@
 """A finetuning in a run's folder: its log, and the results of its checkpoints and of its untrained student."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,18 @@ def run_names(folder: Path) -> list[str]:
     trained = {path.name for path in (folder / "finetune").glob("*") if path.is_dir() and ".old-" not in path.name}
     scored = {path.parent.name for path in (folder / "evaluate").glob("*/checkpoint-*")}
     return sorted(trained | scored)
+
+
+def with_other_flags(folder: Path, run: Run, missing: list[str]) -> Iterator[Run]:
+    """The same finetuning with the scores of each evaluation that had further flags (EVALUATE_FLAGS)."""
+    for evaluated in sorted(folder.glob("evaluate-*")):
+        found = list(read_results((evaluated / run.name).glob("checkpoint-*/*.json"), missing))
+        if found:
+            before = list(read_results(evaluated.glob("*/*.json"), missing))
+            scored = [*find_untrained(run.name, read_about(folder / "finetune" / run.name / "run.json", []), before)]
+            scored += sorted(found, key=lambda one: one.step)
+            named = [replace(one, name=f"{one.name}, {evaluated.name}") for one in scored]
+            yield Run(f"{run.name}, {evaluated.name}", run.task_type, [], named)
 
 
 def read_run(folder: Path, name: str, untrained: list[Scored], missing: list[str]) -> Run:
@@ -110,6 +123,8 @@ def untrained_or_unscored(folder: Path, run: Run, before: list[Scored]) -> Itera
     if not (run_folder / manifests.NAME).is_file():
         reached = f"it reached step {run.log[-1]['step']}" if run.log else "it has not logged a step"
         yield f"finetune: {run.name} is not finished: {reached}"
+    if not run.checkpoints and any(folder.glob(f"evaluate-*/{escape(run.name)}")):
+        return  # it is scored with other flags
     scored = {one.path.parent.name for one in run.checkpoints}
     for path in sorted(run_folder.glob("checkpoint-*"), key=step_of):
         if step_of(path) and path.name not in scored:

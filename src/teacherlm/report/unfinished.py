@@ -18,6 +18,7 @@ def unprepared(folder: Path) -> Iterator[str]:
 
 def unexplained(folder: Path) -> Iterator[str]:
     """Sentences about missing texts of teachers, and about missing post-processing."""
+    joined = teachers_of_others(folder)
     for teacher in sorted(path for path in (folder / "enhance").glob("*") if path.is_dir()):
         for progress in sorted(teacher.glob(".*.progress")):
             try:
@@ -42,10 +43,23 @@ def unexplained(folder: Path) -> Iterator[str]:
                 f"the first is that of line {first.get('line')}: {first.get('reason')}"
             )
         done = [path for path in teacher.glob(f"*_*.{manifests.NAME}") if "shard-" not in path.name]
+        if teacher.name in joined:
+            continue
         if done and not list(teacher.glob(f"*/{manifests.NAME}")):
             yield f"post-process: not done for {teacher.name}: there is no dataset to finetune on"
         elif done and not list(teacher.glob(f"*_quality.{manifests.NAME}")):
             yield f"quality: not measured for {teacher.name}; data_prepare.py --post_process does it"
+
+
+def teachers_of_others(folder: Path) -> set[str]:
+    """The folders of teachers whose texts are in a dataset of another folder, with those of other teachers."""
+    found = set()
+    for path in (folder / "enhance").glob(f"*/*/{manifests.NAME}"):
+        manifest = manifests.read_manifest(path)
+        if manifest is not None and manifest["stage"] == "post_process":
+            places = [Path(str(described.get("path"))).parent for described in manifest.get("inputs", {}).values()]
+            found |= {place.name for place in places if place.parent.name == "enhance"} - {path.parent.parent.name}
+    return found
 
 
 def count_lines(path: Path) -> int:

@@ -25,12 +25,13 @@ class VLLMEngine:
         folder: the model's folder.
         dtype: "auto" (that of the model's weights), "float32", "bfloat16" or "float16".
         sampling: how the next token is chosen.
+        gpus: number of GPUs that the teacher is divided among.
 
     Raises:
         UserError: vLLM is not installed, or cannot load the model.
     """
 
-    def __init__(self, folder: Path, dtype: str, sampling: Sampling):
+    def __init__(self, folder: Path, dtype: str, sampling: Sampling, gpus: int = 1):
         # `complete` runs the steps in this process. With an engine in a second process, the CPU build waited for ever.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         try:
@@ -44,9 +45,13 @@ class VLLMEngine:
             raise UserError("--dtype int8 works only with --engine transformers")
         self.folder, self.sampling, self.parameters, self.dtype = folder, sampling, SamplingParams, dtype
         try:
-            self.engine = engine_within(LLM(model=str(folder), dtype=dtype, trust_remote_code=False))
+            made = LLM(model=str(folder), dtype=dtype, trust_remote_code=False, tensor_parallel_size=gpus)
+            self.engine = engine_within(made)
         except (ValueError, OSError, RuntimeError) as error:
-            raise UserError(f"vLLM cannot load the model in {folder}: {reason(error)}") from error
+            raise UserError(
+                f"vLLM cannot load the model in {folder}: {reason(error)}; --engine transformers (in a chain "
+                "ENGINE=transformers) may load it"
+            ) from error
         self.window = window_of(self.engine)
         self.tokenizer = self.engine.get_tokenizer()
 

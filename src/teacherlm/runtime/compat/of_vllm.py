@@ -12,6 +12,13 @@ def engine_within(model: Any) -> Any:
     return model.llm_engine
 
 
+def known_architectures() -> set[str]:
+    """The architectures that vLLM has code of its own for, as `config.json` names them."""
+    from vllm import ModelRegistry
+
+    return set(ModelRegistry.get_supported_archs())
+
+
 def window_of(engine: Any) -> int:
     """Maximum number of tokens in a prompt and its completion together. vLLM finds it when it loads the model."""
     return engine.model_config.max_model_len
