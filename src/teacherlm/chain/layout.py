@@ -113,9 +113,8 @@ class Layout:
         title: the benchmark's title, which the names of its files begin with.
         of_prompts: _PROMPTS for other prompts than the default, or an empty text.
         teacher_runs: kind of explanation -> TEACHER_seedN, the folder of its texts. After TEACHER come `_chat` or
-            `_plain`
-            where CHAT says so, the name of the prompts if they are not the default, the number of texts per sample
-            (_4texts) if it is not 1, and a digest of the stage's further flags if there are some.
+            `_plain` where CHAT says so, the name of the prompts if they are not the default, the number of texts per
+            sample (_4texts) if it is not 1, and a digest of the stage's further flags if there are some.
         joined_run: the folder of the datasets for finetuning; that of the texts if one teacher makes all of them.
         chosen: the ending of names for outputs with other texts than the first ones, or an empty text.
         filtered: the ending of names for outputs from which a filter dropped samples, or an empty text.
