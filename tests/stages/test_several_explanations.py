@@ -275,12 +275,12 @@ def test_a_text_may_be_an_object(folder: Folder) -> None:
 
 
 def test_memory_does_not_grow_with_the_number_of_samples(folder: Folder) -> None:
-    """A filter of texts reads, joins, drops and lists as a stream. Each run of this mechanism has 8 times the samples
-    of the one before, and allocates no more at a time."""
+    """A filter of texts reads, joins, drops and lists as a stream. With 25 times the samples, this mechanism
+    allocates no more at a time."""
     record = read_lines(folder.path / "SAMPLE_cot.jsonl")[0]
     flagged = {"sample": 1, "text": 2, "flags": {"cot": ["cut"]}}
     peaks = []
-    for count in (50, 400, 3200):
+    for count in (20, 500):
         file, quality = folder.path / f"{count}.jsonl", folder.path / f"{count}_quality.jsonl"
         file.write_text(f"{json.dumps(record)}\n" * count)
         lines = [{**flagged, "sample": number} for number in range(1, count + 1)]
@@ -293,7 +293,7 @@ def test_memory_does_not_grow_with_the_number_of_samples(folder: Folder) -> None
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert (counts["dropped"], rows) == (2 * count, 2 * count)
-    assert peaks[2] < peaks[0] + 200_000, peaks
+    assert peaks[1] < peaks[0] + 50_000, peaks
 
 
 def test_mistakes_are_one_line(folder: Folder) -> None:

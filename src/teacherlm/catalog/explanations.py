@@ -111,7 +111,7 @@ def split_at_answer(prompts: PromptSet, record: Record, kind: str, text: str, wh
 def with_other_answer(record: Record, kind: str, where: str) -> Record:
     """A record in which another choice is the right one."""
     before, mark, after = record["text"].rpartition(ANSWER_MARK)
-    if not mark or after[:1] not in LETTERS:
+    if not after or after[0] not in LETTERS:
         raise UserError(f"{where}: the field 'text' has no right answer; enhance.py did not write this file")
     others = [letter for letter in LETTERS[: max(2, len(values_of_text(record)["choices"]))] if letter != after[0]]
     changed = f"{before}{mark}{others[0]}{after[1:]}"
