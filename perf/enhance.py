@@ -65,7 +65,8 @@ def measure(contender: Contender, args: argparse.Namespace) -> dict[str, float]:
     """Generate once, and return records and new tokens per second."""
     benchmark = load_benchmark("creak")
     samples = read_split(benchmark, "train", args.data, args.records)
-    prompts = [benchmark.prepare(sample, where, load_prompts())["cot_text"] for where, sample in samples]
+    asked = load_prompts()
+    prompts = [benchmark.prepare(sample, where, asked)["cot_text"] for where, sample in samples]
     ways = {"reference": with_generate, "generate": with_generate, "ours": with_engine, "vllm": with_vllm}
     generate = ways[contender.name.split("-")[0]](contender, args)
     started = time.perf_counter()

@@ -167,7 +167,8 @@ def make_samples(scenario: Scenario, data: Path | None, tokenizer: Any, vocabula
     benchmark = load_benchmark("creak")
     count = 64 * scenario.batch
     samples = read_split(benchmark, "train", data, count)
-    records = [benchmark.prepare(sample, where, load_prompts()) for where, sample in samples]
+    prompts = load_prompts()
+    records = [benchmark.prepare(sample, where, prompts) for where, sample in samples]
     rows = [tokenizer(record["text"])["input_ids"] for record in records]
     if scenario.lengths:
         draw = random.Random(0)

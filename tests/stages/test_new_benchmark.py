@@ -53,7 +53,8 @@ def test_a_mistake_in_a_sample_is_named_with_its_place(tmp_path: Path, change: d
     write_records(tmp_path / "train.json", [CLAIM] * 6 + [{**CLAIM, **change}] + [CLAIM])
     creak = load_benchmark("creak")
     samples = read_split(creak, "train", tmp_path)
-    message = mistake(lambda: [creak.prepare(sample, where, load_prompts()) for where, sample in samples])
+    prompts = load_prompts()
+    message = mistake(lambda: [creak.prepare(sample, where, prompts) for where, sample in samples])
     assert message.startswith(f"{tmp_path / 'train.json'}, line 7: {words}")
 
 

@@ -8,6 +8,7 @@ import datasets
 import pytest
 
 from teacherlm.catalog.benchmarks import load_benchmark
+from teacherlm.catalog.prompt_sets import load_prompts
 from teacherlm.catalog.sources import read_split
 from teacherlm.core.records import Record
 
@@ -20,7 +21,8 @@ ENDINGS = {
 
 def training_samples(name: str, data: Path) -> list[Record]:
     benchmark = load_benchmark(name)
-    return [benchmark.prepare(sample, where) for where, sample in read_split(benchmark, "train", data)]
+    prompts = load_prompts()
+    return [benchmark.prepare(sample, where, prompts) for where, sample in read_split(benchmark, "train", data)]
 
 
 def built_test_set(name: str, data: Path, split: str = "test") -> list[Record]:

@@ -9,12 +9,14 @@ import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from teacherlm.catalog.prompt_sets import PromptSet, values_of_text
 from teacherlm.catalog.prompts import ANSWER_MARK, LETTERS
 from teacherlm.core.errors import UserError
 from teacherlm.core.records import Record
+
+if TYPE_CHECKING:  # the chain imports this module, also in a Python without packages
+    from teacherlm.catalog.prompt_sets import PromptSet
 
 SETTINGS = ("first", "all", "best", "each_epoch")
 OF_A_TEXT = ("ended", "thinking", "source", "attempts")
@@ -83,7 +85,7 @@ def with_text(record: Record, kind: str, texts: list[dict[str, Any]], index: int
     return made
 
 
-def split_at_answer(prompts: PromptSet, record: Record, kind: str, text: str, where: str) -> tuple[str, str]:
+def split_at_answer(prompts: "PromptSet", record: Record, kind: str, text: str, where: str) -> tuple[str, str]:
     """The field KIND_first of a text, up to the right answer, and the right answer: `... The answer is (` and `B`.
 
     The answer begins where the field changes when another choice is the right one.
@@ -91,6 +93,8 @@ def split_at_answer(prompts: PromptSet, record: Record, kind: str, text: str, wh
     Raises:
         UserError: the sample has no right answer, or the field has no answer.
     """
+
+    from teacherlm.catalog.prompt_sets import values_of_text
 
     def field(of: Record) -> str:
         values = {**values_of_text(of), "prompt": of[f"{kind}_text"], "explanation": text}
@@ -113,6 +117,8 @@ def with_other_answer(record: Record, kind: str, where: str) -> Record:
     before, mark, after = record["text"].rpartition(ANSWER_MARK)
     if not after or after[0] not in LETTERS:
         raise UserError(f"{where}: the field 'text' has no right answer; enhance.py did not write this file")
+    from teacherlm.catalog.prompt_sets import values_of_text
+
     others = [letter for letter in LETTERS[: max(2, len(values_of_text(record)["choices"]))] if letter != after[0]]
     changed = f"{before}{mark}{others[0]}{after[1:]}"
     return {**record, "text": changed, f"{kind}_text": record[f"{kind}_text"].replace(record["text"], changed)}

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Self
 import jinja2
 from pydantic import model_validator
 
-from teacherlm.catalog.prompts import ANSWER_MARK, LETTERS, Question, remove_duplicated_block, split_choices
+from teacherlm.catalog.prompts import ANSWER_MARK, DEFAULT, LETTERS, Question, remove_duplicated_block, split_choices
 from teacherlm.catalog.templates import ERRORS, compile_template, fields_of, render
 from teacherlm.core.errors import UserError
 from teacherlm.core.places import ROOT, yaml_file, yaml_names
@@ -27,7 +27,6 @@ from teacherlm.core.records import Record
 from teacherlm.core.yaml_fields import Switch, Whole, named, read_yaml
 
 FOLDER = ROOT / "prompts"
-DEFAULT = "teacherlm"
 NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 SUFFIXES = ("text", "hint", "tail", "first", "completions", "thinking", "ended", "source", "attempts")
 """What a kind's fields in a record end with, apart from the field of the kind's own name."""

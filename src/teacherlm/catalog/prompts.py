@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 LETTERS = string.ascii_uppercase
 
+DEFAULT = "teacherlm"
+"""The name of the prompts (prompts/NAME.yaml) that are used by default."""
+
 
 @dataclass(frozen=True)
 class Question:

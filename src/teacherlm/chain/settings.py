@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from teacherlm.catalog.explanations import SETTINGS
-from teacherlm.catalog.prompt_sets import DEFAULT, PromptSet, load_prompts
+from teacherlm.catalog.prompts import DEFAULT
+from teacherlm.chain.facts import PromptFacts, ask_prompts
 from teacherlm.chain.variables import TEACHER_OF, data_variable, teacher_variable
 from teacherlm.core.errors import UserError
 from teacherlm.runtime.launcher import require_number, stage_python
@@ -132,7 +133,7 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
     fields, tokenization = get("TASK", "cot_tail"), get("TOKENIZATION", "auto")
     if tokenization not in ("auto", "apart", "joint"):
         raise UserError(plain(f"TOKENIZATION={tokenization}: auto, apart or joint was expected"))
-    prompts = load_prompts(get("PROMPTS", DEFAULT))
+    prompts = ask_prompts(get("PROMPTS", DEFAULT))
     if not EXPERIMENT.fullmatch(prompts.name):
         raise UserError(plain(f"PROMPTS: {prompts.name}: a name of letters, digits, dots and dashes was expected"))
     teacher = get("TEACHER", student)
@@ -262,7 +263,7 @@ def check_numbers(variables: Mapping[str, str]) -> None:
         raise UserError(f"EPOCHS and SHARDS: fewer than {MOST} were expected")
 
 
-def kinds_of(fields: str, prompts: PromptSet) -> tuple[str, ...]:
+def kinds_of(fields: str, prompts: PromptFacts) -> tuple[str, ...]:
     """The kinds of explanation that training fields need: one field or several, such as text:1,cot_tail:2.
 
     Raises:
@@ -280,7 +281,7 @@ def kinds_of(fields: str, prompts: PromptSet) -> tuple[str, ...]:
     return tuple(kind for kind in prompts.kinds if kind in kinds)
 
 
-def own_teachers(benchmark: str, prompts: PromptSet, variables: Mapping[str, str]) -> dict[str, str]:
+def own_teachers(benchmark: str, prompts: PromptFacts, variables: Mapping[str, str]) -> dict[str, str]:
     """Kind of explanation -> the teacher that TEACHER_KIND gives it.
 
     Raises:

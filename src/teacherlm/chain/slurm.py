@@ -161,7 +161,7 @@ class Submitting:
                 self.skip(stage, [index for index in stage.indices if index not in indices])
                 self.submit_tasks(stage, indices)
             else:
-                print(f"{stage.name}: done already")
+                print(f"{stage.name}: nothing is missing")
                 self.skip(stage, list(stage.indices))
         self.end_if_stopped()
         if not self.jobs and not self.dry_run and self.chain.jobs.exists():

@@ -23,7 +23,8 @@ from pathlib import Path
 
 from teacherlm.catalog.benchmarks import Benchmark, load_benchmark
 from teacherlm.catalog.explanations import SETTINGS, Explanations
-from teacherlm.catalog.prompt_sets import DEFAULT, PromptSet, load_prompts
+from teacherlm.catalog.prompt_sets import PromptSet, load_prompts
+from teacherlm.catalog.prompts import DEFAULT
 from teacherlm.catalog.sources import read_split
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from teacherlm.catalog.models import CHAT
-from teacherlm.catalog.prompt_sets import DEFAULT
+from teacherlm.catalog.prompts import DEFAULT
 from teacherlm.catalog.servers import is_address
 from teacherlm.core.errors import UserError
 from teacherlm.core.flags import HIDDEN, LIST_MISSING, flag, parse, parse_shard

@@ -12,6 +12,7 @@ from teacherlm.catalog.benchmarks import load_benchmark
 from teacherlm.catalog.prompt_sets import load_prompts
 from teacherlm.catalog.sources import read_split, source_files
 
+PROMPTS = load_prompts()
 BOMBS = [
     b"a: &a [x, x, x, x, x, x, x, x, x]\n"
     + b"".join(b"%c: &%c [%s]\n" % (c, c, b", ".join([b"*%c" % (c - 1)] * 9)) for c in range(98, 108)),
@@ -86,7 +87,7 @@ def read(place: Path) -> None:
         for split in ("train", "test"):
             source_files(benchmark, place / "data")
             for where, sample in read_split(benchmark, split, place / "data"):
-                benchmark.prepare(sample, where, load_prompts())
+                benchmark.prepare(sample, where, PROMPTS)
                 benchmark.test_sample(sample, where)
 
 

@@ -56,7 +56,7 @@ def read(place: Path) -> None:
             CREAK.prepare(sample, where, PROMPTS)
         return
     try:
-        prepare(CREAK, data, output, output / "tests", None)
+        prepare(CREAK, PROMPTS, data, output, output / "tests", None)
     except UserError:
         assert contents(output) == {}
         raise

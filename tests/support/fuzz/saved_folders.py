@@ -42,7 +42,7 @@ def asked(folder: Path) -> type[Task]:
 
 
 READERS = {
-    "source": lambda place: prepare(CREAK, place / "source", place / "output", place / "output" / "tests", None),
+    "source": lambda place: prepare(CREAK, PROMPTS, place / "source", place / "output", place / "output/tests", None),
     "training": lambda place: list(load_split(place / "training", parse_fields("text"), train=True)["text"]),
     "test": lambda place: list(load_test_set(place / "test", "creak", 2)),
     "parquet": lambda place: list(asked(place / "parquet")().eval_docs),
