@@ -46,33 +46,37 @@ from teacherlm.dataset.source_folder import describe_source, find_source, keep_s
 FEWSHOT = "fewshot"
 """Folder in a test set's folder with few-shot examples, which are not in the test set."""
 FEWSHOT_SAMPLES = 256
+WHAT, TEXTS = "what is prepared, and where", "post-processing: which of the teacher's texts are used"
 
 
 @dataclass(frozen=True)
 class PrepareFlags:
     """The benchmark to prepare or post-process, and the folders."""
 
-    benchmark: str = flag("creak", help="name of a YAML in benchmarks/, or its path (default: creak)")
-    prompts: str = flag(DEFAULT, help="name of a YAML in prompts/, or its path (default: teacherlm)")
+    benchmark: str = flag("creak", help="name of a YAML in benchmarks/, or its path (default: creak)", group=WHAT)
+    prompts: str = flag(DEFAULT, help="name of a YAML in prompts/, or its path (default: teacherlm)", group=WHAT)
     data: Path | None = flag(
         None,
         help="local folder with the benchmark's files, or a DatasetDict saved with save_to_disk (default: TITLE/ in "
         "--output_dir if you saved it there, otherwise the source of the previous call, otherwise the hub)",
+        group=WHAT,
     )
-    output_dir: Path = flag(Path(), help="folder for the files (default: the current folder)")
+    output_dir: Path = flag(Path(), help="folder for the files (default: the current folder)", group=WHAT)
     test_dir: Path = flag(
         ROOT / "evaluate" / "lm_eval" / "datasets",
         help="folder in which the folder of the test set is made (default: evaluate/lm_eval/datasets)",
+        group=WHAT,
     )
-    test_only: bool = flag(False, help="only make the test set")
-    limit: int | None = flag(None, help="maximum number of training samples", least=1)
-    post_process: bool = flag(False, help="only post-process the teacher's texts in --output_dir")
+    test_only: bool = flag(False, help="only make the test set", group=WHAT)
+    limit: int | None = flag(None, help="maximum number of training samples", least=1, group=WHAT)
+    post_process: bool = flag(False, help="only post-process the teacher's texts in --output_dir", group=TEXTS)
     filter: tuple[str, ...] = flag(
         (),
         parse=read_filter,
         metavar="FLAG[,FLAG]",
         help="drop samples with one of these flags in post-processing, and write TITLE_without-FLAG-FLAG; flags: "
         + ", ".join(FLAGS),
+        group=TEXTS,
     )
     explanations: str = flag(
         "first",
@@ -80,9 +84,12 @@ class PrepareFlags:
         help="which of a sample's texts the dataset has, if the teacher wrote several: the first one; all, or "
         "each_epoch (a row per text; finetuning with each_epoch takes one of them in each epoch); or the best one by "
         "--scorer",
+        group=TEXTS,
     )
-    scorer: str = flag("", help="for --explanations best: the model whose scores count (see `teacherlm score-texts`)")
-    list_missing: bool = flag(False, help=LIST_MISSING)
+    scorer: str = flag(
+        "", help="for --explanations best: the model whose scores count (see `teacherlm score-texts`)", group=TEXTS
+    )
+    list_missing: bool = flag(False, help=LIST_MISSING, group=WHAT)
 
     @property
     def texts(self) -> Explanations:
