@@ -530,6 +530,7 @@ def test_merged_weights_are_those_that_peft_merges_and_the_model_stays(tiny_llam
 
 def test_vllm_s_engine_can_be_driven(tiny_llama: Path) -> None:
     vllm = pytest.importorskip("vllm", reason="vLLM is an extra")
+    assert {"LlamaForCausalLM", "OPTForCausalLM", "BloomForCausalLM"} <= of_vllm.known_architectures()
     engine = of_vllm.engine_within(vllm.LLM(model=str(tiny_llama), dtype="float32"))
     assert of_vllm.window_of(engine) == 512, said("vllm", "model_config has another max_model_len", "of_vllm.py")
     engine.add_request("one", {"prompt_token_ids": [1, 5, 6]}, vllm.SamplingParams(max_tokens=2, ignore_eos=True))

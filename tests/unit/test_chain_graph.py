@@ -12,11 +12,14 @@ from teacherlm.atlas.experiment import DataFolder
 from teacherlm.chain.atlas_graph import atlas_graph, checksum
 from teacherlm.chain.facts import Facts, ModelFacts
 from teacherlm.chain.graph import Graph, Stage, missing_indices
+from teacherlm.chain.job_list import Job
 from teacherlm.chain.layout import ChainFolder, run_folder, submitted_chains
 from teacherlm.chain.sample_graph import layout_of, sample_graph
 from teacherlm.chain.settings import AtlasSettings, Settings, read_atlas_settings, read_settings, saved_variables
 from teacherlm.chain.site import ARGUMENTS, Site
+from teacherlm.chain.steer import count_progress, read_tasks, state_of
 from teacherlm.core.errors import UserError
+from teacherlm.report.unfinished import failed_jobs
 from teacherlm.runtime.launcher import Command
 
 VALUES = {"enhance.num_tokens": "2048", "finetune.batch": "8", "finetune.accumulation": "1"}
@@ -439,3 +442,29 @@ def test_the_engine_of_a_local_teacher_is_ours_to_choose() -> None:
     assert flag(words(served.stage("enhance"), 0)[0], "--engine") == "auto"  # it takes the server's engine
     with pytest.raises(UserError, match="ENGINE=vlm: auto, transformers or vllm was expected"):
         graph(ENGINE="vlm")
+
+
+def test_the_stages_of_several_teachers_are_followed_in_slurm(tmp_path: Path) -> None:
+    """`make status` reads jobs.tsv, finds the stages' logs and states, and counts each teacher's own texts."""
+    made = graph(TASK="full_tail", TEACHER_COT="a", TEACHER_ERROR="b", RUNS=str(tmp_path))
+    chain = made.chain
+    (chain.states).mkdir(parents=True)
+    rows = [
+        Job(stage.name, str(number), "0", "-", stage.work, chain.log(stage.name, stage.array)).row()
+        for number, stage in enumerate(made.stages, 1)
+    ]
+    chain.jobs.write_text("".join(f"{row}\n" for row in rows))
+    tasks = read_tasks(chain)
+    assert [task.stage for task in tasks] == [stage.name for stage in made.stages]
+    assert [task.log.name for task in tasks][1:4] == [
+        "enhance-cot-0.log",
+        "enhance-error-0.log",
+        "enhance-fundamental-0.log",
+    ]
+    chain.note("enhance-error", 0).write_text("failed with 2\t3\tnode\t0\n")
+    assert [state_of(chain, task, {}) for task in tasks][2] == "failed with 2"
+    assert list(failed_jobs(made.folder.path)) == [f"enhance-error: task 0 of {made.name} failed with 2"]
+    texts = tmp_path / "creak" / "all" / "enhance" / "b_seed0" / ".CREAK_error.jsonl.progress"
+    texts.parent.mkdir(parents=True)
+    texts.write_text("{}\n" * 6)
+    assert [count_progress(chain, [task]) for task in tasks][1:4] == ["0 texts", "5 texts", "0 texts"]
