@@ -44,7 +44,8 @@ def submit(folder: Path, *rows: str) -> None:
         for row in rows:
             stage, job, tasks = row.split()
             log = f"{folder}/logs/{stage}{'-%a' if stage in ('enhance', 'evaluate') else ''}.log"
-            file.write("\t".join((stage, job, tasks, "-", f"{stage}-tiny_seed0", log)) + "\n")
+            work = f"{stage}-{NAME}" if stage == "evaluate" else f"{stage}-tiny_seed0"
+            file.write("\t".join((stage, job, tasks, "-", work, log)) + "\n")
 
 
 def note(folder: Path, task: str, state: str, job: int) -> None:

@@ -154,7 +154,7 @@ def test_a_server_cannot_score() -> None:
     server = dataclasses.replace(MODEL, name="server", requests={}, gpus={})
     asked = settings(NUM_COMPLETIONS="2", EXPLANATIONS="best", SCORER="teacher")
     with pytest.raises(UserError, match="server has no weights here"):
-        sample_graph(asked, dataclasses.replace(FACTS, teacher=server))
+        sample_graph(asked, dataclasses.replace(FACTS, teachers={"big": server}))
 
 
 def test_a_task_of_the_evaluation_is_a_checkpoint(tmp_path: Path) -> None:
@@ -342,8 +342,8 @@ def test_missing_tasks_are_those_that_the_stage_names(tmp_path: Path) -> None:
 def test_conversations_have_folders_of_their_own() -> None:
     assert layout_of(settings(CHAT="auto"), FACTS) == layout_of(settings(), FACTS)
     chat = layout_of(settings(CHAT="true"), FACTS)
-    assert (chat.teacher_run, chat.name) == ("big_chat_seed0", "tiny_cot_tail_big_chat_seed0")
-    assert layout_of(settings(CHAT="false"), FACTS).teacher_run == "big_plain_seed0"
+    assert (chat.teacher_runs["cot"], chat.name) == ("big_chat_seed0", "tiny_cot_tail_big_chat_seed0")
+    assert layout_of(settings(CHAT="false"), FACTS).teacher_runs["cot"] == "big_plain_seed0"
     (enhance,) = [one for one in sample_graph(settings(CHAT="true"), FACTS).stages if one.name == "enhance"]
     assert "--chat true" in " ".join(enhance.commands(0, [])[0].words)
     with pytest.raises(UserError, match="CHAT=yes: auto, true or false was expected"):

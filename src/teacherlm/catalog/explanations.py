@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from teacherlm.catalog.prompts import ANSWER_MARK, LETTERS
 from teacherlm.core.errors import UserError
-from teacherlm.core.records import Record
 
 if TYPE_CHECKING:  # the chain imports this module, also in a Python without packages
     from teacherlm.catalog.prompt_sets import PromptSet
+    from teacherlm.core.records import Record
 
 SETTINGS = ("first", "all", "best", "each_epoch")
 OF_A_TEXT = ("ended", "thinking", "source", "attempts")
@@ -54,7 +54,7 @@ def scores_file(enhanced: Path, scorer: str) -> Path:
     return enhanced.with_name(f"{enhanced.stem}_scores_{scorer}.jsonl")
 
 
-def texts_of(record: Record, kind: str, where: str) -> list[dict[str, Any]]:
+def texts_of(record: "Record", kind: str, where: str) -> list[dict[str, Any]]:
     """The texts of a record, each as an object with the field `text`.
 
     Raises:
@@ -72,7 +72,7 @@ def texts_of(record: Record, kind: str, where: str) -> list[dict[str, Any]]:
     return found
 
 
-def with_text(record: Record, kind: str, texts: list[dict[str, Any]], index: int) -> Record:
+def with_text(record: "Record", kind: str, texts: list[dict[str, Any]], index: int) -> "Record":
     """A record with one of its texts in the field KIND, and without the list of texts."""
     made = {name: value for name, value in record.items() if name != f"{kind}_completions"}
     if index:
@@ -85,7 +85,7 @@ def with_text(record: Record, kind: str, texts: list[dict[str, Any]], index: int
     return made
 
 
-def split_at_answer(prompts: "PromptSet", record: Record, kind: str, text: str, where: str) -> tuple[str, str]:
+def split_at_answer(prompts: "PromptSet", record: "Record", kind: str, text: str, where: str) -> tuple[str, str]:
     """The field KIND_first of a text, up to the right answer, and the right answer: `... The answer is (` and `B`.
 
     The answer begins where the field changes when another choice is the right one.
@@ -96,7 +96,7 @@ def split_at_answer(prompts: "PromptSet", record: Record, kind: str, text: str, 
 
     from teacherlm.catalog.prompt_sets import values_of_text
 
-    def field(of: Record) -> str:
+    def field(of: "Record") -> str:
         values = {**values_of_text(of), "prompt": of[f"{kind}_text"], "explanation": text}
         return prompts.cleaned(prompts.render(f"{kind} first", values, where))
 
@@ -112,7 +112,7 @@ def split_at_answer(prompts: "PromptSet", record: Record, kind: str, text: str, 
     return right[:start], answer[0]
 
 
-def with_other_answer(record: Record, kind: str, where: str) -> Record:
+def with_other_answer(record: "Record", kind: str, where: str) -> "Record":
     """A record in which another choice is the right one."""
     before, mark, after = record["text"].rpartition(ANSWER_MARK)
     if not after or after[0] not in LETTERS:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from teacherlm.chain.layout import ChainFolder
 from teacherlm.core.errors import UserError
-from teacherlm.core.job_records import DONE, LARGEST, Job, Task, newest_tasks, ranges, read_jobs, state_in
+from teacherlm.core.job_records import DONE, FOUND_DONE, LARGEST, Job, Task, newest_tasks, ranges, read_jobs, state_in
 from teacherlm.core.owners import read_own
 
 
@@ -33,7 +33,7 @@ def listed_jobs(chain: ChainFolder) -> list[Job]:
 def read_state(chain: ChainFolder, task: Task) -> str | None:
     """The state that a task's job has written, or None if it has written none."""
     if task.job == DONE:
-        return "done already"
+        return FOUND_DONE
     note = chain.states / task.note
     if not note.is_file():
         return None

@@ -26,7 +26,7 @@ from teacherlm.chain.settings import plain, saved_variables, signal_seconds, wor
 from teacherlm.chain.settings_file import Submission, save
 from teacherlm.chain.site import ARGUMENTS, SLURM, Site, site_file
 from teacherlm.core.errors import UserError
-from teacherlm.core.job_records import Job, ranges
+from teacherlm.core.job_records import FOUND_DONE, Job, ranges
 from teacherlm.core.owners import make_own_folder
 from teacherlm.core.places import ROOT
 
@@ -161,7 +161,7 @@ class Submitting:
                 self.skip(stage, [index for index in stage.indices if index not in indices])
                 self.submit_tasks(stage, indices)
             else:
-                print(f"{stage.name}: nothing is missing")
+                print(f"{stage.name}: {FOUND_DONE}")
                 self.skip(stage, list(stage.indices))
         self.end_if_stopped()
         if not self.jobs and not self.dry_run and self.chain.jobs.exists():

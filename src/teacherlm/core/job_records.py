@@ -20,6 +20,8 @@ STAGES = ("prepare", "enhance", "merge", "finetune", "train", "evaluate", "score
 """The stages of all chains, in their order."""
 DONE = "-"
 """The job of tasks that were found done."""
+FOUND_DONE = "done already"
+"""What is said of them."""
 LARGEST = 2**22
 """Maximum number of bytes of a jobs.tsv."""
 RANGES = re.compile(r"[0-9]{1,6}(-[0-9]{1,6})?(,[0-9]{1,6}(-[0-9]{1,6})?)*")

@@ -47,29 +47,19 @@ from teacherlm.dataset.source_folder import describe_source, find_source, keep_s
 FEWSHOT = "fewshot"
 """Folder in a test set's folder with few-shot examples, which are not in the test set."""
 FEWSHOT_SAMPLES = 256
-<<<<<<< HEAD
 SAMPLES, TEXTS = "which samples, and where", "the teacher's texts"
-=======
-WHAT, TEXTS = "what is prepared, and where", "post-processing: which of the teacher's texts are used"
->>>>>>> several
 
 
 @dataclass(frozen=True)
 class PrepareFlags:
     """The benchmark to prepare or post-process, and the folders."""
 
-<<<<<<< HEAD
     benchmark: str = flag("creak", help="name of a YAML in benchmarks/, or its path (default: creak)", group=SAMPLES)
     prompts: str = flag(DEFAULT, help="name of a YAML in prompts/, or its path (default: teacherlm)", group=SAMPLES)
-=======
-    benchmark: str = flag("creak", help="name of a YAML in benchmarks/, or its path (default: creak)", group=WHAT)
-    prompts: str = flag(DEFAULT, help="name of a YAML in prompts/, or its path (default: teacherlm)", group=WHAT)
->>>>>>> several
     data: Path | None = flag(
         None,
         help="local folder with the benchmark's files, or a DatasetDict saved with save_to_disk (default: TITLE/ in "
         "--output_dir if you saved it there, otherwise the source of the previous call, otherwise the hub)",
-<<<<<<< HEAD
         group=SAMPLES,
     )
     output_dir: Path = flag(Path(), help="folder for the files (default: the current folder)", group=SAMPLES)
@@ -87,19 +77,6 @@ class PrepareFlags:
         "folder (default: those in --output_dir)",
         group=TEXTS,
     )
-=======
-        group=WHAT,
-    )
-    output_dir: Path = flag(Path(), help="folder for the files (default: the current folder)", group=WHAT)
-    test_dir: Path = flag(
-        ROOT / "evaluate" / "lm_eval" / "datasets",
-        help="folder in which the folder of the test set is made (default: evaluate/lm_eval/datasets)",
-        group=WHAT,
-    )
-    test_only: bool = flag(False, help="only make the test set", group=WHAT)
-    limit: int | None = flag(None, help="maximum number of training samples", least=1, group=WHAT)
-    post_process: bool = flag(False, help="only post-process the teacher's texts in --output_dir", group=TEXTS)
->>>>>>> several
     filter: tuple[str, ...] = flag(
         (),
         parse=read_filter,
@@ -119,11 +96,7 @@ class PrepareFlags:
     scorer: str = flag(
         "", help="for --explanations best: the model whose scores count (see `teacherlm score-texts`)", group=TEXTS
     )
-<<<<<<< HEAD
     list_missing: bool = flag(False, help=LIST_MISSING, group=SAMPLES)
-=======
-    list_missing: bool = flag(False, help=LIST_MISSING, group=WHAT)
->>>>>>> several
 
     @property
     def texts(self) -> Explanations:
