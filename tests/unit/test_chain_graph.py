@@ -456,7 +456,7 @@ def test_the_stages_of_several_teachers_are_followed_in_slurm(tmp_path: Path) ->
     chain.jobs.write_text("".join(f"{row}\n" for row in rows))
     tasks = read_tasks(chain)
     assert [task.stage for task in tasks] == [stage.name for stage in made.stages]
-    assert [task.log.name for task in tasks][1:4] == [
+    assert [task.log for task in tasks][1:4] == [
         "enhance-cot-0.log",
         "enhance-error-0.log",
         "enhance-fundamental-0.log",
