@@ -461,7 +461,7 @@ def test_the_stages_of_several_teachers_are_followed_in_slurm(tmp_path: Path) ->
         "enhance-error-0.log",
         "enhance-fundamental-0.log",
     ]
-    chain.note("enhance-error", 0).write_text("failed with 2\t3\tnode\t0\n")
+    (chain.states / "enhance-error-0").write_text("failed with 2\t3\tnode\t0\n")
     assert [state_of(chain, task, {}) for task in tasks][2] == "failed with 2"
     assert list(failed_jobs(made.folder.path)) == [f"enhance-error: task 0 of {made.name} failed with 2"]
     texts = tmp_path / "creak" / "all" / "enhance" / "b_seed0" / ".CREAK_error.jsonl.progress"
