@@ -169,7 +169,7 @@ def test_the_maximum_of_tokens_gets_its_other_name(tmp_path: Path, inside: Calla
 def test_a_system_message_that_is_refused_begins_the_user_s(
     tmp_path: Path, inside: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "conversation", lambda text: (("system", "Be brief."), ("user", text)))
+    monkeypatch.setattr(job, "conversation", lambda kind, text: (("system", "Be brief."), ("user", text)))
 
     def respond(answer: Answer, body: dict[str, Any]) -> None:
         if body["messages"][0]["role"] == "system":
@@ -401,4 +401,4 @@ def test_sigterm_ends_the_waiting_for_the_next_request(tmp_path: Path) -> None:
         run.send_signal(signal.SIGTERM)
         output, errors = run.communicate(timeout=60)
     assert run.returncode == 75, errors
-    assert "interrupted, 1 of 5 completions are done" in output
+    assert "interrupted after 1 of 5 completions" in output

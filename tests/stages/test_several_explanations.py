@@ -59,7 +59,11 @@ class Folder:
         return datasets.load_from_disk(str(self.path / f"SAMPLE{name}")).to_list()
 
     def texts(self, kind: str) -> list[list[str]]:
-        return [record[f"{kind}_completions"] for record in read_lines(self.path / f"SAMPLE_{kind}.jsonl")]
+        return [texts_in(record, kind) for record in read_lines(self.path / f"SAMPLE_{kind}.jsonl")]
+
+
+def texts_in(record: dict, kind: str) -> list[str]:
+    return [one if isinstance(one, str) else one["text"] for one in record[f"{kind}_completions"]]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +101,9 @@ def test_a_row_per_text(folder: Folder, setting: str) -> None:
             made = {name: remove_duplicated_block(tail) for name, tail in tails.items()}
             numbers = {"sample_number": number, "text_number": text}
             expected.append({**record, "cot": cot, "error": error, "all": record["cot_text"] + cot, **made, **numbers})
-    assert [{name: value for name, value in row.items() if not name.endswith("_first")} for row in rows] == expected
+    assert [
+        {name: value for name, value in row.items() if not name.endswith(("_first", "_ended"))} for row in rows
+    ] == expected
     assert len({row["cot"] for row in rows}) > RECORDS  # texts are sampled, so they differ
     manifest = manifests.read_manifest(folder.path / f"SAMPLE_{setting}" / "manifest.json")
     assert manifest["arguments"] == {"explanations": setting}
@@ -141,7 +147,9 @@ def test_best_is_the_text_after_which_the_answer_is_likeliest(folder: Folder) ->
 def test_scores_of_other_texts_are_refused(folder: Folder) -> None:
     assert folder.score().returncode == 0
     texts = folder.path / "SAMPLE_cot.jsonl"
-    texts.write_text(texts.read_text().replace('"cot_completions": ["', '"cot_completions": ["more ', 1))
+    texts.write_text(
+        texts.read_text().replace('"cot_completions": [{"text": "', '"cot_completions": [{"text": "more ', 1)
+    )
     error = only_error(folder.post_process("--explanations", "best", "--scorer", folder.model.name))
     assert f"{folder.scores()}: the scores are of other texts" in error
 
@@ -219,10 +227,7 @@ def test_a_filter_drops_texts_and_lists_them(folder: Folder) -> None:
         file = folder.path / f"SAMPLE_{kind}.jsonl"
         records = read_lines(file)
         for number, record in enumerate(records[:-1]):
-            texts = [
-                f"{text} End." if (number + n) % period else text
-                for n, text in enumerate(record[f"{kind}_completions"])
-            ]
+            texts = [f"{text} End." if (number + n) % period else text for n, text in enumerate(texts_in(record, kind))]
             record |= {kind: texts[0], "all": record[f"{kind}_text"] + texts[0], f"{kind}_completions": texts}
         file.write_text("".join(json.dumps(record) + "\n" for record in records))
     done = folder.post_process("--explanations", "all", "--filter", "cut")
@@ -261,8 +266,9 @@ def test_a_text_may_be_an_object(folder: Folder) -> None:
     records = read_lines(file)
     for record in records:
         ends = ["stop", "length", "stop", "filter"]
-        pairs = zip(record["cot_completions"], ends)
+        pairs = zip(texts_in(record, "cot"), ends)
         record["cot_completions"] = [{"text": text, "tokens": 10, "ended": end} for text, end in pairs]
+        record.pop("cot_ended", None)
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     rows = folder.dataset("all")
     assert [row["cot"] for row in rows] == [text["text"] for record in records for text in record["cot_completions"]]
@@ -275,12 +281,12 @@ def test_a_text_may_be_an_object(folder: Folder) -> None:
 
 
 def test_memory_does_not_grow_with_the_number_of_samples(folder: Folder) -> None:
-    """A filter of texts reads, joins, drops and lists as a stream. With 25 times the samples, this mechanism
+    """A filter of texts reads, joins, drops and lists as a stream. With 15 times the samples, this mechanism
     allocates no more at a time."""
     record = read_lines(folder.path / "SAMPLE_cot.jsonl")[0]
     flagged = {"sample": 1, "text": 2, "flags": {"cot": ["cut"]}}
     peaks = []
-    for count in (20, 500):
+    for count in (100, 1500):
         file, quality = folder.path / f"{count}.jsonl", folder.path / f"{count}_quality.jsonl"
         file.write_text(f"{json.dumps(record)}\n" * count)
         lines = [{**flagged, "sample": number} for number in range(1, count + 1)]
