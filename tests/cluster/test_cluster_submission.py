@@ -46,7 +46,7 @@ def quiet(cluster: Cluster) -> Iterator[None]:
     """The queue is empty before and after the test. `down` keeps submitted jobs from starting."""
     cluster.run("scontrol", "update", "PartitionName=main", "State=DOWN")
     try:
-        assert not queue(cluster)
+        cluster.await_that(lambda: not queue(cluster))  # cancelled jobs of an earlier test may still be ending
         yield
     finally:
         cluster.run("scancel", f"--user={os.getuid()}")
