@@ -1,22 +1,22 @@
 """A teacher that does not see the answer: its texts count only if their conclusion is right."""
 
-import http.server
-import json
 import re
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.files import read_lines
+from support.teacher_server import Answer, serve
 
 from teacherlm.core import manifests
 
 SAMPLES = 24
 
 
-class Reasoner(http.server.ThreadingHTTPServer):
+class Reasoner:
     """A teacher whose conclusion depends on the sample and on how often it was asked about it.
 
     Of four samples, the first is right at once, the second at the third attempt, the third only with a hint, and the
@@ -24,13 +24,13 @@ class Reasoner(http.server.ThreadingHTTPServer):
     """
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
         self.lock = threading.Lock()
         self.numbers: dict[str, int] = {}
+        self.gold: dict[str, str] = {}
         self.asked: dict[str, int] = {}
         self.requests = 0
         self.most: int | None = None  # maximum number of requests that are answered
-        self.url = f"http://127.0.0.1:{self.server_port}/model"
+        self.url = ""
 
     def text(self, prompt: str) -> str | None:
         question = re.search(r"Question: (.*)", prompt)[1]
@@ -42,40 +42,24 @@ class Reasoner(http.server.ThreadingHTTPServer):
             self.asked[question] = self.asked.get(question, 0) + 1
             hinted, count = "Hint:" in prompt, self.asked[question]
         right = number % 4 == 0 or (number % 4 == 1 and count == 3) or (number % 4 == 2 and hinted)
-        return f" Reason {number}, text {count}. The answer is ({'GOLD' if right else 'OTHER'})."
+        gold = self.gold[question]
+        said = gold if right else "B" if gold == "A" else "A"
+        return f" Reason {number}, text {count}. The answer is ({said})."
 
-
-class Answer(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.answer(200, {"data": []})
-
-    def do_POST(self) -> None:
-        prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["prompt"]
-        text = self.server.text(prompt)
+    def respond(self, answer: Answer, body: dict[str, Any]) -> None:
+        text = self.text(body["prompt"])
         if text is None:
-            self.answer(400, {"error": "no more"})
-            return
-        gold = self.server.gold[re.search(r"Question: (.*)", prompt)[1]]
-        text = text.replace("GOLD", gold).replace("OTHER", "B" if gold == "A" else "A")
-        self.answer(200, {"choices": [{"text": text, "finish_reason": "stop"}]})
-
-    def answer(self, status: int, content: dict) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
+            answer.send({"error": "no more"}, 400)
+        else:
+            answer.send({"choices": [{"text": text, "finish_reason": "stop"}]})
 
 
 @pytest.fixture
 def teacher() -> Iterator[Reasoner]:
-    with Reasoner() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
+    reasoner = Reasoner()
+    with serve(reasoner.respond) as server:
+        reasoner.url = f"{server.address}/model"
+        yield reasoner
 
 
 @pytest.fixture

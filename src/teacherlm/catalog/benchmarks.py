@@ -95,7 +95,7 @@ class Benchmark:
             raise ValueError("file_field: each file name must have one *, whose text becomes the field's value")
         if self.groups and not self.file_field:
             raise ValueError("groups: a group lists values of the file_field, which is missing")
-        self.compile()
+        _ = self.templates  # they are compiled here, and kept
         return self
 
     @property
@@ -104,9 +104,6 @@ class Benchmark:
 
     @cached_property
     def templates(self) -> dict[str, jinja2.Template]:
-        return self.compile()
-
-    def compile(self) -> dict[str, jinja2.Template]:
         """The templates by name: question, answer, preamble, and each choice.
 
         Raises:

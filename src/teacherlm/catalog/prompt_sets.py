@@ -120,7 +120,7 @@ class PromptSet:
             if name in made:
                 raise ValueError(f"fields: {name}: this field is already made by {made[name]}")
             made[name] = "another field"
-        self.compile()
+        _ = self.templates  # they are compiled here, and kept
         return self
 
     @property
@@ -129,9 +129,6 @@ class PromptSet:
 
     @cached_property
     def templates(self) -> dict[str, jinja2.Template]:
-        return self.compile()
-
-    def compile(self) -> dict[str, jinja2.Template]:
         """The templates by name: `cot prompt`, `cot hint`, `cot tail`, `cot first`, and each field of several kinds.
 
         Raises:
