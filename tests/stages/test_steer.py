@@ -101,10 +101,11 @@ def test_the_newest_submission_alone_has_a_number_and_a_failure(steer: Steer, ch
     for task in range(4):
         note(chain, f"enhance-{task}", "failed with 2" if task == 1 else "done", 2)
     submit(chain, "enhance - 0,2-3", "enhance 7 1", "merge 8 0", "report 9 0")
-    waiting = steer("status", queue("7|1|RUNNING|None", "8|N/A|PENDING|Dependency"))
+    waiting = steer("status", queue("7|1|RUNNING|None", "8|N/A|PENDING|Dependency", "9|N/A|PENDING|None"))
     found = rows(waiting)
     assert found["enhance"][:2] == ["7", "3 done already, 1 RUNNING"]
     assert found["merge"][:2] == ["8", "PENDING (Dependency)"]
+    assert found["report"][:2] == ["9", "PENDING"]  # the scheduler has not looked at it yet
     assert "failed" not in waiting.stdout
 
 

@@ -103,12 +103,16 @@ def read_chains(folders: list[ChainFolder]) -> tuple[dict[ChainFolder, list[Task
 
 
 def read_queue() -> dict[tuple[str, int], str]:
-    """(job, task) -> state and reason, for this user's jobs in the queue. The task is 0 if a job is not an array."""
+    """(job, task) -> state and reason, for this user's jobs in the queue. The task is 0 if a job is not an array.
+
+    A job that Slurm's scheduler has not looked at yet waits with the reason "None", which is not shown.
+    """
     lines = ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%F|%K|%T|%r")
     queue = {}
     for line in lines:
         job, number, state, reason = line.split("|", 3)
-        queue[job, int(number) if number.isdigit() else 0] = state + (f" ({reason})" if state == "PENDING" else "")
+        shown = f" ({reason})" if state == "PENDING" and reason != "None" else ""
+        queue[job, int(number) if number.isdigit() else 0] = state + shown
     return queue
 
 
