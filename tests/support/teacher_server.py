@@ -20,8 +20,8 @@ class TeacherServer(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, respond: Respond):
-        super().__init__(("127.0.0.1", 0), Answer)
+    def __init__(self, respond: Respond, port: int = 0, answer: "type[Answer] | None" = None):
+        super().__init__(("127.0.0.1", port), answer or Answer)
         self.respond, self.lock = respond, threading.Lock()
         self.asked: list[tuple[float, str, dict[str, Any], dict[str, str]]] = []
         self.address = f"http://127.0.0.1:{self.server_port}"

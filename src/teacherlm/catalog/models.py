@@ -23,6 +23,7 @@ from pydantic import SkipValidation
 
 from teacherlm.catalog.adapters import base_folder, check_base_digest, is_adapter
 from teacherlm.catalog.servers import KEY, check_address, is_address
+from teacherlm.catalog.serving import Serve
 from teacherlm.core.errors import UserError, reason
 from teacherlm.core.flags import Parser
 from teacherlm.core.manifests import describe
@@ -37,6 +38,8 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 PICKLED_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 """Pickled weights are read only if there are no safetensors (OPT on the hub). transformers then reads them with
 weights_only=True."""
+GGUF = "*.gguf"
+"""Quantized weights with their tokenizer. Only a server that `serve` starts reads them from a model's folder."""
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 NO_WEIGHTS = ("trainer_state.json", "manifest.json", "*.log")
 
@@ -124,6 +127,7 @@ class Model:
     served: str | None = None
     explanations: str | None = None
     chat: Chat = "auto"
+    serve: Serve | None = None
     enhance: Annotated[Enhance, named(Enhance)] = Enhance()
     finetune: Annotated[Finetune, named(Finetune)] = Finetune()
     slurm: Annotated[Slurm, named(Slurm)] = Slurm()
@@ -209,6 +213,8 @@ def local_folder(model: Model) -> Path:
     if "$" in str(folder) and not folder.is_dir():
         variable = path.split("$")[1].split("/")[0].strip("{}")
         raise UserError(f"model {model.name}: set {variable} to the folder that holds its weights ({model.path})")
+    if model.serve is not None and not (folder / "config.json").is_file() and any(folder.glob(GGUF)):
+        return folder  # only its server reads it
     return check_folder(folder)
 
 
@@ -300,15 +306,20 @@ def download(hub: str, revision: str) -> Path:
         ) from error
 
 
-def describe_model(folder: Path, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def describe_model(
+    folder: Path, known: Mapping[str, Any] | None = None, further: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """The digest of a model's configuration, tokenizer and weights.
 
     The digest of adapters also covers their base model, which is described under `base`.
 
+    Args:
+        further: patterns of more files that the digest covers.
+
     Raises:
         UserError: the base model of adapters is missing, or has changed since their training.
     """
-    described = describe_files(folder, known)
+    described = describe_files(folder, known, further)
     if is_adapter(folder):
         base = describe_base(base_folder(folder), (known or {}).get("base"))
         check_base_digest(folder, base)
@@ -317,9 +328,11 @@ def describe_model(folder: Path, known: Mapping[str, Any] | None = None) -> dict
     return described
 
 
-def describe_files(folder: Path, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def describe_files(
+    folder: Path, known: Mapping[str, Any] | None = None, further: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """The digest of a model's files in a folder, without optimizer states and other files."""
-    found = {file for pattern in (*SMALL_FILES, *WEIGHTS) for file in folder.glob(pattern)}
+    found = {file for pattern in (*SMALL_FILES, *WEIGHTS, *further) for file in folder.glob(pattern)}
     read = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
     if not any((folder / name).is_file() for name in read):  # the library then reads pickled weights instead
         found |= {file for pattern in (*PICKLED_WEIGHTS, "adapter_model.bin") for file in folder.glob(pattern)}

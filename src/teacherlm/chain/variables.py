@@ -90,8 +90,9 @@ VARIABLES = (
     Variable("MAX_FAILURES", "maximum number of samples that may stay without an explanation", "0", CHAIN),
     Variable(
         "ENGINE",
-        "what computes a local teacher's texts: transformers, vllm, or auto, which is vllm where it is installed, "
-        "there is a GPU, and it knows the teacher; what one engine has begun is continued with it",
+        "what computes a local teacher's texts: transformers, vllm, serve (a server that the job starts with the "
+        "command `serve` of the model's YAML), or auto, which is serve if the YAML has it, otherwise vllm where it is "
+        "installed, there is a GPU, and it knows the teacher; what one engine has begun is continued with it",
         "auto",
         CHAIN,
     ),

@@ -14,7 +14,7 @@ HOW = "what the texts depend on"
 FAST = "how fast"
 SERVED = "a teacher behind a server"
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
-ENGINES = ("auto", "transformers", "vllm", "openai")
+ENGINES = ("auto", "transformers", "vllm", "serve", "openai")
 
 OF_SERVERS = (
     *("model", "key_variable", "requests_per_minute", "tokens_per_minute", "max_tokens_total", "max_cost"),
@@ -104,8 +104,10 @@ class EnhanceFlags:
     )
     engine: str | None = flag(
         None,
-        help="default: openai for an http:// teacher, otherwise transformers; auto: the engine that began the output, "
-        "otherwise vllm where it is installed, there is a GPU, and it knows the teacher",
+        help="default: openai for an http:// teacher, otherwise transformers; serve: a server that this command starts "
+        "with the command `serve` of the teacher's YAML, and ends; auto: the engine that began the output, otherwise "
+        "serve if the YAML has that command, otherwise vllm where it is installed, there is a GPU, and it knows the "
+        "teacher",
         group=FAST,
         choices=ENGINES,
     )

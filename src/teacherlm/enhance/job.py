@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from teacherlm.catalog.models import Model, describe_model, local_folder
+from teacherlm.catalog.models import GGUF, Model, describe_model, local_folder
 from teacherlm.catalog.prompt_sets import Kind, PromptSet, load_prompts
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
@@ -26,7 +26,7 @@ from teacherlm.enhance.chat import conversation, is_chat, plain_prompt
 from teacherlm.enhance.engines import Message, asked_text
 from teacherlm.enhance.flags import EnhanceFlags
 
-TRANSFORMERS, VLLM = "transformers", "vllm"
+TRANSFORMERS, VLLM, SERVE = "transformers", "vllm", "serve"
 NO_ENGINE = re.compile("(?<=^engine was )None|(?<=, is )None(?=$)")
 """No engine in the arguments of a manifest stands for transformers."""
 Shard = tuple[int, int]
@@ -127,8 +127,8 @@ class Job:
     Attributes:
         kind: the kind of explanation (`cot`).
         output: the file for the enhanced records.
-        arguments: the result of `settings`, and the engine if it is vLLM. Its texts differ from those of transformers.
-            (The other engines have teachers of their own.)
+        arguments: the result of `settings`, and the engine if it is vLLM or a server that is started. Their texts
+            differ from those of transformers. (The other engines have teachers of their own.)
         restart: whether an output with other settings is kept under another name; otherwise the job is refused.
         chat: whether the teacher gets conversations; see `is_chat`.
         ended: how many of the written texts ended why; "unknown" for texts of versions that did not keep it.
@@ -176,6 +176,11 @@ class Job:
         return self.output.with_suffix(".dropped.jsonl")
 
     @property
+    def server_log(self) -> Path:
+        """What a server that is started for this job prints."""
+        return self.output.with_suffix(".server.log")
+
+    @property
     def progress_path(self) -> Path:
         return self.output.with_name(f".{self.output.name}.progress")
 
@@ -198,9 +203,11 @@ class Job:
 
     def use_engine(self, engine: str) -> None:
         self.engine = engine
-        self.arguments = {name: value for name, value in self.arguments.items() if name != "engine"}
-        if engine == VLLM:
+        self.arguments = {name: value for name, value in self.arguments.items() if name not in ("engine", SERVE)}
+        if engine in (VLLM, SERVE):
             self.arguments["engine"] = engine
+        if engine == SERVE:
+            self.arguments[SERVE] = self.teacher.serve
 
     def settle_engine(self, fastest: Callable[[], str]) -> None:
         """Choose the engine of `--engine auto`: that of the output or of its unfinished work, if their settings are the
@@ -210,7 +217,7 @@ class Job:
         begun = work_in(self.progress_path)
         made = [] if self.run.manifest is None else [self.run.manifest.get("arguments", {})]
         for arguments in [*made, *([] if begun is None else [begun])] if self.input.is_file() else []:
-            self.use_engine(VLLM if arguments.get("engine") == VLLM else TRANSFORMERS)
+            self.use_engine(arguments.get("engine", TRANSFORMERS))
             self.compare()
             if self.run.is_done or begun == self.work:
                 return
@@ -234,7 +241,8 @@ class Job:
             name += f" {self.teacher.served}" if self.teacher.served else ""
             teacher = {"path": name, "sha256": name}
         else:
-            teacher = describe_model(local_folder(self.teacher), known.get("teacher"))
+            further = (GGUF,) if self.engine == SERVE else ()
+            teacher = describe_model(local_folder(self.teacher), known.get("teacher"), further)
         return {"records": manifests.describe(self.input, known.get("records")), "teacher": teacher}
 
     def is_missing(self) -> bool:

@@ -24,6 +24,7 @@ class Question:
         prompt: the text of the record's prompt field.
         gold: the letter of the right answer; "" if the record has none.
         hint: the prompt with the right answer; "" if there is none.
+        attempts: the number of earlier attempts.
         conclusions: the conclusions of the texts so far, as letters, or "none".
         hinted: whether the teacher is being asked with the hint.
     """
@@ -31,6 +32,7 @@ class Question:
     prompt: str
     gold: str
     hint: str
+    attempts: int = 0
     conclusions: list[str] = field(default_factory=list)
     hinted: bool = False
 
@@ -61,25 +63,25 @@ class Verdict:
     dropped: str | None = None
 
 
-def judge(kind: Kind, question: Question, text: str, attempt: int, sampled: bool) -> Verdict:
+def judge(kind: Kind, question: Question, text: str, sampled: bool) -> Verdict:
     """Decide about a text.
 
     Args:
-        attempt: the number of earlier attempts.
         sampled: whether another attempt can have another text.
     """
     if kind.sees_answer:
         if text.strip():
             return Verdict(kept={"text": text})
-        more = sampled and attempt + 1 < EMPTY_ATTEMPTS
+        more = sampled and question.attempts + 1 < EMPTY_ATTEMPTS
         return Verdict(again=question.prompt) if more else Verdict(failed="the completion is empty")
     found = conclusion(text)
     if found and found[1] == question.gold and found[0].strip():
         source = "rationalized" if question.hinted else "accepted"
-        return Verdict(kept={"text": found[0].strip(), "whole": text, "source": source, "attempts": attempt + 1})
+        about = {"source": source, "attempts": question.attempts + 1}
+        return Verdict(kept={"text": found[0].strip(), "whole": text, **about})
     question.conclusions.append("none" if found is None else f"({found[1]})" if found[0].strip() else "an empty text")
     if not question.hinted:
-        if sampled and attempt + 1 < kind.attempts:
+        if sampled and question.attempts + 1 < kind.attempts:
             return Verdict(again=question.prompt)
         if question.hint:
             question.hinted = True

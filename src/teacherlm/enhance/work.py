@@ -1,32 +1,23 @@
 """Make all missing completions of all jobs in one pass. Each completion is written to disk as soon as it ends."""
 
-import hashlib
 import itertools
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import ExitStack
 from typing import Any
 
 from tqdm import tqdm
 
-from teacherlm.catalog.chat_templates import template_size
-from teacherlm.catalog.models import Model, local_folder
-from teacherlm.catalog.servers import KEY
+from teacherlm.catalog.models import Model
 from teacherlm.core.errors import UserError
 from teacherlm.core.interrupts import REQUEUE, Stop
 from teacherlm.core.terminal import plural
+from teacherlm.enhance.asking import Asking
 from teacherlm.enhance.budget import open_budget
-from teacherlm.enhance.chat import explanation_of
-from teacherlm.enhance.engines import Completion, Engine, Failure, Prompt, Sampling, asked_text
-from teacherlm.enhance.engines.budget import Budget
-from teacherlm.enhance.engines.pace import Pace
+from teacherlm.enhance.engine_choice import make_engine
+from teacherlm.enhance.engines import Completion, Engine, Failure, asked_text
 from teacherlm.enhance.flags import EnhanceFlags
 from teacherlm.enhance.job import Job, shard_records
-from teacherlm.enhance.judging import Question, judge, question_of
-
-SPECIAL_TOKENS = 8
-"""Upper bound for the number of special tokens around a prompt."""
 
 
 def do_work(flags: EnhanceFlags, teacher: Model, jobs: list[Job]) -> int:
@@ -37,56 +28,30 @@ def do_work(flags: EnhanceFlags, teacher: Model, jobs: list[Job]) -> int:
     Raises:
         UserError: a record lacks a prompt field, or more than `max_failures` records of a job got no text.
     """
-    by_field = {job.field: job for job in jobs}
     total, longest = check_records(flags, jobs)
     wanted = sum(total * job.completions for job in jobs)
     before = sum(len(job.progress) for job in jobs)
     counts: dict[str, Any] = {}
-    failed: dict[str, dict[int, str]] = {job.field: {} for job in jobs}
-    asked: dict[tuple[str, int, int], Question] = {}
+    asking = Asking(flags, jobs)
+    budget = None
     if before:
         print(f"enhance: an earlier run made {before} of {plural(wanted, 'completion')}; continuing with the others")
-    budget = None
     if before < wanted:
-        sampling = Sampling(flags.num_tokens, flags.temperature, flags.top_p, flags.stop)
-        digest, chat = jobs[0].run.inputs["teacher"]["sha256"], jobs[0].is_chat
         budget = open_budget(flags, jobs[0])
-        engine, described = make_engine(flags, teacher, sampling, digest, longest, chat, budget)
-        print(f"enhance: {plural(total, 'record')}, {', '.join(by_field)}, {described}", flush=True)
-        counts = {"engine": flags.engine, "prompt_tokens": 0, "new_tokens": 0}
+        engine, described = make_engine(flags, teacher, jobs[0], longest, budget)
+        fields = ", ".join(job.field for job in jobs)
+        print(f"enhance: {plural(total, 'record')}, {fields}, {described}", flush=True)
         stop = Stop()
-        with Progress(wanted, before, engine) as progress:
-            again: list[Prompt] = []
-            for attempt in itertools.count():
-                if attempt and not again:
+        with ExitStack() as at_end:
+            at_end.callback(getattr(engine, "close", lambda: None))
+            getattr(engine, "start", lambda: None)()
+            progress = at_end.enter_context(Progress(wanted, before, engine))
+            while True:
+                for result in engine.complete(itertools.takewhile(lambda _: not stop.requested, asking.prompts())):
+                    progress.update(result, is_last=asking.take(result))
+                if stop.requested or (budget is not None and budget.stopped) or not asking.again:
                     break
-                prompts = missing_prompts(flags, jobs, asked) if attempt == 0 else iter(again)
-                again = []
-                for result in engine.complete(itertools.takewhile(lambda _: not stop.requested, prompts)):
-                    prompt = result.prompt
-                    job = by_field[prompt.kind]
-                    if isinstance(result, Completion):
-                        counts["prompt_tokens"] += result.prompt_tokens
-                        counts["new_tokens"] += result.new_tokens
-                        progress.update(result)
-                        result = explanation_of(result, flags.num_tokens) if prompt.messages else result
-                    key = (prompt.kind, prompt.index, prompt.number)
-                    if isinstance(result, Failure):
-                        failed[prompt.kind][prompt.index] = result.reason
-                        asked.pop(key)
-                        continue
-                    verdict = judge(job.described, asked[key], result.text, attempt, flags.temperature > 0)
-                    if verdict.again is not None:
-                        text = verdict.again
-                        again.append(prompt_of(flags.seed, job, prompt.index, prompt.number, text, attempt + 1))
-                        continue
-                    question = asked.pop(key)
-                    if verdict.failed is not None:
-                        failed[prompt.kind][prompt.index] = verdict.failed
-                    else:
-                        piece = verdict.kept or {"dropped": verdict.dropped, "attempts": attempt + 1}
-                        job.keep(prompt.index, prompt.number, question.prompt, {**piece, **about(result)})
-        counts |= progress.summary() | getattr(engine, "summary", dict)()
+        counts = {"engine": flags.engine, **progress.summary(), **getattr(engine, "summary", dict)()}
         stop.restore()
         done = sum(len(job.progress) for job in jobs)
         if stop.requested and done < wanted:
@@ -98,8 +63,8 @@ def do_work(flags: EnhanceFlags, teacher: Model, jobs: list[Job]) -> int:
                 f"the budget is used up ({budget.words()}): {done} of {wanted} completions are done and kept; the same "
                 "command with a higher --max_tokens_total or --max_cost goes on from there"
             )
-    conclude(flags, jobs, failed, counts)
-    if budget is not None and not any(failed.values()):
+    conclude(flags, jobs, asking.failed, counts)
+    if budget is not None and not any(asking.failed.values()):
         budget.file.close()
         budget.file.remove()
     return 0
@@ -163,96 +128,6 @@ def check_records(flags: EnhanceFlags, jobs: list[Job]) -> tuple[int, int]:
     return count, longest
 
 
-def missing_prompts(
-    flags: EnhanceFlags, jobs: list[Job], asked: dict[tuple[str, int, int], Question]
-) -> Iterator[Prompt]:
-    """The prompts of the completions that are not on disk yet, record by record.
-
-    Args:
-        asked: gets (prompt field, index, number) -> the question, for each prompt.
-    """
-    for index, _, record in shard_records(flags.input, flags.shard):
-        for job in jobs:
-            text = record[job.field]
-            for number in job.missing(index):
-                asked[job.field, index, number] = question_of(record, job.kind)
-                yield prompt_of(flags.seed, job, index, number, text)
-
-
-def draw_seed(seed: int, index: int, number: int, text: str, attempt: int = 0) -> int:
-    """The seed of a completion, derived from the run's seed, the record, the completion's number, the attempt and the
-    prompt."""
-    digest = hashlib.sha256(f"{seed} {index} {number} {attempt} {text}".encode(errors="surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def prompt_of(seed: int, job: Job, index: int, number: int, text: str, attempt: int = 0) -> Prompt:
-    """The prompt of an attempt, with its own random numbers.
-
-    Args:
-        text: the record's prompt field, or its hint.
-    """
-    prompt = Prompt(job.field, index, number, job.text(text), 0, job.messages(text))
-    return replace(prompt, seed=draw_seed(seed, index, number, prompt.asked, attempt))
-
-
-def about(completion: Completion) -> dict[str, Any]:
-    """What is kept of a completion beside its text."""
-    found = {"tokens": completion.new_tokens, "ended": completion.ended}
-    return found | ({"thinking": completion.thinking} if completion.thinking else {})
-
-
-def make_engine(
-    flags: EnhanceFlags,
-    teacher: Model,
-    sampling: Sampling,
-    digest: str,
-    longest: int,
-    chat: bool,
-    budget: Budget | None,
-) -> tuple[Engine, str]:
-    """The engine, and a description of it for the log, which follows the prompt fields in a line of messages.
-
-    Args:
-        digest: the teacher's digest.
-        longest: number of bytes of the longest prompt.
-        chat: whether the prompts are conversations.
-        budget: what a server may cost.
-    """
-    if teacher.server is not None:
-        from teacherlm.enhance.engines.openai_engine import CONCURRENCY, OpenAIEngine
-
-        server = OpenAIEngine(
-            teacher.server,
-            sampling,
-            flags.batch_size or CONCURRENCY,
-            teacher.served,
-            flags.key_variable or KEY,
-            Pace(flags.requests_per_minute, flags.tokens_per_minute),
-            budget,
-        )
-        return server, f"{server.model} at {server.address}, {server.concurrency} at a time"
-    if teacher.explanations is not None:
-        from teacherlm.enhance.engines.field_engine import FieldEngine
-
-        return FieldEngine(flags.input, teacher.explanations), f"from their field {teacher.explanations!r}"
-    if flags.engine == "vllm":
-        from teacherlm.enhance.engine_choice import gpus_together
-        from teacherlm.enhance.engines.vllm_engine import VLLMEngine
-
-        gpus = gpus_together(local_folder(teacher), teacher.recommended("slurm.enhance.gpus"))
-        described = f"with vLLM on {gpus} GPUs" if gpus > 1 else "with vLLM"
-        return VLLMEngine(local_folder(teacher), flags.dtype, sampling, gpus), described
-    from teacherlm.enhance.engines.transformers_engine import TransformersEngine
-
-    batch_size = flags.batch_size or teacher.recommended("enhance.batch")
-    # A token has at least one byte, so no prompt with its completion has more tokens than `bound`.
-    folder = local_folder(teacher)
-    bound = longest + flags.num_tokens + SPECIAL_TOKENS + (template_size(folder) if chat else 0)
-    engine = TransformersEngine(folder, flags.dtype, sampling, batch_size, digest, bound)
-    return engine, f"on {engine.device.type} in {engine.dtype}, {engine.max_rows} at a time"
-
-
 class Progress:
     """Shows texts, tokens per second, mean rows and time left: a bar on a terminal, else one line per minute."""
 
@@ -279,11 +154,14 @@ class Progress:
         self.bar.set_postfix_str(self.speed())
         self.bar.close()
 
-    def update(self, completion: Completion) -> None:
-        self.tokens += completion.new_tokens
-        self.prompt_tokens += completion.prompt_tokens
+    def update(self, result: Completion | Failure, is_last: bool) -> None:
+        """Count an answer. The bar counts completions, which may take several attempts."""
+        if isinstance(result, Completion):
+            self.tokens += result.new_tokens
+            self.prompt_tokens += result.prompt_tokens
         self.bar.set_postfix_str(self.speed(), refresh=False)
-        self.bar.update()
+        if is_last:
+            self.bar.update()
 
     def speed(self) -> str:
         seconds = time.monotonic() - self.began
@@ -295,7 +173,9 @@ class Progress:
         return getattr(self.engine, "rows_filled", 0) / max(1, getattr(self.engine, "steps", 0))
 
     def summary(self) -> dict[str, Any]:
-        counts = {
+        counts: dict[str, Any] = {
+            "prompt_tokens": self.prompt_tokens,
+            "new_tokens": self.tokens,
             "generate_seconds": round(self.seconds, 1),
             "new_tokens_per_second": round(self.tokens / self.seconds, 1),
         }

@@ -2,7 +2,8 @@
 
 transformers   the teacher runs on this machine's CPU or GPUs
 vllm           the teacher runs in vLLM (an optional extra), on GPUs
-openai         the teacher is behind an OpenAI-compatible server
+serve          the teacher is behind a server that the command starts and ends
+openai         the teacher is behind another OpenAI-compatible server
 field          people wrote the explanations; they are in a field of the records
 
 `Engine` says what an engine does. CONTRIBUTING.md has the steps to add one.
@@ -94,7 +95,11 @@ class Failure:
 
 
 class Engine(Protocol):
-    """What completes prompts. It is made with a `Sampling`, whose settings it follows by itself."""
+    """What completes prompts. It is made with a `Sampling`, whose settings it follows by itself.
+
+    It may have more methods: `start`, which is called before the first prompt, `close`, which is called at the end of
+    the work, and `summary`, whose result is added to the counts of the manifest.
+    """
 
     def complete(self, prompts: Iterator[Prompt]) -> Iterator[Completion | Failure]:
         """Yield a completion or a failure for each prompt, as soon as it is there and in any order.

@@ -9,13 +9,13 @@ import http.client
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import requests
 from urllib3.exceptions import HTTPError
 
-from teacherlm.catalog.servers import KEY, split_address
+from teacherlm.catalog.servers import KEY, key_for, split_address
 from teacherlm.core import interrupts
 from teacherlm.core.errors import UserError
 from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
@@ -76,6 +76,9 @@ class OpenAIEngine:
         key_variable: the environment variable with the key.
         pace: how many requests may begin in a minute.
         budget: how many tokens may be spent; None means no limit.
+        sends_model: whether requests name the model. A server with one model needs no name.
+        key: the key, if it is not in the environment.
+        is_alive: whether the server is running. When it is not, no more requests are made.
 
     Raises:
         UserError: the server does not answer or redirects to another address, or the key must not be sent to it.
@@ -90,14 +93,18 @@ class OpenAIEngine:
         key_variable: str = KEY,
         pace: Pace | None = None,
         budget: Budget | None = None,
+        sends_model: bool = True,
+        key: str | None = None,
+        is_alive: Callable[[], bool] = lambda: True,
     ):
         server = split_address(url, model)
         self.address, self.base, self.model = server.address, server.base, server.model
         self.sampling = sampling
         self.concurrency = concurrency
         self.pace, self.budget = pace or Pace(), budget
-        self.requests = Requests(self.model, sampling)
-        self.session = make_session(self.address, concurrency, key_variable)
+        self.requests = Requests(self.model if sends_model else None, sampling)
+        self.session = make_session(self.address, concurrency, key or key_for(self.address, key_variable))
+        self.is_alive = is_alive
         self.said = threading.Event()
         answer = self.first_answer()
         if answer.is_redirect:
@@ -156,6 +163,7 @@ class OpenAIEngine:
         try:
             while under_way or not exhausted:
                 pause = LOOK
+                exhausted = exhausted or not self.is_alive()
                 while not exhausted and len(under_way) < self.concurrency:
                     waiting = waiting or next(prompts, None)
                     if waiting is None:
@@ -192,6 +200,8 @@ class OpenAIEngine:
                 for late in [one for one, (_, began) in under_way.items() if now - began > WHOLE_ANSWER]:
                     prompt, _ = under_way.pop(late)
                     yield Failure(prompt, f"the server did not answer within {WHOLE_ANSWER} seconds")
+            if waiting is not None and not self.is_alive():
+                yield Failure(waiting, "the server has ended")
         finally:
             ending.set()
 
@@ -269,7 +279,7 @@ class OpenAIEngine:
         if error.wait is not None:
             self.pace.hold(wait)
         out_of_time = time.monotonic() + wait - began > WHOLE_ANSWER
-        return attempt < RETRIES and not out_of_time and not ending.wait(wait)
+        return attempt < RETRIES and not out_of_time and self.is_alive() and not ending.wait(wait)
 
     def post(self, body: dict[str, Any], began: float) -> bytes:
         """The bytes of the server's answer.

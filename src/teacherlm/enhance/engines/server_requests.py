@@ -21,22 +21,30 @@ LEFT_OUT = {
     "stop": "texts are cut at the stop texts here, after the server has written more",
 }
 """Parameter that can be left out -> what that means."""
+NEUTRAL = {"top_k": -1, "min_p": 0, "repetition_penalty": 1}
+"""Parameters of vLLM, SGLang and llama.cpp that are not OpenAI's, with the values that change nothing.
+
+Without them, these servers use defaults of their own or those of the model's generation_config.json (a top_k of 20, a
+repetition penalty of 1.05), and texts would not be sampled as --temperature and --top_p say.
+"""
 SYSTEM = "system message"
 """The name of a system message among the changes."""
+OWN = ", ".join(NEUTRAL)
+"""Their name among the changes."""
 
 
 class Requests:
     """The bodies of requests, without the parameters that the server's model refuses.
 
     Args:
-        model: the model's name, as the server knows it.
+        model: the model's name, as the server knows it; None for the server's only model.
         sampling: how the next token is chosen.
 
     Attributes:
         changes: refused parameter -> "left out", or the parameter that is sent in its place.
     """
 
-    def __init__(self, model: str, sampling: Sampling):
+    def __init__(self, model: str | None, sampling: Sampling):
         self.model, self.sampling = model, sampling
         self.changes: dict[str, str] = {}
         self.lock = threading.Lock()
@@ -58,12 +66,12 @@ class Requests:
             "top_p": sampling.top_p,
             "seed": prompt.seed % 2**31,  # llama.cpp accepts 31 bits
         }
-        if prompt.messages and sampling.top_p == 1:
-            del parameters["top_p"]  # it changes nothing, and some models refuse it beside the temperature
+        if OWN not in changes:
+            parameters |= NEUTRAL
         if sampling.stop:
             parameters["stop"] = list(sampling.stop)
         kept = {changes.get(name, name): value for name, value in parameters.items() if changes.get(name) != "left out"}
-        return {"model": self.model, **asked, **kept}
+        return {**({} if self.model is None else {"model": self.model}), **asked, **kept}
 
     def adapt(self, content: bytes, body: dict[str, Any]) -> bool:
         """Whether an answer refuses a parameter of a request, so that a request without it has to be sent.
@@ -71,6 +79,9 @@ class Requests:
         The parameter is left out or replaced from now on. A line says so once.
         """
         said, parameter = complaint_of(content)
+        if "top_k" in body and (parameter in NEUTRAL or any(is_named(name, said) for name in NEUTRAL)):
+            self.change(OWN, "left out", "if the server or the model's generation_config.json sets them, they apply")
+            return True
         if not UNSUPPORTED.search(said):
             return False
         if "max_tokens" in body and parameter in (None, "max_tokens") and "max_completion_tokens" in said:
@@ -79,6 +90,9 @@ class Requests:
         has_system = body.get("messages", [{}])[0].get("role") == "system"
         if has_system and parameter in (None, "messages") and "system" in said.lower():
             self.change(SYSTEM, "in the first user's message", "its text begins that message")
+            return True
+        if body.get("top_p") == 1 and parameter in (None, "top_p") and is_named("top_p", said):
+            self.change("top_p", "left out", "it is 1, which changes nothing")  # some refuse it beside the temperature
             return True
         for name, meaning in LEFT_OUT.items():
             if name in body and (parameter == name or (parameter is None and is_named(name, said))):

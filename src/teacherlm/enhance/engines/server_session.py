@@ -8,12 +8,10 @@ import time
 import requests
 from requests.adapters import HTTPAdapter
 
-from teacherlm.catalog.servers import key_for
 
-
-def make_session(address: str, concurrency: int, key_variable: str) -> requests.Session:
-    """A session for requests to a server. From the environment it takes only the key, and for https:// the proxy and
-    the certificates.
+def make_session(address: str, concurrency: int, key: str | None) -> requests.Session:
+    """A session for requests to a server. From the environment it takes only the proxy and the certificates, and only
+    for https://.
 
     Without `trust_env`, ~/.netrc cannot replace the key. A proxy is used for https:// only: it then sees the name of
     the server, but neither the key nor the prompts.
@@ -22,7 +20,7 @@ def make_session(address: str, concurrency: int, key_variable: str) -> requests.
     session.trust_env = False
     session.headers["Accept-Encoding"] = "identity"  # a small compressed answer could become huge
     session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
-    if (key := key_for(address, key_variable)) is not None:
+    if key is not None:
         session.headers["Authorization"] = f"Bearer {key}"
     if address.startswith("https://"):
         session.proxies = requests.utils.get_environ_proxies(address)
