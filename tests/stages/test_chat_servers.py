@@ -155,6 +155,43 @@ def test_refused_parameters_are_left_out_and_recorded(form: str, tmp_path: Path,
     assert len(server.asked) <= 6 + 2 * 3
 
 
+NEUTRAL = {"top_k": -1, "min_p": 0, "repetition_penalty": 1}
+
+
+def test_a_server_gets_neutral_values_for_what_it_would_set_itself(tmp_path: Path, inside: Callable) -> None:
+    """vLLM takes a top_k and a repetition penalty from the model's generation_config.json if a request has none."""
+    with serve(echo) as server:
+        assert inside("enhance", *words(server, tmp_path, 2)).returncode == 0
+    assert all(body.items() >= {**NEUTRAL, "top_p": 1}.items() for _, _, body, _ in server.asked)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"error": {"message": "Unrecognized request arguments supplied: min_p, repetition_penalty, top_k"}},
+        {"error": {"message": "top_k must be at least 1", "param": "top_k"}},
+        {"detail": "Unexpected fields in the request: {'min_p', 'top_k'}"},
+    ],
+    ids=["all", "the value", "some"],
+)
+def test_a_server_that_knows_none_of_them_refuses_once(said: Any, tmp_path: Path, inside: Callable) -> None:
+    with serve(lambda answer, body: answer.send(said, 422) if "top_k" in body else echo(answer, body)) as server:
+        result = inside("enhance", *words(server, tmp_path, 3))
+    assert result.returncode == 0, result.stderr
+    assert texts(tmp_path) == expected_texts(tmp_path)
+    assert len(server.asked) == 4 and not any(name in body for _, _, body, _ in server.asked[1:] for name in NEUTRAL)
+    assert manifest(tmp_path)["counts"]["refused_parameters"] == {", ".join(NEUTRAL): "left out"}
+
+
+def test_a_model_that_takes_temperature_or_top_p_keeps_the_temperature(tmp_path: Path, inside: Callable) -> None:
+    said = {"error": {"message": "`temperature` and `top_p` cannot both be specified for this model."}}
+    with serve(lambda answer, body: answer.send(said, 400) if "top_p" in body else echo(answer, body)) as server:
+        result = inside("enhance", *words(server, tmp_path, 3))
+    assert result.returncode == 0, result.stderr
+    assert manifest(tmp_path)["counts"]["refused_parameters"] == {"top_p": "left out"}
+    assert all("temperature" in body for _, _, body, _ in server.asked)
+
+
 def test_the_maximum_of_tokens_gets_its_other_name(tmp_path: Path, inside: Callable) -> None:
     with serve(refuse("max_tokens", form="openai")) as server:
         result = inside("enhance", *words(server, tmp_path, 3))

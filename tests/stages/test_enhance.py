@@ -109,6 +109,18 @@ def test_killed_at_any_moment_it_ends_with_the_bytes_of_an_uninterrupted_run(
     assert 0 < new_tokens(output) < new_tokens(expected)  # what was done was not done again
 
 
+def test_work_of_other_settings_that_made_nothing_is_no_obstacle(
+    tiny_llama: Path, again: tuple[Path, Path], inside: Callable
+) -> None:
+    output = again[1]
+    expected = output.read_bytes()
+    output.unlink()
+    output.with_suffix(".manifest.json").unlink()
+    progress_of(output).write_text('{"work": {"seed": 4}}\n')
+    assert inside("enhance", *words(tiny_llama, *again)).returncode == 0
+    assert output.read_bytes() == expected
+
+
 def test_progress_of_other_settings_is_not_continued(
     tiny_llama: Path, again: tuple[Path, Path], inside: Callable
 ) -> None:

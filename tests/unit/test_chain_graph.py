@@ -440,7 +440,7 @@ def test_the_engine_of_a_local_teacher_is_ours_to_choose() -> None:
     server = dataclasses.replace(MODEL, name="served", requests={}, gpus={})
     served = sample_graph(settings(ENGINE="vllm"), dataclasses.replace(FACTS, teachers={"big": server}))
     assert flag(words(served.stage("enhance"), 0)[0], "--engine") == "auto"  # it takes the server's engine
-    with pytest.raises(UserError, match="ENGINE=vlm: auto, transformers or vllm was expected"):
+    with pytest.raises(UserError, match="ENGINE=vlm: auto, transformers, vllm or serve was expected"):
         graph(ENGINE="vlm")
 
 

@@ -42,7 +42,8 @@ class ProgressFile:
     Args:
         path: the path of the file, which is created if it is missing.
         work: the JSON values that describe the work: arguments and digests. A file of different work is not changed.
-        restart: rename a file of different work and begin a new one, instead of refusing.
+        restart: rename a file of different work and begin a new one, instead of refusing. A file without pieces is
+            begun anew in any case.
 
     Raises:
         UserError: another process appends to the file; or the file belongs to different work, the message names the
@@ -57,13 +58,16 @@ class ProgressFile:
         if dropped := cut_torn_line(self.file):
             print(f"{path}: an interruption left the last line incomplete ({plural(dropped, 'byte')}); it is dropped")
         if differing := self.differences(work):
-            if not restart:
+            if self.has_no_pieces():
+                self.file.truncate(0)
+            elif not restart:
                 raise UserError(
                     f"{path}: begun with other settings: {'; '.join(differing)}; use the same settings to continue, or "
                     "--restart to begin again (the old file is kept)"
                 )
-            print(f"{path}: begun with other settings ({'; '.join(differing)}); it is kept as {set_aside(path)}")
-            self.open()
+            else:
+                print(f"{path}: begun with other settings ({'; '.join(differing)}); it is kept as {set_aside(path)}")
+                self.open()
         if not self.file.seek(0, os.SEEK_END):
             self.file.write((dump_line({"work": dict(work)}) + "\n").encode())
             self.file.flush()
@@ -97,6 +101,15 @@ class ProgressFile:
             return ["this program did not write its first line"]
         keys = sorted({*old, *work})
         return [f"{key} was {old.get(key)!r}, is {work.get(key)!r}" for key in keys if old.get(key) != work.get(key)]
+
+    def has_no_pieces(self) -> bool:
+        """Whether the file is only the description of a work. `differences` has just read its first line."""
+        self.file.seek(0)
+        try:
+            described = parse_bounded(self.file.readline())
+        except ValueError:
+            return False
+        return isinstance(described, dict) and described.keys() == {"work"} and not self.file.read(1)
 
     def index(self) -> None:
         """Record the offset of each piece. The first line that cannot be read, and all lines after it, are dropped."""

@@ -27,7 +27,7 @@ def is_chat(chosen: str, teacher: Model) -> bool:
 
     Args:
         chosen: "true", "false", or "auto": if the teacher's tokenizer has a chat template. A server of unknown kind
-            completes prompts.
+            and a GGUF file complete prompts.
 
     Raises:
         UserError: "true" was chosen, and the tokenizer has no chat template.
@@ -37,6 +37,8 @@ def is_chat(chosen: str, teacher: Model) -> bool:
     if teacher.server is not None:
         return chosen == "true"
     folder = local_folder(teacher)
+    if teacher.serve is not None and not (folder / "tokenizer_config.json").is_file():  # GGUF: its server has both
+        return chosen == "true"
     has_template = template_size(folder) > 0
     if chosen == "true" and not has_template:
         raise UserError(f"--chat true: the tokenizer in {folder} has no chat template; use --chat false")
