@@ -24,7 +24,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(24 * 3600)]
 @pytest.fixture
 def kept() -> Path:
     """A folder that stays after the test, so that an interrupted test continues. Changed code gets a new folder."""
-    code = [*sorted((ROOT / "evaluate").rglob("*.py")), *sorted((ROOT / "teacherlm").glob("*.py"))]
+    rooms = ("core", "catalog", "runtime", "dataset", "scoring")
+    code = [file for room in rooms for file in sorted((ROOT / "src" / "teacherlm" / room).rglob("*.py"))]
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in code) + version("lm_eval").encode()).hexdigest()
     return cache_folder() / "proofs" / digest[:16]
 

@@ -1,4 +1,4 @@
-"""llama.cpp's server from PyPI: PYTHON llama_server.py --model FILE.gguf --port PORT, with a Python that has xllamacpp."""
+"""llama.cpp's server from PyPI, for a Python that has xllamacpp: llama_server.py --model FILE.gguf --port PORT."""
 
 import argparse
 import os
