@@ -34,10 +34,13 @@ NEED_NONE = [Path(__file__).resolve().parent / name for name in ("unit", "cluste
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let the workers share one Python that has the libraries loaded; unit tests and those on a Slurm need none."""
+    """Let the workers share one Python that has the libraries loaded; unit tests and those on a Slurm need none.
+
+    (xdist has made a list of the workers, `tx`, from the number of processes.)
+    """
     several = config.getoption("numprocesses", default=None) and not hasattr(config, "workerinput")
     if several and any(Path(word.partition("::")[0]).resolve() not in NEED_NONE for word in config.args):
-        warm_python()
+        config.option.tx = [f"popen//python={warm_python()}"] * len(config.option.tx)  # the workers are such forks too
         plain_python()
 
 

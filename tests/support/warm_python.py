@@ -9,8 +9,10 @@ variable needs `plain_python` of programs.py, or `sys.executable`.
 
 import atexit
 import contextlib
+import functools
 import gc
 import importlib
+import inspect
 import os
 import resource
 import runpy
@@ -22,6 +24,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ LIBRARIES = (
     *("transformers.models.bert.modeling_bert", "transformers.models.bloom.modeling_bloom", "scipy.stats"),
     *("lm_eval.models.huggingface", "jinja2", "yaml", "deepspeed", "pydantic", "jsonlines", "py3langid"),
     "deepspeed.runtime.zero.muon.muon_optimizer",  # imported when ATLAS shards its optimizer; it loads the compiler
-    *("matplotlib.figure", "matplotlib.backends.backend_svg"),
+    *("matplotlib.figure", "matplotlib.backends.backend_svg", "wandb", "wandb.sdk.launch"),
 )
 NEUTRAL = (
     *("numpy", "pandas", "pyarrow.dataset", "pyarrow.parquet", "fsspec", "httpx", "aiohttp", "requests", "filelock"),
@@ -227,6 +230,21 @@ def execute(words: list[str]) -> None:
         runpy.run_path(words[0], run_name="__main__")
 
 
+def leave_operators() -> None:
+    """Let torch keep its operators at a program's end. Deleting each of them takes a tenth of a second in all."""
+    delete = sys.modules["torch.library"]._del_library
+    for finalizer in list(weakref.finalize._registry):
+        if (alive := finalizer.peek()) and alive[1] is delete:
+            finalizer.atexit = False
+
+
+def keep_languages() -> None:
+    """Read the model of py3langid once. Decompressing it takes half a second."""
+    langid = importlib.import_module("py3langid.langid")
+    langid._load_model_file = functools.cache(langid._load_model_file)
+    langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE)
+
+
 def end(words: list[str]) -> None:
     """Execute, and exit as `python` does, but without tearing down the modules."""
     status: Any = 0
@@ -259,6 +277,11 @@ if __name__ == "__main__":
         importlib.import_module(library)
     if "transformers" in sys.modules:
         sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("llama")  # kept from now on
+    if "torch" in sys.modules:
+        leave_operators()
+    if "py3langid" in sys.modules:
+        keep_languages()
+    inspect.stack()  # looks through all modules; torchrun and pydantic call it, and what it found is kept
     gc.collect()
     gc.freeze()  # a collection would write to, and so copy, all pages that a fork shares with this process
     if (asked := serve(place)) is not None:

@@ -137,6 +137,8 @@ def gpus_together(folder: Path, gpus: int) -> int:
 
     vLLM gives each GPU the same number of attention heads.
     """
+    if gpus < 2:
+        return 1
     import torch
 
     file = folder / "config.json"
