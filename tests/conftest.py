@@ -38,6 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
     (xdist has made a list of the workers, `tx`, from the number of processes.)
     """
+    if hasattr(config, "workerinput"):
+        sys.executable = str(Path(sys.prefix) / "bin" / "python")  # it is that of the fork
     several = config.getoption("numprocesses", default=None) and not hasattr(config, "workerinput")
     if several and any(Path(word.partition("::")[0]).resolve() not in NEED_NONE for word in config.args):
         config.option.tx = [f"popen//python={warm_python()}"] * len(config.option.tx)  # the workers are such forks too

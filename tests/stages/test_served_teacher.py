@@ -150,7 +150,7 @@ def test_at_a_signal_the_server_ends_with_its_children_and_the_work_goes_on_late
     started.send_signal(number)
     started.communicate(timeout=100)
     assert started.returncode == (75 if number == signal.SIGTERM else 130)
-    assert not any(is_there(process) for process in processes)
+    await_that(lambda: not any(is_there(process) for process in processes))  # of the children, none waits
     describe(place, tiny_llama, STAND_IN)
     assert enhance("--restart").returncode == 0
 
