@@ -91,7 +91,9 @@ def test_half_made_work_of_vllm_is_not_continued_by_transformers(
     work = {**manifest["arguments"], **digests, "version": stage_version("enhance"), "engine": "vllm"}
     for name in ("SAMPLE_cot.jsonl", "SAMPLE_cot.manifest.json"):
         (folder / name).unlink()
-    (folder / ".SAMPLE_cot.jsonl.progress").write_text(json.dumps({"work": work}) + "\n")
+    (folder / ".SAMPLE_cot.jsonl.progress").write_text(
+        json.dumps({"work": work}) + "\n" + json.dumps({"key": 0, "text": "theirs", "tokens": 1}) + "\n"
+    )
     begun = (folder / ".SAMPLE_cot.jsonl.progress").read_bytes()
     assert "which cannot go on here" in only_error(inside("enhance", *words(tiny_llama, folder), *AUTO, "--restart"))
     assert "begun with other settings: engine was 'vllm'" in only_error(inside("enhance", *words(tiny_llama, folder)))

@@ -45,6 +45,9 @@ def load_tokenizer(folder: Path, **kwargs: Any) -> PreTrainedTokenizerBase:
         UserError: the tokenizer cannot be loaded or used; see foreign_tokenizers.py.
     """
     require_bounded_file(folder)
+    rows = None
+    if (folder / "config.json").is_file() or is_adapter(folder):  # before the tokenizer, which warns of odd ones
+        rows = vocabulary_size(load_config(folder))
     try:
         with without_panics():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **kwargs)
@@ -52,9 +55,6 @@ def load_tokenizer(folder: Path, **kwargs: Any) -> PreTrainedTokenizerBase:
         if not isinstance(error, Exception) and not is_panic(error):
             raise
         raise UserError(f"the tokenizer in {folder} cannot be loaded: {loading_fault(error)}") from error
-    rows = None
-    if (folder / "config.json").is_file() or is_adapter(folder):
-        rows = vocabulary_size(load_config(folder))
     pad = tokenizer.pad_token_id
     if pad is None or (rows is not None and pad >= rows):
         tokenizer.pad_token = tokenizer.eos_token
