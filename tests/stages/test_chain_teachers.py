@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.files import contents, read_lines
 from support.programs import ROOT, only_error, warm_python
+from support.tiny_models import make_teachers
 
 KINDS = ("cot", "error", "fundamental")
 Chain = Callable[..., subprocess.CompletedProcess]
@@ -22,18 +22,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def teachers(tiny_llama: Path, place: Path) -> dict[str, Path]:
-    """TEACHER_KIND -> a tiny model that differs from the others."""
-    from safetensors.torch import load_file, save_file
-
-    made = {}
-    for number, kind in enumerate(KINDS, 1):
-        folder = place / "models" / f"of-{kind}"
-        shutil.copytree(tiny_llama, folder)
-        [weights] = folder.glob("*.safetensors")
-        changed = {name: value * (1 + number / 10) for name, value in load_file(weights).items()}
-        save_file(changed, weights, metadata={"format": "pt"})
-        made[f"TEACHER_{kind.upper()}"] = folder
-    return made
+    return make_teachers(tiny_llama, place / "models", KINDS)
 
 
 @pytest.fixture(scope="module")
