@@ -109,6 +109,29 @@ def test_flags_of_the_evaluation_score_the_same_student_again(run: Path, chain: 
     assert f"checkpoint-2, {scored.parent.parent.name}" in page
 
 
+def test_two_teachers_of_a_kind_are_mixed(run: Path, chain: Chain, teachers: dict[str, Path], place: Path) -> None:
+    from datasets import load_from_disk
+
+    mixed = {"TASK": "cot_tail", "TEACHER_COT": f"{teachers['TEACHER_COT']},{teachers['TEACHER_ERROR']}"}
+    done = chain(**mixed)
+    assert done.returncode == 0, done.stderr
+    assert "teachers of-cot (cot), of-error (cot)" in done.stdout
+    [folder] = run.glob("enhance/of-cot+of-error_*_seed0")
+    own = [read_lines(run / "enhance" / f"{name}_seed0" / "SAMPLE_cot.jsonl") for name in ("of-cot", "of-error")]
+    records = read_lines(folder / "SAMPLE_cot.jsonl")
+    assert len(records) == 8
+    for record, *parts in zip(records, *own, strict=True):
+        said = [(text["text"], text["teacher"]) for text in record["cot_completions"]]
+        assert said == [(part["cot"], name) for part, name in zip(parts, ("of-cot", "of-error"))]
+        assert record["cot"] == parts[0]["cot"]
+    dataset = load_from_disk(folder / "SAMPLE_all")
+    texts = [[part["cot"] for part in parts] for parts in zip(*own)]
+    assert dataset["cot"] == [text for of_sample in texts for text in of_sample]
+    before = contents(place)
+    assert chain(**mixed).returncode == 0
+    assert contents(place) == before
+
+
 def test_a_mistake_is_one_line_before_any_work(chain: Chain, place: Path) -> None:
     for variables, said in (
         ({"TEACHER_COTT": "x"}, "TEACHER_COTT: the prompts teacherlm have no such kind"),
