@@ -11,6 +11,7 @@ COMMANDS = {
     "prepare": ("dataset.main", "prepare a benchmark for the teacher, and post-process the teacher's texts"),
     "enhance": ("enhance.main", "let a teacher explain why each answer is right"),
     "merge": ("enhance.merge", "merge the shards of the teacher's texts"),
+    "mix": ("enhance.mix", "mix the texts of several teachers for the same samples"),
     "finetune": ("finetune.main", "finetune a student on the texts of a dataset, with a checkpoint per epoch"),
     "finetune-here": ("finetune.launch", "finetune with a process per GPU, like finetune.sh"),
     "sync-wandb": ("finetune.sync_wandb", "send the runs that wandb kept offline"),

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.files import contents, read_lines
 from support.programs import ROOT, only_error, warm_python
+from support.tiny_models import make_teachers
 
 KINDS = ("cot", "error", "fundamental")
 Chain = Callable[..., subprocess.CompletedProcess]
@@ -22,18 +22,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def teachers(tiny_llama: Path, place: Path) -> dict[str, Path]:
-    """TEACHER_KIND -> a tiny model that differs from the others."""
-    from safetensors.torch import load_file, save_file
-
-    made = {}
-    for number, kind in enumerate(KINDS, 1):
-        folder = place / "models" / f"of-{kind}"
-        shutil.copytree(tiny_llama, folder)
-        [weights] = folder.glob("*.safetensors")
-        changed = {name: value * (1 + number / 10) for name, value in load_file(weights).items()}
-        save_file(changed, weights, metadata={"format": "pt"})
-        made[f"TEACHER_{kind.upper()}"] = folder
-    return made
+    return make_teachers(tiny_llama, place / "models", KINDS)
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +107,29 @@ def test_flags_of_the_evaluation_score_the_same_student_again(run: Path, chain: 
     assert json.loads((run / "evaluate" / "tiny" / "sample.json").read_text())["limit"] is None
     page = (run / "report" / "index.html").read_text()
     assert f"checkpoint-2, {scored.parent.parent.name}" in page
+
+
+def test_two_teachers_of_a_kind_are_mixed(run: Path, chain: Chain, teachers: dict[str, Path], place: Path) -> None:
+    from datasets import load_from_disk
+
+    mixed = {"TASK": "cot_tail", "TEACHER_COT": f"{teachers['TEACHER_COT']},{teachers['TEACHER_ERROR']}"}
+    done = chain(**mixed)
+    assert done.returncode == 0, done.stderr
+    assert "teachers of-cot (cot), of-error (cot)" in done.stdout
+    [folder] = run.glob("enhance/of-cot+of-error_*_seed0")
+    own = [read_lines(run / "enhance" / f"{name}_seed0" / "SAMPLE_cot.jsonl") for name in ("of-cot", "of-error")]
+    records = read_lines(folder / "SAMPLE_cot.jsonl")
+    assert len(records) == 8
+    for record, *parts in zip(records, *own, strict=True):
+        said = [(text["text"], text["teacher"]) for text in record["cot_completions"]]
+        assert said == [(part["cot"], name) for part, name in zip(parts, ("of-cot", "of-error"))]
+        assert record["cot"] == parts[0]["cot"]
+    dataset = load_from_disk(folder / "SAMPLE_all")
+    texts = [[part["cot"] for part in parts] for parts in zip(*own)]
+    assert dataset["cot"] == [text for of_sample in texts for text in of_sample]
+    before = contents(place)
+    assert chain(**mixed).returncode == 0
+    assert contents(place) == before
 
 
 def test_a_mistake_is_one_line_before_any_work(chain: Chain, place: Path) -> None:

@@ -56,7 +56,7 @@ def test_the_id_on_the_hub_is_the_publishers() -> None:
 
 
 def test_an_unknown_name_lists_the_nearest() -> None:
-    assert "similar ones in models/: bloomz-7b1, " in mistake(lambda: find_model("bloomz-7b"))
+    assert "did you mean bloomz-7b1 or " in mistake(lambda: find_model("bloomz-7b"))
 
 
 @pytest.mark.parametrize("name", ["zzz", ""])

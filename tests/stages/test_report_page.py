@@ -210,7 +210,7 @@ def test_light_dark_and_print(watched: Callable[..., "Page"], page_file: Path) -
 
 
 def test_thousands_of_samples(watched: Callable[..., "Page"], tmp_path: Path) -> None:
-    """docs/measurements/report.md has the times, for 10,000. The limits here are exceeded only by another order of growth."""
+    """docs/measurements/report.md has the times of 10,000. Only another order of growth exceeds these limits."""
     texts = [f"Reason {number} of many. So the answer is (A)." for number in range(5_000)]
     page = watched(report(write_run(tmp_path / "creak" / "all", {"cot": texts}, RUNS)))
     paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")

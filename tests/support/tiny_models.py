@@ -1,5 +1,7 @@
 """A tiny random model of each common kind, with its tokenizer."""
 
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from support.files import sample_claims
@@ -39,3 +41,18 @@ def make_tiny_model(family: str, folder: Path) -> Path:
     AutoModelForCausalLM.from_config(configs[family]()).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def make_teachers(tiny_llama: Path, folder: Path, kinds: Iterable[str]) -> dict[str, Path]:
+    """TEACHER_KIND -> a tiny model for each kind of explanation, which differs from the others."""
+    from safetensors.torch import load_file, save_file
+
+    made = {}
+    for number, kind in enumerate(kinds, 1):
+        copy = folder / f"of-{kind}"
+        shutil.copytree(tiny_llama, copy)
+        [weights] = copy.glob("*.safetensors")
+        changed = {name: value * (1 + number / 10) for name, value in load_file(weights).items()}
+        save_file(changed, weights, metadata={"format": "pt"})
+        made[f"TEACHER_{kind.upper()}"] = copy
+    return made

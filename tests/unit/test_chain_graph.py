@@ -227,6 +227,33 @@ def test_each_teacher_has_a_stage_and_a_folder() -> None:
     assert asked.name == f"tiny_full_tail_{name.removesuffix('_seed0')}_without-cut_seed0"
 
 
+def test_several_teachers_of_a_kind_are_mixed() -> None:
+    asked = graph(TASK="cot_tail,error_tail", TEACHER_COT="a,b", TEACHER_ERROR="a", SHARDS="2")
+    assert [stage.name for stage in asked.stages][1:4] == ["enhance-cot", "enhance-cot-2", "merge"]
+    assert [flag(words(asked.stage(name), 0)[0], "--task_type") for name in ("enhance-cot", "enhance-cot-2")] == [
+        "cot_text,error_text",
+        "cot_text",
+    ]
+    *merges, mix, post_process = words(asked.stage("merge"))
+    folder = "runs/creak/all/enhance"
+    merged = [flag(merge, "--output") for merge in merges[:2]]
+    assert merged == [f"{folder}/{one}_seed0/CREAK_cot.jsonl" for one in "ab"]
+    place = mix.index("--enhanced") + 1
+    assert mix[place : place + 2] == merged
+    assert flag(mix, "--output").startswith(f"{folder}/a+b_")
+    place = post_process.index("--enhanced") + 1
+    assert post_process[place : place + 2] == [flag(mix, "--output"), f"{folder}/a_seed0/CREAK_error.jsonl"]
+    assert flag(post_process, "--explanations") == "all"
+
+
+def test_a_mixture_for_the_only_kind_is_post_processed_in_its_folder() -> None:
+    asked = graph(TEACHER_COT="b,a", EXPLANATIONS="each_epoch")
+    mix, post_process = words(asked.stage("merge"))
+    assert flag(mix, "--output") == f"{flag(post_process, '--output_dir')}/CREAK_cot.jsonl"
+    assert "--enhanced" not in post_process
+    assert layout_of(settings(TEACHER_COT="a,b"), FACTS).joined != layout_of(settings(TEACHER_COT="b,a"), FACTS).joined
+
+
 def test_no_two_sets_of_teachers_share_a_folder() -> None:
     """Teachers' names may contain what separates them in a folder's name."""
     sets = [
@@ -251,7 +278,7 @@ def test_one_teacher_for_all_kinds_has_the_usual_paths() -> None:
     kinds = dict.fromkeys(("TEACHER_COT", "TEACHER_ERROR", "TEACHER_FUNDAMENTAL"), "big")
     assert layout_of(settings(TASK="full_tail", TEACHER="a", **kinds), FACTS) == usual
     assert layout_of(settings(TASK="cot_tail", TEACHER_ERROR="a"), FACTS) == layout_of(settings(), FACTS)
-    assert usual.joined == usual.teacher_folder("error") == Path("runs/creak/all/enhance/big_seed0")
+    assert usual.joined == usual.teacher_folder("big") == Path("runs/creak/all/enhance/big_seed0")
 
 
 def test_long_names_fit_into_a_file_system() -> None:
@@ -277,7 +304,7 @@ def test_teachers_that_would_share_a_folder_are_refused() -> None:
             {"TEACHER_COTT": "a"},
             "TEACHER_COTT: the prompts teacherlm have no such kind; there are: TEACHER_COT, TEACHER_ER",
         ),
-        ({"TEACHER_COT": "a,b"}, "TEACHER_COT=a,b: one teacher was expected; a kind cannot have several"),
+        ({"TEACHER_COT": "a,,b"}, "TEACHER_COT=a,,b: a teacher between the commas is missing"),
         ({"ENHANCE_FLAGS": "--top_p '0.9"}, "ENHANCE_FLAGS: no closing quotation: flags as in a shell were expected"),
         ({"FINETUNE_FLAGS": "0.1"}, "FINETUNE_FLAGS: a flag such as --seed was expected first, found 0.1"),
         ({"ENHANCE_FLAGS": "--output x"}, "ENHANCE_FLAGS: --output: the chain sets this flag itself; leave it out"),
@@ -342,8 +369,8 @@ def test_missing_tasks_are_those_that_the_stage_names(tmp_path: Path) -> None:
 def test_conversations_have_folders_of_their_own() -> None:
     assert layout_of(settings(CHAT="auto"), FACTS) == layout_of(settings(), FACTS)
     chat = layout_of(settings(CHAT="true"), FACTS)
-    assert (chat.teacher_runs["cot"], chat.name) == ("big_chat_seed0", "tiny_cot_tail_big_chat_seed0")
-    assert layout_of(settings(CHAT="false"), FACTS).teacher_runs["cot"] == "big_plain_seed0"
+    assert (chat.teacher_runs["big"], chat.name) == ("big_chat_seed0", "tiny_cot_tail_big_chat_seed0")
+    assert layout_of(settings(CHAT="false"), FACTS).teacher_runs["big"] == "big_plain_seed0"
     (enhance,) = [one for one in sample_graph(settings(CHAT="true"), FACTS).stages if one.name == "enhance"]
     assert "--chat true" in " ".join(enhance.commands(0, [])[0].words)
     with pytest.raises(UserError, match="CHAT=yes: auto, true or false was expected"):

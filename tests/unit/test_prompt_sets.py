@@ -88,7 +88,7 @@ def test_a_mistake_is_one_line(tmp_path: Path, text: str, said: str) -> None:
 
 
 def test_an_unknown_set_lists_the_near_ones() -> None:
-    with pytest.raises(UserError, match="no prompts 'teacherml'; there are: teacherlm"):
+    with pytest.raises(UserError, match="no prompts 'teacherml'; did you mean teacherlm"):
         load_prompts("teacherml")
 
 

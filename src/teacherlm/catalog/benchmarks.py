@@ -7,7 +7,6 @@ As a script, this module answers a shell's question: `python -P -m teacherlm.cat
 title, which the names of the benchmark's files begin with.
 """
 
-import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from teacherlm.catalog.prompts import LETTERS, Question
 from teacherlm.catalog.templates import ERRORS, compile_template, fields_of, render
 from teacherlm.core.errors import UserError
 from teacherlm.core.flags import Parser
-from teacherlm.core.names import is_plain_name, plain_name
+from teacherlm.core.names import is_plain_name, meant, plain_name
 from teacherlm.core.places import ROOT, yaml_file, yaml_names
 from teacherlm.core.programs import print_for_shell, run
 from teacherlm.core.records import Record
@@ -231,9 +230,7 @@ def load_benchmark(name: str) -> Benchmark:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else yaml_file(FOLDER, name)
     if not path.is_file():
-        near = difflib.get_close_matches(name, names(), cutoff=0.4)
-        said = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names())}"
-        raise UserError(f"no benchmark {name!r}; {said} (or give the path of a YAML file)")
+        raise UserError(f"no benchmark {name!r}; {meant(name, names())} (or give the path of a YAML file)")
     return read_yaml(path, Benchmark, {"path": path})
 
 

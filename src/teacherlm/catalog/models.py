@@ -8,7 +8,6 @@ As a script, this module answers a shell's questions: `python -P -m teacherlm.ca
 """
 
 import contextlib
-import difflib
 import functools
 import hashlib
 import math
@@ -27,7 +26,7 @@ from teacherlm.catalog.serving import Serve
 from teacherlm.core.errors import UserError, reason
 from teacherlm.core.flags import Parser
 from teacherlm.core.manifests import describe
-from teacherlm.core.names import plain_name
+from teacherlm.core.names import meant, plain_name
 from teacherlm.core.places import ROOT, in_home, require_hub_cache, yaml_file, yaml_names
 from teacherlm.core.programs import print_for_shell, run
 from teacherlm.core.yaml_fields import BOOLEANS, Number, Switch, Whole, fits, named, read_yaml, reading
@@ -184,10 +183,7 @@ def find_model(name: str, served: str | None = None, key_variable: str = KEY) ->
         return Model(name=plain_name(name.split("/")[1], f"the model of {name}"), hub=name)
     if "/" in name:
         raise UserError(f"no model at {name}: no such folder; give a folder with config.json, tokenizer and weights")
-    near = difflib.get_close_matches(name, names(), n=6, cutoff=0.5) or names()
-    raise UserError(
-        f"no model {name!r}; similar ones in models/: {', '.join(near)} (or give a folder, or a hub id owner/name)"
-    )
+    raise UserError(f"no model {name!r}; {meant(name, names())} (or give a folder, or a hub id owner/name)")
 
 
 def local_folder(model: Model) -> Path:

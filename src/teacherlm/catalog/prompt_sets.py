@@ -6,7 +6,6 @@ YAML. Its templates are Jinja2 in a sandbox, because a prompt is data and not co
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import re
@@ -22,6 +21,7 @@ from pydantic import model_validator
 from teacherlm.catalog.prompts import ANSWER_MARK, DEFAULT, LETTERS, Question, remove_duplicated_block, split_choices
 from teacherlm.catalog.templates import ERRORS, compile_template, fields_of, render
 from teacherlm.core.errors import UserError
+from teacherlm.core.names import meant
 from teacherlm.core.places import ROOT, yaml_file, yaml_names
 from teacherlm.core.records import Record
 from teacherlm.core.yaml_fields import Switch, Whole, named, read_yaml
@@ -289,6 +289,5 @@ def load_prompts(name: str = DEFAULT) -> PromptSet:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else yaml_file(FOLDER, name)
     if not path.is_file():
-        near = difflib.get_close_matches(name, names(), cutoff=0.4) or names()
-        raise UserError(f"no prompts {name!r}; there are: {', '.join(near)} (or give the path of a YAML file)")
+        raise UserError(f"no prompts {name!r}; {meant(name, names())} (or give the path of a YAML file)")
     return read_yaml(path, PromptSet, {"path": path})

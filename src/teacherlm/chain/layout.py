@@ -5,6 +5,7 @@ The name of a folder tells what it depends on, so another student, task or seed 
     RUNS/BENCHMARK/all|limit-N/
       prepare/                    prompts, the dataset, test/ with the test set; prepare_PROMPTS/ with other prompts
       enhance/TEACHER_seedN/      a teacher's explanations, and the datasets that a student reads
+      enhance/A+B_DIGEST_seedN/   the mixed explanations of several teachers for one kind
       enhance/TEACHERS_seedN/     the datasets with the explanations of several teachers: cot-A+error-B_DIGEST_seedN
       finetune/RUN/               a student's checkpoints
       evaluate/STUDENT/, RUN/     scores of the untrained student, and of the checkpoints; evaluate-DIGEST/ with flags
@@ -112,9 +113,10 @@ class Layout:
     Attributes:
         title: the benchmark's title, which the names of its files begin with.
         of_prompts: _PROMPTS for other prompts than the default, or an empty text.
-        teacher_runs: kind of explanation -> TEACHER_seedN, the folder of its texts. After TEACHER come `_chat` or
-            `_plain` where CHAT says so, the name of the prompts if they are not the default, the number of texts per
+        teacher_runs: teacher, as the settings name it -> TEACHER_seedN, its texts' folder. After TEACHER come `_chat`
+            or `_plain` where CHAT says so, the name of the prompts if they are not the default, the number of texts per
             sample (_4texts) if it is not 1, and a digest of the stage's further flags if there are some.
+        kind_runs: kind of explanation -> the folder of its texts: its teacher's, or A+B_DIGEST_seedN if they are mixed.
         joined_run: the folder of the datasets for finetuning; that of the texts if one teacher makes all of them.
         chosen: the ending of names for outputs with other texts than the first ones, or an empty text.
         filtered: the ending of names for outputs from which a filter dropped samples, or an empty text.
@@ -127,6 +129,7 @@ class Layout:
     student: str
     of_prompts: str
     teacher_runs: Mapping[str, str]
+    kind_runs: Mapping[str, str]
     joined_run: str
     chosen: str
     filtered: str
@@ -149,12 +152,16 @@ class Layout:
     def tests(self) -> Path:
         return self.prepared / "test"
 
-    def teacher_folder(self, kind: str) -> Path:
-        """The folder of the teacher that explains in this way."""
-        return self.folder.path / "enhance" / self.teacher_runs[kind]
+    def teacher_folder(self, teacher: str) -> Path:
+        return self.folder.path / "enhance" / self.teacher_runs[teacher]
+
+    def texts(self, teacher: str, kind: str) -> Path:
+        """A teacher's explanations of a kind."""
+        return self.teacher_folder(teacher) / f"{self.title}_{kind}.jsonl"
 
     def explanations(self, kind: str) -> Path:
-        return self.teacher_folder(kind) / f"{self.title}_{kind}.jsonl"
+        """The explanations of a kind, by all its teachers."""
+        return self.folder.path / "enhance" / self.kind_runs[kind] / f"{self.title}_{kind}.jsonl"
 
     @property
     def joined(self) -> Path:
@@ -256,12 +263,19 @@ def joined_teachers(teachers: Mapping[str, str]) -> str:
     """One name for all teachers: that of the teacher if it makes all kinds, otherwise cot-A+error-B_DIGEST.
 
     Args:
-        teachers: kind of explanation -> name of its teacher.
+        teachers: kind of explanation -> name of its teacher, or of several (`mixed_teachers`).
     """
     if len(set(teachers.values())) == 1:
         return next(iter(teachers.values()))
     readable = "+".join(f"{kind}-{teacher}" for kind, teacher in teachers.items())
     return f"{cut_name(readable, LONGEST_NAME // 2)}_{digest_of(sorted(teachers.items()))}"
+
+
+def mixed_teachers(names: Sequence[str]) -> str:
+    """One name for the teachers whose texts of a kind are mixed: A+B_DIGEST; the name itself if there is only one."""
+    if len(names) == 1:
+        return names[0]
+    return f"{cut_name('+'.join(names), LONGEST_NAME // 2)}_{digest_of(list(names))}"
 
 
 def short_name(name: str) -> str:

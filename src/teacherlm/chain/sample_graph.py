@@ -8,7 +8,15 @@ from teacherlm.catalog.explanations import Explanations
 from teacherlm.catalog.prompts import DEFAULT
 from teacherlm.chain.facts import Facts, ModelFacts, absent_models
 from teacherlm.chain.graph import Absence, Graph, Stage, few_processors
-from teacherlm.chain.layout import Layout, digest_of, joined_teachers, run_folder, short_name, with_flags
+from teacherlm.chain.layout import (
+    Layout,
+    digest_of,
+    joined_teachers,
+    mixed_teachers,
+    run_folder,
+    short_name,
+    with_flags,
+)
 from teacherlm.chain.settings import Settings, plain
 from teacherlm.chain.site import Site
 from teacherlm.core.errors import UserError
@@ -24,14 +32,14 @@ def sample_graph(settings: Settings, facts: Facts, shards: Mapping[str, int] | N
     layout = layout_of(settings, facts)
     chosen = shards or {}
     of_teachers = {
-        enhance_name(settings, kinds): (teacher, kinds) for teacher, kinds in settings.kinds_by_teacher.items()
+        enhance_name(settings, teacher, kinds): (teacher, kinds) for teacher, kinds in settings.kinds_by_teacher.items()
     }
     count = {name: settings.shards or chosen.get(name, 1) for name in of_teachers}
     stages = [prepare(settings, layout)]
     for name, (teacher, kinds) in of_teachers.items():
         stages.append(enhance(settings, name, facts.teachers[teacher], teacher, kinds, count[name], layout))
     if of_teachers:
-        shards_of = {kind: count[name] for name, (_, kinds) in of_teachers.items() for kind in kinds}
+        shards_of = {teacher: count[name] for name, (teacher, _) in of_teachers.items()}
         stages.append(merge(settings, facts, shards_of, layout))
     stages += [finetune(settings, facts, layout), evaluate(settings, facts, layout), report(settings, layout)]
 
@@ -67,9 +75,13 @@ def summary(settings: Settings, facts: Facts) -> str:
     return f"{said}task {settings.training_fields}, seed {settings.seed}"
 
 
-def enhance_name(settings: Settings, kinds: Sequence[str]) -> str:
+def enhance_name(settings: Settings, teacher: str, kinds: Sequence[str]) -> str:
     """The name of the stage in which a teacher explains. Of several teachers, each has a stage."""
-    return "enhance" if len(settings.kinds_by_teacher) == 1 else f"enhance-{kinds[0]}"
+    if len(settings.kinds_by_teacher) == 1:
+        return "enhance"
+    same = [one for one, others in settings.kinds_by_teacher.items() if others[0] == kinds[0]]
+    number = same.index(teacher) + 1
+    return f"enhance-{kinds[0]}" + (f"-{number}" if number > 1 else "")
 
 
 def layout_of(settings: Settings, facts: Facts) -> Layout:
@@ -82,8 +94,9 @@ def layout_of(settings: Settings, facts: Facts) -> Layout:
     of_texts = {"true": "_chat", "false": "_plain"}.get(settings.chat or "", "") + of_prompts
     of_texts += f"_{settings.num_completions}texts" if settings.num_completions > 1 else ""
     of_texts += with_flags("enhance", settings.enhance_flags)
-    teachers = {kind: facts.teachers[teacher].name for kind, teacher in settings.teachers.items()}
-    if len(set(teachers.values())) < len(settings.kinds_by_teacher):
+    names = {teacher: facts.teachers[teacher].name for teacher in settings.kinds_by_teacher}
+    teachers = {kind: mixed_teachers([names[one] for one in several]) for kind, several in settings.teachers.items()}
+    if len(set(names.values())) < len(names):
         both = " and ".join(settings.kinds_by_teacher)
         raise UserError(plain(f"the teachers {both} must have different names, because their folders have them"))
     joined = joined_teachers(teachers or {"": facts.teachers[settings.teacher].name}) + of_texts
@@ -101,13 +114,15 @@ def layout_of(settings: Settings, facts: Facts) -> Layout:
     name += f"_{settings.peft}" if settings.peft else ""
     name += with_flags("finetune", settings.finetune_flags)
     name += f"_seed{settings.seed}"
-    is_long = len(set(teachers.values())) > 1 or settings.enhance_flags or settings.finetune_flags
+    ending = f"{of_texts}_seed{settings.seed}"
+    is_long = len(names) > 1 or settings.enhance_flags or settings.finetune_flags
     return Layout(
         folder=run_folder(settings.runs, settings.benchmark, settings.limit),
         title=facts.title,
         student=facts.student.name,
         of_prompts=of_prompts,
-        teacher_runs={kind: f"{teacher}{of_texts}_seed{settings.seed}" for kind, teacher in teachers.items()},
+        teacher_runs={teacher: f"{one}{ending}" for teacher, one in names.items()},
+        kind_runs={kind: f"{one}{ending}" for kind, one in teachers.items()},
         joined_run=f"{joined}_seed{settings.seed}",
         chosen=chosen,
         filtered=filtered,
@@ -170,7 +185,7 @@ def enhance(
 ) -> Stage:
     """The stage in which a loaded teacher makes all its kinds of explanations. A task is a shard."""
     words = ["--name", teacher, "--input", str(layout.prompts)]
-    words += ["--output", str(layout.explanations(kinds[0]).with_name(f"{layout.title}_{{kind}}.jsonl"))]
+    words += ["--output", str(layout.texts(teacher, "{kind}"))]
     words += ["--task_type", ",".join(f"{kind}_text" for kind in kinds)]
     words += ["--prompts", settings.prompts] if settings.prompts != DEFAULT else []
     words += ["--num_tokens", settings.num_tokens or facts.values["enhance.num_tokens"]]
@@ -180,14 +195,14 @@ def enhance(
     words += ["--max_failures", settings.max_failures, "--restart"]
     words += ["--engine", settings.engine if facts.gpus else "auto"]
     words += further("ENHANCE_FLAGS", settings.enhance_flags, words, ("--prompts", "--shard", "--list_missing"))
-    work = f"enhance-{layout.teacher_runs[kinds[0]]}"
+    work = f"enhance-{layout.teacher_runs[teacher]}"
 
     def commands(index: int | None, more: Sequence[str]) -> list[Command]:
         return [Command([*program("enhance"), *words, "--shard", f"{index or 0}/{shards}", *more])]
 
     return Stage(
         name=name,
-        made=layout.teacher_folder(kinds[0]),
+        made=layout.teacher_folder(teacher),
         commands=commands,
         work=work,
         lock=lambda index: f"{work}-{index}-of-{shards}",
@@ -201,17 +216,19 @@ def enhance(
 
 
 def merge(settings: Settings, facts: Facts, shards: Mapping[str, int], layout: Layout) -> Stage:
-    """The stage that merges the shards and post-processes the result. With EXPLANATIONS=best it also scores the texts,
-    so that it needs the scorer and asks for what an evaluation asks for.
+    """The stage that merges the shards, mixes the texts of several teachers for one kind, and post-processes.
+
+    With EXPLANATIONS=best it also scores the texts, so that it needs the scorer and asks for what an evaluation asks
+    for.
 
     Args:
-        shards: kind of explanation -> the number of its shards.
+        shards: teacher -> the number of its shards.
     """
     work = f"enhance-{layout.joined_run}"
     made = ["--benchmark", settings.benchmark, "--output_dir", str(layout.joined), "--test_dir", str(layout.tests)]
     made += ["--prompts", settings.prompts] if settings.prompts != DEFAULT else []
     made += ["--post_process", *(["--filter", settings.filter] if settings.filter else [])]
-    if len(settings.kinds_by_teacher) > 1:
+    if any(layout.explanations(kind).parent != layout.joined for kind in settings.kinds):
         made += ["--enhanced", *(str(layout.explanations(kind)) for kind in settings.kinds)]
     texts = explanations_of(settings, facts)
     made += ["--explanations", texts.setting] if texts.setting != "first" else []
@@ -220,10 +237,15 @@ def merge(settings: Settings, facts: Facts, shards: Mapping[str, int], layout: L
 
     def commands(index: int | None, more: Sequence[str]) -> list[Command]:
         found = []
-        for kind, count in shards.items():
-            if count > 1:
-                files = ["--input", str(layout.prompts), "--output", str(layout.explanations(kind))]
-                found.append(Command([*program("merge"), *files, "--shards", str(count), *more]))
+        for kind, teachers in settings.teachers.items():
+            texts_of_each = [str(layout.texts(teacher, kind)) for teacher in teachers]
+            for teacher, file in zip(teachers, texts_of_each):
+                if shards[teacher] > 1:
+                    files = ["--input", str(layout.prompts), "--output", file]
+                    found.append(Command([*program("merge"), *files, "--shards", str(shards[teacher]), *more]))
+            if len(teachers) > 1:
+                files = ["--kind", kind, "--input", str(layout.prompts), "--output", str(layout.explanations(kind))]
+                found.append(Command([*program("mix"), *files, "--enhanced", *texts_of_each, *more]))
         for kind in settings.kinds if texts.scorer else ():
             words = ["--name", scorer, "--input", str(layout.explanations(kind)), "--kind", kind]
             words += ["--prompts", settings.prompts] if settings.prompts != DEFAULT else []

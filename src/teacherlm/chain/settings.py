@@ -47,7 +47,8 @@ class Settings:
     """A chain's variables. A variable is None if it is not set and the model's YAML gives the value.
 
     Attributes:
-        teachers: kind of explanation -> its teacher, for the kinds that the chain needs.
+        teachers: kind of explanation -> its teachers, for the kinds that the chain needs. Several teachers' texts are
+            mixed.
         enhance_flags, finetune_flags, evaluate_flags: further flags of these stages.
     """
 
@@ -56,7 +57,7 @@ class Settings:
     teacher: str
     training_fields: str
     prompts: str
-    teachers: Mapping[str, str]
+    teachers: Mapping[str, tuple[str, ...]]
     num_completions: int
     explanations: str
     scorer: str
@@ -97,8 +98,9 @@ class Settings:
     def kinds_by_teacher(self) -> dict[str, tuple[str, ...]]:
         """Teacher -> the kinds that it explains, in the order of the prompts."""
         by_teacher: dict[str, tuple[str, ...]] = {}
-        for kind, teacher in self.teachers.items():
-            by_teacher[teacher] = (*by_teacher.get(teacher, ()), kind)
+        for kind, teachers in self.teachers.items():
+            for teacher in teachers:
+                by_teacher[teacher] = (*by_teacher.get(teacher, ()), kind)
         return by_teacher
 
 
@@ -137,7 +139,7 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
     if not EXPERIMENT.fullmatch(prompts.name):
         raise UserError(plain(f"PROMPTS: {prompts.name}: a name of letters, digits, dots and dashes was expected"))
     teacher = get("TEACHER", student)
-    teachers = {**dict.fromkeys(kinds_of(fields, prompts), teacher)}
+    teachers = {**dict.fromkeys(kinds_of(fields, prompts), (teacher,))}
     teachers |= {kind: one for kind, one in own_teachers(benchmark, prompts, variables).items() if kind in teachers}
     engine = get("ENGINE", "auto")
     if engine not in ENGINES:
@@ -155,7 +157,7 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
     if flags and not teachers:
         raise UserError(plain(f"FILTER={flags} drops samples by their explanations, but TASK={fields} has none"))
     completions = int(get("NUM_COMPLETIONS", "1"))
-    explanations, scorer = read_explanations(variables, completions, fields, tuple(teachers))
+    explanations, scorer = read_explanations(variables, completions, fields, teachers)
     return Settings(
         benchmark=benchmark,
         student=student,
@@ -192,22 +194,30 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
 
 
 def read_explanations(
-    variables: Mapping[str, str], completions: int, fields: str, kinds: tuple[str, ...]
+    variables: Mapping[str, str], completions: int, fields: str, teachers: Mapping[str, tuple[str, ...]]
 ) -> tuple[str, str]:
     """EXPLANATIONS and SCORER. SCORER is an empty text if no text is scored.
+
+    Where a kind has several teachers, the default of EXPLANATIONS is `all`: with `first`, the others' texts would not
+    be used.
 
     Raises:
         UserError: a value is unknown, or does not fit the other variables.
     """
-    explanations, scorer = variables.get("EXPLANATIONS") or "first", variables.get("SCORER") or ""
+    is_mixed = any(len(of_kind) > 1 for of_kind in teachers.values())
+    explanations = variables.get("EXPLANATIONS") or ("all" if is_mixed else "first")
+    scorer = variables.get("SCORER") or ""
     if explanations not in SETTINGS:
         raise UserError(
             plain(f"EXPLANATIONS={explanations}: {', '.join(SETTINGS[:-1])} or {SETTINGS[-1]} was expected")
         )
-    if explanations != "first" and not kinds:
+    if explanations != "first" and not teachers:
         raise UserError(plain(f"EXPLANATIONS={explanations} chooses explanations, but TASK={fields} has none"))
-    if explanations != "first" and completions == 1:
-        raise UserError(f"EXPLANATIONS={explanations} needs several texts per sample; set NUM_COMPLETIONS above 1")
+    if explanations != "first" and completions == 1 and not is_mixed:
+        raise UserError(
+            f"EXPLANATIONS={explanations} needs several texts per sample; set NUM_COMPLETIONS above 1, or give a kind "
+            "several teachers (TEACHER_COT=a,b)"
+        )
     if scorer and explanations != "best":
         raise UserError("SCORER: only EXPLANATIONS=best scores texts")
     if scorer not in ("", "student", "teacher"):
@@ -281,23 +291,24 @@ def kinds_of(fields: str, prompts: PromptFacts) -> tuple[str, ...]:
     return tuple(kind for kind in prompts.kinds if kind in kinds)
 
 
-def own_teachers(benchmark: str, prompts: PromptFacts, variables: Mapping[str, str]) -> dict[str, str]:
-    """Kind of explanation -> the teacher that TEACHER_KIND gives it.
+def own_teachers(benchmark: str, prompts: PromptFacts, variables: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Kind of explanation -> the teachers that TEACHER_KIND gives it, separated by commas.
 
     Raises:
-        UserError: the prompts have no such kind, or there are several teachers for one kind.
+        UserError: the prompts have no such kind, or a name is empty.
     """
     kinds = {teacher_variable(kind): kind for kind in prompts.kinds}
-    found = {}
+    found: dict[str, tuple[str, ...]] = {}
     for name in teachers_of_kinds(benchmark, variables):
         teacher = variables[name]
         if teacher and name not in kinds:
             known = ", ".join(kinds)
             raise UserError(plain(f"{name}: the prompts {prompts.name} have no such kind; there are: {known}"))
-        if "," in teacher and not Path(teacher).exists():
-            raise UserError(plain(f"{name}={teacher}: one teacher was expected; a kind cannot have several"))
         if teacher:
-            found[kinds[name]] = teacher
+            several = (teacher,) if Path(teacher).exists() else tuple(dict.fromkeys(teacher.split(",")))
+            if "" in several:
+                raise UserError(plain(f"{name}={teacher}: a teacher between the commas is missing"))
+            found[kinds[name]] = several
     return found
 
 

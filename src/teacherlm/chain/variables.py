@@ -47,8 +47,8 @@ VARIABLES = (
     ),
     Variable(
         "TEACHER_KIND",
-        "the model that writes one kind of explanation; the variable has the kind's name: TEACHER_COT, TEACHER_ERROR, "
-        "TEACHER_FUNDAMENTAL, ...",
+        "the model that writes one kind of explanation, or several with commas between them, whose texts are mixed; "
+        "the variable has the kind's name: TEACHER_COT, TEACHER_ERROR, TEACHER_FUNDAMENTAL, ...",
         "TEACHER",
         CHAIN,
     ),

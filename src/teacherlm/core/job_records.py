@@ -26,12 +26,12 @@ LARGEST = 2**22
 """Maximum number of bytes of a jobs.tsv."""
 RANGES = re.compile(r"[0-9]{1,6}(-[0-9]{1,6})?(,[0-9]{1,6}(-[0-9]{1,6})?)*")
 COLUMNS = {
-    "stage": re.compile(f"({'|'.join(STAGES)})(-[a-z0-9_]+)?"),
+    "stage": re.compile(f"({'|'.join(STAGES)})(-[a-z0-9_]+){{0,2}}"),
     "job": re.compile("-|[0-9]{1,18}"),
     "tasks": RANGES,
     "waits for": re.compile("-|[0-9 ]+"),
     "work": re.compile(r"[^/\0]+"),
-    "log": re.compile(r".*/[a-z]+(-[a-z0-9_]+)?(-%a)?[.]log"),
+    "log": re.compile(r".*/[a-z]+(-[a-z0-9_]+){0,2}(-%a)?[.]log"),
 }
 """Column of a jobs.tsv -> the pattern of its cells."""
 

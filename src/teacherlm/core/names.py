@@ -1,7 +1,9 @@
 """Names that come from data: checks whether one can be a part of a path, and conversion to one that can."""
 
+import difflib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -27,6 +29,16 @@ def plain_name(name: str, where: str) -> str:
             f"found {shown(name)}; the name of a file is made from it"
         )
     return name
+
+
+def meant(name: str, known: Sequence[str], further: Sequence[str] = ()) -> str:
+    """The end of a message about an unknown name: the names that are near it, or the list of all.
+
+    Args:
+        further: names that are offered only if they are near.
+    """
+    near = difflib.get_close_matches(name, [*known, *further], cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
 
 
 def file_name(name: str) -> str:

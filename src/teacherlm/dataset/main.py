@@ -39,7 +39,7 @@ from teacherlm.core.records import Record, read_records, write_records
 from teacherlm.core.stage_run import StageRun
 from teacherlm.core.terminal import plural
 from teacherlm.dataset.dataset_folder import gather_types, write_dataset, write_dataset_dict
-from teacherlm.dataset.post_process import enhanced_files, is_post_processed, post_process
+from teacherlm.dataset.post_process import PostProcessing, enhanced_files
 from teacherlm.dataset.quality import FLAGS, read_filter
 from teacherlm.dataset.saved_folder import is_theirs, save
 from teacherlm.dataset.source_folder import describe_source, find_source, keep_source, source_in_words
@@ -152,7 +152,7 @@ def make(flags: PrepareFlags, benchmark: Benchmark, prompts: PromptSet) -> None:
             find_source(benchmark, None, flags.output_dir)
             keep_source(benchmark, flags.output_dir)
         test = flags.test_dir / benchmark.name
-        post_process(benchmark, prompts, enhanced, flags.output_dir, test, flags.filter, flags.texts)
+        PostProcessing(benchmark, prompts, enhanced, flags.output_dir, test, flags.filter, flags.texts).run()
 
 
 def files_of(flags: PrepareFlags, benchmark: Benchmark, prompts: PromptSet) -> dict[str, Path]:
@@ -188,7 +188,7 @@ def is_done(flags: PrepareFlags, benchmark: Benchmark, prompts: PromptSet) -> bo
         if not run.is_done:
             return False
     if enhanced:
-        return is_post_processed(benchmark, prompts, enhanced, folder, test, flags.filter, flags.texts)
+        return PostProcessing(benchmark, prompts, enhanced, folder, test, flags.filter, flags.texts).is_done()
     return prompts_run(benchmark, prompts, folder / benchmark.title, jsonl, test).is_done
 
 

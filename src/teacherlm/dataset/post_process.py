@@ -4,6 +4,7 @@ import itertools
 import operator
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,133 +37,144 @@ def enhanced_files(benchmark: Benchmark, folder: Path, prompts: PromptSet) -> di
     return {kind: file for kind, file in files.items() if file.exists()}
 
 
-def post_process(
-    benchmark: Benchmark,
-    prompts: PromptSet,
-    enhanced: dict[str, Path],
-    folder: Path,
-    test: Path,
-    unwanted: Sequence[str],
-    explanations: Explanations = FIRST,
-) -> None:
-    """Save the train Dataset with the teacher's texts and the fields for finetuning, such as `cot_tail`.
+@dataclass(frozen=True)
+class PostProcessing:
+    """What is made from a teacher's texts.
 
-    Args:
+    Attributes:
         enhanced: kind of explanation -> the file with the texts.
+        folder: the folder of the quality file and of the dataset.
         test: the folder of the test set. Texts that overlap with it get a flag.
         unwanted: the flags whose samples are dropped; with a row per text, the flags whose texts are dropped.
         explanations: which of a sample's texts the dataset has.
     """
-    kinds = {kind: prompts.kinds[kind] for kind in enhanced}
-    first = partial(with_training_texts, prompts, enhanced)
-    measure_quality(quality_run(benchmark, prompts, enhanced, folder, test), benchmark, kinds, first, test)
-    saved = dataset_folder(benchmark, folder, unwanted, explanations)
-    require_folder_place(saved)
-    stream, quality = first, quality_file(folder, benchmark.title)
-    if explanations.setting != "first":
-        enhanced = with_scores(enhanced, explanations)
-        kinds = {kind: prompts.kinds[kind] for kind in enhanced}
-        stream = partial(with_training_texts, prompts, enhanced, explanations)
-        measured = quality_run(benchmark, prompts, enhanced, folder, test, explanations)
-        measure_quality(measured, benchmark, kinds, stream, test)
-        quality = measured.output
-    run = dataset_run(benchmark, prompts, enhanced, saved, unwanted, explanations)
-    if run.is_done:
-        run.say_done()
-        return
-    if saved.name != benchmark.title:
-        refuse_theirs(saved)
-    run.say_again()
-    outputs, counts = {"dataset": saved}, {}
-    if not unwanted:
-        count = save(stream, saved)
-    elif explanations.has_every_text:
-        outputs["dropped"] = dropped_list(saved)
-        counts = list_dropped(quality, unwanted, outputs["dropped"])
-        count = save(partial(without_flagged, stream, quality, unwanted), saved)
-    else:
-        dropped = dropped_samples(quality, unwanted)
-        count = save(partial(without, stream, dropped), saved)
-        reasons = Counter(why for reasons in dropped.values() for why in reasons)
-        counts = {"dropped": len(dropped), "dropped_for": dict(sorted(reasons.items())), "dropped_samples": [*dropped]}
-    run.finish(outputs, {"train": count, **counts})
-    said = f"; the filter dropped {counts['dropped']}" if unwanted else ""
-    what = "text" if explanations.has_every_text else "sample"
-    print(f"post-process: {saved} has {plural(count, what)} with {', '.join(kinds)}{said}")
 
+    benchmark: Benchmark
+    prompts: PromptSet
+    enhanced: dict[str, Path]
+    folder: Path
+    test: Path
+    unwanted: Sequence[str]
+    explanations: Explanations = FIRST
 
-def is_post_processed(
-    benchmark: Benchmark,
-    prompts: PromptSet,
-    enhanced: dict[str, Path],
-    folder: Path,
-    test: Path,
-    unwanted: Sequence[str],
-    explanations: Explanations = FIRST,
-) -> bool:
-    """Whether `post_process` would do nothing."""
-    if not quality_run(benchmark, prompts, enhanced, folder, test).is_done:
-        return False
-    if explanations.setting != "first":
+    @property
+    def of_first_texts(self) -> "PostProcessing":
+        """The same with the first text of each sample, whose quality is always measured."""
+        return replace(self, explanations=FIRST)
+
+    def with_scores(self) -> "PostProcessing":
+        """The same without the kinds of explanation that `best` cannot choose from.
+
+        Raises:
+            UserError: there are no scores yet.
+        """
+        if self.explanations.setting == "first":
+            return self
+        return replace(self, enhanced=with_scores(self.enhanced, self.explanations))
+
+    @property
+    def label(self) -> str:
+        """A part of the quality file's name. `all` and `each_epoch` have the same texts, so they share a file."""
+        return "_texts" if self.explanations.has_every_text else self.explanations.label
+
+    @property
+    def quality(self) -> Path:
+        return quality_file(self.folder, f"{self.benchmark.title}{self.label}")
+
+    @property
+    def saved(self) -> Path:
+        """The folder of the dataset."""
+        name = f"{self.benchmark.title}{self.explanations.label}"
+        return self.folder / "-".join([f"{name}_without" if self.unwanted else name, *self.unwanted])
+
+    def stream(self) -> Iterator[tuple[str, Record]]:
+        """(where it comes from, the record with its fields for finetuning) of each sample or text."""
+        return with_training_texts(self.prompts, self.enhanced, self.explanations)
+
+    def measure(self) -> None:
+        """Write the quality file if it is missing or out of date."""
+        kinds = {kind: self.prompts.kinds[kind] for kind in self.enhanced}
+        measure_quality(self.quality_run(), self.benchmark, kinds, self.stream, self.test)
+
+    def run(self) -> None:
+        """Save the train Dataset with the teacher's texts and the fields for finetuning, such as `cot_tail`."""
+        self.of_first_texts.measure()
+        require_folder_place(self.saved)
+        chosen = self.with_scores()
+        if chosen.explanations.setting != "first":
+            chosen.measure()
+        chosen.save()
+
+    def is_done(self) -> bool:
+        """Whether `run` would do nothing."""
+        if not self.of_first_texts.quality_run().is_done:
+            return False
         try:
-            enhanced = with_scores(enhanced, explanations)
-        except UserError:  # there are no scores yet; `post_process` says so
+            chosen = self.with_scores()
+        except UserError:  # there are no scores yet; `run` says so
             return False
-        if not quality_run(benchmark, prompts, enhanced, folder, test, explanations).is_done:
-            return False
-    saved = dataset_folder(benchmark, folder, unwanted, explanations)
-    return dataset_run(benchmark, prompts, enhanced, saved, unwanted, explanations).is_done
+        return chosen.quality_run().is_done and chosen.dataset_run().is_done
 
+    def save(self) -> None:
+        """Save the dataset, if it is missing or out of date."""
+        run, saved, unwanted = self.dataset_run(), self.saved, self.unwanted
+        if run.is_done:
+            run.say_done()
+            return
+        if saved.name != self.benchmark.title:
+            refuse_theirs(saved)
+        run.say_again()
+        outputs, counts = {"dataset": saved}, {}
+        if not unwanted:
+            count = save(self.stream, saved)
+        elif self.explanations.has_every_text:
+            outputs["dropped"] = dropped_list(saved)
+            counts = list_dropped(self.quality, unwanted, outputs["dropped"])
+            count = save(partial(without_flagged, self.stream, self.quality, unwanted), saved)
+        else:
+            dropped = dropped_samples(self.quality, unwanted)
+            count = save(partial(without, self.stream, dropped), saved)
+            reasons = Counter(why for reasons in dropped.values() for why in reasons)
+            counts = {
+                "dropped": len(dropped),
+                "dropped_for": dict(sorted(reasons.items())),
+                "dropped_samples": [*dropped],
+            }
+        run.finish(outputs, {"train": count, **counts})
+        said = f"; the filter dropped {counts['dropped']}" if unwanted else ""
+        what = "text" if self.explanations.has_every_text else "sample"
+        print(f"post-process: {saved} has {plural(count, what)} with {', '.join(self.enhanced)}{said}")
 
-def quality_run(
-    benchmark: Benchmark,
-    prompts: PromptSet,
-    enhanced: dict[str, Path],
-    folder: Path,
-    test: Path,
-    explanations: Explanations = FIRST,
-) -> StageRun:
-    """The run of TITLE_quality.jsonl, or of the same file for other texts than the first ones, compared with its work.
+    def quality_run(self) -> StageRun:
+        """The run of TITLE_quality.jsonl, or of the same file for other texts than the first ones, compared with its
+        work."""
+        run = StageRun("quality", self.quality)
+        described = self.described(run.known)
+        texts = "all" if self.explanations.has_every_text else self.explanations.label.removeprefix("_")
+        ended = kinds_with_ends(self.enhanced)
+        arguments = ({"texts": texts} if texts else {}) | ({"ended": ended} if ended else {})
+        run.compare(arguments, quality_inputs(self.benchmark, self.prompts, described, self.test, run.known))
+        return run
 
-    `all` and `each_epoch` have the same texts, so they share a file.
-    """
-    label = "_texts" if explanations.has_every_text else explanations.label
-    run = StageRun("quality", quality_file(folder, f"{benchmark.title}{label}"))
-    described = enhanced_inputs(enhanced, run.known, explanations)
-    texts = "all" if explanations.has_every_text else explanations.label.removeprefix("_")
-    ended = kinds_with_ends(enhanced)
-    arguments = ({"texts": texts} if texts else {}) | ({"ended": ended} if ended else {})
-    run.compare(arguments, quality_inputs(benchmark, prompts, described, test, run.known))
-    return run
+    def dataset_run(self) -> StageRun:
+        """The run of a dataset for finetuning, compared with its work: the enhanced files, the prompts, the flags if
+        samples are dropped, and the scores if they choose the texts."""
+        run = StageRun("post_process", self.saved, label="post-process")
+        inputs = {**self.described(run.known), "prompts": self.prompts.digest()}
+        if self.unwanted and self.quality.is_file():
+            inputs["quality"] = manifests.describe(self.quality, run.known.get("quality"))
+        arguments: dict[str, Any] = {"filter": list(self.unwanted)} if self.unwanted else {}
+        arguments |= {} if self.explanations.setting == "first" else {"explanations": self.explanations.setting}
+        run.compare(arguments, inputs)
+        return run
 
-
-def dataset_run(
-    benchmark: Benchmark,
-    prompts: PromptSet,
-    enhanced: dict[str, Path],
-    saved: Path,
-    unwanted: Sequence[str],
-    explanations: Explanations = FIRST,
-) -> StageRun:
-    """The run of a dataset for finetuning, compared with its work: the enhanced files, the prompts, the flags if
-    samples are dropped, and the scores if they choose the texts."""
-    run = StageRun("post_process", saved, label="post-process")
-    inputs = {**enhanced_inputs(enhanced, run.known, explanations), "prompts": prompts.digest()}
-    label = "_texts" if explanations.has_every_text else explanations.label
-    quality = quality_file(saved.parent, f"{benchmark.title}{label}")
-    if unwanted and quality.is_file():
-        inputs["quality"] = manifests.describe(quality, run.known.get("quality"))
-    arguments: dict[str, Any] = {"filter": list(unwanted)} if unwanted else {}
-    arguments |= {} if explanations.setting == "first" else {"explanations": explanations.setting}
-    run.compare(arguments, inputs)
-    return run
-
-
-def dataset_folder(
-    benchmark: Benchmark, folder: Path, unwanted: Sequence[str], explanations: Explanations = FIRST
-) -> Path:
-    name = f"{benchmark.title}{explanations.label}"
-    return folder / "-".join([f"{name}_without" if unwanted else name, *unwanted])
+    def described(self, known: Mapping[str, manifests.Description]) -> dict[str, manifests.Description]:
+        """The descriptions of the enhanced files, and of their scores if they choose the texts."""
+        files = dict(self.enhanced)
+        if self.explanations.setting == "best":
+            scorer = self.explanations.scorer
+            files |= {f"scores of {kind}": scores_file(file, scorer) for kind, file in self.enhanced.items()}
+        return {name: manifests.describe(file, known.get(name)) for name, file in files.items()}
 
 
 def without(stream: Stream, dropped: Container[int]) -> Iterator[tuple[str, Record]]:
@@ -223,12 +235,3 @@ def without_flagged(stream: Stream, quality: Path, unwanted: Sequence[str]) -> I
             yield placed
     if not left:
         raise UserError("--filter: every text has one of these flags, so none is left; give fewer flags")
-
-
-def enhanced_inputs(
-    enhanced: dict[str, Path], known: Mapping[str, manifests.Description], explanations: Explanations = FIRST
-) -> dict[str, manifests.Description]:
-    files = dict(enhanced)
-    if explanations.setting == "best":
-        files |= {f"scores of {kind}": scores_file(file, explanations.scorer) for kind, file in enhanced.items()}
-    return {name: manifests.describe(file, known.get(name)) for name, file in files.items()}

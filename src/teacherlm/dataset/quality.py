@@ -72,7 +72,7 @@ def kinds_with_ends(enhanced: Mapping[str, Path]) -> list[str]:
     found = []
     for kind, file in enhanced.items():
         manifest = manifests.read_manifest(manifests.manifest_of(file))
-        made = manifest is not None and manifest["stage"] == "enhance" and manifest["outputs"].get("enhanced")
+        made = manifest is not None and manifest["stage"] in ("enhance", "mix") and manifest["outputs"].get("enhanced")
         if manifest is None or not made or not manifests.still_there(made):
             continue
         ended = manifest.get("counts", {}).get("ended")

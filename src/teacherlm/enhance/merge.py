@@ -87,15 +87,15 @@ def count_ended(counts: dict[str, Any]) -> Counter[str]:
     return Counter(unknown=counts["records"])
 
 
-def read_part(path: Path) -> dict[str, Any]:
-    """The manifest of a shard.
+def read_part(path: Path, what: str = "shard") -> dict[str, Any]:
+    """The manifest of a shard, or of a teacher's whole file.
 
     Raises:
-        UserError: the shard is not done, or its file was changed.
+        UserError: it is not done, or the file was changed.
     """
     manifest = read_manifest(manifests.manifest_of(path))
     if manifest is None or manifest["stage"] != "enhance" or not path.is_file():
-        raise UserError(f"{path}: this shard is not done; run its enhance.py again")
+        raise UserError(f"{path}: this {what} is not done; run its enhance.py again")
     if not manifests.still_there(manifest["outputs"]["enhanced"]):
         raise UserError(f"{path}: changed since it was made; remove it and run its enhance.py again")
     return manifest

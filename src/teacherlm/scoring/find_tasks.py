@@ -9,7 +9,6 @@ A name is searched for in this order, and the first place that has it wins:
 6. the tasks of the lm-eval library.
 """
 
-import difflib
 import fnmatch
 import functools
 import re
@@ -21,6 +20,7 @@ from teacherlm.catalog import benchmarks
 from teacherlm.catalog.benchmarks import Benchmark
 from teacherlm.catalog.test_sets import load_test_set
 from teacherlm.core.errors import UserError, reason
+from teacherlm.core.names import meant
 from teacherlm.core.places import require_hub_cache
 from teacherlm.core.terminal import plural
 from teacherlm.scoring import task_files
@@ -205,10 +205,7 @@ def library_tasks(name: str, num_fewshot: int | None, seed: int, include: Path |
         )
     manager = library()
     if name not in manager.all_tasks:
-        names = own_names(include)
-        near = difflib.get_close_matches(name, [*names, *manager.all_tasks], cutoff=0.6)
-        said = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names)}"
-        raise UserError(f"no task {name!r}; {said}")
+        raise UserError(f"no task {name!r}; {meant(name, own_names(include), manager.all_tasks)}")
     require_hub_cache()
     try:
         tasks = manager.load([name])["tasks"]
