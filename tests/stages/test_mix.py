@@ -38,7 +38,7 @@ def test_each_text_says_its_teacher_and_a_sample_may_have_fewer(mix: Callable, t
     assert mix("--list_missing").stdout == "0\n"
     assert "SAMPLE_cot.jsonl has 5 records with 9 texts" in mix().stdout
     for number, record in enumerate(read_lines(tmp_path / "SAMPLE_cot.jsonl")):
-        expected = [(f" Text {number} of {name}.", f"field:{name}") for name in NAMES if (name, number) != ("b", 2)]
+        expected = [(f" Text {number} of {name}.", name) for name in NAMES if (name, number) != ("b", 2)]
         assert [(text["text"], text["teacher"]) for text in record["cot_completions"]] == expected
         assert record["cot"] == expected[0][0] and record["all"] == record["cot_text"] + record["cot"]
     manifest = json.loads((tmp_path / "SAMPLE_cot.manifest.json").read_text())

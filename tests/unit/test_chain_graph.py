@@ -234,9 +234,9 @@ def test_several_teachers_of_a_kind_are_mixed() -> None:
         "cot_text,error_text",
         "cot_text",
     ]
-    *merges, mix, post_process = words(asked.stage("merge"))
+    *merges, mix, _, post_process = words(asked.stage("merge"))
     folder = "runs/creak/all/enhance"
-    merged = [flag(merge, "--output") for merge in merges[:2]]
+    merged = [flag(merge, "--output") for merge in merges]
     assert merged == [f"{folder}/{one}_seed0/CREAK_cot.jsonl" for one in "ab"]
     place = mix.index("--enhanced") + 1
     assert mix[place : place + 2] == merged

@@ -139,7 +139,7 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
     if not EXPERIMENT.fullmatch(prompts.name):
         raise UserError(plain(f"PROMPTS: {prompts.name}: a name of letters, digits, dots and dashes was expected"))
     teacher = get("TEACHER", student)
-    teachers = {**dict.fromkeys(kinds_of(fields, prompts), (teacher,))}
+    teachers: dict[str, tuple[str, ...]] = dict.fromkeys(kinds_of(fields, prompts), (teacher,))
     teachers |= {kind: one for kind, one in own_teachers(benchmark, prompts, variables).items() if kind in teachers}
     engine = get("ENGINE", "auto")
     if engine not in ENGINES:
