@@ -127,6 +127,13 @@ def test_two_teachers_of_a_kind_are_mixed(run: Path, chain: Chain, teachers: dic
     dataset = load_from_disk(folder / "SAMPLE_all")
     texts = [[part["cot"] for part in parts] for parts in zip(*own)]
     assert dataset["cot"] == [text for of_sample in texts for text in of_sample]
+    from teacherlm.report.run_folder import read_run_folder
+    from teacherlm.report.sample_browser import browse
+
+    found = read_run_folder(run)
+    texts = [text for sample in browse(found)["samples"] if sample["set"] == "train" for text in sample["t"]]
+    assert found.missing == []
+    assert len(texts) == 8 * len(list(run.glob("enhance/of-*_seed0/SAMPLE_*.manifest.json")))
     before = contents(place)
     assert chain(**mixed).returncode == 0
     assert contents(place) == before

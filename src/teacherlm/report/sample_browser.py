@@ -111,10 +111,18 @@ def with_unique_ids(rows: list[Row]) -> list[Row]:
 
 
 def enhanced_files(folder: Path) -> list[tuple[str, Path]]:
-    """(kind of explanation, enhanced file) for each file with a teacher's texts, without the files of shards."""
+    """(kind of explanation, enhanced file) for each file with a teacher's texts, without the files of shards.
+
+    Mixed files are left out, because their texts are in the files of the teachers.
+    """
     files = [file for file in (folder / "enhance").glob("*/*_*.jsonl") if "." not in file.stem]
     texts = [file for file in files if not file.stem.endswith("_quality") and "_scores_" not in file.stem]
-    return sorted((kind_of(file), file) for file in texts)
+    return sorted((kind_of(file), file) for file in texts if not is_mixed(file))
+
+
+def is_mixed(file: Path) -> bool:
+    manifest = manifests.read_manifest(manifests.manifest_of(file))
+    return manifest is not None and manifest["stage"] == "mix"
 
 
 def kind_of(file: Path) -> str:

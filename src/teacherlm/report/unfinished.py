@@ -52,13 +52,16 @@ def unexplained(folder: Path) -> Iterator[str]:
 
 
 def teachers_of_others(folder: Path) -> set[str]:
-    """The folders of teachers whose texts are in a dataset of another folder, with those of other teachers."""
+    """The folders of teachers whose texts are in a dataset or in mixed texts of another folder, with those of other
+    teachers."""
     found = set()
-    for path in (folder / "enhance").glob(f"*/*/{manifests.NAME}"):
+    enhanced = folder / "enhance"
+    for path in [*enhanced.glob(f"*/*/{manifests.NAME}"), *enhanced.glob(f"*/*_*.{manifests.NAME}")]:
         manifest = manifests.read_manifest(path)
-        if manifest is not None and manifest["stage"] == "post_process":
+        if manifest is not None and manifest["stage"] in ("post_process", "mix"):
             places = [Path(str(described.get("path"))).parent for described in manifest.get("inputs", {}).values()]
-            found |= {place.name for place in places if place.parent.name == "enhance"} - {path.parent.parent.name}
+            own = path.relative_to(enhanced).parts[0]
+            found |= {place.name for place in places if place.parent.name == "enhance"} - {own}
     return found
 
 
