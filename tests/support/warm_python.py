@@ -14,6 +14,7 @@ import gc
 import importlib
 import inspect
 import os
+import pickle
 import resource
 import runpy
 import selectors
@@ -250,6 +251,24 @@ def keep_languages() -> None:
     langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE)
 
 
+def keep_tasks(file: Path) -> None:
+    """Let the first process that lists lm-eval's tasks keep the list in a file. It reads 14,000 YAML files."""
+    index = importlib.import_module("lm_eval.tasks._index")
+    build = index.TaskIndex.build
+
+    def build_once(paths: Any, **kwargs: Any) -> Any:
+        paths = list(paths)
+        if paths != [Path(index.__file__).parent] or kwargs:
+            return build(paths, **kwargs)
+        if not file.is_file():
+            partial = file.with_suffix(f".{os.getpid()}")
+            partial.write_bytes(pickle.dumps(build(paths)))
+            partial.rename(file)
+        return pickle.loads(file.read_bytes())
+
+    index.TaskIndex.build = staticmethod(build_once)
+
+
 def end(words: list[str]) -> None:
     """Execute, and exit as `python` does, but without tearing down the modules."""
     status: Any = 0
@@ -288,6 +307,8 @@ if __name__ == "__main__":
         leave_operators()
     if "py3langid" in sys.modules:
         keep_languages()
+    if "lm_eval" in sys.modules:
+        keep_tasks(Path(sys.argv[1]).with_name("tasks"))
     inspect.stack()  # looks through all modules; torchrun and pydantic call it, and what it found is kept
     gc.collect()
     gc.freeze()  # a collection would write to, and so copy, all pages that a fork shares with this process

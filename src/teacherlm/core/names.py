@@ -35,9 +35,9 @@ def meant(name: str, known: Sequence[str], further: Sequence[str] = ()) -> str:
     """The end of a message about an unknown name: the names that are near it, or the list of all.
 
     Args:
-        further: names that are offered only if they are near.
+        further: names that are offered only if they are near, and if no name of `known` is.
     """
-    near = difflib.get_close_matches(name, [*known, *further], cutoff=0.5)
+    near = difflib.get_close_matches(name, known, cutoff=0.5) or difflib.get_close_matches(name, further, cutoff=0.6)
     return f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
 
 
