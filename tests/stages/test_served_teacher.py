@@ -85,6 +85,22 @@ def test_a_real_server_writes_what_the_teacher_here_writes(tiny_llama: Path, pla
     assert "done already, nothing to do" in inside("enhance", *WORDS, "--engine", "auto", *greedy).stdout
 
 
+def test_auto_never_runs_the_command(tiny_llama: Path, place: Path, inside: Callable) -> None:
+    describe(place, tiny_llama, f"touch trace {{port}}; {STAND_IN} --texts 12")
+    auto = [*WORDS, "--engine", "auto", "--num_tokens", 4, "--dtype", "float32"]
+    assert inside("enhance", *auto).returncode == 0
+    assert manifest()["counts"]["engine"] == "transformers"
+    for path in Path().glob("out.*"):
+        path.unlink()
+    describe(place, tiny_llama, f"{STAND_IN} --texts 0")
+    assert enhance("--num_tokens", 4, "--dtype", "float32").returncode == 2
+    Path(".out.jsonl.progress").write_text(
+        Path(".out.jsonl.progress").read_text() + '{"key": 0, "text": "a", "tokens": 1, "prompt": "b"}\n'
+    )
+    assert "was begun with --engine serve, which runs a command" in only_error(inside("enhance", *auto))
+    assert not Path("trace").exists()
+
+
 def test_another_command_is_another_setting(tiny_llama: Path, place: Path) -> None:
     describe(place, tiny_llama, STAND_IN)
     assert enhance().returncode == 0

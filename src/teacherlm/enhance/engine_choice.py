@@ -1,6 +1,7 @@
 """The engine of a command: how it is made, and which one `--engine auto` chooses for a local teacher.
 
-`auto` is the server that the teacher's YAML describes, otherwise the fastest engine that can take it on this machine.
+`auto` is the fastest engine that can take it on this machine. It never runs the command of a YAML (`serve`), which
+strangers may have written.
 Sampled texts differ between engines, because each has its own random numbers. An output is therefore continued with the
 engine that has begun it; job.py sees to that.
 """
@@ -100,10 +101,7 @@ def serve_command(teacher: Model, folder: Path, gpus: int) -> Callable[[int], li
 
 
 def fastest(teacher: Model, dtype: str) -> str:
-    """The server of the teacher's YAML, or the fastest engine here. If vLLM is installed but cannot take the teacher, a
-    line says why."""
-    if teacher.serve is not None:
-        return SERVE
+    """The fastest engine here. If vLLM is installed but cannot take the teacher, a line says why."""
     if importlib.util.find_spec("vllm") is None:
         return "transformers"
     if why := vllm_lacks(local_folder(teacher), dtype):

@@ -106,8 +106,7 @@ class EnhanceFlags:
         None,
         help="default: openai for an http:// teacher, otherwise transformers; serve: a server that this command starts "
         "with the command `serve` of the teacher's YAML, and ends; auto: the engine that began the output, otherwise "
-        "serve if the YAML has that command, otherwise vllm where it is installed, there is a GPU, and it knows the "
-        "teacher",
+        "vllm where it is installed, there is a GPU, and it knows the teacher",
         group=FAST,
         choices=ENGINES,
     )

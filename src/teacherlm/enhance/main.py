@@ -17,7 +17,7 @@ from teacherlm.core.outputs import require_file_place, require_writable
 from teacherlm.core.stage_run import locked
 from teacherlm.enhance.engine_choice import fastest, vllm_lacks
 from teacherlm.enhance.flags import EnhanceFlags, read_flags
-from teacherlm.enhance.job import TRANSFORMERS, Job, make_jobs
+from teacherlm.enhance.job import SERVE, TRANSFORMERS, Job, make_jobs
 from teacherlm.enhance.work import do_work
 
 
@@ -44,11 +44,16 @@ def main() -> int:
 
 
 def require_engine(job: Job, dtype: str) -> None:
-    """Refuse to continue an output whose engine is not on this machine.
+    """Refuse to continue an output whose engine is not on this machine, or runs a command that was not asked for.
 
     Raises:
-        UserError: the output was begun with vLLM, which cannot take the teacher here.
+        UserError: the output was begun with vLLM, which cannot take the teacher here, or with the command of a YAML.
     """
+    if job.engine == SERVE:
+        raise UserError(
+            f"{job.output} was begun with --engine serve, which runs a command; go on with --engine serve, or begin again "
+            "with another one and --restart (in a chain ENGINE=serve, ENGINE=transformers)"
+        )
     if job.engine == "vllm" and (why := vllm_lacks(local_folder(job.teacher), dtype)):
         raise UserError(
             f"{job.output} was begun with --engine vllm, which cannot go on here: {why}; go on where it can, or begin "
