@@ -91,8 +91,8 @@ VARIABLES = (
     Variable(
         "ENGINE",
         "what computes a local teacher's texts: transformers, vllm, serve (a server that the job starts with the "
-        "command `serve` of the model's YAML), or auto, which is vllm where it is installed, there is a GPU, and it knows "
-        "the teacher; what one engine has begun is continued with it",
+        "command `serve` of the model's YAML), or auto, which is vllm where it is installed, there is a GPU, and it "
+        "knows the teacher; what one engine has begun is continued with it",
         "auto",
         CHAIN,
     ),
