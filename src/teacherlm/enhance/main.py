@@ -51,8 +51,8 @@ def require_engine(job: Job, dtype: str) -> None:
     """
     if job.engine == SERVE:
         raise UserError(
-            f"{job.output} was begun with --engine serve, which runs a command; go on with it, or begin again with another "
-            "one and --restart (in a chain ENGINE=serve, ENGINE=transformers)"
+            f"{job.output} was begun with --engine serve, which runs a command; go on with it, or begin again with "
+            "another one and --restart (in a chain ENGINE=serve, ENGINE=transformers)"
         )
     if job.engine == "vllm" and (why := vllm_lacks(local_folder(job.teacher), dtype)):
         raise UserError(
