@@ -64,10 +64,17 @@ class Cluster:
         records = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in shown]
         return {record.get("ArrayTaskId", "0"): record for record in records}
 
+    def have_ended(self, jobs: list[str]) -> bool:
+        """Whether no task of these jobs waits or runs. A busy controller may not answer; then it is asked again."""
+        asked = self.run("squeue", "--noheader", f"--jobs={','.join(jobs)}")
+        known = not asked.returncode or "Invalid job id" in asked.stderr  # the controller forgets old jobs
+        states = [record.get("JobState") for job in jobs for record in self.states(job).values()]
+        return known and not asked.stdout and not {"PENDING", "RUNNING", "COMPLETING", None} & set(states)
+
     def await_end(self, runs: str = "runs", seconds: float = 600) -> dict[str, list[str]]:
         """Wait until a chain has ended, and return a mapping of jobs to the final states of their tasks."""
         jobs = [row[1] for row in self.jobs(runs) if row[1] != "-"]
-        self.await_that(lambda: not self.run("squeue", "--noheader", f"--jobs={','.join(jobs)}").stdout, seconds)
+        self.await_that(lambda: self.have_ended(jobs), seconds)
         return {job: [record["JobState"] for record in self.states(job).values()] for job in jobs}
 
     def await_that(self, true: Callable[[], object], seconds: float = 240) -> None:
