@@ -50,8 +50,7 @@ class Jobs:
 
     def end(self) -> dict[str, str]:
         """Wait until the jobs have ended; return node -> what its job printed."""
-        queue = ("squeue", "--noheader", f"--jobs={','.join(self.jobs)}")
-        self.await_that(lambda: not self.cluster.run(*queue).stdout)
+        self.await_that(lambda: self.cluster.have_ended(self.jobs))
         said = {node: self.log(node).read_text() for node in ("node1", "node2")}
         states = [self.cluster.state(job) for job in self.jobs]
         assert states == ["COMPLETED", "COMPLETED"], said
