@@ -121,7 +121,7 @@ docs: $(VENV)/installed.txt ## build the site of docs/, the code and the demo's 
 	@echo "site/index.html: open it in a browser; it needs no server and no network"
 
 test: $(VENV)/installed.txt ## run the tests
-	@$(PYTHON) -P -m pytest --numprocesses $${TEST_WORKERS:-2} --dist worksteal
+	@$(PYTHON) -P -m pytest --numprocesses $${TEST_WORKERS:-3} --dist worksteal
 
 test-fast: $(VENV)/installed.txt ## run the tests of single modules, which start no programs
 	@$(PYTHON) -P -m pytest --numprocesses $${TEST_WORKERS:-2} --dist worksteal tests/unit

@@ -135,12 +135,19 @@ def test_ctrl_c_goes_to_the_command_in_front_as_in_a_shell(tmp_path: Path) -> No
 
 
 def stage(
-    command: Callable, name: str, *, gpus: int = 1, together: bool = False, tasks: int = 4, **more: object
+    command: Callable,
+    name: str,
+    *,
+    gpus: int = 1,
+    together: bool = False,
+    tasks: int = 4,
+    begun: int = 1,
+    **more: object,
 ) -> Stage:
     return Stage(
         name=name,
         made=None,
-        commands=lambda index, words: [command(f"{name} {index}")],
+        commands=lambda index, words: [command(f"{name} {index}", begun=begun)],
         work=name,
         lock=lambda index: f"{name}-{index}",
         request=lambda site: [],
@@ -193,7 +200,7 @@ def test_each_task_gets_devices_of_its_own(
 
 def test_shards_are_done_side_by_side(machine: Callable, command: Callable, spans: Path, tmp_path: Path) -> None:
     machine(2)
-    assert local.run_here(graph(tmp_path, stage(command, "enhance"))) == 0
+    assert local.run_here(graph(tmp_path, stage(command, "enhance", begun=2))) == 0
     rows = read_lines(spans)
     assert sorted(row[3] for row in rows) == [f"enhance {task}" for task in range(4)]
     assert most_at_once(rows) == 2
@@ -214,7 +221,7 @@ def test_models_are_scored_side_by_side_and_then_shown_together(
     machine: Callable, command: Callable, spans: Path, tmp_path: Path
 ) -> None:
     machine(2)
-    assert local.run_here(graph(tmp_path, stage(command, "evaluate", together=True, tasks=3))) == 0
+    assert local.run_here(graph(tmp_path, stage(command, "evaluate", together=True, tasks=3, begun=2))) == 0
     rows = read_lines(spans)
     assert sorted(row[3] for row in rows[:-1]) == [f"evaluate {task}" for task in range(3)]
     assert rows[-1][3] == "evaluate None"

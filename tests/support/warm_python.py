@@ -225,6 +225,7 @@ def execute(words: list[str]) -> None:
     elif words[:1] == ["-m"]:
         sys.argv = words[1:]
         sys.path[0:0] = [] if safe else [str(Path.cwd())]
+        sys.modules.pop(words[1], None)  # otherwise runpy warns that it was imported before
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     elif words[:1] == ["-"] or not words:
         sys.argv = ["-", *words[1:]]

@@ -194,7 +194,7 @@ VARIABLES = (
     Variable("TORCH", "install: which build of torch, cpu or cuda", "cuda where there is a GPU", MAKE),
     Variable("INSTALLER", "install: pip, or uv, which has to be there", "pip", MAKE),
     Variable("REPORT", "docs: the page of the demo's report that the site shows", "that of make demo", MAKE),
-    Variable("TEST_WORKERS", "test, test-fast: number of tests at a time", "2", MAKE),
+    Variable("TEST_WORKERS", "test, test-fast and others: number of tests at a time", "3 in test, else 2", MAKE),
     Variable("WHOLE", "test-cluster: 1 runs the slow tests too", "", MAKE),
     Variable("SUITE", "test-newcomer: bookworm, trixie or forky", "trixie", MAKE),
     Variable("ONLY", "fuzz, prove: only subjects or tests with this word in their names", "all", MAKE),
