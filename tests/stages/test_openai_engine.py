@@ -15,9 +15,10 @@ from support.enhancing import progress_of, prompts
 from support.failed_records import failures_of, last_error
 from support.files import read_lines
 from support.programs import ROOT, only_error, warm_python
-from support.transformers_server import Server, free_port
+from support.transformers_server import Server
 
 from teacherlm.core import manifests
+from teacherlm.runtime.launcher import free_port
 
 SETTINGS = ["--num_tokens", 24, "--temperature", 0, "--dtype", "float32", "--batch_size", 2]
 
@@ -118,7 +119,7 @@ def test_a_model_that_the_server_does_not_have_fails_with_the_server_s_words(ser
 
 def test_no_server_is_one_line(tmp_path: Path) -> None:
     records, output = prompts(tmp_path / "SAMPLE.jsonl", 5), tmp_path / "SAMPLE_cot.jsonl"
-    url = f"http://127.0.0.1:{free_port()}"
+    url = f"http://127.0.0.1:{free_port('127.0.0.1')}"
     error = only_error(enhance(f"{url}/tiny", records, output))
     assert f"no server at {url}: [Errno 111] Connection refused; start it" in error
     assert not output.exists()

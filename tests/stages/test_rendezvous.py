@@ -12,6 +12,7 @@ from support.programs import warm_python
 
 from teacherlm.core.errors import UserError
 from teacherlm.runtime import rendezvous
+from teacherlm.runtime.launcher import free_port
 
 MEETING = """
 import json, os, pickle, sys
@@ -46,7 +47,7 @@ os._exit(0)
 def meet(how: str, **environment: str) -> list[subprocess.CompletedProcess]:
     """Two processes that meet, and report the values that they received and the addresses on which they listen."""
     code = MEETING.format(how=how)
-    base = {**os.environ, "WORLD_SIZE": "2", "MASTER_PORT": str(free_port()), **environment}
+    base = {**os.environ, "WORLD_SIZE": "2", "MASTER_PORT": str(free_port("127.0.0.1")), **environment}
     running = [
         subprocess.Popen(
             [warm_python(), "-c", textwrap.dedent(code)],
@@ -62,11 +63,6 @@ def meet(how: str, **environment: str) -> list[subprocess.CompletedProcess]:
         subprocess.CompletedProcess(process.args, process.returncode, *texts)
         for process, texts in zip(running, ended, strict=True)
     ]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 @pytest.mark.parametrize("how", ["finetune", "atlas"])

@@ -1,6 +1,5 @@
 """`transformers serve`, as a teacher's server."""
 
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -10,18 +9,14 @@ import requests
 
 from support.programs import warm_python
 from support.warm_python import kill
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
+from teacherlm.runtime.launcher import free_port
 
 
 class Server:
     """`transformers serve` of one model's folder."""
 
     def __init__(self, teacher: Path, log: Path):
-        self.teacher, self.log, self.port = teacher, log, free_port()
+        self.teacher, self.log, self.port = teacher, log, free_port("127.0.0.1")
         self.address = f"http://127.0.0.1:{self.port}"
         self.url = f"{self.address}/{teacher.name}"
 

@@ -80,11 +80,7 @@ def prepare(run: StageRun, flags: PrepareFlags) -> None:
             return
         raise UserError(f"{origin}: no such file or folder; MMLU in its original form was expected")
     run.compare({}, {"archive": manifests.describe(origin, run.known.get("archive"))})
-    if flags.list_missing:
-        print("" if run.is_done else "0")
-        return
-    if run.is_done:
-        run.say_done()
+    if run.ends_here(flags.list_missing):
         return
     with contextlib.ExitStack() as stack:
         folder = flags.data_directory or unpacked(archive, stack)

@@ -209,9 +209,15 @@ def local_folder(model: Model) -> Path:
     if "$" in str(folder) and not folder.is_dir():
         variable = path.split("$")[1].split("/")[0].strip("{}")
         raise UserError(f"model {model.name}: set {variable} to the folder that holds its weights ({model.path})")
-    if model.serve is not None and not (folder / "config.json").is_file() and any(folder.glob(GGUF)):
-        return folder  # only its server reads it
+    if model.serve is not None and has_only_gguf(folder):
+        return folder
     return check_folder(folder)
+
+
+def has_only_gguf(folder: Path) -> bool:
+    """Whether a folder has weights that only a server reads."""
+    configs = (folder / name for name in ("config.json", "adapter_config.json"))
+    return any(folder.glob(GGUF)) and not any(config.is_file() for config in configs)
 
 
 def small_files(name: str) -> Path:

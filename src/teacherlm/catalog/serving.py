@@ -15,19 +15,13 @@ PLACES = ("folder", "file", "name", "port", "gpus")
 PLACE = re.compile(r"\{([A-Za-z_]\w*)\}")
 
 
-def words_of(serve: str) -> list[str]:
-    """The words of a command. No shell reads it, so a word with a space needs quotes, and `|` and `&&` mean nothing.
-
-    Raises:
-        ValueError: a quote is not closed.
-    """
-    return shlex.split(serve)
-
-
 def is_command(serve: str) -> bool:
-    """Whether a text is a command that names the port and has only known names in braces."""
+    """Whether a text is a command that names the port and has only known names in braces.
+
+    No shell reads it, so a word with a space needs quotes, and `|` and `&&` mean nothing.
+    """
     try:
-        found = [name for word in words_of(serve) for name in PLACE.findall(word)]
+        found = [name for word in shlex.split(serve) for name in PLACE.findall(word)]
     except ValueError:
         return False
     return "port" in found and all(name in PLACES for name in found)
@@ -54,7 +48,7 @@ def serve_words(model: str, serve: str, places: Mapping[str, str]) -> list[str]:
             raise UserError(f"model {model}: serve: there is no {found[0]}: its weights are not a file of a package")
         return places[found[1]]
 
-    words = [os.path.expandvars(word) for word in words_of(serve)]
+    words = [os.path.expandvars(word) for word in shlex.split(serve)]
     if unset := next((found for word in words if (found := re.search(r"\$\{?(\w+)", word))), None):
         raise UserError(f"model {model}: serve: set {unset[1]} in the environment, or write its value")
     return [PLACE.sub(place, word) for word in words]

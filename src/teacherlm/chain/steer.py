@@ -25,12 +25,7 @@ from teacherlm.core.job_records import DONE, Task, kind_of, newest_tasks
 from teacherlm.core.owners import is_own, user_name
 from teacherlm.core.places import runs_folder
 from teacherlm.core.programs import called, print_error
-from teacherlm.core.terminal import cut, escaped, plural
-
-TAIL = 20
-"""Number of lines of a log that are shown."""
-TAIL_BYTES = 2**16
-"""Number of bytes at the end of a log that are read to find these lines."""
+from teacherlm.core.terminal import cut, escaped, last_lines, plural
 
 
 @dataclass(frozen=True)
@@ -201,15 +196,6 @@ def last_line(file: Path) -> str:
         return "no log"
     lines = [line for line in last_lines(file) if line.strip()]
     return cut(lines[-1], 2000) if lines else "the log is empty"
-
-
-def last_lines(file: Path) -> list[str]:
-    """The last lines of a log, with control characters escaped."""
-    with open(file, "rb") as handle:
-        handle.seek(0, os.SEEK_END)
-        handle.seek(max(0, handle.tell() - TAIL_BYTES))
-        text = handle.read(TAIL_BYTES).decode("utf-8", "replace")
-    return [escaped(line.expandtabs()) for line in text.splitlines()[-TAIL:]]
 
 
 def logs(chain: ChainFolder, tasks: list[Task], stage: str | None) -> None:

@@ -185,6 +185,20 @@ class StageRun:
         because = because or f"{self.manifest_path} matches its inputs"
         self.processes.say(f"{subject}: done already, nothing to do ({because})")
 
+    def ends_here(self, list_missing: bool, is_done: bool | None = None) -> bool:
+        """Whether the command has nothing more to do, which it says.
+
+        Args:
+            list_missing: the command only lists what is missing: 0 for its single task, or an empty line.
+            is_done: whether the work is done, if more than the manifest decides it.
+        """
+        done = self.is_done if is_done is None else is_done
+        if list_missing:
+            print("" if done else "0")
+        elif done:
+            self.say_done()
+        return list_missing or done
+
     def say_again(self) -> None:
         """Print why the stage does its work again. If it is the first time, nothing is printed."""
         if self.manifest is not None and self.manifest["stage"] == self.stage:

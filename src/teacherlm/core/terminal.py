@@ -1,7 +1,14 @@
 """Text from other sources, made fit for a terminal: one printable line of limited length."""
 
+import os
+from pathlib import Path
+
 LONGEST = 2000
 """Maximum number of characters of a message, which may quote a server's answer or a whole file."""
+TAIL = 20
+"""Number of lines of a log that are shown."""
+TAIL_BYTES = 2**16
+"""Number of bytes at the end of a log that are read to find these lines."""
 
 
 def printable(text: str, longest: int = LONGEST) -> str:
@@ -40,3 +47,12 @@ def plural(count: int, noun: str) -> str:
 def shown(value: object) -> str:
     """The beginning of a value of the user's data, quoted for a message."""
     return repr(str(value)[:60])
+
+
+def last_lines(file: Path) -> list[str]:
+    """The last lines of a log, with control characters escaped."""
+    with open(file, "rb") as handle:
+        handle.seek(0, os.SEEK_END)
+        handle.seek(max(0, handle.tell() - TAIL_BYTES))
+        text = handle.read(TAIL_BYTES).decode("utf-8", "replace")
+    return [escaped(line.expandtabs()) for line in text.splitlines()[-TAIL:]]

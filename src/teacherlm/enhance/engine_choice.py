@@ -14,7 +14,7 @@ from pathlib import Path
 
 from teacherlm.catalog.adapters import is_adapter
 from teacherlm.catalog.chat_templates import template_size
-from teacherlm.catalog.models import GGUF, Model, local_folder
+from teacherlm.catalog.models import Model, has_only_gguf, local_folder
 from teacherlm.catalog.servers import KEY
 from teacherlm.catalog.serving import serve_words
 from teacherlm.core.errors import UserError
@@ -64,7 +64,7 @@ def make_engine(
         serve = serve_command(teacher, folder, gpus)
         served = ServedEngine(serve, teacher.name, job.server_log, sampling, flags.batch_size)
         return served, f"with a server of its own, {served.concurrency} at a time"
-    if any(folder.glob(GGUF)) and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+    if has_only_gguf(folder):
         raise UserError(f"{folder} has weights that only a server reads (*.gguf): use --engine serve")
     if flags.engine == VLLM:
         from teacherlm.enhance.engines.vllm_engine import VLLMEngine

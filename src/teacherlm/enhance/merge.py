@@ -56,11 +56,7 @@ def merge(run: StageRun, flags: MergeFlags, paths: list[Path]) -> None:
     failures = sum(part["counts"]["failures"] for part in parts)
     # If a failed record succeeded since the last merge, the numbers of failures differ.
     done = run.is_done and run.counts["failures"] == failures
-    if flags.list_missing:
-        print("" if done else "0")
-        return
-    if done:
-        run.say_done()
+    if run.ends_here(flags.list_missing, done):
         return
     if not run.is_done:
         run.say_again()

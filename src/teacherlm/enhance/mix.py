@@ -74,11 +74,7 @@ def mix(run: StageRun, flags: MixFlags, paths: list[Path]) -> None:
     inputs = {f"texts {number}": part["outputs"]["enhanced"] for number, part in enumerate(parts, 1)}
     inputs["records"] = records
     run.compare({"task_type": f"{flags.kind}_text"}, inputs)
-    if flags.list_missing:
-        print("" if run.is_done else "0")
-        return
-    if run.is_done:
-        run.say_done()
+    if run.ends_here(flags.list_missing):
         return
     run.say_again()
     counts: Counter[str] = Counter()

@@ -152,8 +152,14 @@ def meeting_port(address: str) -> str:
     """MASTER_PORT, or a free port of this machine that the system chooses."""
     if port := os.environ.get("MASTER_PORT"):
         return port
+    return str(free_port(address))
+
+
+def free_port(address: str) -> int:
+    """A port of this machine that no program listens at. The system chooses it."""
     with socket.create_server((address, 0)) as listener:
-        return str(listener.getsockname()[1])
+        port: int = listener.getsockname()[1]
+    return port
 
 
 def run_side_by_side(

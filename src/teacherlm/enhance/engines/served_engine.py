@@ -14,7 +14,8 @@ from teacherlm.core.errors import UserError
 from teacherlm.core.terminal import plural
 from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
 from teacherlm.enhance.engines.openai_engine import CONCURRENCY, OpenAIEngine
-from teacherlm.enhance.engines.server_process import ServerProcess, free_port
+from teacherlm.enhance.engines.server_process import HOST, ServerProcess
+from teacherlm.runtime.launcher import free_port
 
 
 class ServedEngine:
@@ -35,6 +36,7 @@ class ServedEngine:
         self.concurrency = concurrency or CONCURRENCY
         self.server: ServerProcess | None = None
         self.engine: OpenAIEngine | None = None
+        self.texts = 0  # since the last start
 
     def start(self) -> bool:
         """Start the server. False if a signal asked to stop before it was ready.
@@ -43,7 +45,8 @@ class ServedEngine:
             UserError: it ended before it was ready.
         """
         self.close()
-        port = free_port()
+        self.texts = 0
+        port = free_port(HOST)
         self.server = ServerProcess(self.words(port), port, self.log)
         print(f"enhance: starting the server {self.server.words[0]}; it writes to {self.log}", flush=True)
         if not self.server.await_ready():
@@ -73,20 +76,19 @@ class ServedEngine:
             assert self.engine is not None and self.server is not None
             begun = [first, *lost]
             lost.clear()
-            texts = 0
             for result in self.engine.complete(itertools.chain(begun, prompts)):
                 if isinstance(result, Failure) and self.server.has_ended():
                     lost.append(result.prompt)
                 else:
-                    texts += isinstance(result, Completion)
+                    self.texts += isinstance(result, Completion)
                     yield result
             if not self.server.has_ended() or interrupts.is_asked():
                 return
             how = self.server.how_it_ended()
             self.engine = None
-            if not texts:
+            if not self.texts:
                 raise UserError(f"the server {self.server.words[0]} {how}; it made no text since its start")
-            print(f"enhance: the server {how}; it made {plural(texts, 'text')} and is started again", flush=True)
+            print(f"enhance: the server {how}; it made {plural(self.texts, 'text')} and is started again", flush=True)
 
     def close(self) -> None:
         """End the server."""

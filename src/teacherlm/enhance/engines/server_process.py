@@ -5,7 +5,6 @@ import ctypes
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -15,7 +14,8 @@ import requests
 
 from teacherlm.core import interrupts
 from teacherlm.core.errors import UserError, reason
-from teacherlm.core.terminal import cut
+from teacherlm.core.terminal import cut, last_lines
+from teacherlm.enhance.engines.server_session import make_session
 
 HOST = "127.0.0.1"
 KEYS = ("VLLM_API_KEY", "LLAMA_API_KEY")
@@ -31,14 +31,6 @@ END_WITHIN = 5
 """Seconds that a server gets to end by itself."""
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
-
-
-def free_port() -> int:
-    """A port of this machine that no program listens at."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def end_with_parent() -> None:
@@ -94,8 +86,7 @@ class ServerProcess:
         code = self.process.poll() or 0
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         with contextlib.suppress(OSError):
-            last = self.log.read_bytes()[-4096:].decode("utf-8", "replace").split("\n")
-            if line := next((line.strip() for line in reversed(last) if line.strip()), ""):
+            if line := next((line.strip() for line in reversed(last_lines(self.log)) if line.strip()), ""):
                 how += f"; the last line of its log: {cut(line, 200)}"
         return f"{how} (all lines: {self.log})"
 
@@ -106,9 +97,7 @@ class ServerProcess:
             UserError: it ended, or is not ready in time.
         """
         began = said = time.monotonic()
-        with requests.Session() as session:
-            session.trust_env = False
-            session.headers["Authorization"] = f"Bearer {self.key}"
+        with make_session(self.address, 1, self.key) as session:
             while not interrupts.is_asked():
                 if self.has_ended():
                     raise UserError(f"the server {self.words[0]} was not ready when it {self.how_it_ended()}")
