@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from support.any_models import llama_config, save
+from support.any_models import HEADS_OF_64, llama_config, save
 from support.asked_models import generated, likeliest
 from support.files import read_lines
 from support.on_gpu import DTYPES, KIND, MODELS, PROMPTS, below_the_best, llama, needs_gpu, run_stage
@@ -101,8 +101,7 @@ def test_int8_takes_tokens_that_are_nearly_as_likely(tmp_path: Path) -> None:
 def test_vllm_begins_with_tokens_that_are_as_likely(prepared: Path, tmp_path: Path) -> None:
     pytest.importorskip("vllm", reason="needs vllm: pip install -e .[gpu]")
     torch.manual_seed(0)
-    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2, "num_key_value_heads": 1}
-    folder = save(tmp_path / "model", transformers.LlamaForCausalLM(llama_config(**sizes)))
+    folder = save(tmp_path / "model", transformers.LlamaForCausalLM(llama_config(**HEADS_OF_64)))
     words = ["--name", folder, "--input", prepared / "SAMPLE.jsonl", "--output", tmp_path / "out.jsonl"]
     words += ["--task_type", "cot_text", "--num_tokens", 8, "--temperature", 0, "--engine", "vllm"]
     done = run_stage("enhance", *words)
@@ -114,6 +113,25 @@ def test_vllm_begins_with_tokens_that_are_as_likely(prepared: Path, tmp_path: Pa
         tokens = encode_prompt(tokenizer, record["cot_text"])
         if new := tokenizer(record["cot"], add_special_tokens=False)["input_ids"][:1]:
             assert below_the_best(folder, tokens, new) < 2.0
+
+
+@needs_gpu
+def test_texts_by_vllm_do_not_depend_on_the_texts_beside_them(prepared: Path, tmp_path: Path) -> None:
+    """All records in one call, and in three shards, in vLLM's batch-invariant mode."""
+    pytest.importorskip("vllm", reason="needs vllm: pip install -e .[gpu]")
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("vLLM's batch-invariant mode needs a GPU of compute capability 8.0 or higher")
+    torch.manual_seed(0)
+    folder = save(tmp_path / "model", transformers.LlamaForCausalLM(llama_config(**HEADS_OF_64)))
+    words = ["--name", folder, "--input", prepared / "SAMPLE.jsonl", "--output", tmp_path / "out.jsonl"]
+    words += ["--task_type", "cot_text", "--num_tokens", 32, "--engine", "vllm"]
+    for more in ([], *(["--shard", f"{index}/3"] for index in range(3))):
+        done = run_stage("enhance", *words, *more)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "(batch-invariant)" in done.stdout
+    whole = read_lines(tmp_path / "out.jsonl")
+    parts = [read_lines(tmp_path / f"out.shard-{index}-of-3.jsonl") for index in range(3)]
+    assert [parts[number % 3][number // 3] for number in range(len(whole))] == whole
 
 
 def test_the_stage_s_program_writes_all_records(prepared: Path, inside: Callable, tmp_path: Path) -> None:

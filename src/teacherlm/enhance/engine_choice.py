@@ -70,8 +70,9 @@ def make_engine(
         from teacherlm.enhance.engines.vllm_engine import VLLMEngine
 
         together = gpus_together(folder, gpus)
+        within_vllm = VLLMEngine(folder, flags.dtype, sampling, together)
         described = f"with vLLM on {together} GPUs" if together > 1 else "with vLLM"
-        return VLLMEngine(folder, flags.dtype, sampling, together), described
+        return within_vllm, described + (" (batch-invariant)" if within_vllm.is_batch_invariant else "")
     from teacherlm.enhance.engines.transformers_engine import TransformersEngine
 
     batch_size = flags.batch_size or teacher.recommended("enhance.batch")

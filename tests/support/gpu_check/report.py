@@ -98,7 +98,10 @@ def driver() -> str | None:
 
 def versions() -> dict[str, str | None]:
     """Of Python and of the packages that the numbers depend on; None: not installed."""
-    return {"python": platform.python_version()} | {name: version_of(name) for name in PACKAGES}
+    import torch
+
+    found = {"python": platform.python_version()} | {name: version_of(name) for name in PACKAGES}
+    return found | {"torch": str(torch.__version__)}  # the package's version may lack the build (+cpu, +cu130)
 
 
 def version_of(package: str) -> str | None:

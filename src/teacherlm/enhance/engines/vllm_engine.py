@@ -11,7 +11,7 @@ from teacherlm.core.errors import UserError, reason
 from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
 from teacherlm.enhance.engines.server_answers import cut_at
 from teacherlm.runtime.chat_template import ChatTemplate
-from teacherlm.runtime.compat.of_vllm import engine_within, window_of
+from teacherlm.runtime.compat.of_vllm import BATCH_INVARIANT, ask_for_batch_invariance, engine_within, window_of
 from teacherlm.runtime.tokens import encode_prompt
 
 UNDER_WAY = 1024
@@ -27,6 +27,9 @@ class VLLMEngine:
         sampling: how the next token is chosen.
         gpus: number of GPUs that the teacher is divided among.
 
+    Attributes:
+        is_batch_invariant: whether a text does not depend on the texts that are written with it.
+
     Raises:
         UserError: vLLM is not installed, or cannot load the model.
     """
@@ -35,6 +38,7 @@ class VLLMEngine:
         # `complete` runs the steps in this process. With an engine in a second process, the CPU build waited for ever.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         try:
+            self.is_batch_invariant = ask_for_batch_invariance()
             from vllm import LLM, SamplingParams
         except ImportError as error:
             raise UserError(
@@ -48,8 +52,9 @@ class VLLMEngine:
             made = LLM(model=str(folder), dtype=dtype, trust_remote_code=False, tensor_parallel_size=gpus)
             self.engine = engine_within(made)
         except (ValueError, OSError, RuntimeError) as error:
+            without = f"{BATCH_INVARIANT}=0 or " if self.is_batch_invariant else ""
             raise UserError(
-                f"vLLM cannot load the model in {folder}: {reason(error)}; --engine transformers (in a chain "
+                f"vLLM cannot load the model in {folder}: {reason(error)}; {without}--engine transformers (in a chain "
                 "ENGINE=transformers) may load it"
             ) from error
         self.window = window_of(self.engine)
@@ -85,6 +90,10 @@ class VLLMEngine:
                 if output.finished:
                     prompt = under_way.pop(output.request_id)
                     yield self.completion(prompt, output)
+
+    def summary(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {"batch_invariant": self.is_batch_invariant}
 
     def completion(self, prompt: Prompt, output: Any) -> Completion:
         made = output.outputs[0]
