@@ -19,7 +19,10 @@ from teacherlm.catalog.models import find_model, local_folder
 from teacherlm.catalog.prompt_sets import load_prompts
 from teacherlm.catalog.sources import read_split
 
-VLLM = Contender("vllm-bf16", "vLLM, through this project's engine", "bfloat16", peer=True)
+WITH_VLLM = [
+    Contender("vllm", "vLLM, through this project's engine", "float32", peer=True),
+    Contender("vllm-bf16", "vLLM, through this project's engine", "bfloat16", peer=True),
+]
 CONTENDERS = [
     Contender("reference", "the reference's loop: generate, batch 1", "float32", once=True),
     Contender("reference-bf16", "the reference's loop: generate, batch 1", "bfloat16", once=True),
@@ -42,15 +45,15 @@ def main() -> None:
     parser.add_argument("--contenders", help="the contenders, separated by commas; the first one is the reference")
     parser.add_argument("--contender", help=argparse.SUPPRESS)  # the process of one contender
     args = parser.parse_args()
-    has_vllm = args.vllm_python or args.contender == VLLM.name or importlib.util.find_spec("vllm")
-    contenders = [*CONTENDERS, *([VLLM] if has_vllm else [])]
+    has_vllm = args.vllm_python or importlib.util.find_spec("vllm")
+    contenders = [*CONTENDERS, *(WITH_VLLM if has_vllm else [])]
     if args.contender:
         print(json.dumps(measure(next(c for c in contenders if c.name == args.contender), args)))
         return
     contenders = choose(contenders, args.contenders)
     words = [f"--{name}={getattr(args, name)}" for name in ("model", "records", "num_tokens", "batch_size")]
     words += [f"--data={args.data}"] if args.data else []
-    pythons = {VLLM.name: args.vllm_python} if args.vllm_python else {}
+    pythons = {contender.name: args.vllm_python for contender in WITH_VLLM if args.vllm_python}
     measured = run_alternately(__spec__.name, contenders, words, args.repetitions, pythons)
     rows = summarize(contenders, measured, "records/s", contenders[0].name)
     write_results(HERE / "results" / "enhance.json", rows)

@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": ("scoring.main", "score a model and a student's checkpoints"),
     "evaluate-shards": ("scoring.launch", "score a model with a process per GPU, like run_hf.sh"),
     "score-texts": ("scoring.text_scores", "score the teacher's texts, for EXPLANATIONS=best"),
+    "judge": ("dataset.judge", "let a language model judge the teacher's texts, for EXPLANATIONS=best"),
     "table": ("report.table", "print the table of a run"),
     "report": ("report.main", "make the page of a run's folder"),
     "compare": ("report.compare", "make a page and tables that compare runs"),
