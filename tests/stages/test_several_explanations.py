@@ -18,11 +18,10 @@ from support.programs import only_error
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from teacherlm.catalog.explanations import Explanations
-from teacherlm.catalog.prompt_sets import load_prompts
 from teacherlm.catalog.prompts import remove_duplicated_block
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
-from teacherlm.dataset.joined import with_training_texts
+from teacherlm.dataset.joined import joined_records
 from teacherlm.dataset.post_process import list_dropped, without_flagged
 
 RECORDS, TEXTS = 6, 4
@@ -291,8 +290,7 @@ def test_memory_does_not_grow_with_the_number_of_samples(folder: Folder) -> None
         file.write_text(f"{json.dumps(record)}\n" * count)
         lines = [{**flagged, "sample": number} for number in range(1, count + 1)]
         quality.write_text("".join(f"{json.dumps({**said, 'flags': {}})}\n{json.dumps(said)}\n" * 2 for said in lines))
-        stream = partial(with_training_texts, load_prompts(), {"cot": file}, Explanations("all"))
-        next(stream())  # the templates are compiled
+        stream = partial(joined_records, {"cot": file}, Explanations("all"))
         tracemalloc.start()
         counts = list_dropped(quality, ["cut"], folder.path / "dropped.jsonl")
         rows = sum(1 for _ in without_flagged(stream, quality, ["cut"]))

@@ -1,15 +1,16 @@
 """Prompt sets: what the teacher is asked, and how its text is joined to a sample. Each is a YAML file in `prompts/`.
 
 From a kind of explanation `cot` follow the field `cot_text` (the teacher's prompt), `cot` (its text), `cot_tail` (the
-explanation after the answer), and `cot_first` (the explanation before it). docs/reference/prompts.md describes the
-YAML. Its templates are Jinja2 in a sandbox, because a prompt is data and not code.
+explanation after the answer), `cot_first` (the explanation before it), and `cot_shuffled` (the control: the explanation
+of another sample with the same answer, in the place of the own one in `cot_tail`). docs/reference/prompts.md describes
+the YAML. Its templates are Jinja2 in a sandbox, because a prompt is data and not code.
 """
 
 import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Annotated, Any, Self
 import jinja2
 from pydantic import model_validator
 
+from teacherlm.catalog import text_parts
 from teacherlm.catalog.prompts import ANSWER_MARK, DEFAULT, LETTERS, Question, remove_duplicated_block, split_choices
 from teacherlm.catalog.templates import ERRORS, compile_template, fields_of, render
 from teacherlm.core.errors import UserError
@@ -28,13 +30,15 @@ from teacherlm.core.yaml_fields import Switch, Whole, named, read_yaml
 
 FOLDER = ROOT / "prompts"
 NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
-SUFFIXES = ("text", "hint", "tail", "first", "completions", "thinking", "ended", "source", "attempts")
+SUFFIXES = ("text", "hint", "tail", "first", "shuffled", "completions", "thinking", "ended", "source", "attempts")
 """What a kind's fields in a record end with, apart from the field of the kind's own name."""
+SHUFFLED = "_shuffled"
+"""What the names of control fields end with."""
 NUMBERS = ("sample_number", "text_number")
 """The fields that number the rows of a dataset with a row per text. Both count from 1."""
 TAKEN = (
     *("text", "all", "question", "answer", "preamble", "task_name", "prompt", "explanation", "sample", "letter"),
-    *NUMBERS,
+    *(*NUMBERS, text_parts.COLUMN),
 )
 """Names that no kind and no field of several kinds may have, because they mean something else."""
 OF_QUESTION = ("preamble", "question", "choices", "sample")
@@ -117,9 +121,10 @@ class PromptSet:
                 raise ValueError(f"kinds: {name}: attempts: a number from 1 to 100 was expected, found {kind.attempts}")
         for name in self.fields:
             require_name(f"fields: {name}", name)
-            if name in made:
-                raise ValueError(f"fields: {name}: this field is already made by {made[name]}")
-            made[name] = "another field"
+            for taken in (name, shuffled(name)):
+                if taken in made:
+                    raise ValueError(f"fields: {name}: the field {taken!r} is already made by {made[taken]}")
+                made[taken] = "another field"
         _ = self.templates  # they are compiled here, and kept
         return self
 
@@ -154,16 +159,18 @@ class PromptSet:
     def reserved(self) -> tuple[str, ...]:
         """Fields that the pipeline adds to a sample. They would overwrite a dataset's fields of the same names."""
         of_kinds = [f"{name}_{suffix}" for name in self.kinds for suffix in SUFFIXES]
-        return ("text", "all", *NUMBERS, *self.kinds, *of_kinds, *self.fields)
+        of_several = [*self.fields, *map(shuffled, self.fields)]
+        return ("text", "all", *NUMBERS, text_parts.COLUMN, *self.kinds, *of_kinds, *of_several)
 
     @cached_property
     def training_fields(self) -> dict[str, tuple[str, ...]]:
         """Field that a student can be trained on -> the kinds of explanation that it needs."""
         found: dict[str, tuple[str, ...]] = {"text": (), "all": (next(iter(self.kinds)),)}
         for name in self.kinds:
-            found |= dict.fromkeys((name, f"{name}_tail", f"{name}_first"), (name,))
+            found |= dict.fromkeys((name, f"{name}_tail", f"{name}_first", shuffled(name)), (name,))
         for name, source in self.fields.items():
-            found[name] = tuple(kind for kind in self.kinds if kind in fields_of(source))
+            needed = tuple(kind for kind in self.kinds if kind in fields_of(source))
+            found |= dict.fromkeys((name, shuffled(name)), needed)
         return found
 
     def prompt_fields(self, question: Question, sample: Record, where: str) -> dict[str, str]:
@@ -181,7 +188,8 @@ class PromptSet:
         return made
 
     def training_texts(self, record: Record, explanations: Mapping[str, str], where: str) -> dict[str, str]:
-        """The fields that are made of explanations: KIND_tail and KIND_first for each kind, and those of several kinds.
+        """The fields that are made of explanations: KIND_tail and KIND_first for each kind, those of several kinds, and
+        `parts`, which says what is question, answer and explanation in each of them.
 
         Args:
             record: the sample with its prompt fields, of which `text` says what the question is.
@@ -190,16 +198,79 @@ class PromptSet:
         Raises:
             UserError: a template fails.
         """
+        made = self.rendered(self.forms(explanations), record, explanations, where)
+        spans = {} if (plain := text_parts.spans_of_plain(record["text"])) is None else {"text": plain}
+        return {
+            **made,
+            text_parts.COLUMN: text_parts.written({**spans, **self.parts(made, record, explanations, where)}),
+        }
+
+    def shuffled_texts(self, record: Record, explanations: Mapping[str, str], where: str) -> dict[str, str]:
+        """The control fields KIND_shuffled, and those of several kinds: the explanations of another sample in the
+        places of a record's own ones. `parts` also has the record's own parts.
+
+        Args:
+            record: a record with its `training_texts`.
+            explanations: kind -> the text about the other sample.
+
+        Raises:
+            UserError: a template fails.
+        """
+        forms = {name: form for name, form in self.forms(explanations).items() if not form.endswith(" first")}
+        made = {shuffled(name): text for name, text in self.rendered(forms, record, explanations, where).items()}
+        spans = json.loads(record[text_parts.COLUMN]) | self.parts(made, record, explanations, where)
+        return {**made, text_parts.COLUMN: text_parts.written(spans)}
+
+    def forms(self, kinds: Collection[str]) -> dict[str, str]:
+        """Field -> its template, for the fields that these kinds of explanation suffice for."""
+        found = {f"{name}_{form}": f"{name} {form}" for form in ("tail", "first") for name in kinds}
+        of_several = [name for name in self.fields if all(kind in kinds for kind in self.training_fields[name])]
+        return found | {name: name for name in of_several}
+
+    def rendered(
+        self,
+        forms: Mapping[str, str],
+        record: Record,
+        explanations: Mapping[str, str],
+        where: str,
+        marked: bool = False,
+    ) -> dict[str, str]:
+        """Field -> its text.
+
+        Args:
+            marked: whether the answer and the explanations have marks; see text_parts.py.
+        """
         values = values_of_text(record)
+        prompts = {name: record[f"{name}_text"] for name in explanations}
+        if marked:
+            letter = text_parts.marked_letter(values["letter"])
+            values |= {"text": text_parts.marked_text(record["text"]), "letter": letter}
+            prompts = {name: text_parts.marked_text(prompt) for name, prompt in prompts.items()}
+            explanations = {name: text_parts.marked_explanation(one) for name, one in explanations.items()}
         made = {}
-        for form in ("tail", "first"):
-            for name, text in explanations.items():
-                of_kind = {**values, "prompt": record[f"{name}_text"], "explanation": text}
-                made[f"{name}_{form}"] = self.cleaned(self.render(f"{name} {form}", of_kind, where))
-        for name in self.fields:
-            if all(kind in explanations for kind in self.training_fields[name]):
-                made[name] = self.cleaned(self.render(name, {**values, **explanations}, where))
+        for name, template in forms.items():
+            known = {**values, **explanations}
+            if template not in self.fields:
+                kind = template.partition(" ")[0]
+                known |= {"prompt": prompts[kind], "explanation": explanations[kind]}
+            made[name] = self.cleaned(self.render(template, known, where))
         return made
+
+    def parts(
+        self, made: Mapping[str, str], record: Record, explanations: Mapping[str, str], where: str
+    ) -> dict[str, text_parts.Spans]:
+        """Field -> its parts, where they are known.
+
+        Args:
+            made: field -> its text.
+        """
+        forms = self.forms(explanations)
+        shuffled_forms = {shuffled(name): template for name, template in forms.items()}
+        marked = self.rendered(
+            {name: {**shuffled_forms, **forms}[name] for name in made}, record, explanations, where, True
+        )
+        found = {name: text_parts.spans_of(marked[name], text) for name, text in made.items()}
+        return {name: spans for name, spans in found.items() if spans is not None}
 
     def render(self, template: str, values: Mapping[str, Any], where: str) -> str:
         try:
@@ -224,8 +295,14 @@ class PromptSet:
         made: list[object] = [described]
         for question in questions:
             fields = self.prompt_fields(question, {}, self.name)
-            made += [fields, self.training_texts(fields, {kind: f" {kind}  . " for kind in self.kinds}, "")]
+            texts = self.training_texts(fields, {kind: f" {kind}  . " for kind in self.kinds}, "")
+            made += [fields, {name: text for name, text in texts.items() if name != text_parts.COLUMN}]
         return {"path": f"prompts/{self.name}", "sha256": hashlib.sha256(json.dumps(made).encode()).hexdigest()}
+
+
+def shuffled(name: str) -> str:
+    """The control of a kind (`cot`), of its field `cot_tail`, or of a field of several kinds (`full_tail`)."""
+    return name.removesuffix("_tail") + SHUFFLED
 
 
 def conclusion(text: str) -> tuple[str, str] | None:

@@ -233,6 +233,7 @@ def merge(settings: Settings, facts: Facts, shards: Mapping[str, int], layout: L
     texts = explanations_of(settings, facts)
     made += ["--explanations", texts.setting] if texts.setting != "first" else []
     made += ["--scorer", texts.scorer] if texts.scorer else []
+    made += ["--seed", settings.seed]
     scorer, of_scorer = scorer_of(settings, facts)
 
     def commands(index: int | None, more: Sequence[str]) -> list[Command]:

@@ -35,6 +35,7 @@ STAGE_VERSIONS = {
     "atlas evaluate": 2,  # released LayerNorm, prompts whose options are too long, checks of the index
     "atlas train": 2,  # frozen encoder without dropout, skipped steps, warm-up counted in batches
     "prepare_mmlu": 2,  # one kind of line break
+    "post_process": 2,  # KIND_shuffled, parts
     "evaluate": 2,  # BOS before contexts, tokenization as in finetuning, plain attention as in finetuning
 }
 """Stage -> the version of its code, 1 by default. Raise the version when a change of the code changes the numbers that

@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from teacherlm.catalog.explanations import FIRST, Explanations, scores_file, texts_of, with_text
-from teacherlm.catalog.prompt_sets import NUMBERS, PromptSet
+from teacherlm.catalog.prompt_sets import NUMBERS
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.records import Record, read_records
 
 
-def with_training_texts(
-    prompts: PromptSet, enhanced: dict[str, Path], explanations: Explanations = FIRST
-) -> Iterator[tuple[str, Record]]:
-    """The joined records of the enhanced files, which have the same samples in the same order.
+def joined_records(enhanced: dict[str, Path], explanations: Explanations = FIRST) -> Iterator[tuple[str, Record]]:
+    """(where it comes from, the joined record) for each row. The files have the same samples in the same order.
 
     The field `all` is that of the first kind, which is cot if it exists.
     """
@@ -23,7 +21,6 @@ def with_training_texts(
         (first, (number, record)), *_ = parts.items()
         where = f"{enhanced[first]}, line {number}"
         joined = dict(record)
-        texts = {}
         for kind, (other_number, other) in parts.items():
             there = f"{enhanced[kind]}, line {other_number}"
             for needed in (kind, f"{kind}_text", "all", "text"):
@@ -35,10 +32,10 @@ def with_training_texts(
                 raise UserError(
                     f"{there}: the sample differs from that in {where}; the enhanced files must have the same samples"
                 )
-            texts[kind] = joined[kind] = other[kind]
+            joined[kind] = other[kind]
             joined |= {name: other[name] for name in (f"{kind}_ended", f"{kind}_thinking") if name in other}
             joined["all"] = record["all"]
-        yield where, {**joined, **prompts.training_texts(joined, texts, where)}
+        yield where, joined
 
 
 def rows_of(enhanced: dict[str, Path], explanations: Explanations) -> Iterator[dict[str, tuple[int, Record]]]:

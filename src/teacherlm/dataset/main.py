@@ -7,9 +7,9 @@ otherwise from the source of the previous call, otherwise from the hub.
 1. prepare: write CREAK.jsonl (each training sample with its prompt fields), the test set for evaluate/, and
    CREAK/, a DatasetDict with the same fields.
 2. post-process, if CREAK_cot.jsonl (or another kind of explanation) exists: write CREAK_quality.jsonl with the faults
-   of each text, and replace CREAK/ by the train Dataset with `cot`, `all`, `cot_tail` and `cot_first`, and the same of
-   the other kinds (also `full_tail` if all three kinds exist). With --explanations, the dataset of several texts per
-   sample has a name of its own, such as CREAK_all/.
+   of each text, and replace CREAK/ by the train Dataset with `cot`, `all`, `cot_tail`, `cot_first`, the control
+   `cot_shuffled`, and the same of the other kinds (also `full_tail` if all three kinds exist). With --explanations,
+   the dataset of several texts per sample has a name of its own, such as CREAK_all/.
 
 Work that is done and unchanged is skipped.
 """
@@ -96,6 +96,7 @@ class PrepareFlags:
     scorer: str = flag(
         "", help="for --explanations best: the model whose scores count (see `teacherlm score-texts`)", group=TEXTS
     )
+    seed: int = flag(0, help="seed of the control fields KIND_shuffled", least=0, group=TEXTS)
     list_missing: bool = flag(False, help=LIST_MISSING, group=SAMPLES)
 
     @property
@@ -151,8 +152,22 @@ def make(flags: PrepareFlags, benchmark: Benchmark, prompts: PromptSet) -> None:
         if is_theirs(flags.output_dir / benchmark.title):
             find_source(benchmark, None, flags.output_dir)
             keep_source(benchmark, flags.output_dir)
-        test = flags.test_dir / benchmark.name
-        PostProcessing(benchmark, prompts, enhanced, flags.output_dir, test, flags.filter, flags.texts).run()
+        post_processing(flags, benchmark, prompts, enhanced).run()
+
+
+def post_processing(
+    flags: PrepareFlags, benchmark: Benchmark, prompts: PromptSet, enhanced: dict[str, Path]
+) -> PostProcessing:
+    return PostProcessing(
+        benchmark=benchmark,
+        prompts=prompts,
+        enhanced=enhanced,
+        folder=flags.output_dir,
+        test=flags.test_dir / benchmark.name,
+        unwanted=flags.filter,
+        explanations=flags.texts,
+        seed=flags.seed,
+    )
 
 
 def files_of(flags: PrepareFlags, benchmark: Benchmark, prompts: PromptSet) -> dict[str, Path]:
@@ -188,7 +203,7 @@ def is_done(flags: PrepareFlags, benchmark: Benchmark, prompts: PromptSet) -> bo
         if not run.is_done:
             return False
     if enhanced:
-        return PostProcessing(benchmark, prompts, enhanced, folder, test, flags.filter, flags.texts).is_done()
+        return post_processing(flags, benchmark, prompts, enhanced).is_done()
     return prompts_run(benchmark, prompts, folder / benchmark.title, jsonl, test).is_done
 
 

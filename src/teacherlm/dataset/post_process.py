@@ -19,7 +19,7 @@ from teacherlm.core.records import Record, read_records, write_records
 from teacherlm.core.stage_run import StageRun
 from teacherlm.core.terminal import plural
 from teacherlm.dataset.dataset_folder import Stream
-from teacherlm.dataset.joined import with_scores, with_training_texts
+from teacherlm.dataset.joined import joined_records, with_scores
 from teacherlm.dataset.quality import (
     dropped_samples,
     kinds_with_ends,
@@ -29,6 +29,7 @@ from teacherlm.dataset.quality import (
     reasons_to_drop,
 )
 from teacherlm.dataset.saved_folder import refuse_theirs, save
+from teacherlm.dataset.training_rows import training_rows
 
 
 def enhanced_files(benchmark: Benchmark, folder: Path, prompts: PromptSet) -> dict[str, Path]:
@@ -47,6 +48,7 @@ class PostProcessing:
         test: the folder of the test set. Texts that overlap with it get a flag.
         unwanted: the flags whose samples are dropped; with a row per text, the flags whose texts are dropped.
         explanations: which of a sample's texts the dataset has.
+        seed: seed of the control fields (training_rows.py).
     """
 
     benchmark: Benchmark
@@ -56,6 +58,7 @@ class PostProcessing:
     test: Path
     unwanted: Sequence[str]
     explanations: Explanations = FIRST
+    seed: int = 0
 
     @property
     def of_first_texts(self) -> "PostProcessing":
@@ -88,8 +91,8 @@ class PostProcessing:
         return self.folder / "-".join([f"{name}_without" if self.unwanted else name, *self.unwanted])
 
     def stream(self) -> Iterator[tuple[str, Record]]:
-        """(where it comes from, the record with its fields for finetuning) of each sample or text."""
-        return with_training_texts(self.prompts, self.enhanced, self.explanations)
+        """(where it comes from, the joined record) of each sample or text."""
+        return joined_records(self.enhanced, self.explanations)
 
     def measure(self) -> None:
         """Write the quality file if it is missing or out of date."""
@@ -125,21 +128,22 @@ class PostProcessing:
             refuse_theirs(saved)
         run.say_again()
         outputs, counts = {"dataset": saved}, {}
-        if not unwanted:
-            count = save(self.stream, saved)
-        elif self.explanations.has_every_text:
+        kept = self.stream
+        if unwanted and self.explanations.has_every_text:
             outputs["dropped"] = dropped_list(saved)
             counts = list_dropped(self.quality, unwanted, outputs["dropped"])
-            count = save(partial(without_flagged, self.stream, self.quality, unwanted), saved)
-        else:
+            kept = partial(without_flagged, self.stream, self.quality, unwanted)
+        elif unwanted:
             dropped = dropped_samples(self.quality, unwanted)
-            count = save(partial(without, self.stream, dropped), saved)
+            kept = partial(without, self.stream, dropped)
             reasons = Counter(why for reasons in dropped.values() for why in reasons)
             counts = {
                 "dropped": len(dropped),
                 "dropped_for": dict(sorted(reasons.items())),
                 "dropped_samples": [*dropped],
             }
+        with training_rows(kept, self.prompts, [*self.enhanced], self.seed, saved.parent) as rows:
+            count = save(rows, saved)
         run.finish(outputs, {"train": count, **counts})
         said = f"; the filter dropped {counts['dropped']}" if unwanted else ""
         what = "text" if self.explanations.has_every_text else "sample"
@@ -165,6 +169,7 @@ class PostProcessing:
             inputs["quality"] = manifests.describe(self.quality, run.known.get("quality"))
         arguments: dict[str, Any] = {"filter": list(self.unwanted)} if self.unwanted else {}
         arguments |= {} if self.explanations.setting == "first" else {"explanations": self.explanations.setting}
+        arguments["seed"] = self.seed
         run.compare(arguments, inputs)
         return run
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, Value, concatenate_datasets
 
-from teacherlm.catalog.prompt_sets import NUMBERS
+from teacherlm.catalog.prompt_sets import NUMBERS, SHUFFLED
 from teacherlm.catalog.prompts import completion_start
 from teacherlm.core.errors import UserError
 from teacherlm.core.saved_datasets import load_saved
@@ -127,7 +127,8 @@ def encode_batch(
     texts = batch[field]
     for place, text in zip(places, texts):
         if not text:
-            raise UserError(f"sample {numbers[place] + 1}: the field {field!r} is empty; remove this sample")
+            why = ": no other sample has its right answer" if field.endswith(SHUFFLED) else ""
+            raise UserError(f"sample {numbers[place] + 1}: the field {field!r} is empty{why}; remove this sample")
     if completion_only and not tokenizer.is_fast:
         raise UserError("--loss_on completion needs a fast tokenizer (tokenizer.json); leave it out for this student")
     before, after = special_tokens(tokenizer)

@@ -1,0 +1,102 @@
+"""The parts of a text that a student is trained on: the question, the right answer, and the explanations.
+
+A template may put them in any order and change their blanks. The parts are therefore found by rendering the template a
+second time, with marks around the answer's letter and around each explanation. If the template makes another text with
+marks, its parts are unknown.
+"""
+
+import itertools
+import json
+from collections.abc import Sequence
+
+from teacherlm.catalog.prompts import ANSWER_MARK, completion_start
+from teacherlm.core.records import Record
+
+PARTS = ("question", "answer", "explanation")
+QUESTION, ANSWER, EXPLANATION = range(len(PARTS))
+COLUMN = "parts"
+"""The field of a dataset with the parts of a row's training texts: JSON, {field: [[part, end], ...]}. `end` is the
+number of characters up to the end of the part."""
+
+Spans = list[list[str | int]]
+"""[[part, end], ...], without gaps: ["question", 118] is the text up to its 118th character."""
+
+OPEN_ANSWER, CLOSE_ANSWER, OPEN_EXPLANATION, CLOSE_EXPLANATION = "\ufdd0\ufdd1\ufdd2\ufdd3"
+"""Code points that are not characters (Unicode, section 23.7), so that no text has them."""
+
+
+def marked_text(text: str) -> str:
+    """A sample's text (`Q: ... A: The answer is (B).`) with marks around the letter of its right answer."""
+    before, mark, after = text.rpartition(ANSWER_MARK)
+    return f"{before}{mark}{marked_letter(after[:1])}{after[1:]}" if after else text
+
+
+def marked_letter(letter: str) -> str:
+    return f"{OPEN_ANSWER}{letter}{CLOSE_ANSWER}"
+
+
+def marked_explanation(text: str) -> str:
+    """An explanation with marks inside of its outer blanks, which a template may trim."""
+    core = text.strip()
+    start = text.find(core)
+    return f"{text[:start]}{OPEN_EXPLANATION}{core}{CLOSE_EXPLANATION}{text[start + len(core) :]}" if core else text
+
+
+def spans_of(marked: str, plain: str) -> Spans | None:
+    """The parts of a text, from the text with marks; None if they are unknown.
+
+    The question is what precedes the first mark. The answer is the letter with the punctuation after it. Everything
+    else is explanation: a template's words before an explanation, or between it and the answer, are learned with it.
+    Without an explanation, everything after the question is the answer.
+    """
+    kinds: list[int | None] = []
+    state: int | None = None
+    closed = False  # whether the last character closed the answer; punctuation still belongs to it
+    for character in marked:
+        if character in (OPEN_ANSWER, OPEN_EXPLANATION):
+            state = ANSWER if character == OPEN_ANSWER else EXPLANATION
+        elif character in (CLOSE_ANSWER, CLOSE_EXPLANATION):
+            closed, state = state == ANSWER, None
+        else:
+            closed = closed and state is None and not (character.isalnum() or character.isspace())
+            kinds.append(ANSWER if closed else state)
+    if (
+        len(kinds) != len(plain)
+        or "".join(one for one in marked if not OPEN_ANSWER <= one <= CLOSE_EXPLANATION) != plain
+    ):
+        return None
+    first = next((place for place, kind in enumerate(kinds) if kind is not None), None)
+    if first is None:
+        return None
+    other = EXPLANATION if EXPLANATION in kinds else ANSWER
+    found = [QUESTION] * first + [other if kind is None else kind for kind in kinds[first:]]
+    return run_lengths(found)
+
+
+def run_lengths(kinds: Sequence[int]) -> Spans:
+    spans: Spans = []
+    end = 0
+    for kind, run in itertools.groupby(kinds):
+        end += sum(1 for _ in run)
+        spans.append([PARTS[kind], end])
+    return spans
+
+
+def spans_of_plain(text: str) -> Spans | None:
+    """The parts of a text without an explanation (`Q: ... A: The answer is (B).`); None if it has no answer."""
+    start = completion_start(text)
+    return None if start is None else [[PARTS[QUESTION], start], [PARTS[ANSWER], len(text)]]
+
+
+def written(spans: dict[str, Spans]) -> str:
+    """The field COLUMN of a row."""
+    return json.dumps(spans, separators=(",", ":"))
+
+
+def read(row: Record, field: str) -> Spans | None:
+    """The parts of a field of a row, whose field COLUMN may be missing; None if they are unknown."""
+    known = json.loads(row[COLUMN]) if row.get(COLUMN) else {}
+    if field in known:
+        spans: Spans = known[field]
+        return spans
+    return spans_of_plain(row[field]) if field == "text" else None
