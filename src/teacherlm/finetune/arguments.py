@@ -24,6 +24,7 @@ from teacherlm.core.places import ROOT
 from teacherlm.core.redaction import is_secret, secret_settings
 from teacherlm.core.terminal import shown
 from teacherlm.finetune.known_flags import FORMER, HARMLESS, HELP, OPTIMIZERS, REFUSED, SCHEDULES_WITH_LOSS
+from teacherlm.finetune.loss_parts import parse_shares
 from teacherlm.finetune.optimizers import check_optimizer
 from teacherlm.finetune.processes import meet_alone
 from teacherlm.runtime import gpu
@@ -71,6 +72,13 @@ class FinetuneArguments:
         metadata={
             "help": "what has the same weight in the loss of a step: every token, every sample, or every batch of a "
             "device (batch is the reference's mean)"
+        },
+    )
+    loss_weights: str | None = field(
+        default=None,
+        metadata={
+            "help": "PART:WEIGHT,PART:WEIGHT: the loss is the weighted sum of the means over these parts of the texts "
+            "(question, answer, explanation), such as answer:0.5,explanation:0.5; other parts have no loss"
         },
     )
     packing: bool = field(
@@ -319,6 +327,10 @@ def check_effects(given: Mapping[str, Any]) -> None:
     for name, (other, values) in needs.items():
         if name in given and (other not in given or (values and given[other] not in values)):
             raise UserError(f"--{name} needs --{other}{' ' + ' or '.join(values) if values else ''}")
+    if given.get("loss_weights"):
+        parse_shares(given["loss_weights"])
+        if "loss_on" in given:
+            raise UserError("--loss_on has no effect with --loss_weights, which says what has a loss; leave it out")
     schedule = getattr(given.get("lr_scheduler_type"), "value", given.get("lr_scheduler_type"))
     if schedule in SCHEDULES_WITH_LOSS:
         raise UserError(f"--lr {schedule} is not supported here: it needs the loss of an evaluation at each step")

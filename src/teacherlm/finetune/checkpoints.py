@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from teacherlm.catalog.text_parts import PARTS
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import remove, set_aside, whole_file
@@ -34,7 +35,7 @@ RUN_SHAPE = {
 }
 STATE = "trainer_state.json"
 """The file in a checkpoint with the state of the Trainer and of its callbacks."""
-KEPT_LOSS = {"args": {"total": float, "since": int}}
+KEPT_LOSS = {"args": {"total": float, "since": int, "parts?": [float], "occurred?": [float]}}
 PARTIAL = ".partial"
 """The folder in which a checkpoint is written until it is complete."""
 FORMER_RUNNING_LOSS = "running_loss.json"
@@ -123,17 +124,21 @@ def check_resumable(checkpoint: Path, training: TrainingArguments) -> None:
             )
 
 
-def read_running_loss(checkpoint: Path) -> tuple[float, int]:
-    """Return (the sum of the losses since the last log line, the step of that line) from a checkpoint.
+def read_running_loss(checkpoint: Path) -> dict[str, Any]:
+    """The arguments of RunningLoss that a checkpoint keeps.
 
     Raises:
         UserError: the checkpoint's file cannot be read.
     """
     kept = require_object(checkpoint / STATE, {"stateful_callbacks?": {"RunningLoss?": KEPT_LOSS}})
     if (carried := kept.get("stateful_callbacks", {}).get("RunningLoss")) is not None:
-        return carried["args"]["total"], carried["args"]["since"]
+        kept_arguments: dict[str, Any] = carried["args"]
+        for name in ("parts", "occurred"):
+            if len(kept_arguments.get(name, PARTS)) != len(PARTS):
+                raise UserError(f"{checkpoint / STATE}: RunningLoss: {name}: {len(PARTS)} numbers were expected")
+        return kept_arguments
     former = require_object(checkpoint / FORMER_RUNNING_LOSS, {"sum": float, "since": int})
-    return former["sum"], former["since"]
+    return {"total": former["sum"], "since": former["since"]}
 
 
 def require_own_states(checkpoint: Path) -> None:

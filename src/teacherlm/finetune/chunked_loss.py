@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from teacherlm.catalog.text_parts import PARTS
 from teacherlm.finetune.collators import NO_LOSS
 from teacherlm.runtime.compat.of_transformers import forget_loss_function
 from teacherlm.runtime.loading import base_model
@@ -31,10 +32,12 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         weight_VD: the weight of the output layer.
         labels_N: the next tokens, int64; positions with NO_LOSS are skipped.
         weights_N: the weight of each position in the sum, float32.
+        parts_N: the part that each position belongs to, or None.
+        sums_P: the sums of the parts, to which those of these positions are added, or None.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND, weight_VD, labels_N, weights_N):
+    def forward(ctx: Any, hidden_ND, weight_VD, labels_N, weights_N, parts_N=None, sums_P=None):
         device = hidden_ND.device.type
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
         matrix_VD = weight_VD.to(compute)
@@ -48,8 +51,10 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             for places in kept.split(max(1, CHUNK // len(weight_VD))):
                 rows_ND, weight_N1 = hidden_ND[places].to(compute), (weights_N[places, None] / scale).to(exact)
-                chunk_loss, grad_NV = loss_and_gradient((rows_ND @ matrix_VD.T).to(exact), labels_N[places], weight_N1)
-                loss += chunk_loss
+                loss_N1, grad_NV = loss_and_gradient((rows_ND @ matrix_VD.T).to(exact), labels_N[places], weight_N1)
+                loss += loss_N1.sum()
+                if sums_P is not None:
+                    sums_P.index_add_(0, parts_N[places], (loss_N1[:, 0] * scale).to(sums_P.dtype))
                 grad_NV = grad_NV.to(compute)
                 if hidden_grad_ND is not None:
                     hidden_grad_ND[places] = (grad_NV @ matrix_VD).to(hidden_ND.dtype)
@@ -63,25 +68,32 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad):
         *gradients, scale = ctx.saved_tensors
-        return *(None if part is None else part.mul_((grad * scale).to(part.dtype)) for part in gradients), None, None
+        both = (None if part is None else part.mul_((grad * scale).to(part.dtype)) for part in gradients)
+        return *both, None, None, None, None
 
 
 def loss_and_gradient(logits_NV, labels_N, weight_N1):
-    """The sum of token weight x cross-entropy, and its gradient by the logits, which overwrites the logits."""
+    """Token weight x cross-entropy of each row, and the gradient of their sum by the logits, which overwrites them."""
     logits_NV -= logits_NV.amax(1, keepdim=True)
     chosen_N1 = logits_NV.gather(1, labels_N[:, None])
     total_N1 = logits_NV.exp_().sum(1, keepdim=True)
-    loss = ((total_N1.log() - chosen_N1) * weight_N1).sum()
-    return loss, logits_NV.mul_(weight_N1 / total_N1).scatter_add_(1, labels_N[:, None], -weight_N1)
+    loss_N1 = (total_N1.log() - chosen_N1) * weight_N1
+    return loss_N1, logits_NV.mul_(weight_N1 / total_N1).scatter_add_(1, labels_N[:, None], -weight_N1)
+
+
+def zeros_of_parts(device: torch.device) -> torch.Tensor:
+    """A sum for each of PARTS."""
+    return torch.zeros(len(PARTS), dtype=torch.float32, device=device)
 
 
 def use_chunked_loss(model: PreTrainedModel, whole: bool = False) -> Callable[[], None]:
     """Let a causal model return `loss`, the sum of token weight x cross-entropy, for `labels` and
     `token_weights` [B, T].
 
-    The labels are already the next tokens. The sum is computed in the call of the output layer, because ZeRO-3 gathers
-    the layer's weights only there. A model computes all logits at once if it changes them after the matrix product, or
-    if its output layer is not a plain linear layer without bias.
+    If the call has `parts` [B, T], the sums of the parts are in the attribute `part_losses` of the model inside any
+    adapters afterwards. The labels are already the next tokens. The sum is computed in the call of the output layer,
+    because ZeRO-3 gathers the layer's weights only there. A model computes all logits at once if it changes them after
+    the matrix product, or if its output layer is not a plain linear layer without bias.
 
     Args:
         whole: whether to compute all logits at once for any model.
@@ -94,14 +106,18 @@ def use_chunked_loss(model: PreTrainedModel, whole: bool = False) -> Callable[[]
     plain = type(head) is torch.nn.Linear and head.bias is None
     text = inner.config.get_text_config()
     plain = plain and not whole and not any(getattr(text, name, None) for name in SCALED)
-    batch: dict[str, torch.Tensor] = {}
+    batch: dict[str, Any] = {}
 
     def begin(_: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         batch["labels"], batch["token_weights"] = kwargs["labels"].flatten(), kwargs.pop("token_weights").flatten()
+        parts = kwargs.pop("parts", None)
+        batch["parts"] = None if parts is None else parts.flatten()
+        batch["sums"] = inner.part_losses = None if parts is None else zeros_of_parts(parts.device)
         return args, kwargs
 
     def chunked(self: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
-        return ChunkedCrossEntropy.apply(hidden.flatten(0, -2), self.weight, batch["labels"], batch["token_weights"])
+        of_batch = (batch[name] for name in ("labels", "token_weights", "parts", "sums"))
+        return ChunkedCrossEntropy.apply(hidden.flatten(0, -2), self.weight, *of_batch)
 
     def finish(logits: torch.Tensor, labels: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if plain:
@@ -109,7 +125,10 @@ def use_chunked_loss(model: PreTrainedModel, whole: bool = False) -> Callable[[]
         losses_N = torch.nn.functional.cross_entropy(
             logits.flatten(0, -2).float(), batch["labels"], ignore_index=NO_LOSS, reduction="none"
         )
-        return (losses_N * batch["token_weights"]).sum()
+        losses_N = losses_N * batch["token_weights"]
+        if batch["sums"] is not None:
+            batch["sums"].index_add_(0, batch["parts"], losses_N.detach().to(batch["sums"].dtype))
+        return losses_N.sum()
 
     hook = model.register_forward_pre_hook(begin, with_kwargs=True)
     if plain:

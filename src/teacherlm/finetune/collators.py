@@ -1,10 +1,14 @@
 """Make batches from samples: packed one after the other in a row, or padded to one length."""
 
+from collections import Counter
 from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
 import torch
+
+from teacherlm.catalog.text_parts import QUESTION
+from teacherlm.finetune.loss_parts import Shares
 
 NO_LOSS = -100
 
@@ -20,17 +24,39 @@ def next_tokens(sample: Mapping[str, Any]) -> list[int]:
     return [NO_LOSS] * min(first - 1, len(ids)) + ids[first:] + [NO_LOSS] * (len(ids) >= first)
 
 
-def token_weights(labels: list[list[int]], average: str) -> list[list[float]]:
-    """The weight of each position of each sample in the mean of a step.
+def labelled(samples: list[Mapping[str, Any]], shares: Shares | None) -> tuple[list[list[int]], list[list[int]] | None]:
+    """The labels of each sample, and the part (loss_parts.py) that each label belongs to, if parts have weights.
+
+    Args:
+        shares: the weight of each part. A part with the weight 0 has no labels.
+    """
+    labels = list(map(next_tokens, samples))
+    if shares is None:
+        return labels, None
+    parts = [[*sample["parts"][1:], QUESTION] for sample in samples]
+    kept = [
+        [label if shares[part] else NO_LOSS for label, part in zip(*pair)] for pair in zip(labels, parts, strict=True)
+    ]
+    return kept, parts
+
+
+def token_weights(labels: list[list[int]], average: str, parts: list[list[int]] | None = None) -> list[list[float]]:
+    """The weight of each position of each sample in the mean of a step. If there are parts, each has a mean.
 
     Args:
         average: what has the same weight: "token" for all tokens with a label; "sample" for all samples; "batch" for
             all batches, and within a batch for all its tokens, which is the reference's mean (He et al. 2023,
             finetune.py).
     """
-    counts = [sum(label != NO_LOSS for label in row) for row in labels]
-    whole = {"token": [1] * len(labels), "sample": counts, "batch": [sum(counts)] * len(labels)}[average]
-    return [[0.0 if label == NO_LOSS else 1 / count for label in row] for row, count in zip(labels, whole)]
+    parts = parts or [[QUESTION] * len(row) for row in labels]
+    counts = [
+        Counter(part for label, part in zip(*pair) if label != NO_LOSS) for pair in zip(labels, parts, strict=True)
+    ]
+    whole = counts if average == "sample" else [sum(counts, Counter())] * len(labels)
+    return [
+        [0.0 if label == NO_LOSS else 1.0 if average == "token" else 1 / count[part] for label, part in zip(*pair)]
+        for count, pair in zip(whole, zip(labels, parts))
+    ]
 
 
 class PackingCollator:
@@ -38,23 +64,25 @@ class PackingCollator:
 
     The result has `input_ids`, `position_ids` (each sample begins at 0), `labels` (from next_tokens) and
     `token_weights` (from token_weights), each [1, N], and `lengths` and `samples` (their numbers in the dataset), each
-    [B].
+    [B]. If parts have weights, it also has `parts`, the part of each label, [1, N].
 
     Args:
         average: what has the same weight in the loss; see token_weights.
+        shares: the weight of each part, or None.
     """
 
-    def __init__(self, average: str):
-        self.average = average
+    def __init__(self, average: str, shares: Shares | None = None):
+        self.average, self.shares = average, shares
 
     def __call__(self, samples: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         rows = [sample["input_ids"] for sample in samples]
-        labels = list(map(next_tokens, samples))
+        labels, parts = labelled(samples, self.shares)
         return {
+            **({} if parts is None else {"parts": torch.tensor([list(chain(*parts))])}),
             "input_ids": torch.tensor([list(chain(*rows))]),
             "position_ids": torch.tensor([list(chain(*(range(len(row)) for row in rows)))]),
             "labels": torch.tensor([list(chain(*labels))]),
-            "token_weights": torch.tensor([list(chain(*token_weights(labels, self.average)))]),
+            "token_weights": torch.tensor([list(chain(*token_weights(labels, self.average, parts)))]),
             "lengths": torch.tensor(list(map(len, rows))),
             "samples": torch.tensor([sample["sample"] for sample in samples]),
         }
@@ -64,23 +92,26 @@ class PaddingCollator:
     """Pads the samples of a batch on the right to the longest one. No token sees padding, and padding has no loss.
 
     The result has `input_ids`, `attention_mask`, `labels` (from next_tokens) and `token_weights` (from token_weights),
-    each [B, T], and `samples` (their numbers in the dataset), [B].
+    each [B, T], and `samples` (their numbers in the dataset), [B]. If parts have weights, it also has `parts`, the part
+    of each label, [B, T].
 
     Args:
         average: what has the same weight in the loss; see token_weights.
+        shares: the weight of each part, or None.
     """
 
-    def __init__(self, average: str):
-        self.average = average
+    def __init__(self, average: str, shares: Shares | None = None):
+        self.average, self.shares = average, shares
 
     def __call__(self, samples: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         rows = [torch.tensor(sample["input_ids"]) for sample in samples]
-        labels = list(map(next_tokens, samples))
-        weights = token_weights(labels, self.average)
+        labels, parts = labelled(samples, self.shares)
+        weights = token_weights(labels, self.average, parts)
         lengths_B = torch.tensor([len(row) for row in rows])
         pad = torch.nn.utils.rnn.pad_sequence
         mask_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
         return {
+            **({} if parts is None else {"parts": pad(list(map(torch.tensor, parts)), batch_first=True)}),
             "input_ids": pad(rows, batch_first=True),
             "attention_mask": mask_BT.long(),
             "labels": pad(list(map(torch.tensor, labels)), batch_first=True, padding_value=NO_LOSS),

@@ -178,7 +178,8 @@ def load_samples(flags: Any, training: Any, model_folder: Path) -> Samples:
     tokenizer = load_tokenizer(model_folder)
     vocabulary = vocabulary_size(load_config(model_folder))
     how = (tokenizer, fields, flags.max_source_length, flags.loss_on == "completion", training.seed, vocabulary)
-    tokens, counts = tokenize(dataset, *how, groups)
+    with_parts = bool(flags.loss_weights)
+    tokens, counts = tokenize(dataset, *how, groups, with_parts)
     texts = None
     if groups:
         texts, counts, samples = choose_texts(fields, groups, training.seed)
@@ -188,8 +189,29 @@ def load_samples(flags: Any, training: Any, model_folder: Path) -> Samples:
         tokens = tokens.select(dataset_order(tokens["sample"]))
     dev = None
     if flags.dev_dataset:
-        dev, _ = tokenize(load_split(Path(flags.dev_dataset), fields, train=False), *how)
+        dev, _ = tokenize(load_split(Path(flags.dev_dataset), fields, train=False), *how, with_parts=with_parts)
+    require_parts(flags, [tokens, *([] if dev is None else [dev])])
     return Samples(tokens, counts if fields.in_order else [sum(counts)], dev, tokenizer, texts)
+
+
+def require_parts(flags: Any, tokenized: list[Any]) -> None:
+    """Refuse weights of parts that no sample has.
+
+    Raises:
+        UserError: the message names the part.
+    """
+    from teacherlm.catalog.text_parts import PARTS
+    from teacherlm.finetune.student import shares_of
+
+    shares = shares_of(flags)
+    for tokens in tokenized if shares else ():
+        there = {part for row in tokens["parts"] for part in row}
+        for index, part in enumerate(PARTS):
+            if shares[index] and index not in there:
+                raise UserError(
+                    f"--loss_weights {flags.loss_weights}: no text in the field {flags.task_type} has the part {part}; "
+                    "leave it out, or train on another field"
+                )
 
 
 def claim(arguments: dict[str, Any], inputs: dict[str, Any], flags: Any, training: Any, tokens: Any) -> str | None:
@@ -273,7 +295,7 @@ def make_trainer(
 ) -> Any:
     """The trainer, with the student on its device."""
     from teacherlm.finetune.dev import DevLoss
-    from teacherlm.finetune.student import load_student
+    from teacherlm.finetune.student import load_student, shares_of
     from teacherlm.finetune.trainer import FinetuneTrainer
     from teacherlm.finetune.watching import LOG, LossLog
 
@@ -291,6 +313,7 @@ def make_trainer(
         resumed=last,
         merge_adapters=flags.merge_adapters,
         student=student.digest,
+        shares=shares_of(flags),
         callbacks=[
             LossLog(Path(training.output_dir) / LOG, last),
             *([DevLoss(flags.early_stop)] if samples.dev is not None else []),

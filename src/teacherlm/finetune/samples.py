@@ -9,9 +9,11 @@ from datasets import Dataset, DatasetDict, Value, concatenate_datasets
 
 from teacherlm.catalog.prompt_sets import NUMBERS, SHUFFLED
 from teacherlm.catalog.prompts import completion_start
+from teacherlm.catalog.text_parts import COLUMN
 from teacherlm.core.errors import UserError
 from teacherlm.core.saved_datasets import load_saved
 from teacherlm.finetune.fields import TrainingFields, choose_samples, rows_by_sample
+from teacherlm.finetune.loss_parts import parts_of_tokens, spans_in
 from teacherlm.runtime.tokens import require_embeddings, special_tokens
 
 
@@ -39,6 +41,7 @@ def load_split(folder: Path, fields: TrainingFields, train: bool) -> Dataset:
             raise UserError(f"{folder}: {wanted} was expected; there are: {', '.join(dataset)}")
         dataset = dataset[splits[0]]
     texts = [name for name, kind in dataset.features.items() if kind in (Value("string"), Value("large_string"))]
+    texts = [name for name in texts if name != COLUMN]
     for field in fields.weights:
         if field not in texts:
             raise UserError(f"{folder}: no text field {field!r}; there are: {', '.join(texts)}")
@@ -71,6 +74,7 @@ def tokenize(
     seed: int,
     vocabulary: int | None = None,
     groups: list[range] | None = None,
+    with_parts: bool = False,
 ) -> tuple[Dataset, list[int]]:
     """The token ids of an epoch's samples, one field after the other, and the number of samples per field.
 
@@ -82,11 +86,12 @@ def tokenize(
         vocabulary: number of rows of the model's embedding; None means unknown.
         groups: the rows of each sample, if the dataset has a row per text. All texts of an epoch's samples are
             converted, of which each epoch has one (fields.TextChoice).
+        with_parts: whether it has to be known which part of its text each token belongs to (loss_parts.py).
 
     Returns:
         A dataset with the columns `input_ids`; `skipped`, the number of tokens on the left without a loss (0, or the
         tokens of the question); `sample` and `field`, the origin of the sample; `tokens`, the number of tokens before
-        the cut. Then the number of samples per field.
+        the cut; with `with_parts` also `parts`, the part of each token. Then the number of samples per field.
 
     Raises:
         UserError: a sample has no text, no beginning of a completion, or a token without an embedding; or all samples
@@ -96,9 +101,10 @@ def tokenize(
     for field, numbers in choose_samples(fields, len(dataset if groups is None else groups), seed):
         if groups is not None:
             numbers = [row for index in numbers for row in groups[index]]
-        samples = dataset.select_columns([field]).select(numbers)
-        encode = partial(encode_batch, tokenizer, field, numbers, max_length, completion_only, vocabulary)
-        parts.append(samples.map(encode, batched=True, with_indices=True, remove_columns=[field], keep_in_memory=True))
+        columns = [field, *([COLUMN] if with_parts and COLUMN in dataset.column_names else [])]
+        samples = dataset.select_columns(columns).select(numbers)
+        encode = partial(encode_batch, tokenizer, field, numbers, max_length, completion_only, vocabulary, with_parts)
+        parts.append(samples.map(encode, batched=True, with_indices=True, remove_columns=columns, keep_in_memory=True))
     tokens = concatenate_datasets(parts)
     if all(count > max_length for count in tokens["tokens"]):
         raise UserError(
@@ -115,6 +121,7 @@ def encode_batch(
     max_length: int,
     completion_only: bool,
     vocabulary: int | None,
+    with_parts: bool,
     batch: Mapping[str, list[str]],
     places: list[int],
 ) -> dict[str, list[Any]]:
@@ -129,10 +136,11 @@ def encode_batch(
         if not text:
             why = ": no other sample has its right answer" if field.endswith(SHUFFLED) else ""
             raise UserError(f"sample {numbers[place] + 1}: the field {field!r} is empty{why}; remove this sample")
-    if completion_only and not tokenizer.is_fast:
-        raise UserError("--loss_on completion needs a fast tokenizer (tokenizer.json); leave it out for this student")
+    if (completion_only or with_parts) and not tokenizer.is_fast:
+        flag = "--loss_weights" if with_parts else "--loss_on completion"
+        raise UserError(f"{flag} needs a fast tokenizer (tokenizer.json); leave it out for this student")
     before, after = special_tokens(tokenizer)
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=completion_only)
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=completion_only or with_parts)
     rows = [before + ids + after for ids in encoded["input_ids"]]
     for place, row in zip(places, rows):
         require_embeddings(row, vocabulary, f"sample {numbers[place] + 1}")
@@ -142,7 +150,17 @@ def encode_batch(
         starts = [find_completion(text, field, numbers[place] + 1) for place, text in zip(places, texts)]
         prompts = [sum(end <= start for _, end in row) for row, start in zip(encoded["offset_mapping"], starts)]
         skipped = [len(before) + max(0, count - gone) for count, gone in zip(prompts, long)]
+    found: dict[str, list[Any]] = {}
+    if with_parts:
+        spans = [
+            spans_in({name: batch[name][index] for name in batch}, field, numbers[place] + 1)
+            for index, place in enumerate(places)
+        ]
+        around = (len(before), len(after))
+        parts = [parts_of_tokens(pair[0], pair[1], *around) for pair in zip(spans, encoded["offset_mapping"])]
+        found["parts"] = [row[: len(before)] + row[len(before) + gone :] for row, gone in zip(parts, long)]
     return {
+        **found,
         "input_ids": [row[: len(before)] + row[len(before) + gone :] for row, gone in zip(rows, long)],
         "skipped": skipped,
         "sample": [numbers[place] + 1 for place in places],

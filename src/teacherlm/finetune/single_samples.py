@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 
+from teacherlm.finetune.chunked_loss import zeros_of_parts
 from teacherlm.finetune.collators import NO_LOSS
+from teacherlm.runtime.loading import base_model
 from teacherlm.runtime.plain_pass import plain_arguments
 
 
@@ -18,6 +20,7 @@ def use_single_samples(model: torch.nn.Module) -> Callable[[], None]:
         A function that restores the original forward.
     """
     forward = model.forward
+    inner = base_model(model)
     kwargs = plain_arguments(model)
     kwargs.pop("logits_to_keep", None)
 
@@ -26,16 +29,23 @@ def use_single_samples(model: torch.nn.Module) -> Callable[[], None]:
         attention_mask: torch.Tensor,
         labels: torch.Tensor,
         token_weights: torch.Tensor,
+        parts: torch.Tensor | None = None,
         **_: Any,
     ) -> dict[str, torch.Tensor]:
         losses = []
-        for ids_T, mask_T, labels_T, weights_T in zip(input_ids, attention_mask, labels, token_weights):
+        sums_P = inner.part_losses = None if parts is None else zeros_of_parts(parts.device)
+        for row, (ids_T, mask_T, labels_T, weights_T) in enumerate(
+            zip(input_ids, attention_mask, labels, token_weights)
+        ):
             count = int(mask_T.sum())
             logits_TV = forward(input_ids=ids_T[None, :count], **kwargs).logits[0]
             losses_T = torch.nn.functional.cross_entropy(
                 logits_TV.float(), labels_T[:count], ignore_index=NO_LOSS, reduction="none"
             )
-            losses.append((losses_T * weights_T[:count]).sum())
+            losses_T = losses_T * weights_T[:count]
+            losses.append(losses_T.sum())
+            if parts is not None and sums_P is not None:
+                sums_P.index_add_(0, parts[row, :count], losses_T.detach().to(sums_P.dtype))
         return {"loss": torch.stack(losses).sum()}
 
     model.forward = one_at_a_time

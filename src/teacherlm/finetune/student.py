@@ -21,6 +21,7 @@ from teacherlm.core.errors import UserError, reason
 from teacherlm.finetune.adapters import load_with_adapters
 from teacherlm.finetune.chunked_loss import use_chunked_loss
 from teacherlm.finetune.collators import NO_LOSS, PackingCollator, PaddingCollator
+from teacherlm.finetune.loss_parts import Shares, parse_shares
 from teacherlm.finetune.single_samples import use_single_samples
 from teacherlm.runtime.check_sequences import make_sequences, window_beyond
 from teacherlm.runtime.compat.of_transformers import whole_weights
@@ -81,7 +82,7 @@ def load_student(
     if verdict.path != PATHS[0] and flags.packing:
         say(f"finetune: {base_model(model).config.model_type}: trained {WORDS[verdict.path]} ({verdict.why})")
     use_path(model, verdict.path, flags.attention, longest)
-    return model, collator(verdict.path, flags.loss_average)
+    return model, collator(verdict.path, flags.loss_average, shares_of(flags))
 
 
 def load(flags: Any, folder: Path) -> torch.nn.Module:
@@ -193,8 +194,13 @@ def use_path(
     return lambda: [one() for one in reversed(undo)] and None
 
 
-def collator(path: str, average: str) -> Callable:
-    return PackingCollator(average) if path.startswith("packed") else PaddingCollator(average)
+def shares_of(flags: Any) -> Shares | None:
+    """The weights of the parts in the loss; None if parts have none of their own."""
+    return parse_shares(flags.loss_weights) if flags.loss_weights else None
+
+
+def collator(path: str, average: str, shares: Shares | None = None) -> Callable:
+    return (PackingCollator if path.startswith("packed") else PaddingCollator)(average, shares)
 
 
 def logits_of(model: torch.nn.Module, path: str, samples: list[dict[str, Any]]) -> list[torch.Tensor]:

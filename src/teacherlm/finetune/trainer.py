@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from teacherlm.catalog.adapters import write_base_digest
+from teacherlm.catalog.text_parts import PARTS
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import make_anew, sync_file, sync_folder
 from teacherlm.core.trees import files_below
@@ -21,10 +22,12 @@ from teacherlm.finetune.adapters import MERGED, has_adapters, save_merged
 from teacherlm.finetune.checkpoints import PARTIAL, read_running_loss
 from teacherlm.finetune.dev import best_step
 from teacherlm.finetune.fields import PhaseSampler, TextChoice
+from teacherlm.finetune.loss_parts import Shares
 from teacherlm.finetune.running_loss import RunningLoss
 from teacherlm.finetune.watching import machine_memory, model_flops_utilization
 from teacherlm.runtime.compat.of_deepspeed import numbers_of
 from teacherlm.runtime.compat.of_trainer import StagedTrainer, keep_newest, remove_arguments
+from teacherlm.runtime.loading import base_model
 from teacherlm.runtime.memory import give_back_freed_memory
 
 INTERRUPTED = "interrupted"
@@ -38,7 +41,16 @@ def with_filler(tokens: Dataset) -> Dataset:
     count twice.
     """
     filler = {**tokens[0], "input_ids": tokens[0]["input_ids"][:1], "skipped": 1, "sample": 0}
+    filler |= {"parts": tokens[0]["parts"][:1]} if "parts" in filler else {}
     return concatenate_datasets([tokens, Dataset.from_list([filler], features=tokens.features)])
+
+
+def weights_by_part(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The sum of the token weights of each part, [P]."""
+    weights_N = batch["token_weights"].flatten().double()
+    return torch.zeros(len(PARTS), dtype=torch.float64, device=weights_N.device).index_add_(
+        0, batch["parts"].flatten(), weights_N
+    )
 
 
 def numbers(parameter: torch.Tensor) -> int:
@@ -63,6 +75,8 @@ class FinetuneTrainer(StagedTrainer):
         resumed: the checkpoint from which training resumes.
         merge_adapters: whether each checkpoint of adapters also holds a merged model.
         student: the digest of the model in training, which a checkpoint of adapters records.
+        shares: the weight of each part of the texts (loss_parts.py), or None. With weights, the loss is the weighted
+            sum of the means over the parts, each computed as above. A part that a step does not have adds nothing.
         callbacks: callbacks whose `on_save` finds each checkpoint in its final place.
     """
 
@@ -75,20 +89,21 @@ class FinetuneTrainer(StagedTrainer):
         resumed: Path | None = None,
         merge_adapters: bool = False,
         student: str = "",
+        shares: Shares | None = None,
         train_dataset: Dataset,
         eval_dataset: Dataset | None = None,
         callbacks: list[TrainerCallback],
         **kwargs: Any,
     ):
         dev = None if eval_dataset is None else with_filler(eval_dataset)
-        self.running = RunningLoss(*(read_running_loss(resumed) if resumed else (0.0, 0)))
+        self.running = RunningLoss(**(read_running_loss(resumed) if resumed else {}))
         callbacks = [self.running, *callbacks]
         super().__init__(train_dataset=with_filler(train_dataset), eval_dataset=dev, callbacks=callbacks, **kwargs)
         self.callback_handler.callbacks.insert(
             0, Publisher(self)
         )  # first, so that the others find the checkpoint in its place
         self.phases, self.texts, self.shuffle = phases, texts, shuffle
-        self.merge_adapters, self.student = merge_adapters, student
+        self.merge_adapters, self.student, self.shares = merge_adapters, student, shares
         self.staging = Path(self.args.output_dir) / PARTIAL
         self.dev_batches: DataLoader | None = None
         self.tokens, self.clock = 0, time.monotonic()
@@ -142,10 +157,27 @@ class FinetuneTrainer(StagedTrainer):
         processes.
         """
         batches = list(islice(epoch_iterator, num_batches))
+        if self.shares is not None:
+            self.weigh_parts(batches, device)
+            return batches, torch.tensor(1 / self.args.world_size, device=device)
         total = sum(batch["token_weights"].double().sum() for batch in batches)
         if self.args.world_size > 1:
             total = self.accelerator.gather(torch.as_tensor(total, device=device)).sum() / self.args.world_size
         return batches, total
+
+    def weigh_parts(self, batches: list[dict[str, torch.Tensor]], device: torch.device) -> None:
+        """Change the token weights of a step so that those of each part sum to the part's weight over all processes."""
+        totals_P = torch.zeros(len(PARTS), dtype=torch.float64, device=device)
+        for batch in batches:
+            totals_P += weights_by_part(batch).to(device)
+        if self.args.world_size > 1:
+            totals_P = self.accelerator.gather(totals_P[None]).sum(0)
+        factors_P = torch.where(totals_P > 0, torch.tensor(self.shares, device=device) / totals_P, 0.0)
+        for batch in batches:
+            weights = batch["token_weights"]
+            factors = factors_P.to(weights.device)[batch["parts"]]
+            batch["token_weights"] = (weights * factors).to(weights.dtype)
+        self.running.count_parts(totals_P > 0)
 
     # ---------------------------------------------------------------------------------------------------------- losses
 
@@ -163,6 +195,8 @@ class FinetuneTrainer(StagedTrainer):
                 f"{numbers}; the last checkpoint is unchanged; try a smaller learning rate, or look at these samples"
             )
         if self.model.training:
+            if self.shares is not None:
+                self.running.add_parts(base_model(self.model).part_losses)
             self.tokens += int(
                 inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
             )
@@ -176,23 +210,29 @@ class FinetuneTrainer(StagedTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The weighted mean loss over all dev samples, however they are split over batches and processes."""
         self.model.eval()
-        sums = torch.zeros(2, dtype=torch.float64)  # the sum of weight x loss, and the sum of the weights
+        shares = torch.tensor(self.shares or (1.0,), dtype=torch.float64)
+        sums = torch.zeros(2, len(shares), dtype=torch.float64)  # of each part: of weight x loss, and of the weights
         with torch.no_grad():
             for batch in self.get_eval_dataloader():
                 inputs = self.prepared(batch)
                 inputs.pop("samples")
-                weights = inputs["token_weights"].sum()
-                sums += torch.stack([self.model_wrapped(**inputs, use_cache=False)["loss"], weights]).double().cpu()
+                weights = inputs["token_weights"].sum()[None] if self.shares is None else weights_by_part(inputs)
+                loss = self.model_wrapped(**inputs, use_cache=False)["loss"]
+                losses = loss[None] if self.shares is None else base_model(self.model).part_losses
+                sums += torch.stack([losses.double().cpu(), weights.double().cpu()])
         if self.args.world_size > 1:
             sums = self.accelerator.gather(sums.to(self.args.device)[None]).sum(0).cpu()
-        metrics = {"eval_loss": float(sums[0] / sums[1])}
+        means = torch.where(sums[1] > 0, sums[0] / sums[1], 0.0)
+        metrics = {"eval_loss": float((means * shares).sum())}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
-            logs = {**logs, "loss": self.running.mean(self.state.global_step, self.all_mean), **self.speed()}
+            of_parts = {} if self.shares is None else self.running.means_of_parts(self.shares, self.all_sum)
+            mean = self.running.mean(self.state.global_step, self.all_mean)
+            logs = {**logs, "loss": mean, **of_parts, **self.speed()}
             if self.args.device.type == "cpu":  # only a CPU keeps freed memory (processes.py)
                 give_back_freed_memory()
         super().log(logs, *args, **kwargs)
@@ -200,6 +240,10 @@ class FinetuneTrainer(StagedTrainer):
     def all_mean(self, number: torch.Tensor) -> float:
         """The mean of a number over the processes."""
         return self.accelerator.gather(number[None]).mean().item() if self.args.world_size > 1 else number.item()
+
+    def all_sum(self, numbers_P: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over the processes."""
+        return self.accelerator.gather(numbers_P[None]).sum(0) if self.args.world_size > 1 else numbers_P
 
     def speed(self) -> dict[str, float]:
         """Tokens per second (all processes, no padding) since the last call, share of the GPU's peak, and memory."""
@@ -225,7 +269,7 @@ class FinetuneTrainer(StagedTrainer):
         if self.args.should_save:
             make_anew(self.staging)
         self.accelerator.wait_for_everyone()
-        self.running.average(self.all_mean)
+        self.running.average(self.all_mean, self.all_sum)
         super().save_model(*args, **kwargs)
 
     def publish(self, whole: Path, checkpoint: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from teacherlm.catalog.text_parts import PARTS
 from teacherlm.core.errors import reason
 from teacherlm.core.records import dump_line, write_records
 from teacherlm.core.training_log import read_log
@@ -25,6 +26,10 @@ PEAKS = {
 }
 """Dense 16-bit operations per second according to the manufacturers' data sheets. A key must occur in the GPU's name as
 whole words, and the first one that does counts: an "RTX A1000" is not an A100, and an "A10G" is not an A10."""
+
+
+LOGGED = (*(f"{part}_loss" for part in PARTS), "tokens_per_second", "mfu", "memory_gib")
+"""Further numbers of a line of the log, where the trainer gives them."""
 
 
 class LossLog(TrainerCallback):
@@ -65,7 +70,7 @@ class LossLog(TrainerCallback):
             "learning_rate": logs.get("learning_rate"),
             # In float16 a step whose gradients overflow is left out; JSON has no number for its norm.
             "grad_norm": norm if norm is not None and math.isfinite(norm) else None,
-            **{name: logs[name] for name in ("tokens_per_second", "mfu", "memory_gib") if name in logs},
+            **{name: logs[name] for name in LOGGED if name in logs},
         }
         self.append(record)
 
