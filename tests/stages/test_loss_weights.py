@@ -206,7 +206,7 @@ def test_mistakes_are_one_line(tiny_llama: Path, enhanced: Path, tmp_path: Path,
     assert "no text in the field text has the part explanation" in error(BOTH, task="text")
     rows = datasets.load_from_disk(str(enhanced)).to_list()
     for number, parts in enumerate(
-        ('{"cot_tail": [["question", 9]]}', "[]", '{"cot_tail": 3}', '{"cot_tail":[["x",1]]}')
+        ('{"cot_tail": [["question", 9]]}', "3", '{"cot_tail": 3}', '{"cot_tail":[["x",1]]}')
     ):
         damaged = [{**row, "parts": parts if index == 3 else row["parts"]} for index, row in enumerate(rows)]
         datasets.Dataset.from_list(damaged).save_to_disk(str(tmp_path / str(number)))
