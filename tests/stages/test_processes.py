@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import datasets
 import psutil
 import pytest
 import torch
@@ -135,3 +136,25 @@ def test_a_mistake_that_one_process_alone_sees_is_said_too(tiny_llama: Path, pre
     assert time.monotonic() - began >= 2
     assert alone.returncode == 2
     assert "--deepspeed zero4: no such file" in alone.stderr
+
+
+def test_two_processes_have_the_parts_and_the_texts_of_an_epoch_that_one_has(tiny_llama: Path, tmp_path: Path) -> None:
+    """With weights of the parts, and another text of each sample in each epoch."""
+    rows = []
+    for number in range(20):
+        question = f"Q: Is {number // 2} odd? (A) yes (B) no A: The answer is ("
+        tail = f"{question}{'BA'[number // 2 % 2]}).{' It is so.' * (number % 3 + 1)}"
+        parts = [["question", len(question)], ["answer", len(question) + 3], ["explanation", len(tail)]]
+        numbers = {"sample_number": number // 2 + 1, "text_number": number % 2 + 1}
+        rows.append({**numbers, "cot_text": tail, "parts": json.dumps({"cot_text": parts})})
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "TEXTS"))
+    words = ["--loss_weights", "answer:0.5,explanation:0.5", "--explanations", "each_epoch"]
+    stores = []
+    for processes in (1, 2):
+        stores.append(tmp_path / str(processes))
+        more = ["--deepspeed", "zero2"] if processes == 2 else []
+        done = finetune(tiny_llama, tmp_path / "TEXTS", stores[-1], processes, *words, *more)
+        assert done.returncode == 0, done.stderr[-2000:]
+    for name in ("loss", "answer_loss", "explanation_loss"):
+        found = losses(stores[0], name)
+        assert len(found) == 3 * EPOCHS and losses(stores[1], name) == pytest.approx(found, abs=1e-5)

@@ -5,9 +5,8 @@ second time, with marks around the answer's letter and around each explanation. 
 marks, its parts are unknown.
 """
 
-import itertools
 import json
-from collections.abc import Sequence
+import re
 
 from teacherlm.catalog.prompts import ANSWER_MARK, completion_start
 from teacherlm.core.records import Record
@@ -23,6 +22,8 @@ Spans = list[list[str | int]]
 
 OPEN_ANSWER, CLOSE_ANSWER, OPEN_EXPLANATION, CLOSE_EXPLANATION = "\ufdd0\ufdd1\ufdd2\ufdd3"
 """Code points that are not characters (Unicode, section 23.7), so that no text has them."""
+MARK = re.compile(f"([{OPEN_ANSWER}-{CLOSE_EXPLANATION}])")
+PUNCTUATION = re.compile(r"[^\w\s]*")
 
 
 def marked_text(text: str) -> str:
@@ -49,36 +50,21 @@ def spans_of(marked: str, plain: str) -> Spans | None:
     else is explanation: a template's words before an explanation, or between it and the answer, are learned with it.
     Without an explanation, everything after the question is the answer.
     """
-    kinds: list[int | None] = []
-    state: int | None = None
-    closed = False  # whether the last character closed the answer; punctuation still belongs to it
-    for character in marked:
-        if character in (OPEN_ANSWER, OPEN_EXPLANATION):
-            state = ANSWER if character == OPEN_ANSWER else EXPLANATION
-        elif character in (CLOSE_ANSWER, CLOSE_EXPLANATION):
-            closed, state = state == ANSWER, None
-        else:
-            closed = closed and state is None and not (character.isalnum() or character.isspace())
-            kinds.append(ANSWER if closed else state)
-    if (
-        len(kinds) != len(plain)
-        or "".join(one for one in marked if not OPEN_ANSWER <= one <= CLOSE_EXPLANATION) != plain
-    ):
+    first, *pieces = MARK.split(marked)  # text, mark, text, mark, ..., text
+    if not pieces or first + "".join(pieces[1::2]) != plain:
         return None
-    first = next((place for place, kind in enumerate(kinds) if kind is not None), None)
-    if first is None:
-        return None
-    other = EXPLANATION if EXPLANATION in kinds else ANSWER
-    found = [QUESTION] * first + [other if kind is None else kind for kind in kinds[first:]]
-    return run_lengths(found)
-
-
-def run_lengths(kinds: Sequence[int]) -> Spans:
-    spans: Spans = []
-    end = 0
-    for kind, run in itertools.groupby(kinds):
-        end += sum(1 for _ in run)
-        spans.append([PARTS[kind], end])
+    other = EXPLANATION if OPEN_EXPLANATION in pieces else ANSWER
+    spans: Spans = [[PARTS[QUESTION], len(first)]] if first else []
+    end = len(first)
+    for mark, text in zip(pieces[::2], pieces[1::2]):
+        punctuation = PUNCTUATION.match(text)[0] if mark == CLOSE_ANSWER else ""  # type: ignore[index]
+        kind = {OPEN_ANSWER: ANSWER, OPEN_EXPLANATION: EXPLANATION}.get(mark, other)
+        for part, count in ((ANSWER, len(punctuation)), (kind, len(text) - len(punctuation))):
+            end += count
+            if count and spans and spans[-1][0] == PARTS[part]:
+                spans[-1][1] = end
+            elif count:
+                spans.append([PARTS[part], end])
     return spans
 
 

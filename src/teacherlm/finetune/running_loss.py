@@ -9,6 +9,9 @@ from transformers.trainer_callback import ExportableState
 
 from teacherlm.catalog.text_parts import PARTS
 
+OverProcesses = Callable[[torch.Tensor], torch.Tensor]
+"""The mean of a tensor over the processes."""
+
 
 class RunningLoss(TrainerCallback, ExportableState):
     """Adds up the losses of steps. The Trainer stores `state` in a checkpoint's trainer_state.json.
@@ -32,8 +35,6 @@ class RunningLoss(TrainerCallback, ExportableState):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.total = self.total.to(args.device)
         self.parts_P, self.occurred_P = self.parts_P.to(args.device), self.occurred_P.to(args.device)
-        if not state.is_world_process_zero:
-            self.parts_P.zero_()  # the checkpoint has the sum over the processes
         # The Trainer saves only the states of callbacks that it finds here. Earlier checkpoints lack this one.
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
 
@@ -49,14 +50,12 @@ class RunningLoss(TrainerCallback, ExportableState):
         """Count a step. There_P says which parts it has in any process."""
         self.occurred_P += there_P
 
-    def means_of_parts(
-        self, shares: Sequence[float], over_processes: Callable[[torch.Tensor], torch.Tensor]
-    ) -> dict[str, float]:
+    def means_of_parts(self, shares: Sequence[float], over_processes: OverProcesses) -> dict[str, float]:
         """The mean loss of each part since the last log line, over the steps that have it. The sums are set back to 0.
 
         Args:
             shares: the weights of the parts, by which they were multiplied.
-            over_processes: sums a tensor over the processes.
+            over_processes: the mean of a tensor over the processes.
         """
         sums = zip(PARTS, shares, over_processes(self.parts_P).tolist(), self.occurred_P.tolist())
         found = {f"{part}_loss": total / share / steps for part, share, total, steps in sums if share and steps}
@@ -64,23 +63,18 @@ class RunningLoss(TrainerCallback, ExportableState):
         self.occurred_P.zero_()
         return found
 
-    def mean(self, step: int, over_processes: Callable[[torch.Tensor], float]) -> float:
+    def mean(self, step: int, over_processes: OverProcesses) -> float:
         """The mean loss of the steps since the last log line. The sum is set back to 0."""
-        mean = over_processes(self.total) / (step - self.since)
+        mean = over_processes(self.total).item() / (step - self.since)
         self.total.zero_()
         self.since = step
         return mean
 
-    def average(self, mean: Callable[[torch.Tensor], float], summed: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Compute what the next checkpoint keeps, over all processes. All processes must call this together.
-
-        Args:
-            mean: the mean of a number over the processes.
-            summed: the sum of a tensor over the processes.
-        """
-        self.saved = {"total": mean(self.total)}
+    def average(self, over_processes: OverProcesses) -> None:
+        """Compute the means over the processes for the next checkpoint. All processes must call this together."""
+        self.saved = {"total": over_processes(self.total).item()}
         if self.occurred_P.any():
-            self.saved |= {"parts": summed(self.parts_P).tolist(), "occurred": self.occurred_P.tolist()}
+            self.saved |= {"parts": over_processes(self.parts_P).tolist(), "occurred": self.occurred_P.tolist()}
 
     def state(self) -> dict[str, Any]:
         return {"args": {"since": self.since, **self.saved}, "attributes": {}}

@@ -230,20 +230,16 @@ class FinetuneTrainer(StagedTrainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
-            of_parts = {} if self.shares is None else self.running.means_of_parts(self.shares, self.all_sum)
+            of_parts = {} if self.shares is None else self.running.means_of_parts(self.shares, self.all_mean)
             mean = self.running.mean(self.state.global_step, self.all_mean)
             logs = {**logs, "loss": mean, **of_parts, **self.speed()}
             if self.args.device.type == "cpu":  # only a CPU keeps freed memory (processes.py)
                 give_back_freed_memory()
         super().log(logs, *args, **kwargs)
 
-    def all_mean(self, number: torch.Tensor) -> float:
-        """The mean of a number over the processes."""
-        return self.accelerator.gather(number[None]).mean().item() if self.args.world_size > 1 else number.item()
-
-    def all_sum(self, numbers_P: torch.Tensor) -> torch.Tensor:
-        """The sum of a tensor over the processes."""
-        return self.accelerator.gather(numbers_P[None]).sum(0) if self.args.world_size > 1 else numbers_P
+    def all_mean(self, numbers: torch.Tensor) -> torch.Tensor:
+        """The mean of a tensor over the processes."""
+        return self.accelerator.gather(numbers[None]).mean(0) if self.args.world_size > 1 else numbers
 
     def speed(self) -> dict[str, float]:
         """Tokens per second (all processes, no padding) since the last call, share of the GPU's peak, and memory."""
@@ -269,7 +265,7 @@ class FinetuneTrainer(StagedTrainer):
         if self.args.should_save:
             make_anew(self.staging)
         self.accelerator.wait_for_everyone()
-        self.running.average(self.all_mean, self.all_sum)
+        self.running.average(self.all_mean)
         super().save_model(*args, **kwargs)
 
     def publish(self, whole: Path, checkpoint: Path) -> None:
