@@ -80,7 +80,7 @@ def test_second_run_with_the_cot_file_makes_creak_the_train_dataset(work: Workpl
     records = read_lines(work.enhance("cot"))
     assert work.prepare().returncode == 0
     saved = datasets.load_from_disk(str(work.output / "CREAK"))
-    assert saved.column_names == [*OWN, *PROMPTS, "cot", "all", "cot_tail", "cot_first"]
+    assert saved.column_names == [*OWN, *PROMPTS, "cot", "all", "cot_tail", "cot_first", "parts", "cot_shuffled"]
     assert saved["all"][:] == [record["all"] for record in records]
     assert saved[3]["cot_tail"] == f"{saved[3]['cot_text']} It is the cot of {saved[3]['ex_id']}."  # blanks cleaned
 
@@ -91,7 +91,8 @@ def test_all_three_kinds_give_three_tails_and_the_full_one(work: Workplace) -> N
         work.enhance(kind)
     work.prepare("--post_process")
     saved = datasets.load_from_disk(str(work.output / "CREAK"))
-    tails = [f"{kind}_{form}" for form in ("tail", "first") for kind in KINDS] + ["full_tail"]
+    tails = [f"{kind}_{form}" for form in ("tail", "first") for kind in KINDS] + ["full_tail", "parts"]
+    tails += [f"{kind}_shuffled" for kind in (*KINDS, "full")]
     assert saved.column_names == [*OWN, *PROMPTS, "cot", "all", "error", "fundamental", *tails]
     assert saved[0]["all"] == saved[0]["cot_text"] + saved[0]["cot"]
     for kind in KINDS:

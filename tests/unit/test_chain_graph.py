@@ -219,7 +219,8 @@ def test_each_teacher_has_a_stage_and_a_folder() -> None:
     joined = flag(post_process, "--output_dir")
     name = joined.removeprefix("runs/creak/all/enhance/")
     assert name.startswith("cot-a+error-b+fundamental-a_") and name.endswith("_seed0")
-    files = post_process[post_process.index("--enhanced") + 1 :]
+    place = post_process.index("--enhanced") + 1
+    files = post_process[place : place + 3]
     folders = ("a_seed0/CREAK_cot", "b_seed0/CREAK_error", "a_seed0/CREAK_fundamental")
     assert files == [f"runs/creak/all/enhance/{name}.jsonl" for name in folders]
     [finetune] = [list(command.words) for command in asked.stage("finetune").commands(None, [])]

@@ -11,8 +11,8 @@ from teacherlm.core.errors import UserError
 CLAIM = Question("Bees fly.", ("True", "False"), gold=1, preamble="On insects. ")
 
 
-def test_the_project_has_three_sets() -> None:
-    assert names() == ["instruct", "reason_first", "teacherlm"]
+def test_the_project_has_three_sets_for_teachers_and_one_for_judges() -> None:
+    assert names() == ["instruct", "judge", "reason_first", "teacherlm"]
 
 
 def test_a_teacher_that_reasons_first_is_not_told_the_answer() -> None:
@@ -27,7 +27,9 @@ def test_every_field_that_can_be_trained_on_is_made_or_is_in_the_records(name: s
     prompts = load_prompts(name)
     record = prompts.prompt_fields(CLAIM, {}, "")
     made = prompts.training_texts(record, {kind: f"about {kind}" for kind in prompts.kinds}, "")
-    assert set(prompts.training_fields) == {"text", "all", *prompts.kinds, *made}
+    made |= prompts.shuffled_texts({**record, **made}, {kind: f"else {kind}" for kind in prompts.kinds}, "")
+    assert list(made) == prompts.made_fields(prompts.kinds)
+    assert {"parts", *prompts.training_fields} == {"text", "all", *prompts.kinds, *made}
     assert {*record, *made} - {"text"} < set(prompts.reserved)
     first = next(iter(prompts.kinds))
     assert made[f"{first}_first"] == f"On insects. Q: Bees fly. (A) True (B) False A: about {first} The answer is (B)."
@@ -68,7 +70,10 @@ def test_the_digest_depends_on_the_texts_and_not_on_the_place(tmp_path: Path) ->
             "kinds: {a: {prompt: x}, a_tail: {prompt: x}}",
             "kinds: a_tail: the field 'a_tail' is already made by the kind a",
         ),
-        ("kinds: {a: {prompt: x}}\nfields: {a_text: x}", "fields: a_text: this field is already made by the kind a"),
+        (
+            "kinds: {a: {prompt: x}}\nfields: {a_text: x}",
+            "fields: a_text: the field 'a_text' is already made by the kind a",
+        ),
         ("kinds: {a: {prompt: '{{ letter }}', sees_answer: false}}", "reads 'letter'; it knows preamble"),
         ("kinds: {a: {prompt: '{{ letter }}', sees_answer: false}}", "the teacher does not see the answer"),
         ("kinds: {a: {prompt: '{{ nonesuch }}'}}", "the template a prompt reads 'nonesuch'"),

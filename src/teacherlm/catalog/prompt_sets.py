@@ -227,6 +227,12 @@ class PromptSet:
         of_several = [name for name in self.fields if all(kind in kinds for kind in self.training_fields[name])]
         return found | {name: name for name in of_several}
 
+    def made_fields(self, kinds: Collection[str]) -> list[str]:
+        """The names of the fields that `training_texts` and `shuffled_texts` make of these kinds of explanation."""
+        forms = self.forms(kinds)
+        controls = [shuffled(name) for name, form in forms.items() if not form.endswith(" first")]
+        return [*forms, text_parts.COLUMN, *controls]
+
     def rendered(
         self,
         forms: Mapping[str, str],

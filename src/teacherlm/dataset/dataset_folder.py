@@ -29,16 +29,19 @@ BATCH_ROWS, BATCH_CELLS, BATCH_CHARACTERS = 1000, 1_000_000, 16_000_000
 it)."""
 
 
-def write_dataset(stream: Stream, folder: Path) -> int:
+def write_dataset(stream: Stream, folder: Path, typed: Stream | None = None) -> int:
     """Write the records in order, in the format of `Dataset.save_to_disk`; return the number of records.
 
     Memory does not grow with the number of records.
+
+    Args:
+        typed: records with the same fields and types, if they are made faster than those of the stream.
 
     Raises:
         UserError: a field has values of incompatible types (the message names both places), or there are too many
             fields.
     """
-    empty_dataset(infer_schema(stream)).save_to_disk(str(folder), num_shards=1)
+    empty_dataset(infer_schema(typed or stream)).save_to_disk(str(folder), num_shards=1)
     return fill(folder, stream)
 
 

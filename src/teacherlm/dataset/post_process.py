@@ -142,8 +142,8 @@ class PostProcessing:
                 "dropped_for": dict(sorted(reasons.items())),
                 "dropped_samples": [*dropped],
             }
-        with training_rows(kept, self.prompts, [*self.enhanced], self.seed, saved.parent) as rows:
-            count = save(rows, saved)
+        with training_rows(kept, self.prompts, [*self.enhanced], self.seed, saved.parent) as (rows, typed):
+            count = save(rows, saved, typed)
         run.finish(outputs, {"train": count, **counts})
         said = f"; the filter dropped {counts['dropped']}" if unwanted else ""
         what = "text" if self.explanations.has_every_text else "sample"

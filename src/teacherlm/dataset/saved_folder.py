@@ -10,10 +10,14 @@ from teacherlm.core.trees import files_below
 from teacherlm.dataset.dataset_folder import Stream, has_our_fingerprints, write_dataset
 
 
-def save(stream: Stream, folder: Path) -> int:
-    """Save a stream of records as a `datasets` folder, completely or not at all; return the number of records."""
+def save(stream: Stream, folder: Path, typed: Stream | None = None) -> int:
+    """Save a stream of records as a `datasets` folder, completely or not at all; return the number of records.
+
+    Args:
+        typed: records with the same fields and types, if they are made faster than those of the stream.
+    """
     with whole_folder(folder) as whole:
-        return write_dataset(stream, whole)
+        return write_dataset(stream, whole, typed)
 
 
 def is_theirs(folder: Path) -> bool:

@@ -5,6 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from teacherlm.catalog.text_parts import PARTS
 from teacherlm.core import manifests
 from teacherlm.core.limits import PAGE_CODE_CHARACTERS, PAGE_POINTS
 from teacherlm.core.terminal import LONGEST, cut, plural
@@ -96,6 +97,7 @@ def chance_of(runs: Sequence[Run], task: str) -> float | None:
 
 
 LOGGED = {"loss": "training loss", "reader_loss": "reader's loss", "retriever_loss": "retriever's loss"}
+LOGGED |= {f"{part}_loss": f"loss of the {part}" for part in PARTS}
 LOGGED |= {"learning_rate": "learning rate"}
 
 

@@ -6,6 +6,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+from teacherlm.catalog.text_parts import PARTS
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError, one_line
 from teacherlm.core.json_files import load_object
@@ -19,6 +20,7 @@ ABOUT = {"arguments?": {"task_type?": str}, "inputs?": {"student?": {"sha256?": 
 LOG = {
     "step": int,
     **dict.fromkeys(("steps?", "epoch?", "loss?", "learning_rate?", "reader_loss?", "retriever_loss?"), float),
+    **dict.fromkeys((f"{part}_loss?" for part in PARTS), float),
     "learning_rates?": [float],
 }
 LOGGED = {name.removesuffix("?") for name in LOG}
