@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.programs import ROOT, plain_python
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from teacherlm.catalog import models
 from teacherlm.catalog.models import Model, find_model, local_folder, names
@@ -18,6 +19,7 @@ from teacherlm.runtime.loading import load_model, load_tokenizer
 
 STUDENTS = {f"{family}-{size}" for family in ("bloom", "bloomz") for size in ("560m", "1b1", "1b7", "3b", "7b1")}
 STUDENTS |= {f"opt-{size}" for size in ("125m", "350m", "1.3b", "2.7b", "6.7b", "13b")} | {"smollm2-135m"}
+SWEPT = (ROOT / "docs" / "reference" / "architectures.md").read_text().splitlines()
 TEACHERS = {f"teacherlm-7b1-{kind}" for kind in ("cot", "commonmistake", "fundamental")}
 
 
@@ -45,6 +47,50 @@ def test_a_model_says_where_it_is_and_how_it_is_run(name: str) -> None:
         assert model.recommended(f"{stage}.{field}") >= 1
     for stage in ("enhance", "finetune", "evaluate") if name in STUDENTS else ("enhance",):
         assert {"gpus", "cpus", "memory", "time"} <= set(model.recommended(f"slurm.{stage}"))
+
+
+LLAMA3 = {"vocab_size": 128256, "num_attention_heads": 32, "num_key_value_heads": 8}
+SIZES = {
+    "qwen3-0.6b": ("qwen3", {"hidden_size": 1024, "num_hidden_layers": 28, "intermediate_size": 3072}),
+    "qwen3-4b": ("qwen3", {"hidden_size": 2560, "num_hidden_layers": 36, "intermediate_size": 9728}),
+    "llama-3.2-1b": ("llama", {**LLAMA3, "hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 8192}),
+    "llama-3.1-8b": ("llama", {**LLAMA3, "hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 14336}),
+    "gemma-3-1b": ("gemma3_text", {"hidden_size": 1152, "num_hidden_layers": 26, "intermediate_size": 6912}),
+    "smollm3-3b": ("smollm3", {"hidden_size": 2048, "num_hidden_layers": 36, "intermediate_size": 11008}),
+    "olmo-2-7b": ("olmo2", {"hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 11008}),
+    "pythia-1.4b": ("gpt_neox", {"hidden_size": 2048, "num_hidden_layers": 24, "intermediate_size": 8192}),
+}
+"""Published sizes of models of each family."""
+MORE = {
+    "qwen3-0.6b": {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True},
+    "qwen3-4b": {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True},
+    "llama-3.2-1b": {"head_dim": 64, "tie_word_embeddings": True},
+    "llama-3.1-8b": {"tie_word_embeddings": False},
+    "gemma-3-1b": {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 262144},
+    "smollm3-3b": {"num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 128256},
+    "olmo-2-7b": {"num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 100352},
+    "pythia-1.4b": {"num_attention_heads": 16, "vocab_size": 50304},
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_number_of_parameters_is_that_of_the_published_sizes(name: str) -> None:
+    family, sizes = SIZES[name]
+    assert find_model(name).family == family
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes, **MORE[name]))
+    assert find_model(name).parameters == pytest.approx(model.num_parameters(), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in names() if find_model(name).hub])
+def test_resources_follow_the_number_of_parameters(name: str) -> None:
+    """Mixed precision with Adam takes 16 bytes per parameter, which DeepSpeed divides among GPUs of 40 GB."""
+    model = find_model(name)
+    gpus, stage = model.recommended("slurm.finetune.gpus"), model.recommended("finetune.deepspeed")
+    assert stage == ("zero1" if model.parameters < 1e9 else "zero2" if model.parameters < 3.5e9 else "zero3")
+    states = {"zero1": 12, "zero2": 14, "zero3": 16}[stage] * model.parameters  # what is divided
+    assert (states / gpus + (16 * model.parameters - states)) / 2**30 < 32
+    assert model.family in {"bloom", "opt"} | {row.partition(" |")[0].removeprefix("| ") for row in SWEPT}
 
 
 def test_the_id_on_the_hub_is_the_publishers() -> None:
