@@ -81,6 +81,13 @@ class FinetuneArguments:
             "(question, answer, explanation), such as answer:0.5,explanation:0.5; other parts have no loss"
         },
     )
+    tokens_per_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "divide the samples of each step among device batches of at most this number of tokens, instead of "
+            "--per_device_train_batch_size samples each; a step has the same samples and the same loss"
+        },
+    )
     packing: bool = field(
         default=True, metadata={"help": "pack samples without padding; false pads them, as the reference does"}
     )
@@ -131,6 +138,7 @@ RANGES: dict[str, Range] = {
     "max_source_length": {"least": 2},
     "max_train_samples": {"least": 1},
     "peft_rank": {"least": 1},
+    "tokens_per_batch": {"least": 2},
     "early_stop": {"least": 1},
     "per_device_train_batch_size": {"least": 1},
     "per_device_eval_batch_size": {"least": 1},
@@ -331,6 +339,8 @@ def check_effects(given: Mapping[str, Any]) -> None:
         parse_shares(given["loss_weights"])
         if "loss_on" in given:
             raise UserError("--loss_on has no effect with --loss_weights, which says what has a loss; leave it out")
+    if "tokens_per_batch" in given and given.get("loss_average") == "batch":
+        raise UserError("--tokens_per_batch: --loss_average batch is the mean of batches of samples; leave one out")
     schedule = getattr(given.get("lr_scheduler_type"), "value", given.get("lr_scheduler_type"))
     if schedule in SCHEDULES_WITH_LOSS:
         raise UserError(f"--lr {schedule} is not supported here: it needs the loss of an evaluation at each step")

@@ -9,6 +9,7 @@ import torch
 
 from teacherlm.catalog.text_parts import QUESTION
 from teacherlm.finetune.loss_parts import Shares
+from teacherlm.finetune.token_batches import packed_cost, padded_cost
 
 NO_LOSS = -100
 
@@ -72,7 +73,7 @@ class PackingCollator:
     """
 
     def __init__(self, average: str, shares: Shares | None = None):
-        self.average, self.shares = average, shares
+        self.average, self.shares, self.cost = average, shares, packed_cost
 
     def __call__(self, samples: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         rows = [sample["input_ids"] for sample in samples]
@@ -101,7 +102,7 @@ class PaddingCollator:
     """
 
     def __init__(self, average: str, shares: Shares | None = None):
-        self.average, self.shares = average, shares
+        self.average, self.shares, self.cost = average, shares, padded_cost
 
     def __call__(self, samples: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         rows = [torch.tensor(sample["input_ids"]) for sample in samples]

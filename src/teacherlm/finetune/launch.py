@@ -32,6 +32,7 @@ def main() -> int:
     model, dataset, batch, accumulation, learning_rate, epochs, task_type, name, store, project = words[:POSITIONAL]
     os.environ["WANDB_PROJECT"] = project
     processes = processes_here()
+    further = words[POSITIONAL:]
     while True:
         flags = ["--model_name_or_path", model, "--dataset_name", dataset]
         flags += ["--per_device_train_batch_size", batch, "--gradient_checkpointing", "true"]
@@ -40,9 +41,13 @@ def main() -> int:
         flags += ["--run_name", name, "--output_dir", f"{store}/{name}", "--save_strategy", "epoch"]
         flags += given("--peft", "PEFT") + given("--save_total_limit", "SAVE_TOTAL_LIMIT")
         flags += ["--logging_steps", "8", "--report_to", "wandb"]
-        status = launch([*program("finetune"), *flags, *words[POSITIONAL:]], processes)
+        status = launch([*program("finetune"), *flags, *further], processes)
         if status != OUT_OF_MEMORY or os.environ.get("AUTO_BATCH") != "1":
             return status
+        if (tokens := tokens_per_batch(further)) is not None:
+            further += ["--tokens_per_batch", str(tokens // 2)]  # the last one counts
+            print(f"finetune.sh: trying again with batches of {tokens // 2} tokens", flush=True)
+            continue
         samples = require_number("PER_DEVICE_BATCH", batch, 1)
         steps = require_number("ACCUMULATION", accumulation, 1)
         if samples == 1 or samples % 2:
@@ -52,6 +57,16 @@ def main() -> int:
             f"finetune.sh: trying again with a batch of {batch} and {accumulation} accumulated batches per step",
             flush=True,
         )
+
+
+def tokens_per_batch(flags: list[str]) -> int | None:
+    """The value of --tokens_per_batch, if it is among the flags."""
+    found = None
+    for word, after in zip(flags, [*flags[1:], ""]):
+        name, _, value = word.replace("-", "_").partition("=")
+        if name == "__tokens_per_batch":
+            found = require_number("--tokens_per_batch", value or after, 1)
+    return found
 
 
 def given(flag: str, variable: str) -> list[str]:

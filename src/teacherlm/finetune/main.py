@@ -190,6 +190,11 @@ def load_samples(flags: Any, training: Any, model_folder: Path) -> Samples:
     dev = None
     if flags.dev_dataset:
         dev, _ = tokenize(load_split(Path(flags.dev_dataset), fields, train=False), *how, with_parts=with_parts)
+    longest = min(flags.max_source_length, max(tokens["tokens"]))
+    if flags.tokens_per_batch is not None and longest > flags.tokens_per_batch:
+        raise UserError(
+            f"--tokens_per_batch {flags.tokens_per_batch}: the longest sample has {longest} tokens; give at least that"
+        )
     require_parts(flags, [tokens, *([] if dev is None else [dev])])
     return Samples(tokens, counts if fields.in_order else [sum(counts)], dev, tokenizer, texts)
 
@@ -249,8 +254,9 @@ def train(
 
     device, accumulated = training.train_batch_size, training.gradient_accumulation_steps
     effective = effective_batch(training)
-    division = [f"batches of {device}"]
-    division += [f"{accumulated} of them accumulated"] if accumulated > 1 else []
+    by_tokens = flags.tokens_per_batch is not None
+    division = [f"batches of {flags.tokens_per_batch} tokens" if by_tokens else f"batches of {device}"]
+    division += [f"{accumulated} of them accumulated"] if accumulated > 1 and not by_tokens else []
     division += [f"{training.world_size} processes"] if training.world_size > 1 else []
     say(
         f"finetune: {plural(samples.per_epoch, 'sample')} of {flags.task_type} per epoch, at most {effective} per "
@@ -276,7 +282,13 @@ def train(
             return 2, {}
         if not is_out_of_memory(error):
             raise
-        print(f"finetune.py: error: {out_of_memory(device, accumulated, effective)}", file=sys.stderr)
+        why = out_of_memory(device, accumulated, effective)
+        if by_tokens:
+            why = (
+                f"out of memory with {flags.tokens_per_batch} tokens at a time; a smaller --tokens_per_batch learns "
+                "the same; AUTO_BATCH=1 does this automatically"
+            )
+        print(f"finetune.py: error: {why}", file=sys.stderr)
         return OUT_OF_MEMORY, {}
     finally:
         interrupts.stop.restore()
@@ -314,6 +326,7 @@ def make_trainer(
         merge_adapters=flags.merge_adapters,
         student=student.digest,
         shares=shares_of(flags),
+        tokens_per_batch=flags.tokens_per_batch,
         callbacks=[
             LossLog(Path(training.output_dir) / LOG, last),
             *([DevLoss(flags.early_stop)] if samples.dev is not None else []),

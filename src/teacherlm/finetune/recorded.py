@@ -20,6 +20,7 @@ from teacherlm.finetune.known_flags import DERIVED, FIXED_SCHEDULES, HARMLESS, R
 NOT_RECORDED = {
     "model_name_or_path", "dataset_name", "dev_dataset",  # inputs: the manifest has their digests
     "early_stop",  # see `lengths`
+    "tokens_per_batch",  # changes only rounding
     "list_missing", "restart",  # change no number
 }  # fmt: skip
 """Flags of this project's finetune.py that are not recorded."""

@@ -1,9 +1,10 @@
 """transformers' Trainer with complete checkpoints, packed batches, exact weights of samples, and an exact resume."""
 
+import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from teacherlm.finetune.dev import best_step
 from teacherlm.finetune.fields import PhaseSampler, TextChoice
 from teacherlm.finetune.loss_parts import Shares
 from teacherlm.finetune.running_loss import RunningLoss
+from teacherlm.finetune.token_batches import best_fit
 from teacherlm.finetune.watching import machine_memory, model_flops_utilization
 from teacherlm.runtime.compat.of_deepspeed import numbers_of
 from teacherlm.runtime.compat.of_trainer import StagedTrainer, keep_newest, remove_arguments
@@ -43,6 +45,20 @@ def with_filler(tokens: Dataset) -> Dataset:
     filler = {**tokens[0], "input_ids": tokens[0]["input_ids"][:1], "skipped": 1, "sample": 0}
     filler |= {"parts": tokens[0]["parts"][:1]} if "parts" in filler else {}
     return concatenate_datasets([tokens, Dataset.from_list([filler], features=tokens.features)])
+
+
+def grouped(batches: list[dict[str, torch.Tensor]], count: int) -> list[dict[str, Any]]:
+    """The batches of a step in as many groups as the Trainer counts. Early groups may be empty; the last one is not,
+    because the gradients are averaged over the processes in it."""
+    groups: list[list[dict[str, torch.Tensor]]] = [[] for _ in range(count)]
+    for number, batch in enumerate(reversed(batches)):
+        groups[count - 1 - number % count].append(batch)
+    tokens = [sum(batch["input_ids"].numel() for batch in group) for group in groups]
+    # `input_ids` is only counted: the Trainer estimates the number of operations from its size.
+    return [
+        {"batches": group, "input_ids": torch.empty(size, dtype=torch.int8, device="meta")}
+        for group, size in zip(groups, tokens)
+    ]
 
 
 def weights_by_part(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -77,6 +93,8 @@ class FinetuneTrainer(StagedTrainer):
         student: the digest of the model in training, which a checkpoint of adapters records.
         shares: the weight of each part of the texts (loss_parts.py), or None. With weights, the loss is the weighted
             sum of the means over the parts, each computed as above. A part that a step does not have adds nothing.
+        tokens_per_batch: maximum number of tokens of a device batch, by which the samples of a step are divided among
+            batches (token_batches.py); None: `per_device_train_batch_size` samples each.
         callbacks: callbacks whose `on_save` finds each checkpoint in its final place.
     """
 
@@ -90,6 +108,7 @@ class FinetuneTrainer(StagedTrainer):
         merge_adapters: bool = False,
         student: str = "",
         shares: Shares | None = None,
+        tokens_per_batch: int | None = None,
         train_dataset: Dataset,
         eval_dataset: Dataset | None = None,
         callbacks: list[TrainerCallback],
@@ -104,6 +123,7 @@ class FinetuneTrainer(StagedTrainer):
         )  # first, so that the others find the checkpoint in its place
         self.phases, self.texts, self.shuffle = phases, texts, shuffle
         self.merge_adapters, self.student, self.shares = merge_adapters, student, shares
+        self.tokens_per_batch = tokens_per_batch
         self.staging = Path(self.args.output_dir) / PARTIAL
         self.dev_batches: DataLoader | None = None
         self.tokens, self.clock = 0, time.monotonic()
@@ -120,22 +140,23 @@ class FinetuneTrainer(StagedTrainer):
     def get_train_dataloader(self) -> DataLoader:
         size = self.args.train_batch_size
         sampler = PhaseSampler(self.phases, self.args.seed, self.shuffle, self.at_once(size), self.texts)
-        return self.batches(self.train_dataset, size, sampler)
+        collate = self.data_collator if self.tokens_per_batch is None else list  # a step is collated as a whole
+        return self.batches(self.train_dataset, size, sampler, collate)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         if self.dev_batches is None or not self.args.dataloader_persistent_workers:
             size = self.args.eval_batch_size
             sampler = PhaseSampler([len(self.eval_dataset) - 1], 0, shuffle=False, multiple=self.at_once(size))
-            self.dev_batches = self.batches(self.eval_dataset, size, sampler)
+            self.dev_batches = self.batches(self.eval_dataset, size, sampler, self.data_collator)
         return self.dev_batches
 
-    def batches(self, samples: Dataset, size: int, sampler: PhaseSampler) -> DataLoader:
+    def batches(self, samples: Dataset, size: int, sampler: PhaseSampler, collate: Callable) -> DataLoader:
         """The batches of this process, on its device."""
         loader = DataLoader(
             samples,
             batch_size=size,
             sampler=sampler,
-            collate_fn=self.data_collator,
+            collate_fn=collate,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers,
@@ -157,13 +178,28 @@ class FinetuneTrainer(StagedTrainer):
         processes.
         """
         batches = list(islice(epoch_iterator, num_batches))
+        of_step = batches
+        if self.tokens_per_batch is not None:
+            of_step = self.cut_by_tokens([sample for samples in batches for sample in samples], device)
+            batches = grouped(of_step, len(batches))
         if self.shares is not None:
-            self.weigh_parts(batches, device)
+            self.weigh_parts(of_step, device)
             return batches, torch.tensor(1 / self.args.world_size, device=device)
-        total = sum(batch["token_weights"].double().sum() for batch in batches)
+        total = sum(batch["token_weights"].double().sum() for batch in of_step)
         if self.args.world_size > 1:
             total = self.accelerator.gather(torch.as_tensor(total, device=device)).sum() / self.args.world_size
         return batches, total
+
+    def cut_by_tokens(self, samples: list[Any], device: torch.device) -> list[dict[str, torch.Tensor]]:
+        """Device batches of at most `tokens_per_batch` tokens for the samples of a step. Each process has the same
+        number of them, because the processes compute together; batches without a loss make up the number."""
+        lengths = [len(sample["input_ids"]) for sample in samples]
+        cut = best_fit(lengths, self.tokens_per_batch, self.data_collator.cost)
+        found = [self.data_collator([samples[index] for index in indices]) for indices in cut]
+        if self.args.world_size > 1:
+            count = self.accelerator.gather(torch.tensor([len(found)], device=device)).max()
+            found += [self.data_collator([self.train_dataset[-1]]) for _ in range(int(count) - len(found))]
+        return found
 
     def weigh_parts(self, batches: list[dict[str, torch.Tensor]], device: torch.device) -> None:
         """Change the token weights of a step so that those of each part sum to the part's weight over all processes."""
@@ -202,8 +238,16 @@ class FinetuneTrainer(StagedTrainer):
             )
         return (loss, outputs) if return_outputs else loss
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().training_step(*args, **kwargs)
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        loss = torch.zeros((), device=self.args.device)
+        cut = inputs.get("batches", [inputs])
+        is_sync = self.accelerator.sync_gradients
+        for number, batch in enumerate(cut, 1):
+            is_last = number == len(cut)
+            self.accelerator.sync_gradients = is_sync and is_last
+            alone = self.args.world_size == 1 or self.is_deepspeed_enabled
+            with contextlib.nullcontext() if is_last or alone else self.accelerator.no_sync(model):
+                loss = loss + super().training_step(model, batch, num_items_in_batch)
         self.running.add(loss)
         return loss
 
