@@ -12,7 +12,7 @@ from support.files import contents, read_lines
 from support.programs import only_error
 from support.teacher_server import Answer, serve
 
-from teacherlm.dataset.judge import rating
+from teacherlm.dataset.judge import UNREADABLE, rating
 
 RECORDS, TEXTS = 4, 3
 
@@ -30,7 +30,19 @@ RECORDS, TEXTS = 4, 3
         ("I would say 7", None),
         ("Rating: high", None),
         ("", None),
-        (f"Rating: {'9' * 5000}", 999999999.0),
+        (f"Rating: {'9' * 5000}", None),
+        ("Rating (1-10): 8", 8.0),
+        ("Rating [1–10]: 9", 9.0),
+        ("Rating: -3", -3.0),
+        ("-3", -3.0),
+        ("Rating: .5", 0.5),
+        ("The rating is 9.", 9.0),
+        ("I give a rating of 7", 7.0),
+        ("**Rating:** 6", 6.0),
+        (r"Rating: $\boxed{7}$", 7.0),
+        ("8 out of 10", 8.0),
+        ("8 / 10 stars", 8.0),
+        ("Ratings differ: 5 people said 3.", None),
     ],
 )
 def test_ratings(text: str, expected: float | None) -> None:
@@ -75,7 +87,7 @@ def test_the_best_text_is_that_with_the_highest_rating(enhanced: Path, tmp_path:
     found = [line["scores"] for line in read_lines(tmp_path / "SAMPLE_cot_scores_big.jsonl")]
     goods = [[(number + index) % TEXTS for index in range(TEXTS)] for number in range(RECORDS)]
     assert found == [
-        [0.0 if (index, good) == (2, 2) else 10.0 * good for index, good in enumerate(row)] for row in goods
+        [UNREADABLE if (index, good) == (2, 2) else 10.0 * good for index, good in enumerate(row)] for row in goods
     ]
     unreadable = sum(row[2] == 2 for row in goods)
     assert unreadable == 2 and f"12 texts of 4 records; {unreadable} without a rating" in done.stdout
@@ -102,7 +114,7 @@ def test_answers_that_failed_have_no_rating(enhanced: Path, tmp_path: Path, insi
     done = inside("judge", *words, "--judged", judged, "--scorer", "big")
     assert done.returncode == 0, done.stderr
     found = [score for line in read_lines(tmp_path / "SAMPLE_cot_scores_big.jsonl") for score in line["scores"]]
-    assert found == [0.0 if number in (0, 4, 11) else 5.0 for number in range(12)]
+    assert found == [UNREADABLE if number in (0, 4, 11) else 5.0 for number in range(12)]
 
 
 def test_mistakes_are_one_line(enhanced: Path, tmp_path: Path, inside: Callable) -> None:
@@ -110,7 +122,7 @@ def test_mistakes_are_one_line(enhanced: Path, tmp_path: Path, inside: Callable)
     assert "belong together" in only_error(inside("judge", *words, "--scorer", "big"))
     assert "no kind 'judge'" in only_error(inside("judge", *words, "--prompts", "teacherlm"))
     assert "no such file" in only_error(inside("judge", "--input", tmp_path / "none.jsonl", "--kind", "cot"))
-    assert "line 1: the field 'x' is not a text" in only_error(inside("judge", "--input", enhanced, "--kind", "x"))
+    assert "line 1: the field 'x_text' is not a text" in only_error(inside("judge", "--input", enhanced, "--kind", "x"))
     assert inside("judge", *words).returncode == 0
     answers = [{**record, "judge": "Rating: 5"} for record in read_lines(tmp_path / "SAMPLE_cot_judge.jsonl")]
     answers[5]["explanation"] = "Another text."
@@ -118,4 +130,23 @@ def test_mistakes_are_one_line(enhanced: Path, tmp_path: Path, inside: Callable)
     judged.write_text("".join(json.dumps(record) + "\n" for record in answers))
     error = only_error(inside("judge", *words, "--judged", judged, "--scorer", "big"))
     assert f"{judged}, line 6: this is no answer about the text" in error
+    silent = [{**record, "judge": "It is good."} for record in read_lines(tmp_path / "SAMPLE_cot_judge.jsonl")]
+    judged.write_text("".join(json.dumps(record) + "\n" for record in silent))
+    error = only_error(inside("judge", *words, "--judged", judged, "--scorer", "big"))
+    assert "no answer has a rating that can be read" in error
+    assert "'text_text' is not a text" in only_error(inside("judge", "--input", enhanced, "--kind", "text"))
     assert not (tmp_path / "SAMPLE_cot_scores_big.jsonl").exists()
+
+
+def test_scores_and_files_of_others_are_kept(enhanced: Path, tmp_path: Path, inside: Callable) -> None:
+    words = ["--input", enhanced, "--kind", "cot"]
+    asked = tmp_path / "SAMPLE_cot_judge.jsonl"
+    asked.write_text("mine\n")
+    assert "it is kept as" in inside("judge", *words).stdout
+    answers = [{**record, "judge": "Rating: 5"} for record in read_lines(asked)]
+    judged = tmp_path / "judged.jsonl"
+    judged.write_text("".join(json.dumps(record) + "\n" for record in answers))
+    (tmp_path / "SAMPLE_cot_scores_big.jsonl").write_text("theirs\n")
+    assert "it is kept as" in inside("judge", *words, "--judged", judged, "--scorer", "big").stdout
+    kept = {path.name.partition(".old-")[0]: path.read_text() for path in tmp_path.glob("*.old-*")}
+    assert kept == {"SAMPLE_cot_judge.jsonl": "mine\n", "SAMPLE_cot_scores_big.jsonl": "theirs\n"}

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from support.enhancing import prompts
 from support.files import read_lines
+from support.programs import only_error
 
-from teacherlm.catalog.prompt_sets import load_prompts
+from teacherlm.catalog.prompt_sets import PromptSet, load_prompts
 from teacherlm.dataset.training_rows import circles
 
 RECORDS = 30
@@ -157,8 +158,59 @@ def test_parts_of_odd_texts(name: str) -> None:
             assert spans[-1][1] == len(plain)
             words = [plain[start:end] for start, (_, end) in zip([0, *(end for _, end in spans)], spans)]
             kinds = [kind for kind, _ in spans]
-            (answer,) = (word for kind, word in zip(kinds, words) if kind == "answer")
-            assert answer == "B)." or (answer.startswith("B).") and not text.strip())
+            assert [word for kind, word in zip(kinds, words) if kind == "answer"] == ["B)."]
             assert kinds[0] == "question" and plain.startswith(words[0])
             if core := prompts.cleaned(text.strip()):
                 assert any(core in word for kind, word in zip(kinds, words) if kind == "explanation")
+
+
+def own_prompts(folder: Path, text: str) -> PromptSet:
+    (folder / "own.yaml").write_text(text)
+    return load_prompts(str(folder / "own.yaml"))
+
+
+def test_a_template_that_computes_with_the_letter_has_no_parts(tmp_path: Path) -> None:
+    tail = "{{ text }} That is {{ {'A': 'the first', 'B': 'the second'}[letter] }} one. {{ explanation | trim }}"
+    prompts = own_prompts(tmp_path, f'kinds: {{why: {{prompt: "{{{{ text }}}} Why?", tail: "{tail}"}}}}')
+    record = {"text": "Q: So? (A) yes (B) no A: The answer is (B).", "why_text": "Why?"}
+    made = prompts.training_texts(record, {"why": "It is."}, "")
+    assert made["why_tail"] == f"{record['text']} That is the second one. It is."
+    assert set(json.loads(made["parts"])) == {"text", "why_first"}
+    assert prompts.digest() == prompts.digest()
+
+
+def test_the_answer_is_that_of_the_sample_and_not_one_in_its_words(tmp_path: Path) -> None:
+    prompt = "{{ text }} Reply in the form A: The answer is (X)."
+    prompts = own_prompts(
+        tmp_path, f'kinds: {{why: {{prompt: "{prompt}", tail: "{{{{ prompt }}}} {{{{ explanation }}}}"}}}}'
+    )
+    text = "Q: They said: A: The answer is (A). So? (A) yes (B) no A: The answer is (B)."
+    record = {"text": text, "why_text": f"{text} Reply in the form A: The answer is (X)."}
+    parts = json.loads(prompts.training_texts(record, {"why": "It is."}, "")["parts"])
+    answer = ["answer", len(text)]
+    assert parts["text"] == [["question", len(text) - 3], answer]
+    assert parts["why_tail"][:2] == [["question", len(text) - 3], answer]
+
+
+def test_a_control_never_has_the_own_explanation(tmp_path: Path) -> None:
+    tail = "{{ text }} {{ sample.why }}"
+    prompts = own_prompts(tmp_path, f'kinds: {{why: {{prompt: "{{{{ text }}}} Why?", tail: "{tail}"}}}}')
+    record = {"text": "Q: So? (A) yes (B) no A: The answer is (B).", "why_text": "Why?", "why": "Own."}
+    made = prompts.training_texts(record, {"why": "Own."}, "")
+    control = prompts.shuffled_texts({**record, **made}, {"why": "Other."}, "")
+    assert made["why_tail"].endswith("Own.") and control["why_shuffled"].endswith("Other.")
+
+
+def test_a_template_may_read_the_sample_s_own_fields(tmp_path: Path) -> None:
+    """The digest of a set is computed without a sample."""
+    first = own_prompts(tmp_path, 'kinds: {why: {prompt: "{{ sample.evidence }} {{ text }} Why?"}}').digest()
+    second = own_prompts(tmp_path, 'kinds: {why: {prompt: "{{ sample.evidence }} {{ text }} How?"}}').digest()
+    assert first["sha256"] != second["sha256"]
+
+
+def test_fields_that_are_made_here_are_no_others(folder: Path, inside: Callable) -> None:
+    file = folder / "SAMPLE_cot.jsonl"
+    records = [{**record, "cot_shuffled": "mine"} for record in read_lines(file)]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    words = ["--benchmark", "sample", "--output_dir", folder, "--test_dir", folder / "tests", "--post_process"]
+    assert "the field 'cot_shuffled' is already there" in only_error(inside("data_prepare", *words))

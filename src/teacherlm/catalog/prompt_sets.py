@@ -246,12 +246,14 @@ class PromptSet:
         Args:
             marked: whether the answer and the explanations have marks; see text_parts.py.
         """
-        values = values_of_text(record)
+        values = values_of_text({**record, **explanations})
         prompts = {name: record[f"{name}_text"] for name in explanations}
         if marked:
-            letter = text_parts.marked_letter(values["letter"])
-            values |= {"text": text_parts.marked_text(record["text"]), "letter": letter}
-            prompts = {name: text_parts.marked_text(prompt) for name, prompt in prompts.items()}
+            text = record["text"]
+            letter = values["letter"]
+            values |= {"text": text_parts.marked_text(text)}
+            values |= {"letter": text_parts.marked_letter(letter)} if ANSWER_MARK in text else {}
+            prompts = {name: self.marked_prompt(prompt, text) for name, prompt in prompts.items()}
             explanations = {name: text_parts.marked_explanation(one) for name, one in explanations.items()}
         made = {}
         for name, template in forms.items():
@@ -271,12 +273,24 @@ class PromptSet:
             made: field -> its text.
         """
         forms = self.forms(explanations)
-        shuffled_forms = {shuffled(name): template for name, template in forms.items()}
-        marked = self.rendered(
-            {name: {**shuffled_forms, **forms}[name] for name in made}, record, explanations, where, True
-        )
-        found = {name: text_parts.spans_of(marked[name], text) for name, text in made.items()}
-        return {name: spans for name, spans in found.items() if spans is not None}
+        forms |= {shuffled(name): form for name, form in forms.items() if not form.endswith(" first")}
+        found = {}
+        for name, text in made.items():
+            try:
+                marked = self.rendered({name: forms[name]}, record, explanations, where, marked=True)[name]
+            except UserError:  # the template computes with the letter
+                continue
+            if (spans := text_parts.spans_of(marked, text)) is not None:
+                found[name] = spans
+        return found
+
+    def marked_prompt(self, prompt: str, text: str) -> str:
+        """A teacher's prompt with marks around the letter of the right answer in the sample's text, if it is in it."""
+        cleaned = text.replace("  ", " ") if self.single_spaces else text
+        for one in (text, cleaned):
+            if one in prompt:
+                return prompt.replace(one, text_parts.marked_text(one))
+        return prompt
 
     def render(self, template: str, values: Mapping[str, Any], where: str) -> str:
         try:
@@ -300,8 +314,11 @@ class PromptSet:
         described = {**dataclasses.asdict(self), "path": self.name}
         made: list[object] = [described]
         for question in questions:
-            fields = self.prompt_fields(question, {}, self.name)
-            texts = self.training_texts(fields, {kind: f" {kind}  . " for kind in self.kinds}, "")
+            try:
+                fields = self.prompt_fields(question, {}, self.name)
+                texts = self.training_texts(fields, {kind: f" {kind}  . " for kind in self.kinds}, "")
+            except UserError:  # a template reads the sample's own fields; its source is in `described`
+                continue
             made += [fields, {name: text for name, text in texts.items() if name != text_parts.COLUMN}]
         return {"path": f"prompts/{self.name}", "sha256": hashlib.sha256(json.dumps(made).encode()).hexdigest()}
 

@@ -8,7 +8,7 @@ marks, its parts are unknown.
 import json
 import re
 
-from teacherlm.catalog.prompts import ANSWER_MARK, completion_start
+from teacherlm.catalog.prompts import ANSWER_MARK
 from teacherlm.core.records import Record
 
 PARTS = ("question", "answer", "explanation")
@@ -48,17 +48,15 @@ def spans_of(marked: str, plain: str) -> Spans | None:
 
     The question is what precedes the first mark. The answer is the letter with the punctuation after it. Everything
     else is explanation: a template's words before an explanation, or between it and the answer, are learned with it.
-    Without an explanation, everything after the question is the answer.
     """
     first, *pieces = MARK.split(marked)  # text, mark, text, mark, ..., text
     if not pieces or first + "".join(pieces[1::2]) != plain:
         return None
-    other = EXPLANATION if OPEN_EXPLANATION in pieces else ANSWER
     spans: Spans = [[PARTS[QUESTION], len(first)]] if first else []
     end = len(first)
     for mark, text in zip(pieces[::2], pieces[1::2]):
         punctuation = PUNCTUATION.match(text)[0] if mark == CLOSE_ANSWER else ""  # type: ignore[index]
-        kind = {OPEN_ANSWER: ANSWER, OPEN_EXPLANATION: EXPLANATION}.get(mark, other)
+        kind = ANSWER if mark == OPEN_ANSWER else EXPLANATION
         for part, count in ((ANSWER, len(punctuation)), (kind, len(text) - len(punctuation))):
             end += count
             if count and spans and spans[-1][0] == PARTS[part]:
@@ -70,8 +68,8 @@ def spans_of(marked: str, plain: str) -> Spans | None:
 
 def spans_of_plain(text: str) -> Spans | None:
     """The parts of a text without an explanation (`Q: ... A: The answer is (B).`); None if it has no answer."""
-    start = completion_start(text)
-    return None if start is None else [[PARTS[QUESTION], start], [PARTS[ANSWER], len(text)]]
+    before, mark, after = text.rpartition(ANSWER_MARK)
+    return [[PARTS[QUESTION], len(before + mark)], [PARTS[ANSWER], len(text)]] if after else None
 
 
 def written(spans: dict[str, Spans]) -> str:

@@ -77,7 +77,7 @@ def with_scores(enhanced: dict[str, Path], explanations: Explanations) -> dict[s
             continue
         scored = manifest["inputs"].get("texts", {})
         if manifests.describe(file, scored)["sha256"] != scored.get("sha256"):
-            raise UserError(f"{scores}: the scores are of other texts than {file} has now; run score-texts again")
+            raise UserError(f"{scores}: the scores are of other texts than {file} has now; make the scores again")
         found[kind] = file
     if not found:
         missing = scores_file(next(iter(enhanced.values())), explanations.scorer)
@@ -118,5 +118,5 @@ def best_text(said: Any, texts: Sequence[Any], file: Path, number: int) -> int:
     """
     found = said[1].get("scores") if said else None
     if not isinstance(found, list) or len(found) != len(texts) or not all(type(one) is float for one in found):
-        raise UserError(f"{file}, line {number}: the scores of this record have another form; run score-texts again")
+        raise UserError(f"{file}, line {number}: the scores of this record have another form; make the scores again")
     return max(range(len(found)), key=found.__getitem__)

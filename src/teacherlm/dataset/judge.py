@@ -14,8 +14,10 @@ from pathlib import Path
 
 from teacherlm.catalog.explanations import scores_file, texts_of
 from teacherlm.catalog.prompt_sets import NUMBERS, PromptSet, load_prompts, values_of_text
+from teacherlm.catalog.prompts import ANSWER_MARK
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
+from teacherlm.core.files import set_aside
 from teacherlm.core.flags import flag, parse
 from teacherlm.core.names import plain_name
 from teacherlm.core.outputs import require_file_place, require_writable
@@ -25,11 +27,14 @@ from teacherlm.core.terminal import plural
 
 JUDGE = "judge"
 """The kind of the prompt, and the name of the default prompts."""
-UNREADABLE = 0.0
-"""The score of a text without a rating that can be read."""
-NUMBER = r"(\d{1,9}(?:\.\d{1,9})?)"
-RATING = re.compile(rf"\brating\W*{NUMBER}", re.IGNORECASE)
-ALONE = re.compile(rf"\W*{NUMBER}(?:\s*/\s*\d+)?\W*")
+UNREADABLE = -1e9
+"""The score of a text without a rating that can be read. It is below every rating."""
+NUMBER = r"([-+]?(?:\d{1,9}(?:\.\d{1,9})?|\.\d{1,9}))(?![\d.]*\d)"
+RATING = re.compile(
+    r"\brating\b[\s*_]*(?:[(\[][^)\]\n]{0,40}[)\]])?[\s*_]*(?:[:=]|is\b|of\b)?[\s*_$(\[]*(?:\\boxed\{)?" + NUMBER,
+    re.IGNORECASE,
+)
+ALONE = re.compile(rf"[\s*_(\[]*{NUMBER}[\s*_)\]]*(?:(?:/|out of)\s*\d+[^\n\d]*)?[\s.*_!]*")
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ def write_questions(flags: JudgeFlags, prompts: PromptSet) -> None:
             run.say_done()
             return
         run.say_again()
+        keep_others(run)
         count = write_records(output, questions(flags, prompts))
         run.finish({"questions": output}, {"texts": count})
         print(f"judge: {output} has {plural(count, 'text')}; let a model answer them with enhance.py:")
@@ -86,18 +92,25 @@ def questions(flags: JudgeFlags, prompts: PromptSet) -> Iterator[Record]:
     """A record per text: the question that the judge is asked, and which text it is about."""
     for number, (line, record) in enumerate(read_records(flags.input), 1):
         where = f"{flags.input}, line {line}"
-        if not isinstance(record.get("text"), str):
-            raise UserError(
-                f"{where}: the field 'text' is missing or is not a text; enhance.py did not write this file"
-            )
+        for needed in ("text", f"{flags.kind}_text"):
+            if not isinstance(record.get(needed), str):
+                raise UserError(f"{where}: the field {needed!r} is not a text; enhance.py did not write this file")
+        if ANSWER_MARK not in record["text"]:
+            raise UserError(f"{where}: the field 'text' has no right answer")
         for index, text in enumerate(texts_of(record, flags.kind, where), 1):
             about = {**dict(zip(NUMBERS, (number, index))), "text": record["text"], "explanation": text["text"]}
             values = values_of_text({**record, **about})
             yield {**about, f"{JUDGE}_text": prompts.cleaned(prompts.render(f"{JUDGE} prompt", values, where))}
 
 
+def keep_others(run: StageRun) -> None:
+    """Rename a file at the output's place that this program did not make."""
+    if run.output.exists() and (run.manifest is None or run.manifest["stage"] != "judge"):
+        print(f"judge: {run.output} is there already; it is kept as {set_aside(run.output)}")
+
+
 def rating(text: str) -> float | None:
-    """The last rating in an answer: `Rating: 7`, or a number alone. None if there is none."""
+    """The last rating in an answer: `Rating: 7`, or a number alone (`7`, `7/10`). None if there is none."""
     found = [match[1] for match in RATING.finditer(text)]
     alone = ALONE.fullmatch(text)
     return float(found[-1]) if found else float(alone[1]) if alone else None
@@ -116,6 +129,7 @@ def write_scores(flags: JudgeFlags, judged: Path, scorer: str) -> None:
             run.say_done()
             return
         run.say_again()
+        keep_others(run)
         counts: Counter[str] = Counter()
         count = write_records(output, scores(flags, judged, counts))
         run.finish({"scores": output}, {"records": count, "texts": counts["texts"], "unreadable": counts["unreadable"]})
@@ -138,7 +152,8 @@ def scores(flags: JudgeFlags, judged: Path, counts: Counter[str]) -> Iterator[Re
         for index, text in enumerate(texts_of(record, flags.kind, f"{flags.input}, line {place}"), 1):
             said = None
             if answer is not None and [answer.get(name) for name in NUMBERS] == [number, index]:
-                if answer.get("explanation") != text["text"] or not isinstance(answer.get(JUDGE), str):
+                same = (answer.get("explanation"), answer.get("text")) == (text["text"], record.get("text"))
+                if not same or not isinstance(answer.get(JUDGE), str):
                     break
                 said = rating(answer[JUDGE])
                 line, answer = next(answers, (line, None))
@@ -149,6 +164,11 @@ def scores(flags: JudgeFlags, judged: Path, counts: Counter[str]) -> Iterator[Re
             yield {"scores": found}
             continue
         break
+    if counts["texts"] and counts["unreadable"] == counts["texts"]:
+        raise UserError(
+            f"{judged}: no answer has a rating that can be read, such as `Rating: 7`; look at its field {JUDGE!r}, and "
+            "give the judge more tokens (--num_tokens) or another prompt"
+        )
     if answer is not None:
         raise UserError(
             f"{judged}, line {line}: this is no answer about the text that {flags.input} has at this place; write the "

@@ -96,7 +96,9 @@ class PrepareFlags:
     scorer: str = flag(
         "", help="for --explanations best: the model whose scores count (see `teacherlm score-texts`)", group=TEXTS
     )
-    seed: int = flag(0, help="seed of the control fields KIND_shuffled", least=0, group=TEXTS)
+    seed: int = flag(
+        0, help="seed of the control fields KIND_shuffled; another seed makes another dataset", least=0, group=TEXTS
+    )
     list_missing: bool = flag(False, help=LIST_MISSING, group=SAMPLES)
 
     @property

@@ -19,7 +19,10 @@ from typing import IO
 
 import numpy as np
 
-from teacherlm.catalog.prompt_sets import NUMBERS, PromptSet, values_of_text
+from teacherlm.catalog.prompt_sets import NUMBERS, PromptSet
+from teacherlm.catalog.prompts import ANSWER_MARK, LETTERS
+from teacherlm.core.errors import UserError
+from teacherlm.core.records import Record
 from teacherlm.dataset.dataset_folder import Placed, Stream
 
 
@@ -70,7 +73,7 @@ class Partners:
             number = record.get(NUMBERS[0], row)
             if row == 0 or number != former:
                 starts.append(row)
-                letters.append((values_of_text(record)["letter"] or "\0").encode()[0])
+                letters.append(letter_of(record["text"]))
             former = number
             self.sample_of.append(len(starts) - 1)
             self.offsets.append(file.tell())
@@ -82,6 +85,7 @@ class Partners:
     def rows(self, joined: Stream, prompts: PromptSet) -> Iterator[Placed]:
         """The rows with the fields that are made of their own explanations and of those of another sample."""
         for row, (where, record) in enumerate(joined()):
+            require_free(record, prompts.made_fields(self.kinds), where)
             texts = {kind: record[kind] for kind in self.kinds}
             made = {**record, **prompts.training_texts(record, texts, where)}
             if (others := self.others(row)) is not None:
@@ -98,6 +102,25 @@ class Partners:
         self.file.seek(self.offsets[int(first + (row - self.starts[sample]) % (end - first))])
         found: dict[str, str] = json.loads(self.file.readline())
         return found
+
+
+def letter_of(text: str) -> int:
+    """The letter of a sample's right answer as a number; 0 if its text says none."""
+    after = text.rpartition(ANSWER_MARK)[2] if ANSWER_MARK in text else ""
+    return ord(after[0]) if after and after[0] in LETTERS else 0
+
+
+def require_free(record: Record, made: Sequence[str], where: str) -> None:
+    """Refuse a record that has a field of a name that is made here.
+
+    Raises:
+        UserError: the message names the field.
+    """
+    for name in made:
+        if name in record:
+            raise UserError(
+                f"{where}: the field {name!r} is already there, and post-processing makes it; rename it first"
+            )
 
 
 def circles(letters: np.ndarray, seed: int) -> np.ndarray:

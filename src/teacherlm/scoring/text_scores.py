@@ -20,6 +20,7 @@ from teacherlm.catalog.models import Model, describe_model, find_model, local_fo
 from teacherlm.catalog.prompt_sets import DEFAULT, PromptSet, load_prompts
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
+from teacherlm.core.files import set_aside
 from teacherlm.core.flags import LIST_MISSING, flag, parse
 from teacherlm.core.outputs import require_file_place, require_writable
 from teacherlm.core.progress_file import ProgressFile
@@ -79,6 +80,8 @@ def main() -> None:
             run.say_done()
             return
         run.say_again()
+        if output.exists() and run.manifest is not None and run.manifest["stage"] != "score_texts":
+            print(f"score-texts: {output} is there already; it is kept as {set_aside(output)}")
         score(run, flags, prompts, local_folder(model))
 
 
