@@ -16,6 +16,8 @@ from support.enhancing import prompts
 from support.files import read_lines
 from support.programs import ROOT, STAGES, only_error, warm_python
 
+from teacherlm.enhance.engines.server_process import name_of
+
 RECORDS = 30
 STAND_IN = f"{shlex.quote(sys.executable)} -P -m support.served_stand_in --port {{port}}"
 WORDS = ["--name", "served", "--input", "SAMPLE.jsonl", "--output", "out.jsonl", "--task_type", "cot_text"]
@@ -197,3 +199,7 @@ def test_weights_that_only_the_server_reads(tiny_llama: Path, place: Path) -> No
     words = ["--name", "served", "--input", "SAMPLE.jsonl", "--output", "other.jsonl", "--task_type", "cot_text"]
     result = subprocess.run(list(map(str, [warm_python(), STAGES["enhance"], *words])), capture_output=True, text=True)
     assert "only a server reads" in only_error(result)
+
+
+def test_a_signal_without_a_name_is_a_number() -> None:
+    assert [name_of(number) for number in (9, 15, 40)] == ["SIGKILL", "SIGTERM", "signal 40"]

@@ -496,3 +496,11 @@ def test_the_stages_of_several_teachers_are_followed_in_slurm(tmp_path: Path) ->
     texts.parent.mkdir(parents=True)
     texts.write_text("{}\n" * 6)
     assert [count_progress(chain, [task]) for task in tasks][1:4] == ["0 texts", "5 texts", "0 texts"]
+
+
+def test_engine_serve_needs_the_command_of_a_server() -> None:
+    with pytest.raises(UserError, match=r"ENGINE=serve: big has no `serve` in a models/big\.yaml"):
+        graph(ENGINE="serve")
+    serving = dataclasses.replace(FACTS, teachers={"big": dataclasses.replace(BIG, serves=True)})
+    [enhance] = words(sample_graph(settings(ENGINE="serve"), serving).stage("enhance"))
+    assert flag(enhance, "--engine") == "serve"

@@ -30,12 +30,14 @@ class ModelFacts:
         values: the values for finetuning and enhancing: "finetune.batch" -> "8".
         requests: stage -> the arguments of sbatch for its job.
         gpus: stage -> the number of GPUs that one of its tasks needs.
+        serves: whether it says the command of a server (ENGINE=serve).
     """
 
     name: str
     values: dict[str, str]
     requests: dict[str, list[str]] = field(default_factory=dict)
     gpus: dict[str, int] = field(default_factory=dict)
+    serves: bool = False
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def model_facts(name: str, gpu_type: str) -> ModelFacts:
     fields = ("batch", "accumulation", "learning_rate", "gradient_checkpointing")
     dotted = ("enhance.num_tokens", *(f"finetune.{one}" for one in fields))
     values = {one: one_line_name(for_shell(model.recommended(one))) for one in dotted}
-    found = ModelFacts(one_line_name(model.name), values)
+    found = ModelFacts(one_line_name(model.name), values, serves=model.serve is not None)
     if model.texts_from is None:
         for stage in STAGES:
             found.requests[stage] = [one_line_name(word) for word in request(model, stage, gpu_type)]

@@ -193,7 +193,10 @@ def enhance(
     words += ["--chat", settings.chat] if settings.chat else []
     words += ["--num_completions", str(settings.num_completions)] if settings.num_completions > 1 else []
     words += ["--max_failures", settings.max_failures, "--restart"]
-    words += ["--engine", settings.engine if facts.gpus else "auto"]
+    engine = settings.engine if facts.gpus else "auto"
+    if engine == "serve" and not facts.serves:
+        raise UserError(plain(f"ENGINE=serve: {facts.name} has no `serve` in a models/{facts.name}.yaml"))
+    words += ["--engine", engine]
     words += further("ENHANCE_FLAGS", settings.enhance_flags, words, ("--prompts", "--shard", "--list_missing"))
     work = f"enhance-{layout.teacher_runs[teacher]}"
 

@@ -84,7 +84,7 @@ class ServerProcess:
     def how_it_ended(self) -> str:
         """How the server ended, with the last line of its log, for a message."""
         code = self.process.poll() or 0
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        how = f"was ended by {name_of(-code)}" if code < 0 else f"ended with status {code}"
         with contextlib.suppress(OSError):
             if line := next((line.strip() for line in reversed(last_lines(self.log)) if line.strip()), ""):
                 how += f"; the last line of its log: {cut(line, 200)}"
@@ -120,6 +120,13 @@ class ServerProcess:
                 os.killpg(self.process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(seconds)
+
+
+def name_of(number: int) -> str:
+    """The name of a signal. Most real-time signals have none."""
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
 
 
 def models_of(session: requests.Session, address: str) -> list[str] | None:
