@@ -61,7 +61,6 @@ def measure(step: str, folder: Path, records: int, texts: int) -> dict[str, Any]
         "texts": texts,
         "stage": step,
         "value": records / result["seconds"],
-        "unit": "records/s",
         **result,
     }
     print(f"{records} {step}: {result['seconds']:.1f} s, peak {peak / 2**20:.0f} MiB", file=sys.stderr, flush=True)

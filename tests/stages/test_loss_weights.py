@@ -200,7 +200,7 @@ def test_mistakes_are_one_line(tiny_llama: Path, enhanced: Path, tmp_path: Path,
         words[place], words[words.index("--dataset_name") + 1] = task, dataset
         return only_error(inside("finetune", *words, "--loss_weights", weights, *more))
 
-    for said in ("answer", "answer:x", "answer:1,answer:1", "letter:1", "answer:0", "answer:-1", "answer:nan"):
+    for said in ("answer", "answer:x", "answer:1,answer:1", "letter:1", "answer:0", "answer:-1", "answer:nan", ""):
         assert f"--loss_weights {said}: " in error(said)
     assert "--loss_on has no effect with --loss_weights" in error("answer:1", "--loss_on", "completion")
     assert "no text in the field text has the part explanation" in error(BOTH, task="text")

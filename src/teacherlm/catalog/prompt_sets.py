@@ -234,53 +234,52 @@ class PromptSet:
         return [*forms, text_parts.COLUMN, *controls]
 
     def rendered(
-        self,
-        forms: Mapping[str, str],
-        record: Record,
-        explanations: Mapping[str, str],
-        where: str,
-        marked: bool = False,
+        self, forms: Mapping[str, str], record: Record, explanations: Mapping[str, str], where: str
     ) -> dict[str, str]:
-        """Field -> its text.
-
-        Args:
-            marked: whether the answer and the explanations have marks; see text_parts.py.
-        """
+        """Field -> its text."""
         values = values_of_text({**record, **explanations})
         prompts = {name: record[f"{name}_text"] for name in explanations}
-        if marked:
-            text = record["text"]
-            letter = values["letter"]
-            values |= {"text": text_parts.marked_text(text)}
-            values |= {"letter": text_parts.marked_letter(letter)} if ANSWER_MARK in text else {}
-            prompts = {name: self.marked_prompt(prompt, text) for name, prompt in prompts.items()}
-            explanations = {name: text_parts.marked_explanation(one) for name, one in explanations.items()}
-        made = {}
-        for name, template in forms.items():
-            known = {**values, **explanations}
-            if template not in self.fields:
-                kind = template.partition(" ")[0]
-                known |= {"prompt": prompts[kind], "explanation": explanations[kind]}
-            made[name] = self.cleaned(self.render(template, known, where))
-        return made
+        return {name: self.rendered_form(form, values, prompts, explanations, where) for name, form in forms.items()}
+
+    def rendered_form(
+        self,
+        form: str,
+        values: Mapping[str, Any],
+        prompts: Mapping[str, str],
+        explanations: Mapping[str, str],
+        where: str,
+    ) -> str:
+        """The text of one template of `forms`."""
+        known = {**values, **explanations}
+        if form not in self.fields:
+            kind = form.partition(" ")[0]
+            known |= {"prompt": prompts[kind], "explanation": explanations[kind]}
+        return self.cleaned(self.render(form, known, where))
 
     def parts(
         self, made: Mapping[str, str], record: Record, explanations: Mapping[str, str], where: str
     ) -> dict[str, text_parts.Spans]:
-        """Field -> its parts, where they are known.
+        """Field -> its parts, where they are known. Each template is rendered with marks around the answer and the
+        explanations; see text_parts.py.
 
         Args:
             made: field -> its text.
         """
         forms = self.forms(explanations)
         forms |= {shuffled(name): form for name, form in forms.items() if not form.endswith(" first")}
+        values, text = values_of_text({**record, **explanations}), record["text"]
+        values["text"] = text_parts.marked_text(text)
+        if ANSWER_MARK in text:
+            values["letter"] = text_parts.marked_letter(values["letter"])
+        prompts = {name: self.marked_prompt(record[f"{name}_text"], text) for name in explanations}
+        marked = {name: text_parts.marked_explanation(one) for name, one in explanations.items()}
         found = {}
-        for name, text in made.items():
+        for name, plain in made.items():
             try:
-                marked = self.rendered({name: forms[name]}, record, explanations, where, marked=True)[name]
+                spans = text_parts.spans_of(self.rendered_form(forms[name], values, prompts, marked, where), plain)
             except UserError:  # the template computes with the letter
                 continue
-            if (spans := text_parts.spans_of(marked, text)) is not None:
+            if spans is not None:
                 found[name] = spans
         return found
 

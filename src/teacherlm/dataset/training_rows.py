@@ -84,8 +84,9 @@ class Partners:
 
     def rows(self, joined: Stream, prompts: PromptSet) -> Iterator[Placed]:
         """The rows with the fields that are made of their own explanations and of those of another sample."""
+        names = prompts.made_fields(self.kinds)
         for row, (where, record) in enumerate(joined()):
-            require_free(record, prompts.made_fields(self.kinds), where)
+            require_free(record, names, where)
             texts = {kind: record[kind] for kind in self.kinds}
             made = {**record, **prompts.training_texts(record, texts, where)}
             if (others := self.others(row)) is not None:

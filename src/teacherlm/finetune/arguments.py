@@ -335,7 +335,7 @@ def check_effects(given: Mapping[str, Any]) -> None:
     for name, (other, values) in needs.items():
         if name in given and (other not in given or (values and given[other] not in values)):
             raise UserError(f"--{name} needs --{other}{' ' + ' or '.join(values) if values else ''}")
-    if given.get("loss_weights"):
+    if "loss_weights" in given:
         parse_shares(given["loss_weights"])
         if "loss_on" in given:
             raise UserError("--loss_on has no effect with --loss_weights, which says what has a loss; leave it out")

@@ -190,11 +190,13 @@ def load_samples(flags: Any, training: Any, model_folder: Path) -> Samples:
     dev = None
     if flags.dev_dataset:
         dev, _ = tokenize(load_split(Path(flags.dev_dataset), fields, train=False), *how, with_parts=with_parts)
-    longest = min(flags.max_source_length, max(tokens["tokens"]))
-    if flags.tokens_per_batch is not None and longest > flags.tokens_per_batch:
-        raise UserError(
-            f"--tokens_per_batch {flags.tokens_per_batch}: the longest sample has {longest} tokens; give at least that"
-        )
+    if flags.tokens_per_batch is not None:
+        longest = min(flags.max_source_length, max(tokens["tokens"]))
+        if longest > flags.tokens_per_batch:
+            raise UserError(
+                f"--tokens_per_batch {flags.tokens_per_batch}: the longest sample has {longest} tokens; give at least "
+                "that"
+            )
     require_parts(flags, [tokens, *([] if dev is None else [dev])])
     return Samples(tokens, counts if fields.in_order else [sum(counts)], dev, tokenizer, texts)
 

@@ -242,10 +242,10 @@ class FinetuneTrainer(StagedTrainer):
         loss = torch.zeros((), device=self.args.device)
         cut = inputs.get("batches", [inputs])
         is_sync = self.accelerator.sync_gradients
+        alone = self.args.world_size == 1 or self.is_deepspeed_enabled  # DeepSpeed looks at `sync_gradients` itself
         for number, batch in enumerate(cut, 1):
             is_last = number == len(cut)
             self.accelerator.sync_gradients = is_sync and is_last
-            alone = self.args.world_size == 1 or self.is_deepspeed_enabled
             with contextlib.nullcontext() if is_last or alone else self.accelerator.no_sync(model):
                 loss = loss + super().training_step(model, batch, num_items_in_batch)
         self.running.add(loss)
