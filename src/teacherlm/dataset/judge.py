@@ -164,13 +164,13 @@ def scores(flags: JudgeFlags, judged: Path, counts: Counter[str]) -> Iterator[Re
             yield {"scores": found}
             continue
         break
-    if counts["texts"] and counts["unreadable"] == counts["texts"]:
-        raise UserError(
-            f"{judged}: no answer has a rating that can be read, such as `Rating: 7`; look at its field {JUDGE!r}, and "
-            "give the judge more tokens (--num_tokens) or another prompt"
-        )
     if answer is not None:
         raise UserError(
             f"{judged}, line {line}: this is no answer about the text that {flags.input} has at this place; write the "
             "questions again, and let the judge answer them"
+        )
+    if counts["texts"] and counts["unreadable"] == counts["texts"]:
+        raise UserError(
+            f"{judged}: no answer has a rating that can be read, such as `Rating: 7`; look at its field {JUDGE!r}, and "
+            "give the judge more tokens (--num_tokens) or another prompt"
         )
