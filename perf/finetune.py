@@ -234,7 +234,7 @@ def make_our_trainer(model: Any, samples: Any, common: dict[str, Any]) -> Any:
         train_dataset=samples,
         data_collator=PackingCollator("token"),
         phases=[len(samples)],
-        resumed=None,
+        callbacks=[],
     )
 
 
