@@ -70,7 +70,7 @@ def work(run: StageRun, flags: Any, training: Any, model_folder: Path) -> int:
             run.say_done()
             return 0
         samples = load_samples(flags, training, model_folder)
-        last = from_first(lambda: claim(arguments, inputs, flags, training, samples.tokens))
+        last = from_first(lambda: claim(arguments, inputs, flags, training, samples))
         last = None if last is None else Path(last)
     student = Student(model_folder, inputs["student"]["sha256"])
     status, counts = train(flags, training, samples, student, last)
@@ -84,6 +84,8 @@ def describe_run(
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """What the checkpoints depend on: (flags that change numbers, length of the training, digests of the inputs).
 
+    With the length come the test sets in which training samples are looked for.
+
     Args:
         manifest: the manifest of an earlier run, or None.
     """
@@ -96,20 +98,37 @@ def describe_run(
             f"{model_folder}: these are adapters; give an ordinary model, such as the folder {MERGED} that "
             "--merge_adapters true makes"
         )
-    dataset_folder = Path(flags.dataset_name)
-    require_dataset(dataset_folder)
     known = (manifest or {}).get("inputs", {})
-    inputs = {
-        "dataset": manifests.describe(dataset_folder, known.get("dataset")),
-        "student": describe_model(model_folder, known.get("student")),
-    }
-    if flags.dev_dataset:
-        require_dataset(Path(flags.dev_dataset))
-        inputs["dev"] = manifests.describe(Path(flags.dev_dataset), known.get("dev"))
+    inputs = {"student": describe_model(model_folder, known.get("student"))}
+    for name, folder in folders(flags).items():
+        require_dataset(folder)
+        inputs[name] = manifests.describe(folder, known.get(name))
+    length = lengths(flags, training)
+    if tests := test_sets(flags):  # a finished training has no new checkpoints for another test set, but another list
+        described = [manifests.describe(folder) for folder in tests]
+        length["test_sets"] = {folder.name: one["sha256"] for folder, one in zip(tests, described)}
     arguments = recorded_arguments(flags, training)
     if flags.list_missing and manifest:  # the login node's hardware differs from the compute nodes'
         arguments |= {name: manifest["arguments"].get(name) for name in OF_THE_MACHINE}
-    return arguments, lengths(flags, training), inputs
+    return arguments, length, inputs
+
+
+def folders(flags: Any) -> dict[str, Path]:
+    """The folders that the checkpoints depend on, by their names in the manifest."""
+    from teacherlm.finetune.sets import parse_sets
+
+    sets = parse_sets(flags.dataset_name)
+    found = {"dataset" if len(sets) == 1 else f"dataset {n}": one.folder for n, one in enumerate(sets, 1)}
+    if flags.dev_dataset:
+        found["dev"] = Path(flags.dev_dataset)
+    if flags.overlaps == "leave_out":
+        found |= {f"test set {folder.name}": folder for folder in test_sets(flags)}
+    return found
+
+
+def test_sets(flags: Any) -> list[Path]:
+    """The folders of --test_sets."""
+    return [Path(folder) for folder in (flags.test_sets or "").split(",") if folder]
 
 
 def fit_to_model(flags: Any, model_folder: Path) -> Any:
@@ -132,6 +151,7 @@ class Samples:
         phases: number of samples in each phase of the epoch.
         dev: the dev samples, on which the student is not trained, or None.
         tokenizer: the student's tokenizer.
+        rows: the rows of the datasets, and which of them an epoch has.
         texts: which text each sample has in an epoch, if the dataset has several of each and an epoch has one.
     """
 
@@ -139,6 +159,7 @@ class Samples:
     phases: list[int]
     dev: Any
     tokenizer: Any
+    rows: Any
     texts: Any = None
 
     @property
@@ -163,33 +184,28 @@ def load_samples(flags: Any, training: Any, model_folder: Path) -> Samples:
     import datasets
 
     from teacherlm.finetune.fields import choose_texts, dataset_order, parse_fields
-    from teacherlm.finetune.samples import load_split, sample_rows, tokenize
+    from teacherlm.finetune.samples import load_split, tokenize
     from teacherlm.runtime.loading import load_tokenizer
     from teacherlm.runtime.model_config import load_config, vocabulary_size
 
     datasets.disable_progress_bars()
     fields = parse_fields(flags.task_type)
-    dataset = load_split(Path(flags.dataset_name), fields, train=True)
-    groups = sample_rows(dataset, Path(flags.dataset_name)) if flags.explanations == "each_epoch" else None
-    if flags.max_train_samples and groups:
-        groups = groups[: flags.max_train_samples]
-    elif flags.max_train_samples:
-        dataset = dataset.select(range(min(len(dataset), flags.max_train_samples)))
+    rows = load_rows(flags, fields, training.seed)
     tokenizer = load_tokenizer(model_folder)
     vocabulary = vocabulary_size(load_config(model_folder))
     how = (tokenizer, fields, flags.max_source_length, flags.loss_on == "completion", training.seed, vocabulary)
     with_parts = bool(flags.loss_weights)
-    tokens, counts = tokenize(dataset, *how, groups, with_parts)
+    tokens, counts = tokenize(rows.dataset, *how, with_parts, rows)
     texts = None
-    if groups:
-        texts, counts, samples = choose_texts(fields, groups, training.seed)
+    if rows.groups is not None:
+        texts, counts, samples = choose_texts(fields, rows.groups, training.seed, rows.pool)
         if not flags.shuffle and not fields.in_order:
             texts = texts.select(dataset_order(samples))
     elif not flags.shuffle and not fields.in_order:
         tokens = tokens.select(dataset_order(tokens["sample"]))
     dev = None
     if flags.dev_dataset:
-        dev, _ = tokenize(load_split(Path(flags.dev_dataset), fields, train=False), *how, with_parts=with_parts)
+        dev, _ = tokenize(load_split(Path(flags.dev_dataset), fields, train=False), *how, with_parts)
     if flags.tokens_per_batch is not None:
         longest = min(flags.max_source_length, max(tokens["tokens"]))
         if longest > flags.tokens_per_batch:
@@ -198,7 +214,29 @@ def load_samples(flags: Any, training: Any, model_folder: Path) -> Samples:
                 "that"
             )
     require_parts(flags, [tokens, *([] if dev is None else [dev])])
-    return Samples(tokens, counts if fields.in_order else [sum(counts)], dev, tokenizer, texts)
+    return Samples(tokens, counts if fields.in_order else [sum(counts)], dev, tokenizer, rows, texts)
+
+
+def load_rows(flags: Any, fields: Any, seed: int) -> Any:
+    """The rows of the datasets, and which of them an epoch has (sets.TrainingRows)."""
+    from teacherlm.finetune.samples import load_split, sample_rows
+    from teacherlm.finetune.sets import choose_epoch, join_sets, parse_sets
+
+    sets = parse_sets(flags.dataset_name)
+    parts = [load_split(one.folder, fields, train=True) for one in sets]
+    rows = join_sets(sets, parts, fields.weights)
+    if flags.explanations == "each_epoch":
+        groups = [
+            range(start + of_sample.start, start + of_sample.stop)
+            for one, part, start in zip(sets, parts, rows.starts)
+            for of_sample in sample_rows(part, one.folder)
+        ]
+        rows = dataclasses.replace(rows, groups=groups[: flags.max_train_samples])
+    elif flags.max_train_samples:
+        rows = dataclasses.replace(
+            rows, dataset=rows.dataset.select(range(len(rows.dataset))[: flags.max_train_samples])
+        )
+    return choose_epoch(rows, [*fields.weights], seed, test_sets(flags), flags.overlaps == "leave_out")
 
 
 def require_parts(flags: Any, tokenized: list[Any]) -> None:
@@ -221,8 +259,9 @@ def require_parts(flags: Any, tokenized: list[Any]) -> None:
                 )
 
 
-def claim(arguments: dict[str, Any], inputs: dict[str, Any], flags: Any, training: Any, tokens: Any) -> str | None:
-    """Reserve the output folder for this run, list the samples that were cut, and return the checkpoint to resume."""
+def claim(arguments: dict[str, Any], inputs: dict[str, Any], flags: Any, training: Any, samples: Samples) -> str | None:
+    """Reserve the output folder for this run, list the samples that were cut and those that other sets have, and return
+    the checkpoint to resume."""
     from teacherlm.core.records import write_records
     from teacherlm.finetune.checkpoints import check_resumable, claim_folder
     from teacherlm.finetune.samples import cut_samples
@@ -231,11 +270,14 @@ def claim(arguments: dict[str, Any], inputs: dict[str, Any], flags: Any, trainin
     last = claim_folder(output, arguments, inputs, flags.restart)
     if last is not None:
         check_resumable(last, training)
-    if cut := cut_samples(tokens, flags.max_source_length):
+    if samples.rows.repeated:
+        write_records(output / "repeated.jsonl", samples.rows.repeated)
+        print(f"finetune: {samples.rows.findings}; {output / 'repeated.jsonl'} has the list")
+    if cut := cut_samples(samples.tokens, flags.max_source_length):
         write_records(output / "cut.jsonl", cut)
         print(
-            f"finetune: {len(cut)} of {plural(len(tokens), 'sample')} had more than {flags.max_source_length} tokens; "
-            f"tokens were cut on the left, and {output / 'cut.jsonl'} has the list"
+            f"finetune: {len(cut)} of {plural(len(samples.tokens), 'sample')} had more than "
+            f"{flags.max_source_length} tokens; tokens were cut on the left, and {output / 'cut.jsonl'} has the list"
         )
     if last is not None:
         print(f"finetune: resuming from {last}")
@@ -299,7 +341,7 @@ def train(
         say(f"finetune: interrupted after step {step}; a checkpoint was saved, and the same command resumes from it")
         return REQUEUE, {}
     cut = sum(count > flags.max_source_length for count in samples.tokens["tokens"])
-    counts = {"samples": samples.per_epoch, "cut": cut}
+    counts = {"samples": samples.per_epoch, "cut": cut, "sets": samples.rows.described()}
     counts |= {"steps": trainer.state.global_step, "effective_batch": effective, "processes": training.world_size}
     return 0, {**counts, "device_batch": device, "accumulation": accumulated}
 
