@@ -14,6 +14,7 @@ from teacherlm.chain.settings import is_atlas, saved_variables
 from teacherlm.chain.site import has_scripts, load_site
 from teacherlm.chain.variables import known_names
 from teacherlm.core.errors import UserError
+from teacherlm.core.job_records import kind_of
 from teacherlm.core.owners import make_own_folder
 from teacherlm.core.programs import called
 from teacherlm.runtime.launcher import program
@@ -54,7 +55,11 @@ def main() -> int:
             if status:
                 remove_empty(new)
                 return status
-    return run_task(graph, graph.stage("prepare"), None)
+    for stage in graph.stages:
+        status = run_task(graph, stage, None) if kind_of(stage.name) == "prepare" else 0
+        if status:
+            return status
+    return 0
 
 
 def remove_empty(folders: Sequence[Path]) -> None:

@@ -278,8 +278,9 @@ def join_sets(sets: Sequence[TrainingSet], datasets: Sequence[Dataset], fields: 
         parts = [part if COLUMN in part.column_names else with_empty(part, COLUMN) for part in parts]
     starts = itertools.accumulate(map(len, parts[:-1]), initial=0)
     texts = {name: Value("string") for name in columns if name != NUMBERS[0]}
-    if len(parts) > 1:
-        parts = [part.cast(Features({**part.features, **texts})) for part in parts]
+    if any(part.features != parts[0].features for part in parts):
+        # Otherwise `cast` would write a cache into the dataset's folder.
+        parts = [part.cast(Features({**part.features, **texts}), keep_in_memory=True) for part in parts]
     return TrainingRows(concatenate_datasets(parts), tuple(sets), tuple(starts))
 
 
