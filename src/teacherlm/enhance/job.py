@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from teacherlm.catalog.explanations import OF_A_TEXT
 from teacherlm.catalog.models import GGUF, Model, describe_model, local_folder
 from teacherlm.catalog.prompt_sets import Kind, PromptSet, load_prompts
 from teacherlm.core import manifests
@@ -64,6 +65,7 @@ def settings(flags: EnhanceFlags, field: str) -> dict[str, Any]:
         "seed": flags.seed,
         "dtype": flags.dtype,
         "shard": list(flags.shard),
+        **({"top_logprobs": flags.top_logprobs} if flags.top_logprobs else {}),
     }
 
 
@@ -158,7 +160,7 @@ class Job:
     @property
     def added(self) -> tuple[str, ...]:
         """The fields that this job adds to the records."""
-        suffixes: tuple[str, ...] = ("completions", "ended", "thinking")
+        suffixes: tuple[str, ...] = ("completions", "ended", "thinking", "top_logprobs")
         suffixes += () if self.described.sees_answer else ("source", "attempts")
         return (self.kind, "all", *(f"{self.kind}_{suffix}" for suffix in suffixes))
 
@@ -378,7 +380,7 @@ def added_fields(kind: str, prompt: str, pieces: list[dict[str, Any]], several: 
     added = {kind: first["text"], "all": prompt + first.get("whole", first["text"])}
     if first.get("ended", "stop") != "stop":
         added[f"{kind}_ended"] = first["ended"]
-    added |= {f"{kind}_{name}": first[name] for name in ("thinking", "source", "attempts") if name in first}
+    added |= {f"{kind}_{name}": first[name] for name in OF_A_TEXT[1:] if name in first}
     return added | ({f"{kind}_completions": pieces} if several else {})
 
 

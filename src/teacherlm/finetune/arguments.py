@@ -96,6 +96,13 @@ class FinetuneArguments:
             "(question, answer, explanation), such as answer:0.5,explanation:0.5; other parts have no loss"
         },
     )
+    kl_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "W: the loss of a token that the teacher wrote is (1 - W) x cross-entropy + W x KL divergence from "
+            "the teacher's distribution, which enhance.py --top_logprobs has kept (same vocabulary)"
+        },
+    )
     tokens_per_batch: int | None = field(
         default=None,
         metadata={
@@ -156,6 +163,7 @@ RANGES: dict[str, Range] = {
     "peft_rank": {"least": 1},
     "tokens_per_batch": {"least": 2},
     "early_stop": {"least": 1},
+    "kl_weight": {"least": 0, "most": 1},
     "per_device_train_batch_size": {"least": 1},
     "per_device_eval_batch_size": {"least": 1},
     "gradient_accumulation_steps": {"least": 1},

@@ -153,6 +153,7 @@ class Samples:
         tokenizer: the student's tokenizer.
         rows: the rows of the datasets, and which of them an epoch has.
         texts: which text each sample has in an epoch, if the dataset has several of each and an epoch has one.
+        teacher: the teacher's distributions (soft_targets.TeacherTokens), or None.
     """
 
     tokens: Any
@@ -161,6 +162,7 @@ class Samples:
     tokenizer: Any
     rows: Any
     texts: Any = None
+    teacher: Any = None
 
     @property
     def per_epoch(self) -> int:
@@ -185,6 +187,7 @@ def load_samples(flags: Any, training: Any, model_folder: Path) -> Samples:
 
     from teacherlm.finetune.fields import choose_texts, dataset_order, parse_fields
     from teacherlm.finetune.samples import load_split, tokenize
+    from teacherlm.finetune.soft_targets import TeacherTokens
     from teacherlm.runtime.loading import load_tokenizer
     from teacherlm.runtime.model_config import load_config, vocabulary_size
 
@@ -195,7 +198,10 @@ def load_samples(flags: Any, training: Any, model_folder: Path) -> Samples:
     vocabulary = vocabulary_size(load_config(model_folder))
     how = (tokenizer, fields, flags.max_source_length, flags.loss_on == "completion", training.seed, vocabulary)
     with_parts = bool(flags.loss_weights)
-    tokens, counts = tokenize(rows.dataset, *how, with_parts, rows)
+    teacher = TeacherTokens(rows.dataset, tokenizer, vocabulary) if flags.kl_weight else None
+    tokens, counts = tokenize(rows.dataset, *how, with_parts, rows, teacher)
+    if teacher is not None:
+        say_known(tokens)
     texts = None
     if rows.groups is not None:
         texts, counts, samples = choose_texts(fields, rows.groups, training.seed, rows.pool)
@@ -214,7 +220,23 @@ def load_samples(flags: Any, training: Any, model_folder: Path) -> Samples:
                 "that"
             )
     require_parts(flags, [tokens, *([] if dev is None else [dev])])
-    return Samples(tokens, counts if fields.in_order else [sum(counts)], dev, tokenizer, rows, texts)
+    return Samples(tokens, counts if fields.in_order else [sum(counts)], dev, tokenizer, rows, texts, teacher)
+
+
+def say_known(tokens: Any) -> None:
+    """Print how many tokens the teacher wrote, by its distributions.
+
+    Raises:
+        UserError: there are none.
+    """
+    blocks = [block for of_sample in tokens["blocks"] for block in of_sample]
+    known = sum(count for *_, count in blocks)
+    if not known:
+        raise UserError(
+            "--kl_weight: no text has tokens that the teacher wrote; its distributions belong to other texts or to "
+            "another tokenization"
+        )
+    say(f"finetune: the teacher's distribution is known for {known} of {sum(map(len, tokens['input_ids']))} tokens")
 
 
 def load_rows(flags: Any, fields: Any, seed: int) -> Any:
@@ -355,7 +377,8 @@ def make_trainer(
     from teacherlm.finetune.trainer import FinetuneTrainer
     from teacherlm.finetune.watching import LOG, LossLog
 
-    model, collate = load_student(flags, training, *student, samples.longest(flags.max_source_length))
+    longest = samples.longest(flags.max_source_length)
+    model, collate = load_student(flags, training, *student, longest, samples.teacher)
     return FinetuneTrainer(
         model=model,
         args=training,

@@ -15,6 +15,7 @@ from teacherlm.core.saved_datasets import load_saved
 from teacherlm.finetune.fields import TrainingFields, choose_samples, rows_by_sample
 from teacherlm.finetune.loss_parts import parts_of_tokens, spans_in
 from teacherlm.finetune.sets import TrainingRows
+from teacherlm.finetune.soft_targets import BLOCKS, TeacherTokens
 from teacherlm.runtime.tokens import require_embeddings, special_tokens
 
 
@@ -76,6 +77,7 @@ def tokenize(
     vocabulary: int | None = None,
     with_parts: bool = False,
     rows: TrainingRows | None = None,
+    teacher: TeacherTokens | None = None,
 ) -> tuple[Dataset, list[int]]:
     """The token ids of an epoch's samples, one field after the other, and the number of samples per field.
 
@@ -89,10 +91,13 @@ def tokenize(
         rows: which samples an epoch has, and what messages call them; None means each row once. If a sample has
             several rows, all texts of an epoch's samples are converted; each epoch has one of them (fields.TextChoice).
 
+        teacher: the teacher's distributions (soft_targets.py), or None.
+
     Returns:
         A dataset with the columns `input_ids`; `skipped`, the number of tokens on the left without a loss (0, or the
         tokens of the question); `sample` and `field`, the origin of the sample; `tokens`, the number of tokens before
-        the cut; with `with_parts` also `parts`, the part of each token. Then the number of samples per field.
+        the cut; with `with_parts` also `parts`, the part of each token; with `teacher` also `blocks`, the tokens that
+        the teacher wrote. Then the number of samples per field.
 
     Raises:
         UserError: a sample has no text, no beginning of a completion, or a token without an embedding; or all samples
@@ -107,7 +112,7 @@ def tokenize(
             numbers = [row for index in numbers for row in groups[index]]
         columns = [field, *([COLUMN] if with_parts and COLUMN in dataset.column_names else [])]
         samples = dataset.select_columns(columns).select(numbers)
-        how = (max_length, completion_only, vocabulary, with_parts)
+        how = (max_length, completion_only, vocabulary, with_parts, teacher)
         encode = partial(encode_batch, tokenizer, field, numbers, where, *how)
         parts.append(samples.map(encode, batched=True, with_indices=True, remove_columns=columns, keep_in_memory=True))
     tokens = concatenate_datasets(parts)
@@ -128,6 +133,7 @@ def encode_batch(
     completion_only: bool,
     vocabulary: int | None,
     with_parts: bool,
+    teacher: TeacherTokens | None,
     batch: Mapping[str, list[str]],
     places: list[int],
 ) -> dict[str, list[Any]]:
@@ -166,9 +172,14 @@ def encode_batch(
         around = (len(before), len(after))
         parts = [parts_of_tokens(pair[0], pair[1], *around) for pair in zip(spans, encoded["offset_mapping"])]
         found["parts"] = [row[: len(before)] + row[len(before) + gone :] for row, gone in zip(parts, long)]
+    kept = [row[: len(before)] + row[len(before) + gone :] for row, gone in zip(rows, long)]
+    if teacher is not None:
+        found[BLOCKS] = [
+            teacher.blocks(numbers[place], field, ids, where(numbers[place])) for place, ids in zip(places, kept)
+        ]
     return {
         **found,
-        "input_ids": [row[: len(before)] + row[len(before) + gone :] for row, gone in zip(rows, long)],
+        "input_ids": kept,
         "skipped": skipped,
         "sample": [numbers[place] + 1 for place in places],
         "field": [field] * len(rows),

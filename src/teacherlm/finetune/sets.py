@@ -23,6 +23,7 @@ from teacherlm.catalog.overlaps import read_test_split
 from teacherlm.catalog.prompt_sets import NUMBERS
 from teacherlm.catalog.prompts import completion_start
 from teacherlm.catalog.text_parts import COLUMN
+from teacherlm.catalog.top_logprobs import SUFFIX
 from teacherlm.core.errors import UserError
 from teacherlm.core.saved_datasets import is_saved
 from teacherlm.core.terminal import plural
@@ -206,7 +207,7 @@ class TrainingRows:
     def texts(self) -> Iterator[tuple[int, dict[str, str]]]:
         """(the first row of its sample, the texts) of each row."""
         first = None if self.groups is None else [rows.start for rows in self.groups for _ in rows]
-        columns = [name for name in self.dataset.column_names if name not in NOT_TEXTS]
+        columns = [name for name in self.dataset.column_names if name not in NOT_TEXTS and not name.endswith(SUFFIX)]
         row = 0
         for batch in self.dataset.select_columns(columns).iter(BATCH):
             for texts in zip(*batch.values()):
@@ -273,9 +274,10 @@ def join_sets(sets: Sequence[TrainingSet], datasets: Sequence[Dataset], fields: 
     """
     everywhere = set.intersection(*(set(dataset.column_names) for dataset in datasets))
     columns = [name for name in dict.fromkeys((QUESTION, *fields, NUMBERS[0])) if name in everywhere]
-    parts = [dataset.select_columns([*columns, *of_parts(dataset)]) for dataset in datasets]
-    if any(COLUMN in part.column_names for part in parts):
-        parts = [part if COLUMN in part.column_names else with_empty(part, COLUMN) for part in parts]
+    further = dict.fromkeys(
+        name for one in datasets for name in one.column_names if name == COLUMN or name.endswith(SUFFIX)
+    )
+    parts = [with_empty(dataset, further).select_columns([*columns, *further]) for dataset in datasets]
     starts = itertools.accumulate(map(len, parts[:-1]), initial=0)
     texts = {name: Value("string") for name in columns if name != NUMBERS[0]}
     if any(part.features != parts[0].features for part in parts):
@@ -284,12 +286,12 @@ def join_sets(sets: Sequence[TrainingSet], datasets: Sequence[Dataset], fields: 
     return TrainingRows(concatenate_datasets(parts), tuple(sets), tuple(starts))
 
 
-def of_parts(dataset: Dataset) -> list[str]:
-    return [COLUMN] if COLUMN in dataset.column_names else []
-
-
-def with_empty(dataset: Dataset, column: str) -> Dataset:
-    return dataset.add_column(column, [""] * len(dataset))
+def with_empty(dataset: Dataset, columns: Iterable[str]) -> Dataset:
+    """A dataset with empty texts in the columns that it does not have."""
+    for column in columns:
+        if column not in dataset.column_names:
+            dataset = dataset.add_column(column, [""] * len(dataset))
+    return dataset
 
 
 def choose_epoch(

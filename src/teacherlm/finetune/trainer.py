@@ -25,6 +25,7 @@ from teacherlm.finetune.dev import best_step
 from teacherlm.finetune.fields import PhaseSampler, TextChoice
 from teacherlm.finetune.loss_parts import Shares
 from teacherlm.finetune.running_loss import RunningLoss
+from teacherlm.finetune.soft_targets import BLOCKS
 from teacherlm.finetune.token_batches import best_fit
 from teacherlm.finetune.watching import machine_memory, model_flops_utilization
 from teacherlm.runtime.compat.of_deepspeed import numbers_of
@@ -44,6 +45,7 @@ def with_filler(tokens: Dataset) -> Dataset:
     """
     filler = {**tokens[0], "input_ids": tokens[0]["input_ids"][:1], "skipped": 1, "sample": 0}
     filler |= {"parts": tokens[0]["parts"][:1]} if "parts" in filler else {}
+    filler |= {BLOCKS: []} if BLOCKS in filler else {}
     return concatenate_datasets([tokens, Dataset.from_list([filler], features=tokens.features)])
 
 
