@@ -136,7 +136,7 @@ def main() -> None:
     absent = commands.add_parser("absent", help="print which models are not on this machine's disks")
     absent.add_argument("names", nargs="*", help="models")
     absent.add_argument("--make", action="store_true", help="make the models that a package contains")
-    folder = commands.add_parser("folder", help="download or make a model if it is not there, and print its folder")
+    folder = commands.add_parser("folder", help="download or make a model if it has weights, and print its folder")
     folder.add_argument("name", help="the model")
     args = parser.parse_args()
     if args.command == "of":
@@ -153,7 +153,9 @@ def main() -> None:
 def print_folder(name: str) -> None:
     from teacherlm.catalog.models import find_model, local_folder
 
-    print_for_shell(str(local_folder(find_model(name))))
+    model = find_model(name)
+    if model.texts_from is None:
+        print_for_shell(str(local_folder(model)))
 
 
 def prompt_facts(name: str) -> PromptFacts:
@@ -165,7 +167,9 @@ def prompt_facts(name: str) -> PromptFacts:
 
 def facts_of(benchmarks: Sequence[str], student: str, teachers: Sequence[str], gpu_type: str) -> Facts:
     from teacherlm.catalog.benchmarks import load_benchmark
+    from teacherlm.catalog.models import find_model, require_weights
 
+    require_weights(find_model(student))
     titles = {name: one_line_name(load_benchmark(name).title) for name in benchmarks}
     of_teachers = {name: model_facts(name, gpu_type) for name in teachers}
     return Facts(titles, model_facts(student, gpu_type), of_teachers)
@@ -205,7 +209,7 @@ def absence(name: str, make: bool) -> str | None:
     from teacherlm.catalog.models import cached_folder, find_model, local_folder
 
     model = find_model(name)
-    if model.server is not None or model.explanations is not None:
+    if model.texts_from is not None:
         return None
     if not make and model.package is not None:
         return None  # a stage makes it from the package

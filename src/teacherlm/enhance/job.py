@@ -28,6 +28,9 @@ from teacherlm.enhance.engines import Message, asked_text
 from teacherlm.enhance.flags import EnhanceFlags
 
 TRANSFORMERS, VLLM, SERVE = "transformers", "vllm", "serve"
+OF_THEIR_TEACHERS = (TRANSFORMERS, "openai", "field", "auto")
+"""Engines that are not recorded: the default, those that the teacher's name chooses, and the one that is not chosen
+yet. Texts of any other engine have its name in their manifest, because they differ from those of transformers."""
 NO_ENGINE = re.compile("(?<=^engine was )None|(?<=, is )None(?=$)")
 """No engine in the arguments of a manifest stands for transformers."""
 Shard = tuple[int, int]
@@ -129,8 +132,7 @@ class Job:
     Attributes:
         kind: the kind of explanation (`cot`).
         output: the file for the enhanced records.
-        arguments: the result of `settings`, and the engine if it is vLLM or a server that is started. Their texts
-            differ from those of transformers. (The other engines have teachers of their own.)
+        arguments: the result of `settings`, and the engine if it is not one of OF_THEIR_TEACHERS.
         restart: whether an output with other settings is kept under another name; otherwise the job is refused.
         chat: whether the teacher gets conversations; see `is_chat`.
         ended: how many of the written texts ended why; "unknown" for texts of versions that did not keep it.
@@ -206,7 +208,7 @@ class Job:
     def use_engine(self, engine: str) -> None:
         self.engine = engine
         self.arguments = {name: value for name, value in self.arguments.items() if name not in ("engine", SERVE)}
-        if engine in (VLLM, SERVE):
+        if engine not in OF_THEIR_TEACHERS:
             self.arguments["engine"] = engine
         if engine == SERVE:
             self.arguments[SERVE] = self.teacher.serve
