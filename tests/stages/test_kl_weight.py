@@ -180,7 +180,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_definition(
 
 
 def test_with_the_whole_vocabulary_it_is_the_divergence() -> None:
-    from teacherlm.finetune.chunked_loss import loss_and_gradient
+    from teacherlm.finetune.token_losses import loss_and_gradient
 
     generator = torch.Generator().manual_seed(3)
     logits_NV = torch.randn(6, 30, generator=generator, dtype=torch.float64, requires_grad=True)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from teacherlm.catalog.top_logprobs import HEAD, MARK, TopLogprobs, decode, encode
-from teacherlm.enhance.engines.sampling import top_tokens
 from teacherlm.finetune.soft_targets import common_blocks
+from teacherlm.runtime.sampling import top_tokens
 
 
 @given(st.integers(0, 9), st.integers(1, 6), st.sampled_from([90, 2**16, 2**16 + 1, 300_000]), st.integers(0, 99))

@@ -15,12 +15,16 @@ from transformers import PreTrainedModel
 
 from teacherlm.catalog.text_parts import PARTS
 from teacherlm.finetune.collators import NO_LOSS
-from teacherlm.finetune.soft_targets import SoftTargets, divergence
+from teacherlm.finetune.soft_targets import SoftTargets
+from teacherlm.finetune.token_losses import loss_and_gradient
 from teacherlm.runtime.compat.of_transformers import forget_loss_function
 from teacherlm.runtime.loading import base_model
 
 CHUNK = 2**26
 """Maximum number of logits that exist at a time: 256 MiB in float32."""
+SCORES = "scores_of_batch"
+"""The attribute of the model inside any adapters with the teacher's scores of a batch, if it has been written by the
+student (on_policy.py)."""
 SCALED = ("logit_scale", "logits_scaling", "final_logit_softcapping", "output_multiplier_scale")
 """Settings of models that change their logits after the matrix product."""
 
@@ -35,7 +39,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         weights_N: the weight of each position in the sum, float32.
         parts_N: the part that each position belongs to, or None.
         sums_P: the sums of the parts, to which those of these positions are added, or None.
-        soft: the teacher's distributions (soft_targets.py), or None.
+        soft: the teacher's distributions (soft_targets.py, on_policy.py), or None.
     """
 
     @staticmethod
@@ -54,8 +58,10 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             for places in kept.split(max(1, CHUNK // len(weight_VD))):
                 rows_ND, weight_N1 = hidden_ND[places].to(compute), (weights_N[places, None] / scale).to(exact)
                 logits_NV = (rows_ND @ matrix_VD.T).to(exact)
-                of_teacher = None if soft is None else (*soft.at(places), soft.share)
-                loss_N1, grad_NV = loss_and_gradient(logits_NV, labels_N[places], weight_N1, of_teacher)
+                if soft is None:
+                    loss_N1, grad_NV = loss_and_gradient(logits_NV, labels_N[places], weight_N1)
+                else:
+                    loss_N1, grad_NV = soft.loss_and_gradient(logits_NV, labels_N[places], weight_N1, places)
                 loss += loss_N1.sum()
                 if sums_P is not None:
                     sums_P.index_add_(0, parts_N[places], (loss_N1[:, 0] * scale).to(sums_P.dtype))
@@ -76,48 +82,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return *both, None, None, None, None, None
 
 
-def loss_and_gradient(logits_NV, labels_N, weight_N1, of_teacher=None):
-    """Token weight x loss of each row, and the gradient of their sum by the logits, which overwrites them.
-
-    Args:
-        of_teacher: (rows that have a distribution of the teacher, its tokens, its probabilities, its share), or None.
-            The loss of the other rows is the cross-entropy.
-    """
-    logits_NV -= logits_NV.amax(1, keepdim=True)
-    chosen_N1 = logits_NV.gather(1, labels_N[:, None])
-    total_N1 = logits_NV.exp_().sum(1, keepdim=True)
-    loss_N1 = (total_N1.log() - chosen_N1) * weight_N1
-    grad_NV, learnt_N1 = logits_NV.mul_(weight_N1 / total_N1), weight_N1
-    if of_teacher is not None and len(of_teacher[0]):
-        loss_N1, learnt_N1 = with_teacher(grad_NV, loss_N1, weight_N1, *of_teacher)
-    return loss_N1, grad_NV.scatter_add_(1, labels_N[:, None], -learnt_N1)
-
-
-def with_teacher(grad_NV, loss_N1, weight_N1, rows_M, ids_MK, probs_MK1, share):
-    """Add the divergence from the teacher to the losses of some rows, and its gradient to theirs.
-
-    By the logits, the divergence of K + 1 outcomes has the gradient q - p at the K tokens, and q (1 - p_rest / q_rest)
-    at the others, with the student's probabilities q and the teacher's p.
-
-    Args:
-        grad_NV: token weight x the student's probabilities; rows that have a distribution are changed.
-        loss_N1: token weight x cross-entropy.
-
-    Returns:
-        The losses, and the part of each token weight that belongs to the label.
-    """
-    least = torch.finfo(grad_NV.dtype).tiny
-    weight_M1 = weight_N1[rows_M].clamp(min=least)
-    student_MV = grad_NV[rows_M] / weight_M1
-    chosen_MK = student_MV.gather(1, ids_MK)
-    others_M1 = student_MV.scatter_(1, ids_MK, 0.0).sum(1, keepdim=True)
-    outcomes_MK1 = torch.cat([chosen_MK, others_M1], 1).clamp(min=least)
-    divergence_M1 = divergence(probs_MK1, outcomes_MK1.log())[:, None]
-    student_MV *= 1 - share * probs_MK1[:, -1:] / outcomes_MK1[:, -1:]
-    student_MV.scatter_(1, ids_MK, chosen_MK).scatter_add_(1, ids_MK, -share * probs_MK1[:, :-1])
-    grad_NV[rows_M] = student_MV * weight_M1
-    mixed_M1 = (1 - share) * loss_N1[rows_M] + share * divergence_M1 * weight_M1
-    return loss_N1.index_put((rows_M,), mixed_M1), weight_N1.index_put((rows_M,), (1 - share) * weight_M1)
+def scores_of(inner: PreTrainedModel) -> Any:
+    """The teacher's scores of the batch that comes (on_policy.Scores), or None."""
+    return getattr(inner, SCORES, None)
 
 
 def zeros_of_parts(device: torch.device) -> torch.Tensor:
@@ -151,7 +118,7 @@ def use_chunked_loss(model: PreTrainedModel, whole: bool = False, share: float =
     def begin(_: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         batch["labels"], batch["token_weights"] = kwargs["labels"].flatten(), kwargs.pop("token_weights").flatten()
         parts = kwargs.pop("parts", None)
-        batch["soft"] = SoftTargets.of_batch(kwargs, batch["labels"].numel(), share)
+        batch["soft"] = scores_of(inner) or SoftTargets.of_batch(kwargs, batch["labels"].numel(), share)
         batch["parts"] = None if parts is None else parts.flatten()
         batch["sums"] = inner.part_losses = None if parts is None else zeros_of_parts(parts.device)
         return args, kwargs

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from teacherlm.finetune.chunked_loss import zeros_of_parts
+from teacherlm.finetune.chunked_loss import scores_of, zeros_of_parts
 from teacherlm.finetune.collators import NO_LOSS
 from teacherlm.finetune.soft_targets import SoftTargets
 from teacherlm.runtime.loading import base_model
@@ -37,7 +37,7 @@ def use_single_samples(model: torch.nn.Module, share: float = 0.0) -> Callable[[
         **others: Any,
     ) -> dict[str, torch.Tensor]:
         losses = []
-        soft = SoftTargets.of_batch(others, labels.numel(), share)
+        soft = scores_of(inner) or SoftTargets.of_batch(others, labels.numel(), share)
         sums_P = inner.part_losses = None if parts is None else zeros_of_parts(parts.device)
         for row, (ids_T, mask_T, labels_T, weights_T) in enumerate(
             zip(input_ids, attention_mask, labels, token_weights)

@@ -22,6 +22,7 @@ from datasets import Dataset
 from teacherlm.catalog.prompt_sets import SHUFFLED
 from teacherlm.catalog.top_logprobs import SUFFIX, TopLogprobs, decode, vocabulary_digest
 from teacherlm.core.errors import UserError
+from teacherlm.finetune.token_losses import divergence, loss_and_gradient
 
 LEAST_BLOCK = 4
 """Minimum number of tokens in a row that a text must have in common with what the teacher wrote. Shorter pieces may be
@@ -184,6 +185,12 @@ class SoftTargets:
         rows_M = (index_N >= 0).nonzero()[:, 0]
         return rows_M, self.ids_MK[index_N[rows_M]], self.probs_MK1[index_N[rows_M]]
 
+    def loss_and_gradient(
+        self, logits_NV: torch.Tensor, labels_N: torch.Tensor, weight_N1: torch.Tensor, places_N: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token weight x loss of some places, and its gradient by the logits, which overwrites them."""
+        return loss_and_gradient(logits_NV, labels_N, weight_N1, (*self.at(places_N), self.share))
+
     def losses(self, losses_N: torch.Tensor, logits_NV: torch.Tensor, places_N: torch.Tensor) -> torch.Tensor:
         """The cross-entropies of places, with the divergences where there are distributions."""
         rows_M, ids_MK, probs_MK1 = self.at(places_N)
@@ -195,9 +202,3 @@ class SoftTargets:
         divergence_M = divergence(probs_MK1, torch.cat([found_MK, others_M1], 1))
         mixed_M = (1 - self.share) * losses_N[rows_M] + self.share * divergence_M
         return losses_N.index_put((rows_M,), mixed_M)
-
-
-def divergence(probs_MK1: torch.Tensor, logprobs_MK1: torch.Tensor) -> torch.Tensor:
-    """KL divergence of the teacher's probabilities from the student's log-probabilities, [M]."""
-    least = torch.finfo(logprobs_MK1.dtype).min
-    return torch.where(probs_MK1 > 0, probs_MK1 * (probs_MK1.log() - logprobs_MK1.clamp(min=least)), 0.0).sum(1)

@@ -10,8 +10,8 @@ import torch
 
 from teacherlm.enhance.engines import Completion, Prompt
 from teacherlm.enhance.engines.key_values import GROWTH, KeyValues, moves_to_drop
-from teacherlm.enhance.engines.sampling import choose_tokens, top_tokens
 from teacherlm.runtime.generation_check import Continuations
+from teacherlm.runtime.sampling import choose_tokens, top_tokens
 from teacherlm.runtime.self_check import failure, fault_of
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from teacherlm.enhance.engines import Completion, Failure, Prompt
 from teacherlm.enhance.engines.batch import keep_top
-from teacherlm.enhance.engines.sampling import choose_tokens
 from teacherlm.runtime.plain_pass import plain_arguments
+from teacherlm.runtime.sampling import choose_tokens
 
 if TYPE_CHECKING:
     from teacherlm.enhance.engines.batch import Row
