@@ -103,6 +103,20 @@ class FinetuneArguments:
             "the teacher's distribution, which enhance.py --top_logprobs has kept (same vocabulary)"
         },
     )
+    on_policy: float = field(
+        default=0.0,
+        metadata={
+            "help": "the share of steps in which the student writes the texts itself, after the samples' questions, "
+            "and learns the distribution of --teacher at each token"
+        },
+    )
+    teacher: str | None = field(
+        default=None,
+        metadata={"help": "--on_policy: the teacher, as the student a name in models/, a folder or a hub id"},
+    )
+    on_policy_tokens: int = field(
+        default=128, metadata={"help": "--on_policy: maximum number of tokens that the student writes per text"}
+    )
     tokens_per_batch: int | None = field(
         default=None,
         metadata={
@@ -164,6 +178,8 @@ RANGES: dict[str, Range] = {
     "tokens_per_batch": {"least": 2},
     "early_stop": {"least": 1},
     "kl_weight": {"least": 0, "most": 1},
+    "on_policy": {"least": 0, "most": 1},
+    "on_policy_tokens": {"least": 1},
     "per_device_train_batch_size": {"least": 1},
     "per_device_eval_batch_size": {"least": 1},
     "gradient_accumulation_steps": {"least": 1},
@@ -283,6 +299,8 @@ def parse_arguments(argv: list[str]) -> tuple[FinetuneArguments, TrainingArgumen
     check_optimizer(training, given)
     if flags.merge_adapters and training.deepspeed and training.hf_deepspeed_config.is_zero3():
         raise UserError("--merge_adapters needs whole weights on each GPU: use a --deepspeed other than zero3")
+    if flags.on_policy and training.deepspeed and training.hf_deepspeed_config.is_zero3():
+        raise UserError("--on_policy needs whole weights in each process: use a --deepspeed other than zero3")
     training.remove_unused_columns = False  # the collators use columns that the model does not know
     use_one_gpu(training)  # finetune.sh starts one process per GPU
     return flags, training
@@ -353,6 +371,9 @@ def check_effects(given: Mapping[str, Any]) -> None:
     needs = {  # flag -> the flag and values that it needs
         "early_stop": ("dev_dataset", None),
         "overlaps": ("test_sets", None),
+        "on_policy": ("teacher", None),
+        "teacher": ("on_policy", None),
+        "on_policy_tokens": ("on_policy", None),
         "peft_rank": ("peft", ("lora", "qlora")),
         "merge_adapters": ("peft", ("lora",)),  # nothing can be added to qlora's weights in 4 bits
         "gradient_checkpointing_kwargs": ("gradient_checkpointing", None),
@@ -366,6 +387,8 @@ def check_effects(given: Mapping[str, Any]) -> None:
         parse_shares(given["loss_weights"])
         if "loss_on" in given:
             raise UserError("--loss_on has no effect with --loss_weights, which says what has a loss; leave it out")
+    if "on_policy" in given and "loss_weights" in given:
+        raise UserError("--loss_weights: what the student writes has no parts; leave out --on_policy or --loss_weights")
     if "tokens_per_batch" in given and given.get("loss_average") == "batch":
         raise UserError("--tokens_per_batch: --loss_average batch is the mean of batches of samples; leave one out")
     schedule = getattr(given.get("lr_scheduler_type"), "value", given.get("lr_scheduler_type"))

@@ -100,6 +100,8 @@ def describe_run(
         )
     known = (manifest or {}).get("inputs", {})
     inputs = {"student": describe_model(model_folder, known.get("student"))}
+    if flags.teacher:
+        inputs["teacher"] = describe_model(local_folder(find_model(flags.teacher)), known.get("teacher"))
     for name, folder in folders(flags).items():
         require_dataset(folder)
         inputs[name] = manifests.describe(folder, known.get(name))
@@ -197,7 +199,7 @@ def load_samples(flags: Any, training: Any, model_folder: Path) -> Samples:
     tokenizer = load_tokenizer(model_folder)
     vocabulary = vocabulary_size(load_config(model_folder))
     how = (tokenizer, fields, flags.max_source_length, flags.loss_on == "completion", training.seed, vocabulary)
-    with_parts = bool(flags.loss_weights)
+    with_parts = bool(flags.loss_weights or flags.on_policy)
     teacher = TeacherTokens(rows.dataset, tokenizer, vocabulary) if flags.kl_weight else None
     tokens, counts = tokenize(rows.dataset, *how, with_parts, rows, teacher)
     if teacher is not None:
@@ -378,7 +380,12 @@ def make_trainer(
     from teacherlm.finetune.watching import LOG, LossLog
 
     longest = samples.longest(flags.max_source_length)
-    model, collate = load_student(flags, training, *student, longest, samples.teacher)
+    model, collate, unprepared = load_student(flags, training, *student, longest, samples.teacher)
+    on_policy = None
+    if flags.on_policy:
+        from teacherlm.finetune.on_policy import make_on_policy
+
+        on_policy = make_on_policy(flags, training, samples.tokenizer, model, unprepared)
     return FinetuneTrainer(
         model=model,
         args=training,
@@ -394,6 +401,7 @@ def make_trainer(
         student=student.digest,
         shares=shares_of(flags),
         tokens_per_batch=flags.tokens_per_batch,
+        on_policy=on_policy,
         callbacks=[
             LossLog(Path(training.output_dir) / LOG, last),
             *([DevLoss(flags.early_stop)] if samples.dev is not None else []),

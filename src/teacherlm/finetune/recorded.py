@@ -19,7 +19,8 @@ from teacherlm.finetune.known_flags import DERIVED, FIXED_SCHEDULES, HARMLESS, R
 from teacherlm.finetune.sets import parse_sets
 
 NOT_RECORDED = {
-    "model_name_or_path", "dataset_name", "dev_dataset", "test_sets",  # inputs: the manifest has their digests
+    # inputs, whose digests the manifest has:
+    "model_name_or_path", "dataset_name", "dev_dataset", "test_sets", "teacher",
     "early_stop",  # see `lengths`
     "tokens_per_batch",  # changes only rounding
     "list_missing", "restart",  # change no number

@@ -45,8 +45,9 @@ WORDS = {
 
 def load_student(
     flags: Any, training: Any, folder: Path, digest: str, longest: int, teacher: TeacherTokens | None = None
-) -> tuple[torch.nn.Module, Callable]:
-    """The model in float32 (mixed precision and DeepSpeed make further copies), and its collator.
+) -> tuple[torch.nn.Module, Callable, Callable]:
+    """The model in float32 (mixed precision and DeepSpeed make further copies), its collator, and a context in which it
+    has the library's own forward, for generation.
 
     Args:
         digest: the student's digest.
@@ -83,8 +84,26 @@ def load_student(
     set_attention(model, verdict.attention)
     if verdict.path != PATHS[0] and flags.packing:
         say(f"finetune: {base_model(model).config.model_type}: trained {WORDS[verdict.path]} ({verdict.why})")
-    use_path(model, verdict.path, flags.attention, longest, share=flags.kl_weight)
-    return model, collator(verdict.path, flags.loss_average, shares_of(flags), teacher)
+
+    def prepare() -> Callable[[], None]:
+        undo = use_path(model, verdict.path, flags.attention, longest, share=flags.kl_weight)
+        assert undo is not None  # the verdict has tried it
+        return undo
+
+    undo = prepare()
+
+    @contextlib.contextmanager
+    def unprepared() -> Iterator[torch.nn.Module]:
+        nonlocal undo
+        undo()
+        model.eval()
+        try:
+            yield model
+        finally:
+            model.train()
+            undo = prepare()
+
+    return model, collator(verdict.path, flags.loss_average, shares_of(flags), teacher), unprepared
 
 
 def load(flags: Any, folder: Path) -> torch.nn.Module:

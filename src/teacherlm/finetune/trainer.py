@@ -21,9 +21,11 @@ from teacherlm.core.files import make_anew, sync_file, sync_folder
 from teacherlm.core.trees import files_below
 from teacherlm.finetune.adapters import MERGED, has_adapters, save_merged
 from teacherlm.finetune.checkpoints import PARTIAL, read_running_loss
+from teacherlm.finetune.chunked_loss import SCORES
 from teacherlm.finetune.dev import best_step
 from teacherlm.finetune.fields import PhaseSampler, TextChoice
 from teacherlm.finetune.loss_parts import Shares
+from teacherlm.finetune.on_policy import OnPolicy
 from teacherlm.finetune.running_loss import RunningLoss
 from teacherlm.finetune.soft_targets import BLOCKS
 from teacherlm.finetune.token_batches import best_fit
@@ -95,6 +97,7 @@ class FinetuneTrainer(StagedTrainer):
         student: the digest of the model in training, which a checkpoint of adapters records.
         shares: the weight of each part of the texts (loss_parts.py), or None. With weights, the loss is the weighted
             sum of the means over the parts, each computed as above. A part that a step does not have adds nothing.
+        on_policy: the texts that the student writes itself (on_policy.py), or None.
         tokens_per_batch: maximum number of tokens of a device batch, by which the samples of a step are divided among
             batches (token_batches.py); None: `per_device_train_batch_size` samples each.
         callbacks: callbacks whose `on_save` finds each checkpoint in its final place.
@@ -111,6 +114,7 @@ class FinetuneTrainer(StagedTrainer):
         student: str = "",
         shares: Shares | None = None,
         tokens_per_batch: int | None = None,
+        on_policy: OnPolicy | None = None,
         train_dataset: Dataset,
         eval_dataset: Dataset | None = None,
         callbacks: list[TrainerCallback],
@@ -125,7 +129,7 @@ class FinetuneTrainer(StagedTrainer):
         )  # first, so that the others find the checkpoint in its place
         self.phases, self.texts, self.shuffle = phases, texts, shuffle
         self.merge_adapters, self.student, self.shares = merge_adapters, student, shares
-        self.tokens_per_batch = tokens_per_batch
+        self.tokens_per_batch, self.on_policy = tokens_per_batch, on_policy
         self.staging = Path(self.args.output_dir) / PARTIAL
         self.dev_batches: DataLoader | None = None
         self.tokens, self.clock = 0, time.monotonic()
@@ -142,7 +146,8 @@ class FinetuneTrainer(StagedTrainer):
     def get_train_dataloader(self) -> DataLoader:
         size = self.args.train_batch_size
         sampler = PhaseSampler(self.phases, self.args.seed, self.shuffle, self.at_once(size), self.texts)
-        collate = self.data_collator if self.tokens_per_batch is None else list  # a step is collated as a whole
+        whole_steps = self.tokens_per_batch is not None or self.on_policy is not None
+        collate = list if whole_steps else self.data_collator  # a step is collated as a whole, in get_batch_samples
         return self.batches(self.train_dataset, size, sampler, collate)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
@@ -180,10 +185,17 @@ class FinetuneTrainer(StagedTrainer):
         processes.
         """
         batches = list(islice(epoch_iterator, num_batches))
+        collate = self.data_collator
+        if self.on_policy is not None and self.on_policy.is_own(self.state.global_step):
+            with self.accelerator.autocast():
+                batches = [self.on_policy.written(samples, self.state.global_step) for samples in batches]
+            collate = self.scored
         of_step = batches
         if self.tokens_per_batch is not None:
-            of_step = self.cut_by_tokens([sample for samples in batches for sample in samples], device)
+            of_step = self.cut_by_tokens([sample for samples in batches for sample in samples], device, collate)
             batches = grouped(of_step, len(batches))
+        elif self.on_policy is not None:
+            of_step = batches = [collate(samples) for samples in batches]
         if self.shares is not None:
             self.weigh_parts(of_step, device)
             return batches, torch.tensor(1 / self.args.world_size, device=device)
@@ -192,12 +204,21 @@ class FinetuneTrainer(StagedTrainer):
             total = self.accelerator.gather(torch.as_tensor(total, device=device)).sum() / self.args.world_size
         return batches, total
 
-    def cut_by_tokens(self, samples: list[Any], device: torch.device) -> list[dict[str, torch.Tensor]]:
+    def scored(self, samples: list[Any]) -> dict[str, Any]:
+        """A batch of texts that the student has written, with the teacher's scores."""
+        assert self.on_policy is not None
+        batch = self.data_collator(samples)
+        width = None if "lengths" in batch else batch["input_ids"].shape[1]
+        return {**batch, SCORES: self.on_policy.scores(samples, width)}
+
+    def cut_by_tokens(
+        self, samples: list[Any], device: torch.device, collate: Callable
+    ) -> list[dict[str, torch.Tensor]]:
         """Device batches of at most `tokens_per_batch` tokens for the samples of a step. Each process has the same
         number of them, because the processes compute together; batches without a loss make up the number."""
         lengths = [len(sample["input_ids"]) for sample in samples]
         cut = best_fit(lengths, self.tokens_per_batch, self.data_collator.cost)
-        found = [self.data_collator([samples[index] for index in indices]) for indices in cut]
+        found = [collate([samples[index] for index in indices]) for indices in cut]
         if self.args.world_size > 1:
             count = self.accelerator.gather(torch.tensor([len(found)], device=device)).max()
             found += [self.data_collator([self.train_dataset[-1]]) for _ in range(int(count) - len(found))]
@@ -224,7 +245,9 @@ class FinetuneTrainer(StagedTrainer):
     ) -> Any:
         samples_B = inputs.pop("samples")
         inputs["token_weights"] = inputs["token_weights"] / num_items_in_batch.float()
+        setattr(base_model(self.model), SCORES, inputs.pop(SCORES, None))
         outputs = model(**inputs, use_cache=False)
+        setattr(base_model(self.model), SCORES, None)
         loss = outputs["loss"]
         if not torch.isfinite(loss):
             numbers = ", ".join(map(str, sorted(set(samples_B.tolist()))))
