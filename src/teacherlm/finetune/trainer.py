@@ -1,6 +1,7 @@
 """transformers' Trainer with complete checkpoints, packed batches, exact weights of samples, and an exact resume."""
 
 import contextlib
+import logging
 import os
 import shutil
 import time
@@ -31,7 +32,7 @@ from teacherlm.finetune.running_loss import RunningLoss
 from teacherlm.finetune.savers import DEEPSPEED, Resumed, must_change, user_of
 from teacherlm.finetune.token_batches import best_fit
 from teacherlm.finetune.watching import machine_memory, model_flops_utilization
-from teacherlm.finetune.whole_states import load_into_torch, read_torch_states, read_zero_states
+from teacherlm.finetune.whole_states import fitted_schedule, load_into_torch, read_torch_states, read_zero_states
 from teacherlm.runtime.compat.of_deepspeed import load_whole_states, numbers_of
 from teacherlm.runtime.compat.of_trainer import (
     StagedTrainer,
@@ -70,6 +71,24 @@ def grouped(batches: list[dict[str, torch.Tensor]], count: int) -> list[dict[str
         {"batches": group, "input_ids": torch.empty(size, dtype=torch.int8, device="meta")}
         for group, size in zip(groups, tokens)
     ]
+
+
+@contextlib.contextmanager
+def without_comparison() -> Iterator[None]:
+    """Within the block, transformers does not warn of a checkpoint with another device batch or logging interval.
+
+    They may differ when a run goes on; what may not differ is in run.json.
+    """
+    logger = logging.getLogger("transformers.trainer_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "do not match the ones in the `trainer_state.json`" not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def weights_by_part(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -148,7 +167,10 @@ class FinetuneTrainer(StagedTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            with without_deepspeed_s_loading() if self.loads_states else contextlib.nullcontext():
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(without_comparison())
+                if self.loads_states:
+                    stack.enter_context(without_deepspeed_s_loading())
                 return super().train(*args, **kwargs)
         finally:
             if self.args.should_save:
@@ -356,7 +378,9 @@ class FinetuneTrainer(StagedTrainer):
                 load_whole_states(self.model_wrapped, whole)
             else:
                 load_into_torch(whole, self.optimizer, self.group_names, parameters)
-            self.lr_scheduler.load_state_dict(load_plain(checkpoint / SCHEDULER_NAME))
+            if whole.schedule is None:
+                saved = load_plain(checkpoint / SCHEDULER_NAME)
+                self.lr_scheduler.load_state_dict(fitted_schedule(saved, self.lr_scheduler.state_dict()))
 
     def draw_anew(self) -> None:
         """Begin with random numbers that depend on the seed and the step: those of other processes do not fit."""
@@ -403,7 +427,7 @@ class FinetuneTrainer(StagedTrainer):
 
 
 class EpochOrder(TrainerCallback):
-    """Gives each epoch its order of the samples.
+    """Gives each epoch its order of the samples, and a resumed training its own batch.
 
     Args:
         trainer: the trainer whose sampler is told the epoch.
@@ -411,6 +435,9 @@ class EpochOrder(TrainerCallback):
 
     def __init__(self, trainer: FinetuneTrainer):
         self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.train_batch_size = args.train_batch_size  # a checkpoint of other processes may have another one
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.set_epoch()

@@ -30,6 +30,7 @@ class WholeStates:
         settings: the optimizer's settings for a parameter: learning rate, weight decay, ...
         scaling: the states of DeepSpeed's loss scaling.
         counters: the attributes of a DeepSpeed engine that count steps and samples.
+        schedule: the state of the schedule of the learning rate, if DeepSpeed saved it.
     """
 
     checkpoint: Path
@@ -38,6 +39,7 @@ class WholeStates:
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     scaling: dict[str, Any] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
+    schedule: dict[str, Any] | None = None
 
     def keys(self, name: str) -> list[str]:
         """The keys of a parameter's states that have a number for each of its elements."""
@@ -129,6 +131,7 @@ def read_zero_states(checkpoint: Path) -> WholeStates:
         states = processes[0]["optimizer_state_dict"]
         found.scaling = {name: states[name] for name in SCALING if name in states}
         found.counters = {name: int(model[name]) for name in ("global_steps", "global_samples", "skipped_steps")}
+        found.schedule = model.get("lr_scheduler")
         shapes = {name: torch.Size(shape) for group in model["param_shapes"] for name, shape in group.items()}
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
@@ -208,3 +211,20 @@ def load_into_torch(
         states["state"][index] = {**whole.shared([name])[0], **{key: whole.whole(name, key, shape) for key in keys}}
         parameters[name].data.copy_(whole.whole(name, WEIGHTS, shape))
     optimizer.load_state_dict(states)
+
+
+def fitted_schedule(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a schedule with as many learning rates as the optimizer here has groups of parameters.
+
+    DeepSpeed leaves out a group without parameters, such as that of biases and norms if only adapters are trained.
+
+    Args:
+        saved: the state in a checkpoint.
+        own: the state of the schedule here.
+    """
+    found = dict(saved)
+    for key, value in saved.items():
+        mine = own.get(key)
+        if isinstance(value, list) and isinstance(mine, list) and len(value) != len(mine) and value:
+            found[key] = value[:1] * len(mine)  # all groups have the same learning rate
+    return found

@@ -96,6 +96,7 @@ class WholeStates(Protocol):
 
     scaling: dict[str, Any]
     counters: dict[str, int]
+    schedule: dict[str, Any] | None
 
     def copy(self, name: str, key: str, first: int, into: torch.Tensor) -> None:
         """Copy the elements of a state from `first` on into a flat tensor."""
@@ -209,5 +210,7 @@ def load_whole_states(engine: Any, whole: WholeStates) -> None:
                 weights = torch.zeros(parameter.numel())
                 whole.copy(name, WEIGHTS, 0, weights)
                 parameter.data.copy_(weights.view_as(parameter))
+    if engine.lr_scheduler is not None:  # that of an optimizer in DeepSpeed's configuration; others are the Trainer's
+        engine.lr_scheduler.load_state_dict(whole.schedule)
     for counter, value in whole.counters.items():
         setattr(engine, counter, value)
