@@ -9,10 +9,14 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from safetensors.torch import load_file
 from support.pickles_with_code import Evil
 from support.programs import only_error
 from support.two_processes import finetune
+
+from teacherlm.finetune.whole_states import read_zero_states
+from teacherlm.runtime.compat.of_deepspeed import WEIGHTS
 
 RELATIVE = 1e-5
 """The difference of losses that sums in another order may make in float32. Weights have an absolute one."""
@@ -145,6 +149,16 @@ def go_on(tiny_llama: Path, dataset: Path, inside: Callable) -> Callable:
 def copied(store: Path, folder: Path) -> Path:
     shutil.copytree(store, folder / "store")
     return folder / "store"
+
+
+@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+def test_the_weights_are_those_that_deepspeed_s_own_script_finds(stage: str, begun: dict[str, Path]) -> None:
+    checkpoint = begun[stage] / "run" / "checkpoint-4"
+    found, expected = read_zero_states(checkpoint), get_fp32_state_dict_from_zero_checkpoint(str(checkpoint))
+    assert found.settings.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found.whole(name, WEIGHTS, tensor.shape), tensor)
+        assert found.settings[name]["weight_decay"] == (0 if "norm" in name else 0.1)
 
 
 def test_states_that_are_lost_would_be_seen(

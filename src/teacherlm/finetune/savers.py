@@ -20,6 +20,10 @@ PER_ELEMENT = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop", 
 others belong to whole matrices or blocks, which the processes of ZeRO do not have."""
 
 
+OTHER_FORMS = ("elastic_checkpoint", "mics_shard_size", "data_types", "tensor_parallel", "sequence_parallel_size")
+"""Settings of DeepSpeed's configuration with which states have another form than whole_states.py expects."""
+
+
 class Saver(NamedTuple):
     """What saves or loads optimizer states.
 
@@ -144,7 +148,7 @@ def read_processes(model_file: Path) -> int:
 def read_stage(file: Path) -> int:
     """The stage of ZeRO that saved the states of a process."""
     states = load_zero(file).get("optimizer_state_dict")
-    found = states.get("zero_stage") if isinstance(states, dict) else None
+    found = states.get("zero_stage", 1) if isinstance(states, dict) else None  # one kind of ZeRO-1 does not save it
     if not isinstance(found, int) or found not in (1, 2, 3):
         raise UserError(f"{file}: zero_stage: a stage of ZeRO was expected, found {shown(found)}; {REMOVE}")
     return int(found)
@@ -176,6 +180,6 @@ def why_unchangeable(saver: Saver, user: Saver, training: Any) -> str:
     if optimizer not in PER_ELEMENT:
         return f"the states of the optimizer {optimizer} cannot be divided"
     zero = config.get("zero_optimization", {})
-    if zero.get("elastic_checkpoint") or zero.get("offload_optimizer", {}).get("device") == "nvme":
-        return "the configuration has elastic_checkpoint or an optimizer on nvme"
-    return ""
+    nvme = zero.get("offload_optimizer", {}).get("device") == "nvme"
+    found = [name for name in OTHER_FORMS if name in config or name in zero] + ["offload_optimizer to nvme"] * nvme
+    return f"the DeepSpeed configuration has {', '.join(found)}" if found else ""
