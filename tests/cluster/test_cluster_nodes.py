@@ -66,12 +66,13 @@ def test_a_run_of_one_node_goes_on_with_two(named: Cluster, one: Path) -> None:
     """With ZeRO-2: two processes on one node, then two on each of two nodes."""
     flags = {"BATCH": 2, "NUM_GPUS": 2, "FINETUNE_FLAGS": "--deepspeed zero2"}
     site = site_of(named, "grow", "FINETUNE_ARGS+=(--nodes=2 --ntasks-per-node=2)")
+    logs = []
     for epochs, more in ((1, {}), (WORDS["EPOCHS"], {"SITE": site})):
         done = named.make("grow", **{**WORDS, **flags, **more, "EPOCHS": epochs})
         assert done.returncode == 0, done.stderr
         assert {state for states in named.await_end("grow").values() for state in states} == {"COMPLETED"}
-    logs = sorted((named.place / "grow").glob("*/*/chains/*/logs/finetune.log"), key=lambda log: log.stat().st_mtime)
-    first, second = (log.read_text() for log in logs)
+        logs.append(only_log(named, "grow", "finetune"))
+    first, second = logs
     assert "at most 4 per step (batches of 2, 2 processes)" in first
     assert "the processes run on node1 node1 node2 node2" in second
     assert "each of 4 processes computes 1 batch of 1 per step in place of 1 of 2" in second

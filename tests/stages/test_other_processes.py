@@ -200,7 +200,7 @@ def test_a_missing_file_is_named(
 
 
 @pytest.mark.parametrize("stage", ["zero2", "zero3"])
-@pytest.mark.parametrize("damage", ["cut", "code", "other", "short", "counters"])
+@pytest.mark.parametrize("damage", ["cut", "code", "other", "short", "number", "steps", "counters"])
 def test_a_damaged_file_is_named(
     damage: str, stage: str, begun: dict[str, Path], go_on: Callable, tmp_path: Path
 ) -> None:
@@ -215,6 +215,18 @@ def test_a_damaged_file_is_named(
     elif damage == "other":
         torch.save({"optimizer_state_dict": {"zero_stage": 2}}, file)
         expected = f"{file.parent}: these are not the states of DeepSpeed's ZeRO that were expected"
+    elif damage == "number":  # one byte of a tensor
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+        expected = f"{file}: damaged, "
+    elif damage == "steps":
+        saved = torch.load(file, weights_only=False)
+        states = saved["optimizer_state_dict"]
+        states = states["optimizer_state_dict" if stage == "zero3" else "base_optimizer_state"]["state"]
+        states[0]["step"] += 1
+        torch.save(saved, file)
+        expected = "the processes differ in the steps of model." if stage == "zero3" else "or another number of steps"
     elif damage == "short":
         saved = torch.load(file, weights_only=False)
         states = saved["optimizer_state_dict"]
@@ -229,6 +241,17 @@ def test_a_damaged_file_is_named(
         expected = f"{file}: dp_world_size: a number of processes was expected, found 'two'"
     assert expected in only_error(go_on(store))
     assert not (tmp_path / "evil").exists()
+
+
+def test_the_files_of_two_processes_that_are_exchanged_are_seen(
+    begun: dict[str, Path], go_on: Callable, tmp_path: Path
+) -> None:
+    store = copied(begun["zero2"], tmp_path)
+    one, other = sorted(store.glob("run/checkpoint-4/global_step4/zero_pp_rank_?_*_optim_states.pt"))
+    content = one.read_bytes(), other.read_bytes()
+    one.write_bytes(content[1])
+    other.write_bytes(content[0])
+    assert "goes on in process 1 where another parameter begins" in only_error(go_on(store))
 
 
 def test_samples_that_cannot_be_shared_equally_are_said(
@@ -268,6 +291,20 @@ def test_the_processes_of_a_run_of_an_earlier_version_are_those_of_its_checkpoin
     assert json.loads((store / "run" / "run.json").read_text())["processes"] == 2
     assert "nothing to do" in go_on(store).stdout  # the run that is done has the same effective batch
     assert go_on(store, "--list_missing").stdout.splitlines()[-1] == ""
+
+
+@pytest.mark.parametrize("optimizer", [["sgd"], ["sgd", "--optim_args", "momentum=0.9"], ["rmsprop"]])
+def test_other_optimizers_go_on(
+    optimizer: list[str], tiny_llama: Path, dataset: Path, go_on: Callable, tmp_path: Path
+) -> None:
+    """SGD has no states, or one; RMSprop has others than Adam."""
+    words = ["--optim", *optimizer]
+    run(tiny_llama, dataset, tmp_path, 2, Leg(2, "zero2", 4), words=words)
+    assert go_on(tmp_path, *words, "--max_steps", 7).returncode == 0
+    run(tiny_llama, dataset, tmp_path, 2, Leg(2, "zero3", STEPS), words=words)
+    alone = tmp_path / "alone"
+    assert go_on(alone, *words, "--gradient_accumulation_steps", 2).returncode == 0
+    assert_equal(tmp_path, alone)
 
 
 def test_states_that_belong_to_whole_matrices_stay(

@@ -26,7 +26,7 @@ from teacherlm.finetune import processes
 from teacherlm.finetune.launch import OUT_OF_MEMORY
 from teacherlm.finetune.processes import is_lost_peer, join_processes, meet, said_once
 from teacherlm.runtime.memory import is_out_of_memory
-from teacherlm.runtime.processes import from_first, gather, is_first, say
+from teacherlm.runtime.processes import each, from_first, gather, is_first, rank, say
 
 if TYPE_CHECKING:  # it imports transformers, which join_processes has to precede
     from teacherlm.finetune.savers import Resumed
@@ -72,7 +72,7 @@ def work(run: StageRun, flags: Any, training: Any, model_folder: Path, words: li
         words: the flags as they were given.
     """
     from teacherlm.finetune.recorded import effective_batch
-    from teacherlm.finetune.savers import Resumed, Saver
+    from teacherlm.finetune.savers import Resumed, Saver, must_change, require_intact, user_of
 
     with said_once():
         arguments, length, inputs = from_first(lambda: describe_run(flags, training, model_folder, run.manifest))
@@ -84,7 +84,10 @@ def work(run: StageRun, flags: Any, training: Any, model_folder: Path, words: li
             return 0
         samples = load_samples(flags, training, model_folder)
         last = from_first(lambda: claim(arguments, inputs, flags, training, samples.tokens))
-    resumed = None if last is None else Resumed(Path(last["checkpoint"]), Saver(*last["saver"]))
+        resumed = None if last is None else Resumed(Path(last["checkpoint"]), Saver(*last["saver"]))
+        if resumed is not None and must_change(resumed.saver, user_of(training)):
+            checkpoint = resumed.checkpoint
+            each(lambda: require_intact(checkpoint, rank(), training.world_size))
     student = Student(model_folder, inputs["student"]["sha256"])
     status, counts = train(flags, training, samples, student, resumed)
     if status == 0 and is_first():

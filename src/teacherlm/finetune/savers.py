@@ -1,9 +1,10 @@
 """Who saved the optimizer states of a checkpoint, and whether another library or number of processes can load them."""
 
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from teacherlm.core.errors import UserError
+from teacherlm.core.errors import UserError, reason
 from teacherlm.core.json_files import require_object
 from teacherlm.core.names import LONGEST_NAME
 from teacherlm.core.opening import open_ordinary
@@ -15,9 +16,10 @@ TORCH, DEEPSPEED = "torch", "DeepSpeed"
 LATEST = "latest"
 """DeepSpeed's file in a checkpoint with the name of the folder that holds its states."""
 REMOVE = "remove this checkpoint, and training resumes from the one before"
-PER_ELEMENT = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop", "Adam", "AdamW")
+PER_ELEMENT = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "Adam", "AdamW")
 """Optimizers that compute each weight by itself, as names of --optim and of DeepSpeed's configuration. The states of
-others belong to whole matrices or blocks, which the processes of ZeRO do not have."""
+others belong to whole matrices or blocks, which the processes of ZeRO do not have. ZeRO makes Adagrad anew, with one
+group of parameters."""
 
 
 OTHER_FORMS = ("elastic_checkpoint", "mics_shard_size", "data_types", "tensor_parallel", "sequence_parallel_size")
@@ -152,6 +154,27 @@ def read_stage(file: Path) -> int:
     if not isinstance(found, int) or found not in (1, 2, 3):
         raise UserError(f"{file}: zero_stage: a stage of ZeRO was expected, found {shown(found)}; {REMOVE}")
     return int(found)
+
+
+def require_intact(checkpoint: Path, rank: int, processes: int) -> None:
+    """Compare this process's share of the files of states with their checksums, which torch's reader does not do.
+
+    Raises:
+        UserError: the message names a damaged file.
+    """
+    if saved_states(checkpoint) == TORCH:
+        files = [checkpoint / "optimizer.pt"]
+    else:
+        model_file, of_processes = zero_files(checkpoint)
+        files = [model_file, *of_processes]
+    for file in files[rank::processes]:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(f"{file}: damaged ({reason(error)}); {REMOVE}") from error
+        if damaged is not None:
+            raise UserError(f"{file}: damaged, {shown(damaged)} in it has another checksum; {REMOVE}")
 
 
 def user_of(training: Any) -> Saver:

@@ -66,19 +66,17 @@ class WholeStates:
         """The further states of these parameters, and their settings.
 
         Raises:
-            UserError: they are not equal for all of them.
+            UserError: the settings are not equal for all of them.
         """
-        names = list(names)
-        for of in (self.further, self.settings):
-            if any(not are_equal(of[name], of[names[0]]) for name in names[1:]):
-                raise UserError(
-                    f"{self.checkpoint}: the optimizer states of {names[0]} and others differ in their steps or "
-                    f"settings; {REMOVE}"
-                )
+        first, *others = names
+        if any(not are_equal(self.settings[name], self.settings[first]) for name in others):
+            raise UserError(
+                f"{self.checkpoint}: the optimizer has other settings for {first} than for its group; {REMOVE}"
+            )
         further = {
-            key: value.clone() if torch.is_tensor(value) else value for key, value in self.further[names[0]].items()
+            key: value.clone() if torch.is_tensor(value) else value for key, value in self.further[first].items()
         }  # an optimizer keeps the tensor that counts the steps, and counts in it
-        return further, self.settings[names[0]]
+        return further, self.settings[first]
 
     def require(self, sizes: Mapping[str, int]) -> None:
         """Refuse states that are not those of these parameters.
@@ -92,13 +90,17 @@ class WholeStates:
         for name in sorted(sizes.keys() ^ self.settings.keys()):
             where = "there are none" if name in sizes else "the model does not have it"
             raise UserError(f"{self.checkpoint}: optimizer states of {name}: {where}; {REMOVE}")
-        expected = self.keys(next(iter(sizes)))
+        one = next(iter(sizes), "")
         for name, size in sizes.items():
-            if set(self.keys(name)) != set(expected):
-                raise UserError(f"{self.checkpoint}: {name} has other optimizer states than other parameters; {REMOVE}")
+            same = set(self.keys(name)) == set(self.keys(one))
+            if not same or not are_equal(self.further[name], self.further[one]):
+                raise UserError(
+                    f"{self.checkpoint}: the optimizer has other states for {name} than for {one}, or another number "
+                    f"of steps; {REMOVE}"
+                )
             for key, pieces in self.pieces[name].items():
                 reached = 0
-                for first, piece in sorted(pieces, key=lambda one: one[0]):
+                for first, piece in sorted(pieces, key=lambda pair: pair[0]):
                     reached = first + piece.numel() if first == reached else -1
                 if reached != size:
                     raise UserError(
@@ -108,7 +110,11 @@ class WholeStates:
 
 def are_equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two dictionaries of numbers are equal. The numbers may be tensors."""
-    return one.keys() == other.keys() and all(bool(one[key] == other[key]) for key in one)
+
+    def plain(value: Any) -> Any:
+        return value.tolist() if torch.is_tensor(value) else value
+
+    return one.keys() == other.keys() and all(plain(one[key]) == plain(other[key]) for key in one)
 
 
 def is_per_element(state: Any) -> bool:
@@ -174,7 +180,7 @@ def read_torch_states(
         for group, of_group in zip(saved["param_groups"], names, strict=True):
             settings = {key: value for key, value in group.items() if key != "params"}
             for index, name in zip(group["params"], of_group, strict=True):
-                states = saved["state"][index]
+                states = saved["state"].get(index, {})  # SGD without momentum has none
                 found.settings[name] = settings
                 found.further[name] = {key: value for key, value in states.items() if not is_per_element(value)}
                 for key, tensor in {WEIGHTS: weights[name], **states}.items():

@@ -132,6 +132,8 @@ def saved_parts(processes: Sequence[Mapping[str, Any]], shapes: Sequence[Mapping
             pieces = []
             for flat, names in enumerate(states["param_slice_mappings"]):
                 for name, address in names.items():
+                    if reached[name] and address.start:
+                        raise ValueError(f"{name} goes on in process {rank} where another parameter begins")
                     pieces.append(Piece(name, flat, address.start, reached[name], address.numel))
                     reached[name] += address.numel  # processes follow one another in a parameter
         groups = [(group, index) for group in base["param_groups"] for index in group["params"]]
