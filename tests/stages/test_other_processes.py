@@ -112,11 +112,10 @@ def test_three_processes_become_two(tiny_llama: Path, dataset: Path, tmp_path: P
     assert_equal(tmp_path, tmp_path / "alone")
 
 
-@pytest.mark.parametrize("stage", ["zero2", "zero3"])
-def test_adapters_go_on_in_other_processes(stage: str, tiny_llama: Path, dataset: Path, tmp_path: Path) -> None:
+def test_adapters_go_on_in_other_processes(tiny_llama: Path, dataset: Path, tmp_path: Path) -> None:
     """DeepSpeed has only one group of parameters there: adapters have no biases and norms."""
     run(tiny_llama, dataset, tmp_path / "alone", 4, Leg(1, "none", STEPS), words=LORA)
-    run(tiny_llama, dataset, tmp_path, 2, Leg(2, stage, 4), Leg(1, "none", 8), Leg(2, stage, STEPS), words=LORA)
+    run(tiny_llama, dataset, tmp_path, 2, Leg(2, "zero3", 4), Leg(1, "none", 8), Leg(2, "zero2", STEPS), words=LORA)
     assert_equal(tmp_path, tmp_path / "alone")
 
 
@@ -293,15 +292,14 @@ def test_the_processes_of_a_run_of_an_earlier_version_are_those_of_its_checkpoin
     assert go_on(store, "--list_missing").stdout.splitlines()[-1] == ""
 
 
-@pytest.mark.parametrize("optimizer", [["sgd"], ["sgd", "--optim_args", "momentum=0.9"], ["rmsprop"]])
+@pytest.mark.parametrize("optimizer", ["sgd", "rmsprop"])
 def test_other_optimizers_go_on(
-    optimizer: list[str], tiny_llama: Path, dataset: Path, go_on: Callable, tmp_path: Path
+    optimizer: str, tiny_llama: Path, dataset: Path, go_on: Callable, tmp_path: Path
 ) -> None:
-    """SGD has no states, or one; RMSprop has others than Adam."""
-    words = ["--optim", *optimizer]
+    """SGD without momentum has no states; RMSprop has others than Adam."""
+    words = ["--optim", optimizer]
     run(tiny_llama, dataset, tmp_path, 2, Leg(2, "zero2", 4), words=words)
-    assert go_on(tmp_path, *words, "--max_steps", 7).returncode == 0
-    run(tiny_llama, dataset, tmp_path, 2, Leg(2, "zero3", STEPS), words=words)
+    assert go_on(tmp_path, *words).returncode == 0
     alone = tmp_path / "alone"
     assert go_on(alone, *words, "--gradient_accumulation_steps", 2).returncode == 0
     assert_equal(tmp_path, alone)

@@ -199,10 +199,10 @@ def why_unchangeable(saver: Saver, user: Saver, training: Any) -> str:
     if saver.library != user.library and training.fp16:
         return "in float16 their loss scales differ"
     config = require_object(Path(training.deepspeed)) if training.deepspeed else {}
-    optimizer = config.get("optimizer", {}).get("type") or training.optim.value
+    optimizer = (config.get("optimizer") or {}).get("type") or training.optim.value
     if optimizer not in PER_ELEMENT:
         return f"the states of the optimizer {optimizer} cannot be divided"
-    zero = config.get("zero_optimization", {})
-    nvme = zero.get("offload_optimizer", {}).get("device") == "nvme"
+    zero = config.get("zero_optimization") or {}
+    nvme = (zero.get("offload_optimizer") or {}).get("device") == "nvme"
     found = [name for name in OTHER_FORMS if name in config or name in zero] + ["offload_optimizer to nvme"] * nvme
     return f"the DeepSpeed configuration has {', '.join(found)}" if found else ""
