@@ -38,7 +38,7 @@ help: ## list the targets
 	@while IFS= read -r line; do \
 	    if [[ $$line == '##@ '* ]]; then printf '\n%s\n' "$${line#* }"; continue; fi; \
 	    [[ $$line =~ ^([a-z0-9_\ -]+|\$$\(BENCHMARKS\)):.*'## ' ]] || continue; \
-	    line=$${line/'$$(BENCHMARKS)'/'$(BENCHMARKS)'}; \
+	    line=$${line/'$$(BENCHMARKS):'/NAME:}; line=$${line/'$$(BENCHMARKS)'/'$(BENCHMARKS)'}; \
 	    printf '  make %-20s %s\n' "$${line%%:*}" "$${line##*## }"; \
 	done <$(firstword $(MAKEFILE_LIST))
 	@printf '%s\n' '' "bash slurm/chain.sh --help lists the variables of a run, as in make creak STUDENT=bloomz-7b1 TASK=cot_tail;" \
@@ -66,7 +66,7 @@ doctor: ## print what this machine has and lacks for each stage, and how to fix 
 	@if [[ -x $(PYTHON) ]]; then $(PYTHON) src/teacherlm/chain/doctor.py; else $(BASE_PYTHON) src/teacherlm/chain/doctor.py; fi
 
 ##@ run
-$(BENCHMARKS): $(INSTALLED) ## run the whole chain on a benchmark of benchmarks/*.yaml: make creak STUDENT=bloomz-7b1
+$(BENCHMARKS): $(INSTALLED) ## run the whole chain on a benchmark ($(BENCHMARKS)), as in: make creak STUDENT=bloomz-7b1
 	@bash slurm/chain.sh $@
 
 atlas-zeroshot atlas-5-shot atlas-5-shot-multi atlas-full: $(INSTALLED) ## run an experiment with ATLAS on MMLU: make atlas-zeroshot DATA_DIR=... SIZE=xl (docs/how-to/atlas.md)

@@ -12,9 +12,9 @@ from support.files import read_lines
 from support.on_gpu import DTYPES, KIND, MODELS, PROMPTS, below_the_best, llama, needs_gpu, run_stage
 
 from teacherlm.enhance.engines import Completion, Prompt, Sampling
-from teacherlm.enhance.engines.sampling import choose_tokens
 from teacherlm.enhance.engines.transformers_engine import TransformersEngine
 from teacherlm.runtime.loading import load_tokenizer
+from teacherlm.runtime.sampling import choose_tokens
 from teacherlm.runtime.tokens import encode_prompt
 
 pytestmark = pytest.mark.gpu

@@ -158,6 +158,24 @@ def test_a_creak_jsonl_of_someone_else_is_taken_as_it_is(work: Workplace) -> Non
     assert (work.output / "CREAK.jsonl").read_text() == '{"mine": 1}\n'
 
 
+def test_a_file_of_the_data_is_not_taken_for_the_prepared_records(inside: Callable, tmp_path: Path) -> None:
+    """Here it would be used as it is, and there would be no dataset."""
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [{"place": f"P{number}", "answer": "A"} for number in range(3)]
+    for name in ("train", "dev"):
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (data / "places.yaml").write_text(
+        "title: train\nsplits: {train: train, test: test}\nfiles: {train: train.jsonl, test: dev.jsonl}\n"
+        'question: "Where is {{ place }}?"\nchoices: ["here", "there"]\nanswer: "{{ answer }}"\n'
+    )
+    before = contents(data)
+    words = ("--benchmark", data / "places.yaml", "--data", data, "--output_dir", data, "--test_dir", data / "test")
+    said = only_error(inside("data_prepare", *words))
+    assert f"{data / 'train.jsonl'}: this file has samples of the benchmark" in said and "--output_dir" in said
+    assert contents(data) == before
+
+
 def test_enhanced_files_of_different_samples_are_refused(work: Workplace) -> None:
     work.prepare()
     work.enhance("cot")

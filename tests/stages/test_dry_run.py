@@ -41,6 +41,14 @@ def sbatch(done: subprocess.CompletedProcess) -> dict[str, list[str]]:
     return {words[words.index(str(ROOT / "slurm" / "job.sh")) + 1]: words for words in lines}
 
 
+def test_a_student_without_weights_is_refused_before_any_stage(plan: Callable, tmp_path: Path) -> None:
+    for student in ("field:explanation", "http://127.0.0.1:9/model"):
+        done = plan("sample", STUDENT=student, TEACHER="smollm2-135m")
+        assert done.returncode == 2
+        assert "this can only be a teacher (TEACHER, --name)" in done.stderr
+    assert list((tmp_path / "here").iterdir()) == []
+
+
 def test_a_laptop_plans_with_models_that_are_not_downloaded(plan: Callable, tmp_path: Path) -> None:
     done = plan("sample", STUDENT="bloomz-560m", TEACHER="teacherlm-7b1-cot", SHARDS=3, EPOCHS=2)
     assert done.returncode == 0, done.stderr

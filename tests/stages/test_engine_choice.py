@@ -63,6 +63,22 @@ def test_transformers_is_no_argument_so_older_outputs_stay_valid(
     assert contents(folder) == before
 
 
+def test_every_engine_that_a_flag_chooses_is_a_setting(tiny_llama: Path, folder: Path) -> None:
+    """The texts of a further engine would otherwise count as those of transformers."""
+    from teacherlm.catalog.models import find_model
+    from teacherlm.enhance.flags import ENGINES, EnhanceFlags
+    from teacherlm.enhance.job import make_jobs
+
+    recorded = {}
+    for engine in (*ENGINES, "parrot"):
+        files = {"input": folder / "SAMPLE.jsonl", "output": str(folder / "SAMPLE_cot.jsonl")}
+        flags = EnhanceFlags(name=str(tiny_llama), **files, task_type=("cot_text",), engine=engine)
+        [job] = make_jobs(flags, find_model(str(tiny_llama)))
+        recorded[engine] = job.arguments.get("engine")
+    chosen_by_the_teacher = {"transformers": None, "auto": None, "openai": None}
+    assert recorded == {**{engine: engine for engine in recorded}, **chosen_by_the_teacher}
+
+
 @pytest.mark.parametrize("part", ["arguments", "counts"])
 def test_an_output_of_vllm_is_never_continued_by_another_engine(
     part: str, tiny_llama: Path, folder: Path, inside: Callable

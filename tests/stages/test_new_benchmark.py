@@ -99,6 +99,7 @@ def test_an_unknown_benchmark_that_is_near_to_none_lists_all() -> None:
         ("", "labels: {null: A}\n", "not valid YAML, line 8: null: put it in quotes"),
         ("", "labels: {yes: , no: B}\n", "labels: yes: a text was expected, found nothing"),
         ("", "labels: {[a]: A}\n", "not valid YAML, line 8: a name was expected"),
+        ("", "file_field: {{ a }}\n", "not valid YAML, line 8: a text that begins with { needs quotes"),
         ("", "title: Twice\n", "not valid YAML, line 8: 'title' occurs twice"),
         ("", "groups: {stem: anatomy}\n", "groups: stem: a list was expected, found 'anatomy'"),
         ("", "labels: {'true': D}\n", "labels: 'true': the letter of a choice was expected, found 'D'"),

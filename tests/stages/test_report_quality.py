@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from support.programs import only_error
 
+from teacherlm.catalog.ngrams import ngram_hashes, word_hashes, words_of
+from teacherlm.catalog.overlaps import LONGEST, TestSplit
 from teacherlm.core.records import read_records, write_records
-from teacherlm.dataset.contamination import LONGEST, TestSplit
 from teacherlm.dataset.near_duplicates import Signatures
-from teacherlm.dataset.ngrams import ngram_hashes, word_hashes, words_of
 from teacherlm.dataset.quality import CLOSING, FLAGS, names_another
 
 WORDS = [
@@ -162,7 +162,7 @@ def test_ngrams_are_equal_where_their_words_are() -> None:
     assert ngram_hashes(word_hashes(words[:3]), 4).tolist() == []
 
 
-# ------------------------------------------------------------------------------------------------------ contamination
+# ------------------------------------------------------------------------------------------------------------ overlaps
 
 
 def sentences(path: Path) -> list[str]:

@@ -93,7 +93,7 @@ def test_a_chain_that_goes_on_with_the_work_of_another_run_is_as_it_is_now(steer
         "enhance-0.log",
         "text 7",
         "report.log",
-        "(there is no such file: the task has not begun)",
+        "(there is no such file: the task did not begin)",
     ]
 
 

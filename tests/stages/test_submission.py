@@ -209,7 +209,10 @@ def test_a_refusal_names_all_that_is_too_much_and_where_to_change_it(chain: Chai
     begins = "chain.sh: note: {} requests more than its partition has: {}"
     assert begins.format("prepare", "--mem=4G (at most 4000M)") not in notes
     assert any(note.startswith(begins.format("prepare", "--time=04:00:00 (at most 1:00:00)")) for note in notes)
-    assert any("--cpus-per-task=8 (at most 2)" in note for note in notes if " enhance requests" in note)
+    [enhance] = [note for note in notes if " enhance requests" in note]
+    assert "--cpus-per-task=8 (at most 2)" in enhance
+    assert "; SBATCH_ARGS=(--" in enhance and f" --cpus-per-task=2) in {site} changes that" in enhance
+    assert any(note.startswith("chain.sh: the command was: sbatch --parsable") for note in notes)
     assert not any(" evaluate requests" in note for note in notes)
     planned = chain("slurm", scripts, SITE=site, RUNS=place / "refused", DRY_RUN=1)
     assert planned.returncode == 0

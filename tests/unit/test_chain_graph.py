@@ -28,7 +28,9 @@ ASKED = {stage: ["--nodes=1", f"--gres=gpu:{stage}"] for stage in ("enhance", "f
 MODEL = ModelFacts("tiny", VALUES, ASKED, {"enhance": 2, "finetune": 8, "evaluate": 1})
 BIG = dataclasses.replace(MODEL, name="big")
 FACTS = Facts(
-    "CREAK", MODEL, {name: dataclasses.replace(MODEL, name=name) for name in ("big", "a", "b", "c", "long" * 50)}
+    {"creak": "CREAK", "ecqa": "ECQA", "mmlu": "MMLU"},
+    MODEL,
+    {name: dataclasses.replace(MODEL, name=name) for name in ("big", "a", "b", "c", "long" * 50)},
 )
 SITE = Site({**{name: [f"--{name}"] for name in ARGUMENTS}}, {"PARTITION": "gpus", "CPU_PARTITION": "cpus"})
 
@@ -350,6 +352,56 @@ def test_the_settings_of_a_submission_have_the_teachers_of_single_kinds() -> Non
     saved = saved_variables("creak", ["TEACHER_COT", "TEACHERLM_CACHE", "HOME"])
     assert {"TEACHER_COT", "ENHANCE_FLAGS", "FINETUNE_FLAGS", "EVALUATE_FLAGS"} <= set(saved)
     assert not {"TEACHERLM_CACHE", "HOME"} & set(saved)
+
+
+def test_other_training_sets_have_stages_of_their_own_in_the_folders_of_their_own_chains() -> None:
+    asked = graph(TRAIN="creak,ecqa:0.5", TEST="creak,mmlu", ECQA_DATA="/e", MMLU_DATA="/m", FILTER="overlap")
+    names = [
+        "prepare",
+        "prepare-ecqa",
+        "enhance",
+        "merge",
+        "enhance-ecqa",
+        "merge-ecqa",
+        "finetune",
+        "evaluate",
+        "report",
+    ]
+    assert [stage.name for stage in asked.stages] == names
+    own = sample_graph(read_settings("ecqa", {"STUDENT": "tiny", "TEACHER": "big", "FILTER": "overlap"}), FACTS)
+    for name in ("enhance", "merge"):
+        assert words(asked.stage(f"{name}-ecqa")) == words(own.stage(name))
+    assert words(asked.stage("prepare-ecqa")) == [[*words(own.stage("prepare"))[0], "--data", "/e"]]
+    enhance = asked.stage("enhance-ecqa")
+    assert asked.folder.lock(enhance.lock(0)) == own.folder.lock(own.stage("enhance").lock(0))
+    assert asked.chain.enhanced(enhance.work) == own.chain.enhanced(own.stage("enhance").work)
+    prepared, tested = words(asked.stage("prepare"))
+    assert "--test_only" in tested and flag(tested, "--benchmark") == "mmlu" and flag(tested, "--data") == "/m"
+    assert flag(tested, "--test_dir") == flag(prepared, "--test_dir") == "runs/creak/all/prepare/test"
+    [finetune] = words(asked.stage("finetune"))
+    joined = [flag(words(one.stage("merge"))[-1], "--output_dir") for one in (graph(), own)]
+    assert f"{joined[0]}/CREAK_without-overlap,{joined[1]}/ECQA_without-overlap:0.5" in finetune
+    assert flag(finetune, "--test_sets") == "runs/creak/all/prepare/test/creak,runs/creak/all/prepare/test/mmlu"
+    assert flag(finetune, "--overlaps") == "leave_out"
+    [evaluate] = words(asked.stage("evaluate"))
+    assert flag(evaluate, "--tasks") == "creak,mmlu"
+    assert asked.name == "tiny_cot_tail_big_on-creak+ecqa-0.5_without-overlap_seed0"
+    several = graph(TRAIN="creak,ecqa", TASK="full_tail", TEACHER_ERROR="a")
+    assert [stage.name for stage in several.stages if stage.name.startswith("enhance")] == [
+        *("enhance-cot", "enhance-error", "enhance-cot-ecqa", "enhance-error-ecqa")
+    ]
+    plain = graph(TASK="text", TRAIN="creak,ecqa")
+    assert [stage.name for stage in plain.stages] == ["prepare", "prepare-ecqa", "finetune", "evaluate", "report"]
+    with pytest.raises(UserError, match="a folder without a comma"):
+        graph(TRAIN="creak,ecqa", RUNS="a,b")
+    facts = dataclasses.replace(FACTS, titles={"creak": "CREAK", "2": "TWO"})
+    with pytest.raises(UserError, match="TRAIN: two stages would have the name enhance-cot-2"):
+        sample_graph(settings(TRAIN="creak,2", TEACHER_COT="a,b"), facts)
+
+
+def test_the_data_of_all_benchmarks_is_saved_for_the_jobs() -> None:
+    saved = saved_variables("creak", ["ECQA_DATA", "MMLU_DATA", "HOME", "TEACHER_COT"])
+    assert {"CREAK_DATA", "ECQA_DATA", "MMLU_DATA", "TRAIN", "TEST"} <= set(saved) and "HOME" not in saved
 
 
 def stage(tmp_path: Path, code: str, **fields: object) -> Stage:

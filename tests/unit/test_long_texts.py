@@ -6,9 +6,9 @@ from itertools import pairwise
 import pytest
 from support.bounded import bounded
 
+from teacherlm.catalog.ngrams import word_hashes, words_of
+from teacherlm.catalog.overlaps import TestSplit
 from teacherlm.catalog.prompts import ANSWER_MARK, LETTERS, split_question
-from teacherlm.dataset.contamination import TestSplit
-from teacherlm.dataset.ngrams import word_hashes, words_of
 
 
 def letters_by_search(question: str, start: int) -> list[int]:
@@ -64,9 +64,9 @@ def overlaps(questions: list[list[str]], text: str) -> list[tuple[int, str]]:
 
 def test_a_long_text_and_the_same_text_as_a_question() -> None:
     """16,000 words once took 24 seconds, because the question was searched once for each of its words."""
-    code = "import sys; from teacherlm.dataset import contamination, ngrams\n"
+    code = "import sys; from teacherlm.catalog import ngrams, overlaps\n"
     code += "text = ' '.join(f'word{number}' for number in range(100_000))\n"
-    code += "split = contamination.TestSplit([[text], ['a question that has no such words'], [text + ' more', text]])\n"
+    code += "split = overlaps.TestSplit([[text], ['a question that has no such words'], [text + ' more', text]])\n"
     code += "words = ngrams.words_of(text)\n"
     code += "found = split.overlaps(words, ngrams.word_hashes(words))\n"
     code += "print([(number, len(piece.split())) for number, piece in found])"

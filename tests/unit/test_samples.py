@@ -18,6 +18,7 @@ from teacherlm.finetune.fields import (
     rows_by_sample,
 )
 from teacherlm.finetune.samples import cut_samples, tokenize
+from teacherlm.finetune.sets import TrainingRows, TrainingSet
 
 SENTENCES = [claim["sentence"] for claim in sample_claims()]
 TEXT = parse_fields("text")
@@ -90,13 +91,13 @@ def test_a_task_that_is_none_is_refused(text: str) -> None:
 
 
 def test_weights_say_how_often_an_epoch_has_each_sample() -> None:
-    chosen = dict(choose_samples(parse_fields("text:0.5,cot_tail:2,error_tail:1.25"), 40, seed=3))
+    chosen = dict(choose_samples(parse_fields("text:0.5,cot_tail:2,error_tail:1.25"), range(40), seed=3))
     assert len(chosen["text"]) == len(set(chosen["text"])) == 20
     assert sorted(chosen["cot_tail"]) == sorted([*range(40)] * 2)
     assert len(chosen["error_tail"]) == 50
     assert set(chosen["error_tail"]) == set(range(40))
-    assert chosen == dict(choose_samples(parse_fields("text:0.5,cot_tail:2,error_tail:1.25"), 40, seed=3))
-    assert chosen["text"] != dict(choose_samples(parse_fields("text:0.5"), 40, seed=4))["text"]
+    assert chosen == dict(choose_samples(parse_fields("text:0.5,cot_tail:2,error_tail:1.25"), range(40), seed=3))
+    assert chosen["text"] != dict(choose_samples(parse_fields("text:0.5"), range(40), seed=4))["text"]
 
 
 def test_fields_are_tokenized_one_after_the_other(tiny_llama: Path) -> None:
@@ -151,8 +152,9 @@ def test_each_epoch_has_one_text_of_each_sample(tiny_llama: Path) -> None:
     assert groups == [range(4), range(4, 5), range(5, 7)]
     words = [f"sample {number} text {row}" for row, number in enumerate(numbers)]
     dataset = Dataset.from_dict({"text": words, "cot_tail": [f"tail of {text}" for text in words]})
+    rows = TrainingRows(dataset, (TrainingSet(Path("set")),), (0,), groups)
     fields, tokenizer = parse_fields("cot_tail:2,text:1"), AutoTokenizer.from_pretrained(tiny_llama)
-    tokens, counts = tokenize(dataset, tokenizer, fields, 50, False, 0, None, groups)
+    tokens, counts = tokenize(dataset, tokenizer, fields, 50, False, 0, None, False, rows)
     assert counts == [14, 7]
     texts, phases, samples = choose_texts(fields, groups, seed=0)
     assert phases == [6, 3] and samples == [0, 1, 2] * 3

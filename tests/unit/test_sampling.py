@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from teacherlm.enhance.asking import draw_seed
 from teacherlm.enhance.engines import Completion, Prompt, Sampling
-from teacherlm.enhance.engines.sampling import choose_tokens, keep_nucleus
 from teacherlm.enhance.engines.transformers_engine import TransformersEngine
+from teacherlm.runtime.sampling import choose_tokens, keep_nucleus
 
 LOGITS_V = torch.tensor([2.0, 1.5, 1.0, 0.0, -0.5, -1.0, 0.7, -4.0])
 

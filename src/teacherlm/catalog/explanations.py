@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # the chain imports this module, also in a Python without pac
     from teacherlm.core.records import Record
 
 SETTINGS = ("first", "all", "best", "each_epoch")
-OF_A_TEXT = ("ended", "thinking", "source", "attempts")
+OF_A_TEXT = ("ended", "thinking", "source", "attempts", "top_logprobs")
 """Fields `KIND_...` of a record that belong to one text."""
 
 

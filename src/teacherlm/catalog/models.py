@@ -146,6 +146,10 @@ class Model:
         return value
 
 
+OF_A_NAME = ("server", "served", "explanations")
+"""The fields of a model that its name gives. No YAML has them."""
+
+
 def names() -> list[str]:
     return yaml_names(FOLDER)
 
@@ -167,7 +171,7 @@ def find_model(name: str, served: str | None = None, key_variable: str = KEY) ->
     """
     described = yaml_file(FOLDER, name) if "/" not in name else None
     if described is not None and described.is_file():
-        model = read_yaml(described, Model, {"name": name, "server": None, "served": None, "explanations": None})
+        model = read_yaml(described, Model, {"name": name, **dict.fromkeys(OF_A_NAME)})
         if sum(source is not None for source in (model.hub, model.path, model.package)) != 1:
             raise UserError(f"{described}: exactly one of hub, path and package was expected, for the weights' place")
         return model
@@ -186,16 +190,25 @@ def find_model(name: str, served: str | None = None, key_variable: str = KEY) ->
     raise UserError(f"no model {name!r}; {meant(name, names())} (or give a folder, or a hub id owner/name)")
 
 
+def require_weights(model: Model) -> None:
+    """Refuse a model that has no weights.
+
+    Raises:
+        UserError: it is a server, or a field of the records.
+    """
+    if model.texts_from is not None:
+        raise UserError(
+            f"{model.server or model.name}: this can only be a teacher (TEACHER, --name); give a folder or a name here"
+        )
+
+
 def local_folder(model: Model) -> Path:
     """The folder with the model's config, tokenizer and weights. It is downloaded or made first if necessary.
 
     Raises:
         UserError: the folder cannot be downloaded or made, or it is not a model's folder.
     """
-    if model.texts_from is not None:
-        raise UserError(
-            f"{model.server or model.name}: this can only be a teacher (TEACHER, --name); give a folder or a name here"
-        )
+    require_weights(model)
     if model.package is not None:
         from teacherlm.catalog.packages import packaged_model
 

@@ -30,7 +30,19 @@ from teacherlm.core.yaml_fields import Switch, Whole, named, read_yaml
 
 FOLDER = ROOT / "prompts"
 NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
-SUFFIXES = ("text", "hint", "tail", "first", "shuffled", "completions", "thinking", "ended", "source", "attempts")
+SUFFIXES = (
+    "text",
+    "hint",
+    "tail",
+    "first",
+    "shuffled",
+    "completions",
+    "thinking",
+    "ended",
+    "source",
+    "attempts",
+    "top_logprobs",
+)
 """What a kind's fields in a record end with, apart from the field of the kind's own name."""
 SHUFFLED = "_shuffled"
 """What the names of control fields end with."""

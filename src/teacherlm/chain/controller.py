@@ -62,7 +62,10 @@ def as_user_errors(program: str) -> Iterator[None]:
     except NoProgram:
         raise UserError(f"{program}: no such command; is this a login node of the cluster?") from None
     except NoAnswer as error:
-        raise UserError(f"Slurm does not answer ({error}); try again later") from error
+        raise UserError(
+            f"Slurm does not answer ({error}); try again later, or on a login node of the cluster (SLURM_CONF names "
+            "its configuration)"
+        ) from error
 
 
 def never_runs(job: str) -> str | None:

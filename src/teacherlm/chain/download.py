@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from teacherlm.catalog.servers import is_address
 from teacherlm.chain.local import run_task
 from teacherlm.chain.main import read_graph
 from teacherlm.chain.settings import is_atlas, saved_variables
 from teacherlm.chain.site import has_scripts, load_site
 from teacherlm.chain.variables import known_names
 from teacherlm.core.errors import UserError
+from teacherlm.core.job_records import kind_of
 from teacherlm.core.owners import make_own_folder
 from teacherlm.core.programs import called
 from teacherlm.runtime.launcher import program
@@ -47,14 +47,17 @@ def main() -> int:
     new = [part for part in (graph.folder.locks, *graph.folder.locks.parents) if not part.exists()]
     make_own_folder(graph.folder.locks.absolute(), graph.runs.absolute())  # before downloads that take hours
     for model in graph.models:
-        if not model.startswith("field:") and not is_address(model):
-            start = program("chain-facts")
-            command = [*start[:-1], "--called", called(), start[-1], "folder", model]
-            status = subprocess.run(command).returncode
-            if status:
-                remove_empty(new)
-                return status
-    return run_task(graph, graph.stage("prepare"), None)
+        start = program("chain-facts")
+        command = [*start[:-1], "--called", called(), start[-1], "folder", model]
+        status = subprocess.run(command).returncode
+        if status:
+            remove_empty(new)
+            return status
+    for stage in graph.stages:
+        status = run_task(graph, stage, None) if kind_of(stage.name) == "prepare" else 0
+        if status:
+            return status
+    return 0
 
 
 def remove_empty(folders: Sequence[Path]) -> None:

@@ -59,24 +59,28 @@ class Facts:
     """What the YAML files say about a chain.
 
     Attributes:
-        title: the benchmark's title, which the names of its files begin with.
+        titles: benchmark -> its title, which the names of its files begin with.
         teachers: teacher as the settings name it -> what its YAML says.
     """
 
-    title: str
+    titles: Mapping[str, str]
     student: ModelFacts
     teachers: Mapping[str, ModelFacts]
 
 
-def ask(benchmark: str, student: str, teachers: Sequence[str], gpu_type: str = "") -> Facts:
+def ask(benchmarks: Sequence[str], student: str, teachers: Sequence[str], gpu_type: str = "") -> Facts:
     """The facts of a chain.
+
+    Args:
+        benchmarks: the benchmarks that are trained on or scored.
 
     Raises:
         SystemExit: there is no such benchmark or model; a message on stderr says so.
     """
-    found = answer(["of", benchmark, student, *teachers, "--gpu_type", gpu_type])
+    words = [f"--benchmark={name}" for name in benchmarks]
+    found = answer(["of", *words, "--gpu_type", gpu_type, "--", student, *teachers])
     of_teachers = {name: ModelFacts(**facts) for name, facts in found["teachers"].items()}
-    return Facts(found["title"], ModelFacts(**found["student"]), of_teachers)
+    return Facts(found["titles"], ModelFacts(**found["student"]), of_teachers)
 
 
 def ask_prompts(name: str) -> PromptFacts:
@@ -119,12 +123,12 @@ def answer(words: list[str], *, offline: bool = False) -> Any:
 def main() -> None:
     parser = Parser(
         description="Answer a chain's questions about its benchmark and models, in JSON.",
-        epilog="example: teacherlm chain-facts of creak smollm2-135m smollm2-135m",
+        epilog="example: teacherlm chain-facts of --benchmark creak smollm2-135m smollm2-135m",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    of = commands.add_parser("of", help="print what the YAML files say about a benchmark, a student and its teachers")
-    for name in ("benchmark", "student"):
-        of.add_argument(name, help="its name")
+    of = commands.add_parser("of", help="print what the YAML files say about benchmarks, a student and its teachers")
+    of.add_argument("--benchmark", action="append", required=True, help="the name of a benchmark; may be repeated")
+    of.add_argument("student", help="its name")
     of.add_argument("teachers", nargs="+", help="the names of the teachers")
     of.add_argument("--gpu_type", default="", help="type of GPU for --gres")
     prompts = commands.add_parser("prompts", help="print what a file of prompts makes")
@@ -132,7 +136,7 @@ def main() -> None:
     absent = commands.add_parser("absent", help="print which models are not on this machine's disks")
     absent.add_argument("names", nargs="*", help="models")
     absent.add_argument("--make", action="store_true", help="make the models that a package contains")
-    folder = commands.add_parser("folder", help="download or make a model if it is not there, and print its folder")
+    folder = commands.add_parser("folder", help="download or make a model if it has weights, and print its folder")
     folder.add_argument("name", help="the model")
     args = parser.parse_args()
     if args.command == "of":
@@ -149,7 +153,9 @@ def main() -> None:
 def print_folder(name: str) -> None:
     from teacherlm.catalog.models import find_model, local_folder
 
-    print_for_shell(str(local_folder(find_model(name))))
+    model = find_model(name)
+    if model.texts_from is None:
+        print_for_shell(str(local_folder(model)))
 
 
 def prompt_facts(name: str) -> PromptFacts:
@@ -159,12 +165,14 @@ def prompt_facts(name: str) -> PromptFacts:
     return PromptFacts(prompts.name, tuple(prompts.kinds), prompts.training_fields)
 
 
-def facts_of(benchmark: str, student: str, teachers: Sequence[str], gpu_type: str) -> Facts:
+def facts_of(benchmarks: Sequence[str], student: str, teachers: Sequence[str], gpu_type: str) -> Facts:
     from teacherlm.catalog.benchmarks import load_benchmark
+    from teacherlm.catalog.models import find_model, require_weights
 
-    title = one_line_name(load_benchmark(benchmark).title)
+    require_weights(find_model(student))
+    titles = {name: one_line_name(load_benchmark(name).title) for name in benchmarks}
     of_teachers = {name: model_facts(name, gpu_type) for name in teachers}
-    return Facts(title, model_facts(student, gpu_type), of_teachers)
+    return Facts(titles, model_facts(student, gpu_type), of_teachers)
 
 
 def model_facts(name: str, gpu_type: str) -> ModelFacts:
@@ -201,7 +209,7 @@ def absence(name: str, make: bool) -> str | None:
     from teacherlm.catalog.models import cached_folder, find_model, local_folder
 
     model = find_model(name)
-    if model.server is not None or model.explanations is not None:
+    if model.texts_from is not None:
         return None
     if not make and model.package is not None:
         return None  # a stage makes it from the package

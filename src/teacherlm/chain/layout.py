@@ -65,7 +65,8 @@ class ChainFolder:
 
     def enhanced(self, work: str) -> Path:
         """The folder of the explanations that the jobs with this work make."""
-        return self.run_folder / "enhance" / work.removeprefix("enhance-")
+        folder, own = RunFolder(self.run_folder).of(work)
+        return folder.path / "enhance" / own.removeprefix("enhance-")
 
     @property
     def checkpoints(self) -> Path:
@@ -90,6 +91,16 @@ class RunFolder:
     def locks(self) -> Path:
         return self.path / ".locks"
 
+    def lock(self, name: str) -> Path:
+        """The file that is locked while a task is done. BENCHMARK/NAME is the lock NAME of another benchmark's run."""
+        folder, own = self.of(name)
+        return folder.locks / own
+
+    def of(self, work: str) -> tuple["RunFolder", str]:
+        """The folder and the name of some work: BENCHMARK/NAME belongs to another benchmark with the same SAMPLES."""
+        benchmark, _, own = work.rpartition("/")
+        return (RunFolder(self.path.parent.parent / benchmark / self.path.name) if benchmark else self), own
+
     @property
     def submission_lock(self) -> Path:
         return self.locks / "submission"
@@ -111,6 +122,7 @@ class Layout:
     """The folders and files of one chain.
 
     Attributes:
+        benchmark: the benchmark of the folder.
         title: the benchmark's title, which the names of its files begin with.
         of_prompts: _PROMPTS for other prompts than the default, or an empty text.
         teacher_runs: teacher, as the settings name it -> TEACHER_seedN, its texts' folder. After TEACHER come `_chat`
@@ -122,9 +134,12 @@ class Layout:
         filtered: the ending of names for outputs from which a filter dropped samples, or an empty text.
         name: the name of the run. It has the student, the task, the teachers and the settings of finetuning.
         of_evaluation: -DIGEST for further flags of the evaluation, or an empty text.
+        prefix: what the names of work and of locks begin with: BENCHMARK/ in the folders of another benchmark that is
+            trained on, or an empty text.
     """
 
     folder: RunFolder
+    benchmark: str
     title: str
     student: str
     of_prompts: str
@@ -135,6 +150,16 @@ class Layout:
     filtered: str
     name: str
     of_evaluation: str
+    prefix: str = ""
+
+    @property
+    def suffix(self) -> str:
+        """What a heading gets for another training set, or an empty text."""
+        return f" {self.benchmark}" if self.prefix else ""
+
+    def stage(self, name: str) -> str:
+        """The name of a stage that works in these folders: prepare, or prepare-ecqa for another training set."""
+        return f"{name}-{self.benchmark}" if self.prefix else name
 
     @property
     def prepared(self) -> Path:

@@ -19,8 +19,9 @@ def lock_task(graph: Graph, stage: Stage, index: int) -> int:
     Raises:
         UserError: the lock's file cannot be written.
     """
-    graph.folder.locks.mkdir(parents=True, exist_ok=True)
-    number = open_lock(graph.folder.locks / stage.lock(index))
+    file = graph.folder.lock(stage.lock(index))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    number = open_lock(file)
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

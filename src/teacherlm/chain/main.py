@@ -75,7 +75,7 @@ def read_graph(benchmark: str, gpu_type: str = "") -> Graph:
     settings = take_settings(benchmark)
     if isinstance(settings, AtlasSettings):
         return atlas_graph(settings)
-    return sample_graph(settings, ask(benchmark, settings.student, settings.models[1:], gpu_type))
+    return sample_graph(settings, ask(settings.benchmarks, settings.student, settings.models[1:], gpu_type))
 
 
 def take_settings(benchmark: str) -> Settings | AtlasSettings:

@@ -1,7 +1,9 @@
 """The chain of a benchmark: prepare, enhance, merge, finetune, evaluate, report."""
 
 import shlex
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from teacherlm.catalog.explanations import Explanations
@@ -31,17 +33,23 @@ def sample_graph(settings: Settings, facts: Facts, shards: Mapping[str, int] | N
     """
     layout = layout_of(settings, facts)
     chosen = shards or {}
-    of_teachers = {
-        enhance_name(settings, teacher, kinds): (teacher, kinds) for teacher, kinds in settings.kinds_by_teacher.items()
-    }
-    count = {name: settings.shards or chosen.get(name, 1) for name in of_teachers}
-    stages = [prepare(settings, layout)]
-    for name, (teacher, kinds) in of_teachers.items():
-        stages.append(enhance(settings, name, facts.teachers[teacher], teacher, kinds, count[name], layout))
-    if of_teachers:
-        shards_of = {teacher: count[name] for name, (teacher, _) in of_teachers.items()}
-        stages.append(merge(settings, facts, shards_of, layout))
-    stages += [finetune(settings, facts, layout), evaluate(settings, facts, layout), report(settings, layout)]
+    sets = {name: of_set(settings, facts, layout, name) for name in settings.train}
+    prepared = {settings.benchmark: layout, **sets}
+    stages = [prepare(settings, name, one) for name, one in prepared.items()]
+    of_teachers: dict[str, str] = {}  # stage -> its teacher
+    for one in sets.values():
+        count = {}
+        for teacher, kinds in settings.kinds_by_teacher.items():
+            name = one.stage(enhance_name(settings, teacher, kinds))
+            of_teachers[name] = teacher
+            count[teacher] = settings.shards or chosen.get(name, 1)
+            stages.append(enhance(settings, name, facts.teachers[teacher], teacher, kinds, count[teacher], one))
+        if settings.kinds:
+            stages.append(merge(settings, facts, count, one))
+    stages += [finetune(settings, facts, layout, sets), evaluate(settings, facts, layout), report(settings, layout)]
+    for name, times in Counter(stage.name for stage in stages).items():
+        if times > 1:
+            raise UserError(plain(f"TRAIN: two stages would have the name {name}; rename a benchmark's YAML"))
 
     def with_shards(name: str) -> Callable[[int], Graph]:
         return lambda count: sample_graph(settings, facts, {**chosen, name: count})
@@ -57,7 +65,7 @@ def sample_graph(settings: Settings, facts: Facts, shards: Mapping[str, int] | N
         models=tuple(dict.fromkeys(settings.models)),
         with_shards={
             name: with_shards(name)
-            for name, (teacher, _) in of_teachers.items()
+            for name, teacher in of_teachers.items()
             if settings.shards is None and name not in chosen and facts.teachers[teacher].gpus
         },
     )
@@ -72,7 +80,14 @@ def summary(settings: Settings, facts: Facts) -> str:
             f"{names[teacher]} ({' '.join(kinds)})" for teacher, kinds in settings.kinds_by_teacher.items()
         )
     said = f"{settings.benchmark}: student {facts.student.name}, teacher{'s' * (len(names) > 1)} {shown}, "
-    return f"{said}task {settings.training_fields}, seed {settings.seed}"
+    said += f"task {settings.training_fields}, seed {settings.seed}"
+    if settings.is_joined:
+        said += f", trained on {sets_in_words(settings.train)}, scored on {', '.join(settings.tests)}"
+    return said
+
+
+def sets_in_words(train: Mapping[str, str]) -> str:
+    return ",".join(name if share == "1" else f"{name}:{share}" for name, share in train.items())
 
 
 def enhance_name(settings: Settings, teacher: str, kinds: Sequence[str]) -> str:
@@ -103,6 +118,8 @@ def layout_of(settings: Settings, facts: Facts) -> Layout:
     chosen = explanations_of(settings, facts).label
     name = f"{facts.student.name}_{settings.training_fields.replace(':', '-').replace(',', '-')}"
     name += "" if settings.training_fields == "text" else f"_{joined}{chosen}"
+    if settings.train != {settings.benchmark: "1"}:
+        name += "_on-" + sets_in_words(settings.train).replace(":", "-").replace(",", "+")
     filtered = f"_without-{settings.filter.replace(',', '-')}" if settings.filter else ""
     name += filtered
     for label, value in (
@@ -115,10 +132,11 @@ def layout_of(settings: Settings, facts: Facts) -> Layout:
     name += with_flags("finetune", settings.finetune_flags)
     name += f"_seed{settings.seed}"
     ending = f"{of_texts}_seed{settings.seed}"
-    is_long = len(names) > 1 or settings.enhance_flags or settings.finetune_flags
+    is_long = len(names) > 1 or len(settings.train) > 1 or settings.enhance_flags or settings.finetune_flags
     return Layout(
         folder=run_folder(settings.runs, settings.benchmark, settings.limit),
-        title=facts.title,
+        title=facts.titles[settings.benchmark],
+        benchmark=settings.benchmark,
         student=facts.student.name,
         of_prompts=of_prompts,
         teacher_runs={teacher: f"{one}{ending}" for teacher, one in names.items()},
@@ -129,6 +147,14 @@ def layout_of(settings: Settings, facts: Facts) -> Layout:
         name=short_name(name) if is_long else name,
         of_evaluation=f"-{digest_of(list(settings.evaluate_flags))}" if settings.evaluate_flags else "",
     )
+
+
+def of_set(settings: Settings, facts: Facts, layout: Layout, benchmark: str) -> Layout:
+    """The folders of another training set, which are those of its own benchmark's chain."""
+    if benchmark == settings.benchmark:
+        return layout
+    folder = run_folder(settings.runs, benchmark, settings.limit)
+    return replace(layout, folder=folder, title=facts.titles[benchmark], benchmark=benchmark, prefix=f"{benchmark}/")
 
 
 def explanations_of(settings: Settings, facts: Facts) -> Explanations:
@@ -159,17 +185,23 @@ def scorer_of(settings: Settings, facts: Facts) -> tuple[str, ModelFacts]:
     return teacher, facts.teachers[teacher]
 
 
-def prepare(settings: Settings, layout: Layout) -> Stage:
-    words = ["--benchmark", settings.benchmark, "--output_dir", str(layout.prepared), "--test_dir", str(layout.tests)]
-    words += ["--prompts", settings.prompts] if settings.prompts != DEFAULT else []
-    words += ["--data", settings.data] if settings.data else []
-    words += ["--limit", settings.limit] if settings.limit else []
+def prepare(settings: Settings, benchmark: str, layout: Layout) -> Stage:
+    """The stage that prepares a training set. For the chain's own benchmark, it also makes the other test sets."""
+
+    def words(name: str, *options: str) -> list[str]:
+        found = ["--benchmark", name, "--output_dir", str(layout.prepared), "--test_dir", str(layout.tests), *options]
+        found += ["--prompts", settings.prompts] if settings.prompts != DEFAULT else []
+        return found + (["--data", settings.data[name]] if name in settings.data else [])
+
+    calls = [words(benchmark, *(["--limit", settings.limit] if settings.limit else []))]
+    if benchmark == settings.benchmark:
+        calls += [words(name, "--test_only") for name in settings.tests if name != benchmark]
     return Stage(
-        name="prepare",
+        name=layout.stage("prepare"),
         made=None,
-        commands=lambda index, more: [Command([*program("prepare"), *words, *more])],
-        work=layout.prepared.name,
-        lock=lambda index: layout.prepared.name,
+        commands=lambda index, more: [Command([*program("prepare"), *call, *more]) for call in calls],
+        work=f"{layout.prefix}{layout.prepared.name}",
+        lock=lambda index: f"{layout.prefix}{layout.prepared.name}",
         request=few_processors("4G"),
     )
 
@@ -198,7 +230,7 @@ def enhance(
         raise UserError(plain(f"ENGINE=serve: {facts.name} has no `serve` in a models/{facts.name}.yaml"))
     words += ["--engine", engine]
     words += further("ENHANCE_FLAGS", settings.enhance_flags, words, ("--prompts", "--shard", "--list_missing"))
-    work = f"enhance-{layout.teacher_runs[teacher]}"
+    work = f"{layout.prefix}enhance-{layout.teacher_runs[teacher]}"
 
     def commands(index: int | None, more: Sequence[str]) -> list[Command]:
         return [Command([*program("enhance"), *words, "--shard", f"{index or 0}/{shards}", *more])]
@@ -214,7 +246,8 @@ def enhance(
         array=True,
         needs=(teacher,),
         gpus=max(facts.gpus["enhance"], 1) if facts.gpus else 0,
-        heading=f"enhance ({' '.join(kinds)})" + (f" with {facts.name}" if name != "enhance" else ""),
+        heading=f"enhance{layout.suffix} ({' '.join(kinds)})"
+        + (f" with {facts.name}" if len(settings.kinds_by_teacher) > 1 else ""),
     )
 
 
@@ -227,8 +260,8 @@ def merge(settings: Settings, facts: Facts, shards: Mapping[str, int], layout: L
     Args:
         shards: teacher -> the number of its shards.
     """
-    work = f"enhance-{layout.joined_run}"
-    made = ["--benchmark", settings.benchmark, "--output_dir", str(layout.joined), "--test_dir", str(layout.tests)]
+    work = f"{layout.prefix}enhance-{layout.joined_run}"
+    made = ["--benchmark", layout.benchmark, "--output_dir", str(layout.joined), "--test_dir", str(layout.tests)]
     made += ["--prompts", settings.prompts] if settings.prompts != DEFAULT else []
     made += ["--post_process", *(["--filter", settings.filter] if settings.filter else [])]
     if any(layout.explanations(kind).parent != layout.joined for kind in settings.kinds):
@@ -257,7 +290,7 @@ def merge(settings: Settings, facts: Facts, shards: Mapping[str, int], layout: L
         return [*found, Command([*program("prepare"), *made, *more])]
 
     return Stage(
-        name="merge",
+        name=layout.stage("merge"),
         made=layout.joined,
         commands=commands,
         work=work,
@@ -266,14 +299,25 @@ def merge(settings: Settings, facts: Facts, shards: Mapping[str, int], layout: L
         if texts.scorer
         else few_processors("4G"),
         needs=(scorer,) if texts.scorer else (),
-        heading=f"merge{', score' * bool(texts.scorer)} and post-process",
+        heading=f"merge{', score' * bool(texts.scorer)} and post-process{layout.suffix}",
     )
 
 
-def finetune(settings: Settings, facts: Facts, layout: Layout) -> Stage:
+def finetune(settings: Settings, facts: Facts, layout: Layout, sets: Mapping[str, Layout]) -> Stage:
+    """The stage that trains the student.
+
+    Args:
+        sets: benchmark that is trained on -> its folders.
+    """
     values = facts.student.values
-    data = layout.enhanced_dataset if settings.kinds else layout.prepared_dataset
-    words = [settings.student, str(data), settings.batch or values["finetune.batch"]]
+    folders = {name: one.enhanced_dataset if settings.kinds else one.prepared_dataset for name, one in sets.items()}
+    shares = settings.train
+    data = ",".join(
+        str(folder) if shares[name] == "1" else f"{folder}:{shares[name]}" for name, folder in folders.items()
+    )
+    if len(sets) > 1 and any("," in str(folder) for folder in folders.values()):
+        raise UserError(plain(f"RUNS={settings.runs}: several training sets need a folder without a comma in its name"))
+    words = [settings.student, data, settings.batch or values["finetune.batch"]]
     words += [settings.accumulation or values["finetune.accumulation"]]
     words += [
         settings.learning_rate or values["finetune.learning_rate"],
@@ -284,6 +328,9 @@ def finetune(settings: Settings, facts: Facts, layout: Layout) -> Stage:
     words += ["--gradient_checkpointing", values["finetune.gradient_checkpointing"], "--seed", settings.seed]
     words += ["--report_to", settings.report_to, "--restart"]
     words += ["--explanations", "each_epoch"] if settings.explanations == "each_epoch" else []
+    if settings.is_joined:
+        words += ["--test_sets", ",".join(str(layout.tests / name) for name in settings.tests)]
+        words += ["--overlaps", "leave_out"] if "overlap" in (settings.filter or "").split(",") else []
     words += further("FINETUNE_FLAGS", settings.finetune_flags, words, OF_FINETUNING)
     return Stage(
         name="finetune",
@@ -304,7 +351,7 @@ def evaluate(settings: Settings, facts: Facts, layout: Layout) -> Stage:
         checkpoint = layout.checkpoint(index) if index else None
         if index and checkpoint is None:
             return []
-        words = ["--model_args", f"pretrained={checkpoint or settings.student}", "--tasks", settings.benchmark]
+        words = ["--model_args", f"pretrained={checkpoint or settings.student}", "--tasks", ",".join(settings.tests)]
         words += ["--datasets", str(layout.tests), "--output_path", str(layout.evaluated)]
         words += ["--tokenization", settings.tokenization]
         words += ["--checkpoints", str(layout.checkpoints)] if index is None else []
@@ -331,12 +378,13 @@ def evaluate(settings: Settings, facts: Facts, layout: Layout) -> Stage:
 
 def report(settings: Settings, layout: Layout) -> Stage:
     """The stage that prints the run's table and makes the page of the run's folder. It is done when the page is."""
-    table = ["--task", settings.benchmark, "--untrained", str(layout.untrained_scores)]
-    table += ["--checkpoints", str(layout.scores), "--log", str(layout.training_log)]
+    table = ["--untrained", str(layout.untrained_scores), "--checkpoints", str(layout.scores)]
+    table += ["--log", str(layout.training_log)]
 
     def commands(index: int | None, more: Sequence[str]) -> list[Command]:
         page = Command([*program("report"), str(layout.folder.path), *more])
-        return [page] if more else [Command([*program("table"), *table]), page]
+        tables = [Command([*program("table"), "--task", name, *table]) for name in settings.tests]
+        return [page] if more else [*tables, page]
 
     return Stage(
         name="report",
@@ -391,6 +439,8 @@ def as_the_model_asks(request: list[str] | None, arguments: str) -> Callable[[Si
 
 def absences(settings: Settings, models: tuple[str, ...], make: bool) -> list[Absence]:
     words = [f"BENCHMARK={settings.benchmark}", f"STUDENT={settings.student}", f"TEACHER={settings.teacher}"]
+    words += [f"TRAIN={sets_in_words(settings.train)}"] if settings.train != {settings.benchmark: "1"} else []
+    words += [f"TEST={','.join(settings.tests)}"] if settings.tests != (settings.benchmark,) else []
     words += [f"TASK={settings.training_fields}"] if settings.training_fields != "cot_tail" else []
     words += [f"LIMIT={settings.limit}"] if settings.limit else []
     words += [f"RUNS={settings.runs}"] if settings.runs != "runs" else []

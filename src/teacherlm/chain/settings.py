@@ -15,7 +15,20 @@ from teacherlm.core.errors import UserError
 from teacherlm.runtime.launcher import require_number, stage_python
 
 SAVED = (
-    *("STUDENT", "MODEL", "TEACHER", "TASK", "PROMPTS", "LIMIT", "EPOCHS", "SEED", "NUM_TOKENS", "TEMPERATURE"),
+    *(
+        "STUDENT",
+        "MODEL",
+        "TEACHER",
+        "TASK",
+        "TRAIN",
+        "TEST",
+        "PROMPTS",
+        "LIMIT",
+        "EPOCHS",
+        "SEED",
+        "NUM_TOKENS",
+        "TEMPERATURE",
+    ),
     *("NUM_COMPLETIONS", "EXPLANATIONS", "SCORER", "CHAT", "ENGINE", "MAX_FAILURES", "FILTER", "BATCH", "ACCUMULATION"),
     *("LEARNING_RATE", "TOKENIZATION", "SHARDS", "RUNS", "PYTHON", "REPORT_TO", "WANDB_PROJECT", "WANDB_MODE", "PEFT"),
     *("AUTO_BATCH", "SAVE_TOTAL_LIMIT", "ENHANCE_FLAGS", "FINETUNE_FLAGS", "EVALUATE_FLAGS"),
@@ -33,6 +46,8 @@ COUNTS |= {"NUM_COMPLETIONS": 1, "SAVE_TOTAL_LIMIT": 1, "SEED": 0, "MAX_FAILURES
 """Variable that is a whole number -> its minimum."""
 DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{0,20})?([eE][-+]?[0-9]{1,3})?|\.[0-9]{1,20}")
 MOST = 10_000
+SETS = re.compile(r"[^,:\s/]+(:(max)?[0-9.]+)?(,[^,:\s/]+(:(max)?[0-9.]+)?)*")
+SHARE = re.compile(r"max[1-9][0-9]{0,11}|[0-9]{1,6}(\.[0-9]{1,9})?")
 TASK = re.compile(r"[a-z0-9_]+(:[0-9.]+)?(,[a-z0-9_]+(:[0-9.]+)?)*")
 FLAGS = ("empty", "cut", "repeats", "copies", "language", "contradicts", "duplicate", "overlap")
 """The flags of dataset/quality.py. FILTER is checked here to refuse a wrong flag before the teacher's work."""
@@ -49,6 +64,10 @@ class Settings:
     Attributes:
         teachers: kind of explanation -> its teachers, for the kinds that the chain needs. Several teachers' texts are
             mixed.
+        train: benchmark whose training samples are trained on -> how often an epoch has each of them, or at most how
+            many an epoch has, as TRAIN says it.
+        tests: the benchmarks that are scored.
+        data: benchmark -> the folder with its files, if there is a variable for it.
         enhance_flags, finetune_flags, evaluate_flags: further flags of these stages.
     """
 
@@ -79,10 +98,22 @@ class Settings:
     accumulation: str | None
     learning_rate: str | None
     peft: str | None
-    data: str | None
+    train: Mapping[str, str]
+    tests: tuple[str, ...]
+    data: Mapping[str, str]
     enhance_flags: tuple[str, ...]
     finetune_flags: tuple[str, ...]
     evaluate_flags: tuple[str, ...]
+
+    @property
+    def benchmarks(self) -> tuple[str, ...]:
+        """The benchmark that gives the chain its folder, then the others that are trained on or scored."""
+        return tuple(dict.fromkeys((self.benchmark, *self.train, *self.tests)))
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether the chain trains on other samples, or scores other tests, than those of its benchmark."""
+        return self.train != {self.benchmark: "1"} or self.tests != (self.benchmark,)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -140,6 +171,7 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
         raise UserError(plain(f"PROMPTS: {prompts.name}: a name of letters, digits, dots and dashes was expected"))
     teacher = get("TEACHER", student)
     teachers: dict[str, tuple[str, ...]] = dict.fromkeys(kinds_of(fields, prompts), (teacher,))
+    train, tests = read_sets(benchmark, variables)
     teachers |= {kind: one for kind, one in own_teachers(benchmark, prompts, variables).items() if kind in teachers}
     engine = get("ENGINE", "auto")
     if engine not in ENGINES:
@@ -186,11 +218,40 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
         accumulation=variables.get("ACCUMULATION") or None,
         learning_rate=variables.get("LEARNING_RATE") or None,
         peft=None if peft == "none" else peft,
-        data=variables.get(data_variable(benchmark)) or None,
+        train=train,
+        tests=tests,
+        data={one: variables[name] for one in (benchmark, *train, *tests) if variables.get(name := data_variable(one))},
         enhance_flags=flags_in("ENHANCE_FLAGS", variables),
         finetune_flags=flags_in("FINETUNE_FLAGS", variables),
         evaluate_flags=flags_in("EVALUATE_FLAGS", variables),
     )
+
+
+def read_sets(benchmark: str, variables: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """TRAIN, as benchmark -> share, and TEST.
+
+    Raises:
+        UserError: a value has another form, or neither names the benchmark of the chain.
+    """
+    train: dict[str, str] = {}
+    written, tested = variables.get("TRAIN") or benchmark, variables.get("TEST") or benchmark
+    if written != benchmark and not SETS.fullmatch(written):
+        raise UserError(plain(f"TRAIN={written}: benchmarks such as creak:1,ecqa:0.5,mmlu:max1000 were expected"))
+    for part in written.split(",") if written != benchmark else [benchmark]:
+        name, _, share = part.partition(":") if written != benchmark else (part, "", "")
+        if share and (not SHARE.fullmatch(share) or not share.strip("0.")):
+            raise UserError(plain(f"TRAIN={written}: {share} is neither a number above 0 nor maxN"))
+        if name in train:
+            raise UserError(plain(f"TRAIN={written}: {name} is there twice; give it once, with a weight"))
+        train[name] = share or "1"
+    tests = tuple(dict.fromkeys(tested.split(","))) if tested != benchmark else (benchmark,)
+    if "" in tests or (tested != benchmark and not SETS.fullmatch(tested)) or ":" in tested:
+        raise UserError(plain(f"TEST={tested}: benchmarks with commas between them were expected"))
+    if benchmark not in train and benchmark not in tests:
+        raise UserError(
+            plain(f"neither TRAIN={written} nor TEST={tested} has {benchmark}; name a chain by a benchmark of theirs")
+        )
+    return train, tests
 
 
 def read_explanations(
@@ -314,7 +375,12 @@ def own_teachers(benchmark: str, prompts: PromptFacts, variables: Mapping[str, s
 
 def teachers_of_kinds(benchmark: str, names: Iterable[str]) -> list[str]:
     """The names that say which teacher a kind of explanation has."""
-    return [name for name in names if TEACHER_OF.fullmatch(name) and name != data_variable(benchmark)]
+    return [name for name in names if TEACHER_OF.fullmatch(name) and not is_data_variable(name, benchmark)]
+
+
+def is_data_variable(name: str, benchmark: str) -> bool:
+    """Whether a variable names the folder of a benchmark's files; `benchmark` is the one of the chain."""
+    return name == data_variable(benchmark) or (name.endswith("_DATA") and not name.startswith("TEACHER_"))
 
 
 def flags_in(name: str, variables: Mapping[str, str]) -> tuple[str, ...]:
@@ -340,7 +406,9 @@ def saved_variables(benchmark: str, given: Iterable[str]) -> tuple[str, ...]:
     """
     if is_atlas(benchmark):
         return ATLAS_SAVED
-    return (*SAVED, data_variable(benchmark), *teachers_of_kinds(benchmark, given))
+    given = [*given]
+    data = [name for name in given if is_data_variable(name, benchmark)]
+    return (*SAVED, *dict.fromkeys([data_variable(benchmark), *data]), *teachers_of_kinds(benchmark, given))
 
 
 def is_atlas(benchmark: str) -> bool:

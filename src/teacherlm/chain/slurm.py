@@ -32,6 +32,8 @@ from teacherlm.core.places import ROOT
 
 ENDS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 """Signal that ends a submission -> the submission's exit status."""
+AT_MOST = re.compile(r"(--[a-z-]+)=\S+ \(at most ([^\s)]+)\)")
+"""An argument of sbatch and its maximum, in what `excess` says."""
 QUEUE = ("squeue", "--noheader", f"--user={os.geteuid()}", "--format=%F")
 """The command that prints the numbers of this user's jobs."""
 
@@ -221,10 +223,11 @@ class Submitting:
         number = done.stdout.strip().partition(";")[0]  # a federation adds the cluster's name
         if done.returncode or not number:
             self.say_what_does_not_fit()
+            say(f"the command was: {in_shell(command)}")
             raise UserError(
                 plain(
                     f"Slurm refused the stage {stage.name}, see its message above; change the request in {site_file()} "
-                    f"({', '.join(ARGUMENTS)}); the command: {in_shell(command)}"
+                    f"({', '.join(ARGUMENTS)})"
                 )
             )
         self.submitted.append(number)
@@ -312,7 +315,11 @@ class Submitting:
     def say_what_does_not_fit(self) -> None:
         """Name each stage that requests more than its partition has. sbatch itself names one obstacle at a time."""
         for stage, too_much in self.excess_of_stages().items():
-            say(f"note: {stage} requests more than its partition has: {too_much}; change it in {site_file()}")
+            enough = " ".join(f"{name}={most}" for name, most in AT_MOST.findall(too_much))
+            say(
+                f"note: {stage} requests more than its partition has: {too_much}; SBATCH_ARGS=({enough}) in "
+                f"{site_file()} changes that"
+            )
 
     def excess_of_stages(self) -> dict[str, str]:
         """What each stage requests beyond its partition. Stages that fit are left out."""

@@ -37,11 +37,12 @@ class SteerFlags:
     )
     runs: Path = flag(factory=runs_folder, help="folder of the chains (default: $RUNS, or runs)")
     chain: str | None = flag(
-        factory=lambda: os.environ.get("CHAIN"),
+        factory=lambda: os.environ.get("CHAIN") or None,
         help="only chains with this text in their path below RUNS (default: $CHAIN, or all)",
     )
     stage: str | None = flag(
-        factory=lambda: os.environ.get("STAGE"), help="show only the logs of this stage (default: $STAGE, or all)"
+        factory=lambda: os.environ.get("STAGE") or None,
+        help="show only the logs of this stage (default: $STAGE, or all)",
     )
 
 
@@ -199,16 +200,17 @@ def last_line(file: Path) -> str:
 
 
 def logs(chain: ChainFolder, tasks: list[Task], stage: str | None) -> None:
+    there = dict.fromkeys(task.stage for task in tasks)
     tasks = [task for task in tasks if stage in (None, task.stage, kind_of(task.stage))]
     if not tasks:
-        raise UserError(f"{chain.path}: no stage {stage!r} was submitted")
+        raise UserError(f"{chain.path}: no stage {stage!r} was submitted; there are: {', '.join(there)}")
     for task in tasks:
         log = chain.logs / task.log
         if task.job == DONE and not log.is_file():  # another run did the work, and this chain has no log of it
             continue
         print(f"== {escaped(str(log))}")
         if not log.is_file():
-            print("(there is no such file: the task has not begun)")
+            print("(there is no such file: the task did not begin)")
         else:
             print("\n".join(last_lines(log)) or "(the file is empty)")
 
@@ -232,7 +234,7 @@ def cancel(chains: Sequence[ChainFolder], queue: Mapping[tuple[str, int], str], 
         ask("scancel", *found)
         print(f"{escaped(str(chain.path))}: cancelled jobs {' '.join(found)}")
     if not jobs:
-        print("nothing is under way")
+        print(f"{escaped(str(runs))}: nothing is under way")
 
 
 def log_folder(chain: ChainFolder) -> Path:

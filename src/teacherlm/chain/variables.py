@@ -60,8 +60,16 @@ VARIABLES = (
         "cot_tail",
         CHAIN,
     ),
+    Variable(
+        "TRAIN",
+        "the benchmarks whose training samples are trained on: creak,ecqa:0.5,strategy_qa:max1000; after a colon, the "
+        "number of times that an epoch has each sample, or the maximum number of samples that an epoch has",
+        "the chain's benchmark",
+        CHAIN,
+    ),
+    Variable("TEST", "the benchmarks that are scored: creak,strategy_qa,mmlu", "the chain's benchmark", CHAIN),
     Variable("PROMPTS", "what the teacher is asked: a name in prompts/, or a path", "teacherlm", CHAIN),
-    Variable("LIMIT", "maximum number of training samples", "all", CHAIN),
+    Variable("LIMIT", "maximum number of training samples of each benchmark", "all", CHAIN),
     Variable("EPOCHS", "number of epochs of finetuning", "10", CHAIN),
     Variable("SEED", "seed of the teacher's sampling and of finetuning; fuzz: seed of the damages", "0", CHAIN),
     Variable("NUM_TOKENS", "maximum number of tokens that the teacher writes per text", "the teacher's YAML", CHAIN),

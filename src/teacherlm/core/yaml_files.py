@@ -99,7 +99,11 @@ def unique_mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen = set()
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode) or key.tag == NULL:
-            word = f"{key.value or 'an empty key'}: put it in quotes" if key.tag == NULL else "a name was expected"
+            word = "a name was expected"
+            if key.tag == NULL:
+                word = f"{key.value or 'an empty key'}: put it in quotes"
+            elif isinstance(key, yaml.MappingNode):  # `answer: {{ label }}`
+                word = "a text that begins with { needs quotes"
             raise yaml.constructor.ConstructorError(None, None, word, key.start_mark)
         if key.value in seen:
             raise yaml.constructor.ConstructorError(None, None, f"{shown(key.value)} occurs twice", key.start_mark)

@@ -33,7 +33,8 @@ def joined_records(enhanced: dict[str, Path], explanations: Explanations = FIRST
                     f"{there}: the sample differs from that in {where}; the enhanced files must have the same samples"
                 )
             joined[kind] = other[kind]
-            joined |= {name: other[name] for name in (f"{kind}_ended", f"{kind}_thinking") if name in other}
+            of_text = (f"{kind}_{suffix}" for suffix in ("ended", "thinking", "top_logprobs"))
+            joined |= {name: other[name] for name in of_text if name in other}
             joined["all"] = record["all"]
         yield where, joined
 

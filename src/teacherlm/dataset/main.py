@@ -25,7 +25,7 @@ from teacherlm.catalog.benchmarks import Benchmark, load_benchmark
 from teacherlm.catalog.explanations import SETTINGS, Explanations
 from teacherlm.catalog.prompt_sets import PromptSet, load_prompts
 from teacherlm.catalog.prompts import DEFAULT
-from teacherlm.catalog.sources import read_split
+from teacherlm.catalog.sources import read_split, source_files
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import whole_folder
@@ -221,6 +221,11 @@ def prepare(
     require_file_place(jsonl)
     for place in (saved, test):
         require_folder_place(place)
+    if jsonl.resolve() in (file.resolve() for file in source_files(benchmark, source, ("train", "test"))):
+        raise UserError(
+            f"{jsonl}: this file has samples of the benchmark, and the prepared records would have the same name; give "
+            "another --output_dir"
+        )
     run = StageRun("prepare", jsonl)
     if run.manifest is None and jsonl.exists() and not mark_of(jsonl).exists():
         print(f"prepare: {jsonl} exists without a manifest: it is used as it is; remove it to make it again")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from teacherlm.dataset.ngrams import ngram_hashes
+from teacherlm.catalog.ngrams import ngram_hashes
 
 SHINGLE = 3
 MINIMA, BANDS = 64, 16

@@ -21,6 +21,8 @@ from typing import IO, Any
 import numpy as np
 
 from teacherlm.catalog.benchmarks import Benchmark
+from teacherlm.catalog.ngrams import ngram_hashes, word_hashes, words_of
+from teacherlm.catalog.overlaps import TestSplit, read_test_split
 from teacherlm.catalog.prompt_sets import NUMBERS, Kind, PromptSet
 from teacherlm.catalog.prompts import LETTERS, completion_start, split_question
 from teacherlm.core import manifests
@@ -28,9 +30,7 @@ from teacherlm.core.errors import UserError
 from teacherlm.core.records import Record, dump_line, read_records, write_records
 from teacherlm.core.stage_run import StageRun
 from teacherlm.core.terminal import plural
-from teacherlm.dataset.contamination import TestSplit, read_test_split
 from teacherlm.dataset.near_duplicates import Signatures
-from teacherlm.dataset.ngrams import ngram_hashes, word_hashes, words_of
 
 FLAGS = ("empty", "cut", "repeats", "copies", "language", "contradicts", "duplicate", "overlap")
 QUESTION = "question"

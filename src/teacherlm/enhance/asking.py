@@ -100,4 +100,5 @@ def draw_seed(seed: int, index: int, number: int, text: str, attempt: int = 0) -
 def about(completion: Completion) -> dict[str, Any]:
     """What is kept of a completion beside its text."""
     found = {"tokens": completion.new_tokens, "ended": completion.ended}
-    return found | ({"thinking": completion.thinking} if completion.thinking else {})
+    of_engine = {"thinking": completion.thinking, "top_logprobs": completion.top_logprobs}
+    return found | {name: text for name, text in of_engine.items() if text}

@@ -32,10 +32,10 @@ def is_chat(chosen: str, teacher: Model) -> bool:
     Raises:
         UserError: "true" was chosen, and the tokenizer has no chat template.
     """
-    if chosen == "false" or teacher.explanations is not None:
-        return False
     if teacher.server is not None:
         return chosen == "true"
+    if chosen == "false" or teacher.texts_from is not None:
+        return False
     folder = local_folder(teacher)
     if teacher.serve is not None and not (folder / "tokenizer_config.json").is_file():  # GGUF: its server has both
         return chosen == "true"

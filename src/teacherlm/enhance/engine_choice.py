@@ -39,7 +39,7 @@ def make_engine(
         longest: number of bytes of the longest prompt.
         budget: what a server may cost.
     """
-    sampling = Sampling(flags.num_tokens, flags.temperature, flags.top_p, flags.stop)
+    sampling = Sampling(flags.num_tokens, flags.temperature, flags.top_p, flags.stop, flags.top_logprobs)
     if teacher.server is not None:
         from teacherlm.enhance.engines.openai_engine import CONCURRENCY, OpenAIEngine
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from teacherlm.catalog.models import CHAT
 from teacherlm.catalog.prompts import DEFAULT
 from teacherlm.catalog.servers import is_address
+from teacherlm.catalog.top_logprobs import MOST
 from teacherlm.core.errors import UserError
 from teacherlm.core.flags import HIDDEN, LIST_MISSING, flag, parse, parse_shard
 
@@ -96,6 +97,15 @@ class EnhanceFlags:
         group=HOW,
         least=0,
     )
+    top_logprobs: int = flag(
+        0,
+        help="keep the teacher's distribution at each token of its texts: the K most likely tokens and their "
+        "probabilities, for finetune.py --kl_weight (default: 0, none)",
+        group=HOW,
+        metavar="K",
+        least=0,
+        most=MOST,
+    )
     dtype: str = flag(
         "auto",
         help="data type of the weights; auto is bfloat16 if the device computes in it",
@@ -164,6 +174,8 @@ def read_flags(description: str | None) -> EnhanceFlags:
         for name in OF_SERVERS:
             if getattr(flags, name) is not None:
                 raise UserError(f"--{name}: only for a teacher behind a server, --name http://host:port/model")
+    if flags.top_logprobs and (is_address(flags.name) or flags.name.startswith("field:") or flags.engine == "serve"):
+        raise UserError("--top_logprobs needs the teacher's own tokens: a model with --engine transformers or vllm")
     if flags.max_cost is not None and not (flags.price_in or flags.price_out):
         raise UserError("--max_cost: without prices there is no cost; give --price_in and --price_out")
     if flags.name.startswith("field:"):

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from teacherlm.catalog.explanations import OF_A_TEXT
 from teacherlm.catalog.models import GGUF, Model, describe_model, local_folder
 from teacherlm.catalog.prompt_sets import Kind, PromptSet, load_prompts
 from teacherlm.core import manifests
@@ -27,6 +28,9 @@ from teacherlm.enhance.engines import Message, asked_text
 from teacherlm.enhance.flags import EnhanceFlags
 
 TRANSFORMERS, VLLM, SERVE = "transformers", "vllm", "serve"
+OF_THEIR_TEACHERS = (TRANSFORMERS, "openai", "field", "auto")
+"""Engines that are not recorded: the default, those that the teacher's name chooses, and the one that is not chosen
+yet. Texts of any other engine have its name in their manifest, because they differ from those of transformers."""
 NO_ENGINE = re.compile("(?<=^engine was )None|(?<=, is )None(?=$)")
 """No engine in the arguments of a manifest stands for transformers."""
 Shard = tuple[int, int]
@@ -64,6 +68,7 @@ def settings(flags: EnhanceFlags, field: str) -> dict[str, Any]:
         "seed": flags.seed,
         "dtype": flags.dtype,
         "shard": list(flags.shard),
+        **({"top_logprobs": flags.top_logprobs} if flags.top_logprobs else {}),
     }
 
 
@@ -127,8 +132,7 @@ class Job:
     Attributes:
         kind: the kind of explanation (`cot`).
         output: the file for the enhanced records.
-        arguments: the result of `settings`, and the engine if it is vLLM or a server that is started. Their texts
-            differ from those of transformers. (The other engines have teachers of their own.)
+        arguments: the result of `settings`, and the engine if it is not one of OF_THEIR_TEACHERS.
         restart: whether an output with other settings is kept under another name; otherwise the job is refused.
         chat: whether the teacher gets conversations; see `is_chat`.
         ended: how many of the written texts ended why; "unknown" for texts of versions that did not keep it.
@@ -158,7 +162,7 @@ class Job:
     @property
     def added(self) -> tuple[str, ...]:
         """The fields that this job adds to the records."""
-        suffixes: tuple[str, ...] = ("completions", "ended", "thinking")
+        suffixes: tuple[str, ...] = ("completions", "ended", "thinking", "top_logprobs")
         suffixes += () if self.described.sees_answer else ("source", "attempts")
         return (self.kind, "all", *(f"{self.kind}_{suffix}" for suffix in suffixes))
 
@@ -204,7 +208,7 @@ class Job:
     def use_engine(self, engine: str) -> None:
         self.engine = engine
         self.arguments = {name: value for name, value in self.arguments.items() if name not in ("engine", SERVE)}
-        if engine in (VLLM, SERVE):
+        if engine not in OF_THEIR_TEACHERS:
             self.arguments["engine"] = engine
         if engine == SERVE:
             self.arguments[SERVE] = self.teacher.serve
@@ -378,7 +382,7 @@ def added_fields(kind: str, prompt: str, pieces: list[dict[str, Any]], several: 
     added = {kind: first["text"], "all": prompt + first.get("whole", first["text"])}
     if first.get("ended", "stop") != "stop":
         added[f"{kind}_ended"] = first["ended"]
-    added |= {f"{kind}_{name}": first[name] for name in ("thinking", "source", "attempts") if name in first}
+    added |= {f"{kind}_{name}": first[name] for name in OF_A_TEXT[1:] if name in first}
     return added | ({f"{kind}_completions": pieces} if several else {})
 
 

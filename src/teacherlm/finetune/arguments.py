@@ -27,6 +27,7 @@ from teacherlm.finetune.known_flags import FORMER, HARMLESS, HELP, OPTIMIZERS, R
 from teacherlm.finetune.loss_parts import parse_shares
 from teacherlm.finetune.optimizers import check_optimizer
 from teacherlm.finetune.processes import meet_alone
+from teacherlm.finetune.sets import parse_sets
 from teacherlm.runtime import gpu
 from teacherlm.runtime.compat.of_accelerate import gloo_for_deepspeed
 from teacherlm.runtime.compat.of_trainer import use_one_gpu
@@ -41,7 +42,11 @@ class FinetuneArguments:
 
     model_name_or_path: str = field(metadata={"help": "the student: a name in models/, a folder, or a hub id"})
     dataset_name: str = field(
-        metadata={"help": "a datasets folder (save_to_disk); the split train of a DatasetDict is used"}
+        metadata={
+            "help": "a datasets folder (save_to_disk); the split train of a DatasetDict is used. Several folders have "
+            "commas between them, and each may have a weight or a maximum number of samples per epoch: "
+            "A,B:0.5,C:max1000"
+        }
     )
     task_type: str = field(
         metadata={
@@ -55,6 +60,16 @@ class FinetuneArguments:
     )
     max_train_samples: int | None = field(
         default=None, metadata={"help": "maximum number of samples; the first ones are used"}
+    )
+    test_sets: str | None = field(
+        default=None,
+        metadata={
+            "help": "folders of test sets that data_prepare.py made, with commas between them; training samples with a "
+            "piece of their questions are listed in repeated.jsonl"
+        },
+    )
+    overlaps: str = field(
+        default="keep", metadata={"help": "train on the samples that --test_sets finds, or leave them out (leave_out)"}
     )
     explanations: str = field(
         default="all",
@@ -79,6 +94,13 @@ class FinetuneArguments:
         metadata={
             "help": "PART:WEIGHT,PART:WEIGHT: the loss is the weighted sum of the means over these parts of the texts "
             "(question, answer, explanation), such as answer:0.5,explanation:0.5; other parts have no loss"
+        },
+    )
+    kl_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "W: the loss of a token that the teacher wrote is (1 - W) x cross-entropy + W x KL divergence from "
+            "the teacher's distribution, which enhance.py --top_logprobs has kept (same vocabulary)"
         },
     )
     tokens_per_batch: int | None = field(
@@ -126,6 +148,7 @@ class FinetuneArguments:
 
 
 CHOICES = {
+    "overlaps": ("keep", "leave_out"),
     "explanations": ("all", "each_epoch"),
     "loss_on": ("all", "completion"),
     "loss_average": ("token", "sample", "batch"),
@@ -140,6 +163,7 @@ RANGES: dict[str, Range] = {
     "peft_rank": {"least": 1},
     "tokens_per_batch": {"least": 2},
     "early_stop": {"least": 1},
+    "kl_weight": {"least": 0, "most": 1},
     "per_device_train_batch_size": {"least": 1},
     "per_device_eval_batch_size": {"least": 1},
     "gradient_accumulation_steps": {"least": 1},
@@ -340,6 +364,7 @@ def check_effects(given: Mapping[str, Any]) -> None:
             )
     needs = {  # flag -> the flag and values that it needs
         "early_stop": ("dev_dataset", None),
+        "overlaps": ("test_sets", None),
         "peft_rank": ("peft", ("lora", "qlora")),
         "merge_adapters": ("peft", ("lora",)),  # nothing can be added to qlora's weights in 4 bits
         "gradient_checkpointing_kwargs": ("gradient_checkpointing", None),
@@ -347,6 +372,8 @@ def check_effects(given: Mapping[str, Any]) -> None:
     for name, (other, values) in needs.items():
         if name in given and (other not in given or (values and given[other] not in values)):
             raise UserError(f"--{name} needs --{other}{' ' + ' or '.join(values) if values else ''}")
+    if len(parse_sets(given["dataset_name"])) > 1 and "max_train_samples" in given:
+        raise UserError("--max_train_samples: with several datasets, each takes a maximum of its own: FOLDER:maxN")
     if "loss_weights" in given:
         parse_shares(given["loss_weights"])
         if "loss_on" in given:

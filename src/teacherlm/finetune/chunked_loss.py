@@ -15,11 +15,16 @@ from transformers import PreTrainedModel
 
 from teacherlm.catalog.text_parts import PARTS
 from teacherlm.finetune.collators import NO_LOSS
+from teacherlm.finetune.soft_targets import SoftTargets
+from teacherlm.finetune.token_losses import loss_and_gradient
 from teacherlm.runtime.compat.of_transformers import forget_loss_function
 from teacherlm.runtime.loading import base_model
 
 CHUNK = 2**26
 """Maximum number of logits that exist at a time: 256 MiB in float32."""
+SCORES = "scores_of_batch"
+"""The attribute of the model inside any adapters with the teacher's scores of a batch, if it has been written by the
+student (on_policy.py)."""
 SCALED = ("logit_scale", "logits_scaling", "final_logit_softcapping", "output_multiplier_scale")
 """Settings of models that change their logits after the matrix product."""
 
@@ -34,10 +39,11 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         weights_N: the weight of each position in the sum, float32.
         parts_N: the part that each position belongs to, or None.
         sums_P: the sums of the parts, to which those of these positions are added, or None.
+        soft: the teacher's distributions (soft_targets.py, on_policy.py), or None.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND, weight_VD, labels_N, weights_N, parts_N=None, sums_P=None):
+    def forward(ctx: Any, hidden_ND, weight_VD, labels_N, weights_N, parts_N=None, sums_P=None, soft=None):
         device = hidden_ND.device.type
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
         matrix_VD = weight_VD.to(compute)
@@ -51,7 +57,11 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             for places in kept.split(max(1, CHUNK // len(weight_VD))):
                 rows_ND, weight_N1 = hidden_ND[places].to(compute), (weights_N[places, None] / scale).to(exact)
-                loss_N1, grad_NV = loss_and_gradient((rows_ND @ matrix_VD.T).to(exact), labels_N[places], weight_N1)
+                logits_NV = (rows_ND @ matrix_VD.T).to(exact)
+                if soft is None:
+                    loss_N1, grad_NV = loss_and_gradient(logits_NV, labels_N[places], weight_N1)
+                else:
+                    loss_N1, grad_NV = soft.loss_and_gradient(logits_NV, labels_N[places], weight_N1, places)
                 loss += loss_N1.sum()
                 if sums_P is not None:
                     sums_P.index_add_(0, parts_N[places], (loss_N1[:, 0] * scale).to(sums_P.dtype))
@@ -69,16 +79,12 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad):
         *gradients, scale = ctx.saved_tensors
         both = (None if part is None else part.mul_((grad * scale).to(part.dtype)) for part in gradients)
-        return *both, None, None, None, None
+        return *both, None, None, None, None, None
 
 
-def loss_and_gradient(logits_NV, labels_N, weight_N1):
-    """Token weight x cross-entropy of each row, and the gradient of their sum by the logits, which overwrites them."""
-    logits_NV -= logits_NV.amax(1, keepdim=True)
-    chosen_N1 = logits_NV.gather(1, labels_N[:, None])
-    total_N1 = logits_NV.exp_().sum(1, keepdim=True)
-    loss_N1 = (total_N1.log() - chosen_N1) * weight_N1
-    return loss_N1, logits_NV.mul_(weight_N1 / total_N1).scatter_add_(1, labels_N[:, None], -weight_N1)
+def scores_of(inner: PreTrainedModel) -> Any:
+    """The teacher's scores of the batch that comes (on_policy.Scores), or None."""
+    return getattr(inner, SCORES, None)
 
 
 def zeros_of_parts(device: torch.device) -> torch.Tensor:
@@ -86,7 +92,7 @@ def zeros_of_parts(device: torch.device) -> torch.Tensor:
     return torch.zeros(len(PARTS), dtype=torch.float32, device=device)
 
 
-def use_chunked_loss(model: PreTrainedModel, whole: bool = False) -> Callable[[], None]:
+def use_chunked_loss(model: PreTrainedModel, whole: bool = False, share: float = 0.0) -> Callable[[], None]:
     """Let a causal model return `loss`, the sum of token weight x cross-entropy, for `labels` and
     `token_weights` [B, T].
 
@@ -97,6 +103,7 @@ def use_chunked_loss(model: PreTrainedModel, whole: bool = False) -> Callable[[]
 
     Args:
         whole: whether to compute all logits at once for any model.
+        share: the weight of the teacher's distributions, in batches that have some (soft_targets.py).
 
     Returns:
         A function that restores the model's original loss.
@@ -111,20 +118,24 @@ def use_chunked_loss(model: PreTrainedModel, whole: bool = False) -> Callable[[]
     def begin(_: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         batch["labels"], batch["token_weights"] = kwargs["labels"].flatten(), kwargs.pop("token_weights").flatten()
         parts = kwargs.pop("parts", None)
+        batch["soft"] = scores_of(inner) or SoftTargets.of_batch(kwargs, batch["labels"].numel(), share)
         batch["parts"] = None if parts is None else parts.flatten()
         batch["sums"] = inner.part_losses = None if parts is None else zeros_of_parts(parts.device)
         return args, kwargs
 
     def chunked(self: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
-        of_batch = (batch[name] for name in ("labels", "token_weights", "parts", "sums"))
+        of_batch = (batch[name] for name in ("labels", "token_weights", "parts", "sums", "soft"))
         return ChunkedCrossEntropy.apply(hidden.flatten(0, -2), self.weight, *of_batch)
 
     def finish(logits: torch.Tensor, labels: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if plain:
             return logits
-        losses_N = torch.nn.functional.cross_entropy(
-            logits.flatten(0, -2).float(), batch["labels"], ignore_index=NO_LOSS, reduction="none"
-        )
+        logits_NV = logits.flatten(0, -2).float()
+        losses_N = torch.nn.functional.cross_entropy(logits_NV, batch["labels"], ignore_index=NO_LOSS, reduction="none")
+        if batch["soft"] is not None:
+            kept = (batch["labels"] != NO_LOSS).nonzero()[:, 0]
+            of_kept = batch["soft"].losses(losses_N[kept], logits_NV[kept], kept)
+            losses_N = losses_N.index_put((kept,), of_kept)
         losses_N = losses_N * batch["token_weights"]
         if batch["sums"] is not None:
             batch["sums"].index_add_(0, batch["parts"], losses_N.detach().to(batch["sums"].dtype))

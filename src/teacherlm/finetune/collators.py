@@ -1,14 +1,15 @@
 """Make batches from samples: packed one after the other in a row, or padded to one length."""
 
 from collections import Counter
-from collections.abc import Mapping
-from itertools import chain
+from collections.abc import Iterable, Mapping
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
 
 from teacherlm.catalog.text_parts import QUESTION
 from teacherlm.finetune.loss_parts import Shares
+from teacherlm.finetune.soft_targets import BLOCKS, TeacherTokens
 from teacherlm.finetune.token_batches import packed_cost, padded_cost
 
 NO_LOSS = -100
@@ -60,6 +61,13 @@ def token_weights(labels: list[list[int]], average: str, parts: list[list[int]] 
     ]
 
 
+def distributions(
+    teacher: TeacherTokens | None, samples: list[Mapping[str, Any]], starts: Iterable[int]
+) -> dict[str, torch.Tensor]:
+    """What a batch has of the teacher's distributions. Dev samples have none: their loss is the cross-entropy."""
+    return teacher.batch(samples, starts) if teacher is not None and BLOCKS in samples[0] else {}
+
+
 class PackingCollator:
     """Puts the samples of a batch into one row, for a model that `use_packing` has prepared.
 
@@ -70,16 +78,18 @@ class PackingCollator:
     Args:
         average: what has the same weight in the loss; see token_weights.
         shares: the weight of each part, or None.
+        teacher: the teacher's distributions, which the result then has as well (soft_targets.py), or None.
     """
 
-    def __init__(self, average: str, shares: Shares | None = None):
-        self.average, self.shares, self.cost = average, shares, packed_cost
+    def __init__(self, average: str, shares: Shares | None = None, teacher: TeacherTokens | None = None):
+        self.average, self.shares, self.teacher, self.cost = average, shares, teacher, packed_cost
 
     def __call__(self, samples: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         rows = [sample["input_ids"] for sample in samples]
         labels, parts = labelled(samples, self.shares)
         return {
             **({} if parts is None else {"parts": torch.tensor([list(chain(*parts))])}),
+            **distributions(self.teacher, samples, accumulate(map(len, rows), initial=0)),
             "input_ids": torch.tensor([list(chain(*rows))]),
             "position_ids": torch.tensor([list(chain(*(range(len(row)) for row in rows)))]),
             "labels": torch.tensor([list(chain(*labels))]),
@@ -99,10 +109,11 @@ class PaddingCollator:
     Args:
         average: what has the same weight in the loss; see token_weights.
         shares: the weight of each part, or None.
+        teacher: the teacher's distributions, which the result then has as well (soft_targets.py), or None.
     """
 
-    def __init__(self, average: str, shares: Shares | None = None):
-        self.average, self.shares, self.cost = average, shares, padded_cost
+    def __init__(self, average: str, shares: Shares | None = None, teacher: TeacherTokens | None = None):
+        self.average, self.shares, self.teacher, self.cost = average, shares, teacher, padded_cost
 
     def __call__(self, samples: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         rows = [torch.tensor(sample["input_ids"]) for sample in samples]
@@ -113,6 +124,7 @@ class PaddingCollator:
         mask_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
         return {
             **({} if parts is None else {"parts": pad(list(map(torch.tensor, parts)), batch_first=True)}),
+            **distributions(self.teacher, samples, range(0, mask_BT.numel(), mask_BT.shape[1])),
             "input_ids": pad(rows, batch_first=True),
             "attention_mask": mask_BT.long(),
             "labels": pad(list(map(torch.tensor, labels)), batch_first=True, padding_value=NO_LOSS),

@@ -1,7 +1,8 @@
 """The texts to train on: one field of the dataset, a weighted mixture of fields, or a curriculum of ordered fields."""
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,19 +45,19 @@ def parse_fields(text: str) -> TrainingFields:
     return TrainingFields(weights, in_order=len(names) > 1 and not numbers)
 
 
-def choose_samples(fields: TrainingFields, count: int, seed: int) -> list[tuple[str, list[int]]]:
+def choose_samples(fields: TrainingFields, samples: Sequence[int], seed: int) -> list[tuple[str, list[int]]]:
     """For each field, the indices of the samples that an epoch has, some of them several times.
 
     Args:
-        count: number of samples in the dataset.
+        samples: the samples of a field with weight 1.
         seed: seed for choosing the samples for the fractional part of a weight.
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = []
     for field, weight in fields.weights.items():
         whole = int(weight)
-        rest = torch.randperm(count, generator=generator)[: round((weight - whole) * count)]
-        chosen.append((field, [*range(count)] * whole + sorted(rest.tolist())))
+        rest = torch.randperm(len(samples), generator=generator)[: round((weight - whole) * len(samples))]
+        chosen.append((field, [*samples] * whole + [samples[place] for place in sorted(rest.tolist())]))
     return chosen
 
 
@@ -111,21 +112,32 @@ def rows_by_sample(numbers: list[int]) -> list[range]:
     return [range(start, end) for start, end in zip(starts, [*starts[1:], len(numbers)])]
 
 
-def choose_texts(fields: TrainingFields, groups: list[range], seed: int) -> tuple[TextChoice, list[int], list[int]]:
+def choose_texts(
+    fields: TrainingFields, groups: list[range], seed: int, pool: Sequence[int] | None = None
+) -> tuple[TextChoice, list[int], list[int]]:
     """The samples of an epoch where a sample has several texts.
 
     Args:
         groups: the rows of each sample.
+        pool: the samples of a field with weight 1; None means each once.
 
     Returns:
         The choice of texts, which belongs to the texts that `tokenize` returns; the number of samples per field; for
         each sample of the epoch, its index.
     """
-    chosen = choose_samples(fields, len(groups), seed)
+    chosen = choose_samples(fields, range(len(groups)) if pool is None else pool, seed)
     samples = [index for _, indices in chosen for index in indices]
     count = torch.tensor([len(groups[index]) for index in samples])
-    shift = torch.tensor([place // len(groups) for _, indices in chosen for place in range(len(indices))])
+    shift = torch.tensor([times for _, indices in chosen for times in earlier(indices)])
     return TextChoice(count.cumsum(0) - count, count, shift), [len(indices) for _, indices in chosen], samples
+
+
+def earlier(samples: Sequence[int]) -> Iterator[int]:
+    """For each place, how often its sample has a place before it."""
+    seen: Counter[int] = Counter()
+    for sample in samples:
+        yield seen[sample]
+        seen[sample] += 1
 
 
 class PhaseSampler(torch.utils.data.Sampler[int]):

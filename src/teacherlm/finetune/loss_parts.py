@@ -37,8 +37,11 @@ def parse_shares(text: str) -> Shares:
     return tuple(found.get(part, 0.0) for part in PARTS)
 
 
-def spans_in(row: Mapping[str, Any], field: str, sample: int) -> text_parts.Spans:
+def spans_in(row: Mapping[str, Any], field: str, where: str) -> text_parts.Spans:
     """The parts of a field of a row.
+
+    Args:
+        where: what messages call the row.
 
     Raises:
         UserError: they are unknown, or data_prepare.py did not write them.
@@ -54,12 +57,12 @@ def spans_in(row: Mapping[str, Any], field: str, sample: int) -> text_parts.Span
         spans = []
     if spans is None:
         raise UserError(
-            f"sample {sample}: what is question, answer and explanation in the field {field!r} is not known; "
+            f"{where}: what is question, answer and explanation in the field {field!r} is not known; "
             "--loss_weights works with `text`, and with the fields KIND_tail, KIND_first and KIND_shuffled of a "
             "dataset that data_prepare.py post-processed"
         )
     raise UserError(
-        f"sample {sample}: the field {text_parts.COLUMN!r} does not fit the field {field!r}; make the dataset again "
+        f"{where}: the field {text_parts.COLUMN!r} does not fit the field {field!r}; make the dataset again "
         "with data_prepare.py --post_process"
     )
 

@@ -83,7 +83,7 @@ def work(run: StageRun, flags: Any, training: Any, model_folder: Path, words: li
             run.say_done()
             return 0
         samples = load_samples(flags, training, model_folder)
-        last = from_first(lambda: claim(arguments, inputs, flags, training, samples.tokens))
+        last = from_first(lambda: claim(arguments, inputs, flags, training, samples))
         resumed = None if last is None else Resumed(Path(last["checkpoint"]), Saver(*last["saver"]))
         if resumed is not None and must_change(resumed.saver, user_of(training)):
             checkpoint = resumed.checkpoint
@@ -115,6 +115,8 @@ def describe_run(
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """What the checkpoints depend on: (flags that change numbers, length of the training, digests of the inputs).
 
+    With the length come the test sets in which training samples are looked for.
+
     Args:
         manifest: the manifest of an earlier run, or None.
     """
@@ -127,20 +129,37 @@ def describe_run(
             f"{model_folder}: these are adapters; give an ordinary model, such as the folder {MERGED} that "
             "--merge_adapters true makes"
         )
-    dataset_folder = Path(flags.dataset_name)
-    require_dataset(dataset_folder)
     known = (manifest or {}).get("inputs", {})
-    inputs = {
-        "dataset": manifests.describe(dataset_folder, known.get("dataset")),
-        "student": describe_model(model_folder, known.get("student")),
-    }
-    if flags.dev_dataset:
-        require_dataset(Path(flags.dev_dataset))
-        inputs["dev"] = manifests.describe(Path(flags.dev_dataset), known.get("dev"))
+    inputs = {"student": describe_model(model_folder, known.get("student"))}
+    for name, folder in folders(flags).items():
+        require_dataset(folder)
+        inputs[name] = manifests.describe(folder, known.get(name))
+    length = lengths(flags, training)
+    if tests := test_sets(flags):  # a finished training has no new checkpoints for another test set, but another list
+        described = [manifests.describe(folder) for folder in tests]
+        length["test_sets"] = {folder.name: one["sha256"] for folder, one in zip(tests, described)}
     arguments = recorded_arguments(flags, training)
     if flags.list_missing and manifest:  # the login node's hardware differs from the compute nodes'
         arguments |= {name: manifest["arguments"].get(name) for name in OF_THE_MACHINE}
-    return arguments, lengths(flags, training), inputs
+    return arguments, length, inputs
+
+
+def folders(flags: Any) -> dict[str, Path]:
+    """The folders that the checkpoints depend on, by their names in the manifest."""
+    from teacherlm.finetune.sets import parse_sets
+
+    sets = parse_sets(flags.dataset_name)
+    found = {"dataset" if len(sets) == 1 else f"dataset {n}": one.folder for n, one in enumerate(sets, 1)}
+    if flags.dev_dataset:
+        found["dev"] = Path(flags.dev_dataset)
+    if flags.overlaps == "leave_out":
+        found |= {f"test set {folder.name}": folder for folder in test_sets(flags)}
+    return found
+
+
+def test_sets(flags: Any) -> list[Path]:
+    """The folders of --test_sets."""
+    return [Path(folder) for folder in (flags.test_sets or "").split(",") if folder]
 
 
 def fit_to_model(flags: Any, model_folder: Path) -> Any:
@@ -163,14 +182,18 @@ class Samples:
         phases: number of samples in each phase of the epoch.
         dev: the dev samples, on which the student is not trained, or None.
         tokenizer: the student's tokenizer.
+        rows: the rows of the datasets, and which of them an epoch has.
         texts: which text each sample has in an epoch, if the dataset has several of each and an epoch has one.
+        teacher: the teacher's distributions (soft_targets.TeacherTokens), or None.
     """
 
     tokens: Any
     phases: list[int]
     dev: Any
     tokenizer: Any
+    rows: Any
     texts: Any = None
+    teacher: Any = None
 
     @property
     def per_epoch(self) -> int:
@@ -194,33 +217,32 @@ def load_samples(flags: Any, training: Any, model_folder: Path) -> Samples:
     import datasets
 
     from teacherlm.finetune.fields import choose_texts, dataset_order, parse_fields
-    from teacherlm.finetune.samples import load_split, sample_rows, tokenize
+    from teacherlm.finetune.samples import load_split, tokenize
+    from teacherlm.finetune.soft_targets import TeacherTokens
     from teacherlm.runtime.loading import load_tokenizer
     from teacherlm.runtime.model_config import load_config, vocabulary_size
 
     datasets.disable_progress_bars()
     fields = parse_fields(flags.task_type)
-    dataset = load_split(Path(flags.dataset_name), fields, train=True)
-    groups = sample_rows(dataset, Path(flags.dataset_name)) if flags.explanations == "each_epoch" else None
-    if flags.max_train_samples and groups:
-        groups = groups[: flags.max_train_samples]
-    elif flags.max_train_samples:
-        dataset = dataset.select(range(min(len(dataset), flags.max_train_samples)))
+    rows = load_rows(flags, fields, training.seed)
     tokenizer = load_tokenizer(model_folder)
     vocabulary = vocabulary_size(load_config(model_folder))
     how = (tokenizer, fields, flags.max_source_length, flags.loss_on == "completion", training.seed, vocabulary)
     with_parts = bool(flags.loss_weights)
-    tokens, counts = tokenize(dataset, *how, groups, with_parts)
+    teacher = TeacherTokens(rows.dataset, tokenizer, vocabulary) if flags.kl_weight else None
+    tokens, counts = tokenize(rows.dataset, *how, with_parts, rows, teacher)
+    if teacher is not None:
+        say_known(tokens)
     texts = None
-    if groups:
-        texts, counts, samples = choose_texts(fields, groups, training.seed)
+    if rows.groups is not None:
+        texts, counts, samples = choose_texts(fields, rows.groups, training.seed, rows.pool)
         if not flags.shuffle and not fields.in_order:
             texts = texts.select(dataset_order(samples))
     elif not flags.shuffle and not fields.in_order:
         tokens = tokens.select(dataset_order(tokens["sample"]))
     dev = None
     if flags.dev_dataset:
-        dev, _ = tokenize(load_split(Path(flags.dev_dataset), fields, train=False), *how, with_parts=with_parts)
+        dev, _ = tokenize(load_split(Path(flags.dev_dataset), fields, train=False), *how, with_parts)
     if flags.tokens_per_batch is not None:
         longest = min(flags.max_source_length, max(tokens["tokens"]))
         if longest > flags.tokens_per_batch:
@@ -229,7 +251,45 @@ def load_samples(flags: Any, training: Any, model_folder: Path) -> Samples:
                 "that"
             )
     require_parts(flags, [tokens, *([] if dev is None else [dev])])
-    return Samples(tokens, counts if fields.in_order else [sum(counts)], dev, tokenizer, texts)
+    return Samples(tokens, counts if fields.in_order else [sum(counts)], dev, tokenizer, rows, texts, teacher)
+
+
+def say_known(tokens: Any) -> None:
+    """Print how many tokens the teacher wrote, by its distributions.
+
+    Raises:
+        UserError: there are none.
+    """
+    blocks = [block for of_sample in tokens["blocks"] for block in of_sample]
+    known = sum(count for *_, count in blocks)
+    if not known:
+        raise UserError(
+            "--kl_weight: no text has tokens that the teacher wrote; its distributions belong to other texts or to "
+            "another tokenization"
+        )
+    say(f"finetune: the teacher's distribution is known for {known} of {sum(map(len, tokens['input_ids']))} tokens")
+
+
+def load_rows(flags: Any, fields: Any, seed: int) -> Any:
+    """The rows of the datasets, and which of them an epoch has (sets.TrainingRows)."""
+    from teacherlm.finetune.samples import load_split, sample_rows
+    from teacherlm.finetune.sets import choose_epoch, join_sets, parse_sets
+
+    sets = parse_sets(flags.dataset_name)
+    parts = [load_split(one.folder, fields, train=True) for one in sets]
+    rows = join_sets(sets, parts, fields.weights)
+    if flags.explanations == "each_epoch":
+        groups = [
+            range(start + of_sample.start, start + of_sample.stop)
+            for one, part, start in zip(sets, parts, rows.starts)
+            for of_sample in sample_rows(part, one.folder)
+        ]
+        rows = dataclasses.replace(rows, groups=groups[: flags.max_train_samples])
+    elif flags.max_train_samples:
+        rows = dataclasses.replace(
+            rows, dataset=rows.dataset.select(range(len(rows.dataset))[: flags.max_train_samples])
+        )
+    return choose_epoch(rows, [*fields.weights], seed, test_sets(flags), flags.overlaps == "leave_out")
 
 
 def require_parts(flags: Any, tokenized: list[Any]) -> None:
@@ -253,9 +313,10 @@ def require_parts(flags: Any, tokenized: list[Any]) -> None:
 
 
 def claim(
-    arguments: dict[str, Any], inputs: dict[str, Any], flags: Any, training: Any, tokens: Any
+    arguments: dict[str, Any], inputs: dict[str, Any], flags: Any, training: Any, samples: Samples
 ) -> dict[str, Any] | None:
-    """Reserve the output folder for this run, list the samples that were cut, and return the checkpoint to resume.
+    """Reserve the output folder for this run, list the samples that were cut and those that other sets have, and return
+    the checkpoint to resume.
 
     Returns:
         The path of the checkpoint and the Saver of its states, or None.
@@ -268,11 +329,14 @@ def claim(
     output = Path(training.output_dir)
     last = claim_folder(output, arguments, inputs, flags.restart, training.world_size)
     saver = None if last is None else check_resumable(last, training)
-    if cut := cut_samples(tokens, flags.max_source_length):
+    if samples.rows.repeated:
+        write_records(output / "repeated.jsonl", samples.rows.repeated)
+        print(f"finetune: {samples.rows.findings}; {output / 'repeated.jsonl'} has the list")
+    if cut := cut_samples(samples.tokens, flags.max_source_length):
         write_records(output / "cut.jsonl", cut)
         print(
-            f"finetune: {len(cut)} of {plural(len(tokens), 'sample')} had more than {flags.max_source_length} tokens; "
-            f"tokens were cut on the left, and {output / 'cut.jsonl'} has the list"
+            f"finetune: {len(cut)} of {plural(len(samples.tokens), 'sample')} had more than "
+            f"{flags.max_source_length} tokens; tokens were cut on the left, and {output / 'cut.jsonl'} has the list"
         )
     if last is None or saver is None:
         return None
@@ -340,7 +404,7 @@ def train(
         say(f"finetune: interrupted after step {step}; a checkpoint was saved, and the same command resumes from it")
         return REQUEUE, {}
     cut = sum(count > flags.max_source_length for count in samples.tokens["tokens"])
-    counts = {"samples": samples.per_epoch, "cut": cut}
+    counts = {"samples": samples.per_epoch, "cut": cut, "sets": samples.rows.described()}
     counts |= {"steps": trainer.state.global_step, "effective_batch": effective, "processes": training.world_size}
     return 0, {**counts, "device_batch": device, "accumulation": accumulated}
 
@@ -354,7 +418,8 @@ def make_trainer(
     from teacherlm.finetune.trainer import FinetuneTrainer
     from teacherlm.finetune.watching import LOG, LossLog
 
-    model, collate = load_student(flags, training, *student, samples.longest(flags.max_source_length))
+    longest = samples.longest(flags.max_source_length)
+    model, collate = load_student(flags, training, *student, longest, samples.teacher)
     return FinetuneTrainer(
         model=model,
         args=training,

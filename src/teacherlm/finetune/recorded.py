@@ -16,9 +16,10 @@ from teacherlm.core.json_files import require_object
 from teacherlm.core.redaction import without_named
 from teacherlm.finetune.arguments import FinetuneArguments
 from teacherlm.finetune.known_flags import DERIVED, FIXED_SCHEDULES, HARMLESS, REFUSED
+from teacherlm.finetune.sets import parse_sets
 
 NOT_RECORDED = {
-    "model_name_or_path", "dataset_name", "dev_dataset",  # inputs: the manifest has their digests
+    "model_name_or_path", "dataset_name", "dev_dataset", "test_sets",  # inputs: the manifest has their digests
     "early_stop",  # see `lengths`
     "tokens_per_batch",  # changes only rounding
     "list_missing", "restart",  # change no number
@@ -51,6 +52,9 @@ def recorded_arguments(flags: FinetuneArguments, training: TrainingArguments) ->
     arguments["effective_batch"] = effective_batch(training)
     arguments["precision"] = "bf16" if training.bf16 else "fp16" if training.fp16 else "fp32"
     arguments["deepspeed"] = deepspeed_settings(training.deepspeed)
+    shares = [one.share for one in parse_sets(flags.dataset_name)]
+    if shares != ["1"]:
+        arguments["shares"] = shares
     if flags.loss_average == "batch":  # the mean within each batch of a device
         arguments["per_device_train_batch_size"] = training.per_device_train_batch_size
         if flags.dev_dataset:

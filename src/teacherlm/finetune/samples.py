@@ -1,6 +1,6 @@
 """Convert the chosen text fields of samples to token ids. Texts that are too long are cut on their left."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from teacherlm.core.errors import UserError
 from teacherlm.core.saved_datasets import load_saved
 from teacherlm.finetune.fields import TrainingFields, choose_samples, rows_by_sample
 from teacherlm.finetune.loss_parts import parts_of_tokens, spans_in
+from teacherlm.finetune.sets import TrainingRows
+from teacherlm.finetune.soft_targets import BLOCKS, TeacherTokens
 from teacherlm.runtime.tokens import require_embeddings, special_tokens
 
 
@@ -73,8 +75,9 @@ def tokenize(
     completion_only: bool,
     seed: int,
     vocabulary: int | None = None,
-    groups: list[range] | None = None,
     with_parts: bool = False,
+    rows: TrainingRows | None = None,
+    teacher: TeacherTokens | None = None,
 ) -> tuple[Dataset, list[int]]:
     """The token ids of an epoch's samples, one field after the other, and the number of samples per field.
 
@@ -84,26 +87,33 @@ def tokenize(
 
     Args:
         vocabulary: number of rows of the model's embedding; None means unknown.
-        groups: the rows of each sample, if the dataset has a row per text. All texts of an epoch's samples are
-            converted, of which each epoch has one (fields.TextChoice).
         with_parts: whether it has to be known which part of its text each token belongs to (loss_parts.py).
+        rows: which samples an epoch has, and what messages call them; None means each row once. If a sample has
+            several rows, all texts of an epoch's samples are converted; each epoch has one of them (fields.TextChoice).
+
+        teacher: the teacher's distributions (soft_targets.py), or None.
 
     Returns:
         A dataset with the columns `input_ids`; `skipped`, the number of tokens on the left without a loss (0, or the
         tokens of the question); `sample` and `field`, the origin of the sample; `tokens`, the number of tokens before
-        the cut; with `with_parts` also `parts`, the part of each token. Then the number of samples per field.
+        the cut; with `with_parts` also `parts`, the part of each token; with `teacher` also `blocks`, the tokens that
+        the teacher wrote. Then the number of samples per field.
 
     Raises:
         UserError: a sample has no text, no beginning of a completion, or a token without an embedding; or all samples
             are too long.
     """
+    groups, pool = (None, None) if rows is None else (rows.groups, rows.pool)
+    where = number_of if rows is None else rows.where
+    count = len(dataset if groups is None else groups)
     parts = []
-    for field, numbers in choose_samples(fields, len(dataset if groups is None else groups), seed):
+    for field, numbers in choose_samples(fields, range(count) if pool is None else pool, seed):
         if groups is not None:
             numbers = [row for index in numbers for row in groups[index]]
         columns = [field, *([COLUMN] if with_parts and COLUMN in dataset.column_names else [])]
         samples = dataset.select_columns(columns).select(numbers)
-        encode = partial(encode_batch, tokenizer, field, numbers, max_length, completion_only, vocabulary, with_parts)
+        how = (max_length, completion_only, vocabulary, with_parts, teacher)
+        encode = partial(encode_batch, tokenizer, field, numbers, where, *how)
         parts.append(samples.map(encode, batched=True, with_indices=True, remove_columns=columns, keep_in_memory=True))
     tokens = concatenate_datasets(parts)
     if all(count > max_length for count in tokens["tokens"]):
@@ -118,10 +128,12 @@ def encode_batch(
     tokenizer: Any,
     field: str,
     numbers: list[int],
+    where: Callable[[int], str],
     max_length: int,
     completion_only: bool,
     vocabulary: int | None,
     with_parts: bool,
+    teacher: TeacherTokens | None,
     batch: Mapping[str, list[str]],
     places: list[int],
 ) -> dict[str, list[Any]]:
@@ -129,13 +141,14 @@ def encode_batch(
 
     Args:
         numbers: for all samples of the field, their indices in the dataset, from 0.
+        where: a function of such an index that returns what messages call the sample.
         places: the positions of the batch's samples in `numbers`.
     """
     texts = batch[field]
     for place, text in zip(places, texts):
         if not text:
             why = ": no other sample has its right answer" if field.endswith(SHUFFLED) else ""
-            raise UserError(f"sample {numbers[place] + 1}: the field {field!r} is empty{why}; remove this sample")
+            raise UserError(f"{where(numbers[place])}: the field {field!r} is empty{why}; remove this sample")
     if (completion_only or with_parts) and not tokenizer.is_fast:
         flag = "--loss_weights" if with_parts else "--loss_on completion"
         raise UserError(f"{flag} needs a fast tokenizer (tokenizer.json); leave it out for this student")
@@ -143,25 +156,30 @@ def encode_batch(
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=completion_only or with_parts)
     rows = [before + ids + after for ids in encoded["input_ids"]]
     for place, row in zip(places, rows):
-        require_embeddings(row, vocabulary, f"sample {numbers[place] + 1}")
+        require_embeddings(row, vocabulary, where(numbers[place]))
     long = [max(0, len(row) - max_length) for row in rows]
     skipped = [0] * len(rows)
     if completion_only:
-        starts = [find_completion(text, field, numbers[place] + 1) for place, text in zip(places, texts)]
+        starts = [find_completion(text, field, where(numbers[place])) for place, text in zip(places, texts)]
         prompts = [sum(end <= start for _, end in row) for row, start in zip(encoded["offset_mapping"], starts)]
         skipped = [len(before) + max(0, count - gone) for count, gone in zip(prompts, long)]
     found: dict[str, list[Any]] = {}
     if with_parts:
         spans = [
-            spans_in({name: batch[name][index] for name in batch}, field, numbers[place] + 1)
+            spans_in({name: batch[name][index] for name in batch}, field, where(numbers[place]))
             for index, place in enumerate(places)
         ]
         around = (len(before), len(after))
         parts = [parts_of_tokens(pair[0], pair[1], *around) for pair in zip(spans, encoded["offset_mapping"])]
         found["parts"] = [row[: len(before)] + row[len(before) + gone :] for row, gone in zip(parts, long)]
+    kept = [row[: len(before)] + row[len(before) + gone :] for row, gone in zip(rows, long)]
+    if teacher is not None:
+        found[BLOCKS] = [
+            teacher.blocks(numbers[place], field, ids, where(numbers[place])) for place, ids in zip(places, kept)
+        ]
     return {
         **found,
-        "input_ids": [row[: len(before)] + row[len(before) + gone :] for row, gone in zip(rows, long)],
+        "input_ids": kept,
         "skipped": skipped,
         "sample": [numbers[place] + 1 for place in places],
         "field": [field] * len(rows),
@@ -169,11 +187,16 @@ def encode_batch(
     }
 
 
-def find_completion(text: str, field: str, sample: int) -> int:
+def number_of(row: int) -> str:
+    """What messages call a row of a single dataset."""
+    return f"sample {row + 1}"
+
+
+def find_completion(text: str, field: str, where: str) -> int:
     start = completion_start(text)
     if start is None:
         raise UserError(
-            f"sample {sample}: the field {field!r} has no ` A: The answer is (`, after which the completion begins; "
+            f"{where}: the field {field!r} has no ` A: The answer is (`, after which the completion begins; "
             "omit --loss_on completion"
         )
     return start

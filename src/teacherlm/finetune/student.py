@@ -23,6 +23,7 @@ from teacherlm.finetune.chunked_loss import use_chunked_loss
 from teacherlm.finetune.collators import NO_LOSS, PackingCollator, PaddingCollator
 from teacherlm.finetune.loss_parts import Shares, parse_shares
 from teacherlm.finetune.single_samples import use_single_samples
+from teacherlm.finetune.soft_targets import TeacherTokens
 from teacherlm.runtime.check_sequences import make_sequences, window_beyond
 from teacherlm.runtime.compat.of_transformers import whole_weights
 from teacherlm.runtime.loading import base_model, load_model
@@ -43,13 +44,14 @@ WORDS = {
 
 
 def load_student(
-    flags: Any, training: Any, folder: Path, digest: str, longest: int
+    flags: Any, training: Any, folder: Path, digest: str, longest: int, teacher: TeacherTokens | None = None
 ) -> tuple[torch.nn.Module, Callable]:
     """The model in float32 (mixed precision and DeepSpeed make further copies), and its collator.
 
     Args:
         digest: the student's digest.
         longest: number of tokens in the longest sample.
+        teacher: the teacher's distributions, with --kl_weight.
 
     Raises:
         UserError: the model cannot be loaded or does not support --attention, or no path computes it exactly.
@@ -81,8 +83,8 @@ def load_student(
     set_attention(model, verdict.attention)
     if verdict.path != PATHS[0] and flags.packing:
         say(f"finetune: {base_model(model).config.model_type}: trained {WORDS[verdict.path]} ({verdict.why})")
-    use_path(model, verdict.path, flags.attention, longest)
-    return model, collator(verdict.path, flags.loss_average, shares_of(flags))
+    use_path(model, verdict.path, flags.attention, longest, share=flags.kl_weight)
+    return model, collator(verdict.path, flags.loss_average, shares_of(flags), teacher)
 
 
 def load(flags: Any, folder: Path) -> torch.nn.Module:
@@ -179,18 +181,19 @@ def find_path(model: torch.nn.Module, flags: Any, training: Any, folder: Path, l
 
 
 def use_path(
-    model: torch.nn.Module, path: str, attention: str, longest: int, with_loss: bool = True
+    model: torch.nn.Module, path: str, attention: str, longest: int, with_loss: bool = True, share: float = 0.0
 ) -> Callable[[], None] | None:
     """Prepare a model for the batches of a path.
 
     Args:
         with_loss: whether the model also returns the loss of a batch.
+        share: the weight of the teacher's distributions in it.
 
     Returns:
         A function that undoes the preparation. None, without any change, if the model's settings rule the path out.
     """
     if path == "single":
-        return use_single_samples(model) if with_loss else lambda: None
+        return use_single_samples(model, share) if with_loss else lambda: None
     undo: list[Callable[[], None]] = []
     if path.startswith("packed"):
         # The hook has to be on the peft model, which calls the forward of the model inside without that model's hooks.
@@ -198,7 +201,7 @@ def use_path(
             return None
         undo.append(lambda: stop_packing(model))
     if with_loss:
-        undo.append(use_chunked_loss(model, whole=path.endswith("whole")))
+        undo.append(use_chunked_loss(model, path.endswith("whole"), share))
     return lambda: [one() for one in reversed(undo)] and None
 
 
@@ -207,8 +210,8 @@ def shares_of(flags: Any) -> Shares | None:
     return parse_shares(flags.loss_weights) if flags.loss_weights else None
 
 
-def collator(path: str, average: str, shares: Shares | None = None) -> Callable:
-    return (PackingCollator if path.startswith("packed") else PaddingCollator)(average, shares)
+def collator(path: str, average: str, shares: Shares | None = None, teacher: TeacherTokens | None = None) -> Callable:
+    return (PackingCollator if path.startswith("packed") else PaddingCollator)(average, shares, teacher)
 
 
 def logits_of(model: torch.nn.Module, path: str, samples: list[dict[str, Any]]) -> list[torch.Tensor]:

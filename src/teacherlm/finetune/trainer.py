@@ -30,6 +30,7 @@ from teacherlm.finetune.processes import said_once
 from teacherlm.finetune.recorded import effective_batch
 from teacherlm.finetune.running_loss import RunningLoss
 from teacherlm.finetune.savers import DEEPSPEED, Resumed, must_change, user_of
+from teacherlm.finetune.soft_targets import BLOCKS
 from teacherlm.finetune.token_batches import best_fit
 from teacherlm.finetune.watching import machine_memory, model_flops_utilization
 from teacherlm.finetune.whole_states import fitted_schedule, load_into_torch, read_torch_states, read_zero_states
@@ -56,6 +57,7 @@ def with_filler(tokens: Dataset) -> Dataset:
     """
     filler = {**tokens[0], "input_ids": tokens[0]["input_ids"][:1], "skipped": 1, "sample": 0}
     filler |= {"parts": tokens[0]["parts"][:1]} if "parts" in filler else {}
+    filler |= {BLOCKS: []} if BLOCKS in filler else {}
     return concatenate_datasets([tokens, Dataset.from_list([filler], features=tokens.features)])
 
 

@@ -27,12 +27,14 @@ class Sampling:
         temperature: 0 takes the most likely token; 1 samples from the model's unchanged distribution.
         top_p: sample only from the most likely tokens whose probabilities sum to this.
         stop: texts that end a completion; they are not part of it.
+        top_logprobs: number of the most likely tokens whose probabilities are kept at each place; 0 keeps none.
     """
 
     num_tokens: int
     temperature: float
     top_p: float
     stop: tuple[str, ...] = ()
+    top_logprobs: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Completion:
         ended: why the text ended: "stop" if the teacher ended it or a stop text came, "length" if the maximum number
             of tokens was reached, "filter" if the server withheld the rest.
         thinking: what the teacher thought before the text, if a server separates it.
+        top_logprobs: the teacher's distribution at each token (catalog/top_logprobs.py), or an empty text.
     """
 
     prompt: Prompt
@@ -84,6 +87,7 @@ class Completion:
     new_tokens: int
     ended: str
     thinking: str = ""
+    top_logprobs: str = ""
 
 
 @dataclass(frozen=True)

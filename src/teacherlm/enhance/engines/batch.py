@@ -10,8 +10,8 @@ import torch
 
 from teacherlm.enhance.engines import Completion, Prompt
 from teacherlm.enhance.engines.key_values import GROWTH, KeyValues, moves_to_drop
-from teacherlm.enhance.engines.sampling import choose_tokens
 from teacherlm.runtime.generation_check import Continuations
+from teacherlm.runtime.sampling import choose_tokens, top_tokens
 from teacherlm.runtime.self_check import failure, fault_of
 
 if TYPE_CHECKING:
@@ -24,12 +24,18 @@ layers, which on a CPU should also fit into its cache."""
 
 @dataclass
 class Row:
-    """A sequence in the batch: the prompt's tokens, the new tokens, and the generator of its random numbers."""
+    """A sequence in the batch: the prompt's tokens, the new tokens, and the generator of its random numbers.
+
+    Attributes:
+        top: for each new token, the most likely tokens and their log-probabilities (sampling.top_tokens), if they are
+            kept.
+    """
 
     prompt: Prompt
     tokens: list[int]
     generator: torch.Generator
     new: list[int] = field(default_factory=list)
+    top: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
     @property
     def length(self) -> int:
@@ -106,6 +112,7 @@ class Batch:
         mask_BT = torch.tensor([[0] * (width - len(row.tokens)) + [1] * len(row.tokens) for row in rows])
         for row in rows:
             row.new.clear()
+            row.top.clear()
             row.generator.manual_seed(row.prompt.seed)
         cache = KeyValues()
         self.forward(rows, ids_BT, mask_BT.to(self.engine.device), (mask_BT.cumsum(1) - 1).clamp(min=0), cache)
@@ -158,6 +165,7 @@ class Batch:
         chosen_B = choose_tokens(logits_BV, generators, sampling.temperature, sampling.top_p)
         for row, token in zip(rows, chosen_B.tolist()):
             row.new.append(token)
+        keep_top(rows, logits_BV, sampling.top_logprobs)
 
     def retire(self) -> Iterator[Completion]:
         """Yield the rows that have ended and drop them."""
@@ -191,6 +199,13 @@ class Batch:
             del self.rows[left:]
             self.set_mask()
         return dropped
+
+
+def keep_top(rows: list[Row], logits_BV: torch.Tensor, k: int) -> None:
+    """Keep the k most likely tokens at the newest token of each row; with k = 0, nothing."""
+    if k:
+        for row, *found in zip(rows, *top_tokens(logits_BV, k)):
+            row.top.append((found[0], found[1]))
 
 
 class CheckedBatch(Batch):

@@ -7,8 +7,9 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from teacherlm.enhance.engines import Completion, Failure, Prompt
-from teacherlm.enhance.engines.sampling import choose_tokens
+from teacherlm.enhance.engines.batch import keep_top
 from teacherlm.runtime.plain_pass import plain_arguments
+from teacherlm.runtime.sampling import choose_tokens
 
 if TYPE_CHECKING:
     from teacherlm.enhance.engines.batch import Row
@@ -19,9 +20,10 @@ class Chooser(LogitsProcessor):
     """Makes the library choose the token that is drawn with the row's random generator."""
 
     def __init__(self, engine: "TransformersEngine", row: "Row"):
-        self.sampling, self.generators = engine.sampling, [row.generator]
+        self.sampling, self.generators, self.row = engine.sampling, [row.generator], row
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        keep_top([self.row], scores, self.sampling.top_logprobs)
         chosen_B = choose_tokens(scores.clone(), self.generators, self.sampling.temperature, self.sampling.top_p)
         return torch.full_like(scores, -torch.inf).scatter(1, chosen_B[:, None], 0.0)
 
@@ -90,5 +92,6 @@ def write(engine: "TransformersEngine", row: "Row") -> None:
         logits_1V = engine.model(input_ids=ids_1T, **kwargs).logits[:, -1]
         chosen_1 = choose_tokens(logits_1V, [row.generator], sampling.temperature, sampling.top_p)
         row.new.append(int(chosen_1))
+        keep_top([row], logits_1V, sampling.top_logprobs)
         engine.steps += 1
         engine.rows_filled += 1

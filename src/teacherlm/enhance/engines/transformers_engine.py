@@ -14,9 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import BitsAndBytesConfig
 
+from teacherlm.catalog.top_logprobs import TopLogprobs, encode, vocabulary_digest
 from teacherlm.core.errors import UserError
 from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
 from teacherlm.enhance.engines.batch import Batch, Row, batch_fault
@@ -241,7 +243,20 @@ class TransformersEngine:
         text = self.text(row)
         if self.sampling.stop and (position := self.stop_position(row)) >= 0:
             text = text[:position]
-        return Completion(row.prompt, text, len(row.tokens), len(row.new), self.ended(row))
+        return Completion(
+            row.prompt, text, len(row.tokens), len(row.new), self.ended(row), top_logprobs=self.distribution(row)
+        )
+
+    def distribution(self, row: Row) -> str:
+        """The field with the teacher's distribution at each new token; an empty text if it is not kept."""
+        if not row.top:
+            return ""
+        ids_TK, logprobs_TK1 = (torch.stack(parts).numpy() for parts in zip(*row.top))
+        return encode(TopLogprobs(self.vocabulary_digest, np.array(row.new), ids_TK, logprobs_TK1))
+
+    @cached_property
+    def vocabulary_digest(self) -> str:
+        return vocabulary_digest(self.tokenizer)
 
 
 def load_teacher(folder: Path, dtype: str) -> torch.nn.Module:

@@ -6,7 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from teacherlm.catalog.chat_templates import THINKING
+from teacherlm.catalog.top_logprobs import TopLogprobs, encode, vocabulary_digest
 from teacherlm.core.errors import UserError, reason
 from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
 from teacherlm.enhance.engines.server_answers import cut_at
@@ -49,7 +52,8 @@ class VLLMEngine:
             raise UserError("--dtype int8 works only with --engine transformers")
         self.folder, self.sampling, self.parameters, self.dtype = folder, sampling, SamplingParams, dtype
         try:
-            made = LLM(model=str(folder), dtype=dtype, trust_remote_code=False, tensor_parallel_size=gpus)
+            most = {"max_logprobs": sampling.top_logprobs} if sampling.top_logprobs else {}
+            made = LLM(model=str(folder), dtype=dtype, trust_remote_code=False, tensor_parallel_size=gpus, **most)
             self.engine = engine_within(made)
         except (ValueError, OSError, RuntimeError) as error:
             without = f"{BATCH_INVARIANT}=0 or " if self.is_batch_invariant else ""
@@ -103,7 +107,24 @@ class VLLMEngine:
         elif prompt.messages and self.template.opens_thinking:
             text = THINKING + text
         ended = "length" if made.finish_reason == "length" else "stop"
-        return Completion(prompt, text, len(output.prompt_token_ids), len(made.token_ids), ended)
+        top = self.distribution(made) if self.sampling.top_logprobs else ""
+        return Completion(prompt, text, len(output.prompt_token_ids), len(made.token_ids), ended, top_logprobs=top)
+
+    def distribution(self, made: Any) -> str:
+        """The field with the teacher's distribution at each new token. vLLM also lists the token that was chosen."""
+        ids, logprobs = [], []
+        for place in made.logprobs:
+            top = sorted(place.items(), key=lambda item: (-item[1].logprob, item[0]))[: self.sampling.top_logprobs]
+            found = np.array([one.logprob for _, one in top], np.float32)
+            others = np.log(max(1 - float(np.exp(found.astype(np.float64)).sum()), 1e-12))
+            ids.append([token for token, _ in top])
+            logprobs.append([*found, others])
+        written = np.array(made.token_ids)
+        return encode(TopLogprobs(self.vocabulary_digest, written, np.array(ids), np.array(logprobs, np.float32)))
+
+    @cached_property
+    def vocabulary_digest(self) -> str:
+        return vocabulary_digest(self.tokenizer)
 
     def settings(self, prompt: Prompt, prompt_tokens: int) -> object:
         return self.parameters(
@@ -112,4 +133,5 @@ class VLLMEngine:
             top_p=self.sampling.top_p,
             seed=prompt.seed,
             stop=list(self.sampling.stop),
+            logprobs=self.sampling.top_logprobs or None,
         )

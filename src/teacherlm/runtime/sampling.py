@@ -37,6 +37,19 @@ def choose_tokens(
     return torch.cat(chosen)
 
 
+def top_tokens(logits_BV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k most likely tokens of each row, and their log-probabilities followed by that of all others together.
+
+    Returns:
+        int64 [B, k] and float32 [B, k + 1], on the CPU. k is at most V - 1.
+    """
+    k = min(k, logits_BV.shape[1] - 1)
+    logprobs_BV = logits_BV.float().log_softmax(-1)
+    found_BK, ids_BK = logprobs_BV.topk(k, sorted=True)
+    others_B1 = logprobs_BV.scatter(1, ids_BK, -torch.inf).logsumexp(-1, keepdim=True)
+    return ids_BK.cpu(), torch.cat([found_BK, others_B1], 1).clamp(max=0).cpu()
+
+
 def draw_uniform(generators: list[torch.Generator], like_BV: torch.Tensor) -> torch.Tensor:
     """Uniform random numbers in [0, 1), multiples of 2**-24, with one row per generator.
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from teacherlm.catalog.benchmarks import Benchmark
+from teacherlm.catalog.ngrams import ngram_hashes, word_hashes, words_of
 from teacherlm.core.saved_datasets import load_saved
-from teacherlm.dataset.ngrams import ngram_hashes, word_hashes, words_of
 
 LONGEST, SHORTEST = 13, 5
 """Maximum and minimum number of words of a piece. Passages of fewer words are too common to check."""
