@@ -22,24 +22,62 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     yield from start(tmp_path_factory.mktemp("named"), NAMED="1", NODES="2")
 
 
-def test_two_nodes_learn_what_one_does(named: Cluster) -> None:
-    site = named.place / "two.env"
-    asked = "FINETUNE_ARGS+=(--nodes=2 --ntasks-per-node=1)"
-    site.write_text((named.place / "site.env").read_text() + asked + "\n")
+@pytest.fixture(scope="module")
+def one(named: Cluster) -> Path:
+    """The log of a finetuning in one process, which other finetunings have to equal."""
     assert named.make("one", **WORDS, BATCH=4, LAUNCHER="local").returncode == 0
+    return finetuned(named, "one")
+
+
+def finetuned(named: Cluster, runs: str) -> Path:
+    """The log of a chain's finetuning."""
+    return next((named.place / runs).glob("*/*/finetune/*/log.jsonl"))
+
+
+def site_of(named: Cluster, name: str, *more: str) -> Path:
+    """A site.env with further lines."""
+    site = named.place / f"{name}.env"
+    site.write_text("\n".join([(named.place / "site.env").read_text(), *more, ""]))
+    return site
+
+
+def test_two_nodes_learn_what_one_does(named: Cluster, one: Path) -> None:
+    site = site_of(named, "two", "FINETUNE_ARGS+=(--nodes=2 --ntasks-per-node=1)")
     assert named.make("two", **WORDS, BATCH=2, SITE=site).returncode == 0
     assert {state for states in named.await_end("two").values() for state in states} == {"COMPLETED"}
 
     log = only_log(named, "two", "finetune")
     assert "at most 4 per step (batches of 2, 2 processes)" in log
     assert "the processes run on node1 node2" in log
-    logs = [next((named.place / runs).glob("*/*/finetune/*/log.jsonl")) for runs in ("one", "two")]
-    one, two = map(curve, logs)
-    assert [step for step, _ in one] == [step for step, _ in two]
-    assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], abs=1e-4)
-    checkpoints = [sorted(path.name for path in log.parent.glob("checkpoint-*")) for log in logs]
+    assert_equal(finetuned(named, "two"), one)
+
+
+def assert_equal(log: Path, expected: Path) -> None:
+    """Two finetunings logged the same losses at the same steps, and have the same checkpoints."""
+    found, wanted = curve(log), curve(expected)
+    assert [step for step, _ in found] == [step for step, _ in wanted]
+    assert [loss for _, loss in found] == pytest.approx([loss for _, loss in wanted], abs=1e-4)
+    checkpoints = [sorted(path.name for path in one.parent.glob("checkpoint-*")) for one in (log, expected)]
     assert checkpoints[0] == checkpoints[1]
     assert len(checkpoints[0]) == WORDS["EPOCHS"]
+
+
+def test_a_run_of_one_node_goes_on_with_two(named: Cluster, one: Path) -> None:
+    """With ZeRO-2: two processes on one node, then two on each of two nodes."""
+    flags = {"BATCH": 2, "NUM_GPUS": 2, "FINETUNE_FLAGS": "--deepspeed zero2"}
+    site = site_of(named, "grow", "FINETUNE_ARGS+=(--nodes=2 --ntasks-per-node=2)")
+    logs = []
+    for epochs, more in ((1, {}), (WORDS["EPOCHS"], {"SITE": site})):
+        done = named.make("grow", **{**WORDS, **flags, **more, "EPOCHS": epochs})
+        assert done.returncode == 0, done.stderr
+        assert {state for states in named.await_end("grow").values() for state in states} == {"COMPLETED"}
+        logs.append(only_log(named, "grow", "finetune"))
+    first, second = logs
+    assert "at most 4 per step (batches of 2, 2 processes)" in first
+    assert "the processes run on node1 node1 node2 node2" in second
+    assert "each of 4 processes computes 1 batch of 1 per step in place of 1 of 2" in second
+    assert "checkpoint-6; its states were saved by DeepSpeed (ZeRO-2) in 2 processes" in second
+    assert_equal(finetuned(named, "grow"), one)
 
 
 def test_atlas_on_two_nodes_predicts_what_it_does_on_one(named: Cluster, shared_data: Path) -> None:

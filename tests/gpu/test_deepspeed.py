@@ -64,3 +64,16 @@ def test_in_bfloat16_it_learns_nearly_that(
         pytest.skip("no units for bfloat16")
     found = losses(tiny_llama, prepared, tmp_path / "run", "--deepspeed", stage, "--bf16", "true")
     assert found == pytest.approx(on_cpu, rel=3e-2)
+
+
+@pytest.mark.parametrize("bf16", ["false", "true"])
+def test_another_stage_and_torch_go_on(bf16: str, tiny_llama: Path, prepared: Path, tmp_path: Path) -> None:
+    """The float32 weights go on too, which the model's file lacks in bfloat16."""
+    pytest.importorskip("deepspeed", reason="needs deepspeed")
+    if bf16 == "true" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        pytest.skip("no units for bfloat16")
+    words = ["--bf16", bf16, "--save_strategy", "steps", "--save_steps", 2]
+    expected = losses(tiny_llama, prepared, tmp_path / "whole", *words, "--deepspeed", "zero2", "--max_steps", 6)
+    for stage, until in (("zero2", 2), ("zero3", 4), ("none", 5), ("zero2", 6)):
+        found = losses(tiny_llama, prepared, tmp_path / "run", *words, "--deepspeed", stage, "--max_steps", until)
+    assert found == pytest.approx(expected, rel=3e-2 if bf16 == "true" else 2e-3)

@@ -47,6 +47,8 @@ def said_of_python(what: str) -> str:
     return f"Python {platform.python_version()}: {what}; see src/teacherlm/runtime/compat/of_python.py"
 
 
+ZERO_LOADS = ["state_dict_list", "load_optimizer_states", "load_from_fp32_weights", "checkpoint_folder"]
+ZERO_LOADS += ["load_serial", "param_shapes"]
 PRIVATE = [
     ("transformers", "modeling_utils.PreTrainedModel._can_set_attn_implementation", [], "of_transformers.py"),
     (
@@ -87,6 +89,14 @@ PRIVATE = [
     ("transformers", "trainer.Trainer._get_output_dir", ["self", "trial"], "of_trainer.py"),
     ("transformers", "trainer.Trainer._save_checkpoint", ["self", "model", "trial"], "of_trainer.py"),
     ("transformers", "trainer.Trainer._prepare_inputs", ["self", "inputs"], "of_trainer.py"),
+    ("transformers", "trainer.Trainer._load_optimizer_and_scheduler", ["self", "checkpoint"], "of_trainer.py"),
+    ("transformers", "trainer.Trainer._load_rng_state", ["self", "checkpoint"], "of_trainer.py"),
+    (
+        "transformers",
+        "trainer.deepspeed_load_checkpoint",
+        ["deepspeed_engine", "checkpoint_path", "load_module_strict"],
+        "of_trainer.py",
+    ),
     (
         "transformers",
         "trainer_utils.rotate_checkpoints",
@@ -99,6 +109,16 @@ PRIVATE = [
         "runtime.checkpoint_engine.torch_checkpoint_engine.TorchCheckpointEngine.load",
         ["self", "path", "map_location"],
         "of_deepspeed.py",
+    ),
+    *(
+        ("deepspeed", f"runtime.{name}", ["self", *more], "of_deepspeed.py")
+        for name, more in (
+            ("engine.DeepSpeedEngine._get_zero_param_shapes", []),
+            ("zero.stage3.DeepSpeedZeroOptimizer_Stage3.checkpoint_event_prologue", []),
+            ("zero.stage3.DeepSpeedZeroOptimizer_Stage3.checkpoint_event_epilogue", []),
+            ("zero.stage3.DeepSpeedZeroOptimizer_Stage3.load_state_dict", ZERO_LOADS),
+            ("zero.stage_1_and_2.DeepSpeedZeroOptimizer.load_state_dict", ZERO_LOADS),
+        )
     ),
     (
         "lm_eval",
@@ -404,6 +424,64 @@ def test_zero3_says_how_many_numbers_a_parameter_has() -> None:
     assert of_deepspeed.numbers_of(part) == 0
     part.ds_numel = 12
     assert of_deepspeed.numbers_of(part) == 12
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("runtime.engine", ["self.param_names", "self.world_size", "self.global_steps", "self.skipped_steps"]),
+        ("runtime.zero.stage_1_and_2", ["self.bit16_groups", "self.single_partition_of_fp32_groups", "._hp_mapping"]),
+        ("runtime.zero.stage3", ["FP32_FLAT_GROUPS", "OPTIMIZER_STATE_DICT", "PARTITION_COUNT"]),
+        ("utils.tensor_fragment", ["lp_fragment_address", "get_hp_fragment_address", "hp_fragment_address"]),
+    ],
+)
+def test_zero_keeps_states_where_they_are_read_and_set(module: str, names: list[str]) -> None:
+    source = inspect.getsource(importlib.import_module(f"deepspeed.{module}"))
+    gone = [name for name in names if name not in source]
+    assert not gone, said("deepspeed", f"{module} has no {', '.join(gone)} any more", "of_deepspeed.py")
+
+
+def test_zero_s_states_have_the_names_that_are_read() -> None:
+    from deepspeed.checkpoint import constants
+
+    names = {
+        "OPTIMIZER_STATE_DICT": "optimizer_state_dict",
+        "FP32_FLAT_GROUPS": "fp32_flat_groups",
+        "BASE_OPTIMIZER_STATE": "base_optimizer_state",
+        "SINGLE_PARTITION_OF_FP32_GROUPS": "single_partition_of_fp32_groups",
+        "PARAM_SLICE_MAPPINGS": "param_slice_mappings",
+        "PARAM_SHAPES": "param_shapes",
+        "ZERO_STAGE": "zero_stage",
+        "LOSS_SCALER": "loss_scaler",
+    }
+    found = {name: getattr(constants, name, None) for name in names}
+    assert found == names, said("deepspeed", "states are saved under other names", "of_deepspeed.py")
+
+
+def test_zero3_divides_a_parameter_as_deepspeed_s_own_reader_has_it() -> None:
+    from deepspeed.utils.zero_to_fp32 import zero3_partitioned_param_info
+
+    for numel in (1, 2, 7, 8, 9, 100):
+        for processes in (1, 2, 3, 8):
+            size, padding = zero3_partitioned_param_info(numel, processes)
+            shapes = [{"a": (numel,), "b": (numel,)}]
+            found = [of_deepspeed.divided_pieces(shapes, rank, processes) for rank in range(processes)]
+            message = said("deepspeed", "ZeRO-3 divides parameters in another way", "of_deepspeed.py")
+            assert {of_rank[1].start for of_rank in found} == {size}, message
+            assert sum(size - of_rank[0].count for of_rank in found) == padding, message
+            assert sum(of_rank[0].count for of_rank in found) == numel
+
+
+def test_a_trainer_loads_no_states_of_deepspeed_s_where_it_is_told() -> None:
+    from transformers import trainer
+
+    own = trainer.deepspeed_load_checkpoint
+    with of_trainer.without_deepspeed_s_loading():
+        assert trainer.deepspeed_load_checkpoint(None, "nowhere", load_module_strict=True) is None
+    assert trainer.deepspeed_load_checkpoint is own
+    source = inspect.getsource(trainer.Trainer)
+    message = said("transformers", "the Trainer does not call deepspeed_load_checkpoint any more", "of_trainer.py")
+    assert "deepspeed_load_checkpoint(" in source, message
 
 
 # -------------------------------------------------------------------------------------------------------------- lm-eval

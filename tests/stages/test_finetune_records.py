@@ -184,12 +184,17 @@ def test_states_of_deepspeed_are_not_left_out_silently(
     tiny_llama: Path, dataset: Path, again: Path, inside: Callable
 ) -> None:
     (again / f"checkpoint-{STEPS}" / "optimizer.pt").unlink()
-    (again / f"checkpoint-{STEPS}" / "global_step6").mkdir()
+    folder = again / f"checkpoint-{STEPS}" / "global_step6"
+    folder.mkdir()
+    (folder.parent / "latest").write_text(folder.name)
+    error = only_error(inside("finetune", *one_epoch(tiny_llama, dataset, again), "--num_train_epochs", 2))
+    assert f"{folder / 'mp_rank_00_model_states.pt'}: this file of the checkpoint is missing" in error
+    torch.save({"dp_world_size": 1, "optimizer": {}}, folder / "mp_rank_00_model_states.pt")  # without ZeRO
     error = only_error(inside("finetune", *one_epoch(tiny_llama, dataset, again), "--num_train_epochs", 2))
     assert (
-        "its optimizer states were saved by DeepSpeed, and torch cannot load them; continue with --deepspeed NAME"
-        in error
-    )
+        "its optimizer states were saved by DeepSpeed in 1 process, and torch in 1 process cannot load them (DeepSpeed "
+        "without ZeRO); continue with --deepspeed NAME and NUM_GPUS=1"
+    ) in error
 
 
 def test_of_a_deepspeed_configuration_what_changes_numbers_is_recorded(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import BitsAndBytesConfig
 
 from teacherlm.catalog.adapters import base_reference
@@ -14,6 +15,8 @@ from teacherlm.runtime.compat.of_peft import merged_weights
 from teacherlm.runtime.gpu import computes_bfloat16
 from teacherlm.runtime.loading import base_model, load_model
 
+ADAPTERS = "adapter_model.safetensors"
+"""peft's file in a checkpoint with the weights of the adapters."""
 MERGED = "merged"
 """Folder in a checkpoint of adapters: the student with the adapters added to its weights."""
 
@@ -57,6 +60,16 @@ def load_with_adapters(folder: Path, name: str, kind: str, rank: int) -> torch.n
     # This must come last: get_peft_model stores the path from which the model was loaded, which may be relative.
     config.base_model_name_or_path, config.revision = base_reference(find_model(name), folder)
     return adapted
+
+
+def read_adapters(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint's adapters by the names of the model's parameters, which also have the name of the
+    set of adapters, `default`."""
+    found = {}
+    for name, weights in load_file(checkpoint / ADAPTERS).items():
+        module, _, kind = name.rpartition(".")
+        found[f"{module}.default.{kind}"] = weights.float()
+    return found
 
 
 def has_adapters(model: torch.nn.Module) -> bool:

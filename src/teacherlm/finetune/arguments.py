@@ -7,7 +7,7 @@ import importlib.util
 import netrc
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -270,12 +270,15 @@ OWN_FIELDS = {one.name for one in dataclasses.fields(FinetuneArguments)}
 ALL_FIELDS = OWN_FIELDS | {one.name for one in dataclasses.fields(TrainingArguments)}
 
 
-def parse_arguments(argv: list[str]) -> tuple[FinetuneArguments, TrainingArguments]:
+def parse_arguments(argv: list[str], tell: Callable[[str], None] = say) -> tuple[FinetuneArguments, TrainingArguments]:
     """Parse and check the flags.
 
     `--lr constant` is the reference's short form of `--lr_scheduler_type constant`. Features that the machine does not
     have are switched off with a message: without a GPU these are fp16, tf32, DeepSpeed in a single process, and bf16 in
     several processes; wandb is switched off if it is not installed.
+
+    Args:
+        tell: prints a message.
 
     Raises:
         UserError: a flag is unknown, its value is out of range, or the flag would have no effect.
@@ -290,7 +293,7 @@ def parse_arguments(argv: list[str]) -> tuple[FinetuneArguments, TrainingArgumen
     given = set_flags(parser, values)
     check_values(values)
     check_effects(given)
-    argv = for_this_machine(argv)
+    argv = for_this_machine(argv, tell)
     try:
         with gloo_for_deepspeed() if "--deepspeed" in argv else contextlib.nullcontext():
             flags, training = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
@@ -304,6 +307,15 @@ def parse_arguments(argv: list[str]) -> tuple[FinetuneArguments, TrainingArgumen
     training.remove_unused_columns = False  # the collators use columns that the model does not know
     use_one_gpu(training)  # finetune.sh starts one process per GPU
     return flags, training
+
+
+def with_division(argv: list[str], batch: int, accumulation: int) -> TrainingArguments:
+    """The arguments of the library with another device batch and accumulation than the flags have.
+
+    They are made anew, because DeepSpeed's configuration has these numbers too.
+    """
+    divided = ["--per_device_train_batch_size", str(batch), "--gradient_accumulation_steps", str(accumulation)]
+    return parse_arguments([*argv, *divided], tell=lambda _: None)[1]
 
 
 def set_flags(parser: HfArgumentParser, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -407,7 +419,7 @@ def refuse(message: str) -> NoReturn:
     raise UserError(f"{message}; finetune.py --help lists the flags")
 
 
-def for_this_machine(argv: list[str]) -> list[str]:
+def for_this_machine(argv: list[str], tell: Callable[[str], None]) -> list[str]:
     """The flags without those that this machine cannot use, and with those that it needs or can use."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--fp16", nargs="?", const="true")
@@ -430,7 +442,7 @@ def for_this_machine(argv: list[str]) -> list[str]:
         what = f"; --{' and --'.join(left)} left out" if left else ""
         where = "in one process" if processes == 1 else f"in {processes} processes"
         precision = "bfloat16" if wanted else "float32"
-        say(f"finetune: no GPU here: training {where} on the CPU, in {precision}{what}")
+        tell(f"finetune: no GPU here: training {where} on the CPU, in {precision}{what}")
     rest += [word for name in wanted for word in (f"--{name}", "true")]
     if known.tf32 and torch.cuda.is_available():
         rest += ["--tf32", known.tf32]
@@ -446,7 +458,7 @@ def for_this_machine(argv: list[str]) -> list[str]:
     tracker = known.report_to
     if tracker in ("wandb", "tensorboard") and importlib.util.find_spec(tracker) is None:
         how = "to install it: pip install -e .[tracking]"
-        say(f"finetune: {tracker} is not installed: the losses go to log.jsonl only ({how})")
+        tell(f"finetune: {tracker} is not installed: the losses go to log.jsonl only ({how})")
         tracker = "none"
     if tracker == "wandb" and os.environ.get("WANDB_MODE") == "disabled":
         tracker = "none"

@@ -15,13 +15,12 @@ from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import remove, set_aside, whole_file
 from teacherlm.core.json_files import load_object, require_object
-from teacherlm.core.names import LONGEST_NAME
-from teacherlm.core.opening import open_ordinary
 from teacherlm.core.outputs import through_links
 from teacherlm.core.shapes import flaw_of_shape
-from teacherlm.core.terminal import shown
 from teacherlm.core.trees import files_below
 from teacherlm.finetune.recorded import with_defaults
+from teacherlm.finetune.savers import DEEPSPEED, Saver, must_change, saved_states, saver_of, user_of, why_unchangeable
+from teacherlm.finetune.whole_states import read_zero_states
 from teacherlm.runtime.compat.of_deepspeed import state_classes
 from teacherlm.runtime.pickles import require_plain, without_code
 
@@ -32,6 +31,7 @@ RUN_SHAPE = {
     "arguments?": dict,
     "inputs?": {str: {"sha256?": str}},
     "command?": [str],
+    "processes?": int,
 }
 STATE = "trainer_state.json"
 """The file in a checkpoint with the state of the Trainer and of its callbacks."""
@@ -40,26 +40,44 @@ PARTIAL = ".partial"
 """The folder in which a checkpoint is written until it is complete."""
 FORMER_RUNNING_LOSS = "running_loss.json"
 """Earlier versions kept the running loss in this file; now it is in trainer_state.json (see running_loss.py)."""
-LATEST = "latest"
-"""DeepSpeed's file in a checkpoint with the name of the folder that holds its states."""
 
 
-def claim_folder(folder: Path, arguments: Mapping[str, Any], inputs: Mapping[str, Any], restart: bool) -> Path | None:
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """The content of a folder's run.json, or None if there is none, or one of another form."""
+    with contextlib.suppress(OSError, ValueError):
+        run = load_object(folder / RUN)
+        return None if flaw_of_shape(run, RUN_SHAPE) else run
+    return None
+
+
+def processes_of_run(folder: Path, run: Mapping[str, Any]) -> int | None:
+    """The number of processes in which a run began, or None if it is not known.
+
+    Earlier versions did not keep it in run.json. Then it is the number that saved the last checkpoint.
+    """
+    if (known := run.get("processes")) is not None:
+        return int(known)
+    last = get_last_checkpoint(str(folder))
+    return saver_of(Path(last)).processes if last and saved_states(Path(last)) else None
+
+
+def claim_folder(
+    folder: Path, arguments: Mapping[str, Any], inputs: Mapping[str, Any], restart: bool, processes: int
+) -> Path | None:
     """Reserve the folder for this run, and return its last complete checkpoint, or None.
 
     Args:
         arguments, inputs: what the checkpoints depend on (see recorded.py). They are kept in run.json.
         restart: whether the folder of another run is renamed instead of refused.
+        processes: the number of processes, which run.json keeps if the run begins. It is no part of what identifies it.
 
     Raises:
         UserError: the folder holds checkpoints of another run, or files of an unknown origin.
     """
     remove(folder / PARTIAL)
     if folder.is_dir() and any(folder.iterdir()):
-        run = None
-        with contextlib.suppress(OSError, ValueError):
-            run = load_object(folder / RUN)
-        if run is None or flaw_of_shape(run, RUN_SHAPE):
+        run = read_run(folder)
+        if run is None:
             other = [f"it has no {RUN}, so its origin is unknown"]
         else:
             other = manifests.differences(with_defaults(run), "finetune", arguments, inputs)
@@ -70,9 +88,11 @@ def claim_folder(folder: Path, arguments: Mapping[str, Any], inputs: Mapping[str
             )
         if other:
             print(f"finetune: {folder} held another run ({'; '.join(other)}), which is kept as {set_aside(folder)}")
+        elif run is not None:
+            processes = processes_of_run(folder, run) or processes
     through_links(folder).mkdir(parents=True, exist_ok=True)
     run = {"stage": "finetune", "version": manifests.stage_version("finetune")}
-    run |= {"arguments": dict(arguments), "inputs": dict(inputs)}
+    run |= {"arguments": dict(arguments), "inputs": dict(inputs), "processes": processes}
     with whole_file(folder / RUN) as file:
         json.dump(run, file, indent=2)
     last = get_last_checkpoint(str(folder))
@@ -82,35 +102,31 @@ def claim_folder(folder: Path, arguments: Mapping[str, Any], inputs: Mapping[str
     return Path(last) if last else None
 
 
-def saved_states(checkpoint: Path) -> str | None:
-    """The library that saved the optimizer states of a checkpoint, "torch" or "DeepSpeed"; None if there are none."""
-    if (checkpoint / "optimizer.pt").is_file():
-        return "torch"
-    return "DeepSpeed" if any(checkpoint.glob("global_step*")) else None
-
-
-def check_resumable(checkpoint: Path, training: TrainingArguments) -> None:
+def check_resumable(checkpoint: Path, training: TrainingArguments) -> Saver:
     """Refuse to continue from a checkpoint that this run cannot use.
 
     That is a checkpoint whose states this run cannot load, or could load only by running code from it, or that is
     already longer than this run.
 
+    Returns:
+        Who saved the checkpoint.
+
     Raises:
         UserError: the message says what to do.
     """
-    maker = "DeepSpeed" if training.deepspeed else "torch"
-    if (saved := saved_states(checkpoint)) != maker:
-        how = f"with --deepspeed {'NAME' if saved == 'DeepSpeed' else 'none'}"
-        raise UserError(
-            f"{checkpoint}: its optimizer states were saved by {saved}, and {maker} cannot load them; continue {how}, "
-            "or choose another run name"
-        )
-    with without_code(state_classes() if maker == "DeepSpeed" else ()):
+    with without_code(state_classes() if saved_states(checkpoint) == DEEPSPEED else ()):
         for file in files_below(checkpoint):
             if file.suffix in (".pt", ".pth"):
                 require_plain(file)
-    if maker == "DeepSpeed":
-        require_own_states(checkpoint)
+    saver, user = saver_of(checkpoint), user_of(training)
+    if must_change(saver, user):
+        if why := why_unchangeable(saver, user, training):
+            raise UserError(
+                f"{checkpoint}: its optimizer states were saved by {saver.described}, and {user.described} cannot load "
+                f"them ({why}); continue with {saver.flags}, or choose another run name"
+            )
+        if saver.library == DEEPSPEED:
+            read_zero_states(checkpoint)
     state = require_object(checkpoint / STATE, {"global_step": int, "epoch": (float, None)})
     read_running_loss(checkpoint)
     wanted = {"max_steps": training.max_steps} if training.max_steps > 0 else {}
@@ -122,6 +138,7 @@ def check_resumable(checkpoint: Path, training: TrainingArguments) -> None:
                 f"{checkpoint}: the run is already longer ({reached:g}) than --{flag} {length:g}; set --{flag} to at "
                 "least that, or choose another run name"
             )
+    return saver
 
 
 def read_running_loss(checkpoint: Path) -> dict[str, Any]:
@@ -139,21 +156,3 @@ def read_running_loss(checkpoint: Path) -> dict[str, Any]:
         return kept_arguments
     former = require_object(checkpoint / FORMER_RUNNING_LOSS, {"sum": float, "since": int})
     return {"total": former["sum"], "since": former["since"]}
-
-
-def require_own_states(checkpoint: Path) -> None:
-    """Refuse a checkpoint whose file `latest` names a folder outside of the checkpoint.
-
-    Raises:
-        UserError: the message names the file.
-    """
-    try:
-        with open_ordinary(checkpoint / LATEST) as file:
-            name = file.read(LONGEST_NAME).decode("utf-8").strip()
-    except (OSError, ValueError):
-        name = ""
-    if not name.startswith("global_step") or "/" in name or not (checkpoint / name).is_dir():
-        raise UserError(
-            f"{checkpoint / LATEST}: the name of a folder global_stepN in this checkpoint was expected, found "
-            f"{shown(name)}; remove this checkpoint, and training resumes from the one before"
-        )

@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from teacherlm.catalog.adapters import is_adapter
 from teacherlm.catalog.models import describe_files, describe_model, find_model, local_folder
@@ -26,7 +26,10 @@ from teacherlm.finetune import processes
 from teacherlm.finetune.launch import OUT_OF_MEMORY
 from teacherlm.finetune.processes import is_lost_peer, join_processes, meet, said_once
 from teacherlm.runtime.memory import is_out_of_memory
-from teacherlm.runtime.processes import from_first, gather, is_first, say
+from teacherlm.runtime.processes import each, from_first, gather, is_first, rank, say
+
+if TYPE_CHECKING:  # it imports transformers, which join_processes has to precede
+    from teacherlm.finetune.savers import Resumed
 
 
 def main() -> int:
@@ -35,7 +38,8 @@ def main() -> int:
         join_processes()
         from teacherlm.finetune.arguments import parse_arguments
 
-        flags, training = parse_arguments(sys.argv[1:])
+        words = sys.argv[1:]
+        flags, training = parse_arguments(words)
         meet(training)
         output = Path(training.output_dir)
         model_folder = local_folder(find_model(flags.model_name_or_path))
@@ -50,7 +54,7 @@ def main() -> int:
             return 0
     with run:
         run.started = started
-        return work(run, flags, training, model_folder)
+        return work(run, flags, training, model_folder, words)
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
@@ -61,22 +65,49 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     return None if manifest is None else with_defaults(manifest)
 
 
-def work(run: StageRun, flags: Any, training: Any, model_folder: Path) -> int:
-    """Train unless that is done already, and return the exit code."""
+def work(run: StageRun, flags: Any, training: Any, model_folder: Path, words: list[str]) -> int:
+    """Train unless that is done already, and return the exit code.
+
+    Args:
+        words: the flags as they were given.
+    """
+    from teacherlm.finetune.recorded import effective_batch
+    from teacherlm.finetune.savers import Resumed, Saver, must_change, require_intact, user_of
+
     with said_once():
         arguments, length, inputs = from_first(lambda: describe_run(flags, training, model_folder, run.manifest))
+        training = keep_effective_batch(run.output, flags, training, arguments, inputs, words)
+        arguments["effective_batch"] = effective_batch(training)
         run.compare({**arguments, **length}, inputs)
         if run.is_done:
             run.say_done()
             return 0
         samples = load_samples(flags, training, model_folder)
         last = from_first(lambda: claim(arguments, inputs, flags, training, samples))
-        last = None if last is None else Path(last)
+        resumed = None if last is None else Resumed(Path(last["checkpoint"]), Saver(*last["saver"]))
+        if resumed is not None and must_change(resumed.saver, user_of(training)):
+            checkpoint = resumed.checkpoint
+            each(lambda: require_intact(checkpoint, rank(), training.world_size))
     student = Student(model_folder, inputs["student"]["sha256"])
-    status, counts = train(flags, training, samples, student, last)
+    status, counts = train(flags, training, samples, student, resumed)
     if status == 0 and is_first():
         conclude(run, counts)
     return status
+
+
+def keep_effective_batch(
+    folder: Path, flags: Any, training: Any, arguments: dict[str, Any], inputs: dict[str, Any], words: list[str]
+) -> Any:
+    """The arguments of the library, divided so that a run in another number of processes keeps its effective batch."""
+    from teacherlm.finetune.arguments import with_division
+    from teacherlm.finetune.division import Division, kept_division, said
+
+    found = from_first(lambda: kept_division(folder, arguments, inputs, training, flags.loss_average, flags.restart))
+    if found is None:
+        return training
+    division = Division(*found)
+    say(said(division, training))
+    return with_division(words, *division)
 
 
 def describe_run(
@@ -283,17 +314,23 @@ def require_parts(flags: Any, tokenized: list[Any]) -> None:
                 )
 
 
-def claim(arguments: dict[str, Any], inputs: dict[str, Any], flags: Any, training: Any, samples: Samples) -> str | None:
+def claim(
+    arguments: dict[str, Any], inputs: dict[str, Any], flags: Any, training: Any, samples: Samples
+) -> dict[str, Any] | None:
     """Reserve the output folder for this run, list the samples that were cut and those that other sets have, and return
-    the checkpoint to resume."""
+    the checkpoint to resume.
+
+    Returns:
+        The path of the checkpoint and the Saver of its states, or None.
+    """
     from teacherlm.core.records import write_records
     from teacherlm.finetune.checkpoints import check_resumable, claim_folder
     from teacherlm.finetune.samples import cut_samples
+    from teacherlm.finetune.savers import must_change, user_of
 
     output = Path(training.output_dir)
-    last = claim_folder(output, arguments, inputs, flags.restart)
-    if last is not None:
-        check_resumable(last, training)
+    last = claim_folder(output, arguments, inputs, flags.restart, training.world_size)
+    saver = None if last is None else check_resumable(last, training)
     if samples.rows.repeated:
         write_records(output / "repeated.jsonl", samples.rows.repeated)
         print(f"finetune: {samples.rows.findings}; {output / 'repeated.jsonl'} has the list")
@@ -303,15 +340,18 @@ def claim(arguments: dict[str, Any], inputs: dict[str, Any], flags: Any, trainin
             f"finetune: {len(cut)} of {plural(len(samples.tokens), 'sample')} had more than "
             f"{flags.max_source_length} tokens; tokens were cut on the left, and {output / 'cut.jsonl'} has the list"
         )
-    if last is not None:
-        print(f"finetune: resuming from {last}")
-    return None if last is None else str(last)
+    if last is None or saver is None:
+        return None
+    user = user_of(training)
+    changed = f"; its states were saved by {saver.described}" if must_change(saver, user) else ""
+    print(f"finetune: resuming from {last}{changed}")
+    return {"checkpoint": str(last), "saver": saver}
 
 
 def train(
-    flags: Any, training: Any, samples: Samples, student: Student, last: Path | None
+    flags: Any, training: Any, samples: Samples, student: Student, resumed: "Resumed | None"
 ) -> tuple[int, dict[str, Any]]:
-    """Train to the full number of epochs, from the checkpoint `last` if there is one; return exit code and counts."""
+    """Train to the full number of epochs, from a checkpoint if there is one; return exit code and counts."""
     from transformers import set_seed
 
     from teacherlm.finetune.interrupts import Interrupts
@@ -335,8 +375,9 @@ def train(
     set_seed(training.seed)
     interrupts = Interrupts()
     start_wandb(training)
+    last = None if resumed is None else resumed.checkpoint
     try:
-        trainer = make_trainer(flags, training, samples, student, last, interrupts)
+        trainer = make_trainer(flags, training, samples, student, resumed, interrupts)
         with without_code(state_classes() if training.deepspeed else ()):
             trainer.train(resume_from_checkpoint=str(last) if last else None)
     except pickle.UnpicklingError as error:
@@ -371,11 +412,11 @@ def train(
 
 
 def make_trainer(
-    flags: Any, training: Any, samples: Samples, student: Student, last: Path | None, interrupts: Any
+    flags: Any, training: Any, samples: Samples, student: Student, resumed: "Resumed | None", interrupts: Any
 ) -> Any:
     """The trainer, with the student on its device."""
     from teacherlm.finetune.dev import DevLoss
-    from teacherlm.finetune.student import load_student, shares_of
+    from teacherlm.finetune.student import load_student, saved_weights, shares_of
     from teacherlm.finetune.trainer import FinetuneTrainer
     from teacherlm.finetune.watching import LOG, LossLog
 
@@ -396,14 +437,15 @@ def make_trainer(
         phases=samples.phases,
         texts=samples.texts,
         shuffle=flags.shuffle,
-        resumed=last,
+        resumed=resumed,
+        read_weights=lambda checkpoint: saved_weights(flags, training, checkpoint),
         merge_adapters=flags.merge_adapters,
         student=student.digest,
         shares=shares_of(flags),
         tokens_per_batch=flags.tokens_per_batch,
         on_policy=on_policy,
         callbacks=[
-            LossLog(Path(training.output_dir) / LOG, last),
+            LossLog(Path(training.output_dir) / LOG, None if resumed is None else resumed.checkpoint),
             *([DevLoss(flags.early_stop)] if samples.dev is not None else []),
             interrupts,
         ],

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from teacherlm.core.errors import UserError, reason
-from teacherlm.finetune.adapters import load_with_adapters
+from teacherlm.finetune.adapters import load_with_adapters, read_adapters
 from teacherlm.finetune.chunked_loss import use_chunked_loss
 from teacherlm.finetune.collators import NO_LOSS, PackingCollator, PaddingCollator
 from teacherlm.finetune.loss_parts import Shares, parse_shares
@@ -110,6 +110,14 @@ def load(flags: Any, folder: Path) -> torch.nn.Module:
     if flags.peft == "none":
         return load_model(folder, dtype=torch.float32)
     return load_with_adapters(folder, flags.model_name_or_path, flags.peft, flags.peft_rank)
+
+
+def saved_weights(flags: Any, training: Any, checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The weights in a checkpoint of the parameters that are trained, by name, on the CPU in float32."""
+    if flags.peft != "none":
+        return read_adapters(checkpoint)
+    with whole_weights(training):
+        return dict(load_model(checkpoint, dtype=torch.float32).named_parameters())
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """transformers' Trainer with complete checkpoints, packed batches, exact weights of samples, and an exact resume."""
 
 import contextlib
+import logging
 import os
 import shutil
 import time
@@ -12,7 +13,8 @@ from typing import Any
 import torch
 from datasets import Dataset, concatenate_datasets
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback
+from transformers import TrainerCallback, set_seed
+from transformers.trainer import SCHEDULER_NAME
 
 from teacherlm.catalog.adapters import write_base_digest
 from teacherlm.catalog.text_parts import PARTS
@@ -26,14 +28,24 @@ from teacherlm.finetune.dev import best_step
 from teacherlm.finetune.fields import PhaseSampler, TextChoice
 from teacherlm.finetune.loss_parts import Shares
 from teacherlm.finetune.on_policy import OnPolicy
+from teacherlm.finetune.processes import said_once
+from teacherlm.finetune.recorded import effective_batch
 from teacherlm.finetune.running_loss import RunningLoss
+from teacherlm.finetune.savers import DEEPSPEED, Resumed, must_change, user_of
 from teacherlm.finetune.soft_targets import BLOCKS
 from teacherlm.finetune.token_batches import best_fit
 from teacherlm.finetune.watching import machine_memory, model_flops_utilization
-from teacherlm.runtime.compat.of_deepspeed import numbers_of
-from teacherlm.runtime.compat.of_trainer import StagedTrainer, keep_newest, remove_arguments
+from teacherlm.finetune.whole_states import fitted_schedule, load_into_torch, read_torch_states, read_zero_states
+from teacherlm.runtime.compat.of_deepspeed import load_whole_states, numbers_of
+from teacherlm.runtime.compat.of_trainer import (
+    StagedTrainer,
+    keep_newest,
+    remove_arguments,
+    without_deepspeed_s_loading,
+)
 from teacherlm.runtime.loading import base_model
 from teacherlm.runtime.memory import give_back_freed_memory
+from teacherlm.runtime.pickles import load_plain
 
 INTERRUPTED = "interrupted"
 """A file that marks a checkpoint saved because of a signal. The next checkpoint replaces it."""
@@ -65,6 +77,24 @@ def grouped(batches: list[dict[str, torch.Tensor]], count: int) -> list[dict[str
     ]
 
 
+@contextlib.contextmanager
+def without_comparison() -> Iterator[None]:
+    """Within the block, transformers does not warn of a checkpoint with another device batch or logging interval.
+
+    They may differ when a run goes on; what may not differ is in run.json.
+    """
+    logger = logging.getLogger("transformers.trainer_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "do not match the ones in the `trainer_state.json`" not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
+
+
 def weights_by_part(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The sum of the token weights of each part, [P]."""
     weights_N = batch["token_weights"].flatten().double()
@@ -93,6 +123,7 @@ class FinetuneTrainer(StagedTrainer):
     Args:
         phases, texts, shuffle: see PhaseSampler.
         resumed: the checkpoint from which training resumes.
+        read_weights: reads the weights in a checkpoint of the parameters that are trained, by name.
         merge_adapters: whether each checkpoint of adapters also holds a merged model.
         student: the digest of the model in training, which a checkpoint of adapters records.
         shares: the weight of each part of the texts (loss_parts.py), or None. With weights, the loss is the weighted
@@ -109,7 +140,8 @@ class FinetuneTrainer(StagedTrainer):
         phases: list[int],
         texts: TextChoice | None = None,
         shuffle: bool = True,
-        resumed: Path | None = None,
+        resumed: Resumed | None = None,
+        read_weights: Callable[[Path], dict[str, torch.Tensor]] = lambda _: {},
         merge_adapters: bool = False,
         student: str = "",
         shares: Shares | None = None,
@@ -121,22 +153,31 @@ class FinetuneTrainer(StagedTrainer):
         **kwargs: Any,
     ):
         dev = None if eval_dataset is None else with_filler(eval_dataset)
-        self.running = RunningLoss(**(read_running_loss(resumed) if resumed else {}))
+        self.running = RunningLoss(**(read_running_loss(resumed.checkpoint) if resumed else {}))
         callbacks = [self.running, *callbacks]
         super().__init__(train_dataset=with_filler(train_dataset), eval_dataset=dev, callbacks=callbacks, **kwargs)
         self.callback_handler.callbacks.insert(
             0, Publisher(self)
         )  # first, so that the others find the checkpoint in its place
+        self.add_callback(EpochOrder(self))
         self.phases, self.texts, self.shuffle = phases, texts, shuffle
         self.merge_adapters, self.student, self.shares = merge_adapters, student, shares
         self.tokens_per_batch, self.on_policy = tokens_per_batch, on_policy
         self.staging = Path(self.args.output_dir) / PARTIAL
         self.dev_batches: DataLoader | None = None
         self.tokens, self.clock = 0, time.monotonic()
+        self.resumed, self.read_weights = resumed, read_weights
+        self.loads_states = resumed is not None and must_change(resumed.saver, user_of(self.args))
+        self.draws_anew = resumed is not None and resumed.saver.processes != self.args.world_size
+        self.group_names: list[list[str]] = []
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return super().train(*args, **kwargs)
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(without_comparison())
+                if self.loads_states:
+                    stack.enter_context(without_deepspeed_s_loading())
+                return super().train(*args, **kwargs)
         finally:
             if self.args.should_save:
                 shutil.rmtree(self.staging, ignore_errors=True)
@@ -145,10 +186,19 @@ class FinetuneTrainer(StagedTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         size = self.args.train_batch_size
-        sampler = PhaseSampler(self.phases, self.args.seed, self.shuffle, self.at_once(size), self.texts)
+        self.sampler = PhaseSampler(self.phases, self.args.seed, self.shuffle, self.at_once(size), self.texts)
         whole_steps = self.tokens_per_batch is not None or self.on_policy is not None
         collate = list if whole_steps else self.data_collator  # a step is collated as a whole, in get_batch_samples
-        return self.batches(self.train_dataset, size, sampler, collate)
+        return self.batches(self.train_dataset, size, self.sampler, collate)
+
+    def set_epoch(self) -> None:
+        """Tell the sampler which epoch begins or goes on.
+
+        The libraries do not find the sampler of several processes that resume in the middle of an epoch. They would
+        get the order of the first epoch.
+        """
+        steps_per_epoch = -(-sum(self.phases) // effective_batch(self.args))
+        self.sampler.set_epoch(self.state.global_step // steps_per_epoch)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         if self.dev_batches is None or not self.args.dataloader_persistent_workers:
@@ -326,6 +376,41 @@ class FinetuneTrainer(StagedTrainer):
     def parameters(self) -> int:
         return sum(map(numbers, self.model.parameters()))
 
+    # ---------------------------------------------------------------------------------- states from other processes
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The optimizer. The names of its parameters are kept, because DeepSpeed replaces them with flat tensors."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        groups = getattr(optimizer, "param_groups", ())  # an optimizer of DeepSpeed's configuration has none yet
+        self.group_names = [[names[id(parameter)] for parameter in group["params"]] for group in groups]
+        return optimizer
+
+    def load_states(self, checkpoint: Path) -> None:
+        """Load the states of a checkpoint that were saved by another library or number of processes."""
+        assert self.resumed is not None
+        with said_once():
+            if self.resumed.saver.library == DEEPSPEED:
+                whole = read_zero_states(checkpoint)
+            else:
+                whole = read_torch_states(checkpoint, self.group_names, self.read_weights(checkpoint))
+                step = self.state.global_step
+                samples = step * effective_batch(self.args)
+                whole.counters = {"global_steps": step, "global_samples": samples, "skipped_steps": 0}
+            parameters = {name: part for name, part in self.model.named_parameters() if part.requires_grad}
+            whole.require({name: numbers_of(part) for name, part in parameters.items()})
+            if self.is_deepspeed_enabled:
+                load_whole_states(self.model_wrapped, whole)
+            else:
+                load_into_torch(whole, self.optimizer, self.group_names, parameters)
+            if whole.schedule is None:
+                saved = load_plain(checkpoint / SCHEDULER_NAME)
+                self.lr_scheduler.load_state_dict(fitted_schedule(saved, self.lr_scheduler.state_dict()))
+
+    def draw_anew(self) -> None:
+        """Begin with random numbers that depend on the seed and the step: those of other processes do not fit."""
+        set_seed((self.args.seed * 1_000_003 + self.state.global_step) % 2**32)
+
     # ----------------------------------------------------------------------------------------------------- checkpoints
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
@@ -364,6 +449,23 @@ class FinetuneTrainer(StagedTrainer):
                     f"after step {self.state.global_step} the weights {name} are not finite; they are not saved, and "
                     "the last checkpoint is unchanged; try a smaller learning rate"
                 )
+
+
+class EpochOrder(TrainerCallback):
+    """Gives each epoch its order of the samples, and a resumed training its own batch.
+
+    Args:
+        trainer: the trainer whose sampler is told the epoch.
+    """
+
+    def __init__(self, trainer: FinetuneTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.train_batch_size = args.train_batch_size  # a checkpoint of other processes may have another one
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.set_epoch()
 
 
 class Publisher(TrainerCallback):

@@ -54,6 +54,17 @@ def gather(value: Any) -> list[Any]:
     return [value] if size() == 1 else rendezvous.gather(value)
 
 
+def each(work: Callable[[], None]) -> None:
+    """Let every rank do some work on files.
+
+    Raises:
+        UserError: the work failed in a rank with a UserError or an error of the disk; all ranks raise the first one.
+    """
+    mistakes = [mistake for mistake in gather(attempt(work)[1]) if mistake is not None]
+    if mistakes:
+        raise UserError(mistakes[0])
+
+
 def attempt(work: Callable[[], Any]) -> tuple[Any, str | None]:
     """(the result of some work, None), or (None, the message of its error)."""
     try:
