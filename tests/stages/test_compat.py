@@ -1,5 +1,6 @@
 """runtime/compat/: the private interfaces of libraries that this project uses still exist and still mean the same."""
 
+import ast
 import atexit
 import importlib
 import inspect
@@ -7,8 +8,10 @@ import io
 import os
 import pickle
 import platform
+import socket
 import subprocess
 import sys
+from collections import namedtuple
 from collections.abc import Callable
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
@@ -456,6 +459,98 @@ def test_zero_s_states_have_the_names_that_are_read() -> None:
     }
     found = {name: getattr(constants, name, None) for name in names}
     assert found == names, said("deepspeed", "states are saved under other names", "of_deepspeed.py")
+
+
+def test_the_files_and_parts_of_zero_s_processes(tmp_path: Path) -> None:
+    """optimizer_states_file, model_states_file, has_partitioned_weights, saved_parts and Piece."""
+    for stage in (2, 3):
+        folder = tmp_path / f"stage{stage}"
+        folder.mkdir()
+        for rank in range(2):
+            (folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+            name = f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" if stage == 3 else "mp_rank_00_model_states.pt"
+            (folder / name).touch()
+            assert of_deepspeed.optimizer_states_file(folder, rank).is_file()
+            assert of_deepspeed.model_states_file(folder, rank).name == name
+    Address = namedtuple("Address", "start numel")
+    shapes = [{"a": (5,), "b": (3,)}]
+    pieces = {
+        2: [{"a": Address(0, 4)}, {"a": Address(0, 1), "b": Address(1, 3)}],
+        3: [[("a", 0, 0, 0, 3), ("b", 0, 3, 0, 2)], [("a", 0, 0, 3, 2), ("b", 0, 3, 2, 1)]],
+    }
+    adam = {"state": {0: {"step": 1}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    for stage in (2, 3):
+        base = {2: "base_optimizer_state", 3: "optimizer_state_dict"}[stage]
+        weights = {2: "single_partition_of_fp32_groups", 3: "fp32_flat_groups"}[stage]
+        saved = [
+            {
+                "optimizer_state_dict": {
+                    **{"zero_stage": stage, base: adam, weights: [torch.full((5,), rank)]},
+                    **({"param_slice_mappings": [pieces[2][rank]]} if stage == 2 else {}),
+                }
+            }
+            for rank in range(2)
+        ]
+        assert of_deepspeed.has_partitioned_weights(saved[0]) == (stage == 3)
+        parts = of_deepspeed.saved_parts(saved, shapes)
+        assert [part.settings for part in parts] == [[{"lr": 0.1}]] * 2
+        assert [part.states for part in parts] == [[{"step": 1}]] * 2
+        found = [[tuple(piece) for piece in part.pieces] for part in parts]
+        expected = pieces[3] if stage == 3 else [[("a", 0, 0, 0, 4)], [("a", 0, 0, 4, 1), ("b", 0, 1, 0, 3)]]
+        assert found == expected and isinstance(parts[0].pieces[0], of_deepspeed.Piece)
+
+
+LOADING = """
+import os, sys, torch
+os.environ.update(DS_ACCELERATOR="cpu", RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
+os.environ["MASTER_PORT"] = sys.argv[2]
+import deepspeed
+from teacherlm.runtime.compat.of_deepspeed import WEIGHTS, load_whole_states, own_pieces
+from teacherlm.runtime.compat.of_accelerate import gloo_for_deepspeed
+
+class States:  # a WholeStates
+    scaling, counters, schedule = {}, {"global_steps": 3, "global_samples": 3, "skipped_steps": 0}, None
+    def keys(self, name):
+        return [WEIGHTS, "exp_avg", "exp_avg_sq"]
+    def copy(self, name, key, first, into):
+        begin = {"weight": 10, "bias": 90}[name] + self.keys(name).index(key) * 1000 + first
+        into.copy_(torch.arange(begin, begin + into.numel()))
+    def shared(self, names):
+        return {"step": torch.tensor(3.0)}, {"lr": 0.25}
+
+torch.distributed.init_process_group("gloo")
+config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": int(sys.argv[1])}}
+model = torch.nn.Linear(3, 2)
+with gloo_for_deepspeed():
+    engine, *_ = deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(model.parameters()), config=config)
+load_whole_states(engine, States())
+own = own_pieces(engine)
+pieces = sorted((piece.name, piece.first, piece.count) for piece in own)
+optimizer = engine.optimizer
+flats = optimizer.fp32_partitioned_groups_flat if sys.argv[1] == "3" else optimizer.single_partition_of_fp32_groups
+states = [optimizer.optimizer.state[flat]["exp_avg"] for flat in flats]
+found = {piece.name: states[piece.flat][piece.start : piece.start + piece.count].tolist() for piece in own}
+parameters = dict(engine.module.named_parameters())
+weights = {name: deepspeed.utils.safe_get_full_fp32_param(part).flatten().tolist() for name, part in parameters.items()}
+print([pieces, found, weights, engine.optimizer.param_groups[0]["lr"], engine.global_steps])
+"""
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_whole_states_are_loaded_into_an_engine(stage: int) -> None:
+    """own_pieces and load_whole_states, with a stand-in for WholeStates."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-P", "-c", LOADING, str(stage), str(port)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    message = said("deepspeed", "an engine's states are set in another way", "of_deepspeed.py")
+    assert done.returncode == 0, f"{message}: {done.stderr[-2000:]}"
+    pieces, moments, weights, rate, steps = ast.literal_eval(done.stdout.splitlines()[-1])
+    assert pieces == [("bias", 0, 2), ("weight", 0, 6)], message
+    assert moments == {"weight": [1010.0 + n for n in range(6)], "bias": [1090.0, 1091.0]}, message
+    assert weights == {"weight": [10.0 + n for n in range(6)], "bias": [90.0, 91.0]}, message
+    assert (rate, steps) == (0.25, 3), message
 
 
 def test_zero3_divides_a_parameter_as_deepspeed_s_own_reader_has_it() -> None:

@@ -1,6 +1,6 @@
 """Batches: every input is computed once, common prefixes are shared, and the grouping saves the most tokens."""
 
-import functools
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,25 +19,31 @@ INPUTS = st.lists(
 
 def saved(inputs: list[Tokens], scored: list[int], members: tuple[int, ...]) -> int:
     """The number of tokens that are saved by computing the members' common prefix once."""
+    return (len(members) - 1) * shared_by(inputs, scored, members)
+
+
+def shared_by(inputs: list[Tokens], scored: list[int], members: tuple[int, ...]) -> int:
+    """The length of the members' common prefix; 0 if it is too short to be computed apart."""
     first = inputs[members[0]]
     longest = min(min(common_prefix(first, inputs[m]), len(inputs[m]) - scored[m]) for m in members)
-    return (len(members) - 1) * longest if longest >= SHORTEST_PREFIX else 0
+    return longest if longest >= SHORTEST_PREFIX else 0
 
 
 def most_saved(inputs: list[Tokens], scored: list[int]) -> int:
-    """The maximum over all ways to split the sorted inputs."""
-    order = sorted(range(len(inputs)), key=inputs.__getitem__)
+    """The maximum over all groupings that follow the tree of common prefixes, from the root to the leaves."""
 
-    @functools.cache
-    def best(begin: int) -> int:
-        ends = range(begin + 1, len(order) + 1)
-        return max((saved(inputs, scored, tuple(order[begin:end])) + best(end) for end in ends), default=0)
+    def best(members: tuple[int, ...]) -> int:
+        if len(members) < 2:
+            return 0
+        common = [shared_by(inputs, scored, pair) for pair in pairwise(members)]
+        borders = [0, *(place + 1 for place, one in enumerate(common) if one == min(common)), len(members)]
+        return max(saved(inputs, scored, members), sum(best(members[a:b]) for a, b in pairwise(borders)))
 
-    return best(0)
+    return best(tuple(sorted(range(len(inputs)), key=inputs.__getitem__)))
 
 
 @given(INPUTS, st.data())
-def test_groups_have_every_input_once_and_save_the_most(inputs: list[Tokens], data: st.DataObject) -> None:
+def test_groups_have_every_input_once_and_save_the_most_of_the_tree(inputs: list[Tokens], data: st.DataObject) -> None:
     scored = [data.draw(st.integers(1, len(tokens))) for tokens in inputs]
     groups = group_by_prefix(inputs, scored)
     assert sorted(member for group in groups for member in group.members) == list(range(len(inputs)))

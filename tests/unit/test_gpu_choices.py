@@ -44,13 +44,13 @@ def test_the_dtype_is_one_that_the_gpu_computes_in(name: str, major: int, dtype:
     assert torch.cuda.is_bf16_supported()  # which is why this is not what is asked
     assert transformers_engine.best_dtype() == dtype
     chosen = {"bfloat16": "--bf16", "float16": "--fp16"}[dtype]
-    assert chosen in arguments.for_this_machine([])
+    assert chosen in arguments.for_this_machine([], print)
 
 
 @pytest.mark.parametrize("words", [["--bf16", "false"], ["--fp16", "true"], ["--bf16", "true"]])
 def test_what_was_asked_for_counts(words: list[str], gpus: Callable) -> None:
     gpus(1)
-    found = arguments.for_this_machine([*words, "--tf32", "true"])
+    found = arguments.for_this_machine([*words, "--tf32", "true"], print)
     assert [word for word in found if word in ("--fp16", "--bf16")] == [word for word in words[:1] if "true" in words]
     assert found[found.index("--tf32") + 1] == "true"
     assert "--use_cpu" not in found

@@ -14,7 +14,6 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, set_seed
-from transformers.trainer import SCHEDULER_NAME
 
 from teacherlm.catalog.adapters import write_base_digest
 from teacherlm.catalog.text_parts import PARTS
@@ -38,6 +37,7 @@ from teacherlm.finetune.watching import machine_memory, model_flops_utilization
 from teacherlm.finetune.whole_states import fitted_schedule, load_into_torch, read_torch_states, read_zero_states
 from teacherlm.runtime.compat.of_deepspeed import load_whole_states, numbers_of
 from teacherlm.runtime.compat.of_trainer import (
+    SCHEDULER_NAME,
     StagedTrainer,
     keep_newest,
     remove_arguments,

@@ -86,12 +86,12 @@ def cut(group: Group, inputs: Sequence[Tokens], tokens: int, samples: int | None
 
 
 def group_by_prefix(inputs: Sequence[Tokens], scored: Sequence[int]) -> list[Group]:
-    """The grouping that saves the most tokens. Each input is in one group; inputs without a gain form a group of prefix
-    0.
+    """A grouping that saves many tokens. Each input is in one group; inputs without a gain form a group of prefix 0.
 
     In sorted order, inputs with a common prefix are neighbours. The intervals with a common prefix form a tree, which
     is traversed once from the leaves to the root with a stack. At each node the better of two groupings is kept: the
-    whole node as one group, which saves (members - 1) x prefix tokens, or the best groupings of its children.
+    whole node as one group, which saves (members - 1) x prefix tokens, or the best groupings of its children. (Groups
+    that cross the tree's intervals are not tried. They rarely save more.)
     """
     order = sorted(range(len(inputs)), key=inputs.__getitem__)
     room = [len(inputs[number]) - scored[number] for number in order]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainingArguments, trainer
+from transformers.trainer import SCHEDULER_NAME as SCHEDULER_NAME
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
