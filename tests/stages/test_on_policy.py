@@ -271,6 +271,8 @@ def test_mistakes_are_one_line(
     assert "--teacher needs --on_policy" in error("--teacher", other_teacher)
     assert "leave out --on_policy or --loss_weights" in error(*own, "--loss_weights", "answer:1")
     assert "1 was expected" in error("--on_policy", 1.5, "--teacher", other_teacher)
+    too_few = ("--tokens_per_batch", 100, "--on_policy_tokens", 90)
+    assert "the longest sample, with what the student may write, has" in error(*own, *too_few)
     assert "no model" in error("--on_policy", 0.5, "--teacher", "nothing")
     strange = make_tiny_model("llama", tmp_path / "strange")
     file = strange / "tokenizer.json"

@@ -30,6 +30,7 @@ from teacherlm.runtime.processes import each, from_first, gather, is_first, rank
 
 if TYPE_CHECKING:  # it imports transformers, which join_processes has to precede
     from teacherlm.finetune.savers import Resumed
+    from teacherlm.finetune.training_data import Samples
 
 
 def main() -> int:
@@ -73,6 +74,7 @@ def work(run: StageRun, flags: Any, training: Any, model_folder: Path, words: li
     """
     from teacherlm.finetune.recorded import effective_batch
     from teacherlm.finetune.savers import Resumed, Saver, must_change, require_intact, user_of
+    from teacherlm.finetune.training_data import load_samples
 
     with said_once():
         arguments, length, inputs = from_first(lambda: describe_run(flags, training, model_folder, run.manifest))
@@ -123,6 +125,7 @@ def describe_run(
     from teacherlm.finetune.adapters import MERGED
     from teacherlm.finetune.recorded import OF_THE_MACHINE, lengths, recorded_arguments
     from teacherlm.finetune.samples import require_dataset
+    from teacherlm.finetune.training_data import test_sets
 
     if is_adapter(model_folder):
         raise UserError(
@@ -149,6 +152,7 @@ def describe_run(
 def folders(flags: Any) -> dict[str, Path]:
     """The folders that the checkpoints depend on, by their names in the manifest."""
     from teacherlm.finetune.sets import parse_sets
+    from teacherlm.finetune.training_data import test_sets
 
     sets = parse_sets(flags.dataset_name)
     found = {"dataset" if len(sets) == 1 else f"dataset {n}": one.folder for n, one in enumerate(sets, 1)}
@@ -157,11 +161,6 @@ def folders(flags: Any) -> dict[str, Path]:
     if flags.overlaps == "leave_out":
         found |= {f"test set {folder.name}": folder for folder in test_sets(flags)}
     return found
-
-
-def test_sets(flags: Any) -> list[Path]:
-    """The folders of --test_sets."""
-    return [Path(folder) for folder in (flags.test_sets or "").split(",") if folder]
 
 
 def fit_to_model(flags: Any, model_folder: Path) -> Any:
@@ -175,38 +174,6 @@ def fit_to_model(flags: Any, model_folder: Path) -> Any:
     return dataclasses.replace(flags, max_source_length=positions)
 
 
-@dataclasses.dataclass(frozen=True)
-class Samples:
-    """The samples of a training.
-
-    Attributes:
-        tokens: the samples of an epoch as tokens; with `texts`, all texts of these samples.
-        phases: number of samples in each phase of the epoch.
-        dev: the dev samples, on which the student is not trained, or None.
-        tokenizer: the student's tokenizer.
-        rows: the rows of the datasets, and which of them an epoch has.
-        texts: which text each sample has in an epoch, if the dataset has several of each and an epoch has one.
-        teacher: the teacher's distributions (soft_targets.TeacherTokens), or None.
-    """
-
-    tokens: Any
-    phases: list[int]
-    dev: Any
-    tokenizer: Any
-    rows: Any
-    texts: Any = None
-    teacher: Any = None
-
-    @property
-    def per_epoch(self) -> int:
-        """Number of samples in an epoch."""
-        return sum(self.phases)
-
-    def longest(self, most: int) -> int:
-        """Number of tokens in the longest sample, at most `most`."""
-        return min(most, max(max(part["tokens"]) for part in (self.tokens, self.dev) if part is not None))
-
-
 class Student(NamedTuple):
     """The model that training begins with: its folder, and the digest of its files."""
 
@@ -214,108 +181,8 @@ class Student(NamedTuple):
     digest: str
 
 
-def load_samples(flags: Any, training: Any, model_folder: Path) -> Samples:
-    """The samples of an epoch, and with --dev_dataset the dev samples, as tokens."""
-    import datasets
-
-    from teacherlm.finetune.fields import choose_texts, dataset_order, parse_fields
-    from teacherlm.finetune.samples import load_split, tokenize
-    from teacherlm.finetune.soft_targets import TeacherTokens
-    from teacherlm.runtime.loading import load_tokenizer
-    from teacherlm.runtime.model_config import load_config, vocabulary_size
-
-    datasets.disable_progress_bars()
-    fields = parse_fields(flags.task_type)
-    rows = load_rows(flags, fields, training.seed)
-    tokenizer = load_tokenizer(model_folder)
-    vocabulary = vocabulary_size(load_config(model_folder))
-    how = (tokenizer, fields, flags.max_source_length, flags.loss_on == "completion", training.seed, vocabulary)
-    with_parts = bool(flags.loss_weights or flags.on_policy)
-    teacher = TeacherTokens(rows.dataset, tokenizer, vocabulary) if flags.kl_weight else None
-    tokens, counts = tokenize(rows.dataset, *how, with_parts, rows, teacher)
-    if teacher is not None:
-        say_known(tokens)
-    texts = None
-    if rows.groups is not None:
-        texts, counts, samples = choose_texts(fields, rows.groups, training.seed, rows.pool)
-        if not flags.shuffle and not fields.in_order:
-            texts = texts.select(dataset_order(samples))
-    elif not flags.shuffle and not fields.in_order:
-        tokens = tokens.select(dataset_order(tokens["sample"]))
-    dev = None
-    if flags.dev_dataset:
-        dev, _ = tokenize(load_split(Path(flags.dev_dataset), fields, train=False), *how, with_parts)
-    if flags.tokens_per_batch is not None:
-        longest = min(flags.max_source_length, max(tokens["tokens"]))
-        if longest > flags.tokens_per_batch:
-            raise UserError(
-                f"--tokens_per_batch {flags.tokens_per_batch}: the longest sample has {longest} tokens; give at least "
-                "that"
-            )
-    require_parts(flags, [tokens, *([] if dev is None else [dev])])
-    return Samples(tokens, counts if fields.in_order else [sum(counts)], dev, tokenizer, rows, texts, teacher)
-
-
-def say_known(tokens: Any) -> None:
-    """Print how many tokens the teacher wrote, by its distributions.
-
-    Raises:
-        UserError: there are none.
-    """
-    blocks = [block for of_sample in tokens["blocks"] for block in of_sample]
-    known = sum(count for *_, count in blocks)
-    if not known:
-        raise UserError(
-            "--kl_weight: no text has tokens that the teacher wrote; its distributions belong to other texts or to "
-            "another tokenization"
-        )
-    say(f"finetune: the teacher's distribution is known for {known} of {sum(map(len, tokens['input_ids']))} tokens")
-
-
-def load_rows(flags: Any, fields: Any, seed: int) -> Any:
-    """The rows of the datasets, and which of them an epoch has (sets.TrainingRows)."""
-    from teacherlm.finetune.samples import load_split, sample_rows
-    from teacherlm.finetune.sets import choose_epoch, join_sets, parse_sets
-
-    sets = parse_sets(flags.dataset_name)
-    parts = [load_split(one.folder, fields, train=True) for one in sets]
-    rows = join_sets(sets, parts, fields.weights)
-    if flags.explanations == "each_epoch":
-        groups = [
-            range(start + of_sample.start, start + of_sample.stop)
-            for one, part, start in zip(sets, parts, rows.starts)
-            for of_sample in sample_rows(part, one.folder)
-        ]
-        rows = dataclasses.replace(rows, groups=groups[: flags.max_train_samples])
-    elif flags.max_train_samples:
-        rows = dataclasses.replace(
-            rows, dataset=rows.dataset.select(range(len(rows.dataset))[: flags.max_train_samples])
-        )
-    return choose_epoch(rows, [*fields.weights], seed, test_sets(flags), flags.overlaps == "leave_out")
-
-
-def require_parts(flags: Any, tokenized: list[Any]) -> None:
-    """Refuse weights of parts that no sample has.
-
-    Raises:
-        UserError: the message names the part.
-    """
-    from teacherlm.catalog.text_parts import PARTS
-    from teacherlm.finetune.student import shares_of
-
-    shares = shares_of(flags)
-    for tokens in tokenized if shares else ():
-        there = {part for row in tokens["parts"] for part in row}
-        for index, part in enumerate(PARTS):
-            if shares[index] and index not in there:
-                raise UserError(
-                    f"--loss_weights {flags.loss_weights}: no text in the field {flags.task_type} has the part {part}; "
-                    "leave it out, or train on another field"
-                )
-
-
 def claim(
-    arguments: dict[str, Any], inputs: dict[str, Any], flags: Any, training: Any, samples: Samples
+    arguments: dict[str, Any], inputs: dict[str, Any], flags: Any, training: Any, samples: "Samples"
 ) -> dict[str, Any] | None:
     """Reserve the output folder for this run, list the samples that were cut and those that other sets have, and return
     the checkpoint to resume.
@@ -349,7 +216,7 @@ def claim(
 
 
 def train(
-    flags: Any, training: Any, samples: Samples, student: Student, resumed: "Resumed | None"
+    flags: Any, training: Any, samples: "Samples", student: Student, resumed: "Resumed | None"
 ) -> tuple[int, dict[str, Any]]:
     """Train to the full number of epochs, from a checkpoint if there is one; return exit code and counts."""
     from transformers import set_seed
@@ -412,7 +279,7 @@ def train(
 
 
 def make_trainer(
-    flags: Any, training: Any, samples: Samples, student: Student, resumed: "Resumed | None", interrupts: Any
+    flags: Any, training: Any, samples: "Samples", student: Student, resumed: "Resumed | None", interrupts: Any
 ) -> Any:
     """The trainer, with the student on its device."""
     from teacherlm.finetune.dev import DevLoss
