@@ -349,7 +349,7 @@ def test_flags_reach_their_stage_and_have_folders_of_their_own() -> None:
 
 
 def test_the_settings_of_a_submission_have_the_teachers_of_single_kinds() -> None:
-    saved = saved_variables("creak", ["TEACHER_COT", "TEACHERLM_CACHE", "HOME"])
+    saved = saved_variables("creak", ["TEACHER_COT", "TEACHERLM_CACHE", "HOME"], {})
     assert {"TEACHER_COT", "ENHANCE_FLAGS", "FINETUNE_FLAGS", "EVALUATE_FLAGS"} <= set(saved)
     assert not {"TEACHERLM_CACHE", "HOME"} & set(saved)
 
@@ -400,8 +400,10 @@ def test_other_training_sets_have_stages_of_their_own_in_the_folders_of_their_ow
 
 
 def test_the_data_of_all_benchmarks_is_saved_for_the_jobs() -> None:
-    saved = saved_variables("creak", ["ECQA_DATA", "MMLU_DATA", "HOME", "TEACHER_COT"])
-    assert {"CREAK_DATA", "ECQA_DATA", "MMLU_DATA", "TRAIN", "TEST"} <= set(saved) and "HOME" not in saved
+    given = {"TRAIN": "creak,ecqa:0.5", "TEST": "mmlu", "HOME": "/", "OTHER_DATA": "/x"}
+    saved = saved_variables("creak", given, given)
+    assert {"CREAK_DATA", "ECQA_DATA", "MMLU_DATA", "TRAIN", "TEST"} <= set(saved)
+    assert not {"HOME", "OTHER_DATA"} & set(saved)
 
 
 def stage(tmp_path: Path, code: str, **fields: object) -> Stage:

@@ -42,7 +42,7 @@ def main() -> int:
             "atlas/preprocessing/download_*.py download what ATLAS's experiments need (docs/how-to/atlas.md)"
         )
     if has_scripts():
-        load_site(saved_variables(benchmark, {*os.environ, *known_names()}))
+        load_site(saved_variables(benchmark, {*os.environ, *known_names()}, os.environ))
     graph = read_graph(benchmark)
     new = [part for part in (graph.folder.locks, *graph.folder.locks.parents) if not part.exists()]
     make_own_folder(graph.folder.locks.absolute(), graph.runs.absolute())  # before downloads that take hours

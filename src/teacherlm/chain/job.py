@@ -48,7 +48,7 @@ def take_submission(file: Path) -> str:
         UserError: the file belongs to another user, or has a variable that does not belong to a chain.
     """
     submission = settings_file.read(file)
-    known = saved_variables(submission.benchmark, submission.variables)
+    known = saved_variables(submission.benchmark, submission.variables, submission.variables)
     for name in submission.variables:
         if name not in known:
             raise UserError(f"{file}: variables: {name} is not a variable of a chain")

@@ -53,7 +53,11 @@ def main() -> int:
     launcher = os.environ.get("LAUNCHER") or ("slurm" if by_slurm else "local")
     if launcher not in ("local", "slurm"):
         raise UserError(plain(f"LAUNCHER={launcher}: slurm or local was expected"))
-    site = load_site(saved_variables(benchmark, {*os.environ, *known_names()})) if launcher == "slurm" else Site()
+    site = (
+        load_site(saved_variables(benchmark, {*os.environ, *known_names()}, os.environ))
+        if launcher == "slurm"
+        else Site()
+    )
     if launcher == "local" and has_scripts():
         load_site(("RUNS",))  # the folders of the site, where make report and make status look; not its requests
     graph = read_graph(benchmark, site.gpu_type)

@@ -375,12 +375,7 @@ def own_teachers(benchmark: str, prompts: PromptFacts, variables: Mapping[str, s
 
 def teachers_of_kinds(benchmark: str, names: Iterable[str]) -> list[str]:
     """The names that say which teacher a kind of explanation has."""
-    return [name for name in names if TEACHER_OF.fullmatch(name) and not is_data_variable(name, benchmark)]
-
-
-def is_data_variable(name: str, benchmark: str) -> bool:
-    """Whether a variable names the folder of a benchmark's files; `benchmark` is the one of the chain."""
-    return name == data_variable(benchmark) or (name.endswith("_DATA") and not name.startswith("TEACHER_"))
+    return [name for name in names if TEACHER_OF.fullmatch(name) and name != data_variable(benchmark)]
 
 
 def flags_in(name: str, variables: Mapping[str, str]) -> tuple[str, ...]:
@@ -398,17 +393,19 @@ def flags_in(name: str, variables: Mapping[str, str]) -> tuple[str, ...]:
     return flags
 
 
-def saved_variables(benchmark: str, given: Iterable[str]) -> tuple[str, ...]:
+def saved_variables(benchmark: str, given: Iterable[str], variables: Mapping[str, object]) -> tuple[str, ...]:
     """The names of the variables that belong to a chain.
 
     Args:
         given: names among which the teachers of single kinds are looked for.
+        variables: TRAIN and TEST, which name the benchmarks whose data belongs to the chain.
     """
     if is_atlas(benchmark):
         return ATLAS_SAVED
-    given = [*given]
-    data = [name for name in given if is_data_variable(name, benchmark)]
-    return (*SAVED, *dict.fromkeys([data_variable(benchmark), *data]), *teachers_of_kinds(benchmark, given))
+    named = ",".join(str(variables.get(name) or "") for name in ("TRAIN", "TEST"))
+    benchmarks = [benchmark, *(part.partition(":")[0] for part in named.split(",") if part)]
+    data = dict.fromkeys(map(data_variable, benchmarks))
+    return (*SAVED, *data, *(name for name in teachers_of_kinds(benchmark, given) if name not in data))
 
 
 def is_atlas(benchmark: str) -> bool:

@@ -115,7 +115,7 @@ class Submitting:
             self.find_others()
             variables = {
                 name: os.environ[name]
-                for name in saved_variables(self.graph.benchmark, os.environ)
+                for name in saved_variables(self.graph.benchmark, os.environ, os.environ)
                 if os.environ.get(name)
             }
             self.settings = save(self.chain.path, Submission(self.graph.benchmark, self.here, variables))

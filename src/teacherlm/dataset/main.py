@@ -221,13 +221,13 @@ def prepare(
     require_file_place(jsonl)
     for place in (saved, test):
         require_folder_place(place)
-    if jsonl.resolve() in (file.resolve() for file in source_files(benchmark, source, ("train", "test"))):
-        raise UserError(
-            f"{jsonl}: this file has samples of the benchmark, and the prepared records would have the same name; give "
-            "another --output_dir"
-        )
     run = StageRun("prepare", jsonl)
     if run.manifest is None and jsonl.exists() and not mark_of(jsonl).exists():
+        if jsonl.resolve() in (file.resolve() for file in source_files(benchmark, source, ("train", "test"))):
+            raise UserError(
+                f"{jsonl}: this file has samples of the benchmark, and the prepared records would have the same name; "
+                "give another --output_dir"
+            )
         print(f"prepare: {jsonl} exists without a manifest: it is used as it is; remove it to make it again")
         return
     compare_records(run, benchmark, prompts, source, limit)
