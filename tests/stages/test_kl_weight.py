@@ -13,7 +13,7 @@ import torch
 from support.files import read_lines
 from support.finetuning import flags, read_log, weights
 from support.programs import only_error
-from support.tiny_models import make_tiny_model
+from support.tiny_models import exchange_two_tokens, make_other_model, make_tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from teacherlm.catalog.top_logprobs import TopLogprobs, decode, encode, vocabulary_digest
@@ -39,15 +39,7 @@ def enhance(inside: Callable, teacher: Path, prepared: Path, output: Path, *more
 
 @pytest.fixture(scope="module")
 def other_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher with the vocabulary of the tiny models, and weights that differ from the student's."""
-    folder = make_tiny_model("llama", tmp_path_factory.mktemp("teacher") / "model")
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for part in model.parameters():
-            part.add_(torch.randn(part.shape, generator=generator) * 0.1)
-    model.save_pretrained(folder)
-    return folder
+    return make_other_model(tmp_path_factory.mktemp("teacher") / "model")
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom", "opt"])
@@ -317,13 +309,7 @@ def test_mistakes_are_one_line(tiny_llama: Path, enhanced: Path, tmp_path: Path,
         said = error(tmp_path / name)
         assert "sample 2: the field 'cot_top_logprobs': " in said and why in said
     other = make_tiny_model("llama", tmp_path / "other")
-    file = other / "tokenizer.json"
-    tokenizer = json.loads(file.read_text())
-    names = list(tokenizer["model"]["vocab"])
-    first, second = names[-1], names[-2]
-    vocabulary = tokenizer["model"]["vocab"]
-    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
-    file.write_text(json.dumps(tokenizer))
+    exchange_two_tokens(other)
     assert "the teacher that wrote this text has another vocabulary" in error(enhanced, model=other)
     assert not (tmp_path / "run").exists()
 

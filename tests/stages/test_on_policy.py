@@ -12,7 +12,7 @@ import pytest
 import torch
 from support.finetuning import flags, read_log, weights
 from support.programs import only_error
-from support.tiny_models import make_tiny_model
+from support.tiny_models import exchange_two_tokens, make_other_model, make_tiny_model
 from support.two_processes import finetune
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -30,15 +30,7 @@ STEP, TOKENS = 4, 7
 
 @pytest.fixture(scope="module")
 def other_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher with the vocabulary of the tiny models, and weights that differ from the student's."""
-    folder = make_tiny_model("llama", tmp_path_factory.mktemp("teacher") / "model")
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for part in model.parameters():
-            part.add_(torch.randn(part.shape, generator=generator) * 0.1)
-    model.save_pretrained(folder)
-    return folder
+    return make_other_model(tmp_path_factory.mktemp("teacher") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -275,11 +267,6 @@ def test_mistakes_are_one_line(
     assert "the longest sample, with what the student may write, has" in error(*own, *too_few)
     assert "no model" in error("--on_policy", 0.5, "--teacher", "nothing")
     strange = make_tiny_model("llama", tmp_path / "strange")
-    file = strange / "tokenizer.json"
-    tokenizer = json.loads(file.read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    first, second = list(vocabulary)[-2:]
-    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
-    file.write_text(json.dumps(tokenizer))
+    exchange_two_tokens(strange)
     assert "its vocabulary is not the student's" in error("--on_policy", 0.5, "--teacher", strange)
     assert not list((tmp_path / "run").glob("checkpoint-*"))

@@ -101,7 +101,7 @@ def test_pieces_of_test_sets_are_listed_or_left_out(
     kept = trained(inside, tiny_llama, sets["BOTH"], tmp_path / "kept")
     known = weights(kept)
     again = inside("finetune", *flags(tiny_llama, sets["BOTH"], kept), "--num_train_epochs", 1, "--test_sets", tests)
-    assert "3 samples with a piece of the test set sample are trained on" in again.stdout, again.stderr
+    assert "trained on: 3 samples with a piece of the test set sample; " in again.stdout, again.stderr
     assert [one["sample"] for one in read_lines(kept / "repeated.jsonl")] == [1, 2, 3]
     assert weights(kept) == known
     without = trained(

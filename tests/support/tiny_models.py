@@ -1,5 +1,6 @@
 """A tiny random model of each common kind, with its tokenizer."""
 
+import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -56,3 +57,28 @@ def make_teachers(tiny_llama: Path, folder: Path, kinds: Iterable[str]) -> dict[
         save_file(changed, weights, metadata={"format": "pt"})
         made[f"TEACHER_{kind.upper()}"] = copy
     return made
+
+
+def make_other_model(folder: Path) -> Path:
+    """A Llama with the vocabulary of the tiny models, and weights that differ from theirs: a teacher for them."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    make_tiny_model("llama", folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for part in model.parameters():
+            part.add_(torch.randn(part.shape, generator=generator) * 0.1)
+    model.save_pretrained(folder)
+    return folder
+
+
+def exchange_two_tokens(folder: Path) -> None:
+    """Give a model another vocabulary of the same size: two tokens exchange their numbers."""
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = list(vocabulary)[-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    file.write_text(json.dumps(tokenizer))

@@ -86,7 +86,7 @@ def test_a_question_of_an_earlier_set_is_left_out() -> None:
     assert found.described()[1] == {
         **{"set": "B", "share": "1", "first": 4, "rows": 4, "left_out": 2, "samples_per_epoch": 2}
     }
-    assert found.findings == "3 samples with a question of an earlier set left out, 1 of them with another answer"
+    assert found.findings == "left out: 3 samples with a question of an earlier set, 1 of them with another answer"
 
 
 def test_a_set_without_its_own_questions_is_refused() -> None:
@@ -146,6 +146,7 @@ def test_samples_with_a_piece_of_a_test_set(prepared: Path) -> None:
             (2, "sample", 3, drop)
         ]
         assert found.pool == ([0] if drop else None)
-        assert found.findings.startswith("1 sample with a piece of the test set sample ")
+        done = "left out" if drop else "trained on"
+        assert found.findings == f"{done}: 1 sample with a piece of the test set sample"
     with pytest.raises(UserError, match=r"no such test set; data_prepare\.py makes it"):
         choose_epoch(joined((A, mine)), ["cot_tail"], 0, [prepared / "tests" / "other"], False)

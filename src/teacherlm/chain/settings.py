@@ -9,26 +9,15 @@ from pathlib import Path
 
 from teacherlm.catalog.explanations import SETTINGS
 from teacherlm.catalog.prompts import DEFAULT
+from teacherlm.catalog.shares import EXPECTED, is_share
 from teacherlm.chain.facts import PromptFacts, ask_prompts
 from teacherlm.chain.variables import TEACHER_OF, data_variable, teacher_variable
 from teacherlm.core.errors import UserError
 from teacherlm.runtime.launcher import require_number, stage_python
 
 SAVED = (
-    *(
-        "STUDENT",
-        "MODEL",
-        "TEACHER",
-        "TASK",
-        "TRAIN",
-        "TEST",
-        "PROMPTS",
-        "LIMIT",
-        "EPOCHS",
-        "SEED",
-        "NUM_TOKENS",
-        "TEMPERATURE",
-    ),
+    *("STUDENT", "MODEL", "TEACHER", "TASK", "TRAIN", "TEST", "PROMPTS", "LIMIT", "EPOCHS", "SEED", "NUM_TOKENS"),
+    "TEMPERATURE",
     *("NUM_COMPLETIONS", "EXPLANATIONS", "SCORER", "CHAT", "ENGINE", "MAX_FAILURES", "FILTER", "BATCH", "ACCUMULATION"),
     *("LEARNING_RATE", "TOKENIZATION", "SHARDS", "RUNS", "PYTHON", "REPORT_TO", "WANDB_PROJECT", "WANDB_MODE", "PEFT"),
     *("AUTO_BATCH", "SAVE_TOTAL_LIMIT", "ENHANCE_FLAGS", "FINETUNE_FLAGS", "EVALUATE_FLAGS"),
@@ -47,7 +36,6 @@ COUNTS |= {"NUM_COMPLETIONS": 1, "SAVE_TOTAL_LIMIT": 1, "SEED": 0, "MAX_FAILURES
 DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{0,20})?([eE][-+]?[0-9]{1,3})?|\.[0-9]{1,20}")
 MOST = 10_000
 SETS = re.compile(r"[^,:\s/]+(:(max)?[0-9.]+)?(,[^,:\s/]+(:(max)?[0-9.]+)?)*")
-SHARE = re.compile(r"max[1-9][0-9]{0,11}|[0-9]{1,6}(\.[0-9]{1,9})?")
 TASK = re.compile(r"[a-z0-9_]+(:[0-9.]+)?(,[a-z0-9_]+(:[0-9.]+)?)*")
 FLAGS = ("empty", "cut", "repeats", "copies", "language", "contradicts", "duplicate", "overlap")
 """The flags of dataset/quality.py. FILTER is checked here to refuse a wrong flag before the teacher's work."""
@@ -233,25 +221,35 @@ def read_sets(benchmark: str, variables: Mapping[str, str]) -> tuple[dict[str, s
     Raises:
         UserError: a value has another form, or neither names the benchmark of the chain.
     """
-    train: dict[str, str] = {}
     written, tested = variables.get("TRAIN") or benchmark, variables.get("TEST") or benchmark
-    if written != benchmark and not SETS.fullmatch(written):
-        raise UserError(plain(f"TRAIN={written}: benchmarks such as creak:1,ecqa:0.5,mmlu:max1000 were expected"))
-    for part in written.split(",") if written != benchmark else [benchmark]:
-        name, _, share = part.partition(":") if written != benchmark else (part, "", "")
-        if share and (not SHARE.fullmatch(share) or not share.strip("0.")):
-            raise UserError(plain(f"TRAIN={written}: {share} is neither a number above 0 nor maxN"))
-        if name in train:
-            raise UserError(plain(f"TRAIN={written}: {name} is there twice; give it once, with a weight"))
-        train[name] = share or "1"
-    tests = tuple(dict.fromkeys(tested.split(","))) if tested != benchmark else (benchmark,)
-    if "" in tests or (tested != benchmark and not SETS.fullmatch(tested)) or ":" in tested:
+    train = {benchmark: "1"} if written == benchmark else shares_in(written)
+    tests = (benchmark,) if tested == benchmark else tuple(dict.fromkeys(tested.split(",")))
+    if tested != benchmark and (":" in tested or not SETS.fullmatch(tested)):
         raise UserError(plain(f"TEST={tested}: benchmarks with commas between them were expected"))
     if benchmark not in train and benchmark not in tests:
         raise UserError(
             plain(f"neither TRAIN={written} nor TEST={tested} has {benchmark}; name a chain by a benchmark of theirs")
         )
     return train, tests
+
+
+def shares_in(written: str) -> dict[str, str]:
+    """Benchmark -> share, of a value of TRAIN.
+
+    Raises:
+        UserError: the value has another form, or names a benchmark twice.
+    """
+    if not SETS.fullmatch(written):
+        raise UserError(plain(f"TRAIN={written}: benchmarks such as creak:1,ecqa:0.5,mmlu:max1000 were expected"))
+    train: dict[str, str] = {}
+    for part in written.split(","):
+        name, _, share = part.partition(":")
+        if share and not is_share(share):
+            raise UserError(plain(f"TRAIN={written}: {share} is {EXPECTED}"))
+        if name in train:
+            raise UserError(plain(f"TRAIN={written}: {name} is there twice; give it once, with a weight"))
+        train[name] = share or "1"
+    return train
 
 
 def read_explanations(

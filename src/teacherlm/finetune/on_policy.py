@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from teacherlm.catalog.models import find_model, local_folder
 from teacherlm.catalog.text_parts import QUESTION
@@ -30,22 +30,11 @@ from teacherlm.runtime.generation_check import generation_fault, make_continuati
 from teacherlm.runtime.loading import base_model, load_model, load_tokenizer
 from teacherlm.runtime.model_config import position_count
 from teacherlm.runtime.plain_pass import plain_arguments
-from teacherlm.runtime.sampling import choose_tokens
+from teacherlm.runtime.sampling import Chooser
 from teacherlm.runtime.self_check import tolerance_of
 
 Sample = dict[str, Any]
 """A tokenized sample (samples.py)."""
-
-
-class Chooser(LogitsProcessor):
-    """Makes the library choose the tokens that are drawn with the rows' random generators."""
-
-    def __init__(self, generators: list[torch.Generator]):
-        self.generators = generators
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        chosen_B = choose_tokens(scores, self.generators, temperature=1, top_p=1)
-        return torch.full_like(scores, -torch.inf).scatter(1, chosen_B[:, None], 0.0)
 
 
 @dataclass
@@ -268,6 +257,4 @@ def load_teacher(folder: Path, student: Any, training: Any) -> PreTrainedModel:
             "the student; --on_policy needs a teacher of the student's family"
         )
     dtype = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
-    model = load_model(folder, dtype=dtype).to(training.device).eval().requires_grad_(False)
-    base_model(model).config.use_cache = False
-    return model
+    return load_model(folder, dtype=dtype).to(training.device).eval().requires_grad_(False)

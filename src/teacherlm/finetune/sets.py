@@ -7,7 +7,6 @@ set are counted, or left out as well.
 
 import bisect
 import itertools
-import re
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from teacherlm.catalog.ngrams import word_hashes, words_of
 from teacherlm.catalog.overlaps import read_test_split
 from teacherlm.catalog.prompt_sets import NUMBERS
 from teacherlm.catalog.prompts import completion_start
+from teacherlm.catalog.shares import EXPECTED, MAXIMUM, is_share
 from teacherlm.catalog.text_parts import COLUMN
 from teacherlm.catalog.top_logprobs import SUFFIX
 from teacherlm.core.errors import UserError
@@ -55,7 +55,7 @@ class TrainingSet:
     @property
     def share(self) -> str:
         """The weight or the maximum, as it is written after the folder."""
-        return f"max{self.most}" if self.most is not None else f"{self.weight:g}"
+        return f"{MAXIMUM}{self.most}" if self.most is not None else f"{self.weight:g}"
 
     def epoch(self, samples: Sequence[int], seed: int) -> list[int]:
         """The samples that an epoch has, some of them several times.
@@ -86,14 +86,12 @@ def parse_sets(text: str) -> list[TrainingSet]:
         folder, mark, share = part.rpartition(":")
         if Path(part).is_dir() or not mark:
             found.append(TrainingSet(Path(part)))
-        elif re.fullmatch(r"max[1-9]\d{0,11}", share):
-            found.append(TrainingSet(Path(folder), most=int(share[3:])))
-        elif re.fullmatch(r"\d{1,6}(\.\d{1,9})?", share) and float(share):
-            found.append(TrainingSet(Path(folder), weight=float(share)))
+        elif not is_share(share):
+            raise UserError(f"--dataset_name {text}: {FORM} was expected; {share!r} is {EXPECTED}")
+        elif share.startswith(MAXIMUM):
+            found.append(TrainingSet(Path(folder), most=int(share.removeprefix(MAXIMUM))))
         else:
-            raise UserError(
-                f"--dataset_name {text}: {FORM} was expected; {share!r} is neither a number above 0 nor maxN"
-            )
+            found.append(TrainingSet(Path(folder), weight=float(share)))
         if found[-1].folder == Path() and part.split(":")[0] != ".":
             raise UserError(f"--dataset_name {text}: {FORM} was expected; a folder is missing")
     resolved = [one.folder.resolve() for one in found]
@@ -121,6 +119,11 @@ class TrainingRows:
     groups: list[range] | None = None
     pool: list[int] | None = None
     repeated: tuple[Repetition, ...] = ()
+
+    @property
+    def has_each_once(self) -> bool:
+        """Whether the flags ask for each sample of one set once."""
+        return len(self.sets) == 1 and self.sets[0].share == "1"
 
     @property
     def count(self) -> int:
@@ -169,14 +172,14 @@ class TrainingRows:
         said = []
         again = [found for found in self.repeated if found["why"] == "question"]
         if again:
-            said.append(f"{plural(len(again), 'sample')} with a question of an earlier set left out")
+            said.append(f"left out: {plural(len(again), 'sample')} with a question of an earlier set")
             if others := sum("answers" in found for found in again):
                 said[0] += f", {others} of them with another answer"
         for folder in dict.fromkeys(found["test_set"] for found in self.repeated if found["why"] == "test set"):
             found_there = [found for found in self.repeated if found.get("test_set") == folder]
             count = len({found["sample"] for found in found_there})
-            done = "left out" if found_there[0]["left_out"] else "are trained on"
-            said.append(f"{plural(count, 'sample')} with a piece of the test set {folder} {done}")
+            done = "left out" if found_there[0]["left_out"] else "trained on"
+            said.append(f"{done}: {plural(count, 'sample')} with a piece of the test set {folder}")
         return "; ".join(said)
 
     @property
@@ -307,7 +310,7 @@ def choose_epoch(
     Raises:
         UserError: there is no such test set, or an epoch has no sample of a set.
     """
-    if len(rows.sets) == 1 and rows.sets[0].share == "1" and not tests:
+    if rows.has_each_once and not tests:
         return rows
 
     def find() -> list[Repetition]:
@@ -319,6 +322,6 @@ def choose_epoch(
         return found
 
     rows = replace(rows, repeated=tuple(from_first(find)))
-    if len(rows.sets) == 1 and rows.sets[0].share == "1" and not rows.left_out:
+    if rows.has_each_once and not rows.left_out:
         return rows
     return replace(rows, pool=rows.of_an_epoch(seed))

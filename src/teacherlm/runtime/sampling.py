@@ -1,6 +1,7 @@
 """Choose the next token of each row with a separate random generator per row."""
 
 import torch
+from transformers import LogitsProcessor
 
 BLOCK = {"cpu": 2**19, "cuda": 2**26}
 """Maximum number of logits that are processed together. On a CPU they should fit into its cache."""
@@ -35,6 +36,17 @@ def choose_tokens(
         uniform_BV = draw_uniform(generators[first : first + rows], scaled_BV)
         chosen.append(scaled_BV.sub_(uniform_BV.log_().neg_().log_()).argmax(-1))
     return torch.cat(chosen)
+
+
+class Chooser(LogitsProcessor):
+    """Makes the library's generation choose the tokens that `choose_tokens` draws, in place of its own."""
+
+    def __init__(self, generators: list[torch.Generator], temperature: float = 1, top_p: float = 1):
+        self.generators, self.temperature, self.top_p = generators, temperature, top_p
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        chosen_B = choose_tokens(scores.clone(), self.generators, self.temperature, self.top_p)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen_B[:, None], 0.0)
 
 
 def top_tokens(logits_BV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -204,8 +204,8 @@ class Batch:
 def keep_top(rows: list[Row], logits_BV: torch.Tensor, k: int) -> None:
     """Keep the k most likely tokens at the newest token of each row; with k = 0, nothing."""
     if k:
-        for row, *found in zip(rows, *top_tokens(logits_BV, k)):
-            row.top.append((found[0], found[1]))
+        for row, ids_K, logprobs_K1 in zip(rows, *top_tokens(logits_BV, k)):
+            row.top.append((ids_K, logprobs_K1))
 
 
 class CheckedBatch(Batch):

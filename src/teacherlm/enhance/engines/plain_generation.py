@@ -4,28 +4,28 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
+from transformers import GenerationConfig, StoppingCriteria
 
 from teacherlm.enhance.engines import Completion, Failure, Prompt
 from teacherlm.enhance.engines.batch import keep_top
 from teacherlm.runtime.plain_pass import plain_arguments
-from teacherlm.runtime.sampling import choose_tokens
+from teacherlm.runtime.sampling import Chooser, choose_tokens
 
 if TYPE_CHECKING:
     from teacherlm.enhance.engines.batch import Row
     from teacherlm.enhance.engines.transformers_engine import TransformersEngine
 
 
-class Chooser(LogitsProcessor):
-    """Makes the library choose the token that is drawn with the row's random generator."""
+class RowChooser(Chooser):
+    """Makes the library choose the token of a row, whose most likely tokens are kept if that is asked for."""
 
     def __init__(self, engine: "TransformersEngine", row: "Row"):
-        self.sampling, self.generators, self.row = engine.sampling, [row.generator], row
+        super().__init__([row.generator], engine.sampling.temperature, engine.sampling.top_p)
+        self.row, self.kept = row, engine.sampling.top_logprobs
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        keep_top([self.row], scores, self.sampling.top_logprobs)
-        chosen_B = choose_tokens(scores.clone(), self.generators, self.sampling.temperature, self.sampling.top_p)
-        return torch.full_like(scores, -torch.inf).scatter(1, chosen_B[:, None], 0.0)
+        keep_top([self.row], scores, self.kept)
+        return super().__call__(input_ids, scores)
 
 
 class Ended(StoppingCriteria):
@@ -77,7 +77,7 @@ def generate(engine: "TransformersEngine", row: "Row") -> None:
         input_ids=ids_1T,
         attention_mask=torch.ones_like(ids_1T),
         max_new_tokens=engine.sampling.num_tokens,
-        logits_processor=[Chooser(engine, row)],
+        logits_processor=[RowChooser(engine, row)],
         stopping_criteria=[Ended(engine, row)],
         pad_token_id=0,
     )
