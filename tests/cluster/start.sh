@@ -9,7 +9,7 @@ usage: [VARIABLE=value ...] bash start.sh FOLDER      (stop.sh FOLDER ends it)
   NODES=3 CPUS=2 MEMORY=4000 GPUS=2   the number of nodes, and the resources that each declares; GPUs are fake
   NAMED=1                             each node has its own network, address and host name
   PORT=16817 FIRST_JOB=1              the controller's port, which the nodes' ports follow; the number of the first job.
-                                      Two clusters on a machine need different ones. Only one can be NAMED.
+                                      Two clusters on a machine need different ones.
 
 All files are written to FOLDER. To use this Slurm: export SLURM_CONF=FOLDER/etc/slurm.conf
 EOF
@@ -25,7 +25,8 @@ main() {
     for number in "$nodes" "$cpus" "$memory" "$gpus" "$named" "$port" "$first_job"; do
         [[ $number =~ ^(0|[1-9][0-9]{0,8})$ ]] || { echo "start.sh: error: $number: a number was expected" >&2; exit 2; }
     done
-    network=10.77.0 controller=127.0.0.1
+    # two clusters with networks never meet: the address and the names of the interfaces contain the port
+    network=10.$((port / 256)).$((port % 256)) prefix=sl$port controller=127.0.0.1
     ((named == 0)) || controller=$network.1
     mkdir -p "$folder"/{etc,log,run,state,spool,munge,dev}
     export SLURM_CONF=$folder/etc/slurm.conf
@@ -46,23 +47,29 @@ start_munge() {
 
 # Make a network namespace for each node, and connect them by a bridge. Exit with 77 if this machine does not allow it.
 make_networks() {
-    if ! ip netns add slnode0 || ! ip netns delete slnode0; then
+    if ! ip netns add "${prefix}n0" || ! ip netns delete "${prefix}n0"; then
         echo "start.sh: error: this machine allows no network namespaces" >&2
         exit 77
     fi
-    ip link add slbridge type bridge 2>/dev/null || true
-    ip address replace "$network.1/24" dev slbridge
-    ip link set slbridge up
+    for ((node = 1; node <= nodes; node++)); do
+        [[ ! -e /run/netns/${prefix}n$node || -z $(ip netns pids "${prefix}n$node") ]] && continue
+        echo "start.sh: error: a cluster with the port $port runs here: end it with stop.sh, or set another PORT" >&2
+        exit 1
+    done
+    echo "$prefix" >"$folder/networks" # stop.sh removes those with this prefix
+    bash "$(dirname -- "${BASH_SOURCE[0]}")/remove-networks.sh" "$prefix" # of a cluster that was killed
+    ip link add "$prefix" type bridge
+    ip address add "$network.1/24" dev "$prefix"
+    ip link set "$prefix" up
     cp /etc/hosts "$folder/etc/hosts"
     for ((node = 1; node <= nodes; node++)); do
         echo "$network.$((10 + node)) node$node" >>"$folder/etc/hosts"
-        ip link delete "slveth$node" 2>/dev/null || true # an earlier cluster's, whose network is still being removed
-        ip netns add "slnode$node"
-        ip link add "slveth$node" type veth peer name eth0 netns "slnode$node"
-        ip link set "slveth$node" master slbridge up
-        ip -n "slnode$node" address add "$network.$((10 + node))/24" dev eth0
-        ip -n "slnode$node" link set eth0 up
-        ip -n "slnode$node" link set lo up
+        ip netns add "${prefix}n$node"
+        ip link add "${prefix}v$node" type veth peer name eth0 netns "${prefix}n$node"
+        ip link set "${prefix}v$node" master "$prefix" up
+        ip -n "${prefix}n$node" address add "$network.$((10 + node))/24" dev eth0
+        ip -n "${prefix}n$node" link set eth0 up
+        ip -n "${prefix}n$node" link set lo up
     done
 }
 
@@ -132,7 +139,7 @@ start_node() { # NUMBER
         return
     fi
     # shellcheck disable=SC2016  # the inner shell expands them
-    nsenter --net="/run/netns/slnode$1" unshare --uts --mount --propagation private bash -c '
+    nsenter --net="/run/netns/${prefix}n$1" unshare --uts --mount --propagation private bash -c '
         hostname "$1" && mount --bind "$2" /etc/hosts && exec slurmd -f "$3" -N "$1"' \
         _ "node$1" "$folder/etc/hosts" "$SLURM_CONF"
 }

@@ -21,9 +21,4 @@ for _ in $(seq 50); do
     sleep 0.1
 done
 daemons "$1" KILL >/dev/null
-[[ -e $1/etc/hosts ]] || exit 0 # its nodes had no networks of their own
-for name in $(ip netns list | sed -n 's/^\(slnode[0-9]*\).*/\1/p'); do
-    ip link delete "slveth${name#slnode}" 2>/dev/null || true # otherwise it stays until the last process in it has ended
-    ip netns delete "$name"
-done
-if ip link show slbridge >/dev/null 2>&1; then ip link delete slbridge; fi
+[[ ! -e $1/networks ]] || bash "$(dirname -- "${BASH_SOURCE[0]}")/remove-networks.sh" "$(<"$1/networks")"

@@ -34,8 +34,8 @@ def test_each_script_answers_a_wrong_number_of_arguments_with_its_usage(script: 
     wrong = {"enhance/enhance.sh": (0, 3), "finetune/finetune.sh": (0, 9), "tests/cluster/install.sh": (1,)}
     wrong["tests/support/browser/install.sh"] = (1,)
     wrong |= dict.fromkeys(("evaluate/run_bloom_mmlu.sh", "evaluate/run_opt_mmlu.sh"), (0,))
-    one = ("slurm/chain.sh", "slurm/download.sh", "tests/cluster/start.sh", "tests/cluster/stop.sh")
-    wrong |= dict.fromkeys(one, (0, 2))
+    of_cluster = (f"tests/cluster/{name}.sh" for name in ("start", "stop", "remove-networks"))
+    wrong |= dict.fromkeys(("slurm/chain.sh", "slurm/download.sh", *of_cluster), (0, 2))
     none = ("containers/build.sh", "containers/debian_mirror.sh", "containers/test.sh", "atlas/examples/demo.sh")
     wrong |= dict.fromkeys(none, (1,))
     wrong |= {"containers/get_apptainer.sh": (2,), "containers/test_image.sh": (0, 2)}
