@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from teacherlm.enhance.chat import explanation_of
-from teacherlm.enhance.engines import Completion, Failure, Prompt
 from teacherlm.enhance.flags import EnhanceFlags
 from teacherlm.enhance.job import Job, shard_records
 from teacherlm.enhance.judging import Question, judge, question_of
+from teacherlm.runtime.generation import Completion, Failure, Prompt
 
 
 class Asking:

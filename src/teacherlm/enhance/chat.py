@@ -6,7 +6,7 @@ from teacherlm.catalog.chat_templates import ANSWER, THINKING, template_size
 from teacherlm.catalog.models import Model, local_folder
 from teacherlm.catalog.prompt_sets import Kind
 from teacherlm.core.errors import UserError
-from teacherlm.enhance.engines import Completion, Failure, Message
+from teacherlm.runtime.generation import Completion, Failure, Message
 
 
 def conversation(kind: Kind, prompt: str) -> tuple[Message, ...]:

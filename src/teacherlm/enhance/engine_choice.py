@@ -18,11 +18,11 @@ from teacherlm.catalog.models import Model, has_only_gguf, local_folder
 from teacherlm.catalog.servers import KEY
 from teacherlm.catalog.serving import serve_words
 from teacherlm.core.errors import UserError
-from teacherlm.enhance.engines import Engine, Sampling
 from teacherlm.enhance.engines.budget import Budget
 from teacherlm.enhance.engines.pace import Pace
 from teacherlm.enhance.flags import EnhanceFlags
 from teacherlm.enhance.job import SERVE, VLLM, Job
+from teacherlm.runtime.generation import Engine, Sampling
 
 SPECIAL_TOKENS = 8
 """Upper bound for the number of special tokens around a prompt."""
@@ -67,13 +67,13 @@ def make_engine(
     if has_only_gguf(folder):
         raise UserError(f"{folder} has weights that only a server reads (*.gguf): use --engine serve")
     if flags.engine == VLLM:
-        from teacherlm.enhance.engines.vllm_engine import VLLMEngine
+        from teacherlm.runtime.generation.vllm_engine import VLLMEngine
 
         together = gpus_together(folder, gpus)
         within_vllm = VLLMEngine(folder, flags.dtype, sampling, together)
         described = f"with vLLM on {together} GPUs" if together > 1 else "with vLLM"
         return within_vllm, described + (" (batch-invariant)" if within_vllm.is_batch_invariant else "")
-    from teacherlm.enhance.engines.transformers_engine import TransformersEngine
+    from teacherlm.runtime.generation.transformers_engine import TransformersEngine
 
     batch_size = flags.batch_size or teacher.recommended("enhance.batch")
     # A token has at least one byte, so no prompt with its completion has more tokens than `bound`.
