@@ -354,6 +354,7 @@ def evaluate(settings: Settings, facts: Facts, layout: Layout) -> Stage:
         words = ["--model_args", f"pretrained={checkpoint or settings.student}", "--tasks", ",".join(settings.tests)]
         words += ["--datasets", str(layout.tests), "--output_path", str(layout.evaluated)]
         words += ["--tokenization", settings.tokenization]
+        words += ["--answer", settings.answer] if settings.answer != "auto" else []
         words += ["--checkpoints", str(layout.checkpoints)] if index is None else []
         words += further("EVALUATE_FLAGS", settings.evaluate_flags, words, OF_EVALUATION)
         return [Command([*program("evaluate"), *words, *more])]
@@ -383,6 +384,7 @@ def report(settings: Settings, layout: Layout) -> Stage:
 
     def commands(index: int | None, more: Sequence[str]) -> list[Command]:
         page = Command([*program("report"), str(layout.folder.path), *more])
+        table += ["--answer", settings.answer] if settings.answer != "auto" else []
         tables = [Command([*program("table"), "--task", name, *table]) for name in settings.tests]
         return [page] if more else [*tables, page]
 

@@ -23,6 +23,7 @@ from teacherlm.core.stage_run import StageRun
 from teacherlm.core.terminal import printable
 from teacherlm.report import sections
 from teacherlm.report.atlas_results import atlas_sections, is_atlas_folder, read_experiments
+from teacherlm.report.measures import measures
 from teacherlm.report.page import render
 from teacherlm.report.run_folder import STAGES, RunFolder, is_run_folder, read_run_folder
 from teacherlm.report.sample_browser import browse
@@ -137,6 +138,7 @@ def page_of(run: RunFolder) -> tuple[Iterator[str], dict[str, int]]:
     browser = browse(run)
     made = [
         sections.accuracies(run.runs, run.untrained, run.tasks),
+        measures(run.runs, run.untrained, run.tasks),
         sections.comparisons(run.runs, run.untrained, run.tasks),
         sections.parts_of_tasks(run.runs, run.untrained, run.tasks),
         sections.training(run.runs),

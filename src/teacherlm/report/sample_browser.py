@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from teacherlm.catalog.prompts import ANSWER_MARK, LETTERS, split_question
+from teacherlm.catalog.turns import TURN
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError, one_line
 from teacherlm.core.limits import PAGE_BYTES, PAGE_SAMPLES
 from teacherlm.core.records import Record, read_records
+from teacherlm.core.results import GENERATED
 from teacherlm.core.shapes import LONG_TEXT
 from teacherlm.report.run_folder import RunFolder
 from teacherlm.report.scored import Scored, digest_of, read_shaped
@@ -159,13 +161,14 @@ def quality_of(file: Path, kind: str) -> Path:
 
 
 def question_key(text: str) -> str:
-    """A sample's text up to the answer. It is the same for the field `text` and for a test's context."""
+    """A sample's text up to the answer. It is the same for the field `text`, a test's context and a prompt for an
+    answer that is written."""
     before, mark, _ = text.rpartition(ANSWER_MARK)
-    return before if mark else text
+    return before if mark else text.removesuffix(TURN)
 
 
 def new_row(of_set: str, name: int | str, text: str) -> Row:
-    question, choices = split_question(text)
+    question, choices = split_question(text.removesuffix(TURN))
     letter = text.rpartition(ANSWER_MARK)[2][:1]
     gold = LETTERS.find(letter) if letter else -1
     return {
@@ -214,7 +217,7 @@ def shown_models(run: RunFolder, data: dict[str, Any]) -> list[Scored]:
     for scored in alone:
         shown.append(scored)
         data["students"].append({"name": f"{scored.name}, {scored.task}", "before": len(shown) - 1, "after": -1})
-    data["models"] = [scored.name for scored in shown]
+    data["models"] = [f"{one.name}{', written' if one.task.endswith(GENERATED) else ''}" for one in shown]
     return shown
 
 
