@@ -381,10 +381,10 @@ def report(settings: Settings, layout: Layout) -> Stage:
     """The stage that prints the run's table and makes the page of the run's folder. It is done when the page is."""
     table = ["--untrained", str(layout.untrained_scores), "--checkpoints", str(layout.scores)]
     table += ["--log", str(layout.training_log)]
+    table += ["--answer", settings.answer] if settings.answer != "auto" else []
 
     def commands(index: int | None, more: Sequence[str]) -> list[Command]:
         page = Command([*program("report"), str(layout.folder.path), *more])
-        table += ["--answer", settings.answer] if settings.answer != "auto" else []
         tables = [Command([*program("table"), "--task", name, *table]) for name in settings.tests]
         return [page] if more else [*tables, page]
 
