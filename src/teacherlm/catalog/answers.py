@@ -229,6 +229,12 @@ DEFAULT_RULES: dict[Kind, tuple[str, ...]] = {
     "number": ("concluded_number", "last_number"),
     "text": ("concluded_text", "first_line"),
 }
+RULES_OF: dict[Kind, tuple[str, ...]] = {
+    "letter": ("conclusion", "letter", "choice"),
+    "number": ("concluded_number", "last_number", "concluded_text", "first_line"),
+    "text": ("concluded_text", "first_line"),
+}
+"""The rules that can find an answer of a kind."""
 FINAL = ("conclusion", "concluded_number")
 """Rules after which no other is tried if what they find is no answer: `The answer is (E)` of two choices."""
 
@@ -267,6 +273,19 @@ def compiled(pattern: str) -> "regex.Pattern[str]":
             f"{pattern!r:.80}: one of {', '.join(RULES)} was expected, or a pattern with a group around the answer"
         )
     return made
+
+
+def require_rule(rule: str, kind: Kind) -> None:
+    """Refuse an item of `extract` that is neither a rule for this kind of answers nor a pattern.
+
+    Raises:
+        ValueError: the message says what was expected.
+    """
+    if rule in RULES:
+        if rule not in RULES_OF[kind]:
+            raise ValueError(f"{rule} finds no {kind}; one of {', '.join(RULES_OF[kind])} was expected, or a pattern")
+    else:
+        compiled(rule)
 
 
 # -------------------------------------------------------------------------------------------------------------- values

@@ -18,19 +18,21 @@ DEFAULT = "teacherlm"
 
 @dataclass(frozen=True)
 class Question:
-    """One labelled multiple-choice question.
+    """One labelled question, with choices or without (an open question).
 
     Attributes:
         question: the question alone.
-        choices: the texts of the choices, in the order of their letters.
-        gold: index of the right choice.
+        choices: the texts of the choices, in the order of their letters; empty for an open question.
+        gold: index of the right choice; -1 for an open question.
         preamble: the text before `Q: `, with a space at its end, or empty. MMLU's preamble names the subject.
+        answers: the right answers of an open question, of which the first is the one to learn.
     """
 
     question: str
     choices: tuple[str, ...]
     gold: int
     preamble: str = ""
+    answers: tuple[str, ...] = ()
 
     @property
     def with_choices(self) -> str:
@@ -39,16 +41,20 @@ class Question:
 
     @property
     def answer(self) -> str:
-        """`(B)`: the field `answer` of a test set."""
-        return f"({LETTERS[self.gold]})"
+        """`(B)`, or the first right answer of an open question: the field `answer` of a test set."""
+        return f"({LETTERS[self.gold]})" if self.choices else self.answers[0]
 
     @property
     def text(self) -> str:
         """The question with its answer: the field `text` of a training sample."""
+        if not self.choices:
+            return f"{open_context(self.question, self.preamble)} {self.answer.removesuffix('.')}."
         return f"{test_context(self.with_choices, self.preamble)}{LETTERS[self.gold]})."
 
 
-ANSWER_MARK = " A: The answer is ("
+ANSWER_BEGINS = " A: The answer is"
+"""The text before the answer of an open question. The space after it belongs to the answer's first token."""
+ANSWER_MARK = f"{ANSWER_BEGINS} ("
 """The text before the answer's letter. A test's context ends with it, and a student's completion begins after it."""
 
 
@@ -57,12 +63,28 @@ def test_context(question_with_choices: str, preamble: str = "") -> str:
     return f"{preamble}Q: {question_with_choices}{ANSWER_MARK}"
 
 
-def contexts_digest() -> dict[str, str]:
+def open_context(question: str, preamble: str = "") -> str:
+    """The context of the answer to an open question, which a student writes."""
+    return f"{preamble}Q: {question}{ANSWER_BEGINS}"
+
+
+WITH_CHOICES = (
+    Question("Is  it so? ", ("yes", "no"), 1),
+    Question("Which\tone", ("a ", "", " c"), 0, "On birds. "),
+)
+OPEN = (Question("How  many? ", (), -1, "", ("1,200",)), Question("Who\twas it", (), -1, "On birds. ", ("Dr. W.", "W")))
+"""Questions from whose texts digests are computed: with double spaces, an empty choice, a preamble."""
+
+
+def contexts_digest(is_open: bool = False) -> dict[str, str]:
     """A digest of the texts that this module makes. A result of scoring records it as an input.
 
-    It is computed from the texts of two questions (with double spaces, an empty choice, a preamble), not from the code.
+    It is computed from the texts of two questions, not from the code.
+
+    Args:
+        is_open: whether the texts are those of open questions.
     """
-    samples = [Question("Is  it so? ", ("yes", "no"), 1), Question("Which\tone", ("a ", "", " c"), 0, "On birds. ")]
+    samples = OPEN if is_open else WITH_CHOICES
     made = [(question.with_choices, question.answer, question.text) for question in samples]
     return {"path": "prompts", "sha256": hashlib.sha256(json.dumps(made).encode()).hexdigest()}
 
