@@ -245,14 +245,26 @@ def matches_of(pattern: str, text: str) -> list[str]:
     Raises:
         UserError: the pattern takes too long.
     """
+    groups = [match["answer"] if "answer" in match.re.groupindex else match[1] for match in found_by(pattern, text)]
+    return [one for one in groups if one][-1:]
+
+
+def places_of(pattern: str, text: str) -> list[int]:
+    """Where the matches of a pattern begin.
+
+    Raises:
+        UserError: the pattern takes too long.
+    """
+    return [match.start() for match in found_by(pattern, text)]
+
+
+def found_by(pattern: str, text: str) -> "list[regex.Match[str]]":
     try:
-        found = list(compiled(pattern).finditer(text, timeout=SECONDS))
+        return list(compiled(pattern).finditer(text, timeout=SECONDS))
     except TimeoutError:
         raise UserError(
             f"extract: the pattern {pattern!r:.80} takes longer than {SECONDS:.0f} s for one text; make it simpler"
         ) from None
-    groups = [match["answer"] if "answer" in match.re.groupindex else match[1] for match in found]
-    return [one for one in groups if one][-1:]
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from teacherlm.catalog.answers import Asked, Kind, require_rule
 from teacherlm.catalog.prompt_sets import PromptSet
 from teacherlm.catalog.prompts import LETTERS, Question, split_choices
 from teacherlm.catalog.right_answers import OF_CHOICES, OPEN, right_answers, texts_at
+from teacherlm.catalog.sample_values import ASKED, field_of
 from teacherlm.catalog.templates import ERRORS, compile_template, fields_of, render
 from teacherlm.core.errors import UserError
 from teacherlm.core.flags import Parser
@@ -211,6 +212,11 @@ class Benchmark:
         return tuple(found)
 
     @property
+    def has_asked(self) -> bool:
+        """Whether a training record says in a field of its own what its question asks for."""
+        return self.is_open or bool(self.extract)
+
+    @property
     def answer_kind(self) -> Kind:
         """What the answer to a question is."""
         if not self.is_open:
@@ -264,7 +270,12 @@ class Benchmark:
     def prepare(self, sample: Record, where: str, prompts: PromptSet) -> Record:
         """A training sample with its prompt fields added: `text`, and those that the teacher reads."""
         self.refuse_reserved(sample, where, prompts)
-        return {**sample, **prompts.prompt_fields(self.ask(sample, where), sample, where)}
+        question = self.ask(sample, where)
+        added: Record = dict(prompts.prompt_fields(question, sample, where))
+        if self.has_asked:
+            golds = question.answers or (LETTERS[question.gold],)
+            added[ASKED] = field_of(Asked(self.answer_kind, golds, question.choices, self.extract))
+        return {**sample, **added}
 
     def test_sample(self, sample: Record, where: str) -> Record:
         """A test sample for the tasks: its fields with `task_name`, `question`, `answer` and perhaps `preamble` added.
@@ -281,7 +292,8 @@ class Benchmark:
         return {**kept, **added}
 
     def refuse_reserved(self, sample: Record, where: str, prompts: PromptSet) -> None:
-        taken = [name for name in prompts.reserved if name in sample]
+        reserved = (*prompts.reserved, *((ASKED,) if self.has_asked else ()))
+        taken = [name for name in reserved if name in sample]
         if taken:
             raise UserError(
                 f"{where}: the field {taken[0]!r} is already there, and the pipeline writes it; rename it first"

@@ -48,7 +48,7 @@ class Question:
     def text(self) -> str:
         """The question with its answer: the field `text` of a training sample."""
         if not self.choices:
-            return f"{open_context(self.question, self.preamble)} {self.answer.removesuffix('.')}."
+            return f"{open_context(self.question, self.preamble)} {full_stop(self.answer)}"
         return f"{test_context(self.with_choices, self.preamble)}{LETTERS[self.gold]})."
 
 
@@ -89,21 +89,42 @@ def contexts_digest(is_open: bool = False) -> dict[str, str]:
     return {"path": "prompts", "sha256": hashlib.sha256(json.dumps(made).encode()).hexdigest()}
 
 
+ANSWER_PLACE = re.compile(re.escape(ANSWER_BEGINS) + r"(?![\w'’])(?: \((?=[A-Z]\)|\Z))?")
+"""ANSWER_MARK where a letter follows or the text ends, otherwise ANSWER_BEGINS."""
+
+
 def completion_start(text: str) -> int | None:
-    """The position of the answer's letter in a sample's text (`text`, `cot_tail`, ...), or None if there is none."""
-    position = text.find(ANSWER_MARK)
-    return None if position < 0 else position + len(ANSWER_MARK)
+    """The position of the answer's letter in a sample's text (`text`, `cot_tail`, ...), or None if there is none. The
+    answer to an open question begins with the space before it."""
+    found = ANSWER_PLACE.search(text)
+    return found.end() if found else None
+
+
+def split_answer(text: str) -> tuple[str, str, str]:
+    """Split a sample's `text` or a test's context at its last answer.
+
+    Returns:
+        What precedes the answer's mark; the mark, ANSWER_MARK or ANSWER_BEGINS; what follows it. Without a mark:
+        (text, "", "").
+    """
+    found = None
+    for found in ANSWER_PLACE.finditer(text):
+        pass
+    return (text[: found.start()], found[0], text[found.end() :]) if found else (text, "", "")
 
 
 def split_question(text: str) -> tuple[str, tuple[str, ...]]:
     """Split a sample's `text` or a test's context into (question, choices). If it has several questions, use the last.
+    An open question has no choices, even if there are letters in brackets in it.
 
     If the question itself contains letters in brackets, the choices are the longest sequence of letters; of several
     equally long ones, the last.
     """
-    before = text.rpartition(ANSWER_MARK)[0] or text
-    before = before[before.rfind(ANSWER_MARK) + 1 :]
-    return split_choices(before.partition("Q: ")[2] or before)
+    before, mark, _ = split_answer(text)
+    _, earlier, after = split_answer(before)
+    before = after if earlier else before
+    question = before.partition("Q: ")[2] or before
+    return (question, ()) if mark == ANSWER_BEGINS else split_choices(question)
 
 
 def split_choices(question: str) -> tuple[str, tuple[str, ...]]:
@@ -142,6 +163,11 @@ def longest_row(question: str) -> list[int]:
         row.append(best)
         best = following[best]
     return row
+
+
+def full_stop(text: str) -> str:
+    """Add a full stop to a text without closing punctuation (. , ? ! or a quote, the reference's list for MMLU)."""
+    return text if text.endswith((".", ",", "?", "!", '"')) else text + "."
 
 
 def remove_duplicated_block(text: str) -> str:

@@ -168,7 +168,13 @@ def benchmark_classes(title: str, part: str | None, folder: Path) -> dict[str, K
 
 
 def multiple_choice(base: Kind, benchmark: Benchmark, value: str | None = None) -> Kind:
-    """The task of a benchmark's YAML, or of the part whose samples have this value in the field `file_field`."""
+    """The task of a benchmark's YAML, or of the part whose samples have this value in the field `file_field`.
+
+    Raises:
+        UserError: the benchmark has no choices, whose letters could be scored.
+    """
+    if benchmark.is_open:
+        raise UserError(f"{benchmark.name} has no choices whose letters can be scored; use --answer generate")
     part = None if value is None else (benchmark.file_field, value)
     changed = {
         "DATASET_PATH": f"{task_files.OLD_DATASETS}/{benchmark.name}",
@@ -180,7 +186,7 @@ def multiple_choice(base: Kind, benchmark: Benchmark, value: str | None = None) 
 
 def parts_of(benchmark: Benchmark, folder: Path, wanted: str | None) -> list[str]:
     """The parts of a benchmark (such as MMLU's `anatomy`): all of them, those of a group, or one."""
-    tests = load_test_set(folder / benchmark.name, benchmark.name, len(benchmark.choices))
+    tests = load_test_set(folder / benchmark.name, benchmark.name, len(benchmark.choices) or None)
     parts = sorted(set(tests[benchmark.file_field]))
     return parts if wanted is None else [part for part in parts if part in benchmark.groups.get(wanted, [wanted])]
 
