@@ -6,12 +6,13 @@ field `text` does not say everything.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from teacherlm.catalog.answers import Asked, gold_values, require_rule
 from teacherlm.catalog.prompts import ANSWER_BEGINS, LETTERS, Question, split_answer, split_choices, split_question
 from teacherlm.core.errors import UserError
-from teacherlm.core.records import Record
+from teacherlm.core.records import Record, read_records
 from teacherlm.core.terminal import shown
 
 ASKED = "asked"
@@ -65,6 +66,13 @@ def is_asked(said: Any) -> bool:
     return bool(answers) and all(
         isinstance(some, list) and all(isinstance(one, str) for one in some) for some in (answers, rules)
     )
+
+
+def are_open(records: Path) -> bool:
+    """Whether the questions of a file's records have no choices. The first record says it."""
+    first = next((record for _, record in read_records(records)), {})
+    asked = asked_of(first, f"{records}, line 1")
+    return asked is not None and asked.kind != "letter"
 
 
 def open_answer(after: str) -> str:

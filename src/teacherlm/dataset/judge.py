@@ -15,7 +15,7 @@ from pathlib import Path
 from teacherlm.catalog.explanations import scores_file, texts_of
 from teacherlm.catalog.prompt_sets import NUMBERS, PromptSet, load_prompts
 from teacherlm.catalog.prompts import split_answer
-from teacherlm.catalog.sample_values import ASKED, values_of_text
+from teacherlm.catalog.sample_values import ASKED, are_open, values_of_text
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import set_aside
@@ -76,7 +76,7 @@ def write_questions(flags: JudgeFlags, prompts: PromptSet) -> None:
     require_writable(output.parent)
     require_file_place(output)
     with StageRun("judge", output) as run:
-        inputs = {"texts": manifests.describe(flags.input, run.known.get("texts")), "prompts": prompts.digest()}
+        inputs = {"texts": manifests.describe(flags.input, run.known.get("texts")), "prompts": prompts.digest(are_open(flags.input))}
         run.compare({"kind": flags.kind}, inputs)
         if run.is_done:
             run.say_done()
