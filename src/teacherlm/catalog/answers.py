@@ -356,10 +356,10 @@ def number_in(text: str) -> Fraction | None:
 def value_of_number(written: str) -> Fraction | None:
     digits = re.sub(r"(?<=\d)[,'’](?=\d{3})", "", written.casefold())
     digits = re.sub(r"[$€£¥]\s?", "", digits).replace("−", "-").replace("–", "-").strip()
-    scale = 1
+    scale = Fraction(1)
     for word, factor in SCALES.items():
         if digits.endswith(word):
-            digits, scale = digits.removesuffix(word).strip(), factor
+            digits, scale = digits.removesuffix(word).strip(), Fraction(factor)
     sign = -1 if digits.startswith("-") else 1
     digits = digits.lstrip("+- ")
     if len(digits) > MOST_DIGITS:
