@@ -1,6 +1,7 @@
 """The data of the sample browser: every enhanced sample with the teacher's texts, every test question with answers.
 
-A training sample and a test question with the same question are one row.
+A training sample and a test question with the same question are one row. A training sample without choices has its
+right answer as `r`.
 """
 
 import json
@@ -10,7 +11,8 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from teacherlm.catalog.prompts import ANSWER_MARK, LETTERS, split_question
+from teacherlm.catalog.prompts import ANSWER_BEGINS, LETTERS, split_answer, split_question
+from teacherlm.catalog.sample_values import open_answer
 from teacherlm.catalog.turns import TURN
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError, one_line
@@ -163,24 +165,25 @@ def quality_of(file: Path, kind: str) -> Path:
 def question_key(text: str) -> str:
     """A sample's text up to the answer. It is the same for the field `text`, a test's context and a prompt for an
     answer that is written."""
-    before, mark, _ = text.rpartition(ANSWER_MARK)
+    before, mark, _ = split_answer(text)
     return before if mark else text.removesuffix(TURN)
 
 
 def new_row(of_set: str, name: int | str, text: str) -> Row:
     question, choices = split_question(text.removesuffix(TURN))
-    letter = text.rpartition(ANSWER_MARK)[2][:1]
-    gold = LETTERS.find(letter) if letter else -1
+    _, mark, after = split_answer(text)
+    is_open = mark == ANSWER_BEGINS
     return {
         "id": f"{of_set}-{name}",
         "set": of_set,
         "q": question,
         "c": choices,
-        "g": gold,
+        "g": LETTERS.find(after[0]) if after and not is_open else -1,
         "t": [],
         "f": [],
         "e": [],
         "a": {},
+        **({"r": open_answer(after)} if is_open and after else {}),
     }
 
 

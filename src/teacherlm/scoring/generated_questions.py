@@ -90,4 +90,6 @@ def question_of(
 
 def asked_of(doc: Mapping[str, Any], benchmark: Benchmark | None) -> Asked:
     """What a sample's question asks for."""
+    if benchmark is not None:
+        return benchmark.asked(doc)
     return Asked("letter", (str(doc.get("answer")),), split_choices(f" {doc['question']}")[1])

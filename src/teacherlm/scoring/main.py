@@ -150,13 +150,20 @@ def scorings(flags: EvaluateFlags, label: str, folder: Path, tasks: Sequence[str
 
 
 def measures_of(task: str, answer: str) -> tuple[str, ...]:
-    """The measures of a task for a value of --answer."""
+    """The measures of a task for a value of --answer.
+
+    Raises:
+        UserError: letters are asked for, and the benchmark has no choices.
+    """
+    benchmark = benchmark_of(task) if answer != GENERATE else None
+    is_open = benchmark is not None and benchmark.is_open
+    if is_open and answer in (LETTER, "both"):
+        raise UserError(f"--answer {answer}: {task} has no choices whose letters can be scored; use --answer generate")
     if answer == "both":
         return (LETTER, GENERATE)
     if answer != "auto":
         return (answer,)
-    benchmark = benchmark_of(task)
-    return (LETTER,) if benchmark is None or benchmark.choices else (GENERATE,)
+    return (GENERATE,) if is_open else (LETTER,)
 
 
 class Models:
