@@ -146,7 +146,7 @@ def test_peoples_solutions_are_explanations(prepare: Callable, tmp_path: Path, i
     assert row["solution_tail"] == f"Q: {problem(3)['question']} A: The answer is 1,060. {said}"
 
 
-# -------------------------------------------------------------------------------- a teacher that does not see the answer
+# ------------------------------------------------------------------------------- a teacher that does not see the answer
 
 
 @pytest.fixture
