@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import binomtest
-
 from teacherlm.atlas.predictions import read_predictions
 from teacherlm.catalog.benchmarks import load_benchmark
 from teacherlm.core import manifests
@@ -22,7 +20,7 @@ from teacherlm.core.terminal import plural
 from teacherlm.report import sections
 from teacherlm.report.figures import Line, draw
 from teacherlm.report.page import Part, Section
-from teacherlm.report.significance import compare, with_holm
+from teacherlm.report.significance import compare, wilson, with_holm
 from teacherlm.report.training_run import Run, read_log
 
 PREDICTIONS = re.compile(r"(?:^|[._-])(test|valid|val)-step-(\d+)\.jsonl$")
@@ -111,7 +109,7 @@ def accuracies(experiments: Sequence[Experiment]) -> Section:
     rows = []
     for experiment in experiments:
         marks = experiment.test[experiment.step]
-        measured = [part for which in (0, 1) for part in (accuracy(marks, which), wilson(marks, which))]
+        measured = [part for which in (0, 1) for part in (accuracy(marks, which), interval_of(marks, which))]
         rows.append((experiment.name, experiment.step, len(marks), *measured, experiment.paper))
     lines = [valid_line(experiment) for experiment in experiments if len(experiment.valid) > 1]
     words = (
@@ -130,10 +128,8 @@ def valid_line(experiment: Experiment) -> Line:
     return Line(experiment.name, steps, [accuracy(experiment.valid[step], 1) for step in steps])
 
 
-def wilson(marks: Marks, which: int) -> tuple[float, float]:
-    right = sum(mark[which] for mark in marks.values())
-    interval = binomtest(right, len(marks)).proportion_ci(method="wilson")
-    return (interval.low, interval.high)
+def interval_of(marks: Marks, which: int) -> tuple[float, float]:
+    return wilson(sum(mark[which] for mark in marks.values()), len(marks))
 
 
 def comparisons(experiments: Sequence[Experiment]) -> Section:

@@ -107,7 +107,7 @@ def compare_runs(found: Sequence[RunFolder]) -> tuple[list[Section], list[str]]:
         untrained += [renamed(scored, prefix) for scored in folder.untrained if scored.path not in paths(untrained)]
         for one in folder.runs:
             scored = [renamed(scored, prefix) for scored in one.scored]
-            runs.append(Run(prefix + one.name, one.task_type, one.log, scored))
+            runs.append(replace(one, name=prefix + one.name, scored=scored))
     tasks = list(dict.fromkeys(task for folder in found for task in folder.tasks))
     made = [
         sections.accuracies(runs, untrained, tasks),
@@ -136,13 +136,19 @@ def write_tables(folder: Path, name: str, part: Part) -> None:
     """Write NAME.md with the numbers as on the page, and NAME.csv with all their digits. NAME may be any text."""
     name = file_name(name)
     with whole_file(folder / f"{name}.md") as file:
-        file.write(tables.table([part.head, *([shown(cell) for cell in row] for row in part.rows)]) + "\n")
+        file.write(as_text(part) + "\n")
     columns = [list(column) for column in zip(part.head, *part.rows)]
     columns = [split for title, *cells in columns for split in full(title, cells)]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(map(for_spreadsheet, row) for row in zip(*columns))
     with whole_file(folder / f"{name}.csv") as file:
         file.write(text.getvalue())
+
+
+def as_text(part: Part) -> str:
+    """The table of a part as text. Rows of single seeds are indented below the row of their replicates."""
+    rows = [part.head, *([shown(cell) for cell in row] for row in part.rows)]
+    return tables.table(rows, indented={number + 1 for number in part.members})
 
 
 def shown(cell: Cell) -> str:

@@ -4,6 +4,7 @@ Anybody may have written the files. Each is checked against a shape, so that the
 file that does not fit is skipped and reported in `missing`.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from teacherlm.core.names import file_name
 from teacherlm.core.records import Record, read_records
 from teacherlm.core.results import read_result
 from teacherlm.core.shapes import LONG_TEXT, flaw_of_shape
+from teacherlm.report.shown_manifests import checked_manifest
 
 SAMPLE = {
     "doc_id": (int, str),
@@ -81,6 +83,19 @@ class Scored:
             if count := len(record.get("loglikelihoods", ())):
                 choices, chance = choices + 1, chance + 1 / count
         return Answers(right, chance / choices if choices else None)
+
+    @cached_property
+    def settings(self) -> str | None:
+        """A text that is the same for results of other models that were scored in the same way on the same questions.
+
+        It has the arguments and the digests of the inputs without the model, or is None without a manifest.
+        """
+        try:
+            manifest = checked_manifest(manifests.manifest_of(self.path))
+        except (OSError, ValueError):  # read_manifests reports it
+            return None
+        inputs = {name: one["sha256"] for name, one in manifest.get("inputs", {}).items() if name != "model"}
+        return json.dumps([manifest.get("version", 1), manifest.get("arguments", {}), inputs], sort_keys=True)
 
 
 def read_results(paths: Iterable[Path], missing: list[str]) -> Iterator[Scored]:

@@ -1,15 +1,18 @@
-"""Tests whether two models differ on the same questions: McNemar's exact test, and a bootstrap of the difference."""
+"""Tests whether two models differ on the same questions: McNemar's exact test, and a bootstrap of the difference.
+
+Where a model has several seeds, the two-level bootstrap (resampling.py) uses all of them for both interval and p.
+"""
 
 import itertools
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import binomtest
 
+from teacherlm.report.replicates import Model, members_of, right_of
+from teacherlm.report.resampling import RESAMPLES, difference_of
 from teacherlm.report.scored import Question, Scored
-
-RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -19,29 +22,60 @@ class Pair:
     Attributes:
         first, second: the models' names.
         n: the number of questions.
-        only_first, only_second: the number of questions that only this model answers correctly.
-        difference: the accuracy of the second model minus that of the first.
+        only_first, only_second: the number of questions that only this model answers correctly; None for several seeds.
+        difference: the accuracy of the second model minus that of the first. That of several seeds is their mean.
         interval_95: the interval of the difference, by the bootstrap.
-        p: the p-value of McNemar's exact two-sided test.
-        p_holm: the p-value, corrected for the number of pairs (Holm 1979).
+        p: the p-value of McNemar's exact two-sided test, or that of the two-level bootstrap for several seeds.
+        p_holm: the p-value, corrected for the number of pairs (Holm 1979); None for a pair in `singles`.
+        singles: the comparisons of the single seeds.
     """
 
     first: str
     second: str
     n: int
-    only_first: int
-    only_second: int
+    only_first: int | None
+    only_second: int | None
     difference: float
     interval_95: tuple[float, float]
     p: float
-    p_holm: float = 1.0
+    p_holm: float | None = 1.0
+    singles: tuple["Pair", ...] = ()
+
+    @property
+    def is_of_seeds(self) -> bool:
+        """Whether one of the two models has several seeds."""
+        return bool(self.singles)
 
 
-def compare_all(models: Iterable[Scored]) -> list[Pair]:
+def compare_all(models: Iterable[Model]) -> list[Pair]:
     """The comparisons of all pairs of models, with p corrected for all. Pairs without common questions are left out."""
-    answers = {scored.name: scored.answers.right for scored in models}
-    pairs = [compare(a, answers[a], b, answers[b]) for a, b in itertools.combinations(answers, 2)]
+    named = {model.name: model for model in models}
+    pairs = [compare_models(a, b) for a, b in itertools.combinations(named.values(), 2)]
     return with_holm([pair for pair in pairs if pair.n])
+
+
+def compare_models(first: Model, second: Model) -> Pair:
+    """The comparison of two models, each of which may have several seeds."""
+    if isinstance(first, Scored) and isinstance(second, Scored):
+        return compare(first.name, first.answers.right, second.name, second.answers.right)
+    answered = members_of(first)[0].answers.right
+    common = [question for question in answered if question in members_of(second)[0].answers.right]
+    if not common:
+        return Pair(first.name, second.name, 0, None, None, 0.0, (0.0, 0.0), 1.0)
+    first_SQ, second_SQ = right_of(first, common), right_of(second, common)
+    difference = float(second_SQ.mean() - first_SQ.mean())
+    found = difference_of(first_SQ, second_SQ)
+    singles = tuple(compare_singles(first, second))
+    return Pair(first.name, second.name, len(common), None, None, difference, *found, singles=singles)
+
+
+def compare_singles(first: Model, second: Model) -> Iterator[Pair]:
+    """The comparisons of single seeds: seed by seed if both models have as many, otherwise each seed with each."""
+    ours, theirs = members_of(first), members_of(second)
+    is_matched = len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True) if is_matched else itertools.product(ours, theirs):
+        pair = compare(a.name, a.answers.right, b.name, b.answers.right)
+        yield replace(pair, p_holm=None)
 
 
 def compare(first: str, a: Mapping[Question, bool], second: str, b: Mapping[Question, bool]) -> Pair:
@@ -78,4 +112,10 @@ def with_holm(pairs: list[Pair]) -> list[Pair]:
     for rank, pair in enumerate(sorted(pairs, key=lambda pair: pair.p)):
         worst = max(worst, min(1.0, pair.p * (len(pairs) - rank)))
         corrected[id(pair)] = worst
-    return [Pair(**{**vars(pair), "p_holm": corrected[id(pair)]}) for pair in pairs]
+    return [replace(pair, p_holm=corrected[id(pair)]) for pair in pairs]
+
+
+def wilson(right: int, questions: int) -> tuple[float, float]:
+    """Wilson's 95 % interval (1927) of an accuracy."""
+    interval = binomtest(right, questions).proportion_ci(method="wilson")
+    return interval.low, interval.high
