@@ -18,6 +18,7 @@ from teacherlm.core.errors import UserError, one_line
 from teacherlm.core.records import Record
 from teacherlm.core.terminal import plural
 from teacherlm.report import sections
+from teacherlm.report.comparisons import PAIRS_HEAD, pair_row
 from teacherlm.report.figures import Line, draw
 from teacherlm.report.page import Part, Section
 from teacherlm.report.significance import compare, wilson, with_holm
@@ -136,9 +137,9 @@ def comparisons(experiments: Sequence[Experiment]) -> Section:
     answers = {e.name: {q: mark[1] for q, mark in e.test[e.step].items()} for e in experiments}
     names = list(answers)
     pairs = [compare(a, answers[a], b, answers[b]) for n, a in enumerate(names) for b in names[n + 1 :]]
-    rows = [sections.pair_row(pair) for pair in with_holm([pair for pair in pairs if pair.n])]
+    rows = [pair_row(pair) for pair in with_holm([pair for pair in pairs if pair.n])]
     words = "Comparison of the debiased choices of two experiments on the same questions; see docs/reference/report.md."
-    parts = [Part("", words, head=sections.PAIRS_HEAD, rows=rows, name="pairs-atlas")] if rows else []
+    parts = [Part("", words, head=PAIRS_HEAD, rows=rows, name="pairs-atlas")] if rows else []
     return Section("comparisons", "Comparisons", parts)
 
 
