@@ -67,13 +67,15 @@ def resampled_means(groups: Sequence[np.ndarray]) -> list[np.ndarray]:
     columns_NP, counts_P = np.unique(np.concatenate(groups), axis=1, return_counts=True)
     questions = int(counts_P.sum())
     draw = np.random.default_rng(0)
-    seeds = [draw.multinomial(len(group), [1 / len(group)] * len(group), RESAMPLES) / len(group) for group in groups]
+    seeds = [draw.multinomial(len(group), [1 / len(group)] * len(group), RESAMPLES) for group in groups]
     pieces = []
     at_a_time = max(1, NUMBERS_AT_A_TIME // len(counts_P))
     for start in range(0, RESAMPLES, at_a_time):
-        size = min(at_a_time, RESAMPLES - start)
-        drawn_RP = draw.multinomial(questions, counts_P / questions, size)
-        pieces.append(drawn_RP @ columns_NP.T / questions)  # the mean of each seed in each resample
-    means_RN = np.concatenate(pieces)
+        drawn_RP = draw.multinomial(questions, counts_P / questions, min(at_a_time, RESAMPLES - start))
+        pieces.append(drawn_RP @ columns_NP.T)  # the sum of each seed in each resample
+    sums_RN = np.concatenate(pieces)
     ends = np.cumsum([len(group) for group in groups])[:-1]
-    return [(weights * means).sum(1) for weights, means in zip(seeds, np.split(means_RN, ends, axis=1), strict=True)]
+    return [
+        (times * sums).sum(1) / (len(group) * questions)  # divided last, so that sums of 0 and 1 are exact
+        for group, times, sums in zip(groups, seeds, np.split(sums_RN, ends, axis=1), strict=True)
+    ]
