@@ -113,8 +113,8 @@ def with_generate(contender: Contender, args: argparse.Namespace) -> Callable[[l
 
 
 def with_engine(contender: Contender, args: argparse.Namespace) -> Callable[[list[str]], int]:
-    from teacherlm.enhance.engines import Prompt, Sampling
-    from teacherlm.enhance.engines.transformers_engine import TransformersEngine
+    from teacherlm.runtime.generation import Prompt, Sampling
+    from teacherlm.runtime.generation.transformers_engine import TransformersEngine
 
     sampling = Sampling(args.num_tokens, 1.0, 1.0)
     engine = TransformersEngine(local_folder(find_model(args.model)), contender.dtype, sampling, args.batch_size)
@@ -128,8 +128,8 @@ def with_engine(contender: Contender, args: argparse.Namespace) -> Callable[[lis
 
 
 def with_vllm(contender: Contender, args: argparse.Namespace) -> Callable[[list[str]], int]:
-    from teacherlm.enhance.engines import Prompt, Sampling
-    from teacherlm.enhance.engines.vllm_engine import VLLMEngine
+    from teacherlm.runtime.generation import Prompt, Sampling
+    from teacherlm.runtime.generation.vllm_engine import VLLMEngine
 
     engine = VLLMEngine(local_folder(find_model(args.model)), contender.dtype, Sampling(args.num_tokens, 1.0, 1.0))
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from perf.measure import HERE, ROOT, run_once, write_results
 from teacherlm.enhance import work
-from teacherlm.enhance.engines import Completion, Prompt
+from teacherlm.runtime.generation import Completion, Prompt
 
 SHARDS = 4
 TESTED = 1000

@@ -10,10 +10,10 @@ from support.on_gpu import DTYPES, KIND, bloom, llama, needs_gpu
 from support.plain_reference import Plain
 from transformers import AutoModelForCausalLM
 
-from teacherlm.enhance.engines import decode_attention
 from teacherlm.finetune.chunked_loss import use_chunked_loss
 from teacherlm.finetune.collators import PackingCollator
 from teacherlm.finetune.student import logits_of
+from teacherlm.runtime.generation import decode_attention
 from teacherlm.runtime.loading import load_model
 from teacherlm.runtime.packed_attention import use_packing
 

@@ -11,8 +11,8 @@ from support.asked_models import generated, likeliest
 from support.files import read_lines
 from support.on_gpu import DTYPES, KIND, MODELS, PROMPTS, below_the_best, llama, needs_gpu, run_stage
 
-from teacherlm.enhance.engines import Completion, Prompt, Sampling
-from teacherlm.enhance.engines.transformers_engine import TransformersEngine
+from teacherlm.runtime.generation import Completion, Prompt, Sampling
+from teacherlm.runtime.generation.transformers_engine import TransformersEngine
 from teacherlm.runtime.loading import load_tokenizer
 from teacherlm.runtime.sampling import choose_tokens
 from teacherlm.runtime.tokens import encode_prompt

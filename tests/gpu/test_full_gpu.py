@@ -11,9 +11,9 @@ from support.files import sample_claims
 from support.on_gpu import large_llama, needs_gpu
 
 from teacherlm.core.errors import UserError
-from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
-from teacherlm.enhance.engines.transformers_engine import TransformersEngine
 from teacherlm.finetune.launch import OUT_OF_MEMORY
+from teacherlm.runtime.generation import Completion, Failure, Prompt, Sampling
+from teacherlm.runtime.generation.transformers_engine import TransformersEngine
 
 pytestmark = [pytest.mark.gpu, needs_gpu]
 MIB = 2**20

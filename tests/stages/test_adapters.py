@@ -30,8 +30,8 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from teacherlm.catalog.adapters import base_folder, base_reference
 from teacherlm.catalog.models import Model
 from teacherlm.core.errors import UserError
-from teacherlm.enhance.engines import Prompt, Sampling
-from teacherlm.enhance.engines.transformers_engine import TransformersEngine
+from teacherlm.runtime.generation import Prompt, Sampling
+from teacherlm.runtime.generation.transformers_engine import TransformersEngine
 from teacherlm.runtime.loading import load_model, load_tokenizer
 from teacherlm.runtime.tokens import decode_completion, encode_prompt
 from teacherlm.scoring.batching import Group

@@ -17,11 +17,11 @@ from support.programs import only_error
 from tokenizers import Tokenizer, models, processors
 from transformers import LlamaForCausalLM
 
-from teacherlm.enhance.engines import Prompt, Sampling
-from teacherlm.enhance.engines.transformers_engine import TransformersEngine
 from teacherlm.finetune.fields import parse_fields
 from teacherlm.finetune.samples import tokenize
 from teacherlm.runtime import self_check, tokens
+from teacherlm.runtime.generation import Prompt, Sampling
+from teacherlm.runtime.generation.transformers_engine import TransformersEngine
 from teacherlm.runtime.loading import load_model, load_tokenizer
 from teacherlm.scoring.language_model import LanguageModel
 
@@ -183,7 +183,7 @@ def test_texts_longer_than_the_positions_are_cut(tmp_path: Path, prepared: Path,
     truncated = 2 * sum(len(tokenizer(prompt)["input_ids"]) > 90 for prompt in prompts)
     assert json.loads((tmp_path / "results" / "gpt2" / "sample.json").read_text())["truncated"] == truncated
     result = inside("enhance", *words("enhance", model, prepared, tmp_path))
-    assert (result.returncode, "the teacher's window is 90" in result.stderr) == (2, True)
+    assert (result.returncode, "the model's window is 90" in result.stderr) == (2, True)
 
 
 def test_a_tokenizer_that_is_larger_than_the_embedding_is_refused(

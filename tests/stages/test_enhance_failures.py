@@ -28,7 +28,7 @@ def words(teacher: Path, records: Path, output: Path, *more: object) -> list[obj
 
 @pytest.fixture
 def records(tmp_path: Path) -> Path:
-    """12 records; the teacher's window is too short for the cot_text of the 7th."""
+    """12 records; the model's window is too short for the cot_text of the 7th."""
     path = prompts(tmp_path / "SAMPLE.jsonl", 12)
     edit_record(path, 7, lambda record: record.update(cot_text="moon " * 600))
     return path
@@ -41,7 +41,7 @@ def test_a_record_without_a_text_is_listed_and_the_rest_is_kept(
     command = words(tiny_llama, records, output)
     error = last_error(inside("enhance", *command))
     assert f"1 record got no cot (--max_failures 0), the first in {records}, line 7: the prompt has 12" in error
-    assert "the teacher's window is 512" in error
+    assert "the model's window is 512" in error
     (failure,) = failures_of(output)
     assert (failure["record"], failure["line"]) == (6, 7)
     assert failure["reason"] in error

@@ -8,9 +8,9 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from support.any_models import SIZES
-from teacherlm.enhance.engines import Prompt, Sampling
-from teacherlm.enhance.engines.transformers_engine import TransformersEngine
 from teacherlm.runtime import tokens
+from teacherlm.runtime.generation import Prompt, Sampling
+from teacherlm.runtime.generation.transformers_engine import TransformersEngine
 from teacherlm.runtime.loading import load_tokenizer
 
 if TYPE_CHECKING:

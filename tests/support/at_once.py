@@ -13,7 +13,7 @@ answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 import datasets
 import teacherlm.dataset.main, teacherlm.enhance.main, teacherlm.enhance.merge, teacherlm.finetune.main
-import teacherlm.enhance.engines.transformers_engine, teacherlm.scoring.main, teacherlm.scoring.evaluator
+import teacherlm.runtime.generation.transformers_engine, teacherlm.scoring.main, teacherlm.scoring.evaluator
 from teacherlm.finetune import arguments, checkpoints, dev, interrupts, samples, student, trainer, watching
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from teacherlm.catalog.models import Model
 from teacherlm.core.errors import UserError
 from teacherlm.enhance.chat import explanation_of, is_chat
-from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
-from teacherlm.enhance.engines.transformers_engine import TransformersEngine
 from teacherlm.runtime.chat_template import ChatTemplate
+from teacherlm.runtime.generation import Completion, Failure, Prompt, Sampling
+from teacherlm.runtime.generation.transformers_engine import TransformersEngine
 from teacherlm.runtime.loading import load_tokenizer
 
 EXAMPLES = (("user", "Is snow white?"), ("assistant", "Yes."), ("user", "Is coal?"))

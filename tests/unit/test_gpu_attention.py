@@ -11,11 +11,11 @@ from support.on_gpu import PROMPTS, bloom, llama
 from support.plain_reference import Plain
 from transformers import AutoModelForCausalLM
 
-from teacherlm.enhance.engines import decode_attention
 from teacherlm.finetune.chunked_loss import use_chunked_loss
 from teacherlm.finetune.collators import PackingCollator
 from teacherlm.finetune.student import logits_of
 from teacherlm.runtime import packed_attention
+from teacherlm.runtime.generation import decode_attention
 from teacherlm.runtime.loading import load_model, load_tokenizer
 from teacherlm.scoring.language_model import LanguageModel
 

@@ -13,9 +13,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from teacherlm.atlas import workers
 from teacherlm.core.errors import UserError
 from teacherlm.core.training_log import read_log
-from teacherlm.enhance.engines import transformers_engine
 from teacherlm.finetune import arguments, processes, student, trainer, watching
 from teacherlm.runtime import gpu, packed_attention
+from teacherlm.runtime.generation import transformers_engine
 from teacherlm.runtime.loading import load_model
 from teacherlm.scoring.language_model import LanguageModel
 

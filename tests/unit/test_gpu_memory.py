@@ -13,11 +13,11 @@ from support.asked_models import CONTEXT, ask, gpt_neo
 
 from teacherlm.atlas.saved_index import on_device
 from teacherlm.core.errors import UserError
-from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
-from teacherlm.enhance.engines.batch import Batch
-from teacherlm.enhance.engines.transformers_engine import TransformersEngine
 from teacherlm.finetune import main as finetune
 from teacherlm.runtime import gpu
+from teacherlm.runtime.generation import Completion, Failure, Prompt, Sampling
+from teacherlm.runtime.generation.batch import Batch
+from teacherlm.runtime.generation.transformers_engine import TransformersEngine
 from teacherlm.runtime.memory import is_out_of_memory
 from teacherlm.scoring.language_model import LanguageModel
 

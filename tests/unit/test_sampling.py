@@ -11,8 +11,8 @@ from support.greedy import greedy_tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from teacherlm.enhance.asking import draw_seed
-from teacherlm.enhance.engines import Completion, Prompt, Sampling
-from teacherlm.enhance.engines.transformers_engine import TransformersEngine
+from teacherlm.runtime.generation import Completion, Prompt, Sampling
+from teacherlm.runtime.generation.transformers_engine import TransformersEngine
 from teacherlm.runtime.sampling import choose_tokens, keep_nucleus
 
 LOGITS_V = torch.tensor([2.0, 1.5, 1.0, 0.0, -0.5, -1.0, 0.7, -4.0])
@@ -141,5 +141,5 @@ def test_a_prompt_that_leaves_the_window_no_room_fails_alone(tiny_llama: Path) -
     engine = TransformersEngine(tiny_llama, "float32", Sampling(4, 0, 1.0))
     long = Prompt("cot_text", 0, 0, "moon " * 600, 0)
     failure, done = engine.complete(iter([long, *asked(0, 1)]))
-    assert "the teacher's window is 512" in failure.reason
+    assert "the model's window is 512" in failure.reason
     assert isinstance(done, Completion)

@@ -221,6 +221,12 @@ def benchmark_and_part(task: str) -> tuple[str, str | None] | None:
     return None
 
 
+def benchmark_of(task: str) -> Benchmark | None:
+    """The benchmark that a task's name begins with; None for a task of another name."""
+    found = benchmark_and_part(task)
+    return load_benchmark(found[0]) if found else None
+
+
 def load_benchmark(name: str) -> Benchmark:
     """Read `benchmarks/NAME.yaml` of the current folder or of the project, or the YAML file at the path `name`.
 

@@ -24,8 +24,8 @@ from teacherlm.core.shapes import flaw_of_shape
 from teacherlm.core.stage_run import StageRun
 from teacherlm.core.terminal import plural
 from teacherlm.enhance.chat import conversation, is_chat, plain_prompt
-from teacherlm.enhance.engines import Message, asked_text
 from teacherlm.enhance.flags import EnhanceFlags
+from teacherlm.runtime.generation import Message, asked_text
 
 TRANSFORMERS, VLLM, SERVE = "transformers", "vllm", "serve"
 OF_THEIR_TEACHERS = (TRANSFORMERS, "openai", "field", "auto")

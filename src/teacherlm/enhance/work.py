@@ -15,9 +15,9 @@ from teacherlm.core.terminal import plural
 from teacherlm.enhance.asking import Asking
 from teacherlm.enhance.budget import open_budget
 from teacherlm.enhance.engine_choice import make_engine
-from teacherlm.enhance.engines import Completion, Engine, Failure, asked_text
 from teacherlm.enhance.flags import EnhanceFlags
 from teacherlm.enhance.job import Job, shard_records
+from teacherlm.runtime.generation import Completion, Engine, Failure, asked_text
 
 
 def do_work(flags: EnhanceFlags, teacher: Model, jobs: list[Job]) -> int:

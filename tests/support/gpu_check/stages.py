@@ -119,7 +119,7 @@ def clock(device: str, work: Callable[[], Any]) -> float:
 
 def half(device: str) -> torch.dtype:
     """The 16-bit dtype that the device computes in; on a CPU float32."""
-    from teacherlm.enhance.engines.transformers_engine import best_dtype
+    from teacherlm.runtime.generation.transformers_engine import best_dtype
 
     return getattr(torch, best_dtype()) if device == "cuda" else torch.float32
 
@@ -166,8 +166,8 @@ def weights(model: torch.nn.Module) -> int:
 
 def enhance(device: str, size: Size, place: Path) -> Measured:
     """New tokens of a teacher; those of the prompts are in the time, but not counted."""
-    from teacherlm.enhance.engines import Completion, Prompt, Sampling
-    from teacherlm.enhance.engines.transformers_engine import TransformersEngine
+    from teacherlm.runtime.generation import Completion, Prompt, Sampling
+    from teacherlm.runtime.generation.transformers_engine import TransformersEngine
 
     folder, what = language_model(size, place)
     dtype = half(device)

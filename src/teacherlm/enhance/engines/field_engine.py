@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from teacherlm.core.records import Record, read_records
-from teacherlm.enhance.engines import Completion, Failure, Prompt
+from teacherlm.runtime.generation import Completion, Failure, Prompt
 
 
 class FieldEngine:

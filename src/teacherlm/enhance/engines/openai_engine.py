@@ -18,12 +18,12 @@ from urllib3.exceptions import HTTPError
 from teacherlm.catalog.servers import KEY, key_for, split_address
 from teacherlm.core import interrupts
 from teacherlm.core.errors import UserError
-from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
 from teacherlm.enhance.engines.budget import Budget
 from teacherlm.enhance.engines.pace import Pace
 from teacherlm.enhance.engines.server_answers import BadAnswer, LostAnswer, completion_of, quoted, used_tokens, words_of
 from teacherlm.enhance.engines.server_requests import Requests
 from teacherlm.enhance.engines.server_session import asked_wait, make_session
+from teacherlm.runtime.generation import Completion, Failure, Prompt, Sampling
 
 CONCURRENCY = 64
 """Maximum number of requests at a time, by default."""

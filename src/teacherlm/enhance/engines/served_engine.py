@@ -12,9 +12,9 @@ from pathlib import Path
 from teacherlm.core import interrupts
 from teacherlm.core.errors import UserError
 from teacherlm.core.terminal import plural
-from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
 from teacherlm.enhance.engines.openai_engine import CONCURRENCY, OpenAIEngine
 from teacherlm.enhance.engines.server_process import HOST, ServerProcess
+from teacherlm.runtime.generation import Completion, Failure, Prompt, Sampling
 from teacherlm.runtime.launcher import free_port
 
 

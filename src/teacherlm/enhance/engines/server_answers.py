@@ -3,11 +3,10 @@
 import json
 from typing import Any
 
-from teacherlm.catalog.chat_templates import ANSWER
 from teacherlm.core.errors import one_line
 from teacherlm.core.redaction import redacted
 from teacherlm.core.terminal import printable
-from teacherlm.enhance.engines import Completion, Prompt, Sampling
+from teacherlm.runtime.generation import Completion, Prompt, Sampling, cut_at
 
 MOST_TOKENS = 10**9
 SHOWN = 200
@@ -68,17 +67,6 @@ def completion_of(prompt: Prompt, content: bytes, sampling: Sampling) -> Complet
     else:
         ended = "length" if new_tokens >= sampling.num_tokens else "stop"
     return Completion(prompt, kept, prompt_tokens, new_tokens, ended, thinking)
-
-
-def cut_at(text: str, stops: tuple[str, ...]) -> str:
-    """An answer up to its first stop text. What a model thinks before its answer is not cut.
-
-    Some servers, for example that of transformers, keep the stop text and what follows.
-    """
-    thinking, mark, text = text.rpartition(ANSWER)
-    for stop in stops:
-        text = text.partition(stop)[0]
-    return thinking + mark + text
 
 
 def tokens_of(usage: Any, name: str) -> int:

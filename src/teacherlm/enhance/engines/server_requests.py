@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 from teacherlm.catalog.chat_templates import Messages, without_system
-from teacherlm.enhance.engines import Prompt, Sampling
+from teacherlm.runtime.generation import Prompt, Sampling
 
 UNSUPPORTED = re.compile(
     r"unsupported|not support|unknown|unrecogni[sz]ed|unexpected|extra (inputs|fields|parameters)|extra_forbidden"

@@ -1,4 +1,4 @@
-"""The teacher on this machine: a transformers model whose batch is kept full.
+"""The model on this machine, with transformers: its batch is kept full.
 
 A finished sequence leaves the batch at once, and a waiting prompt takes its place, so that one long text does not leave
 the other places idle. Each layer has one buffer for the keys and values of the batch, in which all rows end at the same
@@ -20,14 +20,14 @@ from transformers import BitsAndBytesConfig
 
 from teacherlm.catalog.top_logprobs import TopLogprobs, encode, vocabulary_digest
 from teacherlm.core.errors import UserError
-from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
-from teacherlm.enhance.engines.batch import Batch, Row, batch_fault
-from teacherlm.enhance.engines.decode_attention import use_decode_attention
-from teacherlm.enhance.engines.key_values import KeyValues
-from teacherlm.enhance.engines.plain_generation import complete_alone
 from teacherlm.runtime import gpu
 from teacherlm.runtime.chat_template import ChatTemplate
 from teacherlm.runtime.check_sequences import window_beyond
+from teacherlm.runtime.generation import Completion, Failure, Prompt, Sampling
+from teacherlm.runtime.generation.batch import Batch, Row, batch_fault
+from teacherlm.runtime.generation.decode_attention import use_decode_attention
+from teacherlm.runtime.generation.key_values import KeyValues
+from teacherlm.runtime.generation.plain_generation import complete_alone
 from teacherlm.runtime.generation_check import generation_fault, make_continuations
 from teacherlm.runtime.loading import load_model, load_tokenizer
 from teacherlm.runtime.model_config import picks_tokens, position_count, vocabulary_size
@@ -39,7 +39,7 @@ from teacherlm.runtime.verdicts import NOT_FOR_THIS, Verdict, first_exact, remem
 
 PATHS = ("batched", "alone", "uncached")
 WORDS = {"alone": "one prompt at a time", "uncached": "one prompt at a time, without a cache"}
-"""Ways to compute a teacher, the fastest first: this project's batches; the library's generation, one prompt at a time;
+"""Ways to compute a model, the fastest first: this project's batches; the library's generation, one prompt at a time;
 plain forward passes over the whole text, one pass per new token."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MEMORY_FRACTION = 0.8
@@ -57,7 +57,7 @@ def best_dtype() -> str:
 
 
 class TransformersEngine:
-    """A teacher, loaded once.
+    """A model, loaded once.
 
     Args:
         folder: the model's folder.
@@ -66,10 +66,12 @@ class TransformersEngine:
         batch_size: maximum number of rows at a time; None means as many as fit into memory, at most MAX_ROWS.
         digest: the model's digest, under which the verdict of the self-check is kept; None means it is not kept.
         longest: maximum number of tokens of a prompt with its completion; None means unknown.
+        device: "cpu", "cuda" or "cuda:N"; None means all GPUs if there are any, otherwise the CPU.
+        label: the command, for its line in the log.
 
     Attributes:
         dtype: the data type that is used.
-        verdict: how the teacher is computed: in batches, or one prompt at a time by the library.
+        verdict: how the model is computed: in batches, or one prompt at a time by the library.
         rows_filled, steps: the sum of the rows of all decoding steps, and the number of steps; their ratio is the mean
             number of rows.
 
@@ -85,11 +87,13 @@ class TransformersEngine:
         batch_size: int | None = None,
         digest: str | None = None,
         longest: int | None = None,
+        device: str | None = None,
+        label: str = "enhance",
     ):
-        self.folder, self.sampling, self.longest = folder, sampling, longest
+        self.folder, self.sampling, self.longest, self.on = folder, sampling, longest, device
         self.dtype = best_dtype() if dtype == "auto" else dtype
         self.tokenizer = load_tokenizer(folder)
-        self.model = load_teacher(folder, self.dtype)
+        self.model = load_on(folder, self.dtype, device)
         self.device = self.model.device
         self.linears_packed = False
         self.rows_filled = self.steps = 0
@@ -99,7 +103,7 @@ class TransformersEngine:
         self.shape_model(self.verdict.attention, self.verdict.plain_linears, self.verdict.path == "batched")
         config = self.model.config
         if self.verdict.path != PATHS[0]:
-            print(f"enhance: {config.model_type}: computed {WORDS[self.verdict.path]} ({self.verdict.why})", flush=True)
+            print(f"{label}: {config.model_type}: computed {WORDS[self.verdict.path]} ({self.verdict.why})", flush=True)
         self.max_rows = 1 if self.verdict.path != "batched" else batch_size or MAX_ROWS
         self.memory = free_memory(self.device) * MEMORY_FRACTION
         self.window = position_count(config)
@@ -141,7 +145,7 @@ class TransformersEngine:
     def shape_model(self, attention: str, plain_linears: bool, batched: bool) -> None:
         """Set the model's attention (the decode attention for batches), and pack or restore its linear layers."""
         if self.linears_packed and plain_linears:
-            self.model = load_teacher(self.folder, self.dtype)
+            self.model = load_on(self.folder, self.dtype, self.on)
             self.linears_packed = False
         set_attention(self.model, attention)
         if batched:
@@ -197,7 +201,7 @@ class TransformersEngine:
         if not tokens:
             return Failure(prompt, "the prompt has no tokens")
         if self.window is not None and len(tokens) >= self.window:
-            return Failure(prompt, f"the prompt has {len(tokens)} tokens, but the teacher's window is {self.window}")
+            return Failure(prompt, f"the prompt has {len(tokens)} tokens, but the model's window is {self.window}")
         return Row(prompt, tokens, torch.Generator(self.device))
 
     def guarded(self, batch: Batch, waiting: deque[Row], work: Any) -> Iterator[Completion | Failure]:
@@ -259,8 +263,10 @@ class TransformersEngine:
         return vocabulary_digest(self.tokenizer)
 
 
-def load_teacher(folder: Path, dtype: str) -> torch.nn.Module:
-    """The model on the CPU, on the GPU, or spread over several GPUs when it does not fit on one."""
+def load_on(folder: Path, dtype: str, device: str | None) -> torch.nn.Module:
+    """The model on a device, or on all GPUs: if there are several, it is spread over them."""
+    if device is not None:
+        return load_model(folder, dtype=DTYPES[dtype]).to(device).eval()
     gpus = torch.cuda.device_count()
     if dtype == "int8":
         if not gpus:

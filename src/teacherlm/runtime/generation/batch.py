@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from teacherlm.enhance.engines import Completion, Prompt
-from teacherlm.enhance.engines.key_values import GROWTH, KeyValues, moves_to_drop
+from teacherlm.runtime.generation import Completion, Prompt
+from teacherlm.runtime.generation.key_values import GROWTH, KeyValues, moves_to_drop
 from teacherlm.runtime.generation_check import Continuations
 from teacherlm.runtime.sampling import choose_tokens, top_tokens
 from teacherlm.runtime.self_check import failure, fault_of
 
 if TYPE_CHECKING:
-    from teacherlm.enhance.engines.transformers_engine import TransformersEngine
+    from teacherlm.runtime.generation.transformers_engine import TransformersEngine
 
 PREFILL_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Maximum number of prompt tokens that are computed together. More would need more memory for the states between the

@@ -1,4 +1,4 @@
-"""The teacher in vLLM, the fastest way on GPUs. vLLM is an optional extra, and only this module imports it."""
+"""The model in vLLM, the fastest way on GPUs. vLLM is an optional extra, and only this module imports it."""
 
 import os
 from collections.abc import Iterator
@@ -11,10 +11,9 @@ import numpy as np
 from teacherlm.catalog.chat_templates import THINKING
 from teacherlm.catalog.top_logprobs import TopLogprobs, encode, vocabulary_digest
 from teacherlm.core.errors import UserError, reason
-from teacherlm.enhance.engines import Completion, Failure, Prompt, Sampling
-from teacherlm.enhance.engines.server_answers import cut_at
 from teacherlm.runtime.chat_template import ChatTemplate
 from teacherlm.runtime.compat.of_vllm import BATCH_INVARIANT, ask_for_batch_invariance, engine_within, window_of
+from teacherlm.runtime.generation import Completion, Failure, Prompt, Sampling, cut_at
 from teacherlm.runtime.tokens import encode_prompt
 
 UNDER_WAY = 1024
@@ -22,13 +21,13 @@ UNDER_WAY = 1024
 
 
 class VLLMEngine:
-    """A teacher, loaded once.
+    """A model, loaded once.
 
     Args:
         folder: the model's folder.
         dtype: "auto" (that of the model's weights), "float32", "bfloat16" or "float16".
         sampling: how the next token is chosen.
-        gpus: number of GPUs that the teacher is divided among.
+        gpus: number of GPUs that the model is divided among.
 
     Attributes:
         is_batch_invariant: whether a text does not depend on the texts that are written with it.
@@ -84,7 +83,7 @@ class VLLMEngine:
                 tokens = self.template.encode(messages) if messages else encode_prompt(self.tokenizer, prompt.text)
                 if len(tokens) >= self.window:
                     yield Failure(
-                        prompt, f"the prompt has {len(tokens)} tokens, but the teacher's window is {self.window}"
+                        prompt, f"the prompt has {len(tokens)} tokens, but the model's window is {self.window}"
                     )
                     continue
                 name, count = str(count), count + 1

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig, StoppingCriteria
 
-from teacherlm.enhance.engines import Completion, Failure, Prompt
-from teacherlm.enhance.engines.batch import keep_top
+from teacherlm.runtime.generation import Completion, Failure, Prompt
+from teacherlm.runtime.generation.batch import keep_top
 from teacherlm.runtime.plain_pass import plain_arguments
 from teacherlm.runtime.sampling import Chooser, choose_tokens
 
 if TYPE_CHECKING:
-    from teacherlm.enhance.engines.batch import Row
-    from teacherlm.enhance.engines.transformers_engine import TransformersEngine
+    from teacherlm.runtime.generation.batch import Row
+    from teacherlm.runtime.generation.transformers_engine import TransformersEngine
 
 
 class RowChooser(Chooser):

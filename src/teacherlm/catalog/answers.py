@@ -1,0 +1,342 @@
+"""Answers that were written: which answer a text gives, and whether it is right.
+
+A benchmark's YAML says with which rules an answer is found in a text (`extract`), and what an answer is: the letter of
+a choice, a number, or a text. The rules are tried in turn. The first that finds something decides, and if it finds two
+different answers, the text has no answer.
+"""
+
+import functools
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import regex
+
+from teacherlm.catalog.prompts import LETTERS
+from teacherlm.core.errors import UserError
+
+Kind = Literal["letter", "number", "text"]
+SECONDS = 1.0
+"""Maximum time that a pattern of a YAML may take for one text. A pattern can take exponential time."""
+LONGEST = 20_000
+"""Maximum number of characters of a text that are read, counted from its end, where the answer is."""
+
+NEGATED = re.compile(
+    r"(?:\bnot|n['’]t|\bneither|\bnor|\bnever|\bwrong|\bincorrect)(?:\s+(?:a|an|the|be|is|by|option|choice|answer))*"
+    r"[\s:*\"'“(\[]*$",
+    re.IGNORECASE,
+)
+"""What precedes a letter or a choice that a text rejects: `It is not (`."""
+REJECTED = re.compile(
+    r"[)\]\s\"'”*]*(?:is|are|was|were)(?:\s+(?:not|never|wrong|incorrect|false|ruled out|impossible)\b|n['’]t\b)",
+    re.IGNORECASE,
+)
+"""What follows a letter that a text rejects: `(A) is wrong`."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a question asks for.
+
+    Attributes:
+        kind: what an answer is.
+        golds: the right answers: letters, numbers or texts. Each of them is right.
+        choices: the texts of the choices, in the order of their letters; empty without choices.
+        rules: the names of RULES, and patterns, with which an answer is found in a text.
+    """
+
+    kind: Kind
+    golds: tuple[str, ...]
+    choices: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
+
+
+def read_answer(text: str, asked: Asked) -> str | None:
+    """The answer that a text gives, in the form in which answers are compared and counted; None if it gives none.
+
+    Returns:
+        The letter of a choice; a number as a fraction (`72`, `7/2`); or a text in small letters without articles and
+        punctuation.
+
+    Raises:
+        UserError: a pattern takes too long.
+    """
+    text = plain(text[-LONGEST:])
+    for rule in asked.rules or DEFAULT_RULES[asked.kind]:
+        found = RULES[rule](text, asked) if rule in RULES else matches_of(rule, text)
+        values = dict.fromkeys(value for one in found if (value := value_of(one, asked)) is not None)
+        if values:
+            return next(iter(values)) if len(values) == 1 else None
+        if found and rule in FINAL:
+            return None
+    return None
+
+
+def gold_values(asked: Asked) -> tuple[str, ...]:
+    """The right answers in the form of `read_answer`.
+
+    Raises:
+        ValueError: a right answer is not what an answer should be, for example not a number.
+    """
+    values = []
+    for gold in asked.golds:
+        value = value_of(plain(gold), asked)
+        if value is None:
+            raise ValueError(f"{gold!r:.60} is not a {asked.kind}")
+        values.append(value)
+    return tuple(dict.fromkeys(values))
+
+
+def value_of(answer: str, asked: Asked) -> str | None:
+    """An answer in the form in which answers are compared; None if it is not an answer of this kind."""
+    if asked.kind == "letter":
+        letter = answer.strip().strip("()[]{}.:*\"'“” ").upper()
+        return letter if letter and letter in tuple(LETTERS[: len(asked.choices) or len(LETTERS)]) else None
+    if asked.kind == "number":
+        number = number_in(answer)
+        return None if number is None else str(number)
+    return normal_text(answer) or None
+
+
+# --------------------------------------------------------------------------------------------------------------- rules
+
+CONCLUSION = re.compile(r"\banswer(?:\s+is\b|\s*:|\s*=)|####", re.IGNORECASE)
+"""What precedes an answer: `The answer is`, `Answer:`, and GSM8K's `####`."""
+OPENING = r"(?:\\(?:boxed|text|textbf|mathbf)\{|[\s:*_\"'“$(\[])*"
+OPTION = r"(?:(?i:option|choice)\s+)?"
+LETTER_NEXT = re.compile(
+    rf"{OPENING}{OPTION}{OPENING}([A-Z])(?![A-Za-z0-9'’])|{OPENING}{OPTION}[(\[]([a-z])[)\]]|{OPENING}([a-z])\)"
+)
+ANOTHER = re.compile(r"[)\]\s\"'”*,]*(?:or|and|and/or|/|,|&)[\s(\[\"'“*]*([A-Z])(?:[)\]]|(?![A-Za-z'’]))")
+"""A second letter in a conclusion: `(A) or (B)`."""
+BRACKETED = re.compile(r"[(\[]\s*([A-Za-z])\s*[)\]]")
+ALONE = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
+LISTED = re.compile(r"[\s*_\"'“]*([A-Z])[).](?:\s|\*|$)|[\s*_\"'“]*([a-z])\)(?:\s|\*|$)")
+
+
+def concluded_letters(text: str, asked: Asked) -> list[str]:
+    """The letter or letters of the last conclusion: `The answer is (B)`."""
+    for mark in reversed(list(CONCLUSION.finditer(text))):
+        if found := LETTER_NEXT.match(text, mark.end()):
+            letters = [next(group for group in found.groups() if group)]
+            if REJECTED.match(text, found.end()):
+                continue
+            while other := ANOTHER.match(text, found.end()):
+                letters.append(other[1])
+                found = other
+            return letters
+    return []
+
+
+def lone_letters(text: str, asked: Asked) -> list[str]:
+    """The letters in brackets that the text does not reject; without any, the letter that is all of the text, or that
+    its first or last line begins with: `B. False`."""
+    letters = [
+        mark[1]
+        for mark in BRACKETED.finditer(text)
+        if not NEGATED.search(text[: mark.start()][-80:]) and not REJECTED.match(text, mark.end())
+    ]
+    if letters or BRACKETED.search(text):
+        return letters
+    lines = [line for line in text.splitlines() if line.strip()]
+    for line in dict.fromkeys([*lines[:1], *lines[-1:]]):
+        if found := ALONE.fullmatch(line) or LISTED.match(line):
+            letters.append(next(group for group in found.groups() if group))
+    return letters
+
+
+def named_choices(text: str, asked: Asked) -> list[str]:
+    """The letters of the choices whose texts occur and are not rejected. One inside of another does not count."""
+    words, places = f" {spaced(text)} ", []
+    for letter, choice in zip(LETTERS, asked.choices):
+        if wanted := spaced(choice).rstrip(" .!?"):
+            places += [
+                (found.start() + 1, found.start() + 1 + len(wanted), letter)
+                for found in re.finditer(rf"(?= {re.escape(wanted)} )", words)
+            ]
+    letters = []
+    for start, end, letter in places:
+        inside = any(a <= start and end <= b and (a, b) != (start, end) for a, b, _ in places)
+        if not inside and not NEGATED.search(words[:start][-80:]):
+            letters.append(letter)
+    return letters
+
+
+def spaced(text: str) -> str:
+    """The words and the punctuation of a text in small letters, with single spaces between them. Words and numbers keep
+    the punctuation inside of them (`don't`, `3.5`, `-3`, `50%`)."""
+    return " ".join(re.findall(r"[-+−]?\w+(?:[.,'’/-]\w+)*%?|[^\W\s]", text.casefold()))
+
+
+def concluded_texts(text: str, asked: Asked) -> list[str]:
+    """What follows the last `The answer is`, up to the end of its line."""
+    marks = list(CONCLUSION.finditer(text))
+    if not marks:
+        return []
+    line = text[marks[-1].end() :].lstrip(" \t:*").partition("\n")[0].strip()
+    return [line] if line else []
+
+
+def concluded_numbers(text: str, asked: Asked) -> list[str]:
+    """The number after the last `The answer is`. In an equation it is the last one: `The answer is 12 + 60 = 72`.
+
+    If a conclusion has no number, or rejects it, an empty text is returned, which is no answer.
+    """
+    for line in concluded_texts(text, asked):
+        sentence = re.split(r"[.;!?](?=\s|$)", line)[0]
+        sentence = sentence.rpartition("=")[2] or sentence
+        numbers = list(NUMBER.finditer(sentence))
+        if not numbers or NEGATED.search(sentence[: numbers[0].start()]):
+            return [""]
+        found = [numbers[0]]
+        for other in numbers[1:]:
+            if not re.fullmatch(
+                r"[^\d]{0,20}?\s*(?:or|and|to|-|–)\s*[^\d\s]?", sentence[found[-1].end() : other.start()]
+            ):
+                break
+            found.append(other)
+        return [one[0] for one in found]
+    return []
+
+
+def last_number(text: str, asked: Asked) -> list[str]:
+    numbers = [found[0] for found in NUMBER.finditer(text)]
+    return numbers[-1:]
+
+
+def first_line(text: str, asked: Asked) -> list[str]:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[:1]
+
+
+RULES: dict[str, Callable[[str, Asked], list[str]]] = {
+    "conclusion": concluded_letters,
+    "letter": lone_letters,
+    "choice": named_choices,
+    "concluded_number": concluded_numbers,
+    "last_number": last_number,
+    "concluded_text": concluded_texts,
+    "first_line": first_line,
+}
+"""The rules that a YAML can name in `extract`: name -> the answers that a text gives by the rule."""
+DEFAULT_RULES: dict[Kind, tuple[str, ...]] = {
+    "letter": ("conclusion", "letter", "choice"),
+    "number": ("concluded_number", "last_number"),
+    "text": ("concluded_text", "first_line"),
+}
+FINAL = ("conclusion", "concluded_number")
+"""Rules after which no other is tried if what they find is no answer: `The answer is (E)` of two choices."""
+
+
+def matches_of(pattern: str, text: str) -> list[str]:
+    """The last match of a pattern: its group `answer`, or its first group.
+
+    Raises:
+        UserError: the pattern takes too long.
+    """
+    try:
+        found = list(compiled(pattern).finditer(text, timeout=SECONDS))
+    except TimeoutError:
+        raise UserError(
+            f"extract: the pattern {pattern!r:.80} takes longer than {SECONDS:.0f} s for one text; make it simpler"
+        ) from None
+    groups = [match["answer"] if "answer" in match.re.groupindex else match[1] for match in found]
+    return [one for one in groups if one][-1:]
+
+
+@functools.cache
+def compiled(pattern: str) -> "regex.Pattern[str]":
+    """A pattern of a YAML.
+
+    Raises:
+        ValueError: it is not a valid regular expression with a group.
+    """
+    try:
+        made = regex.compile(pattern)
+    except regex.error as error:
+        raise ValueError(
+            f"{pattern!r:.80} is neither one of {', '.join(RULES)} nor a valid pattern: {error}"
+        ) from error
+    if not made.groups:
+        raise ValueError(
+            f"{pattern!r:.80}: one of {', '.join(RULES)} was expected, or a pattern with a group around the answer"
+        )
+    return made
+
+
+# -------------------------------------------------------------------------------------------------------------- values
+
+SUPERSCRIPT = {ord(digit): f"^{number}" for number, digit in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
+NUMBER = re.compile(
+    r"(?<![\w^.,/])(?:[-+−–]\s?)?(?:[$€£¥]\s?)?(?:[-+−]\s?)?"
+    r"(?:\d{1,3}(?:[,'’]\d{3})+|\d+)?(?:\.\d+)?(?<=\d)"
+    r"(?:[eE][-+]?\d{1,3}|\s?[×x*]\s?10\^[-+−]?\d{1,3}|\s?/\s?\d+|\s\d+/\d+)?"
+    r"(?![\d]|[.,/]\d|\^)(?:\s(?:thousand|million|billion|trillion)\b)?",
+    re.IGNORECASE,
+)
+SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+MOST_DIGITS = 400
+
+
+def plain(text: str) -> str:
+    """A text whose digits, letters and brackets of other scripts and widths become those of ASCII: `（Ｂ）`, `½`."""
+    text = text.translate(SUPERSCRIPT)
+    text = re.sub("(?<=\\d)[ \u2009\u202f\u00a0](?=\\d{3}(?!\\d))", ",", text)  # between thousands
+    text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)
+    text = unicodedata.normalize("NFKC", text).replace("⁄", "/")
+    return "".join(
+        str(unicodedata.digit(c)) if not c.isascii() and unicodedata.category(c) == "Nd" else c for c in text
+    )
+
+
+def number_in(text: str) -> Fraction | None:
+    """The number that a text is, with a currency or a unit around it; None if it is none or has several.
+
+    Fractions (`3/4`, `1 3/4`), thousands (`1,234`), powers of ten (`3 × 10^4`, `2e5`) and `2.5 million` are numbers.
+    A unit is ignored: `50%` and `50` are the same number.
+    """
+    found = list(NUMBER.finditer(text))
+    return value_of_number(found[0][0]) if len(found) == 1 else None
+
+
+def value_of_number(written: str) -> Fraction | None:
+    digits = re.sub(r"(?<=\d)[,'’](?=\d{3})", "", written.casefold())
+    digits = re.sub(r"[$€£¥]\s?", "", digits).replace("−", "-").replace("–", "-").strip()
+    scale = Fraction(1)
+    for word, factor in SCALES.items():
+        if digits.endswith(word):
+            digits, scale = digits.removesuffix(word).strip(), Fraction(factor)
+    sign = -1 if digits.startswith("-") else 1
+    digits = digits.lstrip("+- ")
+    if len(digits) > MOST_DIGITS:
+        return None
+    if power := re.fullmatch(r"(.+?)\s?(?:[×x*]\s?10\^|e)([-+]?\d+)", digits):
+        digits, scale = power[1], scale * Fraction(10) ** int(power[2])
+    whole, _, part = digits.rpartition(" ") if re.fullmatch(r"\d+ \d+/\d+", digits) else ("0", "", digits)
+    try:
+        return sign * scale * (int(whole) + Fraction(part.replace(" ", "")))
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def normal_text(text: str) -> str:
+    """A text as SQuAD's evaluation compares it (Rajpurkar et al. 2016, arXiv 1606.05250): in small letters, without
+    punctuation and the articles a, an, the, and with single spaces."""
+    marks = (c for c in text.lower() if c not in string.punctuation and not unicodedata.category(c).startswith("P"))
+    text = "".join(marks)
+    return " ".join(re.sub(r"\b(?:a|an|the)\b", " ", text).split())
+
+
+def f1(answer: str, golds: Sequence[str]) -> float:
+    """The highest F1 of the words of an answer with those of a right answer, both in the form of `normal_text`."""
+    return max((f1_with(answer.split(), gold.split()) for gold in golds), default=0.0)
+
+
+def f1_with(answer: list[str], gold: list[str]) -> float:
+    common = sum((Counter(answer) & Counter(gold)).values())
+    return 2 * common / (len(answer) + len(gold)) if common else 0.0
