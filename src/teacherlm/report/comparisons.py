@@ -48,19 +48,22 @@ def comparisons(runs: Sequence[Run], untrained: Sequence[Scored], tasks: Iterabl
         )
         rows, members = pair_rows(pairs)
         head = PAIRS_HEAD
-        if members:
-            words += f" {PAIRS_OF_SEEDS}"
+        if not all(pair.is_exact for pair in pairs):
+            words += f" {RESAMPLED}"
             head = tuple("p" if title == P_EXACT else title for title in PAIRS_HEAD)
+        if members:
+            words += f" {OF_SINGLES}"
         if rows:
             part = Part(task, words, head=head, rows=rows, name=f"pairs-{task}", members=frozenset(members))
             parts.append(part)
     return Section("comparisons", "Comparisons", parts)
 
 
-PAIRS_OF_SEEDS = (
-    "In a row of several seeds, interval and p are from 10,000 resamples of seeds and questions; below it are the "
-    "comparisons of single seeds, which p (Holm) does not count."
+RESAMPLED = (
+    "In a row without numbers of right answers, interval and p are from 10,000 resamples of the questions, and of the "
+    "seeds if there are several."
 )
+OF_SINGLES = "Below a row of several seeds are the comparisons of single seeds, which p (Holm) does not count."
 
 
 def pair_rows(pairs: Iterable[Pair]) -> tuple[list[Sequence[Cell]], set[int]]:

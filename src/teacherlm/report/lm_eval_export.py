@@ -22,6 +22,7 @@ from teacherlm.core.flags import flag, parse
 from teacherlm.core.names import file_name
 from teacherlm.core.outputs import require_writable
 from teacherlm.core.records import Record, write_records
+from teacherlm.core.results import GENERATED
 from teacherlm.core.terminal import plural, printable
 from teacherlm.report.find_runs import result_files
 from teacherlm.report.scored import Scored, read_results
@@ -129,11 +130,22 @@ def samples_of(scored: Scored) -> dict[str, list[Record]]:
     """
     found: dict[str, list[Record]] = defaultdict(list)
     for record in scored.samples():
-        task = str(record.get("task") or scored.task)
-        found[task].append(sample_of(record, metrics_of(scored.result, task)))
+        task = part_name(scored, record.get("task"))
+        found[task].append(sample_of(record, metrics_of(scored.result, task.removesuffix(GENERATED))))
     if scored.missing:
         raise UserError(scored.missing[0])
     return dict(found)
+
+
+def part_name(scored: Scored, part: str | None) -> str:
+    """The name of a part of a task. Parts of written answers get the ending that the whole task's name has.
+
+    Args:
+        part: the name in a record or in the result's `tasks`.
+    """
+    if part is None or not scored.result.get("tasks"):
+        return scored.task
+    return part + GENERATED * scored.task.endswith(GENERATED)
 
 
 def metrics_of(result: Mapping[str, Any], task: str) -> list[str]:
@@ -154,9 +166,10 @@ def sample_of(record: Record, metrics: Sequence[str]) -> Record:
     if likelihoods:
         requests: list[list[Any]] = [[prompt, choice] for choice in choices]
         answers: list[Any] = [[str(value), UNKNOWN] for value in likelihoods.values()]
-    else:
-        answers = [str(answer) for answer in record.get("answers", [])]
-        requests = [[prompt, {}] for _ in answers] or [[prompt, {}]]
+        responses = [[answer] for answer in answers]
+    else:  # one request, which may have several written answers
+        requests, responses = [[prompt, {}]], [[str(answer) for answer in record.get("answers", [])]]
+        answers = [str(answer) for answer in record.get("found", responses[0])]
     values = {name: record[name] for name in metrics if isinstance(record.get(name), int | float)}
     return {
         "doc_id": record["doc_id"],
@@ -166,7 +179,7 @@ def sample_of(record: Record, metrics: Sequence[str]) -> Record:
             f"gen_args_{number}": {f"arg_{place}": part for place, part in enumerate(request)}
             for number, request in enumerate(requests)
         },
-        "resps": [[answer] for answer in answers],
+        "resps": responses,
         "filtered_resps": answers,
         "filter": "none",
         "metrics": list(values),
@@ -235,10 +248,10 @@ def hash_of_samples(samples: Iterable[Record]) -> str:
 def add_result(found: dict[str, Any], scored: Scored, exported: Mapping[str, Sequence[Record]]) -> None:
     """Add a result to the fields of results_TIME.json. A result of several tasks is a group of these tasks."""
     result, task = scored.result, scored.task
-    parts = {part["task"]: part for part in result.get("tasks", ())} or {task: result}
+    parts = {part_name(scored, part["task"]): part for part in result.get("tasks", ())} or {task: result}
     for name, part in parts.items():
         samples = exported.get(name, ())
-        metrics = metrics_of(result, name)
+        metrics = metrics_of(result, name.removesuffix(GENERATED))
         add_task(found, name, {"metric": metrics[0], **part}, metrics)
         found["n-samples"][name] = {
             "original": None if result.get("limit") else len(samples),

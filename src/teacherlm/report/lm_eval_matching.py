@@ -28,11 +28,12 @@ class OfLmEval(Scored):
 
 
 class Asked(NamedTuple):
-    """How our results ask a question: the record's task, the prompt, and the file."""
+    """How our results ask a question: the record's task, the prompt, and the file; and whether they offer choices."""
 
     task: str | None
     prompt: str
     path: Path
+    is_choice: bool
 
 
 Questions = dict[tuple[str, Any], list[Asked]]
@@ -51,7 +52,7 @@ def with_ours(sources: Sequence[Source], ours: Sequence[Scored], missing: list[s
         UserError: a question is not the same as ours, or there is nothing to compare.
     """
     if not ours:
-        ours = [as_result(sources[0].name, one, one.task, default_metric(one)) for one in sources[0].tasks.values()]
+        ours = [as_result(sources[0].name, one) for one in sources[0].tasks.values()]
     by_task: dict[str, list[Scored]] = {}
     for scored in ours:
         by_task.setdefault(scored.task, []).append(scored)
@@ -60,29 +61,55 @@ def with_ours(sources: Sequence[Source], ours: Sequence[Scored], missing: list[s
     for source in sources:
         used: set[str] = set()
         for task, results in by_task.items():
-            parts = [
-                source.tasks[name] for name in dict.fromkeys(name for name, _ in asked[task]) if name in source.tasks
-            ]
-            if not parts and len(by_task) == len(source.tasks) == 1:  # the same questions under another name
-                parts = list(source.tasks.values())
-            if parts:
+            if parts := parts_for(source, asked[task], is_only=len(by_task) == 1):
                 used |= {part.task for part in parts}
                 found.append(match(source, task, results[0].result["metric"], parts, asked[task], missing))
         if not used:
             raise UserError(
                 f"{source.place}: lm-eval has scored {', '.join(source.tasks)}, and the results to compare with are of "
-                f"{', '.join(by_task)}; give results of the same task"
+                f"{', '.join(by_task)}; give results of the same task, with answers that both choose or both write"
             )
         for name in source.tasks.keys() - used:
             say(missing, f"lm-eval: {source.name} has the task {name}, on which no other result is compared")
     return found
 
 
+def parts_for(source: Source, asked: Questions, is_only: bool) -> list[Samples]:
+    """The samples of a source that belong to a task of ours: those of its name, or of the names of its parts.
+
+    Chosen answers are not compared with written ones.
+
+    Args:
+        is_only: whether ours have no other task. Then the only task of a source belongs to it, whatever its name is.
+    """
+    names = dict.fromkeys(name for name, _ in asked)
+    named = [source.tasks[name] for name in names if name in source.tasks]
+    if not named and is_only and len(source.tasks) == 1:
+        named = list(source.tasks.values())
+    kinds = {one.is_choice for ways in asked.values() for one in ways}
+    return [part for part in named if part.is_choice in kinds]
+
+
+def metric_in(part: Samples, metric: str, task: str) -> str:
+    """The metric of lm-eval's samples that is the same as ours. For written answers, lm-eval calls it exact_match.
+
+    Raises:
+        UserError: the samples do not have it.
+    """
+    for name in (metric, "exact_match") if metric == "acc" and not part.is_choice else (metric,):
+        if name in part.metrics:
+            return name
+    raise UserError(
+        f"{part.path}: the metric {metric} of {task} was expected in every sample, found "
+        f"{', '.join(part.metrics) or 'no metric that all have'}; score the task with {metric}"
+    )
+
+
 def questions_of(task: str, results: Iterable[Scored]) -> Questions:
     found: Questions = {}
     for scored in results:
         for record in scored.samples():
-            asked = Asked(record.get("task"), record["prompt"], scored.path)
+            asked = Asked(record.get("task"), record["prompt"], scored.path, "answers" not in record)
             known = found.setdefault((record.get("task") or task, record["doc_id"]), [])
             if all(asked.prompt != one.prompt for one in known):
                 known.append(asked)
@@ -101,18 +128,14 @@ def match(
     records, total, reworded = [], 0, 0
     for part in parts:
         name = part.task if part.task in names else task
-        if metric not in part.metrics:
-            raise UserError(
-                f"{part.path}: the metric {metric} of {task} was expected in every sample, found "
-                f"{', '.join(part.metrics) or 'no metric that all have'}; score the task with {metric}"
-            )
+        theirs = metric_in(part, metric, task)
         for sample in part.samples:
             total += 1
             if known := asked.get((name, sample.doc_id)):
                 one = same_question(sample, known, part.path)
                 reworded += one.prompt != sample.prompt
                 own = {} if one.task is None else {"task": one.task}
-                records.append({**own, "doc_id": sample.doc_id, "prompt": one.prompt, metric: sample.metrics[metric]})
+                records.append({**own, "doc_id": sample.doc_id, "prompt": one.prompt, metric: sample.metrics[theirs]})
     if not records:
         raise UserError(
             f"{parts[0].path}: no doc_id is that of a question of {task}; give results of the same questions"
@@ -155,17 +178,20 @@ def is_within(question: str, prompt: str) -> bool:
     return len(words) >= 3 and f" {' '.join(words)} " in f" {' '.join(prompt.split())} "
 
 
-def default_metric(samples: Samples) -> str:
-    """Accuracy if the samples have it, or else their first metric."""
-    metrics = samples.metrics
-    if not metrics:
+def as_result(name: str, samples: Samples) -> Scored:
+    """The samples of lm-eval as a result of ours, of accuracy if they have it, or else of their first metric.
+
+    Raises:
+        UserError: no metric is in every sample.
+    """
+    if not samples.metrics:
         raise UserError(f"{samples.path}: the samples have no metric in common; score the task again")
-    return "acc" if "acc" in metrics else metrics[0]
-
-
-def as_result(name: str, samples: Samples, task: str, metric: str) -> Scored:
-    records = [{"doc_id": one.doc_id, "prompt": one.prompt, metric: one.metrics[metric]} for one in samples.samples]
-    return scored_as(name, samples.path, task, metric, records)
+    metric = "acc" if "acc" in samples.metrics else samples.metrics[0]
+    kind: Record = {} if samples.is_choice else {"answers": []}
+    records = [
+        {"doc_id": one.doc_id, "prompt": one.prompt, metric: one.metrics[metric], **kind} for one in samples.samples
+    ]
+    return scored_as(name, samples.path, samples.task, metric, records)
 
 
 def scored_as(name: str, path: Path, task: str, metric: str, records: Sequence[Record]) -> Scored:

@@ -23,12 +23,17 @@ SAMPLE = {"doc_id": int, "filter?": str, "doc?": dict}
 
 
 class Sample(NamedTuple):
-    """A question as lm-eval has asked it, and the metrics of the answer."""
+    """A question as lm-eval has asked it, and the metrics of the answer.
+
+    Attributes:
+        is_choice: whether the model chose among several answers, and did not write one.
+    """
 
     line: int
     doc_id: int
     prompt: str
     question: str
+    is_choice: bool
     metrics: Mapping[str, float]
 
 
@@ -44,6 +49,10 @@ class Samples:
     path: Path
     task: str
     samples: Sequence[Sample] = field(repr=False)
+
+    @property
+    def is_choice(self) -> bool:
+        return self.samples[0].is_choice
 
     @property
     def metrics(self) -> list[str]:
@@ -152,7 +161,9 @@ def sample_of(number: int, record: Record) -> Sample:
         raise ValueError("metrics: a metric with a number was expected")
     doc = record.get("doc", {})
     question = next((doc[name] for name in QUESTION_FIELDS if isinstance(doc.get(name), str)), "")
-    return Sample(number, record["doc_id"], prompt_of(record.get("arguments")), question, metrics)
+    arguments = record.get("arguments", [])
+    prompt = prompt_of(arguments)  # it is a list or an object, then
+    return Sample(number, record["doc_id"], prompt, question, len(arguments) > 1, metrics)
 
 
 def is_number(value: Any) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from teacherlm.core.terminal import plural
-from teacherlm.report.resampling import ROUNDING, mean_interval
-from teacherlm.report.scored import Question, Scored, say
+from teacherlm.report.resampling import mean_interval
+from teacherlm.report.scored import ROUNDED, Question, Scored, say
 from teacherlm.report.table import epoch_of
 from teacherlm.report.training_run import Run
 
@@ -22,7 +22,7 @@ class Joined:
         name: the name on the page: `RUN, checkpoint-50 (3 seeds)`.
         members: the result of each seed.
         result: the same fields as in a result's file. A `value` is the mean over the seeds, and `interval_95` is that
-            of the two-level bootstrap. It is None if the metric of a question is not 0 or 1.
+            of the two-level bootstrap. It is None if the metric is not the mean of the questions' values.
     """
 
     name: str
@@ -42,9 +42,9 @@ def members_of(model: Model) -> tuple[Scored, ...]:
     return model.members if isinstance(model, Joined) else (model,)
 
 
-def right_of(model: Model, questions: Sequence[Question]) -> np.ndarray:
-    """Whether each seed (rows) is right on each question (columns), as 0 and 1."""
-    return np.array([[one.answers.right[question] for question in questions] for one in members_of(model)], float)
+def values_of(model: Model, questions: Sequence[Question]) -> np.ndarray:
+    """The value of each seed (rows) on each question (columns): 1 for a right answer, and 0 for a wrong one."""
+    return np.array([[one.answers.values[question] for question in questions] for one in members_of(model)])
 
 
 # --------------------------------------------------------------------------------------------------------------- runs
@@ -141,7 +141,7 @@ def is_same_scoring(one: Scored, other: Scored) -> bool:
     """Whether two results are of the same questions, asked in the same way."""
     same = one.settings is not None and one.settings == other.settings
     same = same and one.result["metric"] == other.result["metric"] and one.result["n"] == other.result["n"]
-    return same and one.answers.right.keys() == other.answers.right.keys()
+    return same and one.answers.values.keys() == other.answers.values.keys()
 
 
 def joined(name: str, members: Sequence[Scored], which: str) -> Joined:
@@ -155,12 +155,12 @@ def joined(name: str, members: Sequence[Scored], which: str) -> Joined:
     which = f"checkpoint-{steps.pop()}" if len(steps) == 1 else which
     results = [one.result for one in members]
     result = {name: results[0][name] for name in ("task", "metric", "n")} | {"interval_95": None, **mean_part(results)}
-    questions = list(members[0].answers.right)
+    questions = list(members[0].answers.values)
     found = Joined(f"{name}, {which} ({plural(len(members), 'seed')})", tuple(members), result)
     if questions and result["value"] is not None:
-        right_SQ = right_of(found, questions)
-        if abs(right_SQ.mean() - result["value"]) <= ROUNDING:  # the value is the mean over these questions
-            result["interval_95"] = mean_interval(right_SQ)
+        values_SQ = values_of(found, questions)
+        if abs(values_SQ.mean() - result["value"]) <= ROUNDED:  # the value is the mean over these questions
+            result["interval_95"] = mean_interval(values_SQ)
     for key in ("tasks", "groups"):
         result[key] = mean_parts([one.get(key, ()) for one in results])
     return found

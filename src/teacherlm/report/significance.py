@@ -1,16 +1,17 @@
 """Tests whether two models differ on the same questions: McNemar's exact test, and a bootstrap of the difference.
 
-Where a model has several seeds, the two-level bootstrap (resampling.py) uses all of them for both interval and p.
+Where a model has several seeds, the two-level bootstrap (resampling.py) uses all of them for both interval and p. So it
+does for answers that are neither right nor wrong, such as the share of right ones of several answers.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import binomtest
 
-from teacherlm.report.replicates import Model, members_of, right_of
+from teacherlm.report.replicates import Model, members_of, values_of
 from teacherlm.report.resampling import RESAMPLES, difference_of
 from teacherlm.report.scored import Question, Scored
 
@@ -22,10 +23,11 @@ class Pair:
     Attributes:
         first, second: the models' names.
         n: the number of questions.
-        only_first, only_second: the number of questions that only this model answers correctly; None for several seeds.
+        only_first, only_second: the number of questions that only this model answers correctly. They are None where a
+            model has several seeds, or where a value is neither 0 nor 1.
         difference: the accuracy of the second model minus that of the first. That of several seeds is their mean.
         interval_95: the interval of the difference, by the bootstrap.
-        p: the p-value of McNemar's exact two-sided test, or that of the two-level bootstrap for several seeds.
+        p: the p-value of McNemar's exact two-sided test; without the two numbers, that of the two-level bootstrap.
         p_holm: the p-value, corrected for the number of pairs (Holm 1979); None for a pair in `singles`.
         singles: the comparisons of the single seeds.
     """
@@ -42,9 +44,9 @@ class Pair:
     singles: tuple["Pair", ...] = ()
 
     @property
-    def is_of_seeds(self) -> bool:
-        """Whether one of the two models has several seeds."""
-        return bool(self.singles)
+    def is_exact(self) -> bool:
+        """Whether p is from McNemar's exact test."""
+        return self.only_first is not None
 
 
 def compare_all(models: Iterable[Model]) -> list[Pair]:
@@ -56,26 +58,25 @@ def compare_all(models: Iterable[Model]) -> list[Pair]:
 
 def compare_models(first: Model, second: Model) -> Pair:
     """The comparison of two models, each of which may have several seeds."""
-    if isinstance(first, Scored) and isinstance(second, Scored):
-        return compare(first.name, first.answers.right, second.name, second.answers.right)
-    answered = members_of(first)[0].answers.right
-    common = [question for question in answered if question in members_of(second)[0].answers.right]
+    ours, theirs = members_of(first), members_of(second)
+    is_single = len(ours) == len(theirs) == 1
+    if is_single and ours[0].answers.right and theirs[0].answers.right:
+        return compare(first.name, ours[0].answers.right, second.name, theirs[0].answers.right)
+    common = [question for question in ours[0].answers.values if question in theirs[0].answers.values]
     if not common:
         return Pair(first.name, second.name, 0, None, None, 0.0, (0.0, 0.0), 1.0)
-    first_SQ, second_SQ = right_of(first, common), right_of(second, common)
+    first_SQ, second_SQ = values_of(first, common), values_of(second, common)
     difference = float(second_SQ.mean() - first_SQ.mean())
+    singles = () if is_single else tuple(compare_singles(ours, theirs))
     found = difference_of(first_SQ, second_SQ)
-    singles = tuple(compare_singles(first, second))
     return Pair(first.name, second.name, len(common), None, None, difference, *found, singles=singles)
 
 
-def compare_singles(first: Model, second: Model) -> Iterator[Pair]:
+def compare_singles(ours: Sequence[Scored], theirs: Sequence[Scored]) -> Iterator[Pair]:
     """The comparisons of single seeds: seed by seed if both models have as many, otherwise each seed with each."""
-    ours, theirs = members_of(first), members_of(second)
     is_matched = len(ours) == len(theirs)
     for a, b in zip(ours, theirs, strict=True) if is_matched else itertools.product(ours, theirs):
-        pair = compare(a.name, a.answers.right, b.name, b.answers.right)
-        yield replace(pair, p_holm=None)
+        yield replace(compare_models(a, b), p_holm=None)
 
 
 def compare(first: str, a: Mapping[Question, bool], second: str, b: Mapping[Question, bool]) -> Pair:
