@@ -12,21 +12,28 @@ from support.lm_eval_files import read_lines, run_lm_eval, write_samples
 from support.programs import only_error, program, warm_python
 from support.report_runs import write_run
 from support.scoring import words
+from support.tiny_models import make_other_model
 
 from teacherlm.report.significance import mcnemar
 
 
 @pytest.fixture(scope="module")
-def theirs(tiny_llama: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of samples that the real lm-eval wrote for a tiny model."""
-    return run_lm_eval(tiny_llama, prepared / "tests" / "sample", tmp_path_factory.mktemp("lm-eval") / "out")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that chooses both letters."""
+    return make_other_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="module")
-def ours(tiny_llama: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def theirs(model: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of samples that the real lm-eval wrote for a tiny model."""
+    return run_lm_eval(model, prepared / "tests" / "sample", tmp_path_factory.mktemp("lm-eval") / "out")
+
+
+@pytest.fixture(scope="module")
+def ours(model: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with our result for the same model and questions."""
     folder = tmp_path_factory.mktemp("ours")
-    asked = words(tiny_llama, "sample", prepared / "tests", folder)
+    asked = words(model, "sample", prepared / "tests", folder)
     done = subprocess.run([warm_python(), *program("evaluate"), *map(str, asked)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder / "tiny"
@@ -247,9 +254,8 @@ def test_lm_eval_s_own_code_reads_our_results(ours: Path, exported: Path, theirs
     found = json.loads(Path(results).read_text())
     value = json.loads((ours / "sample.json").read_text())["value"]
     [row] = [line for line in utils.make_table(found).splitlines() if line.startswith("|sample")]
-    assert [cell.strip() for cell in row.split("|")][4:9] == ["0", "acc", "↑", f"{value:.4f}".rstrip("0"), "±"] or (
-        f"|{value:6.4f}" in row
-    )
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[3:7] == ["none", "0", "acc", "↑"] and float(cells[7]) == pytest.approx(value, abs=5e-5)
     loaded = load_dataset("json", data_files=samples, split="train")
     real = read_lines(theirs)
     assert set(loaded.column_names) == set(real[0])
@@ -323,6 +329,7 @@ def test_results_that_cannot_be_exported_are_one_line(inside: Callable, ours: Pa
     output = tmp_path / "out"
     assert "no result; a file TASK.json" in only_error(inside("export-lm-eval", tmp_path, "--output", output))
     copy = Path(shutil.copytree(ours, tmp_path / "tiny"))
+    assert "have the same name; export each" in only_error(inside("export-lm-eval", ours, copy, "--output", output))
     (copy / "sample_samples.jsonl").write_text('{"doc_id": 0}\n')
     assert "line 1: this is not a sample" in only_error(inside("export-lm-eval", copy, "--output", output))
     (copy / "sample_samples.jsonl").unlink()

@@ -47,19 +47,20 @@ def main() -> None:
         ExportFlags, __doc__, example="teacherlm export-lm-eval results/smollm2-135m --output lm-eval-results"
     )
     models = read_models(flags.results)
+    exported = {one.path: samples_of(one) for scored in models.values() for one in scored}
+    require_own_names(models)
     require_writable(flags.output)
     for folder, scored in models.items():
-        exported = {one.path: samples_of(one) for one in scored}
         time = max(ended(one) for one in scored)
         place = flags.output / model_folder(scored[0])
-        for one in scored:
-            for task, samples in exported[one.path].items():
-                write_records(place / f"samples_{file_name(task)}_{time}.jsonl", samples)
+        tasks = {task: samples for one in scored for task, samples in exported[one.path].items()}
+        for task, samples in tasks.items():
+            write_records(place / f"samples_{file_name(task)}_{time}.jsonl", samples)
         with whole_file(place / f"results_{time}.json") as file:  # last, because readers look for it
-            json.dump(results_of(scored, exported, time), file, indent=2, ensure_ascii=False)
+            json.dump(results_of(scored, exported, time), file, indent=2)
             file.write("\n")
-        tasks = plural(sum(map(len, exported.values())), "task")
-        print(f"export-lm-eval: wrote {tasks} of {printable(str(folder))} to {printable(str(place))}")
+        said = f"wrote {plural(len(tasks), 'task')} of {folder} to {place}"
+        print(f"export-lm-eval: {printable(said)}")
 
 
 def read_models(places: Iterable[Path]) -> dict[Path, list[Scored]]:
@@ -85,6 +86,19 @@ def read_models(places: Iterable[Path]) -> dict[Path, list[Scored]]:
         if missing:
             raise UserError(missing[0])
     return dict(found)
+
+
+def require_own_names(models: Mapping[Path, Sequence[Scored]]) -> None:
+    """Refuse models whose files would get into one folder.
+
+    Raises:
+        UserError: two models have the same name.
+    """
+    places: dict[str, Path] = {}
+    for folder, scored in models.items():
+        other = places.setdefault(model_folder(scored[0]), folder)
+        if other != folder:
+            raise UserError(f"{folder} and {other} have the same name; export each of them with another --output")
 
 
 def manifest_of(scored: Scored) -> dict[str, Any]:
