@@ -105,3 +105,32 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     low, high = mean_interval(right_SQ)
     monkeypatch.setattr(resampling, "NUMBERS_AT_A_TIME", 1000)
     assert mean_interval(right_SQ) == pytest.approx((low, high), abs=0.05 * (high - low))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("seeds", "deviation", "held", "significant"),
+    [(3, 0.1, 0.97, 0.02), (3, 0.3, 0.89, 0.11), (5, 0.3, 0.94, 0.06), (10, 0.3, 0.94, 0.04)],
+)
+def test_how_often_intervals_hold_the_truth(
+    monkeypatch: pytest.MonkeyPatch, seeds: int, deviation: float, held: float, significant: float
+) -> None:
+    """The table in docs/reference/report.md. The deviation of a seed is in logits: 0.1 is about 2 points of accuracy."""
+    monkeypatch.setattr(resampling, "RESAMPLES", 1000)
+    draw = np.random.default_rng(1)
+
+    def logistic(logits: np.ndarray) -> np.ndarray:
+        return 1 / (1 + np.exp(-logits))
+
+    def group(difficulty_Q: np.ndarray) -> np.ndarray:
+        logits_SQ = difficulty_Q + draw.normal(0, deviation, (seeds, 1)) + draw.normal(0, 0.7, (seeds, 500))
+        return (draw.random((seeds, 500)) < logistic(logits_SQ)).astype(float)
+
+    truth = logistic(draw.normal(0, np.sqrt(1.5**2 + deviation**2 + 0.7**2), 2_000_000)).mean()
+    found = []
+    for _ in range(400):
+        difficulty_Q = draw.normal(0, 1.5, 500)
+        first_SQ, second_SQ = group(difficulty_Q), group(difficulty_Q)
+        low, high = mean_interval(first_SQ)
+        found.append((low <= truth <= high, difference_of(first_SQ, second_SQ).p < 0.05))
+    assert np.mean(found, axis=0) == pytest.approx([held, significant], abs=0.045)
