@@ -115,7 +115,7 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_how_often_intervals_hold_the_truth(
     monkeypatch: pytest.MonkeyPatch, seeds: int, deviation: float, held: float, significant: float
 ) -> None:
-    """The table in docs/reference/report.md. The deviation of a seed is in logits: 0.1 is about 2 points of accuracy."""
+    """The table in docs/reference/report.md. The deviation of a seed is in logits: 0.1 is some 2 points of accuracy."""
     monkeypatch.setattr(resampling, "RESAMPLES", 1000)
     draw = np.random.default_rng(1)
 
