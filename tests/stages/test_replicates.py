@@ -129,6 +129,14 @@ def test_texts_that_were_drawn_with_other_seeds_are_the_same_data(inside: Callab
     assert JOINED.format(6) in names(table(page_of(inside, run), "accuracy-creak"))
 
 
+def test_training_sets_of_other_benchmarks_lie_in_their_folders(inside: Callable, run: Path) -> None:
+    for seed in (0, 1, 2):
+        own = write_texts_and_dataset(run, seed)
+        other = write_texts_and_dataset(run.parent.parent / "ecqa" / "all", seed, temperature=0.5)
+        write_seed(run, NAME, seed, datasets=(own, other))
+    assert JOINED.format(6) in names(table(page_of(inside, run), "accuracy-creak"))
+
+
 def other_texts(run: Path) -> None:
     for seed in (0, 1):
         write_seed(run, NAME, seed, dataset=write_texts_and_dataset(run, seed, temperature=1.0 - seed))

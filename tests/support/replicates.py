@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ def write_seed(
     *,
     arguments: Mapping[str, Any] | None = None,
     dataset: str = "dataset",
+    datasets: Sequence[str] = (),
     student: str = DIGEST,
     questions: int = 60,
     answers: int | None = None,
@@ -41,6 +42,7 @@ def write_seed(
     Args:
         arguments: the arguments that differ from those of other runs.
         dataset: a text that stands for the dataset's content.
+        datasets: the same for each of several training sets.
         answers: the number that determines which answers are right; by default one that the seed gives.
         scored_as: the arguments of the scoring.
     """
@@ -48,7 +50,9 @@ def write_seed(
     run.mkdir(parents=True)
     log = [{"step": n, "steps": 1, "epoch": n / 3, "loss": 3 - n / 10 - seed / 100} for n in range(1, 7)]
     write_records(run / "log.jsonl", log)
-    inputs = {"student": {"path": STUDENT, "sha256": student}, "dataset": described("dataset", dataset)}
+    several = {f"dataset {number}": described("dataset", one) for number, one in enumerate(datasets, 1)}
+    sets = several or {"dataset": described("dataset", dataset)}
+    inputs = {"student": {"path": STUDENT, "sha256": student}, **sets}
     recorded = {**ARGUMENTS, **(arguments or {}), "seed": seed}
     (run / "run.json").write_text(json.dumps({"arguments": {"task_type": "text"}, "inputs": inputs}))
     for step in STEPS:
