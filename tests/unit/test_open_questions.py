@@ -49,7 +49,10 @@ def prepared(sample: Record = PROBLEM, benchmark: str = "gsm8k", prompts: str = 
         ("answer: '{{ a }}'\nanswer_is: text\nlabels: {x: A}\n", "labels: they are letters of choices"),
         ("choices: [x, y]\nanswer: '{{ a }}'\nanswer_is: number\n", "answer_is: letter, index or text was expected"),
         ("choices: [x, y]\nanswer: a\nanswers: b\n", "answers: several right answers are only possible without"),
-        ("answers: '{{ a }}'\nanswer_is: text\n", "answers: the name of a list (answers, or answers.text) was expected"),
+        (
+            "answers: '{{ a }}'\nanswer_is: text\n",
+            "answers: the name of a list (answers, or answers.text) was expected",
+        ),
         ("answer: a\nanswer_is: number\nextract: [conclusion]\n", "extract, 1. rule: conclusion finds no number"),
         ("answer: a\nanswer_is: number\nextract: [last_number, '(']\n", "extract, 2. rule: '('"),
         ("answer: a\nanswer_is: text\nextract: ['[a-z]+']\n", "a pattern with a group around the answer"),
@@ -66,7 +69,11 @@ def test_a_mistake_in_the_yaml_is_one_line(tmp_path: Path, more: str, said: str)
     [
         ("answer: '{{ a }}'\nanswer_is: number\n", {"a": "many"}, "the field 'a' is 'many'; a number was expected"),
         ("answer: '{{ a }}'\nanswer_is: number\n", {"a": "3 or 4"}, "(answer_is of town.yaml is number)"),
-        ("answer: '{{ a }}'\nanswer_is: text\n", {"a": "?!"}, "the field 'a' is '?!'; a text with letters or digits was"),
+        (
+            "answer: '{{ a }}'\nanswer_is: text\n",
+            {"a": "?!"},
+            "the field 'a' is '?!'; a text with letters or digits was",
+        ),
         ("answers: a\nanswer_is: text\n", {"a": []}, "the field 'a' is empty; a list of right answers was expected"),
         ("answers: a.b\nanswer_is: text\n", {"a": {"c": 1}}, "the field 'a.b' is 'None'; a list of right answers was"),
         ("answers: a\nanswer_is: text\n", {"a": [{"b": 1}]}, "the field 'a' is"),
@@ -86,7 +93,11 @@ def test_a_right_answer_of_another_form_is_named(tmp_path: Path, more: str, samp
     [
         ("answers: a\n", {"a": ["Rome", "the city of  Rome", "Rome"]}, ("Rome", "the city of Rome")),
         ("answers: a.text\n", {"a": {"text": ["Rome"], "answer_start": [3]}}, ("Rome",)),
-        ("answer: '{{ a.value }}'\nanswers: a.aliases\n", {"a": {"value": "Rome", "aliases": ["Roma"]}}, ("Rome", "Roma")),
+        (
+            "answer: '{{ a.value }}'\nanswers: a.aliases\n",
+            {"a": {"value": "Rome", "aliases": ["Roma"]}},
+            ("Rome", "Roma"),
+        ),
         ("answers: a\n", {"a": "Rome"}, ("Rome",)),
         ("answers: a\n", {"a": [1990, "MCMXC"]}, ("1990", "MCMXC")),
         ("answer: ' {{ a }}\n'\n", {"a": "New\nYork"}, ("New York",)),
@@ -128,7 +139,12 @@ def test_a_benchmark_with_choices_may_have_rules_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("answer", "written"),
-    [("72", "72."), ("Washington D.C.", "Washington D.C."), ("(B) or not", "(B) or not."), ("Who's Afraid?", "Who's Afraid?")],
+    [
+        ("72", "72."),
+        ("Washington D.C.", "Washington D.C."),
+        ("(B) or not", "(B) or not."),
+        ("Who's Afraid?", "Who's Afraid?"),
+    ],
 )
 def test_the_answer_follows_the_mark_and_is_found_again(tmp_path: Path, answer: str, written: str) -> None:
     benchmark = benchmark_of(tmp_path, "answers: a\nanswer_is: text\npreamble: 'On towns. '\n")
@@ -154,7 +170,9 @@ FIRST = "Q: How many clips did she sell? A: Because. The answer is 1,072."
 def test_every_prompt_set_reads_well_without_choices(name: str) -> None:
     prompts = load_prompts(name)
     record = prepared(prompts=name)
-    assert not any("(" in text for field, text in record.items() if field.endswith(("_text", "_hint")) and field != "text")
+    assert not any(
+        "(" in text for field, text in record.items() if field.endswith(("_text", "_hint")) and field != "text"
+    )
     made = prompts.training_texts(record, {kind: " Because." for kind in prompts.kinds}, "")
     assert {made[f"{kind}_first"] for kind in prompts.kinds} == {FIRST}
     shuffled = prompts.shuffled_texts({**record, **made}, {kind: " Others do." for kind in prompts.kinds}, "")
@@ -184,7 +202,11 @@ def test_the_parts_of_a_text_are_known() -> None:
     whole = {**record, **made}
     expected = {
         "text": ["Q: How many clips did she sell? A: The answer is", " 1,072."],
-        "cot_tail": ["Q: How many clips did she sell? A: The answer is", " 1,072.", " Let's think step by step. Because."],
+        "cot_tail": [
+            "Q: How many clips did she sell? A: The answer is",
+            " 1,072.",
+            " Let's think step by step. Because.",
+        ],
         "cot_first": ["Q: How many clips did she sell? A: ", "Because. The answer is ", "1,072."],
     }
     kinds = {"text": "qa", "cot_tail": "qae", "cot_first": "qea"}

@@ -187,7 +187,31 @@ def concluded_texts(text: str, asked: Asked) -> list[str]:
 SENTENCE_END = re.compile(r"[.!?][)\"'”’*]*(?=\s+[\"'“‘(*]*([A-Z]\w*|\d))")
 ABBREVIATED = re.compile(r"(?:^|[\s.(])(?:[A-Z][a-z]?|Mrs|Prof|Gen|Col|Capt|Rev|Gov|Sen|Inc|Ltd)$")
 """An abbreviation before a full stop (`Dr`, `J`), which ends no sentence unless one of STARTERS follows."""
-STARTERS = frozenset("A And As Because But He I In It On She Since So That The There These They This Those We".split())
+STARTERS = frozenset(
+    [
+        "A",
+        "And",
+        "As",
+        "Because",
+        "But",
+        "He",
+        "I",
+        "In",
+        "It",
+        "On",
+        "She",
+        "Since",
+        "So",
+        "That",
+        "The",
+        "There",
+        "These",
+        "They",
+        "This",
+        "Those",
+        "We",
+    ]
+)
 
 
 def first_sentence(line: str) -> str:

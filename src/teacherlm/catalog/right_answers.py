@@ -49,7 +49,9 @@ def right_answers(answers: Sequence[str], kind: Kind, field: str, where: str, de
             gold_values(Asked(kind, (answer,)))
         except ValueError:
             expected = "a number" if kind == "number" else "a text with letters or digits"
-            raise UserError(f"{where}: the field {field} is {shown(answer)}; {expected} was expected ({decides})") from None
+            raise UserError(
+                f"{where}: the field {field} is {shown(answer)}; {expected} was expected ({decides})"
+            ) from None
         if ANSWER_BEGINS in answer:
             raise UserError(f"{where}: the field {field} has the words `{ANSWER_BEGINS}`, which precede an answer")
     return tuple(found)

@@ -76,7 +76,10 @@ def write_questions(flags: JudgeFlags, prompts: PromptSet) -> None:
     require_writable(output.parent)
     require_file_place(output)
     with StageRun("judge", output) as run:
-        inputs = {"texts": manifests.describe(flags.input, run.known.get("texts")), "prompts": prompts.digest(are_open(flags.input))}
+        inputs = {
+            "texts": manifests.describe(flags.input, run.known.get("texts")),
+            "prompts": prompts.digest(are_open(flags.input)),
+        }
         run.compare({"kind": flags.kind}, inputs)
         if run.is_done:
             run.say_done()

@@ -6,7 +6,7 @@ from typing import Any
 
 from teacherlm.catalog.answers import Asked, gold_values
 from teacherlm.catalog.benchmarks import Benchmark, benchmark_of
-from teacherlm.catalog.prompts import ANSWER_MARK, split_choices
+from teacherlm.catalog.prompts import ANSWER_BEGINS, ANSWER_MARK, split_choices
 from teacherlm.catalog.turns import TURN, split_turns
 from teacherlm.core.errors import UserError
 from teacherlm.runtime.generation import Message, asked_text
@@ -72,9 +72,8 @@ def question_of(
         context: the text before the letter or the answer that is scored: it ends with ` A: The answer is (`.
         where: the sample's place, for messages.
     """
-    opening = ANSWER_MARK.removeprefix(TURN).rstrip(" (")
-    prompt = context.rstrip(" (").removesuffix(opening) if isinstance(context, str) else ""
-    if not prompt.endswith(TURN) or not isinstance(doc, Mapping) or not isinstance(doc.get("question"), str):
+    prompt = prompt_of(context) if isinstance(context, str) else ""
+    if not prompt or not isinstance(doc, Mapping) or not isinstance(doc.get("question"), str):
         raise UserError(
             f"--answer generate: {where}: a sample with a question, and a context that ends with {ANSWER_MARK!r}, were "
             "expected; a task file of another form asks for a text itself, with rf.greedy_until"
@@ -88,8 +87,16 @@ def question_of(
     return Question(name, doc_id, asked, golds, prompt, (("user", turns[0]),) if turns else ())
 
 
+def prompt_of(context: str) -> str:
+    """The text that the model continues: a context up to the ` A:` before its answer. "" if it ends in another way."""
+    for mark in (ANSWER_MARK, ANSWER_BEGINS):
+        if context.endswith(mark):
+            return context.removesuffix(mark) + TURN
+    return ""
+
+
 def asked_of(doc: Mapping[str, Any], benchmark: Benchmark | None) -> Asked:
-    """What a sample's question asks for."""
+    """What a sample's question asks for. A task file of another name than a benchmark's asks for a letter."""
     if benchmark is not None:
-        return benchmark.asked(doc)
-    return Asked("letter", (str(doc.get("answer")),), split_choices(f" {doc['question']}")[1])
+        return benchmark.asked(dict(doc))
+    return Asked("letter", (str(doc.get("answer")).strip("()"),), split_choices(f" {doc['question']}")[1])
