@@ -15,7 +15,8 @@ ASKED = re.compile(r"^Q: |(?<=[.!?:] )Q: ")
 def split_turns(text: str, end: int | None = None) -> tuple[str, str] | None:
     """(the user's turn, what the assistant's turn has so far) of a sample's text; None if it has no ` A:`.
 
-    The user's turn is the question without its mark `Q: `, after the preamble if there is one.
+    The user's turn is the question without its mark `Q: `, after the preamble if there is one. If examples precede the
+    question, each question keeps its mark.
 
     Args:
         end: the position where the answer or the explanation begins, or later than that mark; the mark is the last one
@@ -24,4 +25,5 @@ def split_turns(text: str, end: int | None = None) -> tuple[str, str] | None:
     border = text.rfind(TURN, 0, end)
     if border < 0:
         return None
-    return ASKED.sub("", text[:border], count=1), text[border + len(TURN) :].removeprefix(" ")
+    asked = text[:border]
+    return asked if TURN in asked else ASKED.sub("", asked, count=1), text[border + len(TURN) :].removeprefix(" ")
