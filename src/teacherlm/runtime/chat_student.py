@@ -31,13 +31,14 @@ class Conversation:
 
     Attributes:
         text: the whole conversation, as the template writes it.
-        user: the position of the user's turn.
+        user, user_end: the positions of the user's content.
         opened: the number of characters before the assistant's turn: the text with which an answer is asked for.
         start, end: the positions of the assistant's content. A template may write a blank between `opened` and `start`.
     """
 
     text: str
     user: int
+    user_end: int
     opened: int
     start: int
     end: int
@@ -134,7 +135,9 @@ class ChatStudent(ChatTemplate):
                 "--chat false"
             )
         start = len(opened) + len(self.lead)
-        return Conversation(text, len(self.head), len(opened), start, start + len(assistant))
+        return Conversation(
+            text, len(self.head), len(self.head) + len(user), len(opened), start, start + len(assistant)
+        )
 
     def tokens(self, text: str) -> list[int]:
         """The tokens of a text that the template has written. It has the special tokens, so none are added."""
