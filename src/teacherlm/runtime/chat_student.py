@@ -102,6 +102,12 @@ class ChatStudent(ChatTemplate):
             )
         return found
 
+    @property
+    def described(self) -> str:
+        """What the template is told, as the end of a message; "" if it is told nothing."""
+        told = ", ".join(f"{name}={value}" for name, value in self.settings.items())
+        return f"; the chat template is told {told}" if told else ""
+
     def arguments(self) -> dict[str, Any]:
         return {"strftime_now": DAY.strftime, **self.settings}
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from teacherlm.catalog.chat_students import chat_of, difference, name_of_result
 from teacherlm.catalog.models import describe_model, find_model, local_folder
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
@@ -53,6 +54,23 @@ class Scoring:
         """The file of the result."""
         return self.flags.output_path / self.label / f"{file_name(self.task)}.json"
 
+    @property
+    def is_chat(self) -> bool:
+        """Whether the model gets conversations.
+
+        Raises:
+            Unusable: it has no chat template, or its record of a chat student is damaged.
+        """
+        try:
+            is_chat = chat_of(self.folder, self.flags.chat)
+        except UserError as error:
+            raise Unusable(str(error)) from error
+        if self.flags.fewshot_as_multiturn and not is_chat:
+            raise Unusable(
+                f"--fewshot_as_multiturn: {self.folder} is no chat student; leave it out, or use --chat true"
+            )
+        return is_chat
+
     def compared_run(self) -> StageRun:
         """The run that makes the result, compared with the existing result by flags and digests of model and task."""
         flags = self.flags
@@ -69,6 +87,8 @@ class Scoring:
             "tokenization": flags.tokenization,
             "permutations": flags.permutations,
         }
+        if self.is_chat:  # results without these fields are of plain texts
+            arguments |= {"chat": True, "fewshot_as_multiturn": flags.fewshot_as_multiturn}
         task = describe_task(self.task, flags.datasets, flags.include_path, run.known)
         run.compare(arguments, {"model": model, **task})
         return run
@@ -79,7 +99,10 @@ def main() -> int:
     require_writable(flags.output_path)
     base = find_model(flags.pretrained)
     folder = local_folder(base)
-    name = label(folder) if STEP.fullmatch(folder.name) else base.name
+    if STEP.fullmatch(folder.name):
+        name = label(folder)
+    else:
+        name = name_of_result(base.name, folder, chat_of(folder, flags.chat))
     broken: list[str] = []
     models = itertools.chain([(name, folder)], checkpoints(flags, broken))
     tasks: Sequence[str] = flags.tasks
@@ -127,6 +150,7 @@ def evaluate_shard(of: Scoring, owner: dict[str, str], loaded: Loader) -> list[d
         remove_progress(path)
         return [known_result(path)]
 
+    from teacherlm.scoring.chat_requests import use_chat
     from teacherlm.scoring.evaluator import combine
     from teacherlm.scoring.find_tasks import categories, make_tasks
     from teacherlm.scoring.permutations import use_permutations
@@ -141,6 +165,9 @@ def evaluate_shard(of: Scoring, owner: dict[str, str], loaded: Loader) -> list[d
     require_name(path.parent, owner, digest)
     model = loaded(of.folder, digest)
     take_name(path.parent, owner, digest)
+    if said := difference(of.folder, of.is_chat):
+        print(f"evaluate: {said}")
+    use_chat(model, of.folder, tasks, of.is_chat, flags.fewshot_as_multiturn)
     work = run.work | {"tokens": model.tokens_at_a_time(), "samples": model.samples}
     work["version"] = manifests.stage_version("evaluate")
     scored, missing = score_shard(model, tasks, flags.limit, path, flags.shard, work)
