@@ -74,9 +74,6 @@ def difference(folder: Path, is_chat: bool) -> str:
     return ""
 
 
-def name_of_result(name: str, folder: Path, is_chat: bool) -> str:
-    """The name of a model's results. It has an ending if the model is not scored in the way that `auto` chooses, so
-    that the results of both ways can lie side by side."""
-    if is_chat == is_recorded(folder):
-        return name
-    return f"{name}{'_chat' if is_chat else '_plain'}"
+def name_of_result(name: str, is_chat: bool) -> str:
+    """The name of the results of a model that is not a checkpoint. The results of both ways lie side by side."""
+    return f"{name}_chat" if is_chat else name

@@ -8,8 +8,8 @@ import re
 
 TURN = " A:"
 """The mark after which the answer begins."""
-ASKED = re.compile(r"^Q: |(?<=[.!?:] )Q: ")
-"""The mark before the question, at the beginning of a text or after a preamble."""
+ASKED = re.compile(r"(?:^|(?<=[.!?:] )|(?<=\n\n))Q: ")
+"""The mark before a question: at the beginning of a text, after a preamble, or after an example."""
 
 
 def split_turns(text: str, end: int | None = None) -> tuple[str, str] | None:
@@ -26,4 +26,5 @@ def split_turns(text: str, end: int | None = None) -> tuple[str, str] | None:
     if border < 0:
         return None
     asked = text[:border]
-    return asked if TURN in asked else ASKED.sub("", asked, count=1), text[border + len(TURN) :].removeprefix(" ")
+    has_examples = TURN in asked and len(ASKED.findall(asked)) > 1
+    return asked if has_examples else ASKED.sub("", asked, count=1), text[border + len(TURN) :].removeprefix(" ")

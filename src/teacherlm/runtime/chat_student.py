@@ -65,6 +65,7 @@ class ChatStudent(ChatTemplate):
         self.settings, self.lead, self.tail = self.find_settings()
         self.head = self.apply([("user", PROBE)]).partition(PROBE)[0]
         self.ends = self.find_end()
+        self.require_same_tokens()
 
     def find_settings(self) -> tuple[dict[str, Any], str, str]:
         """(settings of the template, lead, tail) with which asking for an answer agrees with training.
@@ -101,6 +102,18 @@ class ChatStudent(ChatTemplate):
                 "student would not learn to end its answer; use --chat false"
             )
         return found
+
+    def require_same_tokens(self) -> None:
+        """Raises:
+        UserError: a token spans the border before the assistant's turn.
+        """
+        conversation = self.conversation(PROBE, ANSWER_PROBE, str(self.folder))
+        asked, whole = self.tokens(conversation.text[: conversation.opened]), self.tokens(conversation.text)
+        if whole[: len(asked)] != asked:
+            raise UserError(
+                f"the chat template in {self.folder}: the tokens that ask for an answer do not begin a conversation "
+                "with that answer, so that a student would be asked in another way than it learned; use --chat false"
+            )
 
     @property
     def described(self) -> str:

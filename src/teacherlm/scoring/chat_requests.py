@@ -100,11 +100,10 @@ class TaskInTurns:
         before = "".join(f"{text}\n\n" for text in texts)
         pairs = [split_turns(text, len(question)) for text, question in zip(texts, asked)]
         known = [(user.strip(), assistant.strip()) for user, assistant in filter(None, pairs)]
-        if (
-            not context.startswith(before)
-            or len(known) < len(pairs)
-            or len(pairs) < (self.task.config.num_fewshot or 0)
-        ):
+        wanted = self.task.config.num_fewshot or 0
+        if not wanted:
+            raise UserError("--fewshot_as_multiturn has no effect without --num_fewshot; leave it out")
+        if not context.startswith(before) or len(known) < len(pairs) or len(pairs) < wanted:
             raise UserError(
                 f"--fewshot_as_multiturn: the task {self.name} builds its examples in its own way; leave the flag out"
             )

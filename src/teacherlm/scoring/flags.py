@@ -142,8 +142,6 @@ def read_flags(description: str | None) -> EvaluateFlags:
     )
     _, dtype = flags.model_args
     if flags.fewshot_as_multiturn and (flags.chat == "false" or flags.num_fewshot == 0):
-        raise UserError(
-            "--fewshot_as_multiturn has no effect without --num_fewshot, or with --chat false; leave it out"
-        )
+        raise UserError("--fewshot_as_multiturn needs --num_fewshot, and not --chat false; leave it out")
     tokenization = "joint" if flags.joint_tokenization else flags.tokenization
     return replace(flags, dtype=dtype or flags.dtype, tokenization=tokenization)

@@ -99,10 +99,7 @@ def main() -> int:
     require_writable(flags.output_path)
     base = find_model(flags.pretrained)
     folder = local_folder(base)
-    if STEP.fullmatch(folder.name):
-        name = label(folder)
-    else:
-        name = name_of_result(base.name, folder, chat_of(folder, flags.chat))
+    name = label(folder) if STEP.fullmatch(folder.name) else name_of_result(base.name, chat_of(folder, flags.chat))
     broken: list[str] = []
     models = itertools.chain([(name, folder)], checkpoints(flags, broken))
     tasks: Sequence[str] = flags.tasks
