@@ -16,7 +16,7 @@ from teacherlm.report.lineage import Recorded
 from teacherlm.report.scored import Scored, read_results, step_of
 from teacherlm.report.shown_manifests import checked_manifest
 
-ABOUT = {"arguments?": {"task_type?": str}, "inputs?": {"student?": {"sha256?": str}}}
+ABOUT = {"arguments?": {"task_type?": str, "chat?": bool}, "inputs?": {"student?": {"sha256?": str}}}
 """The shape of the fields of a run.json that are read."""
 LOG = {
     "step": int,
@@ -111,7 +111,12 @@ def read_log(path: Path, missing: list[str]) -> list[Record]:
 
 
 def find_untrained(name: str, about: dict[str, Any], untrained: list[Scored]) -> list[Scored]:
-    """The results of a run's untrained student, found by its digest or else by the beginning of the run's name."""
+    """The results of a run's untrained student, found by its digest or else by the beginning of the run's name.
+
+    Those of a chat student are from conversations, and those of another student from plain texts.
+    """
+    is_chat = bool(about.get("arguments", {}).get("chat"))
+    untrained = [scored for scored in untrained if bool(scored.result.get("chat")) == is_chat]
     student = about.get("inputs", {}).get("student", {}).get("sha256")
     same = [scored for scored in untrained if student and digest_of_model(scored) == student]
     if not same:
