@@ -13,11 +13,11 @@ AS_WITH_A_GPU = f"""
 import runpy
 from types import SimpleNamespace
 from accelerate import PartialState
-from teacherlm.finetune import arguments
+from teacherlm.finetune import this_machine
 from teacherlm.runtime.compat.of_accelerate import GLOO
 
 PartialState._prepare_backend = lambda *_, **__: GLOO  # in place of NCCL
-arguments.torch = SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: True))
+this_machine.torch = SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: True))
 runpy.run_path({str(ROOT / "finetune" / "finetune.py")!r}, run_name="__main__")
 """
 """finetune.py, whose flags are read as on a machine with a GPU; its processes meet over gloo all the same."""

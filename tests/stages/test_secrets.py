@@ -132,7 +132,7 @@ def test_a_secret_among_the_flags_is_refused_and_not_repeated(
 
 
 def test_a_secret_in_a_deepspeed_configuration_is_refused(tmp_path: Path) -> None:
-    from teacherlm.finetune.arguments import deepspeed_config
+    from teacherlm.finetune.this_machine import deepspeed_config
 
     file = tmp_path / "own.json"
     file.write_text(json.dumps({"comet": {"enabled": True, "api_key": SECRET}}))

@@ -46,7 +46,7 @@ def test_unpacked_elsewhere_it_finds_its_benchmarks_and_models(wheel: Path, tmp_
         "from teacherlm.catalog import benchmarks, models\n"
         "from teacherlm.core import places\n"
         "from teacherlm.scoring import task_files\n"
-        "from teacherlm.finetune.arguments import CONFIGS\n"
+        "from teacherlm.finetune.this_machine import CONFIGS\n"
         "print(places.ROOT)\n"
         "print(benchmarks.load_benchmark('sample').title, models.find_model('bloomz-7b1').hub)\n"
         "print(*task_files.task_files(task_files.TASKS), *sorted(path.stem for path in CONFIGS.iterdir()))\n"

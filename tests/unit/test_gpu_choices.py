@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from teacherlm.atlas import workers
 from teacherlm.core.errors import UserError
 from teacherlm.core.training_log import read_log
-from teacherlm.finetune import arguments, processes, student, trainer, watching
+from teacherlm.finetune import processes, student, this_machine, trainer, watching
 from teacherlm.runtime import gpu, packed_attention
 from teacherlm.runtime.generation import transformers_engine
 from teacherlm.runtime.loading import load_model
@@ -44,13 +44,13 @@ def test_the_dtype_is_one_that_the_gpu_computes_in(name: str, major: int, dtype:
     assert torch.cuda.is_bf16_supported()  # which is why this is not what is asked
     assert transformers_engine.best_dtype() == dtype
     chosen = {"bfloat16": "--bf16", "float16": "--fp16"}[dtype]
-    assert chosen in arguments.for_this_machine([], print)
+    assert chosen in this_machine.for_this_machine([], print)
 
 
 @pytest.mark.parametrize("words", [["--bf16", "false"], ["--fp16", "true"], ["--bf16", "true"]])
 def test_what_was_asked_for_counts(words: list[str], gpus: Callable) -> None:
     gpus(1)
-    found = arguments.for_this_machine([*words, "--tf32", "true"], print)
+    found = this_machine.for_this_machine([*words, "--tf32", "true"], print)
     assert [word for word in found if word in ("--fp16", "--bf16")] == [word for word in words[:1] if "true" in words]
     assert found[found.index("--tf32") + 1] == "true"
     assert "--use_cpu" not in found

@@ -68,13 +68,15 @@ class Enhance:
 
 @dataclass(frozen=True)
 class Finetune:
-    """Recommended values for finetuning. The learning rate 6e-6 is the reference's example."""
+    """Recommended values for finetuning. The learning rate 6e-6 is the reference's example. With `chat`, the model as a
+    student is trained through its chat template. The paper's students have none."""
 
     batch: Count = 8
     accumulation: Count = 1
     learning_rate: Rate = 6e-6
     deepspeed: str | None = None
     gradient_checkpointing: Switch = True
+    chat: Switch = False
 
 
 @dataclass(frozen=True)

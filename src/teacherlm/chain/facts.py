@@ -179,7 +179,7 @@ def model_facts(name: str, gpu_type: str) -> ModelFacts:
     from teacherlm.catalog.models import STAGES, find_model, for_shell, request
 
     model = find_model(name)
-    fields = ("batch", "accumulation", "learning_rate", "gradient_checkpointing")
+    fields = ("batch", "accumulation", "learning_rate", "gradient_checkpointing", "chat")
     dotted = ("enhance.num_tokens", *(f"finetune.{one}" for one in fields))
     values = {one: one_line_name(for_shell(model.recommended(one))) for one in dotted}
     found = ModelFacts(one_line_name(model.name), values, serves=model.serve is not None)

@@ -8,7 +8,8 @@ The name of a folder tells what it depends on, so another student, task or seed 
       enhance/A+B_DIGEST_seedN/   the mixed explanations of several teachers for one kind
       enhance/TEACHERS_seedN/     the datasets with the explanations of several teachers: cot-A+error-B_DIGEST_seedN
       finetune/RUN/               a student's checkpoints
-      evaluate/STUDENT/, RUN/     scores of the untrained student, and of the checkpoints; evaluate-DIGEST/ with flags
+      evaluate/STUDENT/, RUN/     scores of the untrained student, and of the checkpoints; evaluate-DIGEST/ with flags;
+                                  STUDENT_chat/ for an untrained chat student
       chains/RUN/                 a submission: jobs.tsv, settings-*.json, logs/, states/
       .locks/                     locks that keep two runs from doing the same work
       report/                     the page
@@ -130,6 +131,7 @@ class Layout:
             sample (_4texts) if it is not 1, and a digest of the stage's further flags if there are some.
         kind_runs: kind of explanation -> the folder of its texts: its teacher's, or A+B_DIGEST_seedN if they are mixed.
         joined_run: the folder of the datasets for finetuning; that of the texts if one teacher makes all of them.
+        student: the name of the untrained student's scores.
         chosen: the ending of names for outputs with other texts than the first ones, or an empty text.
         filtered: the ending of names for outputs from which a filter dropped samples, or an empty text.
         name: the name of the run. It has the student, the task, the teachers and the settings of finetuning.

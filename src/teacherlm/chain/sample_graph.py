@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from teacherlm.catalog.chat_students import name_of_result
 from teacherlm.catalog.explanations import Explanations
 from teacherlm.catalog.prompts import DEFAULT
 from teacherlm.chain.facts import Facts, ModelFacts, absent_models
@@ -129,6 +130,7 @@ def layout_of(settings: Settings, facts: Facts) -> Layout:
     ):
         name += f"_{label}{value}" if value else ""
     name += f"_{settings.peft}" if settings.peft else ""
+    name += "_chat-student" if is_chat_student(settings, facts) else ""
     name += with_flags("finetune", settings.finetune_flags)
     name += f"_seed{settings.seed}"
     ending = f"{of_texts}_seed{settings.seed}"
@@ -137,7 +139,7 @@ def layout_of(settings: Settings, facts: Facts) -> Layout:
         folder=run_folder(settings.runs, settings.benchmark, settings.limit),
         title=facts.titles[settings.benchmark],
         benchmark=settings.benchmark,
-        student=facts.student.name,
+        student=name_of_result(facts.student.name, is_chat_student(settings, facts)),
         of_prompts=of_prompts,
         teacher_runs={teacher: f"{one}{ending}" for teacher, one in names.items()},
         kind_runs={kind: f"{one}{ending}" for kind, one in teachers.items()},
@@ -147,6 +149,11 @@ def layout_of(settings: Settings, facts: Facts) -> Layout:
         name=short_name(name) if is_long else name,
         of_evaluation=f"-{digest_of(list(settings.evaluate_flags))}" if settings.evaluate_flags else "",
     )
+
+
+def is_chat_student(settings: Settings, facts: Facts) -> bool:
+    """Whether the student is trained and scored through its chat template."""
+    return (settings.student_chat or facts.student.values.get("finetune.chat")) == "true"
 
 
 def of_set(settings: Settings, facts: Facts, layout: Layout, benchmark: str) -> Layout:
@@ -327,6 +334,8 @@ def finetune(settings: Settings, facts: Facts, layout: Layout, sets: Mapping[str
     words += [layout.name, str(layout.store), settings.wandb_project]
     words += ["--gradient_checkpointing", values["finetune.gradient_checkpointing"], "--seed", settings.seed]
     words += ["--report_to", settings.report_to, "--restart"]
+    chat = str(is_chat_student(settings, facts)).lower()
+    words += ["--chat", chat] if chat != values.get("finetune.chat", "false") else []
     words += ["--explanations", "each_epoch"] if settings.explanations == "each_epoch" else []
     if settings.is_joined:
         words += ["--test_sets", ",".join(str(layout.tests / name) for name in settings.tests)]
@@ -355,6 +364,7 @@ def evaluate(settings: Settings, facts: Facts, layout: Layout) -> Stage:
         words += ["--datasets", str(layout.tests), "--output_path", str(layout.evaluated)]
         words += ["--tokenization", settings.tokenization]
         words += ["--answer", settings.answer] if settings.answer != "auto" else []
+        words += ["--chat", str(is_chat_student(settings, facts)).lower()]
         words += ["--checkpoints", str(layout.checkpoints)] if index is None else []
         words += further("EVALUATE_FLAGS", settings.evaluate_flags, words, OF_EVALUATION)
         return [Command([*program("evaluate"), *words, *more])]
@@ -401,7 +411,7 @@ def report(settings: Settings, layout: Layout) -> Stage:
 OF_FINETUNING = (
     *("--model_name_or_path", "--dataset_name", "--per_device_train_batch_size", "--gradient_accumulation_steps"),
     *("--learning_rate", "--num_train_epochs", "--task_type", "--run_name", "--output_dir", "--peft", "--do_train"),
-    *("--save_total_limit", "--list_missing"),
+    *("--save_total_limit", "--list_missing", "--chat"),
 )
 """Flags of finetune.py that the chain sets by its positional arguments or by variables."""
 OF_EVALUATION = ("--checkpoints", "--watch", "--shard", "--list_missing", "--joint_tokenization")

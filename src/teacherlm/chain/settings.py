@@ -17,7 +17,7 @@ from teacherlm.runtime.launcher import require_number, stage_python
 
 SAVED = (
     *("STUDENT", "MODEL", "TEACHER", "TASK", "TRAIN", "TEST", "PROMPTS", "LIMIT", "EPOCHS", "SEED", "NUM_TOKENS"),
-    "TEMPERATURE",
+    *("TEMPERATURE", "STUDENT_CHAT"),
     *("NUM_COMPLETIONS", "EXPLANATIONS", "SCORER", "CHAT", "ENGINE", "MAX_FAILURES", "FILTER", "BATCH", "ACCUMULATION"),
     *("LEARNING_RATE", "TOKENIZATION", "SHARDS", "RUNS", "PYTHON", "REPORT_TO", "WANDB_PROJECT", "WANDB_MODE", "PEFT"),
     *("AUTO_BATCH", "SAVE_TOTAL_LIMIT", "ENHANCE_FLAGS", "FINETUNE_FLAGS", "EVALUATE_FLAGS"),
@@ -84,6 +84,7 @@ class Settings:
     limit: str | None
     num_tokens: str | None
     chat: str | None
+    student_chat: str | None
     filter: str | None
     batch: str | None
     accumulation: str | None
@@ -173,6 +174,9 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
     chat = variables.get("CHAT") or None
     if chat not in (None, "auto", "true", "false"):
         raise UserError(plain(f"CHAT={chat}: auto, true or false was expected"))
+    student_chat = variables.get("STUDENT_CHAT") or None
+    if student_chat not in (None, "true", "false"):
+        raise UserError(plain(f"STUDENT_CHAT={student_chat}: true or false was expected"))
     peft = get("PEFT", "none")
     if peft not in ("none", "lora", "qlora"):
         raise UserError(plain(f"PEFT={peft}: none, lora or qlora was expected"))
@@ -208,6 +212,7 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
         limit=variables.get("LIMIT") or None,
         num_tokens=variables.get("NUM_TOKENS") or None,
         chat=chat,
+        student_chat=student_chat,
         filter=flags,
         batch=variables.get("BATCH") or None,
         accumulation=variables.get("ACCUMULATION") or None,

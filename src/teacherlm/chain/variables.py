@@ -81,6 +81,13 @@ VARIABLES = (
         "the teacher's YAML, otherwise auto",
         CHAIN,
     ),
+    Variable(
+        "STUDENT_CHAT",
+        "true: the student is trained and scored through its chat template, a sample as a conversation; false: on "
+        "plain texts, as in the paper",
+        "finetune.chat of the student's YAML, otherwise false",
+        CHAIN,
+    ),
     Variable("NUM_COMPLETIONS", "number of texts that the teacher writes per sample and kind", "1", CHAIN),
     Variable(
         "EXPLANATIONS",

@@ -2,10 +2,9 @@
 
 from dataclasses import replace
 
-from teacherlm.catalog.chat_templates import template_size
+from teacherlm.catalog.chat_students import with_template
 from teacherlm.catalog.models import Model, local_folder
 from teacherlm.catalog.prompt_sets import Kind
-from teacherlm.core.errors import UserError
 from teacherlm.runtime.generation import Completion, Failure, Message
 from teacherlm.runtime.generation.thinking import without_thinking
 
@@ -40,10 +39,7 @@ def is_chat(chosen: str, teacher: Model) -> bool:
     folder = local_folder(teacher)
     if teacher.serve is not None and not (folder / "tokenizer_config.json").is_file():  # GGUF: its server has both
         return chosen == "true"
-    has_template = template_size(folder) > 0
-    if chosen == "true" and not has_template:
-        raise UserError(f"--chat true: the tokenizer in {folder} has no chat template; use --chat false")
-    return has_template
+    return with_template(folder, chosen)
 
 
 def explanation_of(completion: Completion, num_tokens: int) -> Completion | Failure:

@@ -37,6 +37,31 @@ def parse_shares(text: str) -> Shares:
     return tuple(found.get(part, 0.0) for part in PARTS)
 
 
+def known_spans(row: Mapping[str, Any], field: str, where: str) -> text_parts.Spans | None:
+    """The parts of a field of a row; None if they are unknown.
+
+    Args:
+        where: what messages call the row.
+
+    Raises:
+        UserError: data_prepare.py did not write them.
+    """
+    try:
+        spans = text_parts.read(dict(row), field)
+        if spans is None:
+            return None
+        ends = [0, *(end for _, end in spans)]
+        known = all(part in PARTS for part, _ in spans) and all(type(end) is int for end in ends)
+        if known and ends == sorted(ends) and ends[-1] == len(row[field]):
+            return spans
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        pass
+    raise UserError(
+        f"{where}: the field {text_parts.COLUMN!r} does not fit the field {field!r}; make the dataset again "
+        "with data_prepare.py --post_process"
+    )
+
+
 def spans_in(row: Mapping[str, Any], field: str, where: str) -> text_parts.Spans:
     """The parts of a field of a row.
 
@@ -46,25 +71,14 @@ def spans_in(row: Mapping[str, Any], field: str, where: str) -> text_parts.Spans
     Raises:
         UserError: they are unknown, or data_prepare.py did not write them.
     """
-    try:
-        spans = text_parts.read(dict(row), field)
-        if spans is not None:
-            ends = [0, *(end for _, end in spans)]
-            known = all(part in PARTS for part, _ in spans) and all(type(end) is int for end in ends)
-            if known and ends == sorted(ends) and ends[-1] == len(row[field]):
-                return spans
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        spans = []
+    spans = known_spans(row, field, where)
     if spans is None:
         raise UserError(
             f"{where}: what is question, answer and explanation in the field {field!r} is not known; "
             "--loss_weights works with `text`, and with the fields KIND_tail, KIND_first and KIND_shuffled of a "
             "dataset that data_prepare.py post-processed"
         )
-    raise UserError(
-        f"{where}: the field {text_parts.COLUMN!r} does not fit the field {field!r}; make the dataset again "
-        "with data_prepare.py --post_process"
-    )
+    return spans
 
 
 def parts_of_tokens(spans: text_parts.Spans, offsets: list[tuple[int, int]], before: int, after: int) -> list[int]:

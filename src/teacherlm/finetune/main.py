@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from teacherlm.catalog.adapters import is_adapter
-from teacherlm.catalog.models import describe_files, describe_model, find_model, local_folder
+from teacherlm.catalog.chat_students import difference, with_template
+from teacherlm.catalog.models import Model, describe_files, describe_model, find_model, local_folder
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError, reason
 from teacherlm.core.interrupts import REQUEUE
@@ -43,8 +44,9 @@ def main() -> int:
         flags, training = parse_arguments(words)
         meet(training)
         output = Path(training.output_dir)
-        model_folder = local_folder(find_model(flags.model_name_or_path))
-        flags = fit_to_model(flags, model_folder)
+        model = find_model(flags.model_name_or_path)
+        model_folder = local_folder(model)
+        flags = choose_chat(fit_to_model(flags, model_folder), model, model_folder)
         require_writable(output.parent)
         require_folder_place(output)
         run = StageRun("finetune", output, read=read_manifest, processes=processes)
@@ -174,6 +176,27 @@ def fit_to_model(flags: Any, model_folder: Path) -> Any:
     return dataclasses.replace(flags, max_source_length=positions)
 
 
+def choose_chat(flags: Any, model: Model, model_folder: Path) -> Any:
+    """The flags with --chat true or false, as --chat or else the student's YAML says.
+
+    Raises:
+        UserError: the student cannot be trained in this way.
+    """
+    from teacherlm.catalog.text_parts import QUESTION
+    from teacherlm.finetune.student import shares_of
+
+    is_chat = with_template(model_folder, flags.chat or str(model.recommended("finetune.chat")).lower())
+    shares = shares_of(flags)
+    if is_chat and shares is not None and shares[QUESTION]:
+        raise UserError(
+            f"--loss_weights {flags.loss_weights}: a chat student learns the assistant's turn only, and the question "
+            "is the user's; leave the question out, or use --chat false"
+        )
+    if not flags.list_missing and (said := difference(model_folder, is_chat)):
+        say(f"finetune: {said}")
+    return dataclasses.replace(flags, chat=str(is_chat).lower())
+
+
 class Student(NamedTuple):
     """The model that training begins with: its folder, and the digest of its files."""
 
@@ -293,7 +316,8 @@ def make_trainer(
     if flags.on_policy:
         from teacherlm.finetune.on_policy import make_on_policy
 
-        on_policy = make_on_policy(flags, training, samples.tokenizer, model, unprepared)
+        end = None if samples.chat is None else samples.chat.ends
+        on_policy = make_on_policy(flags, training, samples.tokenizer, model, unprepared, end)
     return FinetuneTrainer(
         model=model,
         args=training,
@@ -308,6 +332,7 @@ def make_trainer(
         read_weights=lambda checkpoint: saved_weights(flags, training, checkpoint),
         merge_adapters=flags.merge_adapters,
         student=student.digest,
+        is_chat=samples.chat is not None,
         shares=shares_of(flags),
         tokens_per_batch=flags.tokens_per_batch,
         on_policy=on_policy,

@@ -22,6 +22,7 @@ NOT_RECORDED = {
     # inputs, whose digests the manifest has:
     "model_name_or_path", "dataset_name", "dev_dataset", "test_sets", "teacher",
     "early_stop",  # see `lengths`
+    "chat",  # it is recorded as what it means for the student
     "tokens_per_batch",  # changes only rounding
     "list_missing", "restart",  # change no number
 }  # fmt: skip
@@ -50,6 +51,7 @@ def recorded_arguments(flags: FinetuneArguments, training: TrainingArguments) ->
     """The arguments that the checkpoints depend on. The run's length is included only if the schedule depends on it."""
     arguments = {name: plain(getattr(training, name)) for name in recorded_flags(training)}
     arguments |= {name: plain(getattr(flags, name)) for name in own_flags()}
+    arguments["chat"] = flags.chat == "true"
     arguments["effective_batch"] = effective_batch(training)
     arguments["precision"] = "bf16" if training.bf16 else "fp16" if training.fp16 else "fp32"
     arguments["deepspeed"] = deepspeed_settings(training.deepspeed)
@@ -122,7 +124,7 @@ def with_defaults(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """
     kinds = {TrainingArguments: recorded_flags(TrainingArguments), FinetuneArguments: own_flags()}
     named = {word.split("=")[0].lstrip("-").replace("-", "_") for word in manifest.get("command", ())}
-    defaults: dict[str, Any] = {"deepspeed": {}}
+    defaults: dict[str, Any] = {"deepspeed": {}, "chat": False}
     for kind, names in kinds.items():
         for field in dataclasses.fields(kind):
             if field.name in names and field.name not in named and field.default is not dataclasses.MISSING:

@@ -1,6 +1,6 @@
 """Convert the chosen text fields of samples to token ids. Texts that are too long are cut on their left."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,14 +8,16 @@ from typing import Any
 from datasets import Dataset, DatasetDict, Value, concatenate_datasets
 
 from teacherlm.catalog.prompt_sets import NUMBERS, SHUFFLED
-from teacherlm.catalog.prompts import completion_start
 from teacherlm.catalog.text_parts import COLUMN
 from teacherlm.core.errors import UserError
 from teacherlm.core.saved_datasets import load_saved
+from teacherlm.finetune.chat_samples import encode_conversations
+from teacherlm.finetune.encoded import EncodedSample, find_completion
 from teacherlm.finetune.fields import TrainingFields, choose_samples, rows_by_sample
 from teacherlm.finetune.loss_parts import parts_of_tokens, spans_in
 from teacherlm.finetune.sets import TrainingRows
 from teacherlm.finetune.soft_targets import BLOCKS, TeacherTokens
+from teacherlm.runtime.chat_student import ChatStudent
 from teacherlm.runtime.tokens import require_embeddings, special_tokens
 
 
@@ -78,6 +80,7 @@ def tokenize(
     with_parts: bool = False,
     rows: TrainingRows | None = None,
     teacher: TeacherTokens | None = None,
+    chat: ChatStudent | None = None,
 ) -> tuple[Dataset, list[int]]:
     """The token ids of an epoch's samples, one field after the other, and the number of samples per field.
 
@@ -90,14 +93,15 @@ def tokenize(
         with_parts: whether it has to be known which part of its text each token belongs to (loss_parts.py).
         rows: which samples an epoch has, and what messages call them; None means each row once. If a sample has
             several rows, all texts of an epoch's samples are converted; each epoch has one of them (fields.TextChoice).
-
         teacher: the teacher's distributions (soft_targets.py), or None.
+        chat: the student's chat template, by which each sample becomes a conversation (chat_samples.py); None: the
+            student is trained on plain text.
 
     Returns:
         A dataset with the columns `input_ids`; `skipped`, the number of tokens on the left without a loss (0, or the
-        tokens of the question); `sample` and `field`, the origin of the sample; `tokens`, the number of tokens before
-        the cut; with `with_parts` also `parts`, the part of each token; with `teacher` also `blocks`, the tokens that
-        the teacher wrote. Then the number of samples per field.
+        tokens of the question or of the user's turn); `sample` and `field`, the origin of the sample; `tokens`, the
+        number of tokens before the cut; with `with_parts` also `parts`, the part of each token; with `teacher` also
+        `blocks`, the tokens that the teacher wrote. Then the number of samples per field.
 
     Raises:
         UserError: a sample has no text, no beginning of a completion, or a token without an embedding; or all samples
@@ -110,9 +114,10 @@ def tokenize(
     for field, numbers in choose_samples(fields, range(count) if pool is None else pool, seed):
         if groups is not None:
             numbers = [row for index in numbers for row in groups[index]]
-        columns = [field, *([COLUMN] if with_parts and COLUMN in dataset.column_names else [])]
+        with_column = (with_parts or completion_only or chat is not None) and COLUMN in dataset.column_names
+        columns = [field, *([COLUMN] if with_column else [])]
         samples = dataset.select_columns(columns).select(numbers)
-        how = (max_length, completion_only, vocabulary, with_parts, teacher)
+        how = (max_length, completion_only, vocabulary, with_parts, teacher, chat)
         encode = partial(encode_batch, tokenizer, field, numbers, where, *how)
         parts.append(samples.map(encode, batched=True, with_indices=True, remove_columns=columns, keep_in_memory=True))
     tokens = concatenate_datasets(parts)
@@ -134,6 +139,7 @@ def encode_batch(
     vocabulary: int | None,
     with_parts: bool,
     teacher: TeacherTokens | None,
+    chat: ChatStudent | None,
     batch: Mapping[str, list[str]],
     places: list[int],
 ) -> dict[str, list[Any]]:
@@ -144,62 +150,74 @@ def encode_batch(
         where: a function of such an index that returns what messages call the sample.
         places: the positions of the batch's samples in `numbers`.
     """
-    texts = batch[field]
-    for place, text in zip(places, texts):
+    names = [where(numbers[place]) for place in places]
+    for name, text in zip(names, batch[field]):
         if not text:
             why = ": no other sample has its right answer" if field.endswith(SHUFFLED) else ""
-            raise UserError(f"{where(numbers[place])}: the field {field!r} is empty{why}; remove this sample")
+            raise UserError(f"{name}: the field {field!r} is empty{why}; remove this sample")
+    rows = [dict(zip(batch, values)) for values in zip(*batch.values())]
+    how = (field, names, max_length, completion_only, with_parts)
+    samples = encode_texts(tokenizer, rows, *how) if chat is None else encode_conversations(chat, rows, *how)
+    for name, sample in zip(names, samples):
+        require_embeddings(sample.ids, vocabulary, name)
+    found: dict[str, list[Any]] = {"parts": [sample.parts for sample in samples]} if with_parts else {}
+    if teacher is not None:
+        found[BLOCKS] = [
+            teacher.blocks(numbers[place], field, sample.ids, name, sample.opened)
+            for place, name, sample in zip(places, names, samples)
+        ]
+    return {
+        **found,
+        "input_ids": [sample.ids for sample in samples],
+        "skipped": [sample.skipped for sample in samples],
+        "sample": [numbers[place] + 1 for place in places],
+        "field": [field] * len(samples),
+        "tokens": [sample.tokens for sample in samples],
+    }
+
+
+def encode_texts(
+    tokenizer: Any,
+    rows: Sequence[Mapping[str, Any]],
+    field: str,
+    names: Sequence[str],
+    max_length: int,
+    completion_only: bool,
+    with_parts: bool,
+) -> list[EncodedSample]:
+    """The plain texts of rows as tokens, with the tokenizer's special tokens around them.
+
+    Args:
+        names: what messages call each row.
+    """
+    texts = [row[field] for row in rows]
     if (completion_only or with_parts) and not tokenizer.is_fast:
         flag = "--loss_weights" if with_parts else "--loss_on completion"
         raise UserError(f"{flag} needs a fast tokenizer (tokenizer.json); leave it out for this student")
     before, after = special_tokens(tokenizer)
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=completion_only or with_parts)
-    rows = [before + ids + after for ids in encoded["input_ids"]]
-    for place, row in zip(places, rows):
-        require_embeddings(row, vocabulary, where(numbers[place]))
-    long = [max(0, len(row) - max_length) for row in rows]
-    skipped = [0] * len(rows)
-    if completion_only:
-        starts = [find_completion(text, field, where(numbers[place])) for place, text in zip(places, texts)]
-        prompts = [sum(end <= start for _, end in row) for row, start in zip(encoded["offset_mapping"], starts)]
-        skipped = [len(before) + max(0, count - gone) for count, gone in zip(prompts, long)]
-    found: dict[str, list[Any]] = {}
-    if with_parts:
-        spans = [
-            spans_in({name: batch[name][index] for name in batch}, field, where(numbers[place]))
-            for index, place in enumerate(places)
-        ]
-        around = (len(before), len(after))
-        parts = [parts_of_tokens(pair[0], pair[1], *around) for pair in zip(spans, encoded["offset_mapping"])]
-        found["parts"] = [row[: len(before)] + row[len(before) + gone :] for row, gone in zip(parts, long)]
-    kept = [row[: len(before)] + row[len(before) + gone :] for row, gone in zip(rows, long)]
-    if teacher is not None:
-        found[BLOCKS] = [
-            teacher.blocks(numbers[place], field, ids, where(numbers[place])) for place, ids in zip(places, kept)
-        ]
-    return {
-        **found,
-        "input_ids": kept,
-        "skipped": skipped,
-        "sample": [numbers[place] + 1 for place in places],
-        "field": [field] * len(rows),
-        "tokens": list(map(len, rows)),
-    }
+    found = []
+    for number, (row, name) in enumerate(zip(rows, names)):
+        ids = before + encoded["input_ids"][number] + after
+        gone = max(0, len(ids) - max_length)
+        skipped, parts = 0, []
+        if completion_only:
+            start = find_completion(row, field, name)
+            prompt = sum(end <= start for _, end in encoded["offset_mapping"][number])
+            skipped = len(before) + max(0, prompt - gone)
+        if with_parts:
+            spans = spans_in(row, field, name)
+            parts = parts_of_tokens(spans, encoded["offset_mapping"][number], len(before), len(after))
+        cut = slice(len(before), len(before) + gone)
+        kept, count = list(ids), len(ids)
+        del kept[cut], parts[cut]
+        found.append(EncodedSample(kept, 0, skipped, parts, count))
+    return found
 
 
 def number_of(row: int) -> str:
     """What messages call a row of a single dataset."""
     return f"sample {row + 1}"
-
-
-def find_completion(text: str, field: str, where: str) -> int:
-    start = completion_start(text)
-    if start is None:
-        raise UserError(
-            f"{where}: the field {field!r} has no ` A: The answer is`, after which the completion begins; "
-            "omit --loss_on completion"
-        )
-    return start
 
 
 def cut_samples(tokens: Dataset, max_length: int) -> list[dict[str, Any]]:

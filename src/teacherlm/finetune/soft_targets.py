@@ -92,12 +92,13 @@ class TeacherTokens:
             )
         return found
 
-    def blocks(self, row: int, field: str, ids: Sequence[int], where: str) -> list[Block]:
+    def blocks(self, row: int, field: str, ids: Sequence[int], where: str, opened: int = 0) -> list[Block]:
         """The tokens of a sample that the teacher wrote.
 
         Args:
             field: the field that is trained on.
             ids: the sample's tokens.
+            opened: number of tokens on the left among which the teacher's are not looked for.
         """
         if field.endswith(SHUFFLED):
             raise UserError(
@@ -108,7 +109,8 @@ class TeacherTokens:
         for index in range(len(self.fields)):
             top = self.read(row, index, where)
             if top is not None:
-                found += [(index, *block) for block in common_blocks(ids, top.written_T.tolist())]
+                blocks = common_blocks(ids[opened:], top.written_T.tolist())
+                found += [(index, opened + first, *others) for first, *others in blocks]
         return found
 
     def batch(self, samples: Sequence[Mapping[str, Any]], starts: Iterable[int]) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, set_seed
 
 from teacherlm.catalog.adapters import write_base_digest
+from teacherlm.catalog.chat_students import write_record
 from teacherlm.catalog.text_parts import PARTS
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import make_anew, sync_file, sync_folder
@@ -126,6 +127,7 @@ class FinetuneTrainer(StagedTrainer):
         read_weights: reads the weights in a checkpoint of the parameters that are trained, by name.
         merge_adapters: whether each checkpoint of adapters also holds a merged model.
         student: the digest of the model in training, which a checkpoint of adapters records.
+        is_chat: whether the student is a chat student, which each checkpoint records.
         shares: the weight of each part of the texts (loss_parts.py), or None. With weights, the loss is the weighted
             sum of the means over the parts, each computed as above. A part that a step does not have adds nothing.
         on_policy: the texts that the student writes itself (on_policy.py), or None.
@@ -144,6 +146,7 @@ class FinetuneTrainer(StagedTrainer):
         read_weights: Callable[[Path], dict[str, torch.Tensor]] = lambda _: {},
         merge_adapters: bool = False,
         student: str = "",
+        is_chat: bool = False,
         shares: Shares | None = None,
         tokens_per_batch: int | None = None,
         on_policy: OnPolicy | None = None,
@@ -162,6 +165,7 @@ class FinetuneTrainer(StagedTrainer):
         self.add_callback(EpochOrder(self))
         self.phases, self.texts, self.shuffle = phases, texts, shuffle
         self.merge_adapters, self.student, self.shares = merge_adapters, student, shares
+        self.is_chat = is_chat
         self.tokens_per_batch, self.on_policy = tokens_per_batch, on_policy
         self.staging = Path(self.args.output_dir) / PARTIAL
         self.dev_batches: DataLoader | None = None
@@ -428,6 +432,9 @@ class FinetuneTrainer(StagedTrainer):
             write_base_digest(whole, self.student)
         if self.merge_adapters and has_adapters(self.model):
             save_merged(self.accelerator.unwrap_model(self.model), self.processing_class, whole / MERGED)
+        for folder in (whole, whole / MERGED) if self.is_chat else ():
+            if folder.is_dir():
+                write_record(folder)
         remove_arguments(whole)
         for file in files_below(whole):
             sync_file(file)

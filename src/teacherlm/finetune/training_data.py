@@ -15,6 +15,7 @@ from teacherlm.finetune.samples import load_split, sample_rows, tokenize
 from teacherlm.finetune.sets import TrainingRows, choose_epoch, join_sets, parse_sets
 from teacherlm.finetune.soft_targets import TeacherTokens
 from teacherlm.finetune.student import shares_of
+from teacherlm.runtime.chat_student import ChatStudent
 from teacherlm.runtime.loading import load_tokenizer
 from teacherlm.runtime.model_config import load_config, vocabulary_size
 from teacherlm.runtime.processes import say
@@ -32,6 +33,7 @@ class Samples:
         rows: the rows of the datasets, and which of them an epoch has.
         texts: which text each sample has in an epoch, if the dataset has several of each and an epoch has one.
         teacher: the teacher's distributions (soft_targets.TeacherTokens), or None.
+        chat: the chat template by which the samples are conversations, or None.
     """
 
     tokens: datasets.Dataset
@@ -41,6 +43,7 @@ class Samples:
     rows: TrainingRows
     texts: TextChoice | None = None
     teacher: TeacherTokens | None = None
+    chat: ChatStudent | None = None
 
     @property
     def per_epoch(self) -> int:
@@ -62,7 +65,11 @@ def load_samples(flags: Any, training: Any, model_folder: Path) -> Samples:
     how = (tokenizer, fields, flags.max_source_length, flags.loss_on == "completion", training.seed, vocabulary)
     with_parts = bool(flags.loss_weights or flags.on_policy)
     teacher = TeacherTokens(rows.dataset, tokenizer, vocabulary) if flags.kl_weight else None
-    tokens, counts = tokenize(rows.dataset, *how, with_parts, rows, teacher)
+    chat = None
+    if flags.chat == "true":
+        chat = ChatStudent(tokenizer, model_folder)
+        say(f"finetune: each text is a conversation; only the assistant's turn has a loss{chat.described}")
+    tokens, counts = tokenize(rows.dataset, *how, with_parts, rows, teacher, chat)
     if teacher is not None:
         say_known(tokens)
     texts = None
@@ -74,7 +81,7 @@ def load_samples(flags: Any, training: Any, model_folder: Path) -> Samples:
         tokens = tokens.select(dataset_order(tokens["sample"]))
     dev = None
     if flags.dev_dataset:
-        dev, _ = tokenize(load_split(Path(flags.dev_dataset), fields, train=False), *how, with_parts)
+        dev, _ = tokenize(load_split(Path(flags.dev_dataset), fields, train=False), *how, with_parts, chat=chat)
     if flags.tokens_per_batch is not None:
         longest = min(flags.max_source_length, max(tokens["tokens"]))
         of_student = ""
@@ -88,7 +95,7 @@ def load_samples(flags: Any, training: Any, model_folder: Path) -> Samples:
                 "give at least that"
             )
     require_parts(flags, [tokens, *([] if dev is None else [dev])])
-    return Samples(tokens, counts if fields.in_order else [sum(counts)], dev, tokenizer, rows, texts, teacher)
+    return Samples(tokens, counts if fields.in_order else [sum(counts)], dev, tokenizer, rows, texts, teacher, chat)
 
 
 def say_known(tokens: Any) -> None:

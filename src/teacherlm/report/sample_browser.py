@@ -11,7 +11,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from teacherlm.catalog.prompts import ANSWER_BEGINS, LETTERS, split_answer, split_question
+from teacherlm.catalog.prompts import ANSWER_BEGINS, ANSWER_MARK, LETTERS, split_answer, split_question
 from teacherlm.catalog.sample_values import open_answer
 from teacherlm.catalog.turns import TURN
 from teacherlm.core import manifests
@@ -165,12 +165,17 @@ def quality_of(file: Path, kind: str) -> Path:
 def question_key(text: str) -> str:
     """A sample's text up to the answer. It is the same for the field `text`, a test's context and a prompt for an
     answer that is written."""
-    before, mark, _ = split_answer(text)
-    return before if mark else text.removesuffix(TURN)
+    return split_answer(with_mark(text))[0]
+
+
+def with_mark(text: str) -> str:
+    """A prompt for an answer that is written (`Q: ... A:`) as the context of the answer's letter. Other texts stay."""
+    return text.removesuffix(TURN) + ANSWER_MARK if text.endswith(TURN) else text
 
 
 def new_row(of_set: str, name: int | str, text: str) -> Row:
-    question, choices = split_question(text.removesuffix(TURN))
+    text = with_mark(text)
+    question, choices = split_question(text)
     _, mark, after = split_answer(text)
     is_open = mark == ANSWER_BEGINS
     return {

@@ -7,6 +7,7 @@ Python's objects.
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -55,13 +56,24 @@ class ChatTemplate:
             )
         return taken
 
-    def apply(self, messages: Messages) -> str:
-        """Raises:
-        UserError: the template fails.
+    def arguments(self) -> dict[str, Any]:
+        """Further values that the template gets."""
+        return {}
+
+    def apply(self, messages: Messages, opens: bool = True) -> str:
+        """The text of a conversation.
+
+        Args:
+            opens: whether it ends with what begins the assistant's answer.
+
+        Raises:
+            UserError: the template fails.
         """
         conversation = [{"role": role, "content": content} for role, content in messages]
         try:
-            text: str = self.tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+            text: str = self.tokenizer.apply_chat_template(
+                conversation, add_generation_prompt=opens, tokenize=False, **self.arguments()
+            )
         except Exception as error:  # a template can raise anything
             why = one_line(error.__cause__ or error)
             raise UserError(f"the chat template in {self.folder} fails: {why}; use --chat false") from error

@@ -41,13 +41,19 @@ def score(
             require_golds(task, name, limit)
     with task_errors(f"scoring {', '.join(tasks)[:60]}"):
         scored = evaluator.evaluate(
-            model, {"tasks": dict(tasks), "groups": {}}, limit=limit, bootstrap_iters=BOOTSTRAPS
+            model,
+            {"tasks": dict(tasks), "groups": {}},
+            limit=limit,
+            bootstrap_iters=BOOTSTRAPS,
+            apply_chat_template=model.chat is not None,  # for the library's tasks; see chat_requests.py for the others
+            fewshot_as_multiturn=model.as_turns,
         )
     results, records = [], []
     for name, task in tasks.items():
         samples = scored["samples"][name]
         results.append(result_of(name, scored["results"][name], samples, metrics_of(task, name, samples)))
-        records += [{"task": name, **sample_record(sample, getattr(task, "debias", None))} for sample in samples]
+        debias, plain_prompts = getattr(task, "debias", None), getattr(task, "plain_prompts", {})
+        records += [{"task": name, **sample_record(sample, debias, plain_prompts)} for sample in samples]
     return results, records
 
 
@@ -178,12 +184,19 @@ def plain(value: Any) -> int | float | bool | None:
     return value if isinstance(value, int | float) else None
 
 
-def sample_record(sample: dict[str, Any], debias: Callable[[list[float]], list[float]] | None) -> dict[str, Any]:
+def sample_record(
+    sample: dict[str, Any],
+    debias: Callable[[list[float]], list[float]] | None,
+    plain_prompts: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """The record of a sample: the prompt, the gold answer, the model's answer, and the metrics.
 
     If the answers are log-likelihoods of choices, the record has them and the choice with the highest. Otherwise it has
     the answers to all requests. If a question was asked with its choices in several orders, the log-likelihoods are the
-    debiased ones, and `orders` has those of all orders.
+    debiased ones, and `orders` has those of all orders. Where a chat student got a conversation, the record has it too.
+
+    Args:
+        plain_prompts: conversation -> the prompt as a plain text.
     """
     requests, answers = sample["arguments"], sample["filtered_resps"]
     record = {
@@ -191,6 +204,8 @@ def sample_record(sample: dict[str, Any], debias: Callable[[list[float]], list[f
         "prompt": requests[0][0],
         "gold": gold_of(sample),
     }
+    if (plain_prompt := (plain_prompts or {}).get(record["prompt"])) is not None:
+        record |= {"prompt": plain_prompt, "conversation": record["prompt"]}
     numbers = [answer[0] if isinstance(answer, tuple | list) else answer for answer in answers]
     if debias:
         record["orders"] = numbers

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from teacherlm.catalog.models import CHAT
 from teacherlm.core.errors import UserError
 from teacherlm.core.flags import HIDDEN, LIST_MISSING, flag, parse, parse_shard
 from teacherlm.scoring.task_inputs import DATASETS
@@ -91,6 +92,18 @@ class EvaluateFlags:
         group=HOW,
     )
     joint_tokenization: bool = flag(False, help="the same as --tokenization joint", group=HOW)
+    chat: str = flag(
+        "auto",
+        choices=CHAT,
+        help="true: questions are asked through the model's chat template; false: as plain texts; auto (default): as "
+        "the model was trained, which a checkpoint of a chat student records",
+        group=HOW,
+    )
+    fewshot_as_multiturn: bool = flag(
+        False,
+        help="a chat student gets each few-shot example as two turns, not as a text before the question",
+        group=HOW,
+    )
     permutations: str = flag(
         "none",
         choices=("none", "cyclic", "all"),
@@ -167,6 +180,8 @@ def read_flags(description: str | None) -> EvaluateFlags:
         example="teacherlm evaluate --model hf --model_args pretrained=smollm2-135m --tasks creak --limit 100",
     )
     _, dtype = flags.model_args
+    if flags.fewshot_as_multiturn and (flags.chat == "false" or flags.num_fewshot == 0):
+        raise UserError("--fewshot_as_multiturn needs --num_fewshot, and not --chat false; leave it out")
     tokenization = "joint" if flags.joint_tokenization else flags.tokenization
     if flags.num_answers > 1 and flags.temperature == 0:
         raise UserError("--num_answers: with --temperature 0 all answers to a question would be the same")

@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 from teacherlm.core.errors import UserError
 from teacherlm.core.terminal import plural
 from teacherlm.runtime import gpu
+from teacherlm.runtime.chat_student import ChatStudent
 from teacherlm.runtime.compat.of_lm_eval import OpenModel, longest_input, requested_tokens
 from teacherlm.runtime.compat.of_transformers import attention_of
 from teacherlm.runtime.generation_check import generation_fault, make_continuations
@@ -64,12 +65,34 @@ class LanguageModel(OpenModel):
         self.scored = ScoredModel(folder, gpu.device_of(device), dtype, digest)
         super().__init__(self.scored.model, tokenizer=load_tokenizer(folder), batch_size=samples or 8)
         self.tokenization, self.samples = tokenization, samples
-        self.before, _ = special_tokens(self.tokenizer)
+        self.use_chat(None)
         self.rows = vocabulary_size(self.config)
         self.generates: tuple[bool, bool] | None = None
         self.begin(Shard())
         self.encode = functools.lru_cache(maxsize=16)(self.tok_encode)
         self.cuts: dict[str, int] = {}
+
+    def use_chat(self, chat: ChatStudent | None, as_turns: bool = False) -> None:
+        """Expect conversations that a chat template has written, with their special tokens, or plain texts (None).
+
+        Args:
+            as_turns: whether lm-eval's tasks make two turns of each few-shot example.
+        """
+        self.chat, self.as_turns = chat, as_turns
+        self.before = special_tokens(self.tokenizer)[0] if chat is None else []
+        self.head = self.before if chat is None else chat.tokens(chat.head)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A conversation of one of lm-eval's tasks, as the student was trained.
+
+        Args:
+            add_generation_prompt: False: the last message is the beginning of the assistant's answer.
+        """
+        assert self.chat is not None
+        messages = [(message["role"], message["content"]) for message in chat_history]
+        if add_generation_prompt:
+            return self.chat.asked(messages)
+        return self.chat.asked(messages[:-1], messages[-1][1])
 
     def begin(self, shard: Shard) -> None:
         """Begin a new piece of work with the requests that follow. All counts are reset."""
@@ -178,12 +201,17 @@ class LanguageModel(OpenModel):
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def cut(self, whole: list[int]) -> tuple[int, ...]:
-        """The input of a request: all tokens but the last. A long one is cut on the left, after the special tokens."""
+        """The input of a request: all tokens but the last. A long one is cut on the left, after the special tokens, or
+        after what the chat template writes before the user's turn."""
         if len(whole) <= self.max_length + 1:
             return tuple(whole[:-1])
         self.truncated += 1
-        start = self.before if whole[: len(self.before)] == self.before else []
+        start = self.kept_head(whole)
         return (*start, *whole[len(start) - self.max_length - 1 : -1])
+
+    def kept_head(self, tokens: list[int]) -> list[int]:
+        """The tokens at the beginning that a cut keeps."""
+        return self.head if tokens[: len(self.head)] == self.head else []
 
     def score_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]]) -> list[tuple[float, bool]]:
         numbers: dict[Tokens, int] = {}
@@ -265,6 +293,8 @@ class LanguageModel(OpenModel):
         self.prepare(max((len(self.encode(request.args[0])) for request in requests), default=0) + self.max_gen_toks)
         # The task decides how to generate. The settings in the model's folder (penalties, lengths) are not used.
         ends = self.tokenizer.eos_token_id if ends is None else ends
+        if self.chat is not None:
+            ends = [*(ends if isinstance(ends, list | tuple) else [ends]), self.chat.ends]
         pad = self.tokenizer.pad_token_id
         self.model.generation_config = GenerationConfig(do_sample=False, eos_token_id=ends, pad_token_id=pad)
         if self.generates is None:
@@ -302,9 +332,11 @@ class LanguageModel(OpenModel):
         for number, string in enumerate(strings):
             tokens = self.tok_encode(string)
             require_embeddings(tokens, self.rows, f"prompt {number + 1}")
-            room = (left_truncate_len or self.max_length) - len(self.before)
-            self.truncated += len(tokens) > room
-            rows.append(self.before + tokens[-room:])
+            row = self.before + tokens
+            excess = max(0, len(row) - (left_truncate_len or self.max_length))
+            self.truncated += excess > 0
+            start = self.kept_head(row)
+            rows.append(start + row[len(start) + excess :])
         width = max(map(len, rows))
         pad = self.tokenizer.pad_token_id
         ids_BT = torch.tensor([[pad] * (width - len(row)) + row for row in rows])

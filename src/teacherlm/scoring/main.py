@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from teacherlm.catalog.benchmarks import benchmark_of
+from teacherlm.catalog.chat_students import chat_of, difference, name_of_result
 from teacherlm.catalog.models import describe_model, find_model, local_folder
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
@@ -48,7 +49,6 @@ class Scoring:
         folder: the folder of the model.
         task: the name of the task.
         measure: LETTER or GENERATE.
-        chat: whether the model is asked through its chat template.
     """
 
     flags: EvaluateFlags
@@ -56,7 +56,6 @@ class Scoring:
     folder: Path
     task: str
     measure: str
-    chat: bool = False
 
     @property
     def name(self) -> str:
@@ -67,6 +66,23 @@ class Scoring:
     def path(self) -> Path:
         """The file of the result."""
         return self.flags.output_path / self.label / f"{file_name(self.name)}.json"
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether the model gets conversations.
+
+        Raises:
+            Unusable: it has no chat template, or its record of a chat student is damaged.
+        """
+        try:
+            is_chat = chat_of(self.folder, self.flags.chat)
+        except UserError as error:
+            raise Unusable(str(error)) from error
+        if self.flags.fewshot_as_multiturn and not is_chat:
+            raise Unusable(
+                f"--fewshot_as_multiturn: {self.folder} is no chat student; leave it out, or use --chat true"
+            )
+        return is_chat
 
     def compared_run(self) -> StageRun:
         """The run that makes the result, compared with the existing result by flags and digests of model and task."""
@@ -83,6 +99,8 @@ class Scoring:
             "seed": flags.seed,
             **(self.letter_arguments() if self.measure == LETTER else self.written_arguments()),
         }
+        if self.is_chat:  # results without these fields are of plain texts
+            arguments |= {"chat": True, "fewshot_as_multiturn": flags.fewshot_as_multiturn}
         task = describe_task(self.task, flags.datasets, flags.include_path, run.known)
         run.compare(arguments, {"model": model, **task})
         return run
@@ -97,7 +115,7 @@ class Scoring:
             "num_tokens": flags.num_tokens,
             "temperature": flags.temperature,
             "top_p": flags.top_p,
-            "stop": list(stops(flags, self.chat)),
+            "stop": list(stops(flags, self.is_chat)),
             "engine": engine_of(flags, self.folder),
         }
 
@@ -107,7 +125,7 @@ def main() -> int:
     require_writable(flags.output_path)
     base = find_model(flags.pretrained)
     folder = local_folder(base)
-    name = label(folder) if STEP.fullmatch(folder.name) else base.name
+    name = label(folder) if STEP.fullmatch(folder.name) else name_of_result(base.name, chat_of(folder, flags.chat))
     broken: list[str] = []
     models = itertools.chain([(name, folder)], checkpoints(flags, broken))
     tasks: Sequence[str] = flags.tasks
@@ -210,6 +228,8 @@ def evaluate_shard(of: Scoring, owner: dict[str, str], loaded: Models) -> list[d
     digest = run.inputs["model"]["sha256"]
     run.inputs["model"].update(owner)
     require_name(path.parent, owner, digest)
+    if said := difference(of.folder, of.is_chat):
+        print(f"evaluate: {said}")
     ask = score_letters if of.measure == LETTER else score_written
     scored, missing, described = ask(of, run, tasks, loaded, lambda: take_name(path.parent, owner, digest))
     with run:
@@ -253,12 +273,14 @@ def score_letters(
     Returns:
         The results, what other processes still have to do ("" if nothing), and fields that describe the computation.
     """
+    from teacherlm.scoring.chat_requests import use_chat
     from teacherlm.scoring.permutations import use_permutations
 
     for name, made in tasks.items():
         use_permutations(made, of.flags.permutations, name)
     model = loaded.scorer(of.folder, run.inputs["model"]["sha256"])
     begin()
+    use_chat(model, of.folder, tasks, of.is_chat, of.flags.fewshot_as_multiturn)
     work = run.work | {"tokens": model.tokens_at_a_time(), "samples": model.samples}
     work["version"] = manifests.stage_version("evaluate")
     scored, missing = score_shard(model, dict(tasks), of.flags.limit, of.path, of.flags.shard, work)
@@ -274,11 +296,11 @@ def score_written(
     from teacherlm.scoring.generated_results import scored
 
     flags = of.flags
-    questions = questions_of(tasks, flags.limit, of.chat)
+    questions = questions_of(tasks, flags.limit, of.is_chat, flags.fewshot_as_multiturn)
     longest = max((len(question.bytes_asked()) for question in questions), default=0)
 
     def make_engine() -> Engine:
-        engine = loaded.writer(of.folder, run.inputs["model"]["sha256"], longest, of.chat)
+        engine = loaded.writer(of.folder, run.inputs["model"]["sha256"], longest, of.is_chat)
         begin()
         return engine
 

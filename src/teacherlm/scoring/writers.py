@@ -3,9 +3,11 @@
 import gc
 import os
 from pathlib import Path
+from typing import Any
 
 from teacherlm.catalog.chat_templates import template_size
 from teacherlm.core.errors import UserError
+from teacherlm.runtime.chat_student import ChatStudent
 from teacherlm.runtime.generation import Engine, Sampling
 from teacherlm.runtime.generation.vllm_choice import vllm_lacks
 from teacherlm.runtime.gpu import device_of
@@ -37,7 +39,7 @@ class Writers:
         self.flags = flags
         self.folder: Path | None = None
         self.longest = 0
-        self.engine: Engine | None = None
+        self.engine: Any = None
 
     def __call__(self, folder: Path, digest: str, longest: int, chat: bool) -> Engine:
         """The engine of a model.
@@ -67,6 +69,8 @@ class Writers:
                 self.engine = TransformersEngine(
                     folder, flags.dtype, sampling, rows, digest, longest, device, label="evaluate"
                 )
+            if chat:
+                self.engine.template = ChatStudent(self.engine.tokenizer, folder)
         except UserError as error:
             raise Unusable(str(error)) from error
         self.folder, self.longest = folder, longest
