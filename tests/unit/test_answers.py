@@ -78,7 +78,10 @@ NUMBERS_READ = [
     ("The answer is 2.5 million people.", "2500000"),
     ("The answer is 12 + 60 = 72.", "72"),  # an equation: what it is equal to
     ("The answer is x = 72.", "72"),
-    (r"The answer is \boxed{72}.", "72"),
+    (r"The answer is $\boxed{72}$.", "72"),
+    (r"The answer is \boxed{\frac{3}{4}}.", "3/4"),
+    (r"The answer is $1\dfrac{3}{4}$.", "7/4"),
+    (r"The answer is \$1{,}072.", "1072"),
     ("The answer is **72**.", "72"),
     ("The answer is ٧٢.", "72"),  # Arabic digits
     ("The answer is ７２.", "72"),  # digits of full width
@@ -106,6 +109,7 @@ TEXTS_READ = [
     ("The answer is Bush. No: the answer is Obama.", "obama"),
     ("The answer is “Barack Obama”.", "barack obama"),
     ("The answer is **Barack Obama**", "barack obama"),
+    (r"The answer is $\boxed{\text{Barack Obama}}$.", "barack obama"),
     ("Barack Obama\n\nQ: Who was next?", "barack obama"),  # no conclusion: the first line
     ("The answer is 3.5 miles. That is far.", "35 miles"),
     ("The answer is Café Müller.", "café müller"),
@@ -148,7 +152,7 @@ def test_a_right_answer_that_is_no_number_is_refused(gold: str) -> None:
         gold_values(Asked("number", (gold,)))
 
 
-# ------------------------------------------------------------------------------------------- numbers, written in any way
+# ------------------------------------------------------------------------------------------ numbers, written in any way
 
 numbers = st.fractions(min_value=-(10**12), max_value=10**12, max_denominator=1000)
 whole = st.integers(min_value=-(10**15), max_value=10**15)

@@ -1,5 +1,6 @@
 """Benchmarks without choices: their YAML, their texts, and what templates and quality checks know of them."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -212,7 +213,7 @@ def test_the_parts_of_a_text_are_known() -> None:
     kinds = {"text": "qa", "cot_tail": "qae", "cot_first": "qea"}
     for field, texts in expected.items():
         ends = [0, *(end for _, end in spans[field])]
-        assert [whole[field][start:end] for start, end in zip(ends, ends[1:])] == texts
+        assert [whole[field][start:end] for start, end in itertools.pairwise(ends)] == texts
         assert [part[0] for part, _ in spans[field]] == list(kinds[field])
 
 
@@ -289,9 +290,12 @@ def test_a_text_contradicts_if_it_concludes_otherwise(asked: Asked | None, text:
 
 @pytest.mark.parametrize(
     "said",
-    [3, "72", {}, {"kind": "sum", "answers": ["72"]}, {"kind": "number", "answers": []}]
-    + [{"kind": "number", "answers": ["x"]}, {"kind": "number", "answers": [72]}, {"kind": "text", "answers": "72"}]
-    + [{"kind": "number", "answers": ["72"], "extract": ["("]}, {"kind": "number", "answers": ["72"], "extract": "x"}],
+    [
+        *(3, "72", {}),
+        {"kind": "sum", "answers": ["72"]},
+        *({"kind": "number", "answers": answers} for answers in ([], ["x"], [72], "72")),
+        *({"kind": "number", "answers": ["72"], "extract": rules} for rules in (["("], "x", ["conclusion"])),
+    ],
 )
 def test_a_damaged_record_is_refused(said: Any) -> None:
     message = mistake(lambda: asked_of({"text": TEXT, "asked": said}, "GSM8K.jsonl, line 3"))

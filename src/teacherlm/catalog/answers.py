@@ -187,30 +187,9 @@ def concluded_texts(text: str, asked: Asked) -> list[str]:
 SENTENCE_END = re.compile(r"[.!?][)\"'”’*]*(?=\s+[\"'“‘(*]*([A-Z]\w*|\d))")
 ABBREVIATED = re.compile(r"(?:^|[\s.(])(?:[A-Z][a-z]?|Mrs|Prof|Gen|Col|Capt|Rev|Gov|Sen|Inc|Ltd)$")
 """An abbreviation before a full stop (`Dr`, `J`), which ends no sentence unless one of STARTERS follows."""
-STARTERS = frozenset(
-    [
-        "A",
-        "And",
-        "As",
-        "Because",
-        "But",
-        "He",
-        "I",
-        "In",
-        "It",
-        "On",
-        "She",
-        "Since",
-        "So",
-        "That",
-        "The",
-        "There",
-        "These",
-        "They",
-        "This",
-        "Those",
-        "We",
-    ]
+STARTERS = (
+    *("A", "And", "As", "Because", "But", "He", "I", "In", "It", "On", "She", "Since", "So", "That", "The", "There"),
+    *("These", "They", "This", "Those", "We"),
 )
 
 
@@ -352,12 +331,24 @@ NUMBER = re.compile(
 )
 SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 MOST_DIGITS = 400
+AROUND = re.compile(r"\\(?:boxed|text|textbf|textit|mathbf|mathrm|mbox)\{([^{}]*)\}")
+LATEX = (
+    (re.compile(r"\\([$%])"), r"\1"),
+    (re.compile(r"(?<=\d)(?:\\,|\{,\})(?=\d{3})"), ","),
+    (re.compile(r"(?<=\d)\s*\\[dt]?frac\{(\d+)\}\{(\d+)\}"), r" \1/\2"),
+    (re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}"), r"\1/\2"),
+    *((AROUND, r"\1"),) * 2,
+)
+"""LaTeX's form -> what is read in its place. A command can be inside of another one: `\\boxed{\\text{Rome}}`."""
 THOUSANDS = re.compile("(?<![\\w.,/])\\d{1,3}(?:[ \u2009\u202f\u00a0]\\d{3})+(?!\\d|\\s?/\\s?\\d)")
 """Thousands with spaces between them. What is before a fraction is not one of them: `1 101/124`."""
 
 
 def plain(text: str) -> str:
-    """A text whose digits, letters and brackets of other scripts and widths become those of ASCII: `（Ｂ）`, `½`."""
+    """A text whose digits, letters and brackets of other scripts and widths become those of ASCII (`（Ｂ）`, `½`), and
+    without LaTeX's commands around answers (`\\boxed{72}`, `\\frac{3}{4}`)."""
+    for pattern, plainer in LATEX:
+        text = pattern.sub(plainer, text)
     text = text.translate(SUPERSCRIPT)
     text = THOUSANDS.sub(lambda found: re.sub(r"\s", ",", found[0]), text)
     text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)

@@ -112,8 +112,8 @@ class Benchmark:
         if self.is_open:
             if len(self.choices) == 1 or self.answer_is not in OPEN:
                 raise ValueError(
-                    f"choices: 2 to {len(LETTERS)} templates were expected, found {len(self.choices)} (questions without "
-                    f"choices need `answer_is: {' or '.join(OPEN)}`)"
+                    f"choices: 2 to {len(LETTERS)} templates were expected, found {len(self.choices)} "
+                    f"(questions without choices need `answer_is: {' or '.join(OPEN)}`)"
                 )
             if self.labels:
                 raise ValueError("labels: they are letters of choices, and there are no choices")
@@ -130,7 +130,7 @@ class Benchmark:
                 raise ValueError("the field 'answer' is missing")
         for number, rule in enumerate(self.extract, 1):
             try:
-                require_rule(rule, "letter" if self.choices else self.answer_is)
+                require_rule(rule, self.answer_kind)
             except ValueError as error:
                 raise ValueError(f"extract, {number}. rule: {error}") from None
 

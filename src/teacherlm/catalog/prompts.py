@@ -107,10 +107,8 @@ def split_answer(text: str) -> tuple[str, str, str]:
         What precedes the answer's mark; the mark, ANSWER_MARK or ANSWER_BEGINS; what follows it. Without a mark:
         (text, "", "").
     """
-    found = None
-    for found in ANSWER_PLACE.finditer(text):
-        pass
-    return (text[: found.start()], found[0], text[found.end() :]) if found else (text, "", "")
+    found = list(ANSWER_PLACE.finditer(text))
+    return (text[: found[-1].start()], found[-1][0], text[found[-1].end() :]) if found else (text, "", "")
 
 
 def split_question(text: str) -> tuple[str, tuple[str, ...]]:

@@ -101,7 +101,7 @@ def values_of_text(record: Record) -> dict[str, Any]:
     preamble, _, question = before.partition("Q: ")
     values = {"text": record["text"], "preamble": preamble, "question": question, "sample": record}
     said = record.get(ASKED)
-    known = said["answers"] if is_asked(said) and said["kind"] != "letter" else None
+    known = said["answers"] if isinstance(said, Mapping) and is_asked(said) and said["kind"] != "letter" else None
     if known or mark == ANSWER_BEGINS:
         answers = known or [open_answer(after)]
         return {**values, "choices": [], "answer": answers[0], "answers": answers}

@@ -1,8 +1,8 @@
 """The parts of a text that a student is trained on: the question, the right answer, and the explanations.
 
 A template may put them in any order and change their blanks. The parts are therefore found by rendering the template a
-second time, with marks around the answer (its letter, or all of an open one) and around each explanation. If the template makes another text with
-marks, its parts are unknown.
+second time, with marks around the answer (its letter, or all of an answer without choices) and around each explanation.
+If the template makes another text with marks, its parts are unknown.
 """
 
 import json
