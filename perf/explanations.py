@@ -22,12 +22,12 @@ from perf.measure import HERE
 from teacherlm.chain.layout import with_flags
 from teacherlm.core import tables
 from teacherlm.core.places import ROOT
+from teacherlm.report.resampling import difference_of
 
 RESULTS = HERE / "results" / "explanations.jsonl"
 COMMON = "--warmup_steps 30 --lr_scheduler_type linear"
 WEIGHTS = "--loss_weights answer:0.5,explanation:0.5"
 CONTROL = "cot_shuffled, weights"
-RESAMPLED = 10_000
 
 
 class Setting(NamedTuple):
@@ -123,18 +123,12 @@ def matrix(results: list[dict[str, Any]], name: str) -> dict[int, np.ndarray]:
 
 
 def difference(one: dict[int, np.ndarray], other: dict[int, np.ndarray]) -> str:
-    """The mean difference over the seeds that both have, with a 95 % interval: questions are drawn anew, and seeds."""
-    seeds = sorted(one.keys() & other.keys())
-    if not seeds:
+    """The mean of one minus that of the other, with the 95 % interval of a comparison of replicates, and p."""
+    if not other:
         return "-"
-    pairs_SQ = np.stack([one[seed] - other[seed] for seed in seeds])
-    draw = np.random.default_rng(0)
-    means = np.empty(RESAMPLED)
-    for number in range(RESAMPLED):
-        of_seeds_Q = pairs_SQ[draw.integers(len(seeds), size=len(seeds))].mean(0)
-        means[number] = of_seeds_Q[draw.integers(len(of_seeds_Q), size=len(of_seeds_Q))].mean()
-    low, high = np.percentile(means, [2.5, 97.5])
-    return f"{pairs_SQ.mean():+.4f} ({low:+.4f} to {high:+.4f})"
+    found_SQ, base_TQ = np.stack(list(one.values())), np.stack(list(other.values()))
+    (low, high), p = difference_of(base_TQ, found_SQ)
+    return f"{found_SQ.mean() - base_TQ.mean():+.4f} ({low:+.4f} to {high:+.4f}), p {p:.2g}"
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ COMMANDS = {
     "table": ("report.table", "print the table of a run"),
     "report": ("report.main", "make the page of a run's folder"),
     "compare": ("report.compare", "make a page and tables that compare runs"),
+    "export-lm-eval": ("report.lm_eval_export", "write results in the format of lm-eval"),
     "chain": ("chain.main", "run the stages one after the other, here or as Slurm jobs"),
     "download": ("chain.download", "download what a chain's jobs need, where there is internet"),
     "chain-job": ("chain.job", "run a stage of a submitted chain; slurm/job.sh starts this"),

@@ -13,7 +13,7 @@ from support.files import contents
 from support.programs import STAGES, only_error, warm_python
 
 from teacherlm.core.manifests import stage_version
-from teacherlm.enhance.engine_choice import gpus_together
+from teacherlm.runtime.generation.vllm_choice import gpus_together
 
 AUTO = ("--engine", "auto")
 

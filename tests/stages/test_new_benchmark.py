@@ -80,7 +80,7 @@ def test_an_unknown_benchmark_lists_the_near_names() -> None:
 
 
 def test_an_unknown_benchmark_that_is_near_to_none_lists_all() -> None:
-    assert "creak, ecqa, mmlu, sample, strategy_qa" in mistake(lambda: load_benchmark("zzz"))
+    assert "creak, ecqa, gsm8k, mmlu, nq_open, sample, strategy_qa" in mistake(lambda: load_benchmark("zzz"))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.programs import ROOT, program, warm_python
+from support.replicates import write_seed
 from support.report_runs import write_run
 
 if TYPE_CHECKING:
@@ -239,3 +240,26 @@ def test_pages_of_nothing_and_of_half_a_run(watched: Callable[..., "Page"], tmp_
     assert page.locator("#missing li").count() == 1
     assert page.locator("#rows article").count() == (0 if kind == "empty" else 50)
     page.click("#theme")
+
+
+def test_a_row_of_several_seeds_unfolds(watched: Callable[..., "Page"], tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "creak" / "all", None, ())
+    for seed in (0, 1, 2):
+        write_seed(folder, "tiny_<b>text", seed)
+    file = report(folder)
+    page = watched(file)
+    table = page.locator("#accuracy-creak")
+    last = table.locator("button", has_text="tiny_<b>text, checkpoint-6 (3 seeds)")
+    below = table.locator("tr.member", has_text="checkpoint-6")
+    assert below.count() == 3 and not any(row.is_visible() for row in below.all())
+    assert last.get_attribute("aria-expanded") == "false"
+    last.focus()
+    page.keyboard.press("Enter")
+    assert [row.is_visible() for row in table.locator("tr.member").all()] == [False] * 3 + [True] * 3
+    assert last.get_attribute("aria-expanded") == "true"
+    last.click()
+    assert not any(row.is_visible() for row in below.all())
+    page.emulate_media(media="print")
+    assert all(row.is_visible() for row in below.all())
+    without = watched(file, java_script_enabled=False)
+    assert all(row.is_visible() for row in without.locator("#accuracy-creak tr.member").all())

@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from teacherlm.catalog.prompt_sets import conclusion, load_prompts, names
+from teacherlm.catalog.answers import Asked
+from teacherlm.catalog.conclusions import conclusion
+from teacherlm.catalog.prompt_sets import load_prompts, names
 from teacherlm.catalog.prompts import Question
 from teacherlm.core.errors import UserError
 
 CLAIM = Question("Bees fly.", ("True", "False"), gold=1, preamble="On insects. ")
 
 
-def test_the_project_has_three_sets_for_teachers_and_one_for_judges() -> None:
-    assert names() == ["instruct", "judge", "reason_first", "teacherlm"]
+def test_the_project_has_four_sets_for_teachers_and_one_for_judges() -> None:
+    assert names() == ["instruct", "judge", "reason_first", "solutions", "teacherlm"]
 
 
 def test_a_teacher_that_reasons_first_is_not_told_the_answer() -> None:
@@ -113,4 +115,4 @@ def test_an_unknown_set_lists_the_near_ones() -> None:
     ],
 )
 def test_a_conclusion_is_the_last_answer_that_a_text_names(text: str, expected: tuple[str, str] | None) -> None:
-    assert conclusion(text) == expected
+    assert conclusion(text, Asked("letter", ("B",), ("True", "False"))) == expected

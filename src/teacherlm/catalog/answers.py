@@ -100,7 +100,7 @@ def value_of(answer: str, asked: Asked) -> str | None:
     if asked.kind == "number":
         number = number_in(answer)
         return None if number is None else str(number)
-    return normal_text(answer) or None
+    return normal_text(answer) or " ".join(without_punctuation(answer).split()[-1:]) or None  # `A` is no article alone
 
 
 # --------------------------------------------------------------------------------------------------------------- rules
@@ -173,13 +173,52 @@ def spaced(text: str) -> str:
     return " ".join(re.findall(r"[-+−]?\w+(?:[.,'’/-]\w+)*%?|[^\W\s]", text.casefold()))
 
 
-def concluded_texts(text: str, asked: Asked) -> list[str]:
+def concluded_lines(text: str) -> list[str]:
     """What follows the last `The answer is`, up to the end of its line."""
     marks = list(CONCLUSION.finditer(text))
-    if not marks:
-        return []
-    line = text[marks[-1].end() :].lstrip(" \t:*").partition("\n")[0].strip()
-    return [line] if line else []
+    return [text[marks[-1].end() :].lstrip("\n \t:*").partition("\n")[0].strip()] if marks else []
+
+
+def concluded_texts(text: str, asked: Asked) -> list[str]:
+    """What follows the last `The answer is`, up to the end of its sentence or line."""
+    return [first_sentence(line) for line in concluded_lines(text)]
+
+
+SENTENCE_END = re.compile(r"[.!?][)\"'”’*]*(?=\s+[\"'“‘(*]*([A-Z]\w*|\d))")
+ABBREVIATED = re.compile(r"(?:^|[\s.(])(?:[A-Z][a-z]?|Mrs|Prof|Gen|Col|Capt|Rev|Gov|Sen|Inc|Ltd)$")
+"""An abbreviation before a full stop (`Dr`, `J`), which ends no sentence unless one of STARTERS follows."""
+STARTERS = frozenset(
+    [
+        "A",
+        "And",
+        "As",
+        "Because",
+        "But",
+        "He",
+        "I",
+        "In",
+        "It",
+        "On",
+        "She",
+        "Since",
+        "So",
+        "That",
+        "The",
+        "There",
+        "These",
+        "They",
+        "This",
+        "Those",
+        "We",
+    ]
+)
+
+
+def first_sentence(line: str) -> str:
+    for end in SENTENCE_END.finditer(line):
+        if not ABBREVIATED.search(line, 0, end.start()) or end[1] in STARTERS:
+            return line[: end.start()]
+    return line
 
 
 def concluded_numbers(text: str, asked: Asked) -> list[str]:
@@ -187,7 +226,7 @@ def concluded_numbers(text: str, asked: Asked) -> list[str]:
 
     If a conclusion has no number, or rejects it, an empty text is returned, which is no answer.
     """
-    for line in concluded_texts(text, asked):
+    for line in concluded_lines(text):
         sentence = re.split(r"[.;!?](?=\s|$)", line)[0]
         sentence = sentence.rpartition("=")[2] or sentence
         numbers = list(NUMBER.finditer(sentence))
@@ -210,8 +249,9 @@ def last_number(text: str, asked: Asked) -> list[str]:
 
 
 def first_line(text: str, asked: Asked) -> list[str]:
+    """The first sentence of the first line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[:1]
+    return [first_sentence(line) for line in lines[:1]]
 
 
 RULES: dict[str, Callable[[str, Asked], list[str]]] = {
@@ -229,7 +269,13 @@ DEFAULT_RULES: dict[Kind, tuple[str, ...]] = {
     "number": ("concluded_number", "last_number"),
     "text": ("concluded_text", "first_line"),
 }
-FINAL = ("conclusion", "concluded_number")
+RULES_OF: dict[Kind, tuple[str, ...]] = {
+    "letter": ("conclusion", "letter", "choice"),
+    "number": ("concluded_number", "last_number", "concluded_text", "first_line"),
+    "text": ("concluded_text", "first_line"),
+}
+"""The rules that can find an answer of a kind."""
+FINAL = ("conclusion", "concluded_number", "concluded_text")
 """Rules after which no other is tried if what they find is no answer: `The answer is (E)` of two choices."""
 
 
@@ -239,14 +285,26 @@ def matches_of(pattern: str, text: str) -> list[str]:
     Raises:
         UserError: the pattern takes too long.
     """
+    groups = [match["answer"] if "answer" in match.re.groupindex else match[1] for match in found_by(pattern, text)]
+    return [one for one in groups if one][-1:]
+
+
+def places_of(pattern: str, text: str) -> list[int]:
+    """Where the matches of a pattern begin.
+
+    Raises:
+        UserError: the pattern takes too long.
+    """
+    return [match.start() for match in found_by(pattern, text)]
+
+
+def found_by(pattern: str, text: str) -> "list[regex.Match[str]]":
     try:
-        found = list(compiled(pattern).finditer(text, timeout=SECONDS))
+        return list(compiled(pattern).finditer(text, timeout=SECONDS))
     except TimeoutError:
         raise UserError(
             f"extract: the pattern {pattern!r:.80} takes longer than {SECONDS:.0f} s for one text; make it simpler"
         ) from None
-    groups = [match["answer"] if "answer" in match.re.groupindex else match[1] for match in found]
-    return [one for one in groups if one][-1:]
 
 
 @functools.cache
@@ -269,6 +327,19 @@ def compiled(pattern: str) -> "regex.Pattern[str]":
     return made
 
 
+def require_rule(rule: str, kind: Kind) -> None:
+    """Refuse an item of `extract` that is neither a rule for this kind of answers nor a pattern.
+
+    Raises:
+        ValueError: the message says what was expected.
+    """
+    if rule in RULES:
+        if rule not in RULES_OF[kind]:
+            raise ValueError(f"{rule} finds no {kind}; one of {', '.join(RULES_OF[kind])} was expected, or a pattern")
+    else:
+        compiled(rule)
+
+
 # -------------------------------------------------------------------------------------------------------------- values
 
 SUPERSCRIPT = {ord(digit): f"^{number}" for number, digit in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
@@ -281,12 +352,14 @@ NUMBER = re.compile(
 )
 SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 MOST_DIGITS = 400
+THOUSANDS = re.compile("(?<![\\w.,/])\\d{1,3}(?:[ \u2009\u202f\u00a0]\\d{3})+(?!\\d|\\s?/\\s?\\d)")
+"""Thousands with spaces between them. What is before a fraction is not one of them: `1 101/124`."""
 
 
 def plain(text: str) -> str:
     """A text whose digits, letters and brackets of other scripts and widths become those of ASCII: `（Ｂ）`, `½`."""
     text = text.translate(SUPERSCRIPT)
-    text = re.sub("(?<=\\d)[ \u2009\u202f\u00a0](?=\\d{3}(?!\\d))", ",", text)  # between thousands
+    text = THOUSANDS.sub(lambda found: re.sub(r"\s", ",", found[0]), text)
     text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " ", text)
     text = unicodedata.normalize("NFKC", text).replace("⁄", "/")
     return "".join(
@@ -307,10 +380,10 @@ def number_in(text: str) -> Fraction | None:
 def value_of_number(written: str) -> Fraction | None:
     digits = re.sub(r"(?<=\d)[,'’](?=\d{3})", "", written.casefold())
     digits = re.sub(r"[$€£¥]\s?", "", digits).replace("−", "-").replace("–", "-").strip()
-    scale = 1
+    scale = Fraction(1)
     for word, factor in SCALES.items():
         if digits.endswith(word):
-            digits, scale = digits.removesuffix(word).strip(), factor
+            digits, scale = digits.removesuffix(word).strip(), Fraction(factor)
     sign = -1 if digits.startswith("-") else 1
     digits = digits.lstrip("+- ")
     if len(digits) > MOST_DIGITS:
@@ -327,9 +400,14 @@ def value_of_number(written: str) -> Fraction | None:
 def normal_text(text: str) -> str:
     """A text as SQuAD's evaluation compares it (Rajpurkar et al. 2016, arXiv 1606.05250): in small letters, without
     punctuation and the articles a, an, the, and with single spaces."""
-    marks = (c for c in text.lower() if c not in string.punctuation and not unicodedata.category(c).startswith("P"))
-    text = "".join(marks)
-    return " ".join(re.sub(r"\b(?:a|an|the)\b", " ", text).split())
+    return " ".join(re.sub(r"\b(?:a|an|the)\b", " ", without_punctuation(text)).split())
+
+
+def without_punctuation(text: str) -> str:
+    """A text in small letters without punctuation, that of other scripts as well."""
+    return "".join(
+        c for c in text.lower() if c not in string.punctuation and not unicodedata.category(c).startswith("P")
+    )
 
 
 def f1(answer: str, golds: Sequence[str]) -> float:

@@ -18,8 +18,11 @@ from typing import Annotated, Self
 import jinja2
 from pydantic import FailFast, InstanceOf, model_validator
 
+from teacherlm.catalog.answers import Asked, Kind, require_rule
 from teacherlm.catalog.prompt_sets import PromptSet
-from teacherlm.catalog.prompts import LETTERS, Question
+from teacherlm.catalog.prompts import LETTERS, Question, split_choices
+from teacherlm.catalog.right_answers import OF_CHOICES, OPEN, right_answers, texts_at
+from teacherlm.catalog.sample_values import ASKED, field_of
 from teacherlm.catalog.templates import ERRORS, compile_template, fields_of, render
 from teacherlm.core.errors import UserError
 from teacherlm.core.flags import Parser
@@ -34,6 +37,8 @@ from teacherlm.core.yaml_files import Unquoted
 FOLDER = ROOT / "benchmarks"
 HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 """A dataset's id. `datasets` would take any other text for a folder, a file, or a loader such as `imagefolder`."""
+PATH = re.compile(r"[^\s.{}]+(\.[^\s.{}]+)*")
+"""Names that lead to a list in a sample: `answers`, `answers.text`."""
 MOST_PARTS, NAME_MAX = 32, 255
 """Maximum number of parts of a pattern's path; maximum number of bytes of a file name in most file systems."""
 
@@ -57,9 +62,10 @@ class Benchmark:
     path: Path
     title: str
     question: str
-    choices: tuple[str, ...]
-    answer: str
     splits: Mapping[str, Annotated[str, fits("the name of a split", is_plain_name)]]
+    choices: tuple[str, ...] = ()
+    answer: str = ""
+    answers: Annotated[str, fits("the name of a list (answers, or answers.text)", PATH.fullmatch)] | None = None
     hub: Annotated[str, fits("a dataset's OWNER/NAME", HUB_ID.fullmatch)] | None = None
     hub_config: str | None = None
     local: str | None = None
@@ -70,7 +76,8 @@ class Benchmark:
     file_field: str | None = None
     groups: Mapping[str, Annotated[list[str], FailFast()]] = field(default_factory=dict)  # aliases can make millions
     labels: Mapping[InstanceOf[str], str] | None = None  # `InstanceOf` keeps the type Unquoted
-    answer_is: Annotated[str, fits("letter, index or text", ("letter", "index", "text").__contains__)] = "letter"
+    answer_is: Annotated[str, fits("letter, index, text or number", (*OF_CHOICES, *OPEN).__contains__)] = "letter"
+    extract: tuple[str, ...] = ()
     preamble: str = ""
 
     @model_validator(mode="after")
@@ -81,8 +88,7 @@ class Benchmark:
             ValueError, UserError: the message names the field or the template.
         """
         plain_name(self.title, f"{self.path}: title")
-        if not 2 <= len(self.choices) <= len(LETTERS):
-            raise ValueError(f"choices: 2 to {len(LETTERS)} templates were expected, found {len(self.choices)}")
+        self.check_answers()
         for label, letter in (self.labels or {}).items():
             if letter not in tuple(LETTERS[: len(self.choices)]):
                 raise ValueError(f"labels: {label!r}: the letter of a choice was expected, found {letter!r}")
@@ -97,9 +103,45 @@ class Benchmark:
         _ = self.templates  # they are compiled here, and kept
         return self
 
+    def check_answers(self) -> None:
+        """Refuse fields about the answer that contradict each other.
+
+        Raises:
+            ValueError: the message names the field.
+        """
+        if self.is_open:
+            if len(self.choices) == 1 or self.answer_is not in OPEN:
+                raise ValueError(
+                    f"choices: 2 to {len(LETTERS)} templates were expected, found {len(self.choices)} (questions without "
+                    f"choices need `answer_is: {' or '.join(OPEN)}`)"
+                )
+            if self.labels:
+                raise ValueError("labels: they are letters of choices, and there are no choices")
+            if not self.answer and not self.answers:
+                raise ValueError("the field 'answer' is missing, or `answers` with the name of a list")
+        else:
+            if len(self.choices) > len(LETTERS):
+                raise ValueError(f"choices: 2 to {len(LETTERS)} templates were expected, found {len(self.choices)}")
+            if self.answer_is not in OF_CHOICES:
+                raise ValueError(f"answer_is: letter, index or text was expected, found {self.answer_is!r}")
+            if self.answers:
+                raise ValueError("answers: several right answers are only possible without `choices`")
+            if not self.answer:
+                raise ValueError("the field 'answer' is missing")
+        for number, rule in enumerate(self.extract, 1):
+            try:
+                require_rule(rule, "letter" if self.choices else self.answer_is)
+            except ValueError as error:
+                raise ValueError(f"extract, {number}. rule: {error}") from None
+
     @property
     def name(self) -> str:
         return self.path.stem
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its questions have no choices."""
+        return len(self.choices) < 2
 
     @cached_property
     def templates(self) -> dict[str, jinja2.Template]:
@@ -116,7 +158,8 @@ class Benchmark:
     def fields(self) -> tuple[str, ...]:
         """The fields of a sample that the templates read, in the order of the templates."""
         sources = [self.question, *self.choices, self.answer, self.preamble]
-        return tuple(dict.fromkeys(name for source in sources for name in fields_of(source)))
+        read = [name for source in sources for name in fields_of(source)]
+        return tuple(dict.fromkeys([*read, *([self.answers.partition(".")[0]] if self.answers else [])]))
 
     @cached_property
     def question_fields(self) -> tuple[str, ...]:
@@ -145,9 +188,51 @@ class Benchmark:
                 raise UserError(f"{where}: the template {name} of {self.path.name} fails: {error}") from error
         if not rendered["question"].strip():
             raise UserError(f"{where}: the question is empty (field {self.fields[0]!r})")
+        if self.is_open:
+            golds = self.right_answers(sample, rendered["answer"], where)
+            return Question(rendered["question"], (), -1, rendered["preamble"], golds)
         choices = tuple(rendered[f"choice {letter}"] for letter in LETTERS[: len(self.choices)])
         gold = self.gold(rendered["answer"], choices, where)
         return Question(rendered["question"], choices, gold, rendered["preamble"])
+
+    def right_answers(self, sample: Record, answer: str, where: str) -> tuple[str, ...]:
+        """The right answers of a question without choices: the rendered `answer`, then those of the list `answers`.
+
+        Raises:
+            UserError: see right_answers.py.
+        """
+        decides = f"answer_is of {self.path.name} is {self.answer_is}"
+        found: dict[str, None] = {}
+        if self.answer:
+            fields = ", ".join(map(repr, fields_of(self.answer)))
+            found |= dict.fromkeys(right_answers([answer], self.answer_kind, fields, where, decides))
+        if self.answers:
+            texts = texts_at(sample, self.answers, where)
+            found |= dict.fromkeys(right_answers(texts, self.answer_kind, repr(self.answers), where, decides))
+        return tuple(found)
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether a training record says in a field of its own what its question asks for."""
+        return self.is_open or bool(self.extract)
+
+    @property
+    def answer_kind(self) -> Kind:
+        """What the answer to a question is."""
+        if not self.is_open:
+            return "letter"
+        return "number" if self.answer_is == "number" else "text"
+
+    def asked(self, doc: Record) -> Asked:
+        """What the question of a test sample asks for.
+
+        Args:
+            doc: a sample of `test_sample`. Its choices may have another order.
+        """
+        if self.is_open:
+            return Asked(self.answer_kind, tuple(doc.get("answers") or [doc["answer"]]), (), self.extract)
+        _, choices = split_choices(f" {doc['question']}")
+        return Asked("letter", (doc["answer"].strip("()"),), choices, self.extract)
 
     def gold(self, answer: str, choices: tuple[str, ...], where: str) -> int:
         """The index of the choice that an answer names, by the YAML's `labels`, or by the letter, index or text."""
@@ -185,7 +270,12 @@ class Benchmark:
     def prepare(self, sample: Record, where: str, prompts: PromptSet) -> Record:
         """A training sample with its prompt fields added: `text`, and those that the teacher reads."""
         self.refuse_reserved(sample, where, prompts)
-        return {**sample, **prompts.prompt_fields(self.ask(sample, where), sample, where)}
+        question = self.ask(sample, where)
+        added: Record = dict(prompts.prompt_fields(question, sample, where))
+        if self.has_asked:
+            golds = question.answers or (LETTERS[question.gold],)
+            added[ASKED] = field_of(Asked(self.answer_kind, golds, question.choices, self.extract))
+        return {**sample, **added}
 
     def test_sample(self, sample: Record, where: str) -> Record:
         """A test sample for the tasks: its fields with `task_name`, `question`, `answer` and perhaps `preamble` added.
@@ -193,14 +283,17 @@ class Benchmark:
         A source field with one of these names is kept under another one, such as `origin_question`.
         """
         question = self.ask(sample, where)
-        added = {"task_name": self.title, "question": question.with_choices, "answer": question.answer}
+        added: Record = {"task_name": self.title, "question": question.with_choices, "answer": question.answer}
+        if self.is_open and (self.answers or "answers" in sample):
+            added["answers"] = list(question.answers)
         if question.preamble:
             added["preamble"] = question.preamble
         kept = {f"origin_{name}" if name in added else name: value for name, value in sample.items()}
         return {**kept, **added}
 
     def refuse_reserved(self, sample: Record, where: str, prompts: PromptSet) -> None:
-        taken = [name for name in prompts.reserved if name in sample]
+        reserved = (*prompts.reserved, *((ASKED,) if self.has_asked else ()))
+        taken = [name for name in reserved if name in sample]
         if taken:
             raise UserError(
                 f"{where}: the field {taken[0]!r} is already there, and the pipeline writes it; rename it first"
@@ -219,6 +312,12 @@ def benchmark_and_part(task: str) -> tuple[str, str | None] | None:
         if task.startswith(f"{name}_"):
             return name, task.removeprefix(f"{name}_")
     return None
+
+
+def benchmark_of(task: str) -> Benchmark | None:
+    """The benchmark that a task's name begins with; None for a task of another name."""
+    found = benchmark_and_part(task)
+    return load_benchmark(found[0]) if found else None
 
 
 def load_benchmark(name: str) -> Benchmark:

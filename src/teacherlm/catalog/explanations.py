@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teacherlm.catalog.prompts import ANSWER_MARK, LETTERS
+from teacherlm.catalog.prompts import ANSWER_BEGINS, LETTERS, full_stop, split_answer
 from teacherlm.core.errors import UserError
 
 if TYPE_CHECKING:  # the chain imports this module, also in a Python without packages
@@ -88,13 +88,14 @@ def with_text(record: "Record", kind: str, texts: list[dict[str, Any]], index: i
 def split_at_answer(prompts: "PromptSet", record: "Record", kind: str, text: str, where: str) -> tuple[str, str]:
     """The field KIND_first of a text, up to the right answer, and the right answer: `... The answer is (` and `B`.
 
-    The answer begins where the field changes when another choice is the right one.
+    The answer begins where the field changes when another answer is the right one. The answer to an open question is
+    ` 72`, with the space before it.
 
     Raises:
         UserError: the sample has no right answer, or the field has no answer.
     """
 
-    from teacherlm.catalog.prompt_sets import values_of_text
+    from teacherlm.catalog.sample_values import values_of_text
 
     def field(of: "Record") -> str:
         values = {**values_of_text(of), "prompt": of[f"{kind}_text"], "explanation": text}
@@ -102,9 +103,14 @@ def split_at_answer(prompts: "PromptSet", record: "Record", kind: str, text: str
 
     right, other = field(record), field(with_other_answer(record, kind, where))
     start = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(right, other)))
-    while start and right[start - 1].isalnum():
-        start -= 1
-    answer = re.match(r"\w+", right[start:])
+    known = values_of_text(record)
+    if "letter" in known:
+        while start and right[start - 1].isalnum():
+            start -= 1
+        answer = re.match(r"\w+", right[start:])
+    else:
+        start -= right[:start].endswith(" ")
+        answer = re.match(rf" ?{re.escape(known['answer'])}", right[start:])
     if answer is None or right == other:
         raise UserError(
             f"{where}: the template {kind} first of {prompts.path.name} has no answer after the explanation"
@@ -113,12 +119,18 @@ def split_at_answer(prompts: "PromptSet", record: "Record", kind: str, text: str
 
 
 def with_other_answer(record: "Record", kind: str, where: str) -> "Record":
-    """A record in which another choice is the right one."""
-    before, mark, after = record["text"].rpartition(ANSWER_MARK)
-    if not after or after[0] not in LETTERS:
-        raise UserError(f"{where}: the field 'text' has no right answer; enhance.py did not write this file")
-    from teacherlm.catalog.prompt_sets import values_of_text
+    """A record in which another answer is the right one: another choice, or a text that begins otherwise."""
+    from teacherlm.catalog.sample_values import ASKED, values_of_text
 
-    others = [letter for letter in LETTERS[: max(2, len(values_of_text(record)["choices"]))] if letter != after[0]]
-    changed = f"{before}{mark}{others[0]}{after[1:]}"
-    return {**record, "text": changed, f"{kind}_text": record[f"{kind}_text"].replace(record["text"], changed)}
+    before, mark, after = split_answer(record["text"])
+    if not after or (mark != ANSWER_BEGINS and after[0] not in LETTERS):
+        raise UserError(f"{where}: the field 'text' has no right answer; enhance.py did not write this file")
+    known, more = values_of_text(record), {}
+    if "letter" not in known:
+        answer = "no" if known["answer"].startswith("y") else "yes"
+        changed = f"{before}{mark} {full_stop(answer)}"
+        more = {ASKED: {**record[ASKED], "answers": [answer]}} if ASKED in record else {}
+    else:
+        others = [letter for letter in LETTERS[: max(2, len(known["choices"]))] if letter != after[0]]
+        changed = f"{before}{mark}{others[0]}{after[1:]}"
+    return {**record, **more, "text": changed, f"{kind}_text": record[f"{kind}_text"].replace(record["text"], changed)}

@@ -20,7 +20,8 @@ import jinja2
 from pydantic import model_validator
 
 from teacherlm.catalog import text_parts
-from teacherlm.catalog.prompts import ANSWER_MARK, DEFAULT, LETTERS, Question, remove_duplicated_block, split_choices
+from teacherlm.catalog.prompts import DEFAULT, OPEN, WITH_CHOICES, Question, remove_duplicated_block, split_answer
+from teacherlm.catalog.sample_values import ASKED, values_of, values_of_text
 from teacherlm.catalog.templates import ERRORS, compile_template, fields_of, render
 from teacherlm.core.errors import UserError
 from teacherlm.core.names import meant
@@ -50,14 +51,19 @@ NUMBERS = ("sample_number", "text_number")
 """The fields that number the rows of a dataset with a row per text. Both count from 1."""
 TAKEN = (
     *("text", "all", "question", "answer", "preamble", "task_name", "prompt", "explanation", "sample", "letter"),
-    *(*NUMBERS, text_parts.COLUMN),
+    *("answers", ASKED, *NUMBERS, text_parts.COLUMN),
 )
 """Names that no kind and no field of several kinds may have, because they mean something else."""
 OF_QUESTION = ("preamble", "question", "choices", "sample")
 """What a template knows of a sample without its answer."""
-OF_ANSWER = ("text", "letter", "answer")
-ANSWER = re.compile(r"\b(?i:answer)(?i:\s+is\b|\s*:)[\s:*\"'“(]*([A-Z])(?![A-Za-z'’])")
-"""A conclusion such as `The answer is (B).`, of which the last one in a text counts."""
+OF_ANSWER = ("text", "letter", "answer", "answers")
+FIRST = (
+    "{{ preamble }}Q: {{ question }} A: {{ explanation | trim }} The answer is "
+    "{% if choices %}({{ letter }}).{% else %}{{ answer | full_stop }}{% endif %}"
+)
+"""The default of the template `first`."""
+IF_CHOICES = re.compile(r"\{% if choices %\}(.*?)(?:\{% else %\}.*?)?\{% endif %\}", re.DOTALL)
+"""A part of a template that differs for questions without choices."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class Kind:
     attempts: Whole = 4
     names_wrong_choices: Switch = False
     tail: str = "{{ text }} {{ explanation | trim }}"
-    first: str = "{{ preamble }}Q: {{ question }} A: {{ explanation | trim }} The answer is ({{ letter }})."
+    first: str = FIRST
 
 
 @dataclass(frozen=True)
@@ -281,8 +287,10 @@ class PromptSet:
         forms |= {shuffled(name): form for name, form in forms.items() if not form.endswith(" first")}
         values, text = values_of_text({**record, **explanations}), record["text"]
         values["text"] = text_parts.marked_text(text)
-        if ANSWER_MARK in text:
-            values["letter"] = text_parts.marked_letter(values["letter"])
+        if not values["choices"] and "letter" not in values:
+            values["answer"] = text_parts.marked_answer(values["answer"])
+        elif split_answer(text)[1]:
+            values["letter"] = text_parts.marked_answer(values["letter"])
         prompts = {name: self.marked_prompt(record[f"{name}_text"], text) for name in explanations}
         marked = {name: text_parts.marked_explanation(one) for name, one in explanations.items()}
         found = {}
@@ -307,24 +315,27 @@ class PromptSet:
         try:
             return render(self.templates[template], values)
         except ERRORS as error:
-            raise UserError(f"{where}: the template {template} of {self.path.name} fails: {error}") from error
+            why = str(error)
+            if isinstance(error, jinja2.UndefinedError) and "'letter'" in why and "letter" not in values:
+                why = "a question without choices has no letter; write {% if choices %}({{ letter }}){% endif %}"
+            raise UserError(f"{where}: the template {template} of {self.path.name} fails: {why}") from error
 
     def cleaned(self, text: str) -> str:
         return remove_duplicated_block(text) if self.single_spaces else text
 
-    def digest(self) -> dict[str, str]:
+    def digest(self, is_open: bool = False) -> dict[str, str]:
         """A digest of what this set makes. A stage whose output has prompts in it records it as an input.
 
         It is computed from the set's fields and from the texts of two questions (with double spaces, an empty choice
         and a preamble), so that a change of the code that makes texts changes it too.
+
+        Args:
+            is_open: whether the stage's questions have no choices. Only then what the templates say of such questions
+                counts, and the texts of two of them.
         """
-        questions = [
-            Question("Is  it so? ", ("yes", "no"), 1),
-            Question("Which\tone", ("a ", "", " c"), 0, "On birds. "),
-        ]
         described = {**dataclasses.asdict(self), "path": self.name}
-        made: list[object] = [described]
-        for question in questions:
+        made: list[object] = [described if is_open else with_choices(described)]
+        for question in (*WITH_CHOICES, *(OPEN if is_open else ())):
             try:
                 fields = self.prompt_fields(question, {}, self.name)
                 texts = self.training_texts(fields, {kind: f" {kind}  . " for kind in self.kinds}, "")
@@ -334,48 +345,18 @@ class PromptSet:
         return {"path": f"prompts/{self.name}", "sha256": hashlib.sha256(json.dumps(made).encode()).hexdigest()}
 
 
+def with_choices(value: Any) -> Any:
+    """A set's fields whose templates have only what is for questions with choices."""
+    if isinstance(value, Mapping):
+        return {name: with_choices(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_choices(one) for one in value]
+    return IF_CHOICES.sub(lambda found: found[1], value) if isinstance(value, str) else value
+
+
 def shuffled(name: str) -> str:
     """The control of a kind (`cot`), of its field `cot_tail`, or of a field of several kinds (`full_tail`)."""
     return name.removesuffix("_tail") + SHUFFLED
-
-
-def conclusion(text: str) -> tuple[str, str] | None:
-    """The text before its last `The answer is (B)`, and the letter; None if there is no such conclusion."""
-    last = next(iter(reversed(list(ANSWER.finditer(text)))), None)
-    if last is None:
-        return None
-    start = max(text.rfind(end, 0, last.start()) for end in (".", "!", "?", "\n"))
-    return text[: start + 1].rstrip(), last[1]
-
-
-def values_of(question: Question, sample: Record) -> dict[str, Any]:
-    """What the templates know of a sample."""
-    return {
-        "text": question.text,
-        "preamble": question.preamble,
-        "question": question.with_choices,
-        "choices": list(question.choices),
-        "letter": LETTERS[question.gold],
-        "answer": question.choices[question.gold],
-        "sample": sample,
-    }
-
-
-def values_of_text(record: Record) -> dict[str, Any]:
-    """What the templates know of a sample whose question is read from its field `text`."""
-    before, _, after = record["text"].rpartition(ANSWER_MARK)
-    preamble, _, question = before.partition("Q: ")
-    _, choices = split_choices(question)
-    gold = LETTERS.find(after[:1])
-    return {
-        "text": record["text"],
-        "preamble": preamble,
-        "question": question,
-        "choices": list(choices),
-        "letter": after[:1],
-        "answer": choices[gold] if 0 <= gold < len(choices) else "",
-        "sample": record,
-    }
 
 
 def hidden(name: str, known: tuple[str, ...]) -> str:

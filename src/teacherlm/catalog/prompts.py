@@ -18,19 +18,21 @@ DEFAULT = "teacherlm"
 
 @dataclass(frozen=True)
 class Question:
-    """One labelled multiple-choice question.
+    """One labelled question, with choices or without (an open question).
 
     Attributes:
         question: the question alone.
-        choices: the texts of the choices, in the order of their letters.
-        gold: index of the right choice.
+        choices: the texts of the choices, in the order of their letters; empty for an open question.
+        gold: index of the right choice; -1 for an open question.
         preamble: the text before `Q: `, with a space at its end, or empty. MMLU's preamble names the subject.
+        answers: the right answers of an open question, of which the first is the one to learn.
     """
 
     question: str
     choices: tuple[str, ...]
     gold: int
     preamble: str = ""
+    answers: tuple[str, ...] = ()
 
     @property
     def with_choices(self) -> str:
@@ -39,16 +41,20 @@ class Question:
 
     @property
     def answer(self) -> str:
-        """`(B)`: the field `answer` of a test set."""
-        return f"({LETTERS[self.gold]})"
+        """`(B)`, or the first right answer of an open question: the field `answer` of a test set."""
+        return f"({LETTERS[self.gold]})" if self.choices else self.answers[0]
 
     @property
     def text(self) -> str:
         """The question with its answer: the field `text` of a training sample."""
+        if not self.choices:
+            return f"{open_context(self.question, self.preamble)} {full_stop(self.answer)}"
         return f"{test_context(self.with_choices, self.preamble)}{LETTERS[self.gold]})."
 
 
-ANSWER_MARK = " A: The answer is ("
+ANSWER_BEGINS = " A: The answer is"
+"""The text before the answer of an open question. The space after it belongs to the answer's first token."""
+ANSWER_MARK = f"{ANSWER_BEGINS} ("
 """The text before the answer's letter. A test's context ends with it, and a student's completion begins after it."""
 
 
@@ -57,31 +63,68 @@ def test_context(question_with_choices: str, preamble: str = "") -> str:
     return f"{preamble}Q: {question_with_choices}{ANSWER_MARK}"
 
 
-def contexts_digest() -> dict[str, str]:
+def open_context(question: str, preamble: str = "") -> str:
+    """The context of the answer to an open question, which a student writes."""
+    return f"{preamble}Q: {question}{ANSWER_BEGINS}"
+
+
+WITH_CHOICES = (
+    Question("Is  it so? ", ("yes", "no"), 1),
+    Question("Which\tone", ("a ", "", " c"), 0, "On birds. "),
+)
+OPEN = (Question("How  many? ", (), -1, "", ("1,200",)), Question("Who\twas it", (), -1, "On birds. ", ("Dr. W.", "W")))
+"""Questions from whose texts digests are computed: with double spaces, an empty choice, a preamble."""
+
+
+def contexts_digest(is_open: bool = False) -> dict[str, str]:
     """A digest of the texts that this module makes. A result of scoring records it as an input.
 
-    It is computed from the texts of two questions (with double spaces, an empty choice, a preamble), not from the code.
+    It is computed from the texts of two questions, not from the code.
+
+    Args:
+        is_open: whether the texts are those of open questions.
     """
-    samples = [Question("Is  it so? ", ("yes", "no"), 1), Question("Which\tone", ("a ", "", " c"), 0, "On birds. ")]
+    samples = OPEN if is_open else WITH_CHOICES
     made = [(question.with_choices, question.answer, question.text) for question in samples]
     return {"path": "prompts", "sha256": hashlib.sha256(json.dumps(made).encode()).hexdigest()}
 
 
+ANSWER_PLACE = re.compile(re.escape(ANSWER_BEGINS) + r"(?![\w'’])(?: \((?=[A-Z]\)|\Z))?")
+"""ANSWER_MARK where a letter follows or the text ends, otherwise ANSWER_BEGINS."""
+
+
 def completion_start(text: str) -> int | None:
-    """The position of the answer's letter in a sample's text (`text`, `cot_tail`, ...), or None if there is none."""
-    position = text.find(ANSWER_MARK)
-    return None if position < 0 else position + len(ANSWER_MARK)
+    """The position of the answer's letter in a sample's text (`text`, `cot_tail`, ...), or None if there is none. The
+    answer to an open question begins with the space before it."""
+    found = ANSWER_PLACE.search(text)
+    return found.end() if found else None
+
+
+def split_answer(text: str) -> tuple[str, str, str]:
+    """Split a sample's `text` or a test's context at its last answer.
+
+    Returns:
+        What precedes the answer's mark; the mark, ANSWER_MARK or ANSWER_BEGINS; what follows it. Without a mark:
+        (text, "", "").
+    """
+    found = None
+    for found in ANSWER_PLACE.finditer(text):
+        pass
+    return (text[: found.start()], found[0], text[found.end() :]) if found else (text, "", "")
 
 
 def split_question(text: str) -> tuple[str, tuple[str, ...]]:
     """Split a sample's `text` or a test's context into (question, choices). If it has several questions, use the last.
+    An open question has no choices, even if there are letters in brackets in it.
 
     If the question itself contains letters in brackets, the choices are the longest sequence of letters; of several
     equally long ones, the last.
     """
-    before = text.rpartition(ANSWER_MARK)[0] or text
-    before = before[before.rfind(ANSWER_MARK) + 1 :]
-    return split_choices(before.partition("Q: ")[2] or before)
+    before, mark, _ = split_answer(text)
+    _, earlier, after = split_answer(before)
+    before = after if earlier else before
+    question = before.partition("Q: ")[2] or before
+    return (question, ()) if mark == ANSWER_BEGINS else split_choices(question)
 
 
 def split_choices(question: str) -> tuple[str, tuple[str, ...]]:
@@ -120,6 +163,11 @@ def longest_row(question: str) -> list[int]:
         row.append(best)
         best = following[best]
     return row
+
+
+def full_stop(text: str) -> str:
+    """Add a full stop to a text without closing punctuation (. , ? ! or a quote, the reference's list for MMLU)."""
+    return text if text.endswith((".", ",", "?", "!", '"')) else text + "."
 
 
 def remove_duplicated_block(text: str) -> str:

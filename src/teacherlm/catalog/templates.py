@@ -21,7 +21,7 @@ from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from teacherlm.catalog.prompts import remove_duplicated_block
+from teacherlm.catalog.prompts import full_stop, remove_duplicated_block
 from teacherlm.core.errors import UserError, reason
 from teacherlm.core.limits import (
     LOOP_STEP,
@@ -247,11 +247,6 @@ def kept(filter: Callable[..., Any]) -> Callable[..., Any]:
         return WORK.keep(filter(*args, **kwargs))
 
     return counted
-
-
-def full_stop(text: str) -> str:
-    """Add a full stop to a text without closing punctuation (. , ? ! or a quote, the reference's list for MMLU)."""
-    return text if text.endswith((".", ",", "?", "!", '"')) else text + "."
 
 
 def one_line(text: str) -> str:

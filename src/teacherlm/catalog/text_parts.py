@@ -1,14 +1,14 @@
 """The parts of a text that a student is trained on: the question, the right answer, and the explanations.
 
 A template may put them in any order and change their blanks. The parts are therefore found by rendering the template a
-second time, with marks around the answer's letter and around each explanation. If the template makes another text with
+second time, with marks around the answer (its letter, or all of an open one) and around each explanation. If the template makes another text with
 marks, its parts are unknown.
 """
 
 import json
 import re
 
-from teacherlm.catalog.prompts import ANSWER_MARK
+from teacherlm.catalog.prompts import ANSWER_BEGINS, split_answer
 from teacherlm.core.records import Record
 
 PARTS = ("question", "answer", "explanation")
@@ -27,13 +27,18 @@ PUNCTUATION = re.compile(r"[^\w\s]*")
 
 
 def marked_text(text: str) -> str:
-    """A sample's text (`Q: ... A: The answer is (B).`) with marks around the letter of its right answer."""
-    before, mark, after = text.rpartition(ANSWER_MARK)
-    return f"{before}{mark}{marked_letter(after[:1])}{after[1:]}" if after else text
+    """A sample's text (`Q: ... A: The answer is (B).`) with marks around its right answer: its letter, or all of it."""
+    before, mark, after = split_answer(text)
+    if mark == ANSWER_BEGINS:
+        return f"{before}{mark}{marked_answer(after)}"
+    return f"{before}{mark}{marked_answer(after[:1])}{after[1:]}" if after else text
 
 
-def marked_letter(letter: str) -> str:
-    return f"{OPEN_ANSWER}{letter}{CLOSE_ANSWER}"
+def marked_answer(answer: str) -> str:
+    """A letter, or the answer to an open question, with marks around it. Its last punctuation is outside of them,
+    because a template may look at it."""
+    core = answer.rstrip('.,?!"') or answer
+    return f"{OPEN_ANSWER}{core}{CLOSE_ANSWER}{answer[len(core) :]}"
 
 
 def marked_explanation(text: str) -> str:
@@ -46,7 +51,8 @@ def marked_explanation(text: str) -> str:
 def spans_of(marked: str, plain: str) -> Spans | None:
     """The parts of a text, from the text with marks; None if they are unknown.
 
-    The question is what precedes the first mark. The answer is the letter with the punctuation after it. Everything
+    The question is what precedes the first mark. The answer is its letter, or the answer to an open question, with the
+    punctuation after it. Everything
     else is explanation: a template's words before an explanation, or between it and the answer, are learned with it.
     """
     first, *pieces = MARK.split(marked)  # text, mark, text, mark, ..., text
@@ -67,8 +73,9 @@ def spans_of(marked: str, plain: str) -> Spans | None:
 
 
 def spans_of_plain(text: str) -> Spans | None:
-    """The parts of a text without an explanation (`Q: ... A: The answer is (B).`); None if it has no answer."""
-    before, mark, after = text.rpartition(ANSWER_MARK)
+    """The parts of a text without an explanation (`Q: ... A: The answer is (B).`); None if it has no answer. The answer
+    to an open question begins with the space before it, as its first token does."""
+    before, mark, after = split_answer(text)
     return [[PARTS[QUESTION], len(before + mark)], [PARTS[ANSWER], len(text)]] if after else None
 
 

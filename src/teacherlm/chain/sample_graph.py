@@ -363,6 +363,7 @@ def evaluate(settings: Settings, facts: Facts, layout: Layout) -> Stage:
         words = ["--model_args", f"pretrained={checkpoint or settings.student}", "--tasks", ",".join(settings.tests)]
         words += ["--datasets", str(layout.tests), "--output_path", str(layout.evaluated)]
         words += ["--tokenization", settings.tokenization]
+        words += ["--answer", settings.answer] if settings.answer != "auto" else []
         words += ["--chat", str(is_chat_student(settings, facts)).lower()]
         words += ["--checkpoints", str(layout.checkpoints)] if index is None else []
         words += further("EVALUATE_FLAGS", settings.evaluate_flags, words, OF_EVALUATION)
@@ -390,6 +391,7 @@ def report(settings: Settings, layout: Layout) -> Stage:
     """The stage that prints the run's table and makes the page of the run's folder. It is done when the page is."""
     table = ["--untrained", str(layout.untrained_scores), "--checkpoints", str(layout.scores)]
     table += ["--log", str(layout.training_log)]
+    table += ["--answer", settings.answer] if settings.answer != "auto" else []
 
     def commands(index: int | None, more: Sequence[str]) -> list[Command]:
         page = Command([*program("report"), str(layout.folder.path), *more])

@@ -41,6 +41,8 @@ FLAGS = ("empty", "cut", "repeats", "copies", "language", "contradicts", "duplic
 """The flags of dataset/quality.py. FILTER is checked here to refuse a wrong flag before the teacher's work."""
 ENGINES = ("auto", "transformers", "vllm", "serve")
 """The engines that a local teacher can have. A server or a field of the records has its own."""
+ANSWERS = ("auto", "letter", "generate", "both")
+"""How students answer when they are scored."""
 SIGNAL_SECONDS = "180"
 EXPERIMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -72,6 +74,7 @@ class Settings:
     epochs: int
     temperature: str
     tokenization: str
+    answer: str
     max_failures: str
     engine: str
     runs: str
@@ -155,6 +158,9 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
     fields, tokenization = get("TASK", "cot_tail"), get("TOKENIZATION", "auto")
     if tokenization not in ("auto", "apart", "joint"):
         raise UserError(plain(f"TOKENIZATION={tokenization}: auto, apart or joint was expected"))
+    answer = get("ANSWER", "auto")
+    if answer not in ANSWERS:
+        raise UserError(plain(f"ANSWER={answer}: {', '.join(ANSWERS[:-1])} or {ANSWERS[-1]} was expected"))
     prompts = ask_prompts(get("PROMPTS", DEFAULT))
     if not EXPERIMENT.fullmatch(prompts.name):
         raise UserError(plain(f"PROMPTS: {prompts.name}: a name of letters, digits, dots and dashes was expected"))
@@ -196,6 +202,7 @@ def read_settings(benchmark: str, variables: Mapping[str, str]) -> Settings:
         epochs=int(get("EPOCHS", "10")),
         temperature=get("TEMPERATURE", "1"),
         tokenization=tokenization,
+        answer=answer,
         max_failures=get("MAX_FAILURES", "0"),
         engine=engine,
         runs=get("RUNS", "runs"),

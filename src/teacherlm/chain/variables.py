@@ -129,6 +129,13 @@ VARIABLES = (
         CHAIN,
     ),
     Variable(
+        "ANSWER",
+        "how students answer when they are scored: letter (the log-likelihood of each choice's letter), generate (the "
+        "answer that they write), both, or auto, which is letter, and generate for a benchmark without choices",
+        "auto",
+        CHAIN,
+    ),
+    Variable(
         "REPORT_TO", "where finetuning sends its losses beside log.jsonl: none, wandb or tensorboard", "none", CHAIN
     ),
     Variable("WANDB_PROJECT", "the project of wandb that gets them", "teacherlm", CHAIN),

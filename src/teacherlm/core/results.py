@@ -6,6 +6,8 @@ from typing import Any
 from teacherlm.core.json_files import load_object
 from teacherlm.core.shapes import flaw_of_shape
 
+GENERATED = "@generate"
+"""What the name of a task ends with in the results of written answers: `creak@generate`."""
 NUMBER = (float, None)
 PART = {"value": NUMBER, "n?": int, "stderr?": NUMBER, "interval_95?": ([float], None)}
 SHAPE = {

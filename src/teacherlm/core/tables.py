@@ -1,14 +1,23 @@
 """Text tables in Markdown's format, and intervals drawn as text."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from teacherlm.core.terminal import printable
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """A table with aligned columns. The first row is its header. Special characters in a cell are escaped."""
+def table(rows: Sequence[Sequence[str]], indented: Collection[int] = ()) -> str:
+    """A table with aligned columns. The first row is its header. Special characters in a cell are escaped.
+
+    Args:
+        indented: the numbers of the rows whose first cell is indented, because they belong to a row above. The header
+            has the number 0.
+    """
     rows = [[cell_text(cell) for cell in row] for row in rows]
+    rows = [
+        [f"  {cell}" if not place and number in indented else cell for place, cell in enumerate(row)]
+        for number, row in enumerate(rows)
+    ]
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from teacherlm.catalog.explanations import scores_file, texts_of
-from teacherlm.catalog.prompt_sets import NUMBERS, PromptSet, load_prompts, values_of_text
-from teacherlm.catalog.prompts import ANSWER_MARK
+from teacherlm.catalog.prompt_sets import NUMBERS, PromptSet, load_prompts
+from teacherlm.catalog.prompts import split_answer
+from teacherlm.catalog.sample_values import ASKED, are_open, values_of_text
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import set_aside
@@ -75,7 +76,10 @@ def write_questions(flags: JudgeFlags, prompts: PromptSet) -> None:
     require_writable(output.parent)
     require_file_place(output)
     with StageRun("judge", output) as run:
-        inputs = {"texts": manifests.describe(flags.input, run.known.get("texts")), "prompts": prompts.digest()}
+        inputs = {
+            "texts": manifests.describe(flags.input, run.known.get("texts")),
+            "prompts": prompts.digest(are_open(flags.input)),
+        }
         run.compare({"kind": flags.kind}, inputs)
         if run.is_done:
             run.say_done()
@@ -95,10 +99,11 @@ def questions(flags: JudgeFlags, prompts: PromptSet) -> Iterator[Record]:
         for needed in ("text", f"{flags.kind}_text"):
             if not isinstance(record.get(needed), str):
                 raise UserError(f"{where}: the field {needed!r} is not a text; enhance.py did not write this file")
-        if ANSWER_MARK not in record["text"]:
+        if not split_answer(record["text"])[1]:
             raise UserError(f"{where}: the field 'text' has no right answer")
         for index, text in enumerate(texts_of(record, flags.kind, where), 1):
             about = {**dict(zip(NUMBERS, (number, index))), "text": record["text"], "explanation": text["text"]}
+            about |= {ASKED: record[ASKED]} if ASKED in record else {}
             values = values_of_text({**record, **about})
             yield {**about, f"{JUDGE}_text": prompts.cleaned(prompts.render(f"{JUDGE} prompt", values, where))}
 

@@ -382,7 +382,7 @@ def prompts_run(benchmark: Benchmark, prompts: PromptSet, saved: Path, jsonl: Pa
     run = StageRun("prepare", saved)
     places = {"records": jsonl, "test set": test, "benchmark": benchmark.path}
     found = {name: manifests.describe(path, run.known.get(name)) for name, path in places.items() if path.exists()}
-    run.compare({}, {**found, "prompts": prompts.digest()})
+    run.compare({}, {**found, "prompts": prompts.digest(benchmark.is_open)})
     return run
 
 

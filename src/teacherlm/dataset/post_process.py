@@ -164,12 +164,13 @@ class PostProcessing:
         """The run of a dataset for finetuning, compared with its work: the enhanced files, the prompts, the flags if
         samples are dropped, and the scores if they choose the texts."""
         run = StageRun("post_process", self.saved, label="post-process")
-        inputs = {**self.described(run.known), "prompts": self.prompts.digest()}
+        inputs = {**self.described(run.known), "prompts": self.prompts.digest(self.benchmark.is_open)}
         if self.unwanted and self.quality.is_file():
             inputs["quality"] = manifests.describe(self.quality, run.known.get("quality"))
         arguments: dict[str, Any] = {"filter": list(self.unwanted)} if self.unwanted else {}
         arguments |= {} if self.explanations.setting == "first" else {"explanations": self.explanations.setting}
         arguments["seed"] = self.seed
+        arguments |= {"shuffled": "any other sample"} if self.benchmark.is_open else {}
         run.compare(arguments, inputs)
         return run
 

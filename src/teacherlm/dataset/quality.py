@@ -20,11 +20,14 @@ from typing import IO, Any
 
 import numpy as np
 
+from teacherlm.catalog.answers import Asked, f1, gold_values
 from teacherlm.catalog.benchmarks import Benchmark
+from teacherlm.catalog.conclusions import conclusion
 from teacherlm.catalog.ngrams import ngram_hashes, word_hashes, words_of
 from teacherlm.catalog.overlaps import TestSplit, read_test_split
 from teacherlm.catalog.prompt_sets import NUMBERS, Kind, PromptSet
-from teacherlm.catalog.prompts import LETTERS, completion_start, split_question
+from teacherlm.catalog.prompts import LETTERS, split_question
+from teacherlm.catalog.sample_values import asked_of
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.records import Record, dump_line, read_records, write_records
@@ -122,7 +125,7 @@ def quality_inputs(
     """The enhanced files, the benchmark's YAML, the prompts, and the test set if it exists."""
     places = {"benchmark": benchmark.path} | ({"test set": test} if (test / "state.json").is_file() else {})
     described = {name: manifests.describe(path, known.get(name)) for name, path in places.items()}
-    return {**enhanced, **described, "prompts": prompts.digest()}
+    return {**enhanced, **described, "prompts": prompts.digest(benchmark.is_open)}
 
 
 def write_draft(
@@ -142,9 +145,9 @@ def write_draft(
     """
     foreign = make_language_check(stream)
     signatures = {kind: Signatures(folder) for kind in kinds}
-    for _, record in stream():
+    for where, record in stream():
         question, choices = split_question(record["text"])
-        gold = record["text"][completion_start(record["text"]) or 0 :][:1]
+        asked = asked_of(record, where)
         flags, evidence = {}, []
         question_words = words_of(" ".join([question, *choices]))
         asked_hashes = word_hashes(question_words)
@@ -162,7 +165,7 @@ def write_draft(
             else:
                 is_cut = record[kind].rstrip()[-1:] not in CLOSING
             found_flags = faults(record[kind], words, hashes, is_cut, known, foreign)
-            if not described.names_wrong_choices and names_another(record[kind], choices, gold):
+            if not described.names_wrong_choices and contradicts(record[kind], choices, asked):
                 found_flags.append("contradicts")
             if found:
                 found_flags.append("overlap")
@@ -274,6 +277,18 @@ VERDICT = re.compile(r"\b(?:answer|therefore|thus|hence|so|correct|choice|option
 DENIAL = re.compile(r"\b(?:no|not|never|neither|nor|rather|wrong|incorrect|cannot)\b|n['’]t\b", re.IGNORECASE)
 ENDING = 400
 """Number of characters at a text's end in which its conclusion is searched."""
+
+
+def contradicts(text: str, choices: tuple[str, ...], asked: Asked | None) -> bool:
+    """Whether a text's conclusion is another answer than a right one. For texts as answers, one that has no word of a
+    right answer."""
+    if asked is None or asked.kind == "letter":
+        return names_another(text, choices, asked.golds[0] if asked else "")
+    found = conclusion(text, asked)
+    if found is None:
+        return False
+    golds = gold_values(asked)
+    return found[1] not in golds and (asked.kind == "number" or not f1(found[1], golds))
 
 
 def names_another(text: str, choices: tuple[str, ...], gold: str) -> bool:

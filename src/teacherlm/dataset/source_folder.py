@@ -102,7 +102,7 @@ def describe_source(
     else:
         described = {"path": f"hub: {benchmark.hub}", "sha256": f"{benchmark.hub} {benchmark.hub_config or ''}".strip()}
     yaml = manifests.describe(benchmark.path, known.get("benchmark"))
-    return {"benchmark": yaml, "source": described, "prompts": prompts.digest()}
+    return {"benchmark": yaml, "source": described, "prompts": prompts.digest(benchmark.is_open)}
 
 
 def source_in_words(described: dict[str, Any]) -> str:

@@ -5,7 +5,8 @@ If a student learns as much from the controls, then it is not the meaning of the
 else, such as their length or their words (Wadhwa et al. 2024, arXiv 2406.14511).
 
 Every sample's explanations are used once. Which sample's explanations a sample gets is drawn from the seed: within the
-samples of a letter, the samples form one random circle, and each takes the explanations of the next one.
+samples of a letter, the samples form one random circle, and each takes the explanations of the next one. The answers to
+open questions differ from sample to sample, so all open questions form one circle.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from typing import IO
 import numpy as np
 
 from teacherlm.catalog.prompt_sets import NUMBERS, PromptSet
-from teacherlm.catalog.prompts import ANSWER_MARK, LETTERS
+from teacherlm.catalog.prompts import ANSWER_MARK, LETTERS, split_answer
 from teacherlm.core.errors import UserError
 from teacherlm.core.records import Record
 from teacherlm.dataset.dataset_folder import Placed, Stream
@@ -106,9 +107,9 @@ class Partners:
 
 
 def letter_of(text: str) -> int:
-    """The letter of a sample's right answer as a number; 0 if its text says none."""
-    after = text.rpartition(ANSWER_MARK)[2] if ANSWER_MARK in text else ""
-    return ord(after[0]) if after and after[0] in LETTERS else 0
+    """The letter of a sample's right answer as a number; 0 if it has none, as open questions."""
+    _, mark, after = split_answer(text)
+    return ord(after[0]) if mark == ANSWER_MARK and after and after[0] in LETTERS else 0
 
 
 def require_free(record: Record, made: Sequence[str], where: str) -> None:

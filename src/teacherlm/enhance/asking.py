@@ -1,6 +1,5 @@
 """Which prompts a command asks, and what comes of each answer: a text that is kept, another attempt, or a failure."""
 
-import hashlib
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,7 +9,7 @@ from teacherlm.enhance.chat import explanation_of
 from teacherlm.enhance.flags import EnhanceFlags
 from teacherlm.enhance.job import Job, shard_records
 from teacherlm.enhance.judging import Question, judge, question_of
-from teacherlm.runtime.generation import Completion, Failure, Prompt
+from teacherlm.runtime.generation import Completion, Failure, Prompt, draw_seed
 
 
 class Asking:
@@ -88,13 +87,6 @@ def prompt_of(seed: int, job: Job, index: int, number: int, text: str, attempt: 
     """
     prompt = Prompt(job.field, index, number, job.text(text), 0, job.messages(text))
     return replace(prompt, seed=draw_seed(seed, index, number, prompt.asked, attempt))
-
-
-def draw_seed(seed: int, index: int, number: int, text: str, attempt: int = 0) -> int:
-    """The seed of a completion, derived from the run's seed, the record, the completion's number, the attempt and the
-    prompt."""
-    digest = hashlib.sha256(f"{seed} {index} {number} {attempt} {text}".encode(errors="surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def about(completion: Completion) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from teacherlm.catalog.chat_students import with_template
-from teacherlm.catalog.chat_templates import ANSWER, THINKING
 from teacherlm.catalog.models import Model, local_folder
 from teacherlm.catalog.prompt_sets import Kind
 from teacherlm.runtime.generation import Completion, Failure, Message
+from teacherlm.runtime.generation.thinking import without_thinking
 
 
 def conversation(kind: Kind, prompt: str) -> tuple[Message, ...]:
@@ -50,12 +50,5 @@ def explanation_of(completion: Completion, num_tokens: int) -> Completion | Fail
     Returns:
         The completion, or a failure if the teacher did not come to an answer.
     """
-    text, thinking = completion.text, completion.thinking
-    if ANSWER in text:
-        thought, _, text = text.partition(ANSWER)
-        thinking = thinking or thought.strip().removeprefix(THINKING)
-    elif text.lstrip().startswith(THINKING) or (thinking and not text.strip()):
-        why = f" within {num_tokens} tokens" if completion.ended == "length" else ""
-        return Failure(completion.prompt, f"the thinking did not end{why}")
-    text = text.strip()
-    return replace(completion, text=text and f" {text}", thinking=thinking.strip())
+    made = without_thinking(completion, num_tokens)
+    return made if isinstance(made, Failure) else replace(made, text=made.text and f" {made.text}")

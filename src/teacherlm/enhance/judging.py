@@ -8,9 +8,12 @@ answer as a hint (rationalization: Zelikman et al. 2022, arXiv 2203.14465).
 from dataclasses import dataclass, field
 from typing import Any
 
-from teacherlm.catalog.prompt_sets import Kind, conclusion
-from teacherlm.catalog.prompts import completion_start
+from teacherlm.catalog.answers import Asked, gold_values
+from teacherlm.catalog.conclusions import conclusion
+from teacherlm.catalog.prompt_sets import Kind
+from teacherlm.catalog.sample_values import asked_of
 from teacherlm.core.records import Record
+from teacherlm.core.terminal import cut
 
 EMPTY_ATTEMPTS = 3
 """Total number of attempts for an empty sampled completion. Each attempt has other random numbers."""
@@ -22,15 +25,15 @@ class Question:
 
     Attributes:
         prompt: the text of the record's prompt field.
-        gold: the letter of the right answer; "" if the record has none.
+        asked: what an answer is, and which ones are right; None if the record does not say it.
         hint: the prompt with the right answer; "" if there is none.
         attempts: the number of earlier attempts.
-        conclusions: the conclusions of the texts so far, as letters, or "none".
+        conclusions: the conclusions of the texts so far, or "none".
         hinted: whether the teacher is being asked with the hint.
     """
 
     prompt: str
-    gold: str
+    asked: Asked | None
     hint: str
     attempts: int = 0
     conclusions: list[str] = field(default_factory=list)
@@ -39,11 +42,8 @@ class Question:
 
 def question_of(record: Record, kind: str) -> Question:
     """The question of a record, for the texts of a kind."""
-    text = record.get("text")
-    start = completion_start(text) if isinstance(text, str) else None
     hint = record.get(f"{kind}_hint")
-    gold = text[start : start + 1] if isinstance(text, str) and start is not None else ""
-    return Question(record[f"{kind}_text"], gold, hint if isinstance(hint, str) else "")
+    return Question(record[f"{kind}_text"], asked_of(record), hint if isinstance(hint, str) else "")
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,14 @@ def judge(kind: Kind, question: Question, text: str, sampled: bool) -> Verdict:
             return Verdict(kept={"text": text})
         more = sampled and question.attempts + 1 < EMPTY_ATTEMPTS
         return Verdict(again=question.prompt) if more else Verdict(failed="the completion is empty")
-    found = conclusion(text)
-    if found and found[1] == question.gold and found[0].strip():
+    asked = question.asked
+    found = conclusion(text, asked) if asked else None
+    if asked and found and found[1] in gold_values(asked) and found[0].strip():
         source = "rationalized" if question.hinted else "accepted"
         about = {"source": source, "attempts": question.attempts + 1}
         return Verdict(kept={"text": found[0].strip(), "whole": text, **about})
-    question.conclusions.append("none" if found is None else f"({found[1]})" if found[0].strip() else "an empty text")
+    said = "an empty text" if found and not found[0].strip() else written(found and found[1], asked)
+    question.conclusions.append(said)
     if not question.hinted:
         if sampled and question.attempts + 1 < kind.attempts:
             return Verdict(again=question.prompt)
@@ -87,4 +89,12 @@ def judge(kind: Kind, question: Question, text: str, sampled: bool) -> Verdict:
             question.hinted = True
             return Verdict(again=question.hint)
     said = ", ".join(question.conclusions)
-    return Verdict(dropped=f"the answer is ({question.gold}), and the conclusions were: {said}")
+    gold = written(asked.golds[0], asked) if asked else "unknown"
+    return Verdict(dropped=f"the answer is {gold}, and the conclusions were: {said}")
+
+
+def written(answer: str | None, asked: Asked | None) -> str:
+    """An answer in the list of dropped samples: a letter in brackets, or the beginning of another answer."""
+    if answer is None or asked is None:
+        return "none"
+    return f"({answer})" if asked.kind == "letter" else cut(answer, 60)

@@ -15,10 +15,11 @@ from teacherlm.catalog.servers import KEY
 from teacherlm.core.errors import UserError
 from teacherlm.core.outputs import require_file_place, require_writable
 from teacherlm.core.stage_run import locked
-from teacherlm.enhance.engine_choice import fastest, vllm_lacks
+from teacherlm.enhance.engine_choice import fastest
 from teacherlm.enhance.flags import EnhanceFlags, read_flags
 from teacherlm.enhance.job import SERVE, TRANSFORMERS, Job, make_jobs
 from teacherlm.enhance.work import do_work
+from teacherlm.runtime.generation.vllm_choice import vllm_lacks
 
 
 def main() -> int:

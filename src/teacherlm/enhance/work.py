@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from teacherlm.catalog.models import Model
+from teacherlm.catalog.sample_values import asked_of
 from teacherlm.core.errors import UserError
 from teacherlm.core.interrupts import REQUEUE, Stop
 from teacherlm.core.terminal import plural
@@ -121,6 +122,8 @@ def check_records(flags: EnhanceFlags, jobs: list[Job]) -> tuple[int, int]:
                     raise UserError(
                         f"{flags.input}, line {line}: the field {added!r} is already there; rename it first"
                     )
+            if not job.described.sees_answer:
+                asked_of(record, f"{flags.input}, line {line}")
             hint = record.get(f"{job.kind}_hint")
             for text in (record[job.field], *([hint] if isinstance(hint, str) else [])):
                 asked = asked_text(job.text(text), job.messages(text))

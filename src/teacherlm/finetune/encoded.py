@@ -29,7 +29,7 @@ def find_completion(text: str, field: str, where: str) -> int:
     start = completion_start(text)
     if start is None:
         raise UserError(
-            f"{where}: the field {field!r} has no ` A: The answer is (`, after which the completion begins; "
+            f"{where}: the field {field!r} has no ` A: The answer is`, after which the completion begins; "
             "omit --loss_on completion"
         )
     return start

@@ -20,7 +20,7 @@ from teacherlm.catalog.benchmarks import load_benchmark
 from teacherlm.catalog.ngrams import word_hashes, words_of
 from teacherlm.catalog.overlaps import read_test_split
 from teacherlm.catalog.prompt_sets import NUMBERS
-from teacherlm.catalog.prompts import completion_start
+from teacherlm.catalog.prompts import ANSWER_MARK, completion_start
 from teacherlm.catalog.shares import EXPECTED, MAXIMUM, is_share
 from teacherlm.catalog.text_parts import COLUMN
 from teacherlm.catalog.top_logprobs import SUFFIX
@@ -263,9 +263,13 @@ class TrainingRows:
 
 
 def question_and_answer(text: str) -> tuple[str, str]:
-    """A sample's question as words without punctuation, for comparing, and the letter of its right answer."""
+    """A sample's question as words without punctuation, for comparing, and the letter of its right answer, or the words
+    after an open question."""
     start = completion_start(text)
-    return " ".join(words_of(text if start is None else text[:start])), "" if start is None else text[start : start + 1]
+    if start is None:
+        return " ".join(words_of(text)), ""
+    is_letter = text.endswith(ANSWER_MARK, 0, start)
+    return " ".join(words_of(text[:start])), text[start : start + 1] if is_letter else text[start:].strip(" .")
 
 
 def join_sets(sets: Sequence[TrainingSet], datasets: Sequence[Dataset], fields: Iterable[str]) -> TrainingRows:

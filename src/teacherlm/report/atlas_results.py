@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import binomtest
-
 from teacherlm.atlas.predictions import read_predictions
 from teacherlm.catalog.benchmarks import load_benchmark
 from teacherlm.core import manifests
@@ -20,9 +18,10 @@ from teacherlm.core.errors import UserError, one_line
 from teacherlm.core.records import Record
 from teacherlm.core.terminal import plural
 from teacherlm.report import sections
+from teacherlm.report.comparisons import PAIRS_HEAD, pair_row
 from teacherlm.report.figures import Line, draw
 from teacherlm.report.page import Part, Section
-from teacherlm.report.significance import compare, with_holm
+from teacherlm.report.significance import compare, wilson, with_holm
 from teacherlm.report.training_run import Run, read_log
 
 PREDICTIONS = re.compile(r"(?:^|[._-])(test|valid|val)-step-(\d+)\.jsonl$")
@@ -111,7 +110,7 @@ def accuracies(experiments: Sequence[Experiment]) -> Section:
     rows = []
     for experiment in experiments:
         marks = experiment.test[experiment.step]
-        measured = [part for which in (0, 1) for part in (accuracy(marks, which), wilson(marks, which))]
+        measured = [part for which in (0, 1) for part in (accuracy(marks, which), interval_of(marks, which))]
         rows.append((experiment.name, experiment.step, len(marks), *measured, experiment.paper))
     lines = [valid_line(experiment) for experiment in experiments if len(experiment.valid) > 1]
     words = (
@@ -130,19 +129,17 @@ def valid_line(experiment: Experiment) -> Line:
     return Line(experiment.name, steps, [accuracy(experiment.valid[step], 1) for step in steps])
 
 
-def wilson(marks: Marks, which: int) -> tuple[float, float]:
-    right = sum(mark[which] for mark in marks.values())
-    interval = binomtest(right, len(marks)).proportion_ci(method="wilson")
-    return (interval.low, interval.high)
+def interval_of(marks: Marks, which: int) -> tuple[float, float]:
+    return wilson(sum(mark[which] for mark in marks.values()), len(marks))
 
 
 def comparisons(experiments: Sequence[Experiment]) -> Section:
     answers = {e.name: {q: mark[1] for q, mark in e.test[e.step].items()} for e in experiments}
     names = list(answers)
     pairs = [compare(a, answers[a], b, answers[b]) for n, a in enumerate(names) for b in names[n + 1 :]]
-    rows = [sections.pair_row(pair) for pair in with_holm([pair for pair in pairs if pair.n])]
+    rows = [pair_row(pair) for pair in with_holm([pair for pair in pairs if pair.n])]
     words = "Comparison of the debiased choices of two experiments on the same questions; see docs/reference/report.md."
-    parts = [Part("", words, head=sections.PAIRS_HEAD, rows=rows, name="pairs-atlas")] if rows else []
+    parts = [Part("", words, head=PAIRS_HEAD, rows=rows, name="pairs-atlas")] if rows else []
     return Section("comparisons", "Comparisons", parts)
 
 

@@ -125,6 +125,7 @@ function answers(sample) {
 }
 
 function choices(sample) {
+  if (sample.r !== undefined) return element("p", `The answer is ${sample.r}`, "right");
   const list = element("ol", undefined, "choices");
   list.append(...sample.c.map((text, index) => element("li", text, index === sample.g ? "gold" : "other")));
   return list;

@@ -21,12 +21,14 @@ from teacherlm.core.outputs import require_file_place, require_writable
 from teacherlm.core.places import runs_folder
 from teacherlm.core.stage_run import StageRun
 from teacherlm.core.terminal import printable
-from teacherlm.report import sections
+from teacherlm.report import comparisons, sections
 from teacherlm.report.atlas_results import atlas_sections, is_atlas_folder, read_experiments
+from teacherlm.report.measures import measures
 from teacherlm.report.page import render
 from teacherlm.report.run_folder import STAGES, RunFolder, is_run_folder, read_run_folder
 from teacherlm.report.sample_browser import browse
 from teacherlm.report.shown_manifests import read_manifests
+from teacherlm.report.text_tables import said
 from teacherlm.report.unfinished import failed_jobs
 
 HERE = Path(__file__).resolve().parent
@@ -101,7 +103,7 @@ def make_page(run: StageRun, folder: Path, page: Path) -> None:
         run.say_done(because=f"{printable(str(page))} was made from the same files")
         return
     found = read_run_folder(folder)
-    html, counts = atlas_page(found) if is_atlas_folder(folder) else page_of(found)
+    html, counts, tables = atlas_page(found) if is_atlas_folder(folder) else page_of(found)
     with whole_file(page) as file:
         file.writelines(html)
     run.finish({"page": page}, counts)
@@ -109,6 +111,7 @@ def make_page(run: StageRun, folder: Path, page: Path) -> None:
     what = (
         f"; {missing} {'thing is' if missing == 1 else 'things are'} missing, see its first section" if missing else ""
     )
+    print(tables, end="")
     print(f"report: {printable(str(page))}{what}")
 
 
@@ -132,12 +135,13 @@ def describe_inputs(folder: Path, known: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def page_of(run: RunFolder) -> tuple[Iterator[str], dict[str, int]]:
-    """The page of a chain's folder, and the counts for its manifest."""
+def page_of(run: RunFolder) -> tuple[Iterator[str], dict[str, int], str]:
+    """The page of a chain's folder, the counts for its manifest, and the tables with replicates for the terminal."""
     browser = browse(run)
     made = [
         sections.accuracies(run.runs, run.untrained, run.tasks),
-        sections.comparisons(run.runs, run.untrained, run.tasks),
+        measures(run.runs, run.untrained, run.tasks),
+        comparisons.comparisons(run.runs, run.untrained, run.tasks),
         sections.parts_of_tasks(run.runs, run.untrained, run.tasks),
         sections.training(run.runs),
         sections.quality(run),
@@ -147,12 +151,12 @@ def page_of(run: RunFolder) -> tuple[Iterator[str], dict[str, int]]:
     if not any((run.folder / stage).is_dir() for stage in STAGES):
         missing = ["everything: no stage has written a file here"]
     html = render(run.title, made, missing, browser if browser["samples"] else None)
-    return html, {"samples": len(browser["samples"]), "missing": len(missing)}
+    return html, {"samples": len(browser["samples"]), "missing": len(missing)}, said(made)
 
 
-def atlas_page(run: RunFolder) -> tuple[Iterator[str], dict[str, int]]:
-    """The page of a folder with ATLAS experiments, and the counts for its manifest."""
+def atlas_page(run: RunFolder) -> tuple[Iterator[str], dict[str, int], str]:
+    """The page of a folder with ATLAS experiments, the counts for its manifest, and an empty text: no replicates."""
     missing: list[str] = []
     experiments = read_experiments(run.folder, missing)
     made = [*atlas_sections(experiments), sections.stages(read_manifests(run.folder, ("*",), missing), run.folder)]
-    return render(run.title, made, missing, None), {"experiments": len(experiments), "missing": len(missing)}
+    return render(run.title, made, missing, None), {"experiments": len(experiments), "missing": len(missing)}, ""

@@ -27,7 +27,12 @@ Cell = str | int | float | None | Sequence[float]
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a section. It may have a text, a chart (`<svg>`), a table, and preformatted text, perhaps folded."""
+    """A part of a section. It may have a text, a chart (`<svg>`), a table, and preformatted text, perhaps folded.
+
+    Attributes:
+        members: the numbers of the rows that belong to the nearest row above that has none of these numbers: the single
+            seeds of replicates. On the page, a button in that row shows and hides them.
+    """
 
     title: str = ""
     words: str = ""
@@ -37,6 +42,7 @@ class Part:
     name: str = ""
     code: str = ""
     folded: str = ""
+    members: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -57,8 +63,9 @@ def render(
         missing: sentences about missing results.
         browser: the data of the sample browser (see sample_browser.browse), or None for a page without it.
     """
-    scripts = [read("theme.js")] + ([read("browser.js")] if browser else [])
-    style = read("style.css")
+    unfolds = any(part.members for section in sections for part in section.parts)
+    scripts = [read("theme.js"), *([read("unfold.js")] if unfolds else []), *([read("browser.js")] if browser else [])]
+    style = read("style.css") + (read("unfold.css") if unfolds else "")
     here = secrets.token_hex()  # a placeholder for the samples, which are written one by one
     shown = {**browser, "samples": None, "json": here} if browser else None
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)

@@ -4,9 +4,12 @@ Any of these files may be missing.
 """
 
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
+from teacherlm.core import manifests
+from teacherlm.report.lineage import Lineage, is_of_several_sets
 from teacherlm.report.scored import Scored, read_results
 from teacherlm.report.shown_manifests import read_manifests
 from teacherlm.report.training_run import Run, read_run, run_names, with_other_flags
@@ -64,4 +67,24 @@ def read_run_folder(folder: Path) -> RunFolder:
         missing.append("finetune: no student was finetuned yet")
     if not untrained and not any(run.scored for run in runs):
         missing.append("evaluate: no model was scored yet")
-    return RunFolder(folder, runs, untrained, read_manifests(folder, stages, missing), missing)
+    found = read_manifests(folder, stages, missing)
+    add_records(folder, runs, found)
+    return RunFolder(folder, runs, untrained, found, missing)
+
+
+def add_records(folder: Path, runs: list[Run], found: list[tuple[Path, dict[str, Any]]]) -> None:
+    """Add to each run what the manifest of its finetuning records.
+
+    A run with several training sets has datasets of other benchmarks, whose manifests lie in the other benchmarks'
+    folders (RUNS/BENCHMARK/SAMPLES).
+    """
+    others: list[tuple[Path, dict[str, Any]]] = []
+    if any(is_of_several_sets(manifest) for _, manifest in found):
+        here = folder.resolve()
+        for other in sorted(here.parent.parent.glob(f"*/{escape(here.name)}")):
+            if other != here:
+                others += read_manifests(other, STAGES[:2], [])  # the page of the other folder says what is damaged
+    lineage = Lineage([*found, *others])
+    by_path = dict(found)
+    for run in runs:
+        run.recorded = lineage.recorded(by_path.get(folder / "finetune" / run.trained / manifests.NAME))

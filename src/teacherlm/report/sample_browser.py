@@ -1,6 +1,7 @@
 """The data of the sample browser: every enhanced sample with the teacher's texts, every test question with answers.
 
-A training sample and a test question with the same question are one row.
+A training sample and a test question with the same question are one row. A training sample without choices has its
+right answer as `r`.
 """
 
 import json
@@ -10,11 +11,14 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from teacherlm.catalog.prompts import ANSWER_MARK, LETTERS, split_question
+from teacherlm.catalog.prompts import ANSWER_BEGINS, ANSWER_MARK, LETTERS, split_answer, split_question
+from teacherlm.catalog.sample_values import open_answer
+from teacherlm.catalog.turns import TURN
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError, one_line
 from teacherlm.core.limits import PAGE_BYTES, PAGE_SAMPLES
 from teacherlm.core.records import Record, read_records
+from teacherlm.core.results import GENERATED
 from teacherlm.core.shapes import LONG_TEXT
 from teacherlm.report.run_folder import RunFolder
 from teacherlm.report.scored import Scored, digest_of, read_shaped
@@ -159,25 +163,32 @@ def quality_of(file: Path, kind: str) -> Path:
 
 
 def question_key(text: str) -> str:
-    """A sample's text up to the answer. It is the same for the field `text` and for a test's context."""
-    before, mark, _ = text.rpartition(ANSWER_MARK)
-    return before if mark else text
+    """A sample's text up to the answer. It is the same for the field `text`, a test's context and a prompt for an
+    answer that is written."""
+    return split_answer(with_mark(text))[0]
+
+
+def with_mark(text: str) -> str:
+    """A prompt for an answer that is written (`Q: ... A:`) as the context of the answer's letter. Other texts stay."""
+    return text.removesuffix(TURN) + ANSWER_MARK if text.endswith(TURN) else text
 
 
 def new_row(of_set: str, name: int | str, text: str) -> Row:
+    text = with_mark(text)
     question, choices = split_question(text)
-    letter = text.rpartition(ANSWER_MARK)[2][:1]
-    gold = LETTERS.find(letter) if letter else -1
+    _, mark, after = split_answer(text)
+    is_open = mark == ANSWER_BEGINS
     return {
         "id": f"{of_set}-{name}",
         "set": of_set,
         "q": question,
         "c": choices,
-        "g": gold,
+        "g": LETTERS.find(after[0]) if after and not is_open else -1,
         "t": [],
         "f": [],
         "e": [],
         "a": {},
+        **({"r": open_answer(after)} if is_open and after else {}),
     }
 
 
@@ -214,7 +225,7 @@ def shown_models(run: RunFolder, data: dict[str, Any]) -> list[Scored]:
     for scored in alone:
         shown.append(scored)
         data["students"].append({"name": f"{scored.name}, {scored.task}", "before": len(shown) - 1, "after": -1})
-    data["models"] = [scored.name for scored in shown]
+    data["models"] = [f"{one.name}{', written' if one.task.endswith(GENERATED) else ''}" for one in shown]
     return shown
 
 

@@ -4,8 +4,10 @@ Anybody may have written the files. Each is checked against a shape, so that the
 file that does not fit is skipped and reported in `missing`.
 """
 
+import json
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
@@ -18,6 +20,7 @@ from teacherlm.core.names import file_name
 from teacherlm.core.records import Record, read_records
 from teacherlm.core.results import read_result
 from teacherlm.core.shapes import LONG_TEXT, flaw_of_shape
+from teacherlm.report.shown_manifests import checked_manifest
 
 SAMPLE = {
     "doc_id": (int, str),
@@ -27,6 +30,9 @@ SAMPLE = {
     "loglikelihoods?": {str: float},
 }
 
+ROUNDED = 1e-9
+"""Maximum difference between a mean and the value in a result's file."""
+
 Question = tuple[Any, ...]
 """The identity of a question: task, number, and a digest of the prompt."""
 
@@ -35,12 +41,20 @@ class Answers(NamedTuple):
     """A model's answers to a task's questions.
 
     Attributes:
-        right: question -> whether the model is right, if the metric of each sample is 0 or 1.
+        values: question -> the value of the metric: 1 if the answer is right and 0 if it is wrong, or a number between
+            them, such as the share of right ones of several answers. It is empty if the metric is not the mean of the
+            questions' values.
         chance: the accuracy of random choices, or None if the questions have no choices.
     """
 
-    right: dict[Question, bool]
+    values: dict[Question, float]
     chance: float | None
+
+    @property
+    def right(self) -> dict[Question, bool]:
+        """Question -> whether the model is right; empty if a value is neither 0 nor 1."""
+        is_exact = all(value in (0, 1) for value in self.values.values())
+        return {question: value == 1 for question, value in self.values.items()} if is_exact else {}
 
 
 @dataclass(frozen=True)
@@ -72,15 +86,36 @@ class Scored:
 
     @cached_property
     def answers(self) -> Answers:
-        metric, right, choices, chance = self.result["metric"], {}, 0, 0.0
+        metric, values, choices, chance = self.result["metric"], {}, 0, 0.0
         for record in self.samples():
             question = (record.get("task"), record["doc_id"], digest_of(record["prompt"]))
             value = record.get(metric)
-            if isinstance(value, int | float) and value in (0, 1):
-                right[question] = value == 1
+            if isinstance(value, int | float):
+                values[question] = float(value)
             if count := len(record.get("loglikelihoods", ())):
                 choices, chance = choices + 1, chance + 1 / count
-        return Answers(right, chance / choices if choices else None)
+        if any(value not in (0, 1) for value in values.values()) and not self.is_mean_of(values.values()):
+            values = {}
+        return Answers(values, chance / choices if choices else None)
+
+    def is_mean_of(self, values: Collection[float]) -> bool:
+        """Whether the result is the mean of these values, and not another function of them."""
+        value = self.result["value"]
+        is_share = all(0 <= one <= 1 for one in values)
+        return value is not None and is_share and abs(math.fsum(values) / len(values) - value) <= ROUNDED
+
+    @cached_property
+    def settings(self) -> str | None:
+        """A text that is the same for results of other models that were scored in the same way on the same questions.
+
+        It has the arguments and the digests of the inputs without the model, or is None without a manifest.
+        """
+        try:
+            manifest = checked_manifest(manifests.manifest_of(self.path))
+        except (OSError, ValueError):  # read_manifests reports it
+            return None
+        inputs = {name: one["sha256"] for name, one in manifest.get("inputs", {}).items() if name != "model"}
+        return json.dumps([manifest.get("version", 1), manifest.get("arguments", {}), inputs], sort_keys=True)
 
 
 def read_results(paths: Iterable[Path], missing: list[str]) -> Iterator[Scored]:

@@ -1,6 +1,6 @@
 """The sections of a page: accuracies, training, comparisons, quality, stages."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,26 +11,22 @@ from teacherlm.core.limits import PAGE_CODE_CHARACTERS, PAGE_POINTS
 from teacherlm.core.terminal import LONGEST, cut, plural
 from teacherlm.report.figures import Line, draw
 from teacherlm.report.page import Cell, Part, Section
+from teacherlm.report.replicates import (
+    Model,
+    checkpoints_by_epoch,
+    final_models,
+    group_name,
+    join,
+    members_of,
+    replicates,
+)
 from teacherlm.report.run_folder import RunFolder
 from teacherlm.report.scored import Scored
-from teacherlm.report.significance import Pair, compare_all
 from teacherlm.report.table import epoch_of, mean_loss
 from teacherlm.report.training_run import Run
 
 INTERVAL = "95 % interval"
 """The header of a column of intervals."""
-PAIRS_HEAD: tuple[str, ...] = (
-    "first",
-    "second",
-    "questions",
-    "right: first only",
-    "right: second only",
-    "difference",
-    INTERVAL,
-)
-PAIRS_HEAD += ("p (McNemar, exact)", "p (Holm)")
-MOST_PAIRED = 12
-"""Maximum number of models whose pairs are all compared. With more, each run is only compared with its student."""
 
 
 # --------------------------------------------------------------------------------------------------------- accuracies
@@ -38,56 +34,102 @@ MOST_PAIRED = 12
 
 def accuracies(runs: Sequence[Run], untrained: Sequence[Scored], tasks: Iterable[str]) -> Section:
     """For each task, the accuracy of every model with its interval: a chart over epochs, and a table."""
+    groups = replicates(runs)
     parts = []
     for task in tasks:
-        rows = [row(scored, "0") for scored in untrained if scored.task == task]
-        for run in runs:
-            rows += checkpoint_rows(run, task)
+        rows: list[Sequence[Cell]] = [row(scored, "0") for scored in untrained if scored.task == task]
+        members: set[int] = set()
+        for group in groups:
+            found, below = checkpoint_rows(group, task)
+            members |= {len(rows) + place for place in below}
+            rows += found
         if rows:
             metric = next(scored.result["metric"] for scored in every(runs, untrained) if scored.task == task)
             words = (
                 f"{metric} on the test questions of {task}, with Wilson's intervals. The loss is the mean since the "
                 "row above."
             )
+            words = f"{words} {OF_SEEDS}" if members else words
             head = ("model", "epoch", "questions", metric, INTERVAL, "loss")
-            parts.append(Part(task, words, curve(runs, task, metric), head, rows, f"accuracy-{task}"))
+            chart = curve(groups, task, metric)
+            parts.append(Part(task, words, chart, head, rows, f"accuracy-{task}", members=frozenset(members)))
     return Section("accuracy", "Accuracy", parts)
+
+
+OF_SEEDS = (
+    "A row of several seeds is their mean, with the 95 % interval of 10,000 resamples of seeds and questions; below it "
+    "is each seed."
+)
 
 
 def every(runs: Sequence[Run], untrained: Sequence[Scored]) -> list[Scored]:
     return [*untrained, *(scored for run in runs for scored in run.checkpoints)]
 
 
-def row(scored: Scored, epoch: str, loss: float | None = None) -> Sequence[Cell]:
+def row(scored: Model, epoch: str, loss: float | None = None) -> Sequence[Cell]:
     result = scored.result
     return (scored.name, epoch, result["n"], result["value"], result.get("interval_95"), loss)
 
 
-def checkpoint_rows(run: Run, task: str) -> list[Sequence[Cell]]:
+def checkpoint_rows(group: Sequence[Run], task: str) -> tuple[list[Sequence[Cell]], set[int]]:
+    """The rows of the checkpoints of replicates, and the numbers of those rows that are single seeds of the row above.
+
+    A run without replicates has one row per checkpoint. The loss of several seeds is the mean of theirs.
+    """
     rows: list[Sequence[Cell]] = []
+    members: set[int] = set()
+    shown = {one.path: (epoch, loss) for run in group for one, epoch, loss in epochs_and_losses(run, task)}
+    for epoch, together in checkpoints_by_epoch(group, task).items():
+        for model in join(group, together, epoch):
+            if isinstance(model, Scored):
+                rows.append(row(model, *shown[model.path]))
+                continue
+            of_members = [shown[one.path] for one in model.members]
+            losses = [loss for _, loss in of_members if loss is not None]
+            rows.append(row(model, of_members[0][0], sum(losses) / len(losses) if losses else None))
+            members |= {len(rows) + place for place in range(len(of_members))}
+            rows += [row(one, *shown[one.path]) for one in model.members]
+    return rows, members
+
+
+def epochs_and_losses(run: Run, task: str) -> Iterator[tuple[Scored, str, float | None]]:
+    """Each checkpoint's result, its epoch as a text, and the mean training loss since the checkpoint before."""
     before = 0
     for scored in run.checkpoints:
         if scored.task == task:
             epoch = epoch_of(run.log, scored.step)
-            shown = "-" if epoch is None else f"{epoch:g}"
-            rows.append(row(scored, shown, mean_loss(run.log, before, scored.step)))
+            yield scored, "-" if epoch is None else f"{epoch:g}", mean_loss(run.log, before, scored.step)
             before = scored.step
-    return rows
 
 
-def curve(runs: Sequence[Run], task: str, metric: str) -> str:
-    """A chart of accuracy over epochs, with a line per run, or an empty text if there are not enough intervals."""
+def curve(groups: Sequence[Sequence[Run]], task: str, metric: str) -> str:
+    """A chart of accuracy over epochs, with a line per run or replicates, or an empty text if there are too few
+    intervals."""
     lines = []
-    for run in runs:
-        points = [scored for scored in run.scored if scored.task == task and scored.result.get("interval_95")]
-        found = [(epoch_of(run.log, scored.step), scored.result) for scored in points]
-        placed = [(epoch, result) for epoch, result in found if epoch is not None]
+    for group in groups:
+        placed = [(epoch, result) for epoch, result in points_of(group, task) if result.get("interval_95")]
         if len(placed) > 1:
             values = [result["value"] for _, result in placed]
             below = [max(0.0, result["value"] - result["interval_95"][0]) for _, result in placed]
             above = [max(0.0, result["interval_95"][1] - result["value"]) for _, result in placed]
-            lines.append(Line(run.name, [epoch for epoch, _ in placed], values, below, above))
+            name = group[0].name if len(group) == 1 else f"{group_name(group)} ({len(group)} seeds)"
+            lines.append(Line(name, [epoch for epoch, _ in placed], values, below, above))
+    runs = [run for group in groups for run in group]
     return draw(lines, "epoch", f"{metric} on {task}", chance_of(runs, task)) if lines else ""
+
+
+def points_of(group: Sequence[Run], task: str) -> Iterator[tuple[float, dict[str, Any]]]:
+    """(epoch, result) of the untrained student and of each checkpoint whose epoch is known, joined over the seeds.
+
+    Of results that cannot be joined, the first has a point.
+    """
+    before = [scored for scored in group[0].scored if not scored.step and scored.task == task]
+    epochs = {scored.path: epoch_of(run.log, scored.step) for run in group for scored in run.scored}
+    models = [*before, *(join(group, found, name)[0] for name, found in checkpoints_by_epoch(group, task).items())]
+    for model in models:
+        epoch = epochs[members_of(model)[0].path]
+        if epoch is not None:
+            yield epoch, model.result
 
 
 def chance_of(runs: Sequence[Run], task: str) -> float | None:
@@ -119,52 +161,13 @@ def points(run: Run, name: str) -> Line:
     return Line(run.name, [record["step"] for record in records], [record[name] for record in records])
 
 
-# -------------------------------------------------------------------------------------------------------- comparisons
-
-
-def final_models(runs: Sequence[Run], task: str) -> list[Scored]:
-    """The last checkpoint of each run on a task."""
-    found = [[scored for scored in run.checkpoints if scored.task == task] for run in runs]
-    return [scored[-1] for scored in found if scored]
-
-
-def all_pairs(runs: Sequence[Run], untrained: Sequence[Scored], task: str) -> list[Pair]:
-    models = [*(scored for scored in untrained if scored.task == task), *final_models(runs, task)]
-    if len(models) <= MOST_PAIRED:
-        return compare_all(models)
-    pairs = []
-    for run in runs:
-        before = [scored for scored in run.scored if not scored.step and scored.task == task]
-        pairs += compare_all([*before, *final_models([run], task)])
-    return pairs
-
-
-def comparisons(runs: Sequence[Run], untrained: Sequence[Scored], tasks: Iterable[str]) -> Section:
-    parts = []
-    for task in tasks:
-        pairs = all_pairs(runs, untrained, task)
-        words = (
-            "Untrained students and last checkpoints on the same questions. The difference is the accuracy of the "
-            "second minus that of the first, with the 95 % interval of 10,000 bootstrap resamples of the questions. p "
-            "is from McNemar's exact two-sided test; p (Holm) is corrected for the number of pairs."
-        )
-        rows = [pair_row(pair) for pair in pairs]
-        if rows:
-            parts.append(Part(task, words, head=PAIRS_HEAD, rows=rows, name=f"pairs-{task}"))
-    return Section("comparisons", "Comparisons", parts)
-
-
-def pair_row(pair: Pair) -> Sequence[Cell]:
-    counts = (pair.n, pair.only_first, pair.only_second)
-    return (pair.first, pair.second, *counts, pair.difference, pair.interval_95, pair.p, pair.p_holm)
-
-
 def parts_of_tasks(runs: Sequence[Run], untrained: Sequence[Scored], tasks: Iterable[str]) -> Section:
     """For tasks that consist of tasks (MMLU), the accuracies of categories and subjects."""
     parts = []
     for task in tasks:
-        models = [scored for scored in untrained if scored.task == task] + final_models(runs, task)
-        models = [scored for scored in models if scored.result.get("tasks")]
+        models: list[Model] = [scored for scored in untrained if scored.task == task]
+        models += [model for group in replicates(runs) for model in final_models(group, task)]
+        models = [model for model in models if model.result.get("tasks")]
         for title, key in (("categories", "groups"), ("subjects", "tasks")):
             values = [(scored.name, named_parts(scored.result.get(key, ()))) for scored in models]
             names = list(dict.fromkeys(name for _, found in values for name in found))

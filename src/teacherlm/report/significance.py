@@ -1,15 +1,19 @@
-"""Tests whether two models differ on the same questions: McNemar's exact test, and a bootstrap of the difference."""
+"""Tests whether two models differ on the same questions: McNemar's exact test, and a bootstrap of the difference.
+
+Where a model has several seeds, the two-level bootstrap (resampling.py) uses all of them for both interval and p. So it
+does for answers that are neither right nor wrong, such as the share of right ones of several answers.
+"""
 
 import itertools
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import binomtest
 
+from teacherlm.report.replicates import Model, members_of, values_of
+from teacherlm.report.resampling import RESAMPLES, difference_of
 from teacherlm.report.scored import Question, Scored
-
-RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -19,29 +23,60 @@ class Pair:
     Attributes:
         first, second: the models' names.
         n: the number of questions.
-        only_first, only_second: the number of questions that only this model answers correctly.
-        difference: the accuracy of the second model minus that of the first.
+        only_first, only_second: the number of questions that only this model answers correctly. They are None where a
+            model has several seeds, or where a value is neither 0 nor 1.
+        difference: the accuracy of the second model minus that of the first. That of several seeds is their mean.
         interval_95: the interval of the difference, by the bootstrap.
-        p: the p-value of McNemar's exact two-sided test.
-        p_holm: the p-value, corrected for the number of pairs (Holm 1979).
+        p: the p-value of McNemar's exact two-sided test; without the two numbers, that of the two-level bootstrap.
+        p_holm: the p-value, corrected for the number of pairs (Holm 1979); None for a pair in `singles`.
+        singles: the comparisons of the single seeds.
     """
 
     first: str
     second: str
     n: int
-    only_first: int
-    only_second: int
+    only_first: int | None
+    only_second: int | None
     difference: float
     interval_95: tuple[float, float]
     p: float
-    p_holm: float = 1.0
+    p_holm: float | None = 1.0
+    singles: tuple["Pair", ...] = ()
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether p is from McNemar's exact test."""
+        return self.only_first is not None
 
 
-def compare_all(models: Iterable[Scored]) -> list[Pair]:
+def compare_all(models: Iterable[Model]) -> list[Pair]:
     """The comparisons of all pairs of models, with p corrected for all. Pairs without common questions are left out."""
-    answers = {scored.name: scored.answers.right for scored in models}
-    pairs = [compare(a, answers[a], b, answers[b]) for a, b in itertools.combinations(answers, 2)]
+    named = {model.name: model for model in models}
+    pairs = [compare_models(a, b) for a, b in itertools.combinations(named.values(), 2)]
     return with_holm([pair for pair in pairs if pair.n])
+
+
+def compare_models(first: Model, second: Model) -> Pair:
+    """The comparison of two models, each of which may have several seeds."""
+    ours, theirs = members_of(first), members_of(second)
+    is_single = len(ours) == len(theirs) == 1
+    if is_single and ours[0].answers.right and theirs[0].answers.right:
+        return compare(first.name, ours[0].answers.right, second.name, theirs[0].answers.right)
+    common = [question for question in ours[0].answers.values if question in theirs[0].answers.values]
+    if not common:
+        return Pair(first.name, second.name, 0, None, None, 0.0, (0.0, 0.0), 1.0)
+    first_SQ, second_SQ = values_of(first, common), values_of(second, common)
+    difference = float(second_SQ.mean() - first_SQ.mean())
+    singles = () if is_single else tuple(compare_singles(ours, theirs))
+    found = difference_of(first_SQ, second_SQ)
+    return Pair(first.name, second.name, len(common), None, None, difference, *found, singles=singles)
+
+
+def compare_singles(ours: Sequence[Scored], theirs: Sequence[Scored]) -> Iterator[Pair]:
+    """The comparisons of single seeds: seed by seed if both models have as many, otherwise each seed with each."""
+    is_matched = len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True) if is_matched else itertools.product(ours, theirs):
+        yield replace(compare_models(a, b), p_holm=None)
 
 
 def compare(first: str, a: Mapping[Question, bool], second: str, b: Mapping[Question, bool]) -> Pair:
@@ -78,4 +113,10 @@ def with_holm(pairs: list[Pair]) -> list[Pair]:
     for rank, pair in enumerate(sorted(pairs, key=lambda pair: pair.p)):
         worst = max(worst, min(1.0, pair.p * (len(pairs) - rank)))
         corrected[id(pair)] = worst
-    return [Pair(**{**vars(pair), "p_holm": corrected[id(pair)]}) for pair in pairs]
+    return [replace(pair, p_holm=corrected[id(pair)]) for pair in pairs]
+
+
+def wilson(right: int, questions: int) -> tuple[float, float]:
+    """Wilson's 95 % interval (1927) of an accuracy."""
+    interval = binomtest(right, questions).proportion_ci(method="wilson")
+    return interval.low, interval.high

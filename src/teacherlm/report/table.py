@@ -10,7 +10,7 @@ from teacherlm.core.errors import UserError
 from teacherlm.core.flags import flag, parse
 from teacherlm.core.names import file_name
 from teacherlm.core.records import Record
-from teacherlm.core.results import read_result
+from teacherlm.core.results import GENERATED, read_result
 from teacherlm.core.terminal import plural, printable
 from teacherlm.report.scored import step_of
 from teacherlm.report.training_run import read_log
@@ -24,6 +24,11 @@ class TableFlags:
     untrained: Path = flag(help="folder with the untrained student's result")
     checkpoints: Path = flag(help="folder with a folder of results per checkpoint")
     log: Path = flag(help="log.jsonl of the finetuning")
+    answer: str = flag(
+        "auto",
+        choices=("auto", "letter", "generate", "both"),
+        help="the measure, as for the evaluation; auto (default): letter, and generate where only that was measured",
+    )
 
 
 def main() -> None:
@@ -36,7 +41,17 @@ def main() -> None:
     log = read_log(flags.log, said)
     if said:
         raise UserError(said[0])
-    print(table(read_results(flags.untrained, flags.checkpoints, flags.task), log))
+    tables = [table(read_results(flags.untrained, flags.checkpoints, name), log) for name in names(flags)]
+    print("\n\n".join(tables))
+
+
+def names(flags: TableFlags) -> list[str]:
+    """The names of the task in the results, one per measure."""
+    written = flags.task + GENERATED
+    if flags.answer != "auto":
+        return [flags.task] * (flags.answer != "generate") + [written] * (flags.answer != "letter")
+    alone = (flags.untrained / f"{file_name(written)}.json").is_file()
+    return [written if alone and not (flags.untrained / f"{file_name(flags.task)}.json").is_file() else flags.task]
 
 
 def read_results(untrained: Path, checkpoints: Path, task: str) -> list[tuple[int, dict[str, Any]]]:

@@ -12,6 +12,7 @@ from teacherlm.core.errors import UserError, one_line
 from teacherlm.core.json_files import load_object
 from teacherlm.core.records import Record, read_records
 from teacherlm.core.shapes import flaw_of_shape
+from teacherlm.report.lineage import Recorded
 from teacherlm.report.scored import Scored, read_results, step_of
 from teacherlm.report.shown_manifests import checked_manifest
 
@@ -28,12 +29,21 @@ LOGGED = {name.removesuffix("?") for name in LOG}
 
 @dataclass
 class Run:
-    """A finetuning: its log, and the results of the untrained student and of each checkpoint, by step."""
+    """A finetuning: its log, and the results of the untrained student and of each checkpoint, by step.
+
+    Attributes:
+        trained: the name of the finetuning's folder.
+        evaluated: the name of the folder with the scores: `evaluate`, or evaluate-DIGEST for scores with further flags.
+        recorded: what the manifest of the finetuning records, or None if it is not finished.
+    """
 
     name: str
     task_type: str
     log: list[Record]
     scored: list[Scored] = field(default_factory=list)
+    trained: str = ""
+    evaluated: str = "evaluate"
+    recorded: Recorded | None = None
 
     @property
     def checkpoints(self) -> list[Scored]:
@@ -55,14 +65,14 @@ def with_other_flags(folder: Path, run: Run, missing: list[str]) -> Iterator[Run
             scored = [*find_untrained(run.name, read_about(folder / "finetune" / run.name / "run.json", []), before)]
             scored += sorted(found, key=lambda one: one.step)
             named = [replace(one, name=f"{one.name}, {evaluated.name}") for one in scored]
-            yield Run(f"{run.name}, {evaluated.name}", run.task_type, [], named)
+            yield Run(f"{run.name}, {evaluated.name}", run.task_type, [], named, run.trained, evaluated.name)
 
 
 def read_run(folder: Path, name: str, untrained: list[Scored], missing: list[str]) -> Run:
     run_folder = folder / "finetune" / name
     log = read_log(run_folder / "log.jsonl", missing)
     about = read_about(run_folder / "run.json", missing)
-    run = Run(name, about.get("arguments", {}).get("task_type", ""), log)
+    run = Run(name, about.get("arguments", {}).get("task_type", ""), log, trained=name)
     found = list(read_results((folder / "evaluate" / name).glob("checkpoint-*/*.json"), missing))
     before = find_untrained(name, about, untrained)
     run.scored = [*before, *sorted(found, key=lambda scored: scored.step)]

@@ -35,3 +35,18 @@ def free_memory(device: torch.device) -> int:
     """Bytes that new tensors can have on a GPU: those that the driver calls free, and those that torch keeps."""
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + kept
+
+
+def device_of(chosen: str | None) -> str:
+    """The device of --device: `cpu`, `cuda`, or `cuda:N` for the number of a GPU. Without a GPU it is the CPU.
+
+    Raises:
+        UserError: there is no such GPU.
+    """
+    if chosen is not None and chosen.isdecimal():
+        if torch.cuda.is_available() and int(chosen) >= torch.cuda.device_count():
+            raise UserError(f"--device {chosen}: the GPUs here are 0 to {torch.cuda.device_count() - 1}")
+        chosen = f"cuda:{chosen}"
+    if chosen is None or (chosen.startswith("cuda") and not torch.cuda.is_available()):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return chosen

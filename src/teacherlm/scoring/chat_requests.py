@@ -47,7 +47,7 @@ class TaskInTurns:
             text, so that they can be compared with those of other students.
     """
 
-    def __init__(self, task: Any, name: str, chat: ChatStudent, as_turns: bool):
+    def __init__(self, task: Any, name: str, chat: ChatStudent | None, as_turns: bool):
         self.task, self.name, self.chat, self.as_turns = task, name, chat, as_turns
         self.examples: list[Any] = []
         self.draw, self.ask = task.fewshot_examples, task.requests
@@ -77,6 +77,17 @@ class TaskInTurns:
         if request.kind == "loglikelihood_rolling":
             raise UserError(f"the task {self.name} scores whole texts, which are no conversations; {FALSE}")
         context, *others = request.arguments
+        messages, written = self.turns(context)
+        conversation = self.chat.asked(messages, written)
+        self.plain[conversation] = context
+        return replace(request, arguments=(conversation, *others))
+
+    def turns(self, context: str) -> tuple[list[tuple[str, str]], str]:
+        """The messages of a context, of which the last one is the user's, and what the assistant's turn has so far.
+
+        Raises:
+            UserError: the context has no two turns.
+        """
         messages, question = self.examples_before(context) if self.as_turns else ([], context)
         turns = split_turns(question)
         if turns is None:
@@ -85,9 +96,7 @@ class TaskInTurns:
                 f"the user's turn; {FALSE}"
             )
         user, written = turns
-        conversation = self.chat.asked([*messages, ("user", user.strip())], written)
-        self.plain[conversation] = context
-        return replace(request, arguments=(conversation, *others))
+        return [*messages, ("user", user.strip())], written
 
     def examples_before(self, context: str) -> tuple[list[tuple[str, str]], str]:
         """The messages of the examples in a context, and the rest of the context.

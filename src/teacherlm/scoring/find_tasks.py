@@ -18,6 +18,7 @@ from typing import Any
 
 from teacherlm.catalog import benchmarks
 from teacherlm.catalog.benchmarks import Benchmark
+from teacherlm.catalog.prompts import full_stop, open_context
 from teacherlm.catalog.test_sets import load_test_set
 from teacherlm.core.errors import UserError, reason
 from teacherlm.core.names import meant
@@ -162,25 +163,38 @@ def benchmark_classes(title: str, part: str | None, folder: Path) -> dict[str, K
     benchmark = benchmarks.load_benchmark(title)
     [base] = read_task_file(task_files.TASKS / f"{task_files.TEMPLATE}.py").tasks.values()
     if benchmark.file_field is None:
-        return {title: multiple_choice(base, benchmark)} if part is None else None
+        return {title: task_of(base, benchmark)} if part is None else None
     parts = parts_of(benchmark, folder, part)
-    return {f"{title}_{value}": multiple_choice(base, benchmark, value) for value in parts} or None
+    return {f"{title}_{value}": task_of(base, benchmark, value) for value in parts} or None
 
 
-def multiple_choice(base: Kind, benchmark: Benchmark, value: str | None = None) -> Kind:
+def open_text(task: Task, doc: Mapping[str, Any]) -> str:
+    return open_context(doc["question"], doc.get("preamble") or "")
+
+
+def open_target(task: Task, doc: Mapping[str, Any]) -> str:
+    return f" {full_stop(doc['answer'])}"
+
+
+WITHOUT_CHOICES = {"doc_to_text": open_text, "doc_to_target": open_target}
+"""The methods of a task whose samples have no choices."""
+
+
+def task_of(base: Kind, benchmark: Benchmark, value: str | None = None) -> Kind:
     """The task of a benchmark's YAML, or of the part whose samples have this value in the field `file_field`."""
     part = None if value is None else (benchmark.file_field, value)
     changed = {
         "DATASET_PATH": f"{task_files.OLD_DATASETS}/{benchmark.name}",
-        "CHOICES": len(benchmark.choices),
+        "CHOICES": len(benchmark.choices) or None,
         "PART": part,
+        **(WITHOUT_CHOICES if benchmark.is_open else {}),
     }
     return type(benchmark.name, (base,), {**changed, "__module__": base.__module__})
 
 
 def parts_of(benchmark: Benchmark, folder: Path, wanted: str | None) -> list[str]:
     """The parts of a benchmark (such as MMLU's `anatomy`): all of them, those of a group, or one."""
-    tests = load_test_set(folder / benchmark.name, benchmark.name, len(benchmark.choices))
+    tests = load_test_set(folder / benchmark.name, benchmark.name, len(benchmark.choices) or None)
     parts = sorted(set(tests[benchmark.file_field]))
     return parts if wanted is None else [part for part in parts if part in benchmark.groups.get(wanted, [wanted])]
 

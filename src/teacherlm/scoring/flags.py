@@ -12,6 +12,11 @@ from teacherlm.scoring.task_inputs import DATASETS
 FAMILIES = ("hf", "hf-causal", "hf-causal-experimental", "bloom", "opt")
 DTYPES = ("float32", "bfloat16", "float16")
 WHAT, HOW, FAST = "what is scored", "how it is asked", "which part, where and how fast"
+WRITTEN = "answers that the model writes (--answer generate or both)"
+LETTER, GENERATE = "letter", "generate"
+"""The measures: the log-likelihood of each choice's letter, and the answer that the model writes."""
+STOP = ("\nQ:", " Q: ")
+"""Texts that end a written answer by default: the beginning of another question."""
 
 
 def read_model(text: str) -> tuple[str, str | None]:
@@ -105,6 +110,40 @@ class EvaluateFlags:
         help="ask each question with its choices in several orders, and average the probabilities (default: none)",
         group=HOW,
     )
+    answer: str = flag(
+        "auto",
+        choices=("auto", LETTER, GENERATE, "both"),
+        help="letter: the log-likelihood of each choice's letter, or what a task file asks for; generate: the answer "
+        "that the model writes; both: one after the other; auto (default): letter, and generate for a benchmark "
+        "without choices",
+        group=HOW,
+    )
+    num_answers: int = flag(1, help="number of answers per question (default: 1)", least=1, group=WRITTEN)
+    num_tokens: int = flag(512, help="maximum number of new tokens per answer (default: 512)", least=1, group=WRITTEN)
+    temperature: float = flag(
+        0.0, help="temperature of sampling; 0 takes the most likely token (default: 0)", least=0, group=WRITTEN
+    )
+    top_p: float = flag(
+        1.0,
+        help="sample only from the most likely tokens up to this total probability (default: 1)",
+        above=0,
+        most=1,
+        group=WRITTEN,
+    )
+    stop: tuple[str, ...] | None = flag(
+        None,
+        help="a text that ends an answer; the flag may be given several times (default: the beginning of another "
+        "question, Q:)",
+        repeated=True,
+        group=WRITTEN,
+    )
+    engine: str = flag(
+        "transformers",
+        choices=("auto", "transformers", "vllm"),
+        help="what generates; auto: vllm where it is installed, there is a GPU, and it knows the model (default: "
+        "transformers)",
+        group=WRITTEN,
+    )
     shard: tuple[int, int] = flag(
         (0, 1),
         parse=parse_shard,
@@ -144,4 +183,8 @@ def read_flags(description: str | None) -> EvaluateFlags:
     if flags.fewshot_as_multiturn and (flags.chat == "false" or flags.num_fewshot == 0):
         raise UserError("--fewshot_as_multiturn needs --num_fewshot, and not --chat false; leave it out")
     tokenization = "joint" if flags.joint_tokenization else flags.tokenization
+    if flags.num_answers > 1 and flags.temperature == 0:
+        raise UserError("--num_answers: with --temperature 0 all answers to a question would be the same")
+    if flags.answer in (GENERATE, "both") and flags.permutations != "none":
+        raise UserError(f"--permutations: only for --answer {LETTER}; a written answer is asked in one order")
     return replace(flags, dtype=dtype or flags.dtype, tokenization=tokenization)

@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 
 from teacherlm.core.errors import UserError
 from teacherlm.core.terminal import plural
+from teacherlm.runtime import gpu
 from teacherlm.runtime.chat_student import ChatStudent
 from teacherlm.runtime.compat.of_lm_eval import OpenModel, longest_input, requested_tokens
 from teacherlm.runtime.compat.of_transformers import attention_of
@@ -61,13 +62,7 @@ class LanguageModel(OpenModel):
         samples: int | None = None,
         digest: str | None = None,
     ):
-        if device is not None and device.isdigit():
-            device = f"cuda:{device}"
-            if torch.cuda.is_available() and int(device.removeprefix("cuda:")) >= torch.cuda.device_count():
-                raise UserError(f"--device {device}: the GPUs here are 0 to {torch.cuda.device_count() - 1}")
-        if device is None or (device.startswith("cuda") and not torch.cuda.is_available()):
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.scored = ScoredModel(folder, device, dtype, digest)
+        self.scored = ScoredModel(folder, gpu.device_of(device), dtype, digest)
         super().__init__(self.scored.model, tokenizer=load_tokenizer(folder), batch_size=samples or 8)
         self.tokenization, self.samples = tokenization, samples
         self.use_chat(None)

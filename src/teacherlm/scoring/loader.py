@@ -1,5 +1,6 @@
 """Load models one after the other. If two models differ only in their weights, only the weights are read."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,11 @@ class Loader:
             raise Unusable(str(error)) from error
         self.folder = folder
         return self.model
+
+    def free(self) -> None:
+        """Free the memory of the model."""
+        self.folder = self.model = None
+        gc.collect()
 
 
 def same_model(one: Path, other: Path) -> bool:

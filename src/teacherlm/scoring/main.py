@@ -1,18 +1,21 @@
-"""Score a model by the log-likelihood of the choices. With --checkpoints, score each checkpoint of a run as well.
+"""Score a model by the log-likelihood of the choices, or by the answers that it writes. With --checkpoints, score each
+checkpoint of a run as well.
 
 It writes OUTPUT/MODEL/TASK.json (accuracy, standard error, 95 % interval), beside it TASK_samples.jsonl (the choice and
-the log-likelihoods of each sample) and a manifest, and prints a table. Existing, unchanged results are skipped.
+the log-likelihoods of each sample) and a manifest, and prints a table. The results of written answers are
+TASK@generate.json, and the samples have the texts. Existing, unchanged results are skipped.
 
 Source: the evaluation of TeacherLM (He et al. 2023, arXiv 2310.19019) with EleutherAI's lm-evaluation-harness.
 """
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from teacherlm.catalog.benchmarks import benchmark_of
 from teacherlm.catalog.chat_students import chat_of, difference, name_of_result
 from teacherlm.catalog.models import describe_model, find_model, local_folder
 from teacherlm.core import manifests
@@ -22,16 +25,19 @@ from teacherlm.core.lock import one_writer
 from teacherlm.core.names import file_name
 from teacherlm.core.outputs import require_file_place, require_writable
 from teacherlm.core.records import write_records
-from teacherlm.core.results import read_result
+from teacherlm.core.results import GENERATED, read_result
 from teacherlm.core.stage_run import StageRun
+from teacherlm.core.terminal import plural
+from teacherlm.runtime.generation import Engine
 from teacherlm.scoring.checkpoints import STEP, checkpoints, label, skip
-from teacherlm.scoring.flags import EvaluateFlags, read_flags
+from teacherlm.scoring.flags import GENERATE, LETTER, EvaluateFlags, read_flags
 from teacherlm.scoring.loader import Loader, Unusable
 from teacherlm.scoring.result_names import OWNER, owner_of, require_name, take_name
 from teacherlm.scoring.result_tables import curve, table
 from teacherlm.scoring.shards import batches, remove_progress, score_shard, shard_lock
 from teacherlm.scoring.task_files import is_pattern
 from teacherlm.scoring.task_inputs import describe_task
+from teacherlm.scoring.writers import Writers, engine_of, stops
 
 
 @dataclass(frozen=True)
@@ -42,17 +48,24 @@ class Scoring:
         label: the name of the model in the results.
         folder: the folder of the model.
         task: the name of the task.
+        measure: LETTER or GENERATE.
     """
 
     flags: EvaluateFlags
     label: str
     folder: Path
     task: str
+    measure: str
+
+    @property
+    def name(self) -> str:
+        """The name of the task in the results."""
+        return self.task + (GENERATED if self.measure == GENERATE else "")
 
     @property
     def path(self) -> Path:
         """The file of the result."""
-        return self.flags.output_path / self.label / f"{file_name(self.task)}.json"
+        return self.flags.output_path / self.label / f"{file_name(self.name)}.json"
 
     @property
     def is_chat(self) -> bool:
@@ -84,14 +97,27 @@ class Scoring:
             "dtype": flags.dtype,
             "limit": flags.limit,
             "seed": flags.seed,
-            "tokenization": flags.tokenization,
-            "permutations": flags.permutations,
+            **(self.letter_arguments() if self.measure == LETTER else self.written_arguments()),
         }
         if self.is_chat:  # results without these fields are of plain texts
             arguments |= {"chat": True, "fewshot_as_multiturn": flags.fewshot_as_multiturn}
         task = describe_task(self.task, flags.datasets, flags.include_path, run.known)
         run.compare(arguments, {"model": model, **task})
         return run
+
+    def letter_arguments(self) -> dict[str, Any]:
+        return {"tokenization": self.flags.tokenization, "permutations": self.flags.permutations}
+
+    def written_arguments(self) -> dict[str, Any]:
+        flags = self.flags
+        return {
+            "num_answers": flags.num_answers,
+            "num_tokens": flags.num_tokens,
+            "temperature": flags.temperature,
+            "top_p": flags.top_p,
+            "stop": list(stops(flags, self.is_chat)),
+            "engine": engine_of(flags, self.folder),
+        }
 
 
 def main() -> int:
@@ -109,27 +135,73 @@ def main() -> int:
         tasks = expand(tasks, flags.datasets, flags.include_path)
     if flags.list_missing:
         for number, (name, folder) in enumerate(models):
-            if not all(Scoring(flags, name, folder, task).compared_run().is_done for task in tasks):
+            if not all(one.compared_run().is_done for one in scorings(flags, name, folder, tasks)):
                 print(number)
         return 0
-    loaded = Loader(flags)
+    loaded = Models(flags)
     results = []
     for number, (name, folder) in enumerate(models):
         try:
-            for task in tasks:
+            for one in scorings(flags, name, folder, tasks):
                 owner = owner_of(None if number else base, folder, flags.output_path / name)
-                results += evaluate(Scoring(flags, name, folder, task), owner, loaded)
+                results += evaluate(one, owner, loaded)
         except Unusable as error:
             if flags.checkpoints is None:
                 raise
             skip(name, str(error), broken)
     print(table(results))
-    for task in tasks:
+    for task in dict.fromkeys(result["task"] for result in results):
         print(curve(task, [result for result in results if result["task"] == task]), end="")
     return 2 if broken else 0
 
 
-def evaluate(of: Scoring, owner: dict[str, str], loaded: Loader) -> list[dict[str, Any]]:
+def scorings(flags: EvaluateFlags, label: str, folder: Path, tasks: Sequence[str]) -> list[Scoring]:
+    """The results that are wanted of a model. Those of one measure follow one another, as each measure loads the model
+    in its own way."""
+    wanted = [(task, measures_of(task, flags.answer)) for task in tasks]
+    return [
+        Scoring(flags, label, folder, task, measure)
+        for measure in (LETTER, GENERATE)
+        for task, measures in wanted
+        if measure in measures
+    ]
+
+
+def measures_of(task: str, answer: str) -> tuple[str, ...]:
+    """The measures of a task for a value of --answer.
+
+    Raises:
+        UserError: letters are asked for, and the benchmark has no choices.
+    """
+    benchmark = benchmark_of(task) if answer != GENERATE else None
+    is_open = benchmark is not None and benchmark.is_open
+    if is_open and answer in (LETTER, "both"):
+        raise UserError(f"--answer {answer}: {task} has no choices whose letters can be scored; use --answer generate")
+    if answer == "both":
+        return (LETTER, GENERATE)
+    if answer != "auto":
+        return (answer,)
+    return (GENERATE,) if is_open else (LETTER,)
+
+
+class Models:
+    """Loads models, for either measure. Only one model is in memory at a time."""
+
+    def __init__(self, flags: EvaluateFlags):
+        self.of_letters, self.writers = Loader(flags), Writers(flags)
+
+    def scorer(self, folder: Path, digest: str) -> Any:
+        """The model for log-likelihoods."""
+        self.writers.free()
+        return self.of_letters(folder, digest)
+
+    def writer(self, folder: Path, digest: str, longest: int, chat: bool) -> Engine:
+        """The engine for written answers; see Writers."""
+        self.of_letters.free()
+        return self.writers(folder, digest, longest, chat)
+
+
+def evaluate(of: Scoring, owner: dict[str, str], loaded: Models) -> list[dict[str, Any]]:
     """The results of one model on one task. Valid results are read; otherwise the model is scored.
 
     The list is empty if other processes have not finished their shards. Only one process at a time scores a shard.
@@ -139,50 +211,42 @@ def evaluate(of: Scoring, owner: dict[str, str], loaded: Loader) -> list[dict[st
         return evaluate_shard(of, owner, loaded)
 
 
-def evaluate_shard(of: Scoring, owner: dict[str, str], loaded: Loader) -> list[dict[str, Any]]:
+def evaluate_shard(of: Scoring, owner: dict[str, str], loaded: Models) -> list[dict[str, Any]]:
     flags, task, path = of.flags, of.task, of.path
     run = of.compared_run()
     if run.is_done:
-        run.say_done(of=f"{of.label} on {task}", because=f"{path} matches its inputs")
+        run.say_done(of=f"{of.label} on {of.name}", because=f"{path} matches its inputs")
         remove_progress(path)
         return [known_result(path)]
 
-    from teacherlm.scoring.chat_requests import use_chat
     from teacherlm.scoring.evaluator import combine
     from teacherlm.scoring.find_tasks import categories, make_tasks
-    from teacherlm.scoring.permutations import use_permutations
 
     run.say_again()
-    print(f"evaluate: {of.label} on {task}", flush=True)
+    print(f"evaluate: {of.label} on {of.name}", flush=True)
     tasks = make_tasks(task, flags.datasets, flags.num_fewshot, flags.seed, flags.include_path)
-    for name, made in tasks.items():
-        use_permutations(made, flags.permutations, name)
     digest = run.inputs["model"]["sha256"]
     run.inputs["model"].update(owner)
     require_name(path.parent, owner, digest)
-    model = loaded(of.folder, digest)
-    take_name(path.parent, owner, digest)
     if said := difference(of.folder, of.is_chat):
         print(f"evaluate: {said}")
-    use_chat(model, of.folder, tasks, of.is_chat, flags.fewshot_as_multiturn)
-    work = run.work | {"tokens": model.tokens_at_a_time(), "samples": model.samples}
-    work["version"] = manifests.stage_version("evaluate")
-    scored, missing = score_shard(model, tasks, flags.limit, path, flags.shard, work)
+    ask = score_letters if of.measure == LETTER else score_written
+    scored, missing, described = ask(of, run, tasks, loaded, lambda: take_name(path.parent, owner, digest))
     with run:
         run.compare_again()
         if run.is_done:
-            print(f"evaluate: {of.label} on {task}: another process has merged the shards")
+            print(f"evaluate: {of.label} on {of.name}: another process has merged the shards")
             remove_progress(path)
             path.with_name(OWNER).unlink(missing_ok=True)  # this process wrote it after the other had removed it
             return [known_result(path)]
         if missing:
             index, count = flags.shard
-            left = batches(missing)
-            print(f"evaluate: shard {index}/{count} is done; other processes still have to score {left}")
+            print(f"evaluate: shard {index}/{count} is done; other processes still have to do {missing}")
             return []
         results, samples = scored
         result = results[0] if list(tasks) == [task] else combine(task, results, categories(task, tasks))
-        result = {"model": of.label, "path": str(of.folder), **result, **run.arguments, **model.described()}
+        result |= {"task": of.name}
+        result = {"model": of.label, "path": str(of.folder), **result, **run.arguments, **described}
         samples_path = path.with_name(f"{path.stem}_samples.jsonl")
         write_records(samples_path, samples)
         with whole_file(path) as file:
@@ -192,6 +256,61 @@ def evaluate_shard(of: Scoring, owner: dict[str, str], loaded: Loader) -> list[d
         remove_progress(path)
         path.with_name(OWNER).unlink(missing_ok=True)  # now the manifest names the owner
         return [result]
+
+
+Scored = tuple[list[dict[str, Any]], list[dict[str, Any]]]
+"""The results of tasks, and the records of their samples."""
+
+
+def score_letters(
+    of: Scoring, run: StageRun, tasks: Mapping[str, Any], loaded: Models, begin: Callable[[], None]
+) -> tuple[Scored, str, dict[str, Any]]:
+    """The results by the log-likelihoods of the choices.
+
+    Args:
+        begin: is called when the model is loaded, before the first result is computed.
+
+    Returns:
+        The results, what other processes still have to do ("" if nothing), and fields that describe the computation.
+    """
+    from teacherlm.scoring.chat_requests import use_chat
+    from teacherlm.scoring.permutations import use_permutations
+
+    for name, made in tasks.items():
+        use_permutations(made, of.flags.permutations, name)
+    model = loaded.scorer(of.folder, run.inputs["model"]["sha256"])
+    begin()
+    use_chat(model, of.folder, tasks, of.is_chat, of.flags.fewshot_as_multiturn)
+    work = run.work | {"tokens": model.tokens_at_a_time(), "samples": model.samples}
+    work["version"] = manifests.stage_version("evaluate")
+    scored, missing = score_shard(model, dict(tasks), of.flags.limit, of.path, of.flags.shard, work)
+    return scored, batches(missing) if missing else "", {} if missing else model.described()
+
+
+def score_written(
+    of: Scoring, run: StageRun, tasks: Mapping[str, Any], loaded: Models, begin: Callable[[], None]
+) -> tuple[Scored, str, dict[str, Any]]:
+    """The results by the answers that the model writes; see score_letters."""
+    from teacherlm.scoring.generated_answers import write_answers
+    from teacherlm.scoring.generated_questions import questions_of
+    from teacherlm.scoring.generated_results import scored
+
+    flags = of.flags
+    questions = questions_of(tasks, flags.limit, of.is_chat, flags.fewshot_as_multiturn)
+    longest = max((len(question.bytes_asked()) for question in questions), default=0)
+
+    def make_engine() -> Engine:
+        engine = loaded.writer(of.folder, run.inputs["model"]["sha256"], longest, of.is_chat)
+        begin()
+        return engine
+
+    work = run.work | {"version": manifests.stage_version("evaluate")}
+    many = (flags.num_answers, flags.seed, flags.num_tokens)
+    answers, missing = write_answers(questions, *many, of.path, flags.shard, work, make_engine)
+    begin()  # also if there was nothing left to write
+    if missing:
+        return ([], []), plural(missing, "answer"), {}
+    return scored(questions, answers, flags.num_answers), "", {"answer": GENERATE}
 
 
 def known_result(path: Path) -> dict[str, Any]:

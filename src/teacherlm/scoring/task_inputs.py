@@ -23,9 +23,9 @@ def describe_task(name: str, folder: Path, include: Path | None, known: Mapping[
     """
     files, paths = files_and_paths(name, folder, include)
     places: dict[str, Path] = {}
-    title, _ = benchmarks.benchmark_and_part(name) or (None, None)
-    if title:
-        places["benchmark"] = benchmarks.load_benchmark(title).path
+    benchmark = benchmarks.benchmark_of(name)
+    if benchmark is not None:
+        places["benchmark"] = benchmark.path
     for source in dict.fromkeys(source for file in files for source in task_files.sources(file)):
         places["task file" if source == files[0] else f"task file {source.name}"] = source
     sets = [data_of(task_files.in_folder(path, folder)) for path in dict.fromkeys(paths) if path]
@@ -33,7 +33,7 @@ def describe_task(name: str, folder: Path, include: Path | None, known: Mapping[
     for number, path in enumerate(sets):
         places["test set" if len(sets) == 1 else f"test set {number}"] = path
     found = {key: manifests.describe(path, known.get(key)) for key, path in places.items()}
-    return {**found, "prompts": contexts_digest()} if found else {}
+    return {**found, "prompts": contexts_digest(benchmark is not None and benchmark.is_open)} if found else {}
 
 
 def data_of(path: str) -> Path:

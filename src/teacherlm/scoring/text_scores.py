@@ -1,7 +1,8 @@
 """Score the teacher's texts: how likely a model finds the right answer after each of them.
 
-The score of a text is the log-likelihood of the right answer's letter in the field KIND_first, which has the question,
-the text and then the answer. Context and letter are tokenized jointly, as in the training of students.
+The score of a text is the log-likelihood of the right answer (its letter, or all of an answer without choices) in the
+field KIND_first, which has the question, the text and then the answer. Context and answer are tokenized jointly, as in
+the training of students.
 
 It writes CREAK_cot_scores_MODEL.jsonl with a line per record: {"scores": [-0.31, -0.12]}. `--explanations best` of
 data_prepare.py reads it. After an interruption the same command continues the work.
@@ -18,6 +19,7 @@ from typing import Any
 from teacherlm.catalog.explanations import scores_file, split_at_answer, texts_of
 from teacherlm.catalog.models import Model, describe_model, find_model, local_folder
 from teacherlm.catalog.prompt_sets import DEFAULT, PromptSet, load_prompts
+from teacherlm.catalog.sample_values import are_open
 from teacherlm.core import manifests
 from teacherlm.core.errors import UserError
 from teacherlm.core.files import set_aside
@@ -89,7 +91,7 @@ def compare(run: StageRun, flags: ScoreFlags, prompts: PromptSet, model: Model) 
     inputs = {
         "texts": manifests.describe(flags.input, run.known.get("texts")),
         "model": describe_model(local_folder(model), run.known.get("model")),
-        "prompts": prompts.digest(),
+        "prompts": prompts.digest(are_open(flags.input)),
     }
     run.compare({"kind": flags.kind, "dtype": flags.dtype}, inputs)
 

@@ -23,7 +23,7 @@ from teacherlm.core.flags import Parser, require_number
 from teacherlm.core.programs import run
 
 SUBJECTS = ("records", "saved_folders", "benchmark_files", "model_files", "server_answers", "manifests", "results")
-SUBJECTS += ("predictions", "index_files", "archives")
+SUBJECTS += ("replicates", "predictions", "index_files", "archives")
 MEMORY_DISK = Path("/dev/shm")
 
 

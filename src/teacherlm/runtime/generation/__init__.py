@@ -5,6 +5,7 @@ and vllm_engine.py. Enhancing and scoring use them. Enhancing has more engines (
 servers and for explanations that people wrote.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -65,6 +66,13 @@ class Prompt:
 def asked_text(text: str, messages: tuple[Message, ...]) -> str:
     """The text from which the seed and the digest of a prompt are computed."""
     return json.dumps(messages) if messages else text
+
+
+def draw_seed(seed: int, index: int, number: int, text: str, attempt: int = 0) -> int:
+    """The seed of a completion, derived from the run's seed, the record or question, the completion's number, the
+    attempt and the prompt."""
+    digest = hashlib.sha256(f"{seed} {index} {number} {attempt} {text}".encode(errors="surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def cut_at(text: str, stops: tuple[str, ...]) -> str:

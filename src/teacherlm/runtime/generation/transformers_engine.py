@@ -44,6 +44,8 @@ plain forward passes over the whole text, one pass per new token."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MEMORY_FRACTION = 0.8
 """Maximum share of the memory that is free after loading the weights that keys and values may use."""
+FURTHER = 8
+"""Number of tokens, beside those of a stop text, that are looked at for it."""
 MAX_ROWS = 512
 """Maximum number of rows at a time. More rows bring nothing, because the processor is already busy."""
 
@@ -226,10 +228,24 @@ class TransformersEngine:
 
     def ended(self, row: Row) -> str:
         """Why a row has ended: "stop" or "length"; "" if it goes on."""
-        if row.new[-1] in self.end_tokens or (self.sampling.stop and self.stop_position(row) >= 0):
+        if row.new[-1] in self.end_tokens or (self.may_stop(row) and self.stop_position(row) >= 0):
             return "stop"
         full = self.window is not None and len(row.tokens) + len(row.new) >= self.window
         return "length" if full or len(row.new) >= self.sampling.num_tokens else ""
+
+    def may_stop(self, row: Row) -> bool:
+        """Whether the newest tokens may have a stop text, so that the whole text has to be looked at.
+
+        A stop text that ends now lies in the last tokens, as each token has at least one byte. Decoding these alone may
+        change their first characters, but not the stop text.
+        """
+        if not self.sampling.stop:
+            return False
+        last = max(len(stop.encode(errors="surrogatepass")) for stop in self.sampling.stop) + FURTHER
+        if row.prompt.messages or len(row.new) <= last:
+            return True
+        tail = self.tokenizer.decode(row.new[-last:], skip_special_tokens=True)
+        return any(stop.strip() in tail for stop in self.sampling.stop)
 
     def stop_position(self, row: Row) -> int:
         """Position of the first stop text in the row's new text; -1 if there is none."""
