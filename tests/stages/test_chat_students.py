@@ -193,6 +193,20 @@ def test_checkpoints_record_it_and_training_resumes_byte_for_byte(
     assert "there is another run here" in said and "chat was True, is False" in said
 
 
+def test_another_token_than_the_end_of_text_may_end_a_turn(
+    tiny_llama: Path, enhanced: Path, prepared: Path, tmp_path: Path, inside: Callable
+) -> None:
+    """A checkpoint's generation settings have it, so that whatever generates with the checkpoint stops there."""
+    folder = with_template(tiny_llama, tmp_path / "model", TEMPLATE.replace("</s>", "<pad>"))
+    output = train(inside, folder, enhanced, tmp_path / "run", "--num_train_epochs", 1)
+    [checkpoint] = output.glob("checkpoint-*")
+    assert json.loads((checkpoint / "generation_config.json").read_text())["eos_token_id"] == [1, 0]
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    dataset, chat = datasets.load_from_disk(str(enhanced)), ChatStudent(tokenizer, checkpoint)
+    tokens, _ = tokenize(dataset, tokenizer, parse_fields("text"), 2048, False, 0, chat=chat)
+    assert {ids[-1] for ids in tokens["input_ids"]} == {tokenizer.convert_tokens_to_ids("<pad>")}
+
+
 def test_adapters_record_it_too(student: Path, enhanced: Path, tmp_path: Path, inside: Callable) -> None:
     more = ("--peft", "lora", "--peft_rank", 2, "--merge_adapters", "true", "--num_train_epochs", 1)
     output = train(inside, student, enhanced, tmp_path / "run", *more)
