@@ -1,5 +1,6 @@
 """Samples as token ids: the part of a text that finetuning uses, and the part that has a loss."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,23 @@ def test_the_loss_on_the_completion_begins_at_the_letter(tiny_model: Path) -> No
     removed = len(row["input_ids"]) - 40
     assert removed > 0
     assert cut[0]["skipped"] == max(0, row["skipped"] - removed)
+
+
+def test_a_completion_that_begins_with_an_explanation_begins_after_the_mark(tiny_llama: Path) -> None:
+    """A prompt at test time ends with `A:`, so the student writes the blank too. The question has ` A:` itself."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    question, explanation = "Q: Is vitamin A: good? (A) yes (B) no A: ", "It is. The answer is ("
+    text = f"{question}{explanation}A)."
+    spans = [["question", len(question)], ["explanation", len(question + explanation)], ["answer", len(text)]]
+    row = {"cot_first": [text], "parts": [json.dumps({"cot_first": spans})]}
+    field = TrainingFields({"cot_first": 1.0}, False)
+    tokens, _ = tokenize(Dataset.from_dict(row), tokenizer, field, 500, True, 0)
+    ids, skipped = tokens[0]["input_ids"], tokens[0]["skipped"]
+    whole = tokenizer.decode(ids, skip_special_tokens=True)
+    before = tokenizer.decode(ids[:skipped], skip_special_tokens=True)
+    assert whole[len(before) :].startswith(" It is. The answer is (A)")
+    weighted, _ = tokenize(Dataset.from_dict(row), tokenizer, field, 500, False, 0, with_parts=True)
+    assert weighted[0]["parts"][skipped - 1 : skipped + 1] == [0, 2]
 
 
 def test_a_text_without_an_answer_has_no_completion(tiny_llama: Path) -> None:

@@ -84,10 +84,19 @@ def written(spans: dict[str, Spans]) -> str:
     return json.dumps(spans, separators=(",", ":"))
 
 
+def without_last_blanks(spans: Spans, text: str) -> Spans:
+    """The same parts, in which a question ends before its last blanks. They are written by the student: a prompt at
+    test time ends with `A:`."""
+    if len(spans) < 2 or spans[0][0] != PARTS[QUESTION] or type(spans[0][1]) is not int:
+        return spans
+    end = len(text[: spans[0][1]].rstrip(" "))
+    return [[PARTS[QUESTION], end], *spans[1:]] if end else spans
+
+
 def read(row: Record, field: str) -> Spans | None:
     """The parts of a field of a row, whose field COLUMN may be missing; None if they are unknown."""
     known = json.loads(row[COLUMN]) if row.get(COLUMN) else {}
     if field in known:
         spans: Spans = known[field]
-        return spans
+        return without_last_blanks(spans, row[field])
     return spans_of_plain(row[field]) if field == "text" else None

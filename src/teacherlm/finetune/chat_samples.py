@@ -106,8 +106,8 @@ def encode_conversations(
         ids, offsets = ids[: last + 1], offsets[: last + 1]
         skipped = opened
         if completion_only:
-            before = conversation.start + find_completion(rows[number][field], field, where) - borders[number]
-            skipped = sum(end <= before for _, end in offsets)
+            before = conversation.start + find_completion(rows[number], field, where) - borders[number]
+            skipped = max(opened, sum(end <= before for _, end in offsets))
         parts = []
         if with_parts:
             spans = spans_of_conversation(spans_of_rows[number] or [], borders[number], conversation)

@@ -1,9 +1,14 @@
 """A training sample as tokens: a plain text (samples.py) or a conversation (chat_samples.py)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from teacherlm.catalog.prompts import completion_start
+from teacherlm.catalog.text_parts import PARTS, QUESTION
+from teacherlm.catalog.turns import TURN
 from teacherlm.core.errors import UserError
+from teacherlm.finetune.loss_parts import known_spans
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,22 @@ class EncodedSample:
     tokens: int
 
 
-def find_completion(text: str, field: str, where: str) -> int:
+def find_completion(row: Mapping[str, Any], field: str, where: str) -> int:
+    """The position in a field's text at which the completion begins: the answer's letter, or an explanation that stands
+    between `A:` and the answer (KIND_first).
+
+    Args:
+        row: a row of a dataset with the field, and with the parts of its texts if they are known.
+        where: what messages call the row.
+
+    Raises:
+        UserError: the text has no completion.
+    """
+    text = row[field]
     start = completion_start(text)
+    if start is None and (spans := known_spans(row, field, where)) and spans[0][0] == PARTS[QUESTION]:
+        turn = text.rfind(TURN, 0, spans[0][1])
+        start = turn + len(TURN) if turn >= 0 else None
     if start is None:
         raise UserError(
             f"{where}: the field {field!r} has no ` A: The answer is`, after which the completion begins; "

@@ -114,7 +114,7 @@ def tokenize(
     for field, numbers in choose_samples(fields, range(count) if pool is None else pool, seed):
         if groups is not None:
             numbers = [row for index in numbers for row in groups[index]]
-        with_column = (with_parts or chat is not None) and COLUMN in dataset.column_names
+        with_column = (with_parts or completion_only or chat is not None) and COLUMN in dataset.column_names
         columns = [field, *([COLUMN] if with_column else [])]
         samples = dataset.select_columns(columns).select(numbers)
         how = (max_length, completion_only, vocabulary, with_parts, teacher, chat)
@@ -202,7 +202,7 @@ def encode_texts(
         gone = max(0, len(ids) - max_length)
         skipped, parts = 0, []
         if completion_only:
-            start = find_completion(row[field], field, name)
+            start = find_completion(row, field, name)
             prompt = sum(end <= start for _, end in encoded["offset_mapping"][number])
             skipped = len(before) + max(0, prompt - gone)
         if with_parts:
