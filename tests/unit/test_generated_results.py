@@ -33,7 +33,9 @@ def test_the_vote_is_the_mean_over_all_ways_to_break_a_tie() -> None:
     draw = random.Random(0)
     for _ in range(300):
         number = draw.randint(2, 8)
-        texts = [draw.choice(["The answer is (A).", "(B)", "blue", "I do not know.", "(A) or (B)"]) for _ in range(number)]
+        texts = [
+            draw.choice(["The answer is (A).", "(B)", "blue", "I do not know.", "(A) or (B)"]) for _ in range(number)
+        ]
         record = record_of(question(), [answer(text) for text in texts], number)
         votes = [one for one in record["found"] if one is not None]
         most = max((votes.count(one) for one in votes), default=0)

@@ -177,6 +177,7 @@ def sample_of(record: Record, metrics: Sequence[str]) -> Record:
     target = str(choices.index(gold)) if gold in choices else gold
     question, texts = split_question(prompt)
     doc = {"question": question, "choices": list(texts), "answer": gold}
+    prompt = record.get("conversation", prompt)  # what a chat student got
     if likelihoods:
         requests: list[list[Any]] = [[prompt, choice] for choice in choices]
         answers: list[Any] = [[str(value), UNKNOWN] for value in likelihoods.values()]
@@ -248,7 +249,7 @@ def results_of(
         "model_name_sanitized": sanitize_model_name(name),
         "system_instruction": None,
         "system_instruction_sha": None,
-        "fewshot_as_multiturn": None,
+        "fewshot_as_multiturn": first.get("fewshot_as_multiturn"),
         "chat_template": None,
         "chat_template_sha": None,
         "total_evaluation_time_seconds": str(sum(count.get("seconds", 0) for count in counts)),
