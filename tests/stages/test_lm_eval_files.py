@@ -267,6 +267,7 @@ def test_lm_eval_s_own_code_reads_our_results(ours: Path, exported: Path, theirs
     known = json.loads(real_results.read_text())
     assert found.keys() <= known.keys() | {"groups"}
     assert found["results"]["sample"]["acc,none"] == known["results"]["sample"]["acc,none"]
+    assert found["model_name_sanitized"] == utils.sanitize_model_name(found["model_name"])
     assert found["task_hashes"].keys() == known["task_hashes"].keys()
 
 

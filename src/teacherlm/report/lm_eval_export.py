@@ -6,7 +6,9 @@ OUTPUT/MODEL/results_TIME.json with the metrics of all tasks, and samples_TASK_T
 same files.
 """
 
+import hashlib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -205,9 +207,7 @@ def sample_of(record: Record, metrics: Sequence[str]) -> Record:
 
 
 def hash_of(text: str) -> str:
-    from lm_eval.utils import hash_string
-
-    return str(hash_string(text))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------------------ results
@@ -217,8 +217,6 @@ def results_of(
     scored: Sequence[Scored], exported: Mapping[Path, Mapping[str, Sequence[Record]]], time: str
 ) -> dict[str, Any]:
     """The content of results_TIME.json for the results of one model."""
-    from lm_eval.utils import sanitize_model_name
-
     first = scored[0].result
     manifest = manifest_of(scored[0])
     versions = manifest.get("versions", {})
@@ -245,7 +243,7 @@ def results_of(
         "task_hashes": {task: hash_of_samples(samples) for task, samples in tasks.items()},
         "model_source": "teacherlm",
         "model_name": name,
-        "model_name_sanitized": sanitize_model_name(name),
+        "model_name_sanitized": re.sub(r"[\"<>:/|\\?*\[\]]+", "__", name),  # as lm-eval does
         "system_instruction": None,
         "system_instruction_sha": None,
         "fewshot_as_multiturn": None,
