@@ -138,6 +138,17 @@ def test_another_prompt_for_the_same_question(inside: Callable, ours: Path, thei
     assert said in (tmp_path / "compared" / "index.html").read_text()
 
 
+def test_samples_of_earlier_versions(inside: Callable, ours: Path, theirs: Path, tmp_path: Path) -> None:
+    """They have lists of requests, and name neither filter nor metrics."""
+    lines = read_lines(theirs)
+    for line in lines:
+        line["arguments"] = [[request["arg_0"], request["arg_1"]] for request in line["arguments"].values()]
+        del line["filter"], line["metrics"]
+    file = write_samples(tmp_path / "model", "sample", lines)
+    assert inside("compare", ours, file, "--output", tmp_path / "compared").returncode == 0
+    assert pairs(tmp_path / "compared")[0][2:5] == ["80", "0", "0"]
+
+
 def test_another_name_of_the_task(inside: Callable, ours: Path, theirs: Path, tmp_path: Path) -> None:
     file = write_samples(tmp_path / "model", "my_sample", read_lines(theirs))
     assert inside("compare", ours, file, "--output", tmp_path / "compared").returncode == 0
@@ -168,6 +179,13 @@ def exchange(lines: list[dict]) -> None:
     lines[4]["doc_id"], lines[9]["doc_id"] = lines[9]["doc_id"], lines[4]["doc_id"]
 
 
+def other_choices(lines: list[dict]) -> None:
+    """The question is the same in other words, and the choices are different."""
+    for line in lines:
+        line["doc"]["choices"] = ["yes, it is", "no, it is not"]
+        line["arguments"]["gen_args_0"]["arg_0"] = f"User: {line['doc']['question']} Assistant:"
+
+
 def without(name: str) -> Callable[[list[dict]], None]:
     def change(lines: list[dict]) -> None:
         del lines[2][name]
@@ -179,6 +197,7 @@ def without(name: str) -> Callable[[list[dict]], None]:
     ("change", "said"),
     [
         (exchange, ", line 5: doc_id 9 is another question than in "),
+        (other_choices, ", line 1: doc_id 0 is another question than in "),
         (changed(3, doc_id=2), ", line 4: doc_id 2 was expected once, and line 3 has it too"),
         (changed(3, doc_id="3"), ", line 4: this is not a sample of lm-eval: doc_id: a whole number was expected"),
         (without("doc_id"), ", line 3: this is not a sample of lm-eval: doc_id is missing"),
@@ -255,7 +274,7 @@ def test_lm_eval_s_own_code_reads_our_results(ours: Path, exported: Path, theirs
     value = json.loads((ours / "sample.json").read_text())["value"]
     [row] = [line for line in utils.make_table(found).splitlines() if line.startswith("|sample")]
     cells = [cell.strip() for cell in row.split("|")]
-    assert cells[3:7] == ["none", "0", "acc", "↑"] and float(cells[7]) == pytest.approx(value, abs=5e-5)
+    assert cells[3:7] == ["none", "", "acc", "↑"] and float(cells[7]) == pytest.approx(value, abs=5e-5)
     loaded = load_dataset("json", data_files=samples, split="train")
     real = read_lines(theirs)
     assert set(loaded.column_names) == set(real[0])
