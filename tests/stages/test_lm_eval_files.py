@@ -202,6 +202,7 @@ def without(name: str) -> Callable[[list[dict]], None]:
         (changed(3, doc_id="3"), ", line 4: this is not a sample of lm-eval: doc_id: a whole number was expected"),
         (without("doc_id"), ", line 3: this is not a sample of lm-eval: doc_id is missing"),
         (without("arguments"), ", line 3: this is not a sample of lm-eval: arguments.gen_args_0.arg_0: a text was"),
+        (changed(1, arguments="a prompt"), ", line 2: this is not a sample of lm-eval: arguments: the requests were"),
         (changed(1, arguments={"gen_args_0": {"arg_0": 7}}), ", line 2: this is not a sample of lm-eval: arguments"),
         (changed(1, metrics="acc"), ", line 2: this is not a sample of lm-eval: metrics: a list of names was expected"),
         (changed(0, acc="right"), ", line 1: this is not a sample of lm-eval: metrics: a metric with a number was"),
@@ -342,6 +343,10 @@ def test_several_tasks_together_and_written_answers(inside: Callable, tmp_path: 
     [file] = (tmp_path / "out" / "tiny").glob("samples_law@generate_*")
     [line] = read_lines(file)
     assert line["resps"] == [["It is (B).", "(A)"]] and line["filtered_resps"] == ["B", "A"]
+    compared = tmp_path / "compared"
+    assert inside("compare", folder, tmp_path / "out", "--output", compared).returncode == 0
+    [of_letters], [of_texts] = pairs(compared, "both"), pairs(compared, "law@generate")
+    assert of_letters[2:6] == ["2", "0", "0", "0.0"] and of_texts[2:6] == ["1", "", "", "0.0"]
     assert line["metrics"] == ["acc", "maj@2"] and line["arguments"]["gen_args_0"]["arg_0"] == asked["prompt"]
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from teacherlm.core.errors import UserError
 from teacherlm.core.records import Record
+from teacherlm.core.results import GENERATED
 from teacherlm.core.terminal import shown
 from teacherlm.report.lm_eval_samples import Sample, Samples, Source
 from teacherlm.report.scored import Scored, say
@@ -82,7 +83,7 @@ def parts_for(source: Source, asked: Questions, is_only: bool) -> list[Samples]:
     Args:
         is_only: whether ours have no other task. Then the only task of a source belongs to it, whatever its name is.
     """
-    names = dict.fromkeys(name for name, _ in asked)
+    names = [ending for name in dict.fromkeys(name for name, _ in asked) for ending in (name, name + GENERATED)]
     named = [source.tasks[name] for name in names if name in source.tasks]
     if not named and is_only and len(source.tasks) == 1:
         named = list(source.tasks.values())
@@ -127,7 +128,8 @@ def match(
     names = {name for name, _ in asked}
     records, total, reworded = [], 0, 0
     for part in parts:
-        name = part.task if part.task in names else next(iter(names))  # the only one, under another name
+        name = part.task.removesuffix(GENERATED)
+        name = name if name in names else next(iter(names))  # the only one, under another name
         theirs = metric_in(part, metric, task)
         for sample in part.samples:
             total += 1

@@ -164,8 +164,8 @@ def sample_of(number: int, record: Record) -> Sample:
     if not metrics:
         raise ValueError("metrics: a metric with a number was expected")
     arguments = record.get("arguments", [])
-    prompt = prompt_of(arguments)  # it is a list or an object, then
-    return Sample(number, record["doc_id"], prompt, *question_of(record.get("doc")), len(arguments) > 1, metrics)
+    prompt, (question, choices) = prompt_of(arguments), question_of(record.get("doc"))
+    return Sample(number, record["doc_id"], prompt, question, choices, len(arguments) > 1, metrics)
 
 
 def question_of(doc: Any) -> tuple[str, list[str]]:
@@ -182,6 +182,8 @@ def prompt_of(arguments: Any) -> str:
     Raises:
         ValueError: there is no request, or its prompt is not a text.
     """
+    if not isinstance(arguments, dict | list):
+        raise ValueError("arguments: the requests were expected, as an object or a list")
     request = arguments.get("gen_args_0") if isinstance(arguments, dict) else arguments
     while isinstance(request, list) and request:
         request = request[0]
