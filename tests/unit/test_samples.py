@@ -64,10 +64,11 @@ def test_the_loss_on_the_completion_begins_at_the_letter(tiny_model: Path) -> No
     assert cut[0]["skipped"] == max(0, row["skipped"] - removed)
 
 
-def test_a_completion_that_begins_with_an_explanation_begins_after_the_mark(tiny_llama: Path) -> None:
+@pytest.mark.parametrize("said", ["It is.", "The answer is clear.", "The answer is (A), as it is."])
+def test_a_completion_that_begins_with_an_explanation_begins_after_the_mark(said: str, tiny_llama: Path) -> None:
     """A prompt at test time ends with `A:`, so the student writes the blank too. The question has ` A:` itself."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    question, explanation = "Q: Is vitamin A: good? (A) yes (B) no A: ", "It is. The answer is ("
+    question, explanation = "Q: Is vitamin A: good? (A) yes (B) no A: ", f"{said} The answer is ("
     text = f"{question}{explanation}A)."
     spans = [["question", len(question)], ["explanation", len(question + explanation)], ["answer", len(text)]]
     row = {"cot_first": [text], "parts": [json.dumps({"cot_first": spans})]}
@@ -76,7 +77,7 @@ def test_a_completion_that_begins_with_an_explanation_begins_after_the_mark(tiny
     ids, skipped = tokens[0]["input_ids"], tokens[0]["skipped"]
     whole = tokenizer.decode(ids, skip_special_tokens=True)
     before = tokenizer.decode(ids[:skipped], skip_special_tokens=True)
-    assert whole[len(before) :].startswith(" It is. The answer is (A)")
+    assert whole[len(before) :].startswith(f" {said} The answer is (A)")
     weighted, _ = tokenize(Dataset.from_dict(row), tokenizer, field, 500, False, 0, with_parts=True)
     assert weighted[0]["parts"][skipped - 1 : skipped + 1] == [0, 2]
 

@@ -43,8 +43,10 @@ def find_completion(row: Mapping[str, Any], field: str, where: str) -> int:
     """
     text = row[field]
     start = completion_start(text)
-    if start is None and (spans := known_spans(row, field, where)) and spans[0][0] == PARTS[QUESTION]:
-        turn = text.rfind(TURN, 0, spans[0][1])
+    spans = known_spans(row, field, where)
+    question = int(spans[0][1]) if spans and spans[0][0] == PARTS[QUESTION] else None
+    if question is not None and (start is None or start > question):  # an explanation may begin with `The answer is`
+        turn = text.rfind(TURN, 0, question)
         start = turn + len(TURN) if turn >= 0 else None
     if start is None:
         raise UserError(
