@@ -28,7 +28,7 @@ choices: ["{{ options[0] }}", "{{ options[1] }}", "{{ options[2] }}", "{{ option
 answer: "{{ answer }}"
 answer_is: index
 """
-STEPS, TRAIN, TEST = 4, 1000, 200
+STEPS, TRAIN, TEST = 4, 800, 200
 WORDS = {"+": "Add", "-": "Subtract"}
 FLAGS = "--loss_on completion --warmup_steps 10 --lr_scheduler_type linear"
 VOTES = ("--num_answers", "8", "--temperature", "0.7")
@@ -37,7 +37,7 @@ VOTES = ("--num_answers", "8", "--temperature", "0.7")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="folder for the questions and all outputs")
-    parser.add_argument("--epochs", default="2")
+    parser.add_argument("--epochs", default="1")
     args = parser.parse_args()
     folder = args.folder.resolve()
     write_benchmark(folder)

@@ -138,6 +138,17 @@ def test_another_prompt_for_the_same_question(inside: Callable, ours: Path, thei
     assert said in (tmp_path / "compared" / "index.html").read_text()
 
 
+def test_samples_of_earlier_versions(inside: Callable, ours: Path, theirs: Path, tmp_path: Path) -> None:
+    """They have lists of requests, and name neither filter nor metrics."""
+    lines = read_lines(theirs)
+    for line in lines:
+        line["arguments"] = [[request["arg_0"], request["arg_1"]] for request in line["arguments"].values()]
+        del line["filter"], line["metrics"]
+    file = write_samples(tmp_path / "model", "sample", lines)
+    assert inside("compare", ours, file, "--output", tmp_path / "compared").returncode == 0
+    assert pairs(tmp_path / "compared")[0][2:5] == ["80", "0", "0"]
+
+
 def test_another_name_of_the_task(inside: Callable, ours: Path, theirs: Path, tmp_path: Path) -> None:
     file = write_samples(tmp_path / "model", "my_sample", read_lines(theirs))
     assert inside("compare", ours, file, "--output", tmp_path / "compared").returncode == 0
@@ -168,6 +179,13 @@ def exchange(lines: list[dict]) -> None:
     lines[4]["doc_id"], lines[9]["doc_id"] = lines[9]["doc_id"], lines[4]["doc_id"]
 
 
+def other_choices(lines: list[dict]) -> None:
+    """The question is the same in other words, and the choices are different."""
+    for line in lines:
+        line["doc"]["choices"] = ["yes, it is", "no, it is not"]
+        line["arguments"]["gen_args_0"]["arg_0"] = f"User: {line['doc']['question']} Assistant:"
+
+
 def without(name: str) -> Callable[[list[dict]], None]:
     def change(lines: list[dict]) -> None:
         del lines[2][name]
@@ -179,10 +197,12 @@ def without(name: str) -> Callable[[list[dict]], None]:
     ("change", "said"),
     [
         (exchange, ", line 5: doc_id 9 is another question than in "),
+        (other_choices, ", line 1: doc_id 0 is another question than in "),
         (changed(3, doc_id=2), ", line 4: doc_id 2 was expected once, and line 3 has it too"),
         (changed(3, doc_id="3"), ", line 4: this is not a sample of lm-eval: doc_id: a whole number was expected"),
         (without("doc_id"), ", line 3: this is not a sample of lm-eval: doc_id is missing"),
         (without("arguments"), ", line 3: this is not a sample of lm-eval: arguments.gen_args_0.arg_0: a text was"),
+        (changed(1, arguments="a prompt"), ", line 2: this is not a sample of lm-eval: arguments: the requests were"),
         (changed(1, arguments={"gen_args_0": {"arg_0": 7}}), ", line 2: this is not a sample of lm-eval: arguments"),
         (changed(1, metrics="acc"), ", line 2: this is not a sample of lm-eval: metrics: a list of names was expected"),
         (changed(0, acc="right"), ", line 1: this is not a sample of lm-eval: metrics: a metric with a number was"),
@@ -255,7 +275,7 @@ def test_lm_eval_s_own_code_reads_our_results(ours: Path, exported: Path, theirs
     value = json.loads((ours / "sample.json").read_text())["value"]
     [row] = [line for line in utils.make_table(found).splitlines() if line.startswith("|sample")]
     cells = [cell.strip() for cell in row.split("|")]
-    assert cells[3:7] == ["none", "0", "acc", "↑"] and float(cells[7]) == pytest.approx(value, abs=5e-5)
+    assert cells[3:7] == ["none", "", "acc", "↑"] and float(cells[7]) == pytest.approx(value, abs=5e-5)
     loaded = load_dataset("json", data_files=samples, split="train")
     real = read_lines(theirs)
     assert set(loaded.column_names) == set(real[0])
@@ -267,6 +287,7 @@ def test_lm_eval_s_own_code_reads_our_results(ours: Path, exported: Path, theirs
     known = json.loads(real_results.read_text())
     assert found.keys() <= known.keys() | {"groups"}
     assert found["results"]["sample"]["acc,none"] == known["results"]["sample"]["acc,none"]
+    assert found["model_name_sanitized"] == utils.sanitize_model_name(found["model_name"])
     assert found["task_hashes"].keys() == known["task_hashes"].keys()
 
 
@@ -322,6 +343,10 @@ def test_several_tasks_together_and_written_answers(inside: Callable, tmp_path: 
     [file] = (tmp_path / "out" / "tiny").glob("samples_law@generate_*")
     [line] = read_lines(file)
     assert line["resps"] == [["It is (B).", "(A)"]] and line["filtered_resps"] == ["B", "A"]
+    compared = tmp_path / "compared"
+    assert inside("compare", folder, tmp_path / "out", "--output", compared).returncode == 0
+    [of_letters], [of_texts] = pairs(compared, "both"), pairs(compared, "law@generate")
+    assert of_letters[2:6] == ["2", "0", "0", "0.0"] and of_texts[2:6] == ["1", "", "", "0.0"]
     assert line["metrics"] == ["acc", "maj@2"] and line["arguments"]["gen_args_0"]["arg_0"] == asked["prompt"]
 
 

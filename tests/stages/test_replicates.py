@@ -123,6 +123,18 @@ def test_one_name_stands_for_all_seeds(inside: Callable, run: Path, tmp_path: Pa
     assert f"{NAME}, checkpoint-6 (2 seeds)" in names(rows) and not any("more" in row[0] for row in rows)
 
 
+def test_many_names_have_a_folder_of_a_short_name(inside: Callable, run: Path) -> None:
+    runs = run.parent.parent
+    names_of_seeds = [f"{NAME}_{'long' * 9}_seed{seed}" for seed in range(6)]
+    for seed, name in enumerate(names_of_seeds):
+        write_seed(run, name.rpartition("_seed")[0], seed)
+    result = inside("compare", *names_of_seeds, "--runs", runs)
+    assert result.returncode == 0, result.stderr
+    [folder] = (runs / "compare").iterdir()
+    assert folder.name.startswith(names_of_seeds[0]) and len(folder.name) == 200
+    assert f"{NAME}_{'long' * 9}, checkpoint-6 (6 seeds)" in (folder / "index.html").read_text()
+
+
 def test_texts_that_were_drawn_with_other_seeds_are_the_same_data(inside: Callable, run: Path) -> None:
     for seed in (0, 1, 2):
         write_seed(run, NAME, seed, dataset=write_texts_and_dataset(run, seed))

@@ -309,15 +309,19 @@ def make_trainer(
     from teacherlm.finetune.student import load_student, saved_weights, shares_of
     from teacherlm.finetune.trainer import FinetuneTrainer
     from teacherlm.finetune.watching import LOG, LossLog
+    from teacherlm.runtime.chat_student import with_end
+    from teacherlm.runtime.loading import base_model
 
     longest = samples.longest(flags.max_source_length)
     model, collate, unprepared = load_student(flags, training, *student, longest, samples.teacher)
+    if samples.chat is not None:  # the settings lie in each checkpoint, so that whatever generates with it stops there
+        settings = base_model(model).generation_config
+        settings.eos_token_id = with_end(settings.eos_token_id, samples.chat.ends)
     on_policy = None
     if flags.on_policy:
         from teacherlm.finetune.on_policy import make_on_policy
 
-        end = None if samples.chat is None else samples.chat.ends
-        on_policy = make_on_policy(flags, training, samples.tokenizer, model, unprepared, end)
+        on_policy = make_on_policy(flags, training, samples.tokenizer, model, unprepared)
     return FinetuneTrainer(
         model=model,
         args=training,

@@ -197,21 +197,13 @@ class Scores:
         return jensen_shannon(logits_NV.float(), self.logits(places_N, logits_NV.float()))
 
 
-def make_on_policy(
-    flags: Any,
-    training: Any,
-    tokenizer: Any,
-    model: PreTrainedModel,
-    unprepared: Callable,
-    end_of_turn: int | None = None,
-) -> OnPolicy:
+def make_on_policy(flags: Any, training: Any, tokenizer: Any, model: PreTrainedModel, unprepared: Callable) -> OnPolicy:
     """What --on_policy asks for.
 
     Args:
         tokenizer: the student's tokenizer.
         model: the student.
         unprepared: a context in which the student has the library's own forward.
-        end_of_turn: the token that ends a turn of a chat student.
 
     Raises:
         UserError: the teacher cannot be loaded, or its vocabulary is not the student's; or the library cannot continue
@@ -222,15 +214,13 @@ def make_on_policy(
     window = min(flags.max_source_length, positions or flags.max_source_length)
     end = model.generation_config.eos_token_id
     end = tokenizer.eos_token_id if end is None else end
-    ends = list(end) if isinstance(end, list | tuple) else [] if end is None else [end]
-    ends += [] if end_of_turn is None or end_of_turn in ends else [end_of_turn]
     return OnPolicy(
         teacher=load_teacher(local_folder(find_model(flags.teacher)), tokenizer, training),
         share=flags.on_policy,
         num_tokens=flags.on_policy_tokens,
         window=window,
         seed=training.seed,
-        ends=ends,
+        ends=list(end) if isinstance(end, list | tuple) else [] if end is None else [end],
         together=training.train_batch_size if is_exact_together(unprepared, window) else 1,
         unprepared=unprepared,
     )

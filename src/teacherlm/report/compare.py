@@ -9,7 +9,9 @@ their model, and results of lm-eval as the samples_TASK_TIME.jsonl that `lm_eval
 """
 
 import csv
+import hashlib
 import io
+import os
 import re
 import webbrowser
 from collections.abc import Sequence
@@ -20,7 +22,7 @@ from teacherlm.core.errors import UserError
 from teacherlm.core.files import whole_file
 from teacherlm.core.flags import flag, parse
 from teacherlm.core.lock import one_writer
-from teacherlm.core.names import file_name
+from teacherlm.core.names import LONGEST_NAME, file_name
 from teacherlm.core.outputs import require_writable
 from teacherlm.core.places import runs_folder
 from teacherlm.core.terminal import printable
@@ -51,11 +53,10 @@ class CompareFlags:
 
 def main() -> None:
     flags = parse(CompareFlags, __doc__, example="teacherlm compare creak/all creak/limit-200 --open")
-    places = {name: find_sources(Path(name)) for name in flags.names}
+    places = {name: [] if is_run_folder(Path(name)) else find_sources(Path(name)) for name in flags.names}
     sources = with_own_names([read_source(place) for found in places.values() for place in found])
     found = [folder for name in flags.names if not places[name] for folder in find(flags.runs, name)]
-    title = "_".join(re.sub(r"[^\w.-]+|^\.+", "-", name) for name in flags.names)
-    output = flags.output or flags.runs / "compare" / title
+    output = flags.output or flags.runs / "compare" / title_of(flags.names)
     require_writable(output)
     atlas = [folder for folder in found if is_atlas_folder(folder.folder)]
     if atlas and (len(atlas) < len(found) or sources):
@@ -73,6 +74,15 @@ def main() -> None:
     print(f"compare: wrote {printable(str(page))}, and its tables as Markdown and CSV beside it")
     if flags.open:
         webbrowser.open(page.resolve().as_uri())
+
+
+def title_of(names: Sequence[str]) -> str:
+    """The name of the folder of a comparison. A long one is cut, and ends with a digest of the names."""
+    title = "_".join(re.sub(r"[^\w.-]+|^\.+", "-", name) for name in names)
+    whole = os.fsencode(title)
+    if len(whole) <= LONGEST_NAME:
+        return title
+    return whole[: LONGEST_NAME - 9].decode("utf-8", "ignore") + "_" + hashlib.sha256(whole).hexdigest()[:8]
 
 
 def compare_runs(found: Sequence[RunFolder], sources: Sequence[Source]) -> tuple[list[Section], list[str]]:

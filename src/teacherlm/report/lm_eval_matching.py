@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from teacherlm.core.errors import UserError
 from teacherlm.core.records import Record
+from teacherlm.core.results import GENERATED
 from teacherlm.core.terminal import shown
 from teacherlm.report.lm_eval_samples import Sample, Samples, Source
 from teacherlm.report.scored import Scored, say
@@ -69,7 +70,7 @@ def with_ours(sources: Sequence[Source], ours: Sequence[Scored], missing: list[s
                 f"{source.place}: lm-eval has scored {', '.join(source.tasks)}, and the results to compare with are of "
                 f"{', '.join(by_task)}; give results of the same task, with answers that both choose or both write"
             )
-        for name in source.tasks.keys() - used:
+        for name in sorted(source.tasks.keys() - used):
             say(missing, f"lm-eval: {source.name} has the task {name}, on which no other result is compared")
     return found
 
@@ -82,7 +83,7 @@ def parts_for(source: Source, asked: Questions, is_only: bool) -> list[Samples]:
     Args:
         is_only: whether ours have no other task. Then the only task of a source belongs to it, whatever its name is.
     """
-    names = dict.fromkeys(name for name, _ in asked)
+    names = [ending for name in dict.fromkeys(name for name, _ in asked) for ending in (name, name + GENERATED)]
     named = [source.tasks[name] for name in names if name in source.tasks]
     if not named and is_only and len(source.tasks) == 1:
         named = list(source.tasks.values())
@@ -127,7 +128,8 @@ def match(
     names = {name for name, _ in asked}
     records, total, reworded = [], 0, 0
     for part in parts:
-        name = part.task if part.task in names else task
+        name = part.task.removesuffix(GENERATED)
+        name = name if name in names else next(iter(names))  # the only one, under another name
         theirs = metric_in(part, metric, task)
         for sample in part.samples:
             total += 1
@@ -161,7 +163,7 @@ def same_question(sample: Sample, known: Sequence[Asked], path: Path) -> Asked:
         if one.prompt == sample.prompt:
             return one
     for one in known:
-        if is_within(sample.question, one.prompt):
+        if has_question(one.prompt, sample):
             return one
     ours = known[0]
     start = max(0, next((n for n, (a, b) in enumerate(zip(sample.prompt, ours.prompt)) if a != b), 0) - 20)
@@ -172,10 +174,14 @@ def same_question(sample: Sample, known: Sequence[Asked], path: Path) -> Asked:
     )
 
 
-def is_within(question: str, prompt: str) -> bool:
-    """Whether a prompt has the words of a question. Questions of fewer than three words could be anywhere."""
-    words = question.split()
-    return len(words) >= 3 and f" {' '.join(words)} " in f" {' '.join(prompt.split())} "
+def has_question(prompt: str, sample: Sample) -> bool:
+    """Whether a prompt has the words of a sample's question and of its choices.
+
+    Questions of fewer than three words could be anywhere.
+    """
+    words, text = sample.question.split(), f" {' '.join(prompt.split())} "
+    is_there = len(words) >= 3 and f" {' '.join(words)} " in text
+    return is_there and all(" ".join(choice.split()) in text for choice in sample.choices)
 
 
 def as_result(name: str, samples: Samples) -> Scored:

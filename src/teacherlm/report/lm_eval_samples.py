@@ -19,13 +19,16 @@ FILE = re.compile(r"samples_(?P<task>.+)_(?P<time>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d
 """The name of lm-eval's file of a task's samples."""
 QUESTION_FIELDS = ("question", "query", "sentence", "goal", "ctx", "premise", "input", "text")
 """The names that datasets have for the question of a sample."""
-SAMPLE = {"doc_id": int, "filter?": str, "doc?": dict}
+UNNAMED = ("acc", "exact_match")
+"""The metrics that are looked for in samples of versions that do not name them."""
+SAMPLE = {"doc_id": int, "filter?": str}
 
 
 class Sample(NamedTuple):
     """A question as lm-eval has asked it, and the metrics of the answer.
 
     Attributes:
+        question, choices: the texts in the dataset's fields; empty if there are no fields that are known.
         is_choice: whether the model chose among several answers, and did not write one.
     """
 
@@ -33,6 +36,7 @@ class Sample(NamedTuple):
     doc_id: int
     prompt: str
     question: str
+    choices: Sequence[str]
     is_choice: bool
     metrics: Mapping[str, float]
 
@@ -156,18 +160,20 @@ def sample_of(number: int, record: Record) -> Sample:
     named = record.get("metrics", [])
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise ValueError("metrics: a list of names was expected")
-    metrics = {name: record[name] for name in named or ("acc", "exact_match") if is_number(record.get(name))}
+    metrics = {name: float(record[name]) for name in named or UNNAMED if isinstance(record.get(name), int | float)}
     if not metrics:
         raise ValueError("metrics: a metric with a number was expected")
-    doc = record.get("doc", {})
-    question = next((doc[name] for name in QUESTION_FIELDS if isinstance(doc.get(name), str)), "")
     arguments = record.get("arguments", [])
-    prompt = prompt_of(arguments)  # it is a list or an object, then
-    return Sample(number, record["doc_id"], prompt, question, len(arguments) > 1, metrics)
+    prompt, (question, choices) = prompt_of(arguments), question_of(record.get("doc"))
+    return Sample(number, record["doc_id"], prompt, question, choices, len(arguments) > 1, metrics)
 
 
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def question_of(doc: Any) -> tuple[str, list[str]]:
+    """The question and the choices in the dataset's fields, or empty ones."""
+    fields = doc if isinstance(doc, dict) else {}
+    question = next((fields[name] for name in QUESTION_FIELDS if isinstance(fields.get(name), str)), "")
+    choices = fields.get("choices")
+    return question, [one for one in choices if isinstance(one, str)] if isinstance(choices, list) else []
 
 
 def prompt_of(arguments: Any) -> str:
@@ -176,6 +182,8 @@ def prompt_of(arguments: Any) -> str:
     Raises:
         ValueError: there is no request, or its prompt is not a text.
     """
+    if not isinstance(arguments, dict | list):
+        raise ValueError("arguments: the requests were expected, as an object or a list")
     request = arguments.get("gen_args_0") if isinstance(arguments, dict) else arguments
     while isinstance(request, list) and request:
         request = request[0]

@@ -26,6 +26,7 @@ SAMPLE = {
     "doc_id": (int, str),
     "prompt": LONG_TEXT,
     "task?": str,
+    "conversation?": LONG_TEXT,
     "choice?": str,
     "loglikelihoods?": {str: float},
 }

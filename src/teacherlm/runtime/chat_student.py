@@ -164,6 +164,19 @@ class ChatStudent(ChatTemplate):
         return ids
 
 
+def with_end(known: int | Sequence[int] | None, end: int) -> int | list[int]:
+    """The tokens that end a text, with the one that ends a chat student's turn. What has it already stays as it is.
+
+    Args:
+        known: the tokens in a model's generation settings.
+        end: the token that ends the assistant's turn.
+    """
+    if known is None or known == end:
+        return end
+    ends = [known] if isinstance(known, int) else [*known]
+    return ends if end in ends else [*ends, end]
+
+
 def examples_as_turns(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """The messages of few-shot examples, each of which is (the user's turn, the assistant's turn)."""
     return [message for user, assistant in pairs for message in (("user", user), ("assistant", assistant))]

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from teacherlm.core.errors import UserError
 from teacherlm.core.terminal import plural
 from teacherlm.runtime import gpu
-from teacherlm.runtime.chat_student import ChatStudent
+from teacherlm.runtime.chat_student import ChatStudent, with_end
 from teacherlm.runtime.compat.of_lm_eval import OpenModel, longest_input, requested_tokens
 from teacherlm.runtime.compat.of_transformers import attention_of
 from teacherlm.runtime.generation_check import generation_fault, make_continuations
@@ -294,7 +294,7 @@ class LanguageModel(OpenModel):
         # The task decides how to generate. The settings in the model's folder (penalties, lengths) are not used.
         ends = self.tokenizer.eos_token_id if ends is None else ends
         if self.chat is not None:
-            ends = [*(ends if isinstance(ends, list | tuple) else [ends]), self.chat.ends]
+            ends = with_end(ends, self.chat.ends)
         pad = self.tokenizer.pad_token_id
         self.model.generation_config = GenerationConfig(do_sample=False, eos_token_id=ends, pad_token_id=pad)
         if self.generates is None:

@@ -70,7 +70,9 @@ class Writers:
                     folder, flags.dtype, sampling, rows, digest, longest, device, label="evaluate"
                 )
             if chat:
-                self.engine.template = ChatStudent(self.engine.tokenizer, folder)
+                student = ChatStudent(self.engine.tokenizer, folder)
+                self.engine.template = student
+                self.engine.end_tokens = {*self.engine.end_tokens, student.ends}
         except UserError as error:
             raise Unusable(str(error)) from error
         self.folder, self.longest = folder, longest

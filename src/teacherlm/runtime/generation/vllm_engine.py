@@ -62,6 +62,7 @@ class VLLMEngine:
             ) from error
         self.window = window_of(self.engine)
         self.tokenizer = self.engine.get_tokenizer()
+        self.end_tokens: set[int] = set()  # tokens that end a text, beside those of the model's generation settings
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -132,5 +133,6 @@ class VLLMEngine:
             top_p=self.sampling.top_p,
             seed=prompt.seed,
             stop=list(self.sampling.stop),
+            stop_token_ids=sorted(self.end_tokens) or None,
             logprobs=self.sampling.top_logprobs or None,
         )
