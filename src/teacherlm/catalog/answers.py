@@ -19,13 +19,9 @@ import regex
 
 from teacherlm.catalog.prompts import LETTERS
 from teacherlm.core.errors import UserError
+from teacherlm.core.limits import ANSWER_CHARACTERS, PATTERN_CHARACTERS, PATTERN_SECONDS
 
 Kind = Literal["letter", "number", "text"]
-SECONDS = 1.0
-"""Maximum time that a pattern of a YAML may take for one text. A pattern can take exponential time."""
-LONGEST = 20_000
-"""Maximum number of characters of a text that are read, counted from its end, where the answer is."""
-
 NEGATED = re.compile(
     r"(?:\bnot|n['’]t|\bneither|\bnor|\bnever|\bwrong|\bincorrect)(?:\s+(?:a|an|the|be|is|by|option|choice|answer))*"
     r"[\s:*\"'“(\[]*$",
@@ -68,7 +64,7 @@ def read_answer(text: str, asked: Asked) -> str | None:
     Raises:
         UserError: a pattern takes too long.
     """
-    text = plain(text[-LONGEST:])
+    text = plain(text[-ANSWER_CHARACTERS:])
     for rule in asked.rules or DEFAULT_RULES[asked.kind]:
         found = RULES[rule](text, asked) if rule in RULES else matches_of(rule, text, asked.source)
         values = dict.fromkeys(value for one in found if (value := value_of(one, asked)) is not None)
@@ -283,13 +279,12 @@ def places_of(pattern: str, text: str, source: str) -> list[int]:
 
 def found_by(pattern: str, text: str, source: str) -> "list[regex.Match[str]]":
     try:
-        return list(compiled(pattern).finditer(text, timeout=SECONDS))
+        return list(compiled(pattern).finditer(text, timeout=PATTERN_SECONDS))
     except TimeoutError:
-        said = f"extract: the pattern {pattern!r:.80} takes longer than {SECONDS:.0f} s for one text; make it simpler"
-        raise UserError(f"{source}: {said}" if source else said) from None
+        said = f"the pattern {pattern!r:.80} takes longer than {PATTERN_SECONDS:.0f} s for one text; make it simpler"
+        raise UserError(f"{source}: extract: {said}" if source else f"extract: {said}") from None
 
 
-PATTERN_CHARACTERS = 500
 TOO_MUCH = re.compile(r"\(\?(?:R|[+-]?\d|&|P>)|\{\d*,?\d{5,}")
 """Recursion and large repetitions, with which a pattern can take all memory."""
 
