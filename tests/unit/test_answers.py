@@ -114,6 +114,7 @@ TEXTS_READ = [
     ("The answer is 3.5 miles. That is far.", "35 miles"),
     ("The answer is Café Müller.", "café müller"),
     ("The answer is the A.", "a"),  # nothing is left without articles
+    ("The answer is “%”.", "%"),  # nothing is left without punctuation
     ("", None),
     ("...", None),
 ]

@@ -98,7 +98,7 @@ def value_of(answer: str, asked: Asked) -> str | None:
     if asked.kind == "number":
         number = number_in(answer)
         return None if number is None else str(number)
-    return normal_text(answer) or " ".join(without_punctuation(answer).split()[-1:]) or None  # `A` is no article alone
+    return normal_text(answer) or bare(answer) or None
 
 
 # --------------------------------------------------------------------------------------------------------------- rules
@@ -399,6 +399,16 @@ def normal_text(text: str) -> str:
     """A text as SQuAD's evaluation compares it (Rajpurkar et al. 2016, arXiv 1606.05250): in small letters, without
     punctuation and the articles a, an, the, and with single spaces."""
     return " ".join(re.sub(r"\b(?:a|an|the)\b", " ", without_punctuation(text)).split())
+
+
+def bare(text: str) -> str:
+    """The normal form of a text of which `normal_text` leaves nothing: an article alone (`A`), or a sign (`%`)."""
+    words = without_punctuation(text).split()
+    return words[-1] if words else MARKS.sub("", text)
+
+
+MARKS = re.compile(r"[\s.,;:!?'\"“”‘’„`´«»()\[\]{}<>*_~|\\/…–—-]+")
+"""Punctuation that is no answer."""
 
 
 def without_punctuation(text: str) -> str:
