@@ -103,6 +103,27 @@ def test_a_student_is_trained(field: str, explained: Path, tiny_llama: Path, tmp
     assert math.isfinite(last["answer_loss"])
 
 
+def test_sets_are_compared_by_question_answer_and_test_set(
+    explained: Path, tiny_llama: Path, tmp_path: Path, inside: Callable
+) -> None:
+    """Another set has a question of the first one with another answer, a test question, and questions with letters."""
+    texts = [f"Q: {problem(3)['question']} A: The answer is 7.", f"Q: {problem(TRAIN)['question']} A: The answer is 9."]
+    texts += [f"Q: Is it {number}? (A) yes (B) no A: The answer is (B)." for number in range(6)]
+    for name in ("other", "dev"):
+        part = datasets.Dataset.from_list([{"text": text} for text in texts])
+        part = datasets.DatasetDict({"validation": part}) if name == "dev" else part
+        part.save_to_disk(str(tmp_path / name))
+    words = ["--model_name_or_path", tiny_llama, "--dataset_name", f"{explained},{tmp_path / 'other'}"]
+    words += ["--task_type", "text", "--num_train_epochs", 1, "--per_device_train_batch_size", 8]
+    words += ["--loss_on", "completion", "--test_sets", tmp_path / "tests" / "gsm8k", "--dev_dataset", tmp_path / "dev"]
+    done = inside("finetune", *words, "--output_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    again, overlap = read_lines(tmp_path / "run" / "repeated.jsonl")
+    assert (again["sample"], again["of"], again["answers"]) == (TRAIN + 1, 4, [gold(3), "7"])
+    assert (overlap["sample"], overlap["question"]) == (TRAIN + 2, 0)
+    assert math.isfinite(read_lines(tmp_path / "run" / "log.jsonl")[-1]["dev_loss"])
+
+
 def test_a_completion_is_all_of_the_answer(explained: Path, tiny_llama: Path) -> None:
     """--loss_on completion: the tokens without a loss are those of the text up to `The answer is`."""
     from teacherlm.finetune.fields import parse_fields
