@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teacherlm.catalog.answers import DEFAULT_RULES, Asked, compiled, f1, gold_values, normal_text, read_answer
+from teacherlm.catalog.answer_values import f1, normal_text
+from teacherlm.catalog.answers import DEFAULT_RULES, Asked, compiled, gold_values, read_answer
 from teacherlm.core.errors import UserError
 
 YES_NO = Asked("letter", ("B",), ("True", "False"))
