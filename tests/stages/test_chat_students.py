@@ -207,6 +207,32 @@ def test_another_token_than_the_end_of_text_may_end_a_turn(
     assert {ids[-1] for ids in tokens["input_ids"]} == {tokenizer.convert_tokens_to_ids("<pad>")}
 
 
+def test_a_written_answer_ends_with_the_assistant_s_turn(
+    tiny_llama: Path, enhanced: Path, prepared: Path, tmp_path: Path, inside: Callable
+) -> None:
+    """The untrained student's generation settings do not name the token, and the checkpoints' do."""
+    folder = with_template(tiny_llama, tmp_path / "model", TEMPLATE.replace("</s>", "<pad>"))
+    more = ("--learning_rate", 1e-2, "--num_train_epochs", 8, "--save_strategy", "steps", "--save_steps", 24)
+    output = train(inside, folder, enhanced, tmp_path / "run", *more, task="text")
+    command = words(folder, "sample", prepared / "tests", tmp_path / "out", "--limit", 5, "--chat", "true")
+    command += ["--checkpoints", output, "--answer", "generate", "--num_tokens", 20]
+    done = inside("evaluate", *command)
+    assert done.returncode == 0, done.stderr
+    [checkpoint] = output.glob("checkpoint-*")
+    for model, name in ((folder, "model_chat"), (checkpoint, f"run/{checkpoint.name}")):
+        [file] = (tmp_path / "out" / name).glob("*_samples.jsonl")
+        exact, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+        ended = set()
+        for sample in read_lines(file):
+            messages = [{"role": "user", "content": plain_question(f"{sample['prompt']} The answer is (")}]
+            ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+            made = exact.generate(ids, max_new_tokens=20, do_sample=False, eos_token_id=[1, 0], pad_token_id=1)
+            expected = tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+            assert [text.strip() for text in sample["answers"]] == [expected.strip()]
+            ended |= set(sample["ended"])
+    assert ended == {"stop"}  # the checkpoint has learned to end its turn
+
+
 def test_adapters_record_it_too(student: Path, enhanced: Path, tmp_path: Path, inside: Callable) -> None:
     more = ("--peft", "lora", "--peft_rank", 2, "--merge_adapters", "true", "--num_train_epochs", 1)
     output = train(inside, student, enhanced, tmp_path / "run", *more)

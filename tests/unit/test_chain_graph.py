@@ -558,3 +558,30 @@ def test_engine_serve_needs_the_command_of_a_server() -> None:
     serving = dataclasses.replace(FACTS, teachers={"big": dataclasses.replace(BIG, serves=True)})
     [enhance] = words(sample_graph(settings(ENGINE="serve"), serving).stage("enhance"))
     assert flag(enhance, "--engine") == "serve"
+
+
+def test_a_chat_student_has_a_run_and_an_untrained_result_of_its_own() -> None:
+    """Without STUDENT_CHAT, names and finetuning's command are those of earlier versions."""
+    plain, chat = graph(), graph(STUDENT_CHAT="true")
+    assert (plain.name, chat.name) == ("tiny_cot_tail_big_seed0", "tiny_cot_tail_big_chat-student_seed0")
+    assert graph(CHAT="true").name == "tiny_cot_tail_big_chat_seed0"  # the teacher's
+    for asked, said in ((plain, "false"), (chat, "true")):
+        [finetune] = [list(command.words) for command in asked.stage("finetune").commands(None, [])]
+        assert finetune[finetune.index("--chat") :][1:2] == ["true"] if said == "true" else "--chat" not in finetune
+        [untrained] = words(asked.stage("evaluate"), 0)
+        assert flag(untrained, "--chat") == said
+    assert layout_of(settings(STUDENT_CHAT="true"), FACTS).untrained_scores == Path("runs/creak/all/evaluate/tiny_chat")
+    assert layout_of(settings(), FACTS).untrained_scores == Path("runs/creak/all/evaluate/tiny")
+    assert [stage.made for stage in plain.stages][:3] == [stage.made for stage in chat.stages][:3]
+    with pytest.raises(UserError, match="STUDENT_CHAT=auto: true or false was expected"):
+        settings(STUDENT_CHAT="auto")
+
+
+def test_the_student_s_yaml_chooses_where_the_variable_does_not() -> None:
+    yaml = dataclasses.replace(MODEL, values={**VALUES, "finetune.chat": "true"})
+    facts = dataclasses.replace(FACTS, student=yaml)
+    for value, expected in ((None, True), ("true", True), ("false", False)):
+        asked = sample_graph(settings(**({"STUDENT_CHAT": value} if value else {})), facts)
+        assert ("_chat-student_" in asked.name) == expected
+        [finetune] = [list(command.words) for command in asked.stage("finetune").commands(None, [])]
+        assert ("--chat" in finetune) == (not expected)
