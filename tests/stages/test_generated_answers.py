@@ -108,6 +108,7 @@ def test_other_settings_are_another_work(tiny_llama: Path, tests: Path, tmp_path
     ("more", "said"),
     [
         (["--num_answers", 4], "--num_answers: with --temperature 0 all answers to a question would be the same"),
+        (["--stop", ""], "--stop: a text that is not empty was expected"),
         (["--permutations", "cyclic"], "--permutations: only for --answer letter"),
         (["--num_fewshot", 60], "a question cannot be answered: the prompt has"),
     ],

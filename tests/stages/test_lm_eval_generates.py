@@ -54,7 +54,9 @@ def by_lm_eval(data: Path, folder: Path, prompts: dict[int, str]) -> dict:
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    write_records(folder / "apples.jsonl", ({"prompt": prompts[n], "gold": str(n + 2 + n % 2)} for n in range(QUESTIONS)))
+    write_records(
+        folder / "apples.jsonl", ({"prompt": prompts[n], "gold": str(n + 2 + n % 2)} for n in range(QUESTIONS))
+    )
     numbers = [
         {"function": "regex", "regex_pattern": "(-?[0-9][0-9,]*)", "group_select": -1},
         {"function": "take_first"},

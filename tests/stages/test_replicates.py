@@ -223,6 +223,24 @@ def test_a_last_checkpoint_that_is_not_scored_is_not_joined_with_other_epochs(in
     assert ("tiny (untrained)", "tiny_text_seed2, checkpoint-3") in pairs
 
 
+def test_last_checkpoints_of_different_epochs_are_joined(inside: Callable, run: Path) -> None:
+    """With --early_stop, the last checkpoint of each seed is the outcome of the same method."""
+    for seed in (0, 1):
+        write_seed(run, NAME, seed, arguments={"early_stop": 1})
+    path = run / "finetune" / f"{NAME}_seed1" / "manifest.json"
+    outputs = json.loads(path.read_text())["outputs"]
+    change_manifest(path, outputs={"checkpoint-3": outputs["checkpoint-3"]})
+    for place in (path.parent, run / "evaluate" / f"{NAME}_seed1"):
+        shutil.rmtree(place / "checkpoint-6")
+    page = page_of(inside, run)
+    [pair] = [row for row in table(page, "pairs-creak") if "seeds)" in row[1]]
+    expected = np.mean([right(run, f"{NAME}_seed0/checkpoint-6"), right(run, f"{NAME}_seed1/checkpoint-3")])
+    assert pair[1] == f"{NAME}, last checkpoints (2 seeds)"
+    assert pair[5] == [pytest.approx(expected - right(run, "tiny").mean())]
+    rows = names(table(page, "accuracy-creak"))
+    assert f"{NAME}, checkpoint-3 (2 seeds)" in rows and f"{NAME}_seed0, checkpoint-6" in rows
+
+
 def test_scores_with_further_flags_are_joined_among_themselves(inside: Callable, run: Path) -> None:
     for seed in (0, 1):
         write_seed(run, NAME, seed, scored_as={"permutations": "none"})

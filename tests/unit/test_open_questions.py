@@ -19,6 +19,7 @@ from teacherlm.catalog.sample_values import asked_of, values_of_text
 from teacherlm.core.records import Record
 from teacherlm.dataset.quality import contradicts
 from teacherlm.finetune.sets import question_and_answer
+from teacherlm.report.sample_browser import new_row, question_key
 
 SOLUTION = "In May she sold 48/2=<<48/2=24>>24 clips.\nThat is 48+24=<<48+24=1072>>1072 together.\n#### 1,072"
 PROBLEM = {"question": "How many clips did she sell? ", "answer": SOLUTION}
@@ -162,6 +163,13 @@ def test_a_completion_begins_with_the_space_before_the_answer() -> None:
     assert split_answer(TEXT) == ("Q: How many clips did she sell?", " A: The answer is", " 1,072.")
     assert split_question("Q: Is (A) or (B) right? A: The answer is both.") == ("Is (A) or (B) right?", ())
     assert question_and_answer(TEXT)[1] == "1,072"
+
+
+def test_the_page_shows_the_right_answer() -> None:
+    row = new_row("train", 1, TEXT)
+    assert (row["q"], row["c"], row["g"], row["r"]) == ("How many clips did she sell?", (), -1, "1,072")
+    assert "r" not in new_row("train", 1, "Q: Is it so? (A) yes (B) no A: The answer is (B).")
+    assert question_key(TEXT) == question_key("Q: How many clips did she sell? A:")
 
 
 FIRST = "Q: How many clips did she sell? A: Because. The answer is 1,072."

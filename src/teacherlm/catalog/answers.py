@@ -11,7 +11,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
@@ -19,13 +19,9 @@ import regex
 
 from teacherlm.catalog.prompts import LETTERS
 from teacherlm.core.errors import UserError
+from teacherlm.core.limits import ANSWER_CHARACTERS, PATTERN_CHARACTERS, PATTERN_SECONDS
 
 Kind = Literal["letter", "number", "text"]
-SECONDS = 1.0
-"""Maximum time that a pattern of a YAML may take for one text. A pattern can take exponential time."""
-LONGEST = 20_000
-"""Maximum number of characters of a text that are read, counted from its end, where the answer is."""
-
 NEGATED = re.compile(
     r"(?:\bnot|n['’]t|\bneither|\bnor|\bnever|\bwrong|\bincorrect)(?:\s+(?:a|an|the|be|is|by|option|choice|answer))*"
     r"[\s:*\"'“(\[]*$",
@@ -48,12 +44,14 @@ class Asked:
         golds: the right answers: letters, numbers or texts. Each of them is right.
         choices: the texts of the choices, in the order of their letters; empty without choices.
         rules: the names of RULES, and patterns, with which an answer is found in a text.
+        source: the file that has the rules, for messages.
     """
 
     kind: Kind
     golds: tuple[str, ...]
     choices: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()
+    source: str = field(default="", compare=False)
 
 
 def read_answer(text: str, asked: Asked) -> str | None:
@@ -66,9 +64,9 @@ def read_answer(text: str, asked: Asked) -> str | None:
     Raises:
         UserError: a pattern takes too long.
     """
-    text = plain(text[-LONGEST:])
+    text = plain(text[-ANSWER_CHARACTERS:])
     for rule in asked.rules or DEFAULT_RULES[asked.kind]:
-        found = RULES[rule](text, asked) if rule in RULES else matches_of(rule, text)
+        found = RULES[rule](text, asked) if rule in RULES else matches_of(rule, text, asked.source)
         values = dict.fromkeys(value for one in found if (value := value_of(one, asked)) is not None)
         if values:
             return next(iter(values)) if len(values) == 1 else None
@@ -100,7 +98,7 @@ def value_of(answer: str, asked: Asked) -> str | None:
     if asked.kind == "number":
         number = number_in(answer)
         return None if number is None else str(number)
-    return normal_text(answer) or " ".join(without_punctuation(answer).split()[-1:]) or None  # `A` is no article alone
+    return normal_text(answer) or bare(answer) or None
 
 
 # --------------------------------------------------------------------------------------------------------------- rules
@@ -258,32 +256,37 @@ FINAL = ("conclusion", "concluded_number", "concluded_text")
 """Rules after which no other is tried if what they find is no answer: `The answer is (E)` of two choices."""
 
 
-def matches_of(pattern: str, text: str) -> list[str]:
+def matches_of(pattern: str, text: str, source: str) -> list[str]:
     """The last match of a pattern: its group `answer`, or its first group.
 
     Raises:
         UserError: the pattern takes too long.
     """
-    groups = [match["answer"] if "answer" in match.re.groupindex else match[1] for match in found_by(pattern, text)]
+    groups = [
+        match["answer"] if "answer" in match.re.groupindex else match[1] for match in found_by(pattern, text, source)
+    ]
     return [one for one in groups if one][-1:]
 
 
-def places_of(pattern: str, text: str) -> list[int]:
+def places_of(pattern: str, text: str, source: str) -> list[int]:
     """Where the matches of a pattern begin.
 
     Raises:
         UserError: the pattern takes too long.
     """
-    return [match.start() for match in found_by(pattern, text)]
+    return [match.start() for match in found_by(pattern, text, source)]
 
 
-def found_by(pattern: str, text: str) -> "list[regex.Match[str]]":
+def found_by(pattern: str, text: str, source: str) -> "list[regex.Match[str]]":
     try:
-        return list(compiled(pattern).finditer(text, timeout=SECONDS))
+        return list(compiled(pattern).finditer(text, timeout=PATTERN_SECONDS))
     except TimeoutError:
-        raise UserError(
-            f"extract: the pattern {pattern!r:.80} takes longer than {SECONDS:.0f} s for one text; make it simpler"
-        ) from None
+        said = f"the pattern {pattern!r:.80} takes longer than {PATTERN_SECONDS:.0f} s for one text; make it simpler"
+        raise UserError(f"{source}: extract: {said}" if source else f"extract: {said}") from None
+
+
+TOO_MUCH = re.compile(r"\(\?(?:R|[+-]?\d|&|P>)|\{\d*,?\d{5,}")
+"""Recursion and large repetitions, with which a pattern can take all memory."""
 
 
 @functools.cache
@@ -293,9 +296,13 @@ def compiled(pattern: str) -> "regex.Pattern[str]":
     Raises:
         ValueError: it is not a valid regular expression with a group.
     """
+    if len(pattern) > PATTERN_CHARACTERS:
+        raise ValueError(f"{pattern!r:.80}: a pattern must not have more than {PATTERN_CHARACTERS} characters")
+    if found := TOO_MUCH.search(pattern):
+        raise ValueError(f"{pattern!r:.80}: a pattern must not have {found[0]}")
     try:
         made = regex.compile(pattern)
-    except regex.error as error:
+    except (regex.error, RecursionError, OverflowError) as error:
         raise ValueError(
             f"{pattern!r:.80} is neither one of {', '.join(RULES)} nor a valid pattern: {error}"
         ) from error
@@ -392,6 +399,16 @@ def normal_text(text: str) -> str:
     """A text as SQuAD's evaluation compares it (Rajpurkar et al. 2016, arXiv 1606.05250): in small letters, without
     punctuation and the articles a, an, the, and with single spaces."""
     return " ".join(re.sub(r"\b(?:a|an|the)\b", " ", without_punctuation(text)).split())
+
+
+def bare(text: str) -> str:
+    """The normal form of a text of which `normal_text` leaves nothing: an article alone (`A`), or a sign (`%`)."""
+    words = without_punctuation(text).split()
+    return words[-1] if words else MARKS.sub("", text)
+
+
+MARKS = re.compile(r"[\s.,;:!?'\"“”‘’„`´«»()\[\]{}<>*_~|\\/…–—-]+")
+"""Punctuation that is no answer."""
 
 
 def without_punctuation(text: str) -> str:

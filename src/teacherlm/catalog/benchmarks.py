@@ -230,9 +230,11 @@ class Benchmark:
             doc: a sample of `test_sample`. Its choices may have another order.
         """
         if self.is_open:
-            return Asked(self.answer_kind, tuple(doc.get("answers") or [doc["answer"]]), (), self.extract)
+            return Asked(
+                self.answer_kind, tuple(doc.get("answers") or [doc["answer"]]), (), self.extract, str(self.path)
+            )
         _, choices = split_choices(f" {doc['question']}")
-        return Asked("letter", (doc["answer"].strip("()"),), choices, self.extract)
+        return Asked("letter", (doc["answer"].strip("()"),), choices, self.extract, str(self.path))
 
     def gold(self, answer: str, choices: tuple[str, ...], where: str) -> int:
         """The index of the choice that an answer names, by the YAML's `labels`, or by the letter, index or text."""

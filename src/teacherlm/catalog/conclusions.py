@@ -28,17 +28,17 @@ def conclusion(text: str, asked: Asked) -> tuple[str, str] | None:
         return None
     of_sentences = tuple(rule for rule in rules if rule in CONCLUDING or rule not in RULES)
     if of_sentences:
-        for place in places(text, of_sentences):
+        for place in places(text, of_sentences, asked.source):
             if read_answer(text[place:], replace(asked, rules=of_sentences)) == answer:
                 return text[: sentence_start(text, place)].rstrip(), answer
     return text.rstrip(), answer
 
 
-def places(text: str, rules: tuple[str, ...]) -> Iterator[int]:
+def places(text: str, rules: tuple[str, ...], source: str) -> Iterator[int]:
     """Where a conclusion may begin, from the end of the text on."""
     found = {mark.start() for mark in CONCLUSION.finditer(text)} if set(rules) & set(CONCLUDING) else set()
     for rule in rules:
-        found |= set() if rule in RULES else set(places_of(rule, text))
+        found |= set() if rule in RULES else set(places_of(rule, text, source))
     yield from sorted(found, reverse=True)[:MOST_PLACES]
 
 

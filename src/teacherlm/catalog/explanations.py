@@ -120,7 +120,7 @@ def split_at_answer(prompts: "PromptSet", record: "Record", kind: str, text: str
 
 def with_other_answer(record: "Record", kind: str, where: str) -> "Record":
     """A record in which another answer is the right one: another choice, or a text that begins otherwise."""
-    from teacherlm.catalog.sample_values import ASKED, values_of_text
+    from teacherlm.catalog.sample_values import ASKED, is_asked, values_of_text
 
     before, mark, after = split_answer(record["text"])
     if not after or (mark != ANSWER_BEGINS and after[0] not in LETTERS):
@@ -129,7 +129,7 @@ def with_other_answer(record: "Record", kind: str, where: str) -> "Record":
     if "letter" not in known:
         answer = "no" if known["answer"].startswith("y") else "yes"
         changed = f"{before}{mark} {full_stop(answer)}"
-        more = {ASKED: {**record[ASKED], "answers": [answer]}} if ASKED in record else {}
+        more = {ASKED: {**record[ASKED], "answers": [answer]}} if is_asked(record.get(ASKED)) else {}
     else:
         others = [letter for letter in LETTERS[: max(2, len(known["choices"]))] if letter != after[0]]
         changed = f"{before}{mark}{others[0]}{after[1:]}"

@@ -43,7 +43,7 @@ def asked_of(record: Mapping[str, Any], where: str = "") -> Asked | None:
         try:
             if is_asked(said):
                 choices = choices if said["kind"] == "letter" else ()
-                asked = Asked(said["kind"], tuple(said["answers"]), choices, tuple(said.get("extract") or ()))
+                asked = Asked(said["kind"], tuple(said["answers"]), choices, tuple(said.get("extract") or ()), where)
                 gold_values(asked)
                 for rule in asked.rules:
                     require_rule(rule, asked.kind)

@@ -38,6 +38,13 @@ LOOP_STEP = 20
 TEMPLATE_SECONDS = 10.0
 """Maximum processor time of one rendering."""
 
+PATTERN_CHARACTERS = 500
+"""Maximum number of characters of a regular expression in a benchmark's YAML."""
+PATTERN_SECONDS = 1.0
+"""Maximum time that such a pattern may take for one text. A pattern can take exponential time."""
+ANSWER_CHARACTERS = 20_000
+"""Maximum number of characters of a written text in which an answer is looked for, counted from the text's end."""
+
 LINE_BYTES = 64 * MIB
 """Maximum size of one record in a JSON lines file. It may have JSON_VALUES lists and objects."""
 LIST_BYTES = 256 * MIB

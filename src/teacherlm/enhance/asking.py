@@ -42,10 +42,11 @@ class Asking:
 
     def first_attempts(self) -> Iterator[Prompt]:
         """The prompts of the completions that are not on disk yet, record by record."""
-        for index, _, record in shard_records(self.flags.input, self.flags.shard):
+        for index, line, record in shard_records(self.flags.input, self.flags.shard):
+            where = f"{self.flags.input}, line {line}"
             for job in self.jobs.values():
                 for number in job.missing(index):
-                    self.asked[job.field, index, number] = question_of(record, job.kind)
+                    self.asked[job.field, index, number] = question_of(record, job.kind, where)
                     yield prompt_of(self.flags.seed, job, index, number, record[job.field])
 
     def take(self, result: Completion | Failure) -> bool:

@@ -166,6 +166,8 @@ def read_flags(description: str | None) -> EnhanceFlags:
         description,
         example="teacherlm enhance --name smollm2-135m --input A.jsonl --output A_cot.jsonl --task_type cot_text",
     )
+    if "" in flags.stop:
+        raise UserError("--stop: a text that is not empty was expected")
     if flags.num_completions > 1 and flags.temperature == 0:
         raise UserError("--num_completions: with --temperature 0 all completions of a record would be the same")
     if len(flags.task_type) > 1 and "{kind}" not in flags.output:

@@ -40,10 +40,14 @@ class Question:
     hinted: bool = False
 
 
-def question_of(record: Record, kind: str) -> Question:
-    """The question of a record, for the texts of a kind."""
+def question_of(record: Record, kind: str, where: str) -> Question:
+    """The question of a record, for the texts of a kind.
+
+    Args:
+        where: the record's place, for messages.
+    """
     hint = record.get(f"{kind}_hint")
-    return Question(record[f"{kind}_text"], asked_of(record), hint if isinstance(hint, str) else "")
+    return Question(record[f"{kind}_text"], asked_of(record, where), hint if isinstance(hint, str) else "")
 
 
 @dataclass(frozen=True)

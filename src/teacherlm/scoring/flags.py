@@ -183,6 +183,8 @@ def read_flags(description: str | None) -> EvaluateFlags:
     if flags.fewshot_as_multiturn and (flags.chat == "false" or flags.num_fewshot == 0):
         raise UserError("--fewshot_as_multiturn needs --num_fewshot, and not --chat false; leave it out")
     tokenization = "joint" if flags.joint_tokenization else flags.tokenization
+    if "" in (flags.stop or ()):
+        raise UserError("--stop: a text that is not empty was expected")
     if flags.num_answers > 1 and flags.temperature == 0:
         raise UserError("--num_answers: with --temperature 0 all answers to a question would be the same")
     if flags.answer in (GENERATE, "both") and flags.permutations != "none":
