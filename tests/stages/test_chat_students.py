@@ -19,6 +19,7 @@ from support.finetuning import flags, read_log, weights
 from support.programs import ROOT, only_error, warm_python
 from support.scoring import words
 from support.tiny_models import make_other_model, make_tiny_model
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from teacherlm.catalog.chat_students import RECORD
@@ -40,9 +41,18 @@ TEMPLATE = TEMPLATES["with BOS"]
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama with a chat template, which writes the token that begins texts."""
+    """A tiny Llama with a chat template. The template writes the token that begins texts, and the tokenizer puts one
+    before plain texts."""
     folder = tmp_path_factory.mktemp("student")
-    return with_template(make_tiny_model("llama", folder / "plain"), folder / "chatty", TEMPLATE)
+    made = with_template(make_tiny_model("llama", folder / "plain"), folder / "chatty", TEMPLATE)
+    tokenizer = AutoTokenizer.from_pretrained(made)
+    begins = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{begins[0]} $A", pair=f"{begins[0]} $A $B", special_tokens=[begins]
+    )
+    tokenizer.save_pretrained(made)
+    assert AutoTokenizer.from_pretrained(made)("a")["input_ids"][0] == tokenizer.bos_token_id
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +241,24 @@ def test_a_written_answer_ends_with_the_assistant_s_turn(
             assert [text.strip() for text in sample["answers"]] == [expected.strip()]
             ended |= set(sample["ended"])
     assert ended == {"stop"}  # the checkpoint has learned to end its turn
+
+
+def test_a_training_of_earlier_versions_is_found_done(
+    student: Path, enhanced: Path, tmp_path: Path, inside: Callable
+) -> None:
+    command = flags(student, enhanced, tmp_path / "run")
+    command[command.index("--task_type") + 1] = "text"
+    command += ["--num_train_epochs", 1]
+    assert inside("finetune", *command).returncode == 0
+    assert not any((tmp_path / "run").glob(f"*/{RECORD}"))
+    for name in ("run.json", "manifest.json"):
+        content = json.loads((tmp_path / "run" / name).read_text())
+        assert content["arguments"].pop("chat") is False
+        (tmp_path / "run" / name).write_text(json.dumps(content))
+    before = (tmp_path / "run" / "manifest.json").read_bytes()
+    done = inside("finetune", *command)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "manifest.json").read_bytes() == before and "epoch" not in done.stdout
 
 
 def test_adapters_record_it_too(student: Path, enhanced: Path, tmp_path: Path, inside: Callable) -> None:
@@ -528,6 +556,40 @@ def test_a_task_of_the_library_asks_as_the_library_does(
     found = read_lines(tmp_path / "out" / "chatty_chat" / "snowy_samples.jsonl")
     assert [one["prompt"] for one in found] == [one["arguments"][0][0] for one in library["samples"]["snowy"]]
     assert [[*one["loglikelihoods"].values()] for one in found] == [pytest.approx(row, abs=1e-4) for row in expected]
+
+
+def test_lm_eval_s_generation_goes_on_from_the_conversation(student: Path) -> None:
+    from lm_eval.api.instance import Instance
+
+    from teacherlm.scoring.language_model import LanguageModel
+
+    model = LanguageModel(student, "cpu", "float32")
+    tokenizer, exact = AutoTokenizer.from_pretrained(student), AutoModelForCausalLM.from_pretrained(student)
+    model.use_chat(ChatStudent(tokenizer, student))
+    claims = [f"Is {claim}?" for claim in ("snow white", "coal as white as snow", "it")]
+    turns = [[{"role": "user", "content": claim}] for claim in claims]
+    prompts = [model.apply_chat_template(one) for one in turns]
+    until = {"until": ["\n\n"], "max_gen_toks": 9}
+    asked = [Instance("generate_until", {}, (prompt, until), number) for number, prompt in enumerate(prompts)]
+    for one, found in zip(turns, model.generate_until(asked), strict=True):
+        ids = tokenizer.apply_chat_template(one, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+        made = exact.generate(ids, max_new_tokens=9, do_sample=False)
+        assert found == tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True).split("\n\n")[0]
+    prefix = [*turns[0], {"role": "assistant", "content": "The answer"}]
+    assert model.apply_chat_template(prefix, add_generation_prompt=False) == prompts[0] + "The answer"
+
+
+def test_a_long_conversation_keeps_what_the_template_writes_before_it(student: Path) -> None:
+    from teacherlm.scoring.language_model import LanguageModel
+
+    model = LanguageModel(student, "cpu", "float32")
+    chat = ChatStudent(AutoTokenizer.from_pretrained(student), student)
+    model.use_chat(chat)
+    whole = [*chat.tokens(chat.asked([("user", "snow " * 600)], "The answer is (")), 5]
+    head = chat.tokens(chat.head)
+    kept = model.cut(whole)
+    assert len(kept) == model.max_length and model.truncated == 1
+    assert list(kept[: len(head)]) == head and list(kept[len(head) :]) == whole[len(head) - model.max_length - 1 : -1]
 
 
 # ---------------------------------------------------------------------------------------------------------------- chain
