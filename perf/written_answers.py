@@ -1,8 +1,8 @@
 """Does a student that reasons before its answer have to be measured by what it writes? A made-up arithmetic, SmolLM2.
 
-The questions ask for the result of four steps (`Start with 7. Add 5. ...`) among four near numbers. Nothing but the
-computation tells the answer. The student learns the field cot_first: the steps, and then the letter. It is scored by
-the letter's log-likelihood and by the answer that it writes, greedily and with a vote of eight samples.
+The questions ask whether the result of four steps (`Start with 7. Add 5. ...`) is even or odd. Nothing but the
+computation tells the answer. The student learns the field cot_first: the steps, and then the letter. It is scored by the
+letter's log-likelihood and by the answer that it writes, greedily and with a vote of eight samples.
 docs/measurements/written-answers.md has the results.
 
     python -m perf.written_answers --folder /tmp/sums        # about an hour on two cores; an interrupted run goes on
@@ -23,14 +23,14 @@ YAML = """\
 title: Sums
 splits: {train: train, test: test}
 files: {train: train.jsonl, test: test.jsonl}
-question: "{{ steps }} What is the result?"
-choices: ["{{ options[0] }}", "{{ options[1] }}", "{{ options[2] }}", "{{ options[3] }}"]
+question: "{{ steps }} Is the result even or odd?"
+choices: ["even", "odd"]
 answer: "{{ answer }}"
 answer_is: index
 """
 STEPS, TRAIN, TEST = 4, 800, 200
 WORDS = {"+": "Add", "-": "Subtract"}
-FLAGS = "--loss_on completion --warmup_steps 10 --lr_scheduler_type linear"
+FLAGS = "--loss_on completion --end_of_text --warmup_steps 10 --lr_scheduler_type linear"
 VOTES = ("--num_answers", "8", "--temperature", "0.7")
 
 
@@ -69,7 +69,7 @@ def write_benchmark(folder: Path) -> None:
 
 
 def make(draw: random.Random) -> dict[str, object]:
-    """A question with its explanation. The wrong choices are near, and the right one has any rank among them."""
+    """A question with its explanation."""
     value = draw.randint(1, 9)
     said, shown = [f"Start with {value}."], []
     for _ in range(STEPS):
@@ -79,13 +79,10 @@ def make(draw: random.Random) -> dict[str, object]:
         said.append(f"{WORDS[sign]} {number}.")
         shown.append(f"{value} {sign} {number} = {result}.")
         value = result
-    first = value - draw.randint(0, 3)
-    options = [first + place for place in range(4)]
-    draw.shuffle(options)
+    shown.append(f"{value} is {('even', 'odd')[value % 2]}.")
     return {
         "steps": " ".join(said),
-        "options": [str(option) for option in options],
-        "answer": options.index(value),
+        "answer": value % 2,
         "explanation": " ".join(shown),
     }
 

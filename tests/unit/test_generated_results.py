@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -67,6 +68,16 @@ def test_what_cannot_be_read_is_wrong_and_counted_apart() -> None:
     assert counted == {"texts": 3, "unreadable": 1, "cut_off": 1, "mean_tokens": 6.3}
     low, high = result["interval_95"]
     assert 0 < low < 2 / 3 < high < 1
+
+
+def test_the_first_conclusion_counts_but_the_last_one_of_a_chat_model() -> None:
+    """A student that has not learned to end its text writes further answers."""
+    text = " 2 + 2 = 4. The answer is (B). The answer is (A). The answer is (C)."
+    assert record_of(question(), [answer(text)], 1)["found"] == ["B"]
+    chat = replace(question(), messages=(("user", "Which?"),))
+    assert record_of(chat, [answer(text)], 1)["found"] == ["C"]
+    unsure = "The answer is unclear. Is it (A)? The answer is (B). The answer is (A)."
+    assert record_of(question(), [answer(unsure)], 1)["found"] == ["A"]
 
 
 def test_each_task_has_a_result_of_its_own() -> None:

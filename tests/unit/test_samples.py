@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from support.files import sample_claims
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from teacherlm.core.errors import UserError
@@ -62,6 +63,20 @@ def test_the_loss_on_the_completion_begins_at_the_letter(tiny_model: Path) -> No
     removed = len(row["input_ids"]) - 40
     assert removed > 0
     assert cut[0]["skipped"] == max(0, row["skipped"] - removed)
+
+
+def test_texts_end_with_the_end_of_text_token_only_once(tiny_llama: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    dataset = Dataset.from_dict({"text": SENTENCES})
+    plain, _ = tokenize(dataset, tokenizer, TEXT, 500, False, 0)
+    end = 7
+    ended, _ = tokenize(dataset, tokenizer, TEXT, 500, False, 0, end=end)
+    assert ended["input_ids"] == [[*ids, end] for ids in plain["input_ids"]]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A <end>", special_tokens=[("<end>", end)])
+    own, _ = tokenize(dataset, tokenizer, TEXT, 500, False, 0, end=end)
+    assert own["input_ids"] == ended["input_ids"]
+    cut, _ = tokenize(dataset, tokenizer, TEXT, 6, False, 0, end=end)
+    assert {ids[-1] for ids in cut["input_ids"]} == {end}
 
 
 @pytest.mark.parametrize("said", ["It is.", "The answer is clear.", "The answer is (A), as it is."])

@@ -73,6 +73,16 @@ def read_answer(text: str, asked: Asked) -> str | None:
     return None
 
 
+def up_to_conclusion(text: str, asked: Asked) -> str:
+    """A text up to its first conclusion (`The answer is (B)`) that gives an answer, with what follows it up to the next
+    one; the whole text if there is none."""
+    marks = [mark.start() for mark in CONCLUSION.finditer(text)]
+    for start, end in zip(marks, [*marks[1:], len(text)]):
+        if read_answer(text[start:end], asked) is not None:
+            return text[:end]
+    return text
+
+
 def gold_values(asked: Asked) -> tuple[str, ...]:
     """The right answers in the form of `read_answer`.
 

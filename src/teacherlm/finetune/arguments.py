@@ -73,6 +73,13 @@ class FinetuneArguments:
             "next epoch"
         },
     )
+    end_of_text: bool = field(
+        default=False,
+        metadata={
+            "help": "end each text with the end-of-text token, also if the tokenizer adds none, so that the student "
+            "learns to end its answers"
+        },
+    )
     loss_on: str = field(
         default="all", metadata={"help": "train on all of the text, or on the completion after the question only"}
     )

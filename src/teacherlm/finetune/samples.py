@@ -81,6 +81,7 @@ def tokenize(
     rows: TrainingRows | None = None,
     teacher: TeacherTokens | None = None,
     chat: ChatStudent | None = None,
+    end: int | None = None,
 ) -> tuple[Dataset, list[int]]:
     """The token ids of an epoch's samples, one field after the other, and the number of samples per field.
 
@@ -96,6 +97,7 @@ def tokenize(
         teacher: the teacher's distributions (soft_targets.py), or None.
         chat: the student's chat template, by which each sample becomes a conversation (chat_samples.py); None: the
             student is trained on plain text.
+        end: the end-of-text token, with which each text ends; None: only if the tokenizer adds it.
 
     Returns:
         A dataset with the columns `input_ids`; `skipped`, the number of tokens on the left without a loss (0, or the
@@ -117,7 +119,7 @@ def tokenize(
         with_column = (with_parts or completion_only or chat is not None) and COLUMN in dataset.column_names
         columns = [field, *([COLUMN] if with_column else [])]
         samples = dataset.select_columns(columns).select(numbers)
-        how = (max_length, completion_only, vocabulary, with_parts, teacher, chat)
+        how = (max_length, completion_only, vocabulary, with_parts, teacher, chat, end)
         encode = partial(encode_batch, tokenizer, field, numbers, where, *how)
         parts.append(samples.map(encode, batched=True, with_indices=True, remove_columns=columns, keep_in_memory=True))
     tokens = concatenate_datasets(parts)
@@ -140,6 +142,7 @@ def encode_batch(
     with_parts: bool,
     teacher: TeacherTokens | None,
     chat: ChatStudent | None,
+    end: int | None,
     batch: Mapping[str, list[str]],
     places: list[int],
 ) -> dict[str, list[Any]]:
@@ -157,7 +160,7 @@ def encode_batch(
             raise UserError(f"{name}: the field {field!r} is empty{why}; remove this sample")
     rows = [dict(zip(batch, values)) for values in zip(*batch.values())]
     how = (field, names, max_length, completion_only, with_parts)
-    samples = encode_texts(tokenizer, rows, *how) if chat is None else encode_conversations(chat, rows, *how)
+    samples = encode_texts(tokenizer, rows, *how, end) if chat is None else encode_conversations(chat, rows, *how)
     for name, sample in zip(names, samples):
         require_embeddings(sample.ids, vocabulary, name)
     found: dict[str, list[Any]] = {"parts": [sample.parts for sample in samples]} if with_parts else {}
@@ -184,17 +187,20 @@ def encode_texts(
     max_length: int,
     completion_only: bool,
     with_parts: bool,
+    end: int | None,
 ) -> list[EncodedSample]:
     """The plain texts of rows as tokens, with the tokenizer's special tokens around them.
 
     Args:
         names: what messages call each row.
+        end: see `tokenize`.
     """
     texts = [row[field] for row in rows]
     if (completion_only or with_parts) and not tokenizer.is_fast:
         flag = "--loss_weights" if with_parts else "--loss_on completion"
         raise UserError(f"{flag} needs a fast tokenizer (tokenizer.json); leave it out for this student")
     before, after = special_tokens(tokenizer)
+    after = [*after, end] if end is not None and end not in after else after
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=completion_only or with_parts)
     found = []
     for number, (row, name) in enumerate(zip(rows, names)):

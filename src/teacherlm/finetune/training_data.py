@@ -69,7 +69,8 @@ def load_samples(flags: Any, training: Any, model_folder: Path) -> Samples:
     if flags.chat == "true":
         chat = ChatStudent(tokenizer, model_folder)
         say(f"finetune: each text is a conversation; only the assistant's turn has a loss{chat.described}")
-    tokens, counts = tokenize(rows.dataset, *how, with_parts, rows, teacher, chat)
+    end = end_token(tokenizer, chat) if flags.end_of_text else None
+    tokens, counts = tokenize(rows.dataset, *how, with_parts, rows, teacher, chat, end)
     if teacher is not None:
         say_known(tokens)
     texts = None
@@ -81,7 +82,9 @@ def load_samples(flags: Any, training: Any, model_folder: Path) -> Samples:
         tokens = tokens.select(dataset_order(tokens["sample"]))
     dev = None
     if flags.dev_dataset:
-        dev, _ = tokenize(load_split(Path(flags.dev_dataset), fields, train=False), *how, with_parts, chat=chat)
+        dev, _ = tokenize(
+            load_split(Path(flags.dev_dataset), fields, train=False), *how, with_parts, chat=chat, end=end
+        )
     if flags.tokens_per_batch is not None:
         longest = min(flags.max_source_length, max(tokens["tokens"]))
         of_student = ""
@@ -96,6 +99,20 @@ def load_samples(flags: Any, training: Any, model_folder: Path) -> Samples:
             )
     require_parts(flags, [tokens, *([] if dev is None else [dev])])
     return Samples(tokens, counts if fields.in_order else [sum(counts)], dev, tokenizer, rows, texts, teacher, chat)
+
+
+def end_token(tokenizer: Any, chat: ChatStudent | None) -> int:
+    """The end-of-text token, for --end_of_text.
+
+    Raises:
+        UserError: the tokenizer has none, or the student learns conversations, whose turns end anyway.
+    """
+    if chat is not None:
+        raise UserError("--end_of_text has no effect on a chat student, whose turns end by its template; leave it out")
+    if tokenizer.eos_token_id is None:
+        raise UserError("--end_of_text: the tokenizer has no end-of-text token; leave it out for this student")
+    end: int = tokenizer.eos_token_id
+    return end
 
 
 def say_known(tokens: Any) -> None:

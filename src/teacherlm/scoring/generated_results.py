@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from teacherlm.catalog.answers import f1, read_answer
+from teacherlm.catalog.answers import f1, read_answer, up_to_conclusion
 from teacherlm.scoring.evaluator import Z_95, wilson
 from teacherlm.scoring.generated_answers import Answer
 from teacherlm.scoring.generated_questions import Question
@@ -40,7 +40,7 @@ def scored(
 def record_of(question: Question, answers: Sequence[Answer], number: int) -> dict[str, Any]:
     """The record of a question: its answers, what was read in them, and the values of its metrics."""
     texts = [answer["text"] for answer in answers]
-    found = [read_answer(text, question.asked) for text in texts]
+    found = [read_answer(text, question.asked) for text in answering_parts(question, texts)]
     right = [one in question.golds for one in found]
     record: dict[str, Any] = {
         "task": question.task,
@@ -66,6 +66,15 @@ def record_of(question: Question, answers: Sequence[Answer], number: int) -> dic
         for k in budgets(number):
             record[f"pass@{k}"] = pass_at(k, number, sum(right))
     return record
+
+
+def answering_parts(question: Question, texts: Sequence[str]) -> Sequence[str]:
+    """The parts of texts in which the answer is looked for: up to the first conclusion for a model that is not asked
+    through a chat template, because it may not have learned to end its text after the answer. A chat model ends its
+    turn, and its last conclusion counts. Rules of the benchmark's YAML get the whole text."""
+    if question.messages or question.asked.rules:
+        return texts
+    return [up_to_conclusion(text, question.asked) for text in texts]
 
 
 def majority(found: Sequence[str | None]) -> list[str]:
