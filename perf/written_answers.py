@@ -1,8 +1,8 @@
 """Does a student that reasons before its answer have to be measured by what it writes? A made-up arithmetic, SmolLM2.
 
 The questions ask whether the result of four steps (`Start with 7. Add 5. ...`) is even or odd. Nothing but the
-computation tells the answer. The student learns the field cot_first: the steps, and then the letter. It is scored by the
-letter's log-likelihood and by the answer that it writes, greedily and with a vote of eight samples.
+computation tells the answer. The student learns the field cot_first: the steps, and then the letter. It is scored by
+the letter's log-likelihood and by the answer that it writes, greedily and with a vote of eight samples.
 docs/measurements/written-answers.md has the results.
 
     python -m perf.written_answers --folder /tmp/sums        # about an hour on two cores; an interrupted run goes on

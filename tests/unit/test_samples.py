@@ -75,7 +75,7 @@ def test_texts_end_with_the_end_of_text_token_only_once(tiny_llama: Path) -> Non
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A <end>", special_tokens=[("<end>", end)])
     own, _ = tokenize(dataset, tokenizer, TEXT, 500, False, 0, end=end)
     assert own["input_ids"] == ended["input_ids"]
-    cut, _ = tokenize(dataset, tokenizer, TEXT, 6, False, 0, end=end)
+    cut, _ = tokenize(dataset, tokenizer, TEXT, 25, False, 0, end=end)
     assert {ids[-1] for ids in cut["input_ids"]} == {end}
 
 
