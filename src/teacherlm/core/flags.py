@@ -190,6 +190,21 @@ def require_number(name: str, value: float | None, **bounds: Unpack[Range]) -> N
             raise UserError(f"--{name}: {words} {bound} was expected, found {value}")
 
 
+LEAST_TEMPERATURE = 1e-3
+"""Below it the logits, divided by the temperature, may exceed what a float holds."""
+
+
+def require_temperature(temperature: float) -> None:
+    """Raises:
+    UserError: the temperature is neither 0 nor at least LEAST_TEMPERATURE.
+    """
+    if 0 < temperature < LEAST_TEMPERATURE:
+        raise UserError(
+            f"--temperature: 0, which takes the most likely token, or at least {LEAST_TEMPERATURE} was expected, found "
+            f"{temperature}"
+        )
+
+
 def parse_shard(text: str) -> tuple[int, int]:
     """(I, N) of `--shard I/N`: the shard with index I of N shards, counted from 0."""
     index, _, count = text.partition("/")

@@ -8,7 +8,7 @@ from teacherlm.catalog.prompts import DEFAULT
 from teacherlm.catalog.servers import is_address
 from teacherlm.catalog.top_logprobs import MOST
 from teacherlm.core.errors import UserError
-from teacherlm.core.flags import HIDDEN, LIST_MISSING, flag, parse, parse_shard
+from teacherlm.core.flags import HIDDEN, LIST_MISSING, flag, parse, parse_shard, require_temperature
 
 WHAT = "what"
 HOW = "what the texts depend on"
@@ -166,6 +166,7 @@ def read_flags(description: str | None) -> EnhanceFlags:
         description,
         example="teacherlm enhance --name smollm2-135m --input A.jsonl --output A_cot.jsonl --task_type cot_text",
     )
+    require_temperature(flags.temperature)
     if "" in flags.stop:
         raise UserError("--stop: a text that is not empty was expected")
     if flags.num_completions > 1 and flags.temperature == 0:

@@ -184,12 +184,23 @@ def task_of(base: Kind, benchmark: Benchmark, value: str | None = None) -> Kind:
     """The task of a benchmark's YAML, or of the part whose samples have this value in the field `file_field`."""
     part = None if value is None else (benchmark.file_field, value)
     changed = {
+        "BENCHMARK": benchmark.name,
         "DATASET_PATH": f"{task_files.OLD_DATASETS}/{benchmark.name}",
         "CHOICES": len(benchmark.choices) or None,
         "PART": part,
         **(WITHOUT_CHOICES if benchmark.is_open else {}),
     }
     return type(benchmark.name, (base,), {**changed, "__module__": base.__module__})
+
+
+def benchmark_of(kind: Kind) -> Benchmark | None:
+    """The benchmark whose YAML a task has; None for a task file that is not that of a benchmark. The name of a task
+    alone does not say so: `gsm8k_easy.py` has questions of its own."""
+    name = getattr(kind, "BENCHMARK", None)
+    file = Path(file_of(kind))
+    if name is None and file.parent == task_files.TASKS and file.stem in benchmarks.names():
+        name = file.stem
+    return None if name is None else benchmarks.load_benchmark(name)
 
 
 def parts_of(benchmark: Benchmark, folder: Path, wanted: str | None) -> list[str]:

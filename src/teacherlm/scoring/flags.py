@@ -1,12 +1,14 @@
 """The flags of an evaluation and their checks."""
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from teacherlm.catalog.models import CHAT
 from teacherlm.core.errors import UserError
-from teacherlm.core.flags import HIDDEN, LIST_MISSING, flag, parse, parse_shard
+from teacherlm.core.flags import HIDDEN, LIST_MISSING, flag, parse, parse_shard, require_temperature
+from teacherlm.core.results import GENERATED
 from teacherlm.scoring.task_inputs import DATASETS
 
 FAMILIES = ("hf", "hf-causal", "hf-causal-experimental", "bloom", "opt")
@@ -35,6 +37,8 @@ def read_model(text: str) -> tuple[str, str | None]:
 def read_tasks(text: str) -> tuple[str, ...]:
     """The names in --tasks, which are separated by commas."""
     names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if wrong := next((name for name in names if name.endswith(GENERATED)), None):
+        raise UserError(f"--tasks: {wrong}: the name of a task was expected; --answer {GENERATE} scores its texts")
     if not names:
         raise UserError("--tasks: at least one name was expected")
     return names
@@ -187,6 +191,23 @@ def read_flags(description: str | None) -> EvaluateFlags:
         raise UserError("--stop: a text that is not empty was expected")
     if flags.num_answers > 1 and flags.temperature == 0:
         raise UserError("--num_answers: with --temperature 0 all answers to a question would be the same")
-    if flags.answer in (GENERATE, "both") and flags.permutations != "none":
-        raise UserError(f"--permutations: only for --answer {LETTER}; a written answer is asked in one order")
+    require_temperature(flags.temperature)
     return replace(flags, dtype=dtype or flags.dtype, tokenization=tokenization)
+
+
+def require_effect(flags: EvaluateFlags, measures: Collection[str]) -> None:
+    """Refuse flags that have no effect on the wanted measures.
+
+    Raises:
+        UserError: the message names the flag.
+    """
+    if GENERATE not in measures:
+        of_texts = ("num_answers", "num_tokens", "temperature", "top_p", "stop", "engine")
+        default = {one.name: one.default for one in fields(EvaluateFlags)}
+        for name in of_texts:
+            if getattr(flags, name) != default[name]:
+                raise UserError(f"--{name} is for written answers; add --answer {GENERATE} or both, or leave it out")
+    if GENERATE in measures and flags.permutations != "none":
+        raise UserError(f"--permutations: only for --answer {LETTER}; a written answer is asked in one order")
+    if LETTER not in measures and flags.tokenization != "auto":
+        raise UserError("--tokenization is for the letters of choices; leave it out")

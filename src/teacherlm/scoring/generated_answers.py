@@ -11,12 +11,14 @@ from tqdm import tqdm
 from teacherlm.core.errors import UserError
 from teacherlm.core.interrupts import REQUEUE, Stop
 from teacherlm.core.progress_file import ProgressFile
+from teacherlm.core.shapes import LONG_TEXT, flaw_of_shape
 from teacherlm.core.terminal import plural
 from teacherlm.runtime.generation import Completion, Engine, Failure, Prompt, draw_seed
 from teacherlm.runtime.generation.thinking import without_thinking
 from teacherlm.scoring.generated_questions import Question
 from teacherlm.scoring.shards import progress_file, read_others
 
+ANSWER = {"text": LONG_TEXT, "tokens": int, "ended": str, "thinking?": LONG_TEXT}
 Answer = dict[str, Any]
 """An answer as it is kept: `text`, `tokens` (number of new ones), `ended`, and `thinking` if there is any."""
 
@@ -53,17 +55,25 @@ def write_answers(
     try:
         others = read_others(path, file, dict(work))
         keys = range(len(questions) * number)
-        mine = [key for key in keys if key % count == index and key not in progress and key not in others]
+        done = {
+            key for key in keys if (key in progress and is_answer(progress.read(key))) or is_answer(others.get(key))
+        }
+        mine = [key for key in keys if key % count == index and key not in done]
         if mine:
             write(make_engine(), prompts_of(questions, number, seed, mine), len(mine), num_tokens, progress, stop)
         others = read_others(path, file, dict(work))  # those that they have written in the meantime
-        known: list[Answer | None] = [progress.read(key) if key in progress else others.get(key) for key in keys]
-        missing = sum(answer is None for answer in known)
+        known = [progress.read(key) if key in progress else others.get(key) for key in keys]
+        missing = sum(not is_answer(answer) for answer in known)
         found = [answer or {} for answer in known]
         return [found[start : start + number] for start in range(0, len(found), number)], missing
     finally:
         progress.close()
         stop.restore()
+
+
+def is_answer(piece: Any) -> bool:
+    """Whether a piece of a file of progress is an answer. Another program may have written it."""
+    return piece is not None and flaw_of_shape(piece, ANSWER) is None
 
 
 def prompts_of(questions: Sequence[Question], number: int, seed: int, keys: Sequence[int]) -> Iterator[Prompt]:

@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from teacherlm.catalog.answers import Asked, gold_values
-from teacherlm.catalog.benchmarks import Benchmark, benchmark_of
+from teacherlm.catalog.benchmarks import Benchmark
 from teacherlm.catalog.prompts import ANSWER_BEGINS, ANSWER_MARK, split_choices
 from teacherlm.catalog.turns import TURN
 from teacherlm.core.errors import UserError
 from teacherlm.runtime.generation import Message, asked_text
 from teacherlm.scoring.chat_requests import TaskInTurns
+from teacherlm.scoring.find_tasks import benchmark_of
 from teacherlm.scoring.task_api import Task, file_of
 from teacherlm.scoring.task_classes import task_errors
 
@@ -59,7 +60,7 @@ def questions_of(
             raise UserError(
                 f"--answer generate: {name} is a task of lm-eval, which says how it is answered; leave the flag out"
             )
-        benchmark = benchmark_of(name)
+        benchmark = benchmark_of(type(task))
         in_turns = TaskInTurns(task, name, None, as_turns) if chat else None
         if in_turns:
             task.fewshot_examples = in_turns.fewshot_examples

@@ -8,12 +8,13 @@ pass@K     the probability that one of K answers is right (arXiv 2107.03374, equ
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from teacherlm.catalog.answers import f1, read_answer, up_to_conclusion
+from teacherlm.core.results import GENERATED
 from teacherlm.scoring.evaluator import Z_95, wilson
 from teacherlm.scoring.generated_answers import Answer
 from teacherlm.scoring.generated_questions import Question
@@ -111,6 +112,28 @@ def result_of(task: str, records: Sequence[Mapping[str, Any]], number: int) -> d
     if number > 1:
         counts["ties"] = float(np.mean([record["tied"] for record in records]))
     return {**result, **counts, "metrics": metrics}
+
+
+def with_counts(
+    result: dict[str, Any], records: Sequence[Mapping[str, Any]], number: int, groups: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """The result of several tasks together, with the metrics and counts of their texts, also for each group.
+
+    Args:
+        groups: group -> the names of its tasks.
+    """
+
+    def of(tasks: Collection[str]) -> dict[str, Any]:
+        found = result_of("", [record for record in records if record["task"] in tasks], number)
+        return {name: value for name, value in found.items() if name not in ("task", "metric", "value", "n")}
+
+    everything = of({record["task"] for record in records})
+    return {
+        **result,
+        **everything,
+        "groups": {name: {**result["groups"][name], **of(set(tasks))} for name, tasks in groups.items()},
+        "tasks": [{**part, "task": part["task"] + GENERATED} for part in result["tasks"]],
+    }
 
 
 def answers_in(record: Mapping[str, Any]) -> list[tuple[str | None, int, str]]:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from teacherlm.catalog.benchmarks import benchmark_of
 from teacherlm.catalog.chat_students import chat_of, difference, name_of_result
 from teacherlm.catalog.models import describe_model, find_model, local_folder
 from teacherlm.core import manifests
@@ -30,13 +29,13 @@ from teacherlm.core.stage_run import StageRun
 from teacherlm.core.terminal import plural
 from teacherlm.runtime.generation import Engine
 from teacherlm.scoring.checkpoints import STEP, checkpoints, label, skip
-from teacherlm.scoring.flags import GENERATE, LETTER, EvaluateFlags, read_flags
+from teacherlm.scoring.flags import GENERATE, LETTER, EvaluateFlags, read_flags, require_effect
 from teacherlm.scoring.loader import Loader, Unusable
 from teacherlm.scoring.result_names import OWNER, owner_of, require_name, take_name
 from teacherlm.scoring.result_tables import curve, table
 from teacherlm.scoring.shards import batches, remove_progress, score_shard, shard_lock
 from teacherlm.scoring.task_files import is_pattern
-from teacherlm.scoring.task_inputs import describe_task
+from teacherlm.scoring.task_inputs import describe_task, is_open
 from teacherlm.scoring.writers import Writers, engine_of, stops
 
 
@@ -157,8 +156,15 @@ def main() -> int:
 
 def scorings(flags: EvaluateFlags, label: str, folder: Path, tasks: Sequence[str]) -> list[Scoring]:
     """The results that are wanted of a model. Those of one measure follow one another, as each measure loads the model
-    in its own way."""
-    wanted = [(task, measures_of(task, flags.answer)) for task in tasks]
+    in its own way.
+
+    Raises:
+        UserError: a flag has no effect on these results, or there is no such engine here.
+    """
+    wanted = [(task, measures_of(task, flags)) for task in tasks]
+    require_effect(flags, {measure for _, measures in wanted for measure in measures})
+    if any(GENERATE in measures for _, measures in wanted):
+        engine_of(flags, folder)  # refused before the letters are scored
     return [
         Scoring(flags, label, folder, task, measure)
         for measure in (LETTER, GENERATE)
@@ -167,21 +173,20 @@ def scorings(flags: EvaluateFlags, label: str, folder: Path, tasks: Sequence[str
     ]
 
 
-def measures_of(task: str, answer: str) -> tuple[str, ...]:
-    """The measures of a task for a value of --answer.
+def measures_of(task: str, flags: EvaluateFlags) -> tuple[str, ...]:
+    """The measures of a task.
 
     Raises:
         UserError: letters are asked for, and the benchmark has no choices.
     """
-    benchmark = benchmark_of(task) if answer != GENERATE else None
-    is_open = benchmark is not None and benchmark.is_open
-    if is_open and answer in (LETTER, "both"):
+    answer = flags.answer
+    if answer == GENERATE:
+        return (GENERATE,)
+    if is_open(task, flags.include_path):
+        if answer == "auto":
+            return (GENERATE,)
         raise UserError(f"--answer {answer}: {task} has no choices whose letters can be scored; use --answer generate")
-    if answer == "both":
-        return (LETTER, GENERATE)
-    if answer != "auto":
-        return (answer,)
-    return (GENERATE,) if is_open else (LETTER,)
+    return (LETTER, GENERATE) if answer == "both" else (LETTER,)
 
 
 class Models:
@@ -221,6 +226,7 @@ def evaluate_shard(of: Scoring, owner: dict[str, str], loaded: Models) -> list[d
 
     from teacherlm.scoring.evaluator import combine
     from teacherlm.scoring.find_tasks import categories, make_tasks
+    from teacherlm.scoring.generated_results import with_counts
 
     run.say_again()
     print(f"evaluate: {of.label} on {of.name}", flush=True)
@@ -245,6 +251,8 @@ def evaluate_shard(of: Scoring, owner: dict[str, str], loaded: Models) -> list[d
             return []
         results, samples = scored
         result = results[0] if list(tasks) == [task] else combine(task, results, categories(task, tasks))
+        if of.measure == GENERATE and "tasks" in result:
+            result = with_counts(result, samples, flags.num_answers, categories(task, tasks))
         result |= {"task": of.name}
         result = {"model": of.label, "path": str(of.folder), **result, **run.arguments, **described}
         samples_path = path.with_name(f"{path.stem}_samples.jsonl")

@@ -36,6 +36,14 @@ def describe_task(name: str, folder: Path, include: Path | None, known: Mapping[
     return {**found, "prompts": contexts_digest(benchmark is not None and benchmark.is_open)} if found else {}
 
 
+def is_open(task: str, include: Path | None) -> bool:
+    """Whether a name is that of a benchmark without choices, and no task file has it."""
+    benchmark = benchmarks.benchmark_of(task)
+    if benchmark is None or not benchmark.is_open or benchmark.name != task:
+        return False
+    return not any(task in task_files.task_files(place) for place in task_files.task_folders(include))
+
+
 def data_of(path: str) -> Path:
     """The place of the samples of a DATASET_PATH. For a missing loading script it is the folder (see task_data.py)."""
     place = Path(path)

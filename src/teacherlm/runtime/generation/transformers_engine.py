@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from transformers import BitsAndBytesConfig
 
+from teacherlm.catalog.chat_templates import ANSWER, THINKING
 from teacherlm.catalog.top_logprobs import TopLogprobs, encode, vocabulary_digest
 from teacherlm.core.errors import UserError
 from teacherlm.runtime import gpu
@@ -113,6 +114,8 @@ class TransformersEngine:
         end = self.model.generation_config.eos_token_id
         end = self.tokenizer.eos_token_id if end is None else end
         self.end_tokens = set(end) if isinstance(end, (list, tuple)) else {end}
+        special = dict(zip(self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids))
+        self.end_tokens |= {special[stop] for stop in sampling.stop if stop in special}  # texts have no special tokens
         self.column_bytes, self.layers = self.measure_cache() if self.verdict.path == "batched" else (0, 1)
         self.rows_filled = self.steps = 0  # the steps of the check do not count
 
@@ -248,9 +251,15 @@ class TransformersEngine:
         return any(stop.strip() in tail for stop in self.sampling.stop)
 
     def stop_position(self, row: Row) -> int:
-        """Position of the first stop text in the row's new text; -1 if there is none."""
+        """Position of the first stop text in the row's new text; -1 if there is none. A stop text in what a chat model
+        thinks before its answer does not count."""
         text = self.text(row)
-        found = [position for stop in self.sampling.stop if (position := text.find(stop)) >= 0]
+        start = 0
+        if row.prompt.messages and text.lstrip().startswith(THINKING):
+            if ANSWER not in text:
+                return -1
+            start = text.rfind(ANSWER) + len(ANSWER)
+        found = [position for stop in self.sampling.stop if (position := text.find(stop, start)) >= 0]
         return min(found, default=-1)
 
     def text(self, row: Row) -> str:
