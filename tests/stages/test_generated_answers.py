@@ -109,6 +109,11 @@ def test_other_settings_are_another_work(tiny_llama: Path, tests: Path, tmp_path
     [
         (["--num_answers", 4], "--num_answers: with --temperature 0 all answers to a question would be the same"),
         (["--stop", ""], "--stop: a text that is not empty was expected"),
+        (
+            ["--temperature", 1e-9],
+            "--temperature: 0, which takes the most likely token, or at least 0.001 was expected",
+        ),
+        (["--tokenization", "joint"], "--tokenization is for the letters of choices; leave it out"),
         (["--permutations", "cyclic"], "--permutations: only for --answer letter"),
         (["--num_fewshot", 60], "a question cannot be answered: the prompt has"),
     ],
@@ -119,6 +124,62 @@ def test_mistakes_are_one_line(
     result = inside("evaluate", *words(tiny_llama, "sample", tests, tmp_path, *WRITTEN, *more))
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert said in result.stderr
+
+
+@pytest.mark.parametrize("more", [["--num_answers", 2, "--temperature", 1], ["--num_tokens", 9], ["--stop", "x"]])
+def test_flags_of_texts_are_refused_where_letters_are_scored(
+    more: list[object], tiny_llama: Path, tests: Path, tmp_path: Path, inside: Callable
+) -> None:
+    result = inside("evaluate", *words(tiny_llama, "sample", tests, tmp_path, *more))
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert f"{more[0]} is for written answers; add --answer generate or both, or leave it out" in result.stderr
+
+
+def test_the_name_of_an_open_benchmark_does_not_change_another_task(
+    tiny_llama: Path, tests: Path, tmp_path: Path, inside: Callable
+) -> None:
+    """A file gsm8k_easy.py asks for letters, although gsm8k asks for numbers."""
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "gsm8k_easy.py").write_text(
+        "from lm_eval.base import Task, rf\n"
+        "from lm_eval.metrics import mean\n"
+        "class Easy(Task):\n"
+        "    DATASET_PATH = ''\n"
+        "    def download(self, *args, **kwargs): pass\n"
+        "    def has_training_docs(self): return False\n"
+        "    def has_validation_docs(self): return False\n"
+        "    def has_test_docs(self): return True\n"
+        "    def test_docs(self): return [{'question': 'Is it? (A) yes (B) no', 'answer': '(B)'}] * 3\n"
+        "    def doc_to_text(self, doc): return f'Q: {doc[\"question\"]} A: The answer is ('\n"
+        "    def doc_to_target(self, doc): return 'B).'\n"
+        "    def construct_requests(self, doc, ctx): return [rf.loglikelihood(ctx, letter)[0] for letter in 'AB']\n"
+        "    def process_results(self, doc, results): return {'acc': float(results[1] > results[0])}\n"
+        "    def aggregation(self): return {'acc': mean}\n"
+        "    def higher_is_better(self): return {'acc': True}\n"
+    )
+    command = words(tiny_llama, "gsm8k_easy", tests, tmp_path / "out", "--include_path", tmp_path / "tasks")
+    done = inside("evaluate", *command)
+    assert done.returncode == 0, done.stderr
+    assert inside("evaluate", *command, "--answer", "generate", "--num_tokens", 5).returncode == 0
+    names = {path.name for path in (tmp_path / "out" / "tiny").glob("*y*.json") if "manifest" not in path.name}
+    assert names == {"gsm8k_easy.json", "gsm8k_easy@generate.json"}
+    records = read_lines(tmp_path / "out" / "tiny" / "gsm8k_easy@generate_samples.jsonl")
+    assert [one["gold"] for one in records] == ["B"] * 3
+
+
+def test_damaged_answers_are_written_again(tiny_llama: Path, tests: Path, tmp_path: Path, inside: Callable) -> None:
+    command = words(tiny_llama, "sample", tests, tmp_path / "out", *WRITTEN, "--shard", "0/2")
+    assert inside("evaluate", *command).returncode == 0
+    [progress] = (tmp_path / "out" / "tiny").glob(".*.progress")
+    lines = progress.read_text().splitlines()
+    for number, damaged in ((1, {}), (2, {"text": 5, "tokens": "x", "ended": "stop"})):
+        lines[number] = json.dumps({**damaged, "key": json.loads(lines[number])["key"]})
+    progress.write_text("\n".join(lines) + "\n")
+    assert inside("evaluate", *command).returncode == 0
+    assert inside("evaluate", *command[:-1], "1/2").returncode == 0
+    whole = words(tiny_llama, "sample", tests, tmp_path / "alone", *WRITTEN)
+    assert inside("evaluate", *whole).returncode == 0
+    assert written(tmp_path / "out") == written(tmp_path / "alone")
 
 
 def test_a_task_file_of_another_form_is_refused(tiny_llama: Path, tmp_path: Path, inside: Callable) -> None:

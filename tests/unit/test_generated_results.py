@@ -8,8 +8,9 @@ from fractions import Fraction
 import pytest
 
 from teacherlm.catalog.answers import Asked
+from teacherlm.scoring.evaluator import combine
 from teacherlm.scoring.generated_questions import Question
-from teacherlm.scoring.generated_results import budgets, majority, pass_at, record_of, scored
+from teacherlm.scoring.generated_results import budgets, majority, pass_at, record_of, scored, with_counts
 
 CHOICES = ("red", "green", "blue")
 
@@ -84,6 +85,20 @@ def test_each_task_has_a_result_of_its_own() -> None:
     questions = [question("one", 0), question("two", 0), question("two", 1)]
     results, _ = scored(questions, [[answer("(B)")], [answer("(A)")], [answer("(B)")]], 1)
     assert [(result["task"], result["n"], result["value"]) for result in results] == [("one", 1, 1.0), ("two", 2, 0.5)]
+
+
+def test_several_tasks_have_the_counts_of_all_texts() -> None:
+    """All texts together, and those of each group."""
+    questions = [question("t_one", 0), question("t_two", 0), question("t_two", 1)]
+    texts = [["(B)", "(B)"], ["(A)", "Who knows"], ["(B)", "(A)"]]
+    results, records = scored(questions, [[answer(one) for one in both] for both in texts], 2)
+    groups = {"all": ["t_one", "t_two"], "second": ["t_two"]}
+    made = with_counts(combine("t", results, groups), records, 2, groups)
+    assert (made["value"], made["texts"], made["unreadable"], made["n"]) == (pytest.approx(3 / 6), 6, 1, 3)
+    assert made["metrics"]["pass@2"]["value"] == pytest.approx(2 / 3)
+    assert made["stderr"] == pytest.approx(made["metrics"]["acc"]["stderr"])
+    assert {name: part["texts"] for name, part in made["groups"].items()} == {"all": 6, "second": 4}
+    assert [part["task"] for part in made["tasks"]] == ["t_one@generate", "t_two@generate"]
 
 
 def test_texts_have_exact_match_and_f1() -> None:
