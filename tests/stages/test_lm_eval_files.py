@@ -56,6 +56,16 @@ def test_the_same_model_and_task_have_no_difference(inside: Callable, ours: Path
     assert "pairs-sample" in result.stdout and "(lm-eval)" in result.stdout
 
 
+def test_two_models_of_one_name_are_told_apart(inside: Callable, ours: Path, tmp_path: Path) -> None:
+    for folder in ("first", "second"):
+        shutil.copytree(ours, tmp_path / folder / "tiny")
+    result = inside("compare", tmp_path / "first" / "tiny", tmp_path / "second" / "tiny", "--output", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    [row] = pairs(tmp_path / "out")
+    assert [Path(name.partition(":")[0]).name for name in row[:2]] == ["first", "second"]
+    assert row[2:5] == ["80", "0", "0"]
+
+
 def test_a_folder_stands_for_its_newest_files(inside: Callable, ours: Path, theirs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out" / "model"
     lines = read_lines(theirs)

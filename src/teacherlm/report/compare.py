@@ -97,6 +97,7 @@ def compare_runs(found: Sequence[RunFolder], sources: Sequence[Source]) -> tuple
         for one in folder.runs:
             scored = [renamed(scored, prefix) for scored in one.scored]
             runs.append(replace(one, name=prefix + one.name, scored=scored))
+    untrained = distinct(untrained)
     further: list[str] = []
     if sources:
         untrained += with_ours(sources, [one for folder in found for one in last_results(folder)], further)
@@ -110,6 +111,14 @@ def compare_runs(found: Sequence[RunFolder], sources: Sequence[Source]) -> tuple
         sections.training(runs),
     ]
     return made, [*(f"{folder.title}: {line}" for folder in found for line in folder.missing), *further]
+
+
+def distinct(scored: Sequence[Scored]) -> list[Scored]:
+    """The same results, in which those of different folders have different names: two may be of a model `bloom`."""
+    folders: dict[str, set[Path]] = {}
+    for one in scored:
+        folders.setdefault(one.name, set()).add(one.path.parent)
+    return [renamed(one, f"{one.path.parent.parent}: ") if len(folders[one.name]) > 1 else one for one in scored]
 
 
 def paths(scored: Sequence[Scored]) -> set[Path]:
