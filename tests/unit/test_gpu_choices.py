@@ -85,7 +85,7 @@ def test_two_processes_on_one_gpu_are_refused_before_nccl_does(
 
 def test_a_gpu_that_is_not_there_is_refused(gpus: Callable, tiny_llama: Path) -> None:
     gpus(2)
-    with pytest.raises(UserError, match=r"--device cuda:5: the GPUs here are 0 to 1"):
+    with pytest.raises(UserError, match=r"--device 5: the GPUs here are 0 to 1"):
         LanguageModel(tiny_llama, "5", "float32")
 
 
