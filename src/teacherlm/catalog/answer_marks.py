@@ -51,7 +51,7 @@ CLAUSE_END = re.compile(
 CLAUSE_CHARACTERS = 120
 """Number of characters before an answer in which a rejection is looked for."""
 REJECTED = re.compile(
-    r"[\s\"'”*)\]]*(?:[\s,]*(?:and|or|nor)?\s*[(\[]\s*[A-Za-z]\s*[)\]])*[)\]\s\"'”*,]*(?:(?:which|that)\s+)?(?:\?|"
+    r"[\s\"'”*)\]]{0,8}(?:[\s,]{0,3}(?:and|or|nor)?\s?[(\[]\s?[A-Za-z]\s?[)\]]){0,5}[)\]\s\"'”*,]{0,8}(?:(?:which|that)\s+)?(?:\?|"
     r"(?:is|are|was|were|does|do|did|can|could|would|will|must|has|have)(?:\s+(?:also|both|clearly|simply))?"
     r"(?:\s+not\b|n['’]t\b)|(?:is|are|was|were|seems?|looks?|sounds?|must be|has to be|can be|would be)"
     r"(?:\s+(?:also|both|clearly|simply|obviously|just|too|very|therefore))?\s+(?:never|wrong|incorrect|false|untrue|"

@@ -18,7 +18,7 @@ NUMBER = re.compile(
 )
 SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 MOST_DIGITS = 400
-LIST_NUMBER = re.compile(r"^[^\S\n]*[*_#>-]*[^\S\n]*\d{1,2}[.)](?=[*_]*[^\S\n]+\S)", re.MULTILINE)
+LIST_NUMBER = re.compile(r"^[^\S\n]{0,12}[*_#>-]{0,4}[^\S\n]{0,4}\d{1,2}[.)](?=[*_]*[^\S\n]+\S)", re.MULTILINE)
 """The number of an item of a list: `1. She sold`."""
 AROUND = re.compile(r"\\(?:boxed|text|textbf|textit|mathbf|mathrm|mbox)\{([^{}]*)\}")
 LATEX = (
