@@ -37,7 +37,7 @@ RETRACTED = re.compile(
 REJECTING = re.compile(
     r"\b(?:not|cannot|neither|nor|never|wrong|incorrect|false that|rul(?:e[sd]?|ing) out|eliminat\w+|exclud\w+|except|"
     r"doubt\w*|unlikely|impossible|consider\w*|suppos\w+|assum\w+|if|unless|whether|reject\w*|dismiss\w*|disagree\w*|"
-    r"without|against|than|instead of|hardly|could|might|may|at first|thought|tempt\w+|far from|no longer|unsure|"
+    r"without|against|(?:rather|other) than|instead of|hardly|could|might|may|at first|thought|tempt\w+|far from|no longer|unsure|"
     r"discard\w*|avoid\w*|some|myth|opposite of|apart from|besides|contrary to|cross out|everything but|all but|"
     r"anything but)\b|n['’]t\b",
     re.IGNORECASE,
@@ -48,7 +48,7 @@ CLAUSE_END = re.compile(
     r"because|instead(?! of)|rather(?! than))\b|,(?!\s*(?:(?:and|or|nor)\s*)?[(\[])",
     re.IGNORECASE,
 )
-CLAUSE_CHARACTERS = 120
+CLAUSE_CHARACTERS = 80
 """Number of characters before an answer in which a rejection is looked for."""
 REJECTED = re.compile(
     r"[\s\"'”*)\]]{0,8}(?:[\s,]{0,3}(?:and|or|nor)?\s?[(\[]\s?[A-Za-z]\s?[)\]]){0,5}[)\]\s\"'”*,]{0,8}(?:(?:which|that)\s+)?(?:\?|"

@@ -34,7 +34,7 @@ EQUALS = re.compile(
 SIGNS = {"×": "*", "·": "*", "⋅": "*", "÷": "/", "−": "-", "–": "-"}
 TERM = re.compile(r"(\d+(?:\.\d+)?)(?:/(\d+))?")
 JOINED = re.compile(
-    r"\s*%?\s*(?:(?:,?\s*(?:or|to)\b|[-–~])\s*(?:[a-z]\s*=\s*)?(?:about\s+)?|"
+    r"\s*%?\s*(?:(?:,?\s*(?:or|to|and)\b|[-–~])\s*(?:[a-z]\s*=\s*)?(?:about\s+)?|"
     r"\s(?:hours?|hrs?|h|minutes?|mins?|feet|foot|ft|pounds?|lbs?|years?|months?|weeks?|days?|dollars?|meters?|metres?|"
     r"gallons?|quarts?|cups?|miles?|yards?)[\s,]+(?:and\s+)?)[$€£]?\s*",
     re.IGNORECASE,
@@ -145,7 +145,8 @@ def sum_of(signs: str) -> Fraction | None:
 def stands_alone(text: str, found: "re.Match[str]") -> bool:
     """Whether a number is no part of an expression, and no bound."""
     before = text[max(0, found.start() - 30) : found.start()]
-    return not GLUED_BEFORE.search(before) and not GLUED_AFTER.match(text, found.end())
+    subtracted = found[0][0] in "-+−–" and re.search(r"[\w)%]\s*$", before)
+    return not subtracted and not GLUED_BEFORE.search(before) and not GLUED_AFTER.match(text, found.end())
 
 
 def last_of_numbers(text: str) -> list[str]:
