@@ -139,7 +139,10 @@ NEVER_WRONG = [
     ("P(B) = 0.2 is small", YES_NO, ""),
     ("f(a) > 0, thus it is green", YES_NO, ""),
     *((f"{said}", YES_NO, "B") for said in ("It cannot be (A).", "We can rule out (A).", "(A) does not make sense")),
-    *((f"{said}", YES_NO, "B") for said in ("Is it (A)? No.", "All except (A)", "Let us first consider (A). Bees have")),
+    *(
+        (f"{said}", YES_NO, "B")
+        for said in ("Is it (A)? No.", "All except (A)", "Let us first consider (A). Bees have")
+    ),
     *((f"This statement {said}.", YES_NO, "B") for said in ("cannot be true", "is not entirely true")),
     *((f"It is {said} true.", YES_NO, "B") for said in ("far from", "no longer", "unlikely to be", "partly")),
     ("It would be true if whales were fish, but they are not.", YES_NO, "B"),

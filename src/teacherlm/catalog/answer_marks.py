@@ -81,9 +81,7 @@ def marks_in(text: str) -> "list[re.Match[str]]":
 def every_mark(text: str) -> "list[re.Match[str]]":
     """All conclusions of a text, in their order."""
     return [
-        mark
-        for mark in CONCLUSION.finditer(text)
-        if not NO_MARK.search(text[max(0, mark.start() - 60) : mark.start()])
+        mark for mark in CONCLUSION.finditer(text) if not NO_MARK.search(text[max(0, mark.start() - 60) : mark.start()])
     ]
 
 

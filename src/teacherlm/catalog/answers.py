@@ -103,6 +103,7 @@ def value_of(answer: str, asked: Asked) -> str | None:
 
 # --------------------------------------------------------------------------------------------------------------- rules
 
+
 def concluded_letters(text: str, asked: Asked) -> list[str]:
     return letters_after_mark(text)
 
