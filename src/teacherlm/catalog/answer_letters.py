@@ -89,7 +89,33 @@ def concluding_text(text: str) -> str:
 # ------------------------------------------------------------------------------------------------- texts of the choices
 
 COMMON = frozenset(
-    ["true", "false", "yes", "no", "maybe", "correct", "incorrect", "right", "wrong", "agree", "disagree", "neutral", "entailment", "contradiction", "positive", "negative", "valid", "invalid", "possible", "impossible", "both", "neither", "none", "all", "unknown"]
+    [
+        "true",
+        "false",
+        "yes",
+        "no",
+        "maybe",
+        "correct",
+        "incorrect",
+        "right",
+        "wrong",
+        "agree",
+        "disagree",
+        "neutral",
+        "entailment",
+        "contradiction",
+        "positive",
+        "negative",
+        "valid",
+        "invalid",
+        "possible",
+        "impossible",
+        "both",
+        "neither",
+        "none",
+        "all",
+        "unknown",
+    ]
 )
 """Choices that also occur where they are no answer (`There is no doubt`)."""
 HEDGE = re.compile(

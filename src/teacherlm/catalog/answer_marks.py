@@ -37,7 +37,8 @@ RETRACTED = re.compile(
 REJECTING = re.compile(
     r"\b(?:not|cannot|neither|nor|never|wrong|incorrect|false that|rul(?:e[sd]?|ing) out|eliminat\w+|exclud\w+|except|"
     r"doubt\w*|unlikely|impossible|consider\w*|suppos\w+|assum\w+|if|unless|whether|reject\w*|dismiss\w*|disagree\w*|"
-    r"without|against|(?:rather|other) than|instead of|hardly|could|might|may|at first|thought|tempt\w+|far from|no longer|unsure|"
+    r"without|against|(?:rather|other) than|instead of|hardly|could|might|may|at first|thought|"
+    r"tempt\w+|far from|no longer|unsure|"
     r"discard\w*|avoid\w*|some|myth|opposite of|apart from|besides|contrary to|cross out|everything but|all but|"
     r"anything but)\b|n['’]t\b",
     re.IGNORECASE,

@@ -9,9 +9,12 @@ from teacherlm.catalog.answer_values import LIST_NUMBER, NUMBER, value_of_number
 
 UNITS = r"(?:[cmk]m|[mk]g|lbs?|oz|ft|mph|ml|hrs?|mins?|kwh|usd|eur)\b"
 GLUED_BEFORE = re.compile(
-    r"(?:√\s*|sqrt\s*[({]?|[A-Za-zπ0-9]\^?[({_]|[×·/÷^<>≤≥≠]\s*|(?<!\*)\*\s*(?=\S*$)(?<=[\w)]\*)|(?<=[\w)])\s\*\s|[+]\s*|"
-    r"[\w)%]\s+[-−]\s*|\b(?:twice|double|half|triple|thrice|times|root of|half of|of|plus|minus|log|ln|power|divided by|"
-    r"multiplied by|step|question|problem|at least|at most|more than|less than|fewer than|over|under|up to|greater than)"
+    r"(?:√\s*|sqrt\s*[({]?|[A-Za-zπ0-9]\^?[({_]|[×·/÷^<>≤≥≠]\s*|(?<!\*)\*\s*(?=\S*$)(?<=[\w)]\*)|"
+    r"(?<=[\w)])\s\*\s|[+]\s*|"
+    r"[\w)%]\s+[-−]\s*|\b(?:twice|double|half|triple|thrice|times|root of|half of|of|plus|minus|log|ln|power|"
+    r"divided by|"
+    r"multiplied by|step|question|problem|at least|at most|more than|less than|fewer than|over|under|"
+    r"up to|greater than)"
     r"\s+)$",
     re.IGNORECASE,
 )
