@@ -121,6 +121,80 @@ TEXTS_READ = [
 ]
 
 
+NEVER_WRONG = [
+    ("Choose the best answer: (A) True (B) False. I think (B).", YES_NO, "B"),
+    ("The answer is (A) True or (B) False.", YES_NO, ""),  # echoed choices
+    ("Answer: (A) True\n(B) False\nI think it is (B)", YES_NO, "B"),
+    ("The answer is (A)? Let me check. No, the answer is not (A).", YES_NO, "B"),
+    ("The answer is (A). Wait. On reflection the answer is clearly (B).", YES_NO, "B"),
+    ("The answer is (A). Hmm, actually it is (B).", YES_NO, "B"),
+    ("**Answer:** A dog has four legs, so the statement is **False**.", YES_NO, "B"),
+    ("The answer is A-level", YES_NO, ""),
+    ("If the answer is (A), bees would be fish. Hence it has to be (B).", YES_NO, "B"),
+    ("The answer is (A) or possibly (B).", YES_NO, ""),
+    ("The answer is (A) – no, sorry: (B).", YES_NO, "B"),
+    ("The answer is C major", FOUR, ""),
+    ("C. elegans is a nematode. It is blue.", FOUR, ""),
+    ("Copyright (c) 2019", FOUR, ""),
+    ("P(B) = 0.2 is small", YES_NO, ""),
+    ("f(a) > 0, thus it is green", YES_NO, ""),
+    *((f"{said}", YES_NO, "B") for said in ("It cannot be (A).", "We can rule out (A).", "(A) does not make sense")),
+    *(
+        (f"{said}", YES_NO, "B")
+        for said in ("Is it (A)? No.", "All except (A)", "Let us first consider (A). Bees have")
+    ),
+    *((f"This statement {said}.", YES_NO, "B") for said in ("cannot be true", "is not entirely true")),
+    *((f"It is {said} true.", YES_NO, "B") for said in ("far from", "no longer", "unlikely to be", "partly")),
+    ("It would be true if whales were fish, but they are not.", YES_NO, "B"),
+    ("There is no doubt.", Asked("letter", ("A",), ("yes", "no")), "A"),
+    ("It is 10².", Asked("letter", ("B",), ("10", "10²")), "B"),
+    ("It is .5", Asked("letter", ("B",), ("5", "0.5")), "B"),
+    ("It is - 3", Asked("letter", ("B",), ("3", "-3")), "B"),
+    ("It is 5 %", Asked("letter", ("A",), ("5%", "5")), "A"),
+    ("(B).\n\nQuestion: Do cows fly?\nAnswer: (A)", YES_NO, "B"),
+    *(
+        (f"The answer is {said}", NUMBER, "72")
+        for said in ("72 = 6 * 12", "72 (= 48 + 24)", "48 + 24, which is 72", "50% of 144, which is 72")
+    ),
+    ("Answer:\n1. She sold 48 clips.\nIn total 72", NUMBER, "72"),
+    ("Answer:\n\nStep 1: 48/2 = 24\n24 + 48 = 72", NUMBER, "72"),
+    ("#### 72\n\nQuestion: How many?\nAnswer: 5", NUMBER, "72"),
+    ("72. Let me know if you have 1 more question!", NUMBER, "72"),
+    *(
+        (f"{before} {said}.", NUMBER, "")
+        for before in ("The answer is", "It comes to")
+        for said in ("$20k", "$1.5M", "3 hundred", r"\sqrt{2}", "√2", "3π", "3x + 2", r"\frac{a}{2}", "x = 2 or x = -3")
+    ),
+    *(
+        (f"{before} {said}.", NUMBER, "")
+        for before in ("The answer is", "It comes to")
+        for said in ("2, 3 and 5", "12%-15%", "$10 - $12", "10~12", "3:30 pm", "2 hours 30 minutes", "5 feet 10 inches")
+    ),
+]
+"""Texts that were read wrongly -> the right answer. None is accepted as well."""
+READ_NOW = [
+    ("The answer is 72 because 12 + 60 = 72.", NUMBER, "72"),
+    (r"The answer is 2.5 \cdot 10^{6}.", NUMBER, "2500000"),
+    (r"The answer is 10^{-3}.", NUMBER, "1/1000"),
+    ("The answer is minus 5.", NUMBER, "-5"),
+    ("The answer is Brown v. Board of Education", TEXT, "brown v board of education"),
+    ("The answer is Jan. 5, 1990", TEXT, "jan 5 1990"),
+    ("The answer is Yahoo! Inc.", TEXT, "yahoo inc"),
+    ("The answer is 10 a.m. Monday", TEXT, "10 am monday"),
+    ("Paris is the answer: it is big", TEXT, "paris"),
+]
+
+
+@pytest.mark.parametrize(("text", "asked", "right"), NEVER_WRONG)
+def test_a_text_is_read_rightly_or_not_at_all(text: str, asked: Asked, right: str) -> None:
+    assert read_answer(text, asked) in (right, None)
+
+
+@pytest.mark.parametrize(("text", "asked", "expected"), READ_NOW)
+def test_a_text_in_another_form_is_read(text: str, asked: Asked, expected: str) -> None:
+    assert read_answer(text, asked) == expected
+
+
 @pytest.mark.parametrize(("text", "asked", "expected"), LETTERS_READ)
 def test_the_letter_of_a_choice_is_read(text: str, asked: Asked, expected: str | None) -> None:
     assert read_answer(text, asked) == expected

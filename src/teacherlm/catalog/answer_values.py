@@ -9,14 +9,17 @@ from fractions import Fraction
 
 SUPERSCRIPT = {ord(digit): f"^{number}" for number, digit in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
 NUMBER = re.compile(
-    r"(?<![\w^.,/])(?:[-+−–]\s?)?(?:[$€£¥]\s?)?(?:[-+−]\s?)?"
+    r"(?<![\w^.,/√])(?<!\^[-+−–])(?<!\d:)(?:[-+−–]\s?)?(?:[$€£¥]\s?)?(?:[-+−]\s?)?"
     r"(?:\d{1,3}(?:[,'’]\d{3})+|\d+)?(?:\.\d+)?(?<=\d)"
-    r"(?:[eE][-+]?\d{1,3}|\s?[×x*]\s?10\^[-+−]?\d{1,3}|\s?/\s?\d+|\s\d+/\d+)?"
-    r"(?![\d]|[.,/]\d|\^)(?:\s(?:thousand|million|billion|trillion)\b)?",
+    r"(?:[eE][-+]?\d{1,3}|\s?[×x*·⋅]\s?10\^[-+−]?\d{1,3}|(?<=10)(?<![\d.,]10)\^[-+−]?\d{1,3}|\s?/\s?\d+|"
+    r"\s\d+/\d+)?"
+    r"(?![\d]|[.,/:]\d|\^)(?:\s(?:thousand|million|billion|trillion)\b)?",
     re.IGNORECASE,
 )
 SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 MOST_DIGITS = 400
+LIST_NUMBER = re.compile(r"^[^\S\n]{0,12}[*_#>-]{0,4}[^\S\n]{0,4}\d{1,2}[.)](?=[*_]*[^\S\n]+\S)", re.MULTILINE)
+"""The number of an item of a list: `1. She sold`."""
 AROUND = re.compile(r"\\(?:boxed|text|textbf|textit|mathbf|mathrm|mbox)\{([^{}]*)\}")
 LATEX = (
     (re.compile(r"\\([$%])"), r"\1"),
@@ -24,6 +27,8 @@ LATEX = (
     (re.compile(r"(?<=\d)\s*\\[dt]?frac\{(\d+)\}\{(\d+)\}"), r" \1/\2"),
     (re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}"), r"\1/\2"),
     *((AROUND, r"\1"),) * 2,
+    (re.compile(r"\\times\b|\\cdot\b"), "×"),
+    (re.compile(r"\^\{([-+−]?\w+)\}"), r"^\1"),
 )
 """LaTeX's form -> what is read in its place. A command can be inside of another one: `\\boxed{\\text{Rome}}`."""
 THOUSANDS = re.compile("(?<![\\w.,/])\\d{1,3}(?:[ \u2009\u202f\u00a0]\\d{3})+(?!\\d|\\s?/\\s?\\d)")
@@ -65,8 +70,8 @@ def value_of_number(written: str) -> Fraction | None:
     digits = digits.lstrip("+- ")
     if len(digits) > MOST_DIGITS:
         return None
-    if power := re.fullmatch(r"(.+?)\s?(?:[×x*]\s?10\^|e)([-+]?\d+)", digits):
-        digits, scale = power[1], scale * Fraction(10) ** int(power[2])
+    if power := re.fullmatch(r"(?:(.+?)\s?(?:[×x*·⋅]\s?10\^|e)|10\^)([-+]?\d+)", digits):
+        digits, scale = power[1] or "1", scale * Fraction(10) ** int(power[2])
     whole, _, part = digits.rpartition(" ") if re.fullmatch(r"\d+ \d+/\d+", digits) else ("0", "", digits)
     try:
         return sign * scale * (int(whole) + Fraction(part.replace(" ", "")))

@@ -13,24 +13,16 @@ from typing import Literal
 
 import regex
 
-from teacherlm.catalog.answer_values import NUMBER, bare, normal_text, number_in, plain
+from teacherlm.catalog.answer_letters import letters_after_mark, lone_letters, named_choices
+from teacherlm.catalog.answer_marks import doubted, every_mark, first_sentence, marks_in, own_text
+from teacherlm.catalog.answer_numbers import last_of_numbers, number_after_mark
+from teacherlm.catalog.answer_values import bare, normal_text, number_in, plain
 from teacherlm.catalog.answer_values import f1 as f1
 from teacherlm.catalog.prompts import LETTERS
 from teacherlm.core.errors import UserError
 from teacherlm.core.limits import ANSWER_CHARACTERS, PATTERN_CHARACTERS, PATTERN_SECONDS
 
 Kind = Literal["letter", "number", "text"]
-NEGATED = re.compile(
-    r"(?:\bnot|n['’]t|\bneither|\bnor|\bnever|\bwrong|\bincorrect)(?:\s+(?:a|an|the|be|is|by|option|choice|answer))*"
-    r"[\s:*\"'“(\[]*$",
-    re.IGNORECASE,
-)
-"""What precedes a letter or a choice that a text rejects: `It is not (`."""
-REJECTED = re.compile(
-    r"[)\]\s\"'”*]*(?:is|are|was|were)(?:\s+(?:not|never|wrong|incorrect|false|ruled out|impossible)\b|n['’]t\b)",
-    re.IGNORECASE,
-)
-"""What follows a letter that a text rejects: `(A) is wrong`."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +54,7 @@ def read_answer(text: str, asked: Asked) -> str | None:
     Raises:
         UserError: a pattern takes too long.
     """
-    text = plain(text[-ANSWER_CHARACTERS:])
+    text = plain(own_text(text)[-ANSWER_CHARACTERS:])
     for rule in asked.rules or DEFAULT_RULES[asked.kind]:
         found = RULES[rule](text, asked) if rule in RULES else matches_of(rule, text, asked.source)
         values = dict.fromkeys(value for one in found if (value := value_of(one, asked)) is not None)
@@ -76,7 +68,7 @@ def read_answer(text: str, asked: Asked) -> str | None:
 def up_to_conclusion(text: str, asked: Asked) -> str:
     """A text up to its first conclusion (`The answer is (B)`) that gives an answer, with what follows it up to the next
     one; the whole text if there is none."""
-    marks = [mark.start() for mark in CONCLUSION.finditer(text)]
+    marks = [mark.start() for mark in every_mark(text)]
     for start, end in zip(marks, [*marks[1:], len(text)]):
         if read_answer(text[start:end], asked) is not None:
             return text[:end]
@@ -111,138 +103,57 @@ def value_of(answer: str, asked: Asked) -> str | None:
 
 # --------------------------------------------------------------------------------------------------------------- rules
 
-CONCLUSION = re.compile(r"\banswer(?:\s+is\b|\s*:|\s*=)|####", re.IGNORECASE)
-"""What precedes an answer: `The answer is`, `Answer:`, and GSM8K's `####`."""
-OPENING = r"(?:\\(?:boxed|text|textbf|mathbf)\{|[\s:*_\"'“$(\[])*"
-OPTION = r"(?:(?i:option|choice)\s+)?"
-LETTER_NEXT = re.compile(
-    rf"{OPENING}{OPTION}{OPENING}([A-Z])(?![A-Za-z0-9'’])|{OPENING}{OPTION}[(\[]([a-z])[)\]]|{OPENING}([a-z])\)"
-)
-ANOTHER = re.compile(r"[)\]\s\"'”*,]*(?:or|and|and/or|/|,|&)[\s(\[\"'“*]*([A-Z])(?:[)\]]|(?![A-Za-z'’]))")
-"""A second letter in a conclusion: `(A) or (B)`."""
-BRACKETED = re.compile(r"[(\[]\s*([A-Za-z])\s*[)\]]")
-ALONE = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
-LISTED = re.compile(r"[\s*_\"'“]*([A-Z])[).](?:\s|\*|$)|[\s*_\"'“]*([a-z])\)(?:\s|\*|$)")
-
 
 def concluded_letters(text: str, asked: Asked) -> list[str]:
-    """The letter or letters of the last conclusion: `The answer is (B)`."""
-    for mark in reversed(list(CONCLUSION.finditer(text))):
-        if found := LETTER_NEXT.match(text, mark.end()):
-            letters = [next(group for group in found.groups() if group)]
-            if REJECTED.match(text, found.end()):
-                continue
-            while other := ANOTHER.match(text, found.end()):
-                letters.append(other[1])
-                found = other
-            return letters
-    return []
+    return letters_after_mark(text)
 
 
-def lone_letters(text: str, asked: Asked) -> list[str]:
-    """The letters in brackets that the text does not reject; without any, the letter that is all of the text, or that
-    its first or last line begins with: `B. False`."""
-    letters = [
-        mark[1]
-        for mark in BRACKETED.finditer(text)
-        if not NEGATED.search(text[: mark.start()][-80:]) and not REJECTED.match(text, mark.end())
-    ]
-    if letters or BRACKETED.search(text):
-        return letters
-    lines = [line for line in text.splitlines() if line.strip()]
-    for line in dict.fromkeys([*lines[:1], *lines[-1:]]):
-        if found := ALONE.fullmatch(line) or LISTED.match(line):
-            letters.append(next(group for group in found.groups() if group))
-    return letters
+def letters(text: str, asked: Asked) -> list[str]:
+    return lone_letters(text)
 
 
-def named_choices(text: str, asked: Asked) -> list[str]:
-    """The letters of the choices whose texts occur and are not rejected. One inside of another does not count."""
-    words, places = f" {spaced(text)} ", []
-    for letter, choice in zip(LETTERS, asked.choices):
-        if wanted := spaced(choice).rstrip(" .!?"):
-            places += [
-                (found.start() + 1, found.start() + 1 + len(wanted), letter)
-                for found in re.finditer(rf"(?= {re.escape(wanted)} )", words)
-            ]
-    letters = []
-    for start, end, letter in places:
-        inside = any(a <= start and end <= b and (a, b) != (start, end) for a, b, _ in places)
-        if not inside and not NEGATED.search(words[:start][-80:]):
-            letters.append(letter)
-    return letters
+def choices(text: str, asked: Asked) -> list[str]:
+    return named_choices(text, asked.choices)
 
 
-def spaced(text: str) -> str:
-    """The words and the punctuation of a text in small letters, with single spaces between them. Words and numbers keep
-    the punctuation inside of them (`don't`, `3.5`, `-3`, `50%`)."""
-    return " ".join(re.findall(r"[-+−]?\w+(?:[.,'’/-]\w+)*%?|[^\W\s]", text.casefold()))
+def concluded_numbers(text: str, asked: Asked) -> list[str]:
+    return number_after_mark(text)
 
 
-def concluded_lines(text: str) -> list[str]:
-    """What follows the last `The answer is`, up to the end of its line."""
-    marks = list(CONCLUSION.finditer(text))
-    return [text[marks[-1].end() :].lstrip("\n \t:*").partition("\n")[0].strip()] if marks else []
+def last_number(text: str, asked: Asked) -> list[str]:
+    return last_of_numbers(text)
 
 
 def concluded_texts(text: str, asked: Asked) -> list[str]:
     """What follows the last `The answer is`, up to the end of its sentence or line."""
-    return [first_sentence(line) for line in concluded_lines(text)]
-
-
-SENTENCE_END = re.compile(r"[.!?][)\"'”’*]*(?=\s+[\"'“‘(*]*([A-Z]\w*|\d))")
-ABBREVIATED = re.compile(r"(?:^|[\s.(])(?:[A-Z][a-z]?|Mrs|Prof|Gen|Col|Capt|Rev|Gov|Sen|Inc|Ltd)$")
-"""An abbreviation before a full stop (`Dr`, `J`), which ends no sentence unless one of STARTERS follows."""
-STARTERS = (
-    *("A", "And", "As", "Because", "But", "He", "I", "In", "It", "On", "She", "Since", "So", "That", "The", "There"),
-    *("These", "They", "This", "Those", "We"),
-)
-
-
-def first_sentence(line: str) -> str:
-    for end in SENTENCE_END.finditer(line):
-        if not ABBREVIATED.search(line, 0, end.start()) or end[1] in STARTERS:
-            return line[: end.start()]
-    return line
-
-
-def concluded_numbers(text: str, asked: Asked) -> list[str]:
-    """The number after the last `The answer is`. In an equation it is the last one: `The answer is 12 + 60 = 72`.
-
-    If a conclusion has no number, or rejects it, an empty text is returned, which is no answer.
-    """
-    for line in concluded_lines(text):
-        sentence = re.split(r"[.;!?](?=\s|$)", line)[0]
-        sentence = sentence.rpartition("=")[2] or sentence
-        numbers = list(NUMBER.finditer(sentence))
-        if not numbers or NEGATED.search(sentence[: numbers[0].start()]):
-            return [""]
-        found = [numbers[0]]
-        for other in numbers[1:]:
-            if not re.fullmatch(
-                r"[^\d]{0,20}?\s*(?:or|and|to|-|–)\s*[^\d\s]?", sentence[found[-1].end() : other.start()]
-            ):
-                break
-            found.append(other)
-        return [one[0] for one in found]
+    for mark in marks_in(text)[-1:]:
+        line = text[mark.end() :].lstrip("\n \t:*").partition("\n")[0].strip()
+        return [""] if doubted(text, mark) else [sentence_or_gold(line, asked)]
     return []
 
 
-def last_number(text: str, asked: Asked) -> list[str]:
-    numbers = [found[0] for found in NUMBER.finditer(text)]
-    return numbers[-1:]
+NAMED_FIRST = re.compile(r"\s*(\S.{0,80}?)\s+(?:is|was|are)\s+(?:the|my|our)\s+(?:\w+\s+)?answer\b")
 
 
 def first_line(text: str, asked: Asked) -> list[str]:
-    """The first sentence of the first line."""
+    """The first sentence of the first line, or what it says is the answer: `Paris is the answer`."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return [first_sentence(line) for line in lines[:1]]
+    if lines and (named := NAMED_FIRST.match(lines[0])):
+        return [named[1]]
+    return [sentence_or_gold(line, asked) for line in lines[:1]]
+
+
+def sentence_or_gold(line: str, asked: Asked) -> str:
+    """The first sentence of a line; all of the line if it is a right answer, for example a name with a full stop."""
+    whole = value_of(line, asked) if asked.kind == "text" else None
+    right = whole is not None and whole in {value_of(plain(gold), asked) for gold in asked.golds}
+    return line if right else first_sentence(line)
 
 
 RULES: dict[str, Callable[[str, Asked], list[str]]] = {
     "conclusion": concluded_letters,
-    "letter": lone_letters,
-    "choice": named_choices,
+    "letter": letters,
+    "choice": choices,
     "concluded_number": concluded_numbers,
     "last_number": last_number,
     "concluded_text": concluded_texts,

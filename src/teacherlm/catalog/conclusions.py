@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from teacherlm.catalog.answers import CONCLUSION, DEFAULT_RULES, RULES, Asked, places_of, read_answer
+from teacherlm.catalog.answer_marks import marks_in, own_text
+from teacherlm.catalog.answers import DEFAULT_RULES, RULES, Asked, places_of, read_answer
 
 CONCLUDING = ("conclusion", "concluded_number", "concluded_text")
 """The rules that find an answer in a sentence of its own: `The answer is (B)`."""
@@ -22,6 +23,7 @@ def conclusion(text: str, asked: Asked) -> tuple[str, str] | None:
     Raises:
         UserError: a pattern takes too long.
     """
+    text = own_text(text)
     rules = asked.rules or tuple(rule for rule in DEFAULT_RULES[asked.kind] if rule in CONCLUDING)
     answer = read_answer(text, replace(asked, rules=rules))
     if answer is None:
@@ -36,7 +38,7 @@ def conclusion(text: str, asked: Asked) -> tuple[str, str] | None:
 
 def places(text: str, rules: tuple[str, ...], source: str) -> Iterator[int]:
     """Where a conclusion may begin, from the end of the text on."""
-    found = {mark.start() for mark in CONCLUSION.finditer(text)} if set(rules) & set(CONCLUDING) else set()
+    found = {mark.start() for mark in marks_in(text)} if set(rules) & set(CONCLUDING) else set()
     for rule in rules:
         found |= set() if rule in RULES else set(places_of(rule, text, source))
     yield from sorted(found, reverse=True)[:MOST_PLACES]
