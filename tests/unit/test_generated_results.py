@@ -78,7 +78,7 @@ def test_the_first_conclusion_counts_but_the_last_one_of_a_chat_model() -> None:
     chat = replace(question(), messages=(("user", "Which?"),))
     assert record_of(chat, [answer(text)], 1)["found"] == ["C"]
     unsure = "The answer is unclear. Is it (A)? The answer is (B). The answer is (A)."
-    assert record_of(question(), [answer(unsure)], 1)["found"] == ["A"]
+    assert record_of(question(), [answer(unsure)], 1)["found"] == ["B"]
 
 
 def test_each_task_has_a_result_of_its_own() -> None:

@@ -89,33 +89,10 @@ def concluding_text(text: str) -> str:
 # ------------------------------------------------------------------------------------------------- texts of the choices
 
 COMMON = frozenset(
-    [
-        "true",
-        "false",
-        "yes",
-        "no",
-        "maybe",
-        "correct",
-        "incorrect",
-        "right",
-        "wrong",
-        "agree",
-        "disagree",
-        "neutral",
-        "entailment",
-        "contradiction",
-        "positive",
-        "negative",
-        "valid",
-        "invalid",
-        "possible",
-        "impossible",
-        "both",
-        "neither",
-        "none",
-        "all",
-        "unknown",
-    ]
+    (
+        "true false yes no maybe correct incorrect right wrong agree disagree neutral "
+        "entailment contradiction positive negative valid invalid possible impossible both neither none all unknown"
+    ).split()
 )
 """Choices that also occur where they are no answer (`There is no doubt`)."""
 HEDGE = re.compile(
@@ -199,7 +176,9 @@ def stated(sentence: str, word: str, *, first: bool) -> bool:
         if found and re.match(r"yes|no\b", word):
             rest = bare[found.end() :]
             return not re.search(r"\b(?:but|or|however|if|unless|yes|no|and no)\b|\?", rest, re.IGNORECASE)
-    return bool(found) and not HEDGE.search(f"{bare[: found.start(1)]} {bare[found.end(1) :]}") and "?" not in sentence
+    if found is None or "?" in sentence:
+        return False
+    return not HEDGE.search(f"{bare[: found.start(1)]} {bare[found.end(1) :]}")
 
 
 def words_of(choice: str) -> str:

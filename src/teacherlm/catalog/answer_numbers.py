@@ -34,7 +34,7 @@ EQUALS = re.compile(
     r"gives|makes)(?:\s|$))\s*",
     re.IGNORECASE,
 )
-SIGNS = {"×": "*", "·": "*", "⋅": "*", "÷": "/", "−": "-", "–": "-"}
+SIGNS = str.maketrans({"×": "*", "·": "*", "⋅": "*", "÷": "/", "−": "-", "–": "-"})
 TERM = re.compile(r"(\d+(?:\.\d+)?)(?:/(\d+))?")
 JOINED = re.compile(
     r"\s*%?\s*(?:(?:,?\s*(?:or|to|and)\b|[-–~])\s*(?:[a-z]\s*=\s*)?(?:about\s+)?|"
@@ -122,7 +122,7 @@ def computed(side: str) -> Fraction | None:
     found = list(NUMBER.finditer(side))
     if len(found) == 1:
         return value_of_number(found[0][0]) if stands_alone(side, found[0]) else None
-    signs = re.sub(r"(?<=\d),(?=\d{3})|[$€£¥]|(?<=\d)\s?(?!x\b)[a-z]+\b", "", side.translate(str.maketrans(SIGNS)))
+    signs = re.sub(r"(?<=\d),(?=\d{3})|[$€£¥]|(?<=\d)\s?(?!x\b)[a-z]+\b", "", side.translate(SIGNS))
     signs = re.sub(r"(?<=\d)\s?x\s?(?=\d)", "*", signs)
     signs = re.sub(r"[\s)(*]*$|^[\s*(]*(?:\w+\s)*?(?=[-\d(.])", "", signs) if signs.count("(") == 0 else signs
     signs = re.sub(r"\s", "", signs)
