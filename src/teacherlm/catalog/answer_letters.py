@@ -90,9 +90,11 @@ def concluding_text(text: str) -> str:
 
 COMMON = frozenset(
     (
-        "true false yes no maybe correct incorrect right wrong agree disagree neutral "
-        "entailment contradiction positive negative valid invalid possible impossible both neither none all unknown"
-    ).split()
+        *("true", "false", "yes", "no", "maybe", "correct", "incorrect"),
+        *("right", "wrong", "agree", "disagree", "neutral", "entailment", "contradiction"),
+        *("positive", "negative", "valid", "invalid", "possible", "impossible", "both"),
+        *("neither", "none", "all", "unknown"),
+    )
 )
 """Choices that also occur where they are no answer (`There is no doubt`)."""
 HEDGE = re.compile(
