@@ -183,7 +183,7 @@ def test_make_names_what_there_is_for_a_name_that_is_none(make: Chain) -> None:
     there = make("pyproject.toml")
     assert (there.returncode, there.stderr) == (0, "")
     line = (
-        "make NAME                 run the whole chain on a benchmark (creak ecqa mmlu my-claims_2 sample strategy_qa)"
+        "make NAME                 run the whole chain on a benchmark (creak ecqa gsm8k mmlu my-claims_2 nq_open sample strategy_qa)"
     )
     assert line in make("help").stdout
 
