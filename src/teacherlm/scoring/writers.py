@@ -7,10 +7,8 @@ from typing import Any
 
 from teacherlm.catalog.chat_templates import template_size
 from teacherlm.core.errors import UserError
-from teacherlm.runtime.chat_student import ChatStudent
 from teacherlm.runtime.generation import Engine, Sampling
 from teacherlm.runtime.generation.vllm_choice import vllm_lacks
-from teacherlm.runtime.gpu import device_of
 from teacherlm.scoring.flags import STOP, EvaluateFlags
 from teacherlm.scoring.loader import Unusable
 
@@ -63,6 +61,7 @@ class Writers:
                 self.engine = VLLMEngine(folder, flags.dtype, sampling)
             else:
                 from teacherlm.runtime.generation.transformers_engine import TransformersEngine
+                from teacherlm.runtime.gpu import device_of
 
                 device = None if flags.device is None else device_of(flags.device)
                 rows = flags.batch_size
@@ -70,6 +69,8 @@ class Writers:
                     folder, flags.dtype, sampling, rows, digest, longest, device, label="evaluate"
                 )
             if chat:
+                from teacherlm.runtime.chat_student import ChatStudent
+
                 student = ChatStudent(self.engine.tokenizer, folder)
                 self.engine.template = student
                 self.engine.end_tokens = {*self.engine.end_tokens, student.ends}
