@@ -15,7 +15,7 @@ import pytest
 import torch
 from support.chat_models import TEMPLATES, with_template
 from support.files import read_lines
-from support.finetuning import flags, read_log, weights
+from support.finetuning import flags, odd_or_even, read_log, weights
 from support.programs import ROOT, only_error, warm_python
 from support.scoring import words
 from support.tiny_models import make_other_model, make_tiny_model
@@ -58,16 +58,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def enhanced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of twelve samples with `text` and `cot_tail`, whose explanations have different lengths."""
-    folder = tmp_path_factory.mktemp("enhanced") / "SAMPLE"
-    rows = []
-    for number in range(12):
-        question, letter = f"Q: Is {number} odd? (A) yes (B) no A: The answer is (", "BA"[number % 2]
-        explanation = f" It is {number}." * (number % 3 + 1)
-        texts = {"text": f"{question}{letter}).", "cot_tail": f"{question}{letter}).{explanation}", "cot": explanation}
-        tail = [["question", len(question)], ["answer", len(question) + 3], ["explanation", len(texts["cot_tail"])]]
-        rows.append({**texts, "parts": json.dumps({"cot_tail": tail})})
-    datasets.Dataset.from_list(rows).save_to_disk(str(folder))
-    return folder
+    return odd_or_even(tmp_path_factory.mktemp("enhanced") / "SAMPLE")
 
 
 def conversation(row: dict[str, str], field: str) -> tuple[str, str]:

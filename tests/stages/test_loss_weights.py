@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from support.finetuning import flags, read_log, weights
+from support.finetuning import flags, odd_or_even, read_log, weights
 from support.programs import only_error
 from support.tiny_models import make_tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -30,16 +30,7 @@ STEP = 4  # samples
 @pytest.fixture(scope="module")
 def enhanced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of twelve samples with the field `cot_tail`, whose explanations have different lengths."""
-    folder = tmp_path_factory.mktemp("enhanced") / "SAMPLE"
-    rows = []
-    for number in range(12):
-        question, letter = f"Q: Is {number} odd? (A) yes (B) no A: The answer is (", "BA"[number % 2]
-        explanation = f" It is {number}." * (number % 3 + 1)
-        texts = {"text": f"{question}{letter}).", "cot_tail": f"{question}{letter}).{explanation}"}
-        tail = [["question", len(question)], ["answer", len(question) + 3], ["explanation", len(texts["cot_tail"])]]
-        rows.append({**texts, "parts": json.dumps({"cot_tail": tail})})
-    datasets.Dataset.from_list(rows).save_to_disk(str(folder))
-    return folder
+    return odd_or_even(tmp_path_factory.mktemp("enhanced") / "SAMPLE")
 
 
 def means(model: torch.nn.Module, tokenizer: Any, texts: list[str], average: str) -> dict[str, float]:

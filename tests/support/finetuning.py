@@ -1,7 +1,9 @@
-"""Shared parts of the tests of finetuning: flags, log and weights."""
+"""Shared parts of the tests of finetuning: a dataset, flags, log and weights."""
 
 import json
 from pathlib import Path
+
+import datasets
 
 EPOCHS, STEPS = 4, 6  # of 24 samples in batches of 4
 
@@ -26,3 +28,16 @@ def read_log(folder: Path) -> list[dict]:
 
 def weights(folder: Path) -> dict[str, bytes]:
     return {path.parent.name: path.read_bytes() for path in folder.glob("checkpoint-*/model.safetensors")}
+
+
+def odd_or_even(folder: Path) -> Path:
+    """A dataset of twelve samples with `text`, `cot_tail` and `cot`, whose explanations have different lengths."""
+    rows = []
+    for number in range(12):
+        question, letter = f"Q: Is {number} odd? (A) yes (B) no A: The answer is (", "BA"[number % 2]
+        explanation = f" It is {number}." * (number % 3 + 1)
+        texts = {"text": f"{question}{letter}).", "cot_tail": f"{question}{letter}).{explanation}", "cot": explanation}
+        tail = [["question", len(question)], ["answer", len(question) + 3], ["explanation", len(texts["cot_tail"])]]
+        rows.append({**texts, "parts": json.dumps({"cot_tail": tail})})
+    datasets.Dataset.from_list(rows).save_to_disk(str(folder))
+    return folder

@@ -10,7 +10,6 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-from teacherlm.catalog.chat_templates import template_size
 from teacherlm.catalog.models import Model, has_only_gguf, local_folder
 from teacherlm.catalog.servers import KEY
 from teacherlm.catalog.serving import serve_words
@@ -19,11 +18,8 @@ from teacherlm.enhance.engines.budget import Budget
 from teacherlm.enhance.engines.pace import Pace
 from teacherlm.enhance.flags import EnhanceFlags
 from teacherlm.enhance.job import SERVE, VLLM, Job
-from teacherlm.runtime.generation import Engine, Sampling
+from teacherlm.runtime.generation import Engine, Sampling, most_tokens
 from teacherlm.runtime.generation.vllm_choice import gpus_together, vllm_lacks
-
-SPECIAL_TOKENS = 8
-"""Upper bound for the number of special tokens around a prompt."""
 
 
 def make_engine(
@@ -74,8 +70,7 @@ def make_engine(
     from teacherlm.runtime.generation.transformers_engine import TransformersEngine
 
     batch_size = flags.batch_size or teacher.recommended("enhance.batch")
-    # A token has at least one byte, so no prompt with its completion has more tokens than `bound`.
-    bound = longest + flags.num_tokens + SPECIAL_TOKENS + (template_size(folder) if job.is_chat else 0)
+    bound = most_tokens(folder, longest, flags.num_tokens, job.is_chat)
     digest = job.run.inputs["teacher"]["sha256"]
     engine = TransformersEngine(folder, flags.dtype, sampling, batch_size, digest, bound)
     return engine, f"on {engine.device.type} in {engine.dtype}, {engine.max_rows} at a time"

@@ -3,6 +3,7 @@
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +82,7 @@ def prompts_of(questions: Sequence[Question], number: int, seed: int, keys: Sequ
     for key in keys:
         question, answer = questions[key // number], key % number
         prompt = Prompt(question.task, key, answer, question.prompt, 0, question.messages)
-        yield Prompt(
-            question.task,
-            key,
-            answer,
-            question.prompt,
-            draw_seed(seed, question.doc_id, answer, prompt.asked),
-            question.messages,
-        )
+        yield replace(prompt, seed=draw_seed(seed, question.doc_id, answer, prompt.asked))
 
 
 def write(

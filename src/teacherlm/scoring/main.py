@@ -12,6 +12,7 @@ import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ class Scoring:
         """The file of the result."""
         return self.flags.output_path / self.label / f"{file_name(self.name)}.json"
 
-    @property
+    @cached_property
     def is_chat(self) -> bool:
         """Whether the model gets conversations.
 
@@ -250,9 +251,13 @@ def evaluate_shard(of: Scoring, owner: dict[str, str], loaded: Models) -> list[d
             print(f"evaluate: shard {index}/{count} is done; other processes still have to do {missing}")
             return []
         results, samples = scored
-        result = results[0] if list(tasks) == [task] else combine(task, results, categories(task, tasks))
-        if of.measure == GENERATE and "tasks" in result:
-            result = with_counts(result, samples, flags.num_answers, categories(task, tasks))
+        if list(tasks) == [task]:
+            result = results[0]
+        else:
+            groups = categories(task, tasks)
+            result = combine(task, results, groups)
+            if of.measure == GENERATE:
+                result = with_counts(result, samples, flags.num_answers, groups)
         result |= {"task": of.name}
         result = {"model": of.label, "path": str(of.folder), **result, **run.arguments, **described}
         samples_path = path.with_name(f"{path.stem}_samples.jsonl")

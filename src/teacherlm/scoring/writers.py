@@ -5,15 +5,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from teacherlm.catalog.chat_templates import template_size
 from teacherlm.core.errors import UserError
-from teacherlm.runtime.generation import Engine, Sampling
+from teacherlm.runtime.generation import Engine, Sampling, most_tokens
 from teacherlm.runtime.generation.vllm_choice import vllm_lacks
 from teacherlm.scoring.flags import STOP, EvaluateFlags
 from teacherlm.scoring.loader import Unusable
-
-SPECIAL_TOKENS = 8
-"""Upper bound for the number of special tokens around a prompt."""
 
 
 def engine_of(flags: EvaluateFlags, folder: Path) -> str:
@@ -44,10 +40,10 @@ class Writers:
 
         Args:
             digest: the model's digest, under which the verdict of the self-check is kept.
-            longest: number of bytes of the longest prompt. A token has at least one byte.
+            longest: number of bytes of the longest prompt.
         """
         flags = self.flags
-        longest += flags.num_tokens + SPECIAL_TOKENS + (template_size(folder) if chat else 0)
+        longest = most_tokens(folder, longest, flags.num_tokens, chat)
         if self.engine is not None and folder == self.folder and longest <= self.longest:
             return self.engine
         self.free()

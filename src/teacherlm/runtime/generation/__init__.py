@@ -9,9 +9,10 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
-from teacherlm.catalog.chat_templates import ANSWER
+from teacherlm.catalog.chat_templates import ANSWER, template_size
 
 Message = tuple[str, str]
 """A message of a conversation: (role, content). The roles are system, user and assistant."""
@@ -46,7 +47,7 @@ class Prompt:
         number: number of the completion, from 0, if a record gets several.
         text: the text to complete.
         seed: seed (63 bits) for the random numbers of this completion.
-        messages: a conversation for a chat teacher, which ends with a user's message. If there is none, the teacher
+        messages: a conversation for a chat model, which ends with a user's message. If there is none, the model
             completes `text`.
     """
 
@@ -59,7 +60,7 @@ class Prompt:
 
     @property
     def asked(self) -> str:
-        """What the teacher is asked, as one text: the text to complete, or the conversation as JSON."""
+        """What the model is asked, as one text: the text to complete, or the conversation as JSON."""
         return asked_text(self.text, self.messages)
 
 
@@ -75,6 +76,22 @@ def draw_seed(seed: int, index: int, number: int, text: str, attempt: int = 0) -
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+SPECIAL_TOKENS = 8
+"""Upper bound for the number of special tokens around a prompt."""
+
+
+def most_tokens(folder: Path, longest: int, num_tokens: int, chat: bool) -> int:
+    """An upper bound for the number of tokens of a prompt with its completion. A token has at least one byte.
+
+    Args:
+        folder: the model's folder.
+        longest: number of bytes of the longest prompt.
+        num_tokens: maximum number of new tokens.
+        chat: whether prompts are rendered by the model's chat template.
+    """
+    return longest + num_tokens + SPECIAL_TOKENS + (template_size(folder) if chat else 0)
+
+
 def cut_at(text: str, stops: tuple[str, ...]) -> str:
     """An answer up to its first stop text. What a model thinks before its answer is not cut.
 
@@ -88,14 +105,14 @@ def cut_at(text: str, stops: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Completion:
-    """The text that the teacher wrote after a prompt.
+    """The text that a model wrote after a prompt.
 
     Attributes:
         new_tokens: number of new tokens, which includes the end-of-text token.
-        ended: why the text ended: "stop" if the teacher ended it or a stop text came, "length" if the maximum number
+        ended: why the text ended: "stop" if the model ended it or a stop text came, "length" if the maximum number
             of tokens was reached, "filter" if the server withheld the rest.
-        thinking: what the teacher thought before the text, if a server separates it.
-        top_logprobs: the teacher's distribution at each token (catalog/top_logprobs.py), or an empty text.
+        thinking: what the model thought before the text, if a server separates it.
+        top_logprobs: the model's distribution at each token (catalog/top_logprobs.py), or an empty text.
     """
 
     prompt: Prompt

@@ -1,4 +1,4 @@
-"""The rows that a teacher completes at the same time, and their keys and values."""
+"""The rows that a model completes at the same time, and their keys and values."""
 
 import itertools
 from collections import deque
